@@ -1,0 +1,36 @@
+package providers
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The errors that the driver acts upon, to be matched with errors.Is. Each provider translates its cloud's errors into
+// these once, at its own boundary, and wraps them in a sentence for the operator: the cause, then what to do. Any other
+// error means that the call failed and that its effect is unknown.
+var (
+	ErrNotFound    = errors.New("no such volume")
+	ErrAmbiguous   = errors.New("several volumes bear this name")
+	ErrInvalid     = errors.New("not accepted")
+	ErrNoSpace     = errors.New("no space or quota left")
+	ErrHeld        = errors.New("volume is attached")
+	ErrAttachLimit = errors.New("node holds as many volumes as it can")
+	ErrBusy        = errors.New("busy, try again")
+	ErrUnavailable = errors.New("cloud cannot be reached")
+)
+
+// HeldError is ErrHeld with the node that holds the volume.
+type HeldError struct {
+	Volume string // id
+	Node   string // the holder, empty if the cloud does not tell
+}
+
+func (e *HeldError) Error() string {
+	if e.Node == "" {
+		return fmt.Sprintf("volume %s is attached to another node", e.Volume)
+	}
+	return fmt.Sprintf("volume %s is attached to node %s", e.Volume, e.Node)
+}
+
+// Is makes a HeldError match ErrHeld.
+func (e *HeldError) Is(target error) bool { return target == ErrHeld }

@@ -1,0 +1,179 @@
+// Package providers is the contract that every cloud keeps towards the driver: what a volume, a node and a snapshot are,
+// what each call guarantees, and the errors that the driver acts upon.
+//
+// A provider translates; it takes no decision about data. Whether a volume may be formatted, taken from another node or
+// deleted is the driver's business. In return the provider answers truly: it never guesses that a volume does not exist
+// because the cloud could not be asked, and never reports a success that it has not seen.
+//
+// Every call may come twice, late, or after a crash of the process, from several goroutines at once, and from several
+// nodes at once. A call that has already been carried out succeeds again with the same answer.
+package providers
+
+import (
+	"context"
+	"time"
+)
+
+// Provider is one cloud, seen from one node, restricted to the volumes of one cluster. Volumes that do not bear the
+// cluster's mark do not exist for it, with the sole exception of Adopt.
+//
+// Constructors check their settings and make no call to the cloud, so that the plugin can listen at once.
+type Provider interface {
+	// Node tells which node this is. The answer does not change while the process runs and is kept by the provider.
+	Node(ctx context.Context) (Node, error)
+
+	// NodeState tells what the cloud itself says about a node, this one or another.
+	NodeState(ctx context.Context, node string) (NodeState, error)
+
+	// Supports lists the options of Spec beyond name and size that this cloud has, by their names in Docker's options
+	// ("type", "iops", "throughput", "encrypted", "kms-key", "zone", "snapshot", "tags"), sorted.
+	Supports() []string
+
+	// Find returns the volume of that exact name, wherever in the region it is.
+	// Errors: ErrNotFound only if the cloud said so; ErrAmbiguous if several bear the name, naming their ids.
+	Find(ctx context.Context, name string) (*Volume, error)
+
+	// List returns all volumes of the cluster, sorted by name.
+	List(ctx context.Context) ([]*Volume, error)
+
+	// Create makes the volume and returns it once it can be attached. If a volume of that name exists, whoever made it,
+	// that one is returned unchanged: the caller compares. Two nodes that create one name at once get one volume.
+	// Errors: ErrInvalid for a specification that the cloud does not accept, ErrNoSpace for a quota or a full pool.
+	Create(ctx context.Context, spec Spec) (*Volume, error)
+
+	// Adopt makes an existing disk, named by the cloud's id, a volume of this cluster under spec.Name. The disk's
+	// contents, size and type stay as they are. What Record it bears from an earlier life with blockvol is kept, and
+	// wins over spec.Record. Errors: ErrNotFound, ErrInvalid if it belongs to another name or cluster or is held.
+	Adopt(ctx context.Context, id string, spec Spec) (*Volume, error)
+
+	// Forget removes name and cluster from a volume and leaves the disk with its data and its Record, for a later Adopt.
+	// Errors: ErrHeld.
+	Forget(ctx context.Context, id string) error
+
+	// Delete destroys the volume and its data. A volume that is not there is success.
+	// Errors: ErrHeld if any node holds it.
+	Delete(ctx context.Context, id string) error
+
+	// Attach asks for the volume to be attached to this node and returns as soon as the cloud has taken the request;
+	// the caller waits for the device to arrive, and asks Find seldom to learn of failure.
+	// Errors: *HeldError (ErrHeld) if another node has it, ErrAttachLimit, ErrBusy to try again a little later.
+	Attach(ctx context.Context, id string) error
+
+	// Detach asks for the volume to be detached from the named node and returns as soon as the cloud has taken the
+	// request; a volume that the node does not hold is success. The caller has made sure that nothing is mounted.
+	// With force the cloud takes it from a node that does not co-operate: data that node had not written is lost, so
+	// the driver forces only on evidence that the node is gone. Errors: ErrBusy.
+	Detach(ctx context.Context, id, node string, force bool) error
+
+	// Mark writes one entry of the volume's Record. It returns after the cloud has stored it.
+	Mark(ctx context.Context, id, key, value string) error
+}
+
+// Snapshotter is a Provider that can take snapshots, and create volumes from them (Spec.Snapshot).
+type Snapshotter interface {
+	// Snapshot copies the volume as it is at one instant. The volume's Record goes with it. The description is for
+	// people. Calls with the same volume and description make one snapshot.
+	// Errors: ErrHeld if this cloud cannot take a consistent copy while the volume is in use.
+	Snapshot(ctx context.Context, id, description string) (*Snapshot, error)
+
+	// DeleteSnapshot destroys a snapshot. One that is not there is success.
+	DeleteSnapshot(ctx context.Context, id string) error
+}
+
+// Resizer is a Provider that can enlarge a volume. The file system grows at the next mount.
+type Resizer interface {
+	// Resize enlarges the volume to at least size bytes, rounded up to what the cloud sells, and returns it.
+	// Errors: ErrInvalid if it is larger already.
+	Resize(ctx context.Context, id string, size int64) (*Volume, error)
+}
+
+// Spec is what a volume shall be. A zero field is the cloud's default.
+type Spec struct {
+	Name       string            // Docker's name, exact, up to 255 bytes
+	Size       int64             // bytes; rounded up to what the cloud sells; 0 with Snapshot is the snapshot's own size
+	Type       string            // the cloud's word for the kind of disk
+	IOPS       int               // per second
+	Throughput int               // MiB per second
+	Encrypted  bool              // encrypted by the cloud, at rest
+	KMSKey     string            // the key to encrypt with, in the cloud's notation
+	Zone       string            // where; default is the zone of this node
+	Snapshot   string            // id of the snapshot to copy from
+	Tags       map[string]string // the operator's own tags
+	Record     Record            // what the driver has to know again, on any node
+}
+
+// Record is what the driver keeps with the volume in the cloud, because any node may be the next to mount it. Keys are
+// lower-case words, up to 16 bytes; values are UTF-8, up to 255 bytes. Providers keep both whole, whatever the rules of
+// their cloud's tags, and do not interpret them.
+type Record map[string]string
+
+// Volume is a disk of the cloud, as the cloud described it when it was asked.
+type Volume struct {
+	ID         string            // the cloud's own, never used again for another disk
+	Name       string            // Docker's, exact
+	Size       int64             // bytes
+	Zone       string            // empty where the cloud has none
+	CreatedAt  time.Time         // zero if the cloud does not tell
+	Serial     string            // the identity that the kernel will show for its device; see mount.Device
+	Snapshot   string            // the snapshot it was made from, by the cloud's own record; empty if none
+	Record     Record            // never nil
+	Attachment Attachment        // the node that holds it
+	Details    map[string]string // effective values for people: type, iops, encrypted, …
+}
+
+// Attachment tells which node holds a volume.
+type Attachment struct {
+	Node    string // empty if no node holds it
+	State   AttachState
+	Problem string // the cloud's reason if State is AttachFailed
+}
+
+// AttachState is where an attachment stands.
+type AttachState string
+
+// The states of an attachment. A volume in any of them but Detached is held.
+const (
+	Detached     AttachState = ""
+	Attaching    AttachState = "attaching"
+	Attached     AttachState = "attached"
+	Detaching    AttachState = "detaching"
+	AttachFailed AttachState = "failed"
+)
+
+// Held tells whether any node holds the volume, on its way in or out included.
+func (v *Volume) Held() bool { return v.Attachment.State != Detached }
+
+// HeldBy tells whether that node holds the volume.
+func (v *Volume) HeldBy(node string) bool { return v.Held() && v.Attachment.Node == node }
+
+// Node is the machine that this process runs on.
+type Node struct {
+	ID         string // the cloud's own
+	Zone       string // empty where the cloud has none
+	MaxVolumes int    // how many volumes it can hold; 0 if the cloud sets no limit
+}
+
+// NodeState is the cloud's word on a node.
+type NodeState struct {
+	Life     Life
+	Evidence string // what the cloud said, for the log: `instance i-0abc is "terminated"`
+}
+
+// Life is whether a node can still write to a volume that it holds.
+type Life string
+
+// What a cloud can say of a node. Only Stopped and Gone are evidence that it writes no more.
+const (
+	Running Life = "running"
+	Stopped Life = "stopped"
+	Gone    Life = "gone"
+	Unclear Life = "unclear"
+)
+
+// Snapshot is a copy of a volume at one instant.
+type Snapshot struct {
+	ID        string
+	Volume    string // id of the volume it was taken from
+	Size      int64  // bytes
+	CreatedAt time.Time
+}
