@@ -1,0 +1,30 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/blockvol/blockvol/driver"
+)
+
+// Broken stands in for Volumes that could not be made: every call answers with the reason. Get cannot tell whether a
+// volume exists and says so, for an engine would take a plain error for "it does not".
+func Broken(reason error) Volumes { return broken{reason} }
+
+type broken struct{ reason error }
+
+func (b broken) Create(context.Context, string, map[string]string) error { return b.reason }
+
+func (b broken) Remove(context.Context, string) error { return b.reason }
+
+func (b broken) Mount(context.Context, string, string) (string, error) { return "", b.reason }
+
+func (b broken) Unmount(context.Context, string, string) error { return b.reason }
+
+func (b broken) Path(context.Context, string) (string, error) { return "", b.reason }
+
+func (b broken) Get(context.Context, string) (driver.Info, error) {
+	return driver.Info{}, fmt.Errorf("%w: %w", driver.ErrUnsure, b.reason)
+}
+
+func (b broken) List(context.Context) ([]driver.Info, error) { return nil, b.reason }
