@@ -1,0 +1,68 @@
+# `make help` explains every target.
+
+# The architecture to build for, in Debian's words: amd64 or arm64.
+ARCH ?= $(shell dpkg --print-architecture)
+# Settings for the plugin at `make install`: SETTINGS="LOG_LEVEL=debug CLUSTER=blue".
+SETTINGS ?=
+
+native := $(shell dpkg --print-architecture)
+plugin := build/plugin$(if $(filter-out $(native),$(ARCH)),-$(ARCH))
+tools  := build/bin
+
+# How long `make fuzz` and `make test` spend on each fuzz target.
+FUZZTIME ?= 1m
+
+.DEFAULT_GOAL := help
+.PHONY: help build plugin install demo shell test unit lint fmt fuzz bench clean
+
+help: ## list all targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the binary alone: build/blockvol
+	CGO_ENABLED=0 go build -trimpath -o build/blockvol ./cmd/blockvol
+
+plugin: ## the managed plugin: build/plugin (ARCH=arm64: build/plugin-arm64)
+	@scripts/plugin $(ARCH) $(plugin)
+
+install: plugin ## put the plugin into the engine at hand as blockvol:latest (SETTINGS="NAME=VALUE ...")
+	@scripts/install $(plugin) $(SETTINGS)
+
+demo: ## show it at work on a private engine; leaves nothing behind
+	@scripts/setup demo
+	@$(MAKE) --no-print-directory plugin
+	@go build -o build/sandbox ./test/sandbox
+	@build/sandbox scripts/demo
+
+shell: ## a shell with a private engine and the plugin in it, to play with; gone at exit
+	@scripts/setup demo
+	@$(MAKE) --no-print-directory plugin
+	@go build -o build/sandbox ./test/sandbox
+	@build/sandbox $${SHELL:-sh}
+
+test: ## everything: unit tests, real disks, real engines, under the race detector; brief fuzzing; arm64
+	@scripts/test
+
+lint: $(tools)/golangci-lint $(tools)/govulncheck ## golangci-lint with gofumpt, govulncheck
+	$(tools)/golangci-lint run ./...
+	@scripts/vulnerabilities $(tools)/govulncheck
+
+fmt: $(tools)/golangci-lint ## format all Go code
+	$(tools)/golangci-lint fmt ./...
+
+fuzz: ## run each fuzz target for a while (FUZZTIME=1m)
+	@scripts/fuzz $(FUZZTIME)
+
+bench: ## the figures that the README quotes, as a table
+	go test -run '^$$' -bench . -benchmem ./...
+
+clean: ## remove all that was built, Debian's packages included
+	rm -rf build
+
+$(tools)/golangci-lint: | $(tools)
+	GOBIN=$(CURDIR)/$(tools) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+$(tools)/govulncheck: | $(tools)
+	GOBIN=$(CURDIR)/$(tools) go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+$(tools):
+	@mkdir -p $@
