@@ -1,0 +1,76 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Create makes the volume, or adopts the disk that the option volume-id names. Nothing is made unless every option is
+// right. A volume that exists already, made by an earlier call or by another node, is success if it is what was asked for.
+func (d *Driver) Create(ctx context.Context, name string, options map[string]string) error {
+	if len(name) > 255 {
+		return fmt.Errorf("the volume's name has %d bytes, where at most 255 fit: choose a shorter one", len(name))
+	}
+	r, err := d.parseOptions(name, options)
+	if err != nil {
+		return fmt.Errorf("%w: volume %q was not created", err, name)
+	}
+	v, err := d.enter(ctx, name, "being created")
+	if err != nil {
+		return err
+	}
+	owns, err := d.background(ctx, v, func(ctx context.Context) error { return d.create(ctx, v, r) })
+	if owns {
+		d.leave(v)
+	}
+	return err
+}
+
+func (d *Driver) create(ctx context.Context, v *volume, r request) error {
+	vol, err := d.provider.Find(ctx, v.name)
+	switch {
+	case err == nil:
+		return d.sameAsAsked(vol, r)
+	case !errors.Is(err, providers.ErrNotFound):
+		return fmt.Errorf("%w: volume %q was not created", err, v.name)
+	}
+	if r.adopt != "" {
+		vol, err = d.provider.Adopt(ctx, r.adopt, r.spec)
+	} else {
+		vol, err = d.provider.Create(ctx, r.spec)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: volume %q was not created", err, v.name)
+	}
+	d.catalog.put(vol)
+	if err := d.sameAsAsked(vol, r); err != nil {
+		return err // another node was first
+	}
+	d.volumeLog(v).WithField("id", vol.ID).WithField("size", FormatSize(vol.Size)).Info("Volume created")
+	return nil
+}
+
+// sameAsAsked refuses an existing volume that is not what the options explicitly ask for.
+func (d *Driver) sameAsAsked(vol *providers.Volume, r request) error {
+	differs := func(option, is, asked string) error {
+		return fmt.Errorf("volume %q exists with %s=%s, not %s: use it as it is, or choose another name", vol.Name, option, is, asked)
+	}
+	if r.adopt != "" && vol.ID != r.adopt {
+		return differs("volume-id", vol.ID, r.adopt)
+	}
+	if r.sized && vol.Size < r.spec.Size {
+		return differs("size", FormatSize(vol.Size), FormatSize(r.spec.Size))
+	}
+	if r.spec.Snapshot != "" && vol.Snapshot != r.spec.Snapshot {
+		return differs("snapshot", vol.Snapshot, r.spec.Snapshot)
+	}
+	for key, asked := range r.explicit {
+		if is := vol.Record[key]; is != asked {
+			return differs(key, is, asked)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,303 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Mount brings the volume up on this node, if it is not, notes that the mount ID uses it, and returns its path. The path
+// shows the volume's file system, verified, or an error is returned; never an empty directory. The ID is in the journal
+// before the answer.
+func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
+	v, err := d.enterOrJoin(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	if !d.isUp(ctx, v) {
+		owns, err := d.background(ctx, v, func(work context.Context) error {
+			work, cancel := v.whileWanted(work, ctx)
+			defer cancel()
+			return d.bringUp(work, v)
+		})
+		if !owns {
+			return "", err
+		}
+		if err != nil {
+			d.leaveUnused(v)
+			return "", err
+		}
+	}
+	defer d.leaveUnused(v)
+	if ctx.Err() != nil {
+		return "", v.unfinished(ctx) // nobody hears the answer: the ID would stand for ever
+	}
+	before := v.journaled()
+	if err := d.note(v, before.with(id)); err != nil {
+		v.setEntry(before.unwritten()) // Docker takes the error for "not mounted"
+		return "", fmt.Errorf("%w: volume %q is not mounted for this container", err, name)
+	}
+	return v.mountpoint(), nil
+}
+
+// enterOrJoin takes the volume's gate to mount it. If an attempt to bring it up, already running when the call came, has
+// failed meanwhile, its failure is this call's too.
+func (d *Driver) enterOrJoin(ctx context.Context, name string) (*volume, error) {
+	before := 0
+	if v := d.known(name); v != nil {
+		before, _ = v.attempted()
+	}
+	v, err := d.enter(ctx, name, "being mounted")
+	if err != nil {
+		return nil, err
+	}
+	if after, failure := v.attempted(); after != before && failure != nil {
+		d.leaveUnused(v)
+		return nil, failure
+	}
+	return v, nil
+}
+
+// isUp tells whether the kernel shows the volume's file system at its path now.
+func (d *Driver) isUp(ctx context.Context, v *volume) bool {
+	if v.journaled() == nil || v.mountpoint() == "" {
+		return false
+	}
+	up, err := d.host.IsPublished(ctx, v.dir, v.device)
+	if err != nil || !up {
+		v.setPath("")
+		return false
+	}
+	return true
+}
+
+// bringUp attaches the volume's disk to this node, formats it if it may, and mounts it.
+func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
+	defer func() { v.attemptEnded(err) }()
+	node, err := d.provider.Node(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: volume %q cannot be mounted before this node knows who it is", err, v.name)
+	}
+	vol, err := d.acquire(ctx, v, node)
+	if err != nil {
+		return err
+	}
+	v.step("being attached: waiting for the device")
+	dev, err := d.awaitDevice(ctx, v, vol, node)
+	if err != nil {
+		return err
+	}
+	v.setDevice(dev)
+	if dev.Size < vol.Size {
+		return fmt.Errorf("device %s has %d bytes where the cloud says that volume %q (%s) has %d: it is not mounted; detach it from node %s and try again",
+			dev.Path, dev.Size, v.name, vol.ID, vol.Size, node.ID)
+	}
+	// From here on the work is short and local, or must not be cut short: half a mkfs is worse than a late one.
+	ctx = context.WithoutCancel(ctx)
+	set := settingsOf(vol.Record)
+	if err := d.formatOnce(ctx, v, vol, dev, &set); err != nil {
+		return err
+	}
+	v.step("being checked and mounted")
+	path, err := d.host.Publish(ctx, dev, v.dir, mount.PublishSpec{
+		FSType: set.fstype, Layout: set.layout, MountOptions: set.mountOptions, UID: set.uid, GID: set.gid, Mode: set.mode,
+	})
+	if err != nil {
+		return fmt.Errorf("%w: volume %q (%s) is not mounted on node %s", err, v.name, vol.ID, node.ID)
+	}
+	v.setPath(path)
+	d.volumeLog(v).WithField("device", dev.Path).WithField("id", vol.ID).Info("Volume mounted")
+	return nil
+}
+
+// acquire makes the cloud attach the volume to this node: at once if it is free, after its holder has let go otherwise.
+func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (*providers.Volume, error) {
+	held := holderWatch{since: time.Now()}
+	var retry backoff
+	for {
+		vol, err := d.provider.Find(ctx, v.name)
+		if err != nil {
+			return nil, fmt.Errorf("%w: volume %q cannot be mounted on node %s", err, v.name, node.ID)
+		}
+		if vol.Zone != "" && node.Zone != "" && vol.Zone != node.Zone {
+			return nil, fmt.Errorf("volume %q (%s) is in zone %s and node %s in zone %s, where it cannot be attached: run the service in zone %s, or copy the volume by a snapshot",
+				v.name, vol.ID, vol.Zone, node.ID, node.Zone, vol.Zone)
+		}
+		switch {
+		case vol.HeldBy(node.ID) && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
+			// Ours already: an earlier attempt, or the life before a crash.
+			if err := d.remember(v, vol); err != nil {
+				return nil, err
+			}
+			if vol.Attachment.State == providers.Attaching {
+				return vol, nil
+			}
+			// The cloud may say so of a device that the machine has lost, as after a reboot: asking again is harmless.
+			fallthrough
+		case !vol.Held():
+			if err := d.remember(v, vol); err != nil {
+				return nil, err
+			}
+			v.step("being attached")
+			err := d.provider.Attach(ctx, vol.ID)
+			if err == nil {
+				return vol, nil
+			}
+			if !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
+				return nil, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
+			}
+		case vol.HeldBy(node.ID):
+			v.step("being detached from this node first")
+		default:
+			if err := d.displace(ctx, v, vol, &held); err != nil {
+				return nil, err
+			}
+		}
+		if err := retry.wait(ctx); err != nil {
+			return nil, fmt.Errorf("volume %q could not be attached to node %s: %w", v.name, node.ID, err)
+		}
+	}
+}
+
+// remember writes the journal entry of a volume that this node is about to hold.
+func (d *Driver) remember(v *volume, vol *providers.Volume) error {
+	e := v.journaled()
+	if e != nil && e.Volume == vol.ID && !e.unsaved {
+		return nil
+	}
+	if e != nil && len(e.IDs) > 0 {
+		return fmt.Errorf("volume %q was %s when containers on this node mounted it and is %s now: stop those containers first", v.name, e.Volume, vol.ID)
+	}
+	if e == nil || e.Volume != vol.ID {
+		e = &entry{Version: journalVersion, Boot: d.boot, Name: v.name, Volume: vol.ID, Serial: vol.Serial, CreatedAt: vol.CreatedAt}
+	}
+	if err := d.note(v, e); err != nil {
+		return fmt.Errorf("%w: volume %q is not attached", err, v.name)
+	}
+	return nil
+}
+
+// awaitDevice waits for the kernel to show the volume's device. The cloud is asked seldom, to learn of failure.
+func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node) (mount.Device, error) {
+	waiting, cancel := context.WithTimeoutCause(ctx, attachTimeout, errAttachTimeout)
+	defer cancel()
+	waiting, fail := context.WithCancelCause(waiting)
+	defer fail(nil)
+	d.tasks.Go(func() { fail(d.watchAttach(waiting, vol, node)) })
+
+	dev, err := d.host.Wait(waiting, vol.Serial)
+	if err == nil {
+		return dev, nil
+	}
+	cause := context.Cause(waiting)
+	if !errors.Is(cause, errAttachTimeout) && !errors.Is(cause, errAttachFailed) {
+		if cause != nil {
+			err = cause
+		}
+		return mount.Device{}, fmt.Errorf("%w: the device of volume %q (%s) was not found on node %s", err, v.name, vol.ID, node.ID)
+	}
+	// An attach that does not end is called off, or the next one meets it again.
+	if err := d.provider.Detach(context.WithoutCancel(ctx), vol.ID, node.ID, false); err != nil {
+		d.volumeLog(v).WithError(err).Warn("An attach that failed could not be called off")
+	}
+	return mount.Device{}, fmt.Errorf("%w: volume %q (%s) was not attached to node %s; the attach was called off, a retry starts anew",
+		cause, v.name, vol.ID, node.ID)
+}
+
+var (
+	errAttachTimeout = fmt.Errorf("no device has arrived within %s", attachTimeout)
+	errAttachFailed  = errors.New("the cloud could not attach the volume")
+)
+
+// watchAttach returns when the attach is known to have failed, or with nil at the end of ctx.
+func (d *Driver) watchAttach(ctx context.Context, vol *providers.Volume, node providers.Node) error {
+	for pause(ctx, attachDoubt) == nil {
+		now, err := d.provider.Find(ctx, vol.Name)
+		switch {
+		case errors.Is(err, providers.ErrNotFound):
+			return fmt.Errorf("%w: it has been deleted", errAttachFailed)
+		case err != nil: // says nothing about the attach
+		case now.Attachment.State == providers.AttachFailed:
+			return fmt.Errorf("%w: %s", errAttachFailed, now.Attachment.Problem)
+		case !now.HeldBy(node.ID):
+			return fmt.Errorf("%w: it is no longer held by this node", errAttachFailed)
+		}
+	}
+	return nil
+}
+
+// formatOnce formats the device if it has never held data, by the word of the device and of the cloud, and completes set
+// with what stands on it. Package mount refuses any device that is not blank, whatever is asked here.
+func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volume, dev mount.Device, set *settings) error {
+	contents, err := d.host.Probe(ctx, dev)
+	if err != nil {
+		return fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)
+	}
+	switch {
+	case contents.Blank && (set.formatted || vol.Snapshot != ""):
+		return fmt.Errorf("the disk is blank but was formatted before: volume %q (%s) is not formatted again, since its data may have been lost or another disk be attached; compare device %s with the cloud's records, and restore a snapshot or remove the volume",
+			v.name, vol.ID, dev.Path)
+	case contents.Blank:
+		v.step("being formatted")
+		err := d.host.Format(ctx, dev, mount.FormatSpec{FSType: set.fstype, Options: set.mkfsOptions, Size: vol.Size})
+		if err != nil {
+			return fmt.Errorf("%w: volume %q (%s) could not be formatted", err, v.name, vol.ID)
+		}
+		d.volumeLog(v).WithField("device", dev.Path).WithField("fstype", set.fstype).Info("Volume formatted")
+	case contents.FSType == "":
+		return fmt.Errorf("the disk holds %s, which is no file system that can be mounted: volume %q (%s) is left as it is",
+			strings.Join(contents.Found, ", "), v.name, vol.ID)
+	case set.fstype == "":
+		set.fstype = contents.FSType
+	case contents.FSType != set.fstype:
+		return fmt.Errorf("the disk holds %s where volume %q (%s) shall have %s: it is left as it is", contents.FSType, v.name, vol.ID, set.fstype)
+	}
+	if set.formatted {
+		return nil
+	}
+	// Just formatted, or formatted by an attempt that died before it could say so.
+	if err := d.provider.Mark(ctx, vol.ID, recFormatted, set.fstype); err != nil {
+		return fmt.Errorf("%w: that volume %q (%s) is formatted could not be recorded with the cloud, so it is not mounted yet; a retry continues", err, v.name, vol.ID)
+	}
+	return nil
+}
+
+func (v *volume) attempted() (int, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.attempts, v.failed
+}
+
+func (v *volume) attemptEnded(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.attempts++
+	v.failed = err
+}
+
+// pause waits, or returns the reason why ctx ended.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// backoff spaces the questions about something that another party has to finish: from half a second doubling to five,
+// with jitter so that nodes do not ask in step.
+type backoff struct{ last time.Duration }
+
+func (b *backoff) wait(ctx context.Context) error {
+	b.last = min(max(2*b.last, 500*time.Millisecond), 5*time.Second)
+	return pause(ctx, b.last/2+rand.N(b.last))
+}

@@ -1,0 +1,151 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockvol/blockvol/mount"
+)
+
+// reconcileLoop sets right, at start and from time to time, what nobody told the plugin about: containers that died unseen,
+// releases that were cut short, volumes left attached by a life whose journal is lost. It asks the kernel and the cloud,
+// never Docker.
+func (d *Driver) reconcileLoop() {
+	for {
+		d.findStrays(d.ctx)
+		var each errgroup.Group
+		each.SetLimit(8)
+		for _, name := range d.held() {
+			each.Go(func() error {
+				if v := d.tryEnter(name, "being looked after"); v != nil {
+					d.reconcile(d.ctx, v)
+					d.leave(v)
+				}
+				return nil
+			})
+		}
+		_ = each.Wait()
+		timer := time.NewTimer(reconcileEvery)
+		select {
+		case <-timer.C:
+		case <-d.wake:
+		case <-d.ctx.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// held returns the names of the volumes that this node may hold.
+func (d *Driver) held() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var names []string
+	for name, v := range d.volumes {
+		if v.journaled() != nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// reconcile compares what the journal says of one volume with what the kernel holds, and releases the volume if nobody uses
+// it. The caller holds the gate.
+func (d *Driver) reconcile(ctx context.Context, v *volume) {
+	e := v.journaled()
+	if e == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	log := d.volumeLog(v).WithField("id", e.Volume)
+	used, err := d.usedByContainers(ctx, v, e)
+	if err != nil {
+		log.WithError(err).Warn("Whether the volume is in use cannot be told; it is left as it is")
+		return
+	}
+	switch {
+	case used:
+		v.staleSince, v.idleSince = time.Time{}, time.Now()
+		return
+	case len(e.IDs) == 0:
+		if !e.Releasing && time.Since(v.idleSince) < linger {
+			return
+		}
+	case v.staleSince.IsZero():
+		v.staleSince = time.Now()
+		return
+	case time.Since(v.staleSince) < staleAfter:
+		return
+	default:
+		log.WithField("ids", e.IDs).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped")
+	}
+	v.staleSince = time.Time{}
+	if err := d.release(ctx, v); err != nil {
+		log.WithError(err).Warn("The volume could not be released yet")
+	}
+}
+
+// usedByContainers tells whether a mount other than blockvol's own holds the volume's file system.
+func (d *Driver) usedByContainers(ctx context.Context, v *volume, e *entry) (bool, error) {
+	dev, err := d.host.Find(ctx, e.Serial)
+	if errors.Is(err, mount.ErrNoDevice) {
+		if v.device == (mount.Device{}) {
+			return false, nil
+		}
+		// The disk was pulled, but the kernel may still hold its file system for a container.
+		d.volumeLog(v).WithField("device", v.device.Path).Error("The volume's device has vanished from this node")
+		dev, err = v.device, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return d.host.InUse(ctx, dev)
+}
+
+// findStrays looks, once per life, for volumes that the cloud says this node holds and the journal does not know. They are
+// noted, and so released if nobody uses them.
+func (d *Driver) findStrays(ctx context.Context) {
+	if d.strays {
+		return
+	}
+	node, err := d.provider.Node(ctx)
+	if err != nil {
+		return
+	}
+	all, err := d.catalog.list(ctx) // bounded by itself
+	if err != nil {
+		d.log.WithError(err).Warn("Which volumes this node holds cannot be told yet")
+		return
+	}
+	d.strays = true
+	for _, vol := range all {
+		if !vol.HeldBy(node.ID) {
+			continue
+		}
+		v := d.tryEnter(vol.Name, "being looked after")
+		if v == nil {
+			continue // a call has it, and will note it
+		}
+		if v.journaled() == nil {
+			d.volumeLog(v).WithField("id", vol.ID).Warn("The cloud says that this node holds the volume, and the journal does not know it")
+			if err := d.remember(v, vol); err != nil {
+				d.volumeLog(v).WithError(err).Error("The journal could not be brought up to date")
+				d.strays = false
+			}
+			if dev, err := d.host.Find(ctx, vol.Serial); err == nil {
+				v.setDevice(dev)
+				if up, err := d.host.IsPublished(ctx, v.dir, dev); err == nil && up {
+					v.setPath(d.path(v))
+				}
+			}
+			d.leaveUnused(v)
+			continue
+		}
+		d.leave(v)
+	}
+}

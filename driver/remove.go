@@ -1,0 +1,89 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Remove does with the volume what its reclaim policy says. It refuses while any node uses it. A volume that does not exist
+// is success.
+func (d *Driver) Remove(ctx context.Context, name string) error {
+	v, err := d.enter(ctx, name, "being removed")
+	if err != nil {
+		return err
+	}
+	owns, err := d.background(ctx, v, func(ctx context.Context) error { return d.remove(ctx, v) })
+	if owns {
+		d.leaveUnused(v)
+	}
+	return err
+}
+
+func (d *Driver) remove(ctx context.Context, v *volume) error {
+	if err := d.letGo(ctx, v); err != nil {
+		return err
+	}
+	vol, err := d.provider.Find(ctx, v.name)
+	if errors.Is(err, providers.ErrNotFound) {
+		d.catalog.forget(v.name)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w: volume %q was not removed", err, v.name)
+	}
+	if vol.Held() {
+		return fmt.Errorf("in use on node %s: volume %q (%s) was not removed; remove what uses it there first", vol.Attachment.Node, v.name, vol.ID)
+	}
+	set := settingsOf(vol.Record)
+	log := d.volumeLog(v).WithField("id", vol.ID)
+	switch set.reclaim {
+	case ReclaimRetain:
+		if err := d.provider.Forget(ctx, vol.ID); err != nil {
+			return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, vol.ID)
+		}
+		log.Infof("Volume forgotten; its disk is kept, and comes back with the option volume-id=%s", vol.ID)
+	case ReclaimSnapshot:
+		if d.snapshots == nil {
+			return fmt.Errorf("reclaim=snapshot, but this provider has no snapshots: volume %q (%s) was not removed", v.name, vol.ID)
+		}
+		// One description for one volume, so that a retry after a crash finds the snapshot it took.
+		snapshot, err := d.snapshots.Snapshot(ctx, vol.ID, fmt.Sprintf("blockvol: last state of volume %s (%s)", v.name, vol.ID))
+		if err != nil {
+			return fmt.Errorf("%w: no snapshot of volume %q (%s) could be taken, so it was not removed", err, v.name, vol.ID)
+		}
+		log.WithField("snapshot", snapshot.ID).Infof("Snapshot taken; the volume comes back with the option snapshot=%s", snapshot.ID)
+		fallthrough
+	default:
+		if err := d.provider.Delete(ctx, vol.ID); err != nil {
+			return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, vol.ID)
+		}
+		log.Info("Volume deleted")
+	}
+	d.catalog.forget(v.name)
+	return nil
+}
+
+// letGo releases what this node still has of a volume that none of its containers uses.
+func (d *Driver) letGo(ctx context.Context, v *volume) error {
+	e := v.journaled()
+	if e == nil {
+		return nil
+	}
+	if n := len(e.IDs); n > 0 {
+		return fmt.Errorf("in use by %d container(s) on this node: volume %q (%s) was not removed", n, v.name, e.Volume)
+	}
+	used, err := d.usedByContainers(ctx, v, e)
+	if err != nil {
+		return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, e.Volume)
+	}
+	if used {
+		return fmt.Errorf("in use by a process on this node, though no container says so: volume %q (%s) was not removed", v.name, e.Volume)
+	}
+	if err := d.release(ctx, v); err != nil {
+		return fmt.Errorf("%w: volume %q was not removed", err, v.name)
+	}
+	return nil
+}

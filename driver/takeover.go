@@ -1,0 +1,82 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Takeover is when a volume is taken from a node that still holds it.
+type Takeover string
+
+// The policies. Whatever the policy, a volume whose holder lets go is attached as soon as it is free.
+const (
+	// TakeoverNever waits for the holder.
+	TakeoverNever Takeover = "never"
+	// TakeoverStopped takes it if the cloud itself says that the holder is stopped or gone.
+	TakeoverStopped Takeover = "stopped"
+	// TakeoverAlways takes it from any holder that does not let go soon. It is the operator's word that a node which
+	// Swarm has given up writes no more; if it does, data is lost.
+	TakeoverAlways Takeover = "always"
+)
+
+// holderWatch remembers, over one wait for a holder, what was found out about it.
+type holderWatch struct {
+	since time.Time
+	taken string // the node that the volume was taken from
+}
+
+// displace is called again and again while another node holds the volume. It takes the volume from the holder if the
+// policy allows, and returns nil while waiting makes sense.
+func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume, watch *holderWatch) error {
+	holder := vol.Attachment.Node
+	if watch.taken == holder || vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience {
+		v.step(fmt.Sprintf("being detached from node %s", holder))
+		return nil
+	}
+	state, err := d.provider.NodeState(ctx, holder)
+	if err != nil {
+		state = providers.NodeState{Life: providers.Unclear, Evidence: err.Error()}
+	}
+	v.stuck(fmt.Sprintf("held by node %s (%s), waited for", holder, describe(state)), d.howToFree(holder, state))
+
+	evidence := ""
+	switch {
+	case d.takeover == TakeoverNever:
+	case state.Life == providers.Stopped || state.Life == providers.Gone:
+		evidence = state.Evidence
+	case d.takeover == TakeoverAlways && time.Since(watch.since) >= patience:
+		evidence = fmt.Sprintf("TAKEOVER=always, and it did not let go within %s; the cloud says: %s", patience, describe(state))
+	}
+	if evidence == "" {
+		return nil
+	}
+	d.volumeLog(v).WithField("holder", holder).WithField("evidence", evidence).
+		Warn("Volume is taken over from the node that holds it")
+	if err := d.provider.Detach(ctx, vol.ID, holder, true); err != nil {
+		return fmt.Errorf("%w: volume %q (%s) could not be taken from node %s (%s)", err, v.name, vol.ID, holder, evidence)
+	}
+	watch.taken = holder
+	return nil
+}
+
+// howToFree is what an operator can do about a holder that does not let go.
+func (d *Driver) howToFree(holder string, state providers.NodeState) string {
+	switch {
+	case d.takeover == TakeoverAlways:
+		return ""
+	case state.Life == providers.Running:
+		return fmt.Sprintf("; stop what uses it on node %s; if that node is cut off, stop it in the cloud, and the volume is taken over by itself unless TAKEOVER=never", holder)
+	default:
+		return fmt.Sprintf("; if node %s is certainly dead, set TAKEOVER=always, or detach the volume in the cloud", holder)
+	}
+}
+
+func describe(state providers.NodeState) string {
+	if state.Evidence == "" {
+		return string(state.Life)
+	}
+	return fmt.Sprintf("%s: %s", state.Life, state.Evidence)
+}

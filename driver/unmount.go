@@ -1,0 +1,139 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Unmount notes that the mount ID no longer uses the volume. With the last ID the volume is unmounted and detached, so that
+// another node can have it when Unmount returns. An ID that is not known is success.
+func (d *Driver) Unmount(ctx context.Context, name, id string) error {
+	v := d.known(name)
+	if v == nil {
+		return nil
+	}
+	if e := v.journaled(); e == nil || !e.has(id) && !e.Releasing {
+		return nil // not ours to wait for, whatever is being done with the volume
+	}
+	v, err := d.enter(ctx, name, "being unmounted")
+	if err != nil {
+		return err
+	}
+	e := v.journaled()
+	if e != nil && e.has(id) {
+		e = e.without(id)
+		if len(e.IDs) == 0 {
+			e = e.releasing()
+		}
+		d.noteUnused(v, e)
+	}
+	if e == nil || !e.Releasing {
+		d.leaveUnused(v)
+		return nil
+	}
+	owns, err := d.background(ctx, v, func(ctx context.Context) error { return d.release(ctx, v) })
+	if owns {
+		d.leaveUnused(v)
+	}
+	return err
+}
+
+// noteUnused takes down that there is less use of the volume. A journal that cannot be written must not hold that up: what it
+// wrongly says of mount IDs is found out from the kernel.
+func (d *Driver) noteUnused(v *volume, e *entry) {
+	if err := d.note(v, e); err != nil {
+		d.volumeLog(v).WithError(err).Error("The journal could not be brought up to date")
+	}
+}
+
+// release unmounts the volume and detaches it, if the kernel lets go of it. It continues where an earlier release has
+// stopped. Never lazy, never forced: what is busy stays attached, and the error says so.
+func (d *Driver) release(ctx context.Context, v *volume) error {
+	e := v.journaled()
+	if e == nil {
+		return nil
+	}
+	if !e.Releasing {
+		e = e.releasing()
+		d.noteUnused(v, e)
+	}
+	node, err := d.provider.Node(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: volume %q stays attached", err, v.name)
+	}
+	v.step("being unmounted")
+	if err := d.host.Unpublish(ctx, v.dir); err != nil {
+		return fmt.Errorf("%w: volume %q (%s) stays attached to node %s, and its release is tried again", err, v.name, e.Volume, node.ID)
+	}
+	v.setPath("")
+	if err := d.awaitFree(ctx, v, e); err != nil {
+		return fmt.Errorf("%w: volume %q (%s) stays attached to node %s, and its release is tried again", err, v.name, e.Volume, node.ID)
+	}
+	v.step("being detached")
+	if err := d.detach(ctx, e, node); err != nil {
+		return fmt.Errorf("%w: volume %q (%s) is not yet detached from node %s; its release is tried again", err, v.name, e.Volume, node.ID)
+	}
+	v.setDevice(mount.Device{})
+	if err := d.journal.remove(v.name); err != nil {
+		return err
+	}
+	v.setEntry(nil)
+	d.volumeLog(v).WithField("id", e.Volume).Info("Volume released")
+	return nil
+}
+
+// awaitFree waits for the kernel to hold no file system on the device, in whichever mount namespace.
+func (d *Driver) awaitFree(ctx context.Context, v *volume, e *entry) error {
+	dev, err := d.host.Find(ctx, e.Serial)
+	if errors.Is(err, mount.ErrNoDevice) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	v.step("still used by a process of this node, waited for")
+	ctx, cancel := context.WithTimeout(ctx, freeTimeout)
+	defer cancel()
+	return d.host.WaitFree(ctx, dev)
+}
+
+// detach has the cloud take the volume from this node, and returns when device and cloud both say so.
+func (d *Driver) detach(ctx context.Context, e *entry, node providers.Node) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, detachTimeout, fmt.Errorf("the cloud has not detached it within %s", detachTimeout))
+	defer cancel()
+	var retry backoff
+	for {
+		err := d.provider.Detach(ctx, e.Volume, node.ID, false)
+		if err == nil || errors.Is(err, providers.ErrNotFound) {
+			break
+		}
+		if !errors.Is(err, providers.ErrBusy) {
+			return err
+		}
+		if cause := retry.wait(ctx); cause != nil {
+			return fmt.Errorf("%w: %w", cause, err)
+		}
+	}
+	if err := d.host.WaitGone(ctx, e.Serial); err != nil {
+		return err
+	}
+	for {
+		vol, err := d.provider.Find(ctx, e.Name)
+		switch {
+		case errors.Is(err, providers.ErrNotFound):
+			return nil
+		case err != nil:
+			return err
+		case vol.ID != e.Volume || !vol.HeldBy(node.ID):
+			d.catalog.put(vol)
+			return nil
+		}
+		if err := retry.wait(ctx); err != nil {
+			return err
+		}
+	}
+}

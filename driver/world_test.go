@@ -1,0 +1,651 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// world is a small cloud and its machines, under the rules of the real ones: a disk is attached to one machine, a mkfs
+// refuses what is not blank, a file system stays with the kernel until its last mount is gone. What must never happen is
+// written down as a violation the moment it happens.
+type world struct {
+	mu         sync.Mutex
+	rng        *rand.Rand
+	disks      map[string]*disk // by id
+	snapshots  map[string]providers.Record
+	machines   map[string]*machine
+	made       int
+	violations []string
+
+	fault   func(node, call string) fault // called under mu
+	latency time.Duration                 // of each call to the cloud, at most
+	arrival time.Duration                 // until an attached device is in the kernel
+}
+
+// disk is one volume of the cloud and what stands on it.
+type disk struct {
+	providers.Volume
+	present time.Time // when its device is in the holder's kernel
+	fstype  string    // empty: blank
+	formats int
+	foreign string // a signature that is no file system
+	owned   bool   // bears our mark
+}
+
+// machine is a node: its kernel, and the lives of the plugin on it.
+type machine struct {
+	world      *world
+	name, zone string
+	life       providers.Life
+	boot       int
+	mounts     map[string]*superblock // by serial: what the kernel holds
+	journal    map[string]*entry
+	current    *life
+}
+
+// superblock is a file system that a kernel holds.
+type superblock struct {
+	disk       *disk
+	dir        string          // where it is published; empty if it is not
+	containers map[string]bool // private mounts of containers, by mount ID
+}
+
+func (s *superblock) held() bool { return s.dir != "" || len(s.containers) > 0 }
+
+// life is one run of the plugin on a machine. A dead one changes nothing any more.
+type life struct {
+	*Driver
+	machine *machine
+	dead    atomic.Bool
+}
+
+type fault int
+
+const (
+	noFault fault = iota
+	failBefore
+	failAfter // done, but the answer is lost
+	hang
+	crashBefore
+	crashAfter
+)
+
+var (
+	errInjected = errors.New("injected failure")
+	errDead     = errors.New("this process is dead")
+)
+
+func newWorld(seed uint64) *world {
+	return &world{
+		rng: rand.New(rand.NewPCG(seed, 1)), disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
+		machines: map[string]*machine{}, fault: func(string, string) fault { return noFault },
+	}
+}
+
+func (w *world) violate(format string, args ...any) {
+	w.violations = append(w.violations, fmt.Sprintf(format, args...))
+}
+
+func (w *world) machine(name string) *machine {
+	m := &machine{world: w, name: name, zone: "z1", life: providers.Running, mounts: map[string]*superblock{}, journal: map[string]*entry{}}
+	w.machines[name] = m
+	return m
+}
+
+// start runs the plugin on the machine, as Docker would after a boot or a crash.
+func (m *machine) start(t testing.TB, change ...func(*Config)) *life {
+	t.Helper()
+	synctest.Wait()
+	l := &life{machine: m}
+	cfg := Config{
+		Provider: &fakeProvider{l}, Host: &fakeHost{l}, PublishedDir: "/published",
+		Boot: fmt.Sprintf("%s-%d", m.name, m.boot), Log: quiet(), DefaultSize: 1 << 30,
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	d, err := start(cfg, fakeJournal{l})
+	require.NoError(t, err)
+	l.Driver = d
+	m.current = l
+	return l
+}
+
+// kill ends the life as kill -9 does: nothing it still wants to do takes effect.
+func (l *life) kill() {
+	l.dead.Store(true)
+	_ = l.Close(context.Background())
+}
+
+// powerOff ends the machine: its kernel forgets everything, the cloud does not.
+func (m *machine) powerOff() {
+	if m.current != nil {
+		m.current.kill()
+		m.current = nil
+	}
+	m.world.mu.Lock()
+	defer m.world.mu.Unlock()
+	m.life = providers.Stopped
+	m.mounts = map[string]*superblock{}
+	m.boot++
+}
+
+// powerOn boots the machine, which takes longer than a call to the cloud.
+func (m *machine) powerOn() {
+	m.world.mu.Lock()
+	m.life = providers.Running
+	m.world.mu.Unlock()
+	time.Sleep(10 * time.Second)
+}
+
+func quiet() logrus.FieldLogger {
+	log := logrus.New()
+	log.SetOutput(discard{})
+	return log
+}
+
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// do carries out one call with what may go wrong at it. The effect runs under the world's lock.
+func (l *life) do(ctx context.Context, call string, effect func() error) error {
+	w := l.machine.world
+	if l.dead.Load() {
+		return errDead
+	}
+	w.mu.Lock()
+	f := w.fault(l.machine.name, call)
+	var delay time.Duration
+	if w.latency > 0 && strings.HasPrefix(call, "cloud.") {
+		delay = time.Duration(w.rng.Int64N(int64(w.latency)))
+	}
+	w.mu.Unlock()
+	if pause(ctx, delay) != nil {
+		return ctx.Err()
+	}
+	run := func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if l.dead.Load() {
+			return errDead
+		}
+		return effect()
+	}
+	switch f {
+	case failBefore:
+		return errInjected
+	case failAfter:
+		if err := run(); err != nil {
+			return err
+		}
+		return errInjected
+	case hang:
+		<-ctx.Done()
+		return ctx.Err()
+	case crashBefore:
+		l.dead.Store(true)
+		return errDead
+	case crashAfter:
+		_ = run()
+		l.dead.Store(true)
+		return errDead
+	}
+	return run()
+}
+
+// fakeProvider is the world's cloud, as seen by one life of the plugin.
+type fakeProvider struct{ *life }
+
+func (p *fakeProvider) Node(ctx context.Context) (providers.Node, error) {
+	return providers.Node{ID: p.machine.name, Zone: p.machine.zone}, ctx.Err()
+}
+
+func (p *fakeProvider) NodeState(ctx context.Context, node string) (s providers.NodeState, err error) {
+	err = p.do(ctx, "cloud.NodeState", func() error {
+		if m := p.machine.world.machines[node]; m != nil {
+			s = providers.NodeState{Life: m.life, Evidence: fmt.Sprintf("machine %s is %s", node, m.life)}
+		} else {
+			s = providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("there is no machine %s", node)}
+		}
+		return nil
+	})
+	return s, err
+}
+
+func (p *fakeProvider) Supports() []string { return []string{"snapshot", "tags", "type"} }
+
+func (p *fakeProvider) byName(name string) *disk {
+	for _, d := range p.machine.world.disks {
+		if d.owned && d.Name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+func (d *disk) describe() *providers.Volume {
+	v := d.Volume
+	v.Record = maps.Clone(d.Record)
+	return &v
+}
+
+func (p *fakeProvider) Find(ctx context.Context, name string) (v *providers.Volume, err error) {
+	err = p.do(ctx, "cloud.Find", func() error {
+		d := p.byName(name)
+		if d == nil {
+			return fmt.Errorf("%w: %s", providers.ErrNotFound, name)
+		}
+		v = d.describe()
+		return nil
+	})
+	return v, err
+}
+
+func (p *fakeProvider) List(ctx context.Context) (all []*providers.Volume, err error) {
+	err = p.do(ctx, "cloud.List", func() error {
+		for _, d := range p.machine.world.disks {
+			if d.owned {
+				all = append(all, d.describe())
+			}
+		}
+		slices.SortFunc(all, func(a, b *providers.Volume) int { return cmp.Compare(a.Name, b.Name) })
+		return nil
+	})
+	return all, err
+}
+
+func (w *world) newDisk(name string, size int64, rec providers.Record) *disk {
+	w.made++
+	d := &disk{owned: true, Volume: providers.Volume{
+		ID: fmt.Sprintf("vol-%d", w.made), Name: name, Size: size, Zone: "z1", CreatedAt: time.Now(),
+		Serial: fmt.Sprintf("serial-%d", w.made), Record: maps.Clone(rec),
+	}}
+	if d.Record == nil {
+		d.Record = providers.Record{}
+	}
+	w.disks[d.ID] = d
+	return d
+}
+
+func (p *fakeProvider) Create(ctx context.Context, spec providers.Spec) (v *providers.Volume, err error) {
+	err = p.do(ctx, "cloud.Create", func() error {
+		d := p.byName(spec.Name)
+		if d == nil {
+			rec := maps.Clone(p.machine.world.snapshots[spec.Snapshot])
+			if rec == nil {
+				rec = providers.Record{}
+			}
+			maps.Copy(rec, spec.Record)
+			d = p.machine.world.newDisk(spec.Name, spec.Size, rec)
+			if spec.Snapshot != "" {
+				d.Snapshot, d.fstype = spec.Snapshot, "ext4"
+			}
+		}
+		v = d.describe()
+		return nil
+	})
+	return v, err
+}
+
+func (p *fakeProvider) Adopt(ctx context.Context, id string, spec providers.Spec) (v *providers.Volume, err error) {
+	err = p.do(ctx, "cloud.Adopt", func() error {
+		d := p.machine.world.disks[id]
+		switch {
+		case d == nil:
+			return providers.ErrNotFound
+		case d.owned && d.Name != spec.Name, d.Held():
+			return providers.ErrInvalid
+		}
+		d.owned, d.Name = true, spec.Name
+		maps.Copy(d.Record, spec.Record)
+		v = d.describe()
+		return nil
+	})
+	return v, err
+}
+
+func (p *fakeProvider) Forget(ctx context.Context, id string) error {
+	return p.do(ctx, "cloud.Forget", func() error {
+		d := p.machine.world.disks[id]
+		if d == nil {
+			return nil
+		}
+		if d.Held() {
+			return &providers.HeldError{Volume: id, Node: d.Attachment.Node}
+		}
+		d.owned = false
+		return nil
+	})
+}
+
+func (p *fakeProvider) Delete(ctx context.Context, id string) error {
+	return p.do(ctx, "cloud.Delete", func() error {
+		d := p.machine.world.disks[id]
+		if d == nil {
+			return nil
+		}
+		if d.Held() {
+			return &providers.HeldError{Volume: id, Node: d.Attachment.Node}
+		}
+		delete(p.machine.world.disks, id)
+		return nil
+	})
+}
+
+func (p *fakeProvider) Attach(ctx context.Context, id string) error {
+	return p.do(ctx, "cloud.Attach", func() error {
+		d := p.machine.world.disks[id]
+		switch {
+		case d == nil:
+			return providers.ErrNotFound
+		case d.HeldBy(p.machine.name) && d.Attachment.State == providers.Detaching:
+			return providers.ErrBusy
+		case d.HeldBy(p.machine.name):
+			return nil
+		case d.Held():
+			return &providers.HeldError{Volume: id, Node: d.Attachment.Node}
+		}
+		d.Attachment = providers.Attachment{Node: p.machine.name, State: providers.Attached}
+		d.present = time.Now().Add(p.machine.world.arrival)
+		return nil
+	})
+}
+
+func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) error {
+	return p.do(ctx, "cloud.Detach", func() error {
+		w := p.machine.world
+		d := w.disks[id]
+		if d == nil || !d.HeldBy(node) {
+			return nil
+		}
+		m := w.machines[node]
+		if force && m.mounts[d.Serial] != nil && p.takeover != TakeoverAlways {
+			w.violate("%s took %s by force from %s, which has it mounted", p.machine.name, d.Name, node)
+		}
+		if !force && m.mounts[d.Serial] != nil {
+			w.violate("%s detached %s from %s, whose kernel holds its file system", p.machine.name, d.Name, node)
+		}
+		d.Attachment = providers.Attachment{}
+		return nil
+	})
+}
+
+func (p *fakeProvider) Mark(ctx context.Context, id, key, value string) error {
+	return p.do(ctx, "cloud.Mark", func() error {
+		d := p.machine.world.disks[id]
+		if d == nil {
+			return providers.ErrNotFound
+		}
+		d.Record[key] = value
+		return nil
+	})
+}
+
+func (p *fakeProvider) Snapshot(ctx context.Context, id, _ string) (s *providers.Snapshot, err error) {
+	err = p.do(ctx, "cloud.Snapshot", func() error {
+		d := p.machine.world.disks[id]
+		if d == nil {
+			return providers.ErrNotFound
+		}
+		s = &providers.Snapshot{ID: "snap-of-" + id, Volume: id, Size: d.Size}
+		p.machine.world.snapshots[s.ID] = maps.Clone(d.Record)
+		return nil
+	})
+	return s, err
+}
+
+func (p *fakeProvider) DeleteSnapshot(ctx context.Context, id string) error {
+	return p.do(ctx, "cloud.DeleteSnapshot", func() error {
+		delete(p.machine.world.snapshots, id)
+		return nil
+	})
+}
+
+// fakeHost is the machine's kernel.
+type fakeHost struct{ *life }
+
+// attached returns the disk of that serial if its device is in this kernel.
+func (h *fakeHost) attached(serial string) *disk {
+	for _, d := range h.machine.world.disks {
+		if d.Serial == serial && d.HeldBy(h.machine.name) && !time.Now().Before(d.present) {
+			return d
+		}
+	}
+	return nil
+}
+
+func deviceOf(d *disk) mount.Device {
+	return mount.Device{Name: d.Serial, Path: "/dev/" + d.Serial, Major: 7, Minor: 1, Size: d.Size, Serial: d.Serial}
+}
+
+func (h *fakeHost) Find(ctx context.Context, serial string) (dev mount.Device, err error) {
+	err = h.do(ctx, "host.Find", func() error {
+		d := h.attached(serial)
+		if d == nil {
+			return mount.ErrNoDevice
+		}
+		dev = deviceOf(d)
+		return nil
+	})
+	return dev, err
+}
+
+func (h *fakeHost) until(ctx context.Context, call string, met func() bool) error {
+	for {
+		ok := false
+		err := h.do(ctx, call, func() error { ok = met(); return nil })
+		if err != nil || ok {
+			return err
+		}
+		if pause(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("%s: %w", call, ctx.Err())
+		}
+	}
+}
+
+func (h *fakeHost) Wait(ctx context.Context, serial string) (dev mount.Device, err error) {
+	err = h.until(ctx, "host.Wait", func() bool {
+		d := h.attached(serial)
+		if d != nil {
+			dev = deviceOf(d)
+		}
+		return d != nil
+	})
+	return dev, err
+}
+
+func (h *fakeHost) WaitGone(ctx context.Context, serial string) error {
+	return h.until(ctx, "host.WaitGone", func() bool { return h.attached(serial) == nil })
+}
+
+func (h *fakeHost) WaitFree(ctx context.Context, dev mount.Device) error {
+	err := h.until(ctx, "host.WaitFree", func() bool { return h.machine.mounts[dev.Serial] == nil })
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: the kernel holds a file system on %s", mount.ErrBusy, dev.Path)
+	}
+	return err
+}
+
+func (h *fakeHost) Probe(ctx context.Context, dev mount.Device) (c mount.Contents, err error) {
+	err = h.do(ctx, "host.Probe", func() error {
+		d := h.attached(dev.Serial)
+		switch {
+		case d == nil:
+			return mount.ErrNoDevice
+		case d.foreign != "":
+			c = mount.Contents{Found: []string{d.foreign}}
+		case d.fstype != "":
+			c = mount.Contents{FSType: d.fstype, Found: []string{d.fstype}}
+		default:
+			c = mount.Contents{Blank: true}
+		}
+		return nil
+	})
+	return c, err
+}
+
+func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.FormatSpec) error {
+	return h.do(ctx, "host.Format", func() error {
+		d := h.attached(dev.Serial)
+		switch {
+		case d == nil:
+			return mount.ErrNoDevice
+		case d.fstype != "" || d.foreign != "":
+			h.machine.world.violate("%s asked to format %s, which holds data", h.machine.name, d.Name)
+			return mount.ErrNotBlank
+		}
+		d.fstype = spec.FSType
+		d.formats++
+		return nil
+	})
+}
+
+func (h *fakeHost) Publish(ctx context.Context, dev mount.Device, dir string, spec mount.PublishSpec) (string, error) {
+	err := h.do(ctx, "host.Publish", func() error {
+		d := h.attached(dev.Serial)
+		if d == nil {
+			return mount.ErrNoDevice
+		}
+		if d.fstype != spec.FSType || d.foreign != "" {
+			return mount.ErrWrongDevice
+		}
+		for _, m := range h.machine.world.machines {
+			if m != h.machine && m.mounts[d.Serial] != nil && h.takeover != TakeoverAlways {
+				h.machine.world.violate("%s mounted %s, which %s has mounted", h.machine.name, d.Name, m.name)
+			}
+		}
+		s := h.machine.mounts[d.Serial]
+		if s == nil {
+			s = &superblock{disk: d, containers: map[string]bool{}}
+			h.machine.mounts[d.Serial] = s
+		}
+		s.dir = dir
+		return nil
+	})
+	return "/published/" + dir, err
+}
+
+func (h *fakeHost) Unpublish(ctx context.Context, dir string) error {
+	return h.do(ctx, "host.Unpublish", func() error {
+		for _, s := range h.machine.mounts {
+			if s.dir == dir {
+				s.dir = ""
+			}
+		}
+		h.machine.settle()
+		return nil
+	})
+}
+
+// settle lets the kernel drop the file systems that nothing has mounted.
+func (m *machine) settle() {
+	maps.DeleteFunc(m.mounts, func(_ string, s *superblock) bool { return !s.held() })
+}
+
+func (h *fakeHost) IsPublished(ctx context.Context, dir string, dev mount.Device) (up bool, err error) {
+	err = h.do(ctx, "host.IsPublished", func() error {
+		s := h.machine.mounts[dev.Serial]
+		up = s != nil && s.dir == dir
+		return nil
+	})
+	return up, err
+}
+
+func (h *fakeHost) InUse(ctx context.Context, dev mount.Device) (used bool, err error) {
+	err = h.do(ctx, "host.InUse", func() error {
+		s := h.machine.mounts[dev.Serial]
+		used = s != nil && len(s.containers) > 0
+		return nil
+	})
+	return used, err
+}
+
+// fakeJournal is on the machine's disk: it outlives the plugin and the boot.
+type fakeJournal struct{ *life }
+
+func (j fakeJournal) load() (entries []*entry, damaged []error, err error) {
+	j.machine.world.mu.Lock()
+	defer j.machine.world.mu.Unlock()
+	for _, e := range j.machine.journal {
+		c := *e
+		entries = append(entries, &c)
+	}
+	return entries, nil, nil
+}
+
+func (j fakeJournal) put(e *entry) error {
+	return j.do(context.Background(), "journal.put", func() error {
+		c := *e
+		j.machine.journal[e.Name] = &c
+		return nil
+	})
+}
+
+func (j fakeJournal) remove(name string) error {
+	return j.do(context.Background(), "journal.remove", func() error {
+		delete(j.machine.journal, name)
+		return nil
+	})
+}
+
+// container binds the volume's mount into a container, as the engine does after Mount was answered.
+func (m *machine) container(name, id string) bool {
+	m.world.mu.Lock()
+	defer m.world.mu.Unlock()
+	for _, s := range m.mounts {
+		if s.dir == dirOf(name) {
+			s.containers[id] = true
+			return true
+		}
+	}
+	return false
+}
+
+// containerEnds takes the container's mounts away.
+func (m *machine) containerEnds(id string) {
+	m.world.mu.Lock()
+	defer m.world.mu.Unlock()
+	for _, s := range m.mounts {
+		delete(s.containers, id)
+	}
+	m.settle()
+}
+
+func (w *world) disk(name string) *disk {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.disks {
+		if d.owned && d.Name == name {
+			c := *d
+			return &c
+		}
+	}
+	return nil
+}
+
+// holder returns the machine that the cloud says holds the volume.
+func (w *world) holder(name string) string {
+	d := w.disk(name)
+	if d == nil {
+		return ""
+	}
+	return d.Attachment.Node
+}
