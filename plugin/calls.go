@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/docker/go-plugins-helpers/sdk"
+	"github.com/docker/go-plugins-helpers/volume"
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/driver"
@@ -29,42 +31,42 @@ type fields struct{ name, id bool }
 
 var calls = []call{
 	{"Create", fields{name: true}, func(s *Server, ctx context.Context, r request) (any, error) {
-		return struct{}{}, s.volumes.Create(ctx, r.Name, r.Opts)
+		return struct{}{}, s.volumes.Create(ctx, r.Name, r.Options)
 	}},
 	{"Remove", fields{name: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		return struct{}{}, s.volumes.Remove(ctx, r.Name)
 	}},
 	{"Mount", fields{name: true, id: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		mountpoint, err := s.volumes.Mount(ctx, r.Name, r.ID)
-		return pathAnswer{mountpoint}, err
+		return volume.MountResponse{Mountpoint: mountpoint}, err
 	}},
 	{"Unmount", fields{name: true, id: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		return struct{}{}, s.volumes.Unmount(ctx, r.Name, r.ID)
 	}},
 	{"Path", fields{name: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		mountpoint, err := s.volumes.Path(ctx, r.Name)
-		return pathAnswer{s.somewhere(mountpoint)}, err
+		return volume.PathResponse{Mountpoint: s.somewhere(mountpoint)}, err
 	}},
 	{"Get", fields{name: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		info, err := s.volumes.Get(ctx, r.Name)
 		// An engine shows this mountpoint as it is, so an empty one may stay.
-		v := volume{Name: info.Name, Mountpoint: info.Mountpoint, Status: info.Status}
+		v := &volume.Volume{Name: info.Name, Mountpoint: info.Mountpoint, Status: info.Status}
 		if !info.CreatedAt.IsZero() {
 			v.CreatedAt = info.CreatedAt.UTC().Format(time.RFC3339)
 		}
-		return getAnswer{v}, err
+		return volume.GetResponse{Volume: v}, err
 	}},
 	{"List", fields{}, func(s *Server, ctx context.Context, _ request) (any, error) {
 		infos, err := s.volumes.List(ctx)
-		volumes := make([]volume, len(infos))
+		volumes := make([]*volume.Volume, len(infos))
 		for i, info := range infos {
-			volumes[i] = volume{Name: info.Name, Mountpoint: s.somewhere(info.Mountpoint)}
+			volumes[i] = &volume.Volume{Name: info.Name, Mountpoint: s.somewhere(info.Mountpoint)}
 		}
-		return listAnswer{volumes}, err
+		return volume.ListResponse{Volumes: volumes}, err
 	}},
 	{"Capabilities", fields{}, func(*Server, context.Context, request) (any, error) {
 		// A volume's name means the same volume on every node.
-		return capabilitiesAnswer{capabilities{Scope: "global"}}, nil
+		return volume.CapabilitiesResponse{Capabilities: volume.Capability{Scope: "global"}}, nil
 	}},
 }
 
@@ -100,8 +102,8 @@ func (s *Server) serve(c call, w http.ResponseWriter, r *http.Request) {
 	if req.Name != "" {
 		log = log.WithField("volume", req.Name)
 	}
-	if len(req.Opts) > 0 {
-		log = log.WithField("options", slices.Sorted(maps.Keys(req.Opts)))
+	if len(req.Options) > 0 {
+		log = log.WithField("options", slices.Sorted(maps.Keys(req.Options)))
 	}
 	var answer []byte
 	if err == nil {
@@ -159,7 +161,7 @@ func (s *Server) run(ctx context.Context, c call, req request, log logrus.FieldL
 }
 
 func problem(err error) []byte {
-	body, err := json.Marshal(errorAnswer{err.Error()})
+	body, err := json.Marshal(volume.NewErrorResponse(err.Error()))
 	if err != nil {
 		panic(err) // a string always has a JSON form
 	}
@@ -167,7 +169,7 @@ func problem(err error) []byte {
 }
 
 func write(w http.ResponseWriter, status int, body []byte) {
-	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Type", sdk.DefaultContentTypeV1_1)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // an engine that has gone away needs no answer

@@ -10,36 +10,18 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-)
 
-const contentType = "application/vnd.docker.plugins.v1.2+json"
+	"github.com/docker/go-plugins-helpers/volume"
+)
 
 // maxBody is the most that a request may hold, in bytes. Engines send some hundreds.
 const maxBody = 1 << 20
 
 // request holds what any of the calls may bear.
 type request struct {
-	Name string            // Create, Remove, Mount, Unmount, Path, Get
-	ID   string            // Mount, Unmount
-	Opts map[string]string // Create
+	volume.CreateRequest        // Name is borne by all that are about one volume, Options by Create only
+	ID                   string // Mount, Unmount
 }
-
-type (
-	pathAnswer         struct{ Mountpoint string }
-	getAnswer          struct{ Volume volume }
-	listAnswer         struct{ Volumes []volume }
-	capabilitiesAnswer struct{ Capabilities capabilities }
-	errorAnswer        struct{ Err string }
-)
-
-type volume struct {
-	Name       string
-	Mountpoint string         `json:",omitempty"`
-	CreatedAt  string         `json:",omitempty"` // RFC 3339; engines refuse the whole answer for a bad one
-	Status     map[string]any `json:",omitempty"`
-}
-
-type capabilities struct{ Scope string }
 
 var (
 	// errEmptyBody: after a transport error, engines send a call again without its body. What it asked for cannot be
@@ -52,17 +34,16 @@ var (
 // read takes the request from its body within the call's time. Calls that need no field take any body, for they can
 // do no harm.
 func (s *Server) read(w http.ResponseWriter, r *http.Request, needs fields) (request, error) {
-	// Both may be unsupported in tests. The deadline must not stay: it would pass for the engine's departure.
 	conn := http.NewResponseController(w)
-	_ = conn.SetReadDeadline(time.Now().Add(s.timeout))
+	_ = conn.SetReadDeadline(time.Now().Add(s.timeout)) // a test's recorder has none
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	_ = conn.SetReadDeadline(time.Time{})
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return request{}, fmt.Errorf("%w: it is larger than %d bytes", errBadRequest, maxBody)
 	}
 	if err != nil {
 		return request{}, fmt.Errorf("the request did not arrive whole: %w", err)
 	}
+	_ = conn.SetReadDeadline(time.Time{}) // its end would pass for the engine's departure
 	if needs == (fields{}) {
 		return request{}, nil
 	}
