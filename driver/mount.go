@@ -155,8 +155,12 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (*
 		case vol.HeldBy(node.ID):
 			v.step("being detached from this node first")
 		default:
-			if err := d.displace(ctx, v, vol, &held); err != nil {
+			taken, err := d.displace(ctx, v, vol, &held)
+			if err != nil {
 				return nil, err
+			}
+			if taken {
+				retry = backoff{}
 			}
 		}
 		if err := retry.wait(ctx); err != nil {
@@ -299,5 +303,5 @@ type backoff struct{ last time.Duration }
 
 func (b *backoff) wait(ctx context.Context) error {
 	b.last = min(max(2*b.last, 500*time.Millisecond), 5*time.Second)
-	return pause(ctx, b.last/2+rand.N(b.last))
+	return pause(ctx, b.last/2+rand.N(b.last/2))
 }

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -29,12 +30,12 @@ type holderWatch struct {
 }
 
 // displace is called again and again while another node holds the volume. It takes the volume from the holder if the
-// policy allows, and returns nil while waiting makes sense.
-func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume, watch *holderWatch) error {
+// policy allows; without an error, waiting makes sense.
+func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume, watch *holderWatch) (taken bool, err error) {
 	holder := vol.Attachment.Node
 	if watch.taken == holder || vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience {
 		v.step(fmt.Sprintf("being detached from node %s", holder))
-		return nil
+		return false, nil
 	}
 	state, err := d.provider.NodeState(ctx, holder)
 	if err != nil {
@@ -51,15 +52,19 @@ func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume,
 		evidence = fmt.Sprintf("TAKEOVER=always, and it did not let go within %s; the cloud says: %s", patience, describe(state))
 	}
 	if evidence == "" {
-		return nil
+		return false, nil
 	}
 	d.volumeLog(v).WithField("holder", holder).WithField("evidence", evidence).
 		Warn("Volume is taken over from the node that holds it")
-	if err := d.provider.Detach(ctx, vol.ID, holder, true); err != nil {
-		return fmt.Errorf("%w: volume %q (%s) could not be taken from node %s (%s)", err, v.name, vol.ID, holder, evidence)
+	err = d.provider.Detach(ctx, vol.ID, holder, true)
+	if errors.Is(err, providers.ErrBusy) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%w: volume %q (%s) could not be taken from node %s (%s)", err, v.name, vol.ID, holder, evidence)
 	}
 	watch.taken = holder
-	return nil
+	return true, nil
 }
 
 // howToFree is what an operator can do about a holder that does not let go.
@@ -68,9 +73,11 @@ func (d *Driver) howToFree(holder string, state providers.NodeState) string {
 	case d.takeover == TakeoverAlways:
 		return ""
 	case state.Life == providers.Running:
-		return fmt.Sprintf("; stop what uses it on node %s; if that node is cut off, stop it in the cloud, and the volume is taken over by itself unless TAKEOVER=never", holder)
+		return fmt.Sprintf("; stop what uses it on node %s, or, if that node is cut off, stop the node in the cloud", holder)
+	case state.Life == providers.Unclear:
+		return fmt.Sprintf("; if node %s is certainly dead, detach the volume in the cloud, or set TAKEOVER=always", holder)
 	default:
-		return fmt.Sprintf("; if node %s is certainly dead, set TAKEOVER=always, or detach the volume in the cloud", holder)
+		return "; TAKEOVER=stopped would take it over"
 	}
 }
 

@@ -37,13 +37,15 @@ type Provider interface {
 	List(ctx context.Context) ([]*Volume, error)
 
 	// Create makes the volume and returns it once it can be attached. If a volume of that name exists, whoever made it,
-	// that one is returned unchanged: the caller compares. Two nodes that create one name at once get one volume.
+	// that one is returned unchanged: the caller compares. Two nodes that create one name at once get one volume. One made
+	// from a snapshot gets the snapshot's Record, with the entries of spec.Record written over it.
 	// Errors: ErrInvalid for a specification that the cloud does not accept, ErrNoSpace for a quota or a full pool.
 	Create(ctx context.Context, spec Spec) (*Volume, error)
 
 	// Adopt makes an existing disk, named by the cloud's id, a volume of this cluster under spec.Name. The disk's
-	// contents, size and type stay as they are. What Record it bears from an earlier life with blockvol is kept, and
-	// wins over spec.Record. Errors: ErrNotFound, ErrInvalid if it belongs to another name or cluster or is held.
+	// contents, size and type stay as they are. The Record that it bears from an earlier life with blockvol is kept, and
+	// the entries of spec.Record are written over it.
+	// Errors: ErrNotFound, ErrInvalid if it belongs to another name or cluster or is held.
 	Adopt(ctx context.Context, id string, spec Spec) (*Volume, error)
 
 	// Forget removes name and cluster from a volume and leaves the disk with its data and its Record, for a later Adopt.

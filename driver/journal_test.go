@@ -1,0 +1,145 @@
+package driver
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func testEntry(name string, ids ...string) *entry {
+	return &entry{Version: journalVersion, Boot: "boot", Name: name, Volume: "vol-1", Serial: "serial-1", CreatedAt: time.Unix(1e9, 0).UTC(), IDs: ids}
+}
+
+func TestTheJournalComesBackAsWritten(t *testing.T) {
+	j, err := openJournal(filepath.Join(t.TempDir(), "journal"))
+	require.NoError(t, err)
+	require.NoError(t, j.put(testEntry("one", "1")))
+	require.NoError(t, j.put(testEntry("one", "1", "2")))
+	require.NoError(t, j.put(testEntry("sla/sh", "3")))
+	require.NoError(t, j.put(testEntry("gone")))
+	require.NoError(t, j.remove("gone"))
+	require.NoError(t, j.remove("gone"), "twice")
+	entries, damaged, err := j.load()
+	require.NoError(t, err)
+	assert.Empty(t, damaged)
+	assert.ElementsMatch(t, []*entry{testEntry("one", "1", "2"), testEntry("sla/sh", "3")}, entries)
+}
+
+func TestMountIDsAreASet(t *testing.T) {
+	e := testEntry("one").with("b").with("a").with("b")
+	assert.Equal(t, []string{"a", "b"}, e.IDs)
+	assert.True(t, e.has("b"))
+	e = e.without("b").without("b").without("c")
+	assert.Equal(t, []string{"a"}, e.IDs)
+	assert.False(t, e.has("b"))
+}
+
+func TestADamagedEntryIsSetAsideAndTheOthersStand(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "journal")
+	j, err := openJournal(dir)
+	require.NoError(t, err)
+	require.NoError(t, j.put(testEntry("good", "1")))
+	for name, content := range map[string]string{
+		"empty.json": "", "cut.json": `{"version":1,"name":"cut"`, "future.json": `{"version":99,"name":"future","volume":"v","serial":"s"}`,
+		"other.json":     `{"version":1,"name":"somebody","volume":"v","serial":"s"}`,
+		"nothing.json":   `{"version":1}`,
+		"half.json.part": `{"version":1`,
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+	entries, damaged, err := j.load()
+	require.NoError(t, err)
+	assert.Equal(t, []*entry{testEntry("good", "1")}, entries)
+	assert.Len(t, damaged, 5)
+	for _, problem := range damaged {
+		assert.Contains(t, problem.Error(), dir)
+	}
+	_, err = os.Stat(filepath.Join(dir, "cut.json.damaged"))
+	require.NoError(t, err, "evidence is kept")
+	_, damaged, err = j.load()
+	require.NoError(t, err)
+	assert.Empty(t, damaged, "it is reported once")
+}
+
+func TestAJournalOnAReadOnlyOrFullDiskSaysSo(t *testing.T) {
+	for name, mount := range map[string]func(t *testing.T, dir string){
+		"read-only file system": func(t *testing.T, dir string) {
+			require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", unix.MS_RDONLY, ""))
+		},
+		"no space left on device": func(t *testing.T, dir string) {
+			require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"))
+			require.NoError(t, os.Mkdir(filepath.Join(dir, "journal"), 0o700))
+			fill, err := os.Create(filepath.Join(dir, "fill"))
+			require.NoError(t, err)
+			for err == nil {
+				_, err = fill.Write(make([]byte, 4096))
+			}
+			require.NoError(t, fill.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if os.Getuid() != 0 {
+				t.Skip("mounting a file system to fill needs root")
+			}
+			dir := t.TempDir()
+			mount(t, dir)
+			t.Cleanup(func() { assert.NoError(t, unix.Unmount(dir, 0)) })
+			j, err := openJournal(filepath.Join(dir, "journal"))
+			if err == nil {
+				err = j.put(testEntry("one", "1"))
+			}
+			require.ErrorContains(t, err, name)
+			files, err := filepath.Glob(filepath.Join(dir, "journal", "*"))
+			require.NoError(t, err)
+			assert.Empty(t, files, "half a file is left")
+		})
+	}
+}
+
+func TestAFailedWriteLeavesTheOldEntry(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting a file system to fill needs root")
+	}
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"))
+	t.Cleanup(func() { assert.NoError(t, unix.Unmount(dir, 0)) })
+	j, err := openJournal(filepath.Join(dir, "journal"))
+	require.NoError(t, err)
+	require.NoError(t, j.put(testEntry("one", "1")))
+	fill, err := os.Create(filepath.Join(dir, "fill"))
+	require.NoError(t, err)
+	for err == nil {
+		_, err = fill.Write(make([]byte, 4096))
+	}
+	require.NoError(t, fill.Close())
+	require.Error(t, j.put(testEntry("one", "1", "2")))
+	entries, damaged, err := j.load()
+	require.NoError(t, err)
+	assert.Empty(t, damaged)
+	assert.Equal(t, []*entry{testEntry("one", "1")}, entries)
+	require.NoError(t, j.remove("one"), "a full disk does not keep a volume from being released")
+}
+
+func FuzzEntry(f *testing.F) {
+	f.Add([]byte(`{"version":1,"boot":"b","name":"n","volume":"v","serial":"s","ids":["2","1","1"]}`))
+	f.Add([]byte(`{"version":1`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		e, err := decodeEntry(data)
+		if err != nil {
+			return
+		}
+		if e.Name == "" || e.Volume == "" || e.Serial == "" || e.Version != journalVersion {
+			t.Fatalf("accepted %q", data)
+		}
+		for _, id := range e.IDs {
+			if !e.has(id) {
+				t.Fatalf("mount ID %q is lost in %q", id, data)
+			}
+		}
+	})
+}

@@ -1,0 +1,179 @@
+package driver
+
+import (
+	"math"
+	"os"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+func optionsDriver() *Driver {
+	p := &fakeProvider{}
+	return &Driver{provider: p, snapshots: p, defaultSize: 10 << 30, defaultFSType: "ext4"}
+}
+
+func TestOptionsBecomeARequest(t *testing.T) {
+	r, err := optionsDriver().parseOptions("data", map[string]string{
+		"size": "20", "fstype": "xfs", "type": "ssd", "mount-options": "noatime,nodev", "uid": "999", "gid": "0", "mode": "0750",
+		"tags": "team=db, stage=prod", "reclaim": "retain", "mkfs-options": "-m crc=1",
+	})
+	require.NoError(t, err)
+	assert.Equal(t, providers.Spec{
+		Name: "data", Size: 20 << 30, Type: "ssd", Tags: map[string]string{"team": "db", "stage": "prod"},
+		Record: providers.Record{
+			"fstype": "xfs", "layout": "data", "mount-options": "noatime,nodev", "uid": "999", "gid": "0", "mode": "0750",
+			"reclaim": "retain", "mkfs-options": "-m crc=1",
+		},
+	}, r.spec)
+	set := settingsOf(r.spec.Record)
+	assert.Equal(t, 999, *set.uid)
+	assert.Equal(t, 0, *set.gid)
+	assert.Equal(t, os.FileMode(0o750), *set.mode)
+	assert.Equal(t, []string{"noatime", "nodev"}, set.mountOptions)
+	assert.Equal(t, []string{"-m", "crc=1"}, set.mkfsOptions)
+	assert.False(t, set.formatted)
+}
+
+func TestOptionsWithoutAValueAreNotGiven(t *testing.T) {
+	r, err := optionsDriver().parseOptions("data", map[string]string{"size": "", "fstype": " ", "reclaim": ""})
+	require.NoError(t, err)
+	assert.Equal(t, int64(10<<30), r.spec.Size)
+	assert.False(t, r.sized)
+	assert.Equal(t, "ext4", r.spec.Record[recFSType])
+}
+
+func TestDisksThatMayHoldDataAreMarkedFormattedFromTheStart(t *testing.T) {
+	for option, value := range map[string]string{"snapshot": "snap-1", "volume-id": "vol-1"} {
+		r, err := optionsDriver().parseOptions("data", map[string]string{option: value})
+		require.NoError(t, err)
+		set := settingsOf(r.spec.Record)
+		assert.True(t, set.formatted, option)
+		assert.Equal(t, layoutRoot, set.layout, "what the disk does not say of its layout is the file system's root")
+		assert.NotContains(t, r.spec.Record, recLayout, "the disk's own layout must win")
+	}
+}
+
+func TestBadOptionsAreRefusedInASentence(t *testing.T) {
+	for _, c := range []struct{ option, value, says string }{
+		{"sise", "10", `unknown option "sise": the options are fstype, gid, mkfs-options, mode, mount-options, reclaim, size, snapshot, tags, type, uid, volume-id`},
+		{"Size", "10", `unknown option "Size"`},
+		{"iops", "3000", `option "iops" is not available with this provider: the options are fstype,`},
+		{"size", "ten", `must be a size in GiB like 10, or with a unit`},
+		{"size", "0", `must be a size`},
+		{"size", "-1", `must be a size`},
+		{"size", "1.5GiB", `must be a size`},
+		{"size", "99999999999999999999", `must be a size`},
+		{"size", "9223372036854775807TiB", `must be a size`},
+		{"size", "1MiB", `too small for ext4`},
+		{"fstype", "ntfs", `must be one of`},
+		{"uid", "root", `must be a whole number`},
+		{"uid", "4294967295", `must be a whole number`},
+		{"gid", "-1", `must be a whole number`},
+		{"mode", "rwx", `octal`},
+		{"mode", "99", `octal`},
+		{"mode", "17777", `octal`},
+		{"reclaim", "keep", `must be delete, retain or snapshot`},
+		{"tags", "a", `must be a list`},
+		{"tags", "a=1,a=2", `twice`},
+		{"tags", "=1", `must be a list`},
+		{"mkfs-options", strings.Repeat("x", 256), `longer than 255 bytes`},
+	} {
+		_, err := optionsDriver().parseOptions("data", map[string]string{c.option: c.value})
+		if assert.Error(t, err, "%s=%s", c.option, c.value) {
+			assert.Contains(t, err.Error(), c.says)
+			assert.NotContains(t, err.Error(), "\n")
+		}
+	}
+}
+
+func TestEveryBadOptionIsNamedAtOnce(t *testing.T) {
+	_, err := optionsDriver().parseOptions("data", map[string]string{"sise": "1", "uid": "x"})
+	require.ErrorContains(t, err, `"sise"`)
+	require.ErrorContains(t, err, `uid="x"`)
+}
+
+func TestAdoptionLeavesTheDiskAsItIs(t *testing.T) {
+	for _, option := range []string{"size", "type", "snapshot", "mkfs-options"} {
+		_, err := optionsDriver().parseOptions("data", map[string]string{"volume-id": "vol-1", option: "1"})
+		assert.ErrorContains(t, err, "adopts a disk as it is", option)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, bytes := range map[string]int64{
+		"10": 10 << 30, "1GiB": 1 << 30, "1g": 1 << 30, "500MiB": 500 << 20, "500 m": 500 << 20, "1TB": 1e12, "2T": 2 << 40,
+		"20GB": 20e9, "16777216B": 16 << 20,
+	} {
+		got, err := ParseSize(text)
+		require.NoError(t, err, text)
+		assert.Equal(t, bytes, got, text)
+	}
+	assert.Equal(t, "10GiB", FormatSize(10<<30))
+	assert.Equal(t, "500MiB", FormatSize(500<<20))
+	assert.Equal(t, "1000000000B", FormatSize(1e9))
+}
+
+func TestNamesAndDirectoriesAreOneToOne(t *testing.T) {
+	names := []string{
+		"a", "A", "a.b", "a/b", "a b", ".a", "..", "_a", "-a", "ö", strings.Repeat("x", 128), strings.Repeat("x", 129), strings.Repeat("x", 255),
+		strings.Repeat("x", 254) + "y", "", "\x00",
+	}
+	seen := map[string]string{}
+	for _, name := range names {
+		dir := dirOf(name)
+		assert.NotContains(t, seen, dir, "%q and %q", name, seen[dir])
+		assert.NotContains(t, dir, "/")
+		assert.NotEqual(t, byte('.'), dir[0])
+		assert.LessOrEqual(t, len(dir), 200)
+		seen[dir] = name
+	}
+	assert.Equal(t, "plain-Name_1.x", dirOf("plain-Name_1.x"))
+}
+
+func FuzzOptions(f *testing.F) {
+	f.Add("size", "10")
+	f.Add("mode", "0750")
+	f.Add("tags", "a=b,c=d")
+	f.Add("mount-options", "noatime")
+	f.Fuzz(func(t *testing.T, key, value string) {
+		r, err := optionsDriver().parseOptions("data", map[string]string{key: value})
+		if err != nil {
+			if strings.Contains(err.Error(), "\n") {
+				t.Fatalf("not one sentence: %q", err)
+			}
+			return
+		}
+		if r.spec.Size < 0 || r.spec.Size > math.MaxInt64-1 {
+			t.Fatalf("size %d", r.spec.Size)
+		}
+		for k, v := range r.spec.Record {
+			if len(k) > 16 || len(v) > 255 || !utf8.ValidString(v) {
+				t.Fatalf("record %q=%q does not keep the contract", k, v)
+			}
+		}
+		settingsOf(r.spec.Record)
+	})
+}
+
+func FuzzSize(f *testing.F) {
+	f.Add("10")
+	f.Add("1TiB")
+	f.Fuzz(func(t *testing.T, text string) {
+		n, err := ParseSize(text)
+		if err != nil {
+			return
+		}
+		if n <= 0 {
+			t.Fatalf("%q is %d bytes", text, n)
+		}
+		if back, err := ParseSize(FormatSize(n)); err != nil || back != n {
+			t.Fatalf("%q is %d bytes, written %s, read %d: %v", text, n, FormatSize(n), back, err)
+		}
+	})
+}
