@@ -1,0 +1,306 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Device is a block device of this node whose identity was read from sysfs when it was found. Its serial is
+//
+//   - /sys/block/<name>/device/serial for NVMe, without the blanks that pad it;
+//   - /sys/block/<name>/device/vpd_pg80 for SCSI: the unit serial number page, without its header and padding;
+//   - /sys/block/<name>/serial for virtio, which holds no more than 20 bytes: longer serials match by their first 20;
+//   - the base name of /sys/block/<name>/loop/backing_file for loop devices.
+//
+// The first of them that exists counts. A device without any cannot be found.
+type Device struct {
+	Name         string // the kernel's: loop3
+	Path         string // of its node: /dev/loop3
+	Major, Minor uint32
+	Size         int64  // bytes, when it was found
+	Serial       string // the identity that was asked for
+}
+
+// lookEvery is how often Wait and WaitGone look at sysfs when no event comes: a net for events that were lost.
+const lookEvery = time.Second
+
+// Find returns the device that bears the serial. Errors: ErrNoDevice, also while the device is still without a size or
+// a node; ErrAmbiguousDevice.
+func (h *Host) Find(ctx context.Context, serial string) (Device, error) {
+	if err := ctx.Err(); err != nil {
+		return Device{}, context.Cause(ctx)
+	}
+	names, err := h.bearers(serial)
+	switch {
+	case err != nil:
+		return Device{}, err
+	case len(names) == 0:
+		return Device{}, fmt.Errorf("%w: no block device of this node bears the serial %q; see whether the disk is attached to this node", ErrNoDevice, serial)
+	case len(names) > 1:
+		return Device{}, fmt.Errorf("%w: %s all bear the serial %q, so none is touched; detach the ones that are not the volume", ErrAmbiguousDevice, strings.Join(names, ", "), serial)
+	}
+	dev := Device{Name: names[0], Path: filepath.Join(h.dev, names[0]), Serial: serial}
+	if dev.Major, dev.Minor, err = h.number(dev.Name); err != nil {
+		return Device{}, err
+	}
+	if dev.Size, err = h.size(dev.Name); err != nil {
+		return Device{}, err
+	}
+	if dev.Size == 0 {
+		return Device{}, fmt.Errorf("%w: %s bears the serial %q but has no size yet", ErrNoDevice, dev.Name, serial)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dev.Path, &st); err != nil {
+		return Device{}, fmt.Errorf("%w: %s bears the serial %q but its node %s is missing (%w); the whole of the host's /dev must be seen here", ErrNoDevice, dev.Name, serial, dev.Path, err)
+	}
+	return dev, dev.isNode(&st)
+}
+
+// Wait returns the device that bears the serial as soon as there is one. It is woken by the kernel's events, and looks at
+// sysfs each second besides. Errors: ErrAmbiguousDevice at once; ErrNoDevice, with the cause, when ctx ends.
+func (h *Host) Wait(ctx context.Context, serial string) (dev Device, err error) {
+	waitErr := h.await(ctx, func() (bool, error) {
+		dev, err = h.Find(ctx, serial)
+		if errors.Is(err, ErrAmbiguousDevice) {
+			return false, err
+		}
+		return err == nil, nil
+	})
+	if waitErr != nil && !errors.Is(waitErr, ErrAmbiguousDevice) {
+		return Device{}, fmt.Errorf("%w: no device with the serial %q has arrived: %w", ErrNoDevice, serial, waitErr)
+	}
+	return dev, waitErr
+}
+
+// WaitGone returns when no device of this node bears the serial, or with an error when ctx ends.
+func (h *Host) WaitGone(ctx context.Context, serial string) error {
+	var names []string
+	err := h.await(ctx, func() (gone bool, err error) {
+		names, err = h.bearers(serial)
+		return err == nil && len(names) == 0, err
+	})
+	if err != nil && len(names) > 0 {
+		return fmt.Errorf("%w: device %s with the serial %q is still attached: %w", ErrBusy, strings.Join(names, ", "), serial, err)
+	}
+	return err
+}
+
+// await calls done until it is, whenever block devices change and each lookEvery.
+func (h *Host) await(ctx context.Context, done func() (bool, error)) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		changed := h.uevents.next() // before the look, so that no event falls between
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// bearers returns the names of the devices that bear the serial.
+func (h *Host) bearers(serial string) ([]string, error) {
+	if serial == "" {
+		return nil, fmt.Errorf("%w: a device cannot be found without a serial", ErrNoDevice)
+	}
+	dir := filepath.Join(h.sysfs, "block")
+	all, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("the block devices of this node cannot be listed: %w", err)
+	}
+	var names []string
+	for _, e := range all {
+		// A path of an NVMe multipath device is hidden and has no node; the device above it bears the same serial.
+		if hidden, _ := os.ReadFile(filepath.Join(dir, e.Name(), "hidden")); len(hidden) > 0 && hidden[0] == '1' {
+			continue
+		}
+		bears, err := bearsSerial(filepath.Join(dir, e.Name()), serial)
+		if err != nil {
+			return nil, fmt.Errorf("the identity of block device %s cannot be read: %w", e.Name(), err)
+		}
+		if bears {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// virtioSerialMax is VIRTIO_BLK_ID_BYTES of the virtio specification.
+const virtioSerialMax = 20
+
+// identities are the files that tell a device's serial, below /sys/block/<name>, and how to read them.
+var identities = []struct {
+	file  string
+	bears func(content []byte, serial string) bool
+}{
+	{"device/serial", func(b []byte, serial string) bool { return plainSerial(b) == serial }},
+	{"device/vpd_pg80", func(b []byte, serial string) bool { return pageSerial(b) == serial }},
+	{"serial", func(b []byte, serial string) bool {
+		return plainSerial(b) == serial[:min(len(serial), virtioSerialMax)]
+	}},
+	{"loop/backing_file", func(b []byte, serial string) bool { return backingFile(b) == serial }},
+}
+
+func bearsSerial(dir, serial string) (bool, error) {
+	for _, id := range identities {
+		b, err := os.ReadFile(filepath.Join(dir, id.file))
+		if err == nil {
+			return id.bears(b, serial), nil
+		}
+		// Devices come and go while we look, and a controller that is going away answers with an error of its own. One
+		// that cannot be identified bears no serial: an unverified device is never used.
+		if !errors.Is(err, fs.ErrNotExist) && !isDeviceGone(err) {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+func isDeviceGone(err error) bool {
+	for _, gone := range []error{unix.ENODEV, unix.ENXIO, unix.EIO, unix.EINVAL, unix.ENOTDIR} {
+		if errors.Is(err, gone) {
+			return true
+		}
+	}
+	return false
+}
+
+func plainSerial(b []byte) string { return strings.TrimSpace(strings.TrimRight(string(b), "\x00\n")) }
+
+// pageSerial reads the unit serial number page of SCSI (SPC-4, 7.8.15): four bytes of header, of which the last two are
+// the length of the serial that follows. It is "" for anything else.
+func pageSerial(b []byte) string {
+	if len(b) < 4 || b[1] != 0x80 {
+		return ""
+	}
+	n := int(b[2])<<8 | int(b[3])
+	if n > len(b)-4 {
+		return ""
+	}
+	return plainSerial(b[4 : 4+n])
+}
+
+// backingFile returns the base name of a loop device's file. A file that was deleted shows as "<path> (deleted)" and so
+// bears no volume's name any more.
+func backingFile(b []byte) string {
+	path := string(bytes.TrimSuffix(b, []byte("\n")))
+	return path[strings.LastIndexByte(path, '/')+1:]
+}
+
+func (h *Host) number(name string) (major, minor uint32, err error) {
+	b, err := os.ReadFile(filepath.Join(h.sysfs, "block", name, "dev"))
+	if err != nil {
+		return 0, 0, fmt.Errorf("%w: the number of block device %s cannot be read: %w", ErrNoDevice, name, err)
+	}
+	n, err := parseDevno(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0, 0, fmt.Errorf("the number of block device %s cannot be read: %w", name, err)
+	}
+	return n.major, n.minor, nil
+}
+
+// parseDevno reads the kernel's "major:minor".
+func parseDevno(s string) (devno, error) {
+	maj, mnr, found := strings.Cut(s, ":")
+	major, err1 := strconv.ParseUint(maj, 10, 32)
+	minor, err2 := strconv.ParseUint(mnr, 10, 32)
+	if !found || err1 != nil || err2 != nil {
+		return devno{}, fmt.Errorf("%q is no device number", s)
+	}
+	return devno{uint32(major), uint32(minor)}, nil
+}
+
+func (h *Host) size(name string) (int64, error) {
+	b, err := os.ReadFile(filepath.Join(h.sysfs, "block", name, "size"))
+	if err != nil {
+		return 0, fmt.Errorf("%w: the size of block device %s cannot be read: %w", ErrNoDevice, name, err)
+	}
+	sectors, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil || sectors < 0 || sectors > 1<<54 {
+		return 0, fmt.Errorf("the size of block device %s cannot be read: %q is no number of sectors", name, b)
+	}
+	return sectors * 512, nil // the kernel counts in 512 bytes here, whatever the sector size
+}
+
+// isNode checks that a stat of the device's path is of the device that sysfs identified.
+func (d Device) isNode(st *unix.Stat_t) error {
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK || unix.Major(st.Rdev) != d.Major || unix.Minor(st.Rdev) != d.Minor {
+		return fmt.Errorf("%w: %s is not block device %d:%d, which bears the serial %q; the host's own /dev must be seen here", ErrWrongDevice, d.Path, d.Major, d.Minor, d.Serial)
+	}
+	return nil
+}
+
+// open opens the device with further flags and verifies its identity anew. While the file is open the kernel does not give
+// the device's name and number to another disk.
+func (h *Host) open(dev Device, flags int) (*os.File, error) {
+	f, err := os.OpenFile(dev.Path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return nil, fmt.Errorf("%w: device %s is held by a mount, another program, or a device made of it", ErrBusy, dev.Path)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
+		return nil, fmt.Errorf("%w: device %s with the serial %q has gone: %w", ErrNoDevice, dev.Path, dev.Serial, err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: device %s cannot be opened: %w", ErrUnreadable, dev.Path, err)
+	}
+	if err := h.verify(dev, f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (h *Host) verify(dev Device, f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("%w: device %s: %w", ErrUnreadable, dev.Path, err)
+	}
+	if err := dev.isNode(&st); err != nil {
+		return err
+	}
+	names, err := h.bearers(dev.Serial)
+	if err != nil {
+		return err
+	}
+	if len(names) != 1 || names[0] != dev.Name {
+		return fmt.Errorf("%w: the serial %q is no longer that of %s alone (now: %s); it is not touched", ErrWrongDevice, dev.Serial, dev.Name, orNone(names))
+	}
+	major, minor, err := h.number(dev.Name)
+	if err != nil {
+		return err
+	}
+	if major != dev.Major || minor != dev.Minor {
+		return fmt.Errorf("%w: %s is device %d:%d now and was %d:%d; it is not touched", ErrWrongDevice, dev.Name, major, minor, dev.Major, dev.Minor)
+	}
+	return nil
+}
+
+// sizeOf returns the size of an open block device, in bytes, from the kernel itself.
+func sizeOf(f *os.File) (int64, error) {
+	size, err := ioctlUint64(f, unix.BLKGETSIZE64)
+	if err != nil {
+		return 0, fmt.Errorf("%w: the size of %s cannot be read: %w", ErrUnreadable, f.Name(), err)
+	}
+	return int64(size), nil
+}
+
+func orNone(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,161 @@
+package mount
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// grow enlarges a mounted file system to its device, if that is larger. Nothing to grow costs a read or an ioctl.
+func grow(root *os.File, dev Device, fstype string) error {
+	f, err := os.OpenFile(dev.Path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("device %s cannot be opened: %w", dev.Path, err)
+	}
+	defer f.Close()
+	size, err := sizeOf(f)
+	if err != nil {
+		return err
+	}
+	switch fstype {
+	case "ext4":
+		err = growExt4(root, f, size)
+	case "xfs":
+		err = growXFS(root, size)
+	case "btrfs":
+		err = growBtrfs(root, size)
+	}
+	if err == nil {
+		return nil
+	}
+	advice := ""
+	if errors.Is(err, unix.EPERM) && fstype == "ext4" {
+		advice = "; either blockvol lacks CAP_SYS_RESOURCE, or the file system has recorded errors and needs e2fsck -f first"
+	}
+	return fmt.Errorf("the %s on device %s could not be grown to the device's %d bytes, and keeps its size: %w%s", fstype, dev.Path, size, err, advice)
+}
+
+// ext4ResizeFS is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64).
+const ext4ResizeFS = 0x40086610
+
+func growExt4(root, device *os.File, size int64) error {
+	sb := make([]byte, 1024)
+	if _, err := device.ReadAt(sb, 1024); err != nil {
+		return err
+	}
+	blocks, blockSize, err := ext4Blocks(sb)
+	if err != nil {
+		return err
+	}
+	want := uint64(size) / blockSize
+	if want <= blocks {
+		return nil
+	}
+	return ioctl(root, ext4ResizeFS, &want)
+}
+
+// ext4Blocks reads a superblock (Linux, Documentation/filesystems/ext4/super.rst).
+func ext4Blocks(sb []byte) (blocks, blockSize uint64, err error) {
+	const (
+		magic      = 0xEF53
+		incompat64 = 0x80
+	)
+	le := binary.LittleEndian
+	if len(sb) < 0x154 || le.Uint16(sb[0x38:]) != magic {
+		return 0, 0, errors.New("no ext4 superblock is where it should be")
+	}
+	exponent := le.Uint32(sb[0x18:])
+	if exponent > 6 {
+		return 0, 0, errors.New("the ext4 superblock has no valid block size")
+	}
+	blocks = uint64(le.Uint32(sb[0x4:]))
+	if le.Uint32(sb[0x60:])&incompat64 != 0 {
+		blocks |= uint64(le.Uint32(sb[0x150:])) << 32
+	}
+	return blocks, 1024 << exponent, nil
+}
+
+// xfsGeometry is struct xfs_fsop_geom_v1 of the kernel.
+type xfsGeometry struct {
+	blockSize, _, agBlocks, agCount, _, _, _, imaxPercent uint32
+	dataBlocks                                            uint64
+	_                                                     [72]byte
+}
+
+const (
+	xfsGetGeometry = 0x80705864 // XFS_IOC_FSGEOMETRY_V1, _IOR('X', 100, 112 bytes)
+	xfsGrowData    = 0x4010586e // XFS_IOC_FSGROWFSDATA, _IOW('X', 110, 16 bytes)
+	xfsMinAGBlocks = 64         // a smaller rest at the end is left unused, by mkfs and the kernel alike
+)
+
+func growXFS(root *os.File, size int64) error {
+	var g xfsGeometry
+	if err := ioctl(root, xfsGetGeometry, &g); err != nil {
+		return err
+	}
+	if g.blockSize == 0 || g.agBlocks == 0 {
+		return errors.New("the kernel tells no geometry of it")
+	}
+	want := uint64(size) / uint64(g.blockSize)
+	if rest := want % uint64(g.agBlocks); rest < xfsMinAGBlocks {
+		want -= rest
+	}
+	if want <= g.dataBlocks {
+		return nil
+	}
+	return ioctl(root, xfsGrowData, &struct {
+		blocks      uint64
+		imaxPercent uint32
+		_           uint32
+	}{blocks: want, imaxPercent: g.imaxPercent})
+}
+
+// btrfsInfo is struct btrfs_ioctl_fs_info_args of the kernel.
+type btrfsInfo struct {
+	maxID, devices uint64
+	fsid           [16]byte
+	_              [992]byte
+}
+
+// btrfsDevice is struct btrfs_ioctl_dev_info_args.
+type btrfsDevice struct {
+	id         uint64
+	_          [16]byte
+	_          uint64
+	totalBytes uint64
+	_          [379 * 8]byte
+	_          [1024]byte
+}
+
+// btrfsVolume is struct btrfs_ioctl_vol_args.
+type btrfsVolume struct {
+	_    int64
+	name [4088]byte
+}
+
+const (
+	btrfsGetInfo   = 0x8400941f // BTRFS_IOC_FS_INFO, _IOR(0x94, 31, 1024 bytes)
+	btrfsGetDevice = 0xd000941e // BTRFS_IOC_DEV_INFO, _IOWR(0x94, 30, 4096 bytes)
+	btrfsResize    = 0x50009403 // BTRFS_IOC_RESIZE, _IOW(0x94, 3, 4096 bytes)
+	btrfsSector    = 4096       // at least; the file system's size is a multiple
+)
+
+func growBtrfs(root *os.File, size int64) error {
+	var info btrfsInfo
+	if err := ioctl(root, btrfsGetInfo, &info); err != nil {
+		return err
+	}
+	device := btrfsDevice{id: info.maxID} // of the only one, see mustBeOn
+	if err := ioctl(root, btrfsGetDevice, &device); err != nil {
+		return err
+	}
+	if uint64(size) < device.totalBytes+btrfsSector {
+		return nil
+	}
+	var arg btrfsVolume
+	copy(arg.name[:], fmt.Sprintf("%d:max", info.maxID))
+	return ioctl(root, btrfsResize, &arg)
+}

@@ -1,0 +1,229 @@
+// Package mount is the Linux side of a node: it finds a disk by its identity, formats it if and only if it is blank, and
+// shows its file system to containers at a path.
+//
+// # What it trusts
+//
+// A device is what sysfs says of it, never what a link under /dev is called. Whether a device is in use is what the kernel
+// says, never what this process remembers. Only Format writes to a device on which no file system is mounted, apart from
+// the file system's own checker, and it believes nothing that an earlier Probe found.
+//
+// # How a volume comes up
+//
+// The file system is mounted with fsopen and fsmount (Linux 5.10 has them in full), so it exists as an open file and at no
+// path while it is verified, grown and laid out; it cannot be seen, cloned into another mount namespace, or left behind by
+// a crash. Only what containers shall see is then attached at the published path. Kernels before 6.15 cannot clone a
+// directory out of a mount without a path: there, and only for that one step, it hangs at a path under Config.Staging.
+//
+// The file system is grown with its own ioctl, as resize2fs, xfs_growfs and btrfs would do; ext4 wants CAP_SYS_RESOURCE
+// for it, besides the CAP_SYS_ADMIN that everything here needs.
+//
+// Programs run are blkid, wipefs, mkfs.<type> and e2fsck, of util-linux, e2fsprogs, xfsprogs and btrfs-progs, found in
+// PATH, without a shell, a terminal or an environment.
+package mount
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Config tells a Host where things are. Published is required.
+type Config struct {
+	// Published is the directory under which volumes are shown to containers. It must exist. For containers to see mounts
+	// made after they started, it must be a mount of shared propagation; that is the business of whoever made it.
+	Published string
+
+	// Staging is a working directory of this Host alone, made if missing. Default /run/blockvol/staging. Nothing may be
+	// kept under it. It is used on kernels before 6.15 only.
+	Staging string
+
+	// Sysfs is where devices are identified, a sysfs mount. Default /sys. Another tree may stand there, for tests: a
+	// directory block/<name> with dev, size and one of the identity files (see Device). It decides about identity only;
+	// what the kernel holds is always read from /sys itself.
+	Sysfs string
+
+	// Dev has the nodes of block devices, under their kernel names. Default /dev.
+	Dev string
+
+	// Proc is a proc file system that shows the processes of the whole machine. Default /proc.
+	Proc string
+}
+
+// Host is the Linux side of this node. Its methods may be called from any number of goroutines; calls that work on one
+// device wait for each other, those on different devices do not.
+type Host struct {
+	published string
+	staging   string
+	sysfs     string
+	dev       string
+	proc      string
+
+	uevents *uevents
+	claims  claims
+
+	prepareStaging func() error
+	alwaysStage    bool // tests of what older kernels need
+}
+
+// New makes a Host. It unmounts what a crash left under Staging. Close releases it; mounts stay.
+func New(cfg Config) (*Host, error) {
+	h := &Host{
+		staging: cmp.Or(cfg.Staging, "/run/blockvol/staging"),
+		sysfs:   cmp.Or(cfg.Sysfs, "/sys"),
+		dev:     cmp.Or(cfg.Dev, "/dev"),
+		proc:    cmp.Or(cfg.Proc, "/proc"),
+	}
+	if cfg.Published == "" {
+		return nil, errors.New("no directory was given under which volumes are to be shown")
+	}
+	// The kernel's tables show paths without links, and are compared with these.
+	var err error
+	if h.published, err = canonical(cfg.Published); err != nil {
+		return nil, fmt.Errorf("the directory for published volumes cannot be used: %w", err)
+	}
+	if err := os.MkdirAll(h.staging, 0o700); err != nil {
+		return nil, fmt.Errorf("the staging directory cannot be made: %w", err)
+	}
+	if h.staging, err = canonical(h.staging); err != nil {
+		return nil, fmt.Errorf("the staging directory cannot be used: %w", err)
+	}
+	if within(h.published, h.staging) || within(h.staging, h.published) {
+		return nil, fmt.Errorf("staging directory %s and published directory %s must not contain one another", h.staging, h.published)
+	}
+	if err := h.clearStaging(); err != nil {
+		return nil, err
+	}
+	h.prepareStaging = sync.OnceValue(h.makeStagingPrivate)
+	h.uevents = listenUevents()
+	return h, nil
+}
+
+// Close stops listening for devices. Calls to Wait that are under way go on with their slow look at sysfs.
+func (h *Host) Close() error { return h.uevents.close() }
+
+// pathOf returns the published path of a volume's directory.
+func (h *Host) pathOf(dir string) (string, error) {
+	if dir == "" || len(dir) > 255 || dir[0] == '.' || strings.ContainsAny(dir, "/\x00") {
+		return "", fmt.Errorf("%q cannot be the name of a published directory: it must be one path element, up to 255 bytes, that does not start with a dot", dir)
+	}
+	return filepath.Join(h.published, dir), nil
+}
+
+// claims keep the calls that work on one device apart: mkfs, fsck and mount of one call do not meet those of another, nor
+// the exclusive open by which a look asks the kernel whether a device is free.
+type claims struct {
+	mu   sync.Mutex
+	devs map[devno]*claim
+}
+
+type claim struct {
+	work chan struct{} // full while a call works on the device
+	look sync.Mutex
+}
+
+type devno struct{ major, minor uint32 }
+
+func (c *claims) of(dev Device) *claim {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.devs == nil {
+		c.devs = map[devno]*claim{}
+	}
+	n := devno{dev.Major, dev.Minor}
+	if c.devs[n] == nil {
+		c.devs[n] = &claim{work: make(chan struct{}, 1)}
+	}
+	return c.devs[n]
+}
+
+// forWork waits until no other call works on the device or looks at it.
+func (c *claims) forWork(ctx context.Context, dev Device) (release func(), err error) {
+	cl := c.of(dev)
+	select {
+	case cl.work <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("device %s is being worked on by another call: %w", dev.Path, context.Cause(ctx))
+	}
+	// A look that began earlier ends; a later one sees the work and stays away.
+	cl.look.Lock()
+	cl.look.Unlock() //nolint:staticcheck // a barrier
+	return func() { <-cl.work }, nil
+}
+
+// forLook waits for other looks. It is refused while a call works on the device.
+func (c *claims) forLook(dev Device) (release func(), free bool) {
+	cl := c.of(dev)
+	cl.look.Lock()
+	if len(cl.work) > 0 {
+		cl.look.Unlock()
+		return nil, false
+	}
+	return cl.look.Unlock, true
+}
+
+func (h *Host) clearStaging() error {
+	left, err := mountsUnder(h.staging)
+	if err != nil {
+		return err
+	}
+	// The last mounted is the first to go.
+	for i := len(left) - 1; i >= 0; i-- {
+		if left[i].Mountpoint == h.staging {
+			continue
+		}
+		if err := unix.Unmount(left[i].Mountpoint, unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("%s, left by an earlier run, cannot be unmounted: %w", left[i].Mountpoint, err)
+		}
+	}
+	names, err := os.ReadDir(h.staging)
+	if err != nil {
+		return fmt.Errorf("the staging directory cannot be read: %w", err)
+	}
+	for _, e := range names {
+		if err := unix.Rmdir(filepath.Join(h.staging, e.Name())); err != nil {
+			return fmt.Errorf("the staging directory %s must be empty: %s cannot be removed: %w", h.staging, e.Name(), err)
+		}
+	}
+	return nil
+}
+
+// makeStagingPrivate makes the staging directory a mount whose own mounts are propagated to nobody.
+func (h *Host) makeStagingPrivate() error {
+	is, err := mountsUnder(h.staging)
+	if err != nil {
+		return err
+	}
+	mounted := false
+	for _, m := range is {
+		mounted = mounted || m.Mountpoint == h.staging
+	}
+	if !mounted {
+		if err := unix.Mount(h.staging, h.staging, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("the staging directory %s cannot be made a mount: %w", h.staging, err)
+		}
+	}
+	if err := unix.Mount("", h.staging, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("the staging directory %s cannot be made private: %w", h.staging, err)
+	}
+	return nil
+}
+
+func canonical(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(abs)
+}
+
+// within tells whether path is dir or lies under it.
+func within(dir, path string) bool {
+	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+}

@@ -1,0 +1,103 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	dataDir     = "data"
+	unfinished  = ".data.unfinished" // what becomes dataDir once it is complete
+	defaultMode = 0o755
+)
+
+func openDir(at *os.File, name string) (*os.File, error) {
+	fd, err := unix.Openat(int(at.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// ensureData makes the directory that LayoutData shows, if the file system is new. It appears under its name complete, or
+// not at all. Errors: ErrForeignLayout for a file system that holds other things instead.
+func ensureData(root *os.File, dev Device, spec PublishSpec, readOnly bool) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(root.Fd()), dataDir, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return nil
+	case err == nil:
+		return fmt.Errorf("%w: %q on device %s is not a directory", ErrForeignLayout, dataDir, dev.Path)
+	case !errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("directory %q of device %s cannot be looked up: %w", dataDir, dev.Path, err)
+	}
+	names, err := root.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("the file system on device %s cannot be read: %w", dev.Path, err)
+	}
+	for _, name := range names {
+		if name != "lost+found" && name != unfinished {
+			return fmt.Errorf("%w: device %s has no directory %q but holds %q, so it was not laid out by blockvol or its data has been moved; an empty directory is not shown in its place", ErrForeignLayout, dev.Path, dataDir, name)
+		}
+	}
+	if readOnly {
+		return fmt.Errorf("%w: device %s has no directory %q yet, and it cannot be made on a read-only mount", ErrForeignLayout, dev.Path, dataDir)
+	}
+	if err := makeData(root, spec); err != nil {
+		return fmt.Errorf("directory %q cannot be made on device %s: %w", dataDir, dev.Path, err)
+	}
+	return nil
+}
+
+func makeData(root *os.File, spec PublishSpec) error {
+	at := int(root.Fd())
+	if err := unix.Unlinkat(at, unfinished, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	if err := unix.Mkdirat(at, unfinished, 0o700); err != nil {
+		return err
+	}
+	dir, err := openDir(root, unfinished)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	uid, gid, mode := 0, 0, uint32(defaultMode)
+	if spec.UID != nil {
+		uid = *spec.UID
+	}
+	if spec.GID != nil {
+		gid = *spec.GID
+	}
+	if spec.Mode != nil {
+		mode = unixMode(*spec.Mode)
+	}
+	// The mode comes last: a change of owner may clear bits of it.
+	if err := dir.Chown(uid, gid); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(int(dir.Fd()), mode); err != nil {
+		return err
+	}
+	if err := dir.Sync(); err != nil {
+		return err
+	}
+	if err := unix.Renameat(at, unfinished, at, dataDir); err != nil {
+		return err
+	}
+	return root.Sync()
+}
+
+func unixMode(m os.FileMode) uint32 {
+	mode := uint32(m.Perm())
+	for bit, unixBit := range map[os.FileMode]uint32{os.ModeSetuid: unix.S_ISUID, os.ModeSetgid: unix.S_ISGID, os.ModeSticky: unix.S_ISVTX} {
+		if m&bit != 0 {
+			mode |= unixBit
+		}
+	}
+	return mode
+}

@@ -1,0 +1,180 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	mib = int64(1) << 20
+
+	// Sizes at which the tools make a file system without complaint.
+	ext4Size  = 32 * mib
+	xfsSize   = 320 * mib
+	btrfsSize = 128 * mib
+)
+
+var sizes = map[string]int64{"ext4": ext4Size, "xfs": xfsSize, "btrfs": btrfsSize}
+
+func TestMain(m *testing.M) {
+	if os.Getuid() == 0 {
+		// Mounts made here must not be seen by the machine that runs the tests, nor survive them.
+		if os.Getenv("MOUNT_TEST_NAMESPACE") == "" {
+			os.Exit(inNamespace())
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// inNamespace runs the tests anew in a mount namespace of their own, in which mounts are shared as on a machine with systemd.
+func inNamespace() int {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), "MOUNT_TEST_NAMESPACE=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	if err := cmd.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("loop devices and mounts need root: run the tests with sudo")
+	}
+}
+
+// newHost returns a host whose published directory is a mount of shared propagation, as in the managed plugin.
+func newHost(t testing.TB) *Host {
+	t.Helper()
+	needRoot(t)
+	h, err := New(Config{Published: sharedDir(t), Staging: filepath.Join(t.TempDir(), "staging")})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		left, err := mountsUnder(h.staging)
+		require.NoError(t, err)
+		for _, m := range left {
+			require.Equal(t, h.staging, m.Mountpoint, "something was left mounted in staging")
+			require.NoError(t, unix.Unmount(m.Mountpoint, 0))
+		}
+		require.NoError(t, h.Close())
+	})
+	return h
+}
+
+func sharedDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount(dir, dir, "", unix.MS_BIND, ""))
+	require.NoError(t, unix.Mount("", dir, "", unix.MS_SHARED, ""))
+	t.Cleanup(func() {
+		left, err := mountsUnder(dir)
+		require.NoError(t, err)
+		for i := len(left) - 1; i >= 0; i-- {
+			require.NoError(t, unix.Unmount(left[i].Mountpoint, unix.MNT_DETACH))
+		}
+		names, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		require.Empty(t, names, "directories were left in the published directory")
+	})
+	return dir
+}
+
+var diskCount int
+
+// disk is a loop device over a sparse file, as provider local makes them.
+type disk struct {
+	Device
+	t     testing.TB
+	image string
+}
+
+func newDisk(t testing.TB, size int64) *disk {
+	t.Helper()
+	needRoot(t)
+	diskCount++
+	image := filepath.Join(t.TempDir(), fmt.Sprintf("vol-%d-%d.img", os.Getpid(), diskCount))
+	require.NoError(t, os.WriteFile(image, nil, 0o600))
+	require.NoError(t, os.Truncate(image, size))
+	return attach(t, image)
+}
+
+func attach(t testing.TB, image string) *disk {
+	t.Helper()
+	path := strings.TrimSpace(must(t, "losetup", "--find", "--show", image))
+	t.Cleanup(func() { must(t, "losetup", "--detach", path) })
+	d := &disk{t: t, image: image}
+	d.Device = Device{Name: filepath.Base(path), Path: path, Serial: filepath.Base(image)}
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(path, &st))
+	d.Major, d.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
+	info, err := os.Stat(image)
+	require.NoError(t, err)
+	d.Size = info.Size()
+	return d
+}
+
+func formatted(t testing.TB, h *Host, fstype string) *disk {
+	t.Helper()
+	d := newDisk(t, sizes[fstype])
+	require.NoError(t, h.Format(context.Background(), d.Device, FormatSpec{FSType: fstype, Size: d.Size}))
+	return d
+}
+
+func must(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	require.NoError(t, cmd.Run(), "%s %s: %s%s", name, strings.Join(args, " "), out.String(), errs.String())
+	return out.String()
+}
+
+// contents is the whole image, to see that nothing was written to it.
+func (d *disk) contents() []byte {
+	b, err := os.ReadFile(d.image)
+	require.NoError(d.t, err)
+	return b
+}
+
+func (d *disk) write(b []byte, offset int64) {
+	f, err := os.OpenFile(d.Path, os.O_WRONLY, 0)
+	require.NoError(d.t, err)
+	defer f.Close()
+	_, err = f.WriteAt(b, offset)
+	require.NoError(d.t, err)
+	require.NoError(d.t, f.Sync())
+}
+
+// isFree requires that the kernel holds nothing on the disk any more.
+func (d *disk) isFree(h *Host) {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	require.NoError(d.t, h.WaitFree(ctx, d.Device))
+}
+
+func publish(t testing.TB, h *Host, d *disk, dir string, spec PublishSpec) string {
+	t.Helper()
+	path, err := h.Publish(context.Background(), d.Device, dir, spec)
+	require.NoError(t, err)
+	return path
+}
+
+func unpublish(t testing.TB, h *Host, d *disk, dir string) {
+	t.Helper()
+	require.NoError(t, h.Unpublish(context.Background(), dir))
+	d.isFree(h)
+}

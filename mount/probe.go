@@ -1,0 +1,198 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Contents is what stands on a device.
+type Contents struct {
+	// Blank tells that nothing does: blkid and wipefs both ran and both found no signature, and the first and last MiB
+	// were read from the disk itself and are zero.
+	Blank bool
+
+	// FSType is the file system on the device, in blkid's words, if it holds one and nothing that contradicts it.
+	FSType string
+
+	// Found names everything that was found, for people: "ext4", "crypto_LUKS", "a gpt partition table". It is empty if
+	// and only if Blank.
+	Found []string
+}
+
+// unknownData is what Found says of bytes that no known format left.
+const unknownData = "data of an unknown kind"
+
+// Probe looks at what stands on a device, without a trace. What it finds may be outdated when it returns.
+// Errors: ErrWrongDevice, ErrNoDevice, ErrUnreadable, ErrNoTool.
+func (h *Host) Probe(ctx context.Context, dev Device) (Contents, error) {
+	f, err := h.open(dev, os.O_RDONLY|unix.O_DIRECT)
+	if err != nil {
+		return Contents{}, err
+	}
+	defer f.Close()
+	return probe(ctx, dev, f)
+}
+
+// probe looks at a device that is open with O_DIRECT.
+func probe(ctx context.Context, dev Device, f *os.File) (Contents, error) {
+	zero, err := edgesAreZero(f)
+	if err != nil {
+		return Contents{}, err
+	}
+	c, err := blkid(ctx, dev)
+	if err != nil {
+		return Contents{}, err
+	}
+	signatures, err := wipefs(ctx, dev)
+	if err != nil {
+		return Contents{}, err
+	}
+	for _, s := range signatures {
+		if !slices.Contains(c.Found, s) {
+			c.Found = append(c.Found, s)
+		}
+	}
+	if len(c.Found) == 0 && !zero {
+		c.Found = []string{unknownData}
+	}
+	c.Blank = len(c.Found) == 0
+	return c, nil
+}
+
+// blkid asks libblkid's low-level probe what is on the device. Exit code 2 means "nothing found" and also "no such file",
+// so it counts only with no output, on a device that is open here and was just read.
+func blkid(ctx context.Context, dev Device) (Contents, error) {
+	res, err := run(ctx, "blkid", "--probe", "--output", "export", dev.Path)
+	if err != nil {
+		return Contents{}, fmt.Errorf("what is on device %s cannot be told: %w", dev.Path, err)
+	}
+	switch {
+	case res.code == 0 && res.stdout != "":
+		if c := parseBlkid(res.stdout); len(c.Found) > 0 {
+			return c, nil
+		}
+	case res.code == 2 && res.stdout == "" && res.stderr == "":
+		return Contents{}, nil
+	case res.code == 8: // several signatures contradict each other; wipefs names them
+		return Contents{Found: []string{"several formats at once"}}, nil
+	}
+	return Contents{}, fmt.Errorf("%w: what is on device %s cannot be told, since blkid ended with code %d: %s", ErrUnreadable, dev.Path, res.code, res.words())
+}
+
+// parseBlkid reads the KEY=value lines of blkid's export format.
+func parseBlkid(out string) Contents {
+	var c Contents
+	var usage string
+	for line := range strings.Lines(out) {
+		key, value, _ := strings.Cut(strings.TrimRight(line, "\n"), "=")
+		switch {
+		case value == "":
+		case key == "TYPE":
+			c.FSType = value
+			c.Found = append(c.Found, value)
+		case key == "USAGE":
+			usage = value
+		case key == "PTTYPE":
+			c.Found = append(c.Found, value)
+		}
+	}
+	if usage != "filesystem" {
+		c.FSType = ""
+	}
+	return c
+}
+
+// wipefs names the signatures that wipefs would erase. It looks for each format by itself, where blkid weighs them.
+func wipefs(ctx context.Context, dev Device) ([]string, error) {
+	res, err := run(ctx, "wipefs", "--no-act", "--parsable", dev.Path)
+	if err != nil {
+		return nil, fmt.Errorf("what is on device %s cannot be told: %w", dev.Path, err)
+	}
+	if res.code != 0 || res.stderr != "" {
+		return nil, fmt.Errorf("%w: what is on device %s cannot be told, since wipefs ended with code %d: %s", ErrUnreadable, dev.Path, res.code, res.words())
+	}
+	return parseWipefs(res.stdout), nil
+}
+
+// parseWipefs reads lines of offset, uuid, label and type, separated by commas. A label may have commas itself. Any output
+// at all yields at least one signature.
+func parseWipefs(out string) []string {
+	if strings.TrimSpace(out) == "" {
+		return nil
+	}
+	var found []string
+	for line := range strings.Lines(out) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		kind := line[strings.LastIndexByte(line, ',')+1:]
+		if kind == "" {
+			kind = unknownData
+		}
+		if !slices.Contains(found, kind) {
+			found = append(found, kind)
+		}
+	}
+	if len(found) == 0 {
+		return []string{unknownData}
+	}
+	return found
+}
+
+const (
+	edge  = 1 << 20 // bytes at either end of a device that must be readable, and zero on a blank one
+	align = 4096    // O_DIRECT wants memory and offsets in whole sectors, whose size is at most this
+)
+
+// edgesAreZero reads the first and the last MiB of a device that is open with O_DIRECT, so past every cache.
+// Errors: ErrUnreadable.
+func edgesAreZero(f *os.File) (bool, error) {
+	size, err := sizeOf(f)
+	if err != nil {
+		return false, err
+	}
+	first, last := edgesOf(size)
+	buf := alignedBuffer(edge + align)
+	zero := true
+	for _, s := range []span{first, last} {
+		for done := int64(0); done < s.length; {
+			n, err := unix.Pread(int(f.Fd()), buf[done:s.length], s.offset+done)
+			if err == unix.EINTR {
+				continue
+			}
+			if err == nil && n == 0 {
+				err = fmt.Errorf("it ends at byte %d of %d", s.offset+done, size)
+			}
+			if err != nil {
+				return false, fmt.Errorf("%w: device %s at byte %d: %w", ErrUnreadable, f.Name(), s.offset+done, err)
+			}
+			done += int64(n)
+		}
+		zero = zero && isZero(buf[:s.length])
+	}
+	return zero, nil
+}
+
+type span struct{ offset, length int64 }
+
+// edgesOf returns where the first and the last MiB of a device of that size are; they overlap on a small one.
+func edgesOf(size int64) (first, last span) {
+	from := max(0, size-edge) &^ (align - 1)
+	return span{0, min(size, edge)}, span{from, size - from}
+}
+
+func isZero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
+
+func alignedBuffer(n int) []byte {
+	b := make([]byte, n+align)
+	skip := align - int(uintptr(unsafe.Pointer(&b[0]))%align)
+	return b[skip : skip+n]
+}

@@ -1,0 +1,354 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Layouts of a volume: what of its file system a container sees. A volume's layout is decided once and never changes.
+const (
+	LayoutData = "data" // the directory "data" in it, so that a new volume is empty: no lost+found
+	LayoutRoot = "root" // its root, whatever is there: a disk from elsewhere
+)
+
+// PublishSpec is how a volume is to be mounted.
+type PublishSpec struct {
+	FSType       string   // one of FSTypes; what the device must hold
+	Layout       string   // LayoutData or LayoutRoot
+	MountOptions []string // one per element; CheckOptions accepts them
+
+	// UID, GID and Mode are given to the directory of LayoutData when it is made, and never again. Default root, 0755.
+	UID, GID *int
+	Mode     *os.FileMode
+
+	// Warn, if set, is told of what went wrong without being in the way of the mount: a file system that could not be
+	// grown to its device. If it is not set, that is an error.
+	Warn func(error)
+}
+
+// Publish shows the device's file system at the returned path, which is dir under Config.Published. ext4 is checked by
+// e2fsck first; xfs and btrfs repair themselves as they are mounted. A file system smaller than its device is grown. With
+// the mount option "ro" nothing is checked, grown or made.
+//
+// It answers when the kernel's mount table shows the file system of that device at the path, on top. What is mounted so
+// already stays as it is, whatever the options. On error nothing stays mounted.
+//
+// It can wait for the disk inside the kernel, where no context reaches; ctx ends the programs and the waiting for others.
+//
+// Errors: ErrBlank, ErrWrongFS, ErrWrongDevice, ErrNoDevice, ErrDamaged, ErrBusy, ErrForeignLayout, ErrOccupied,
+// ErrUnreadable, ErrNoTool, ErrInvalid.
+func (h *Host) Publish(ctx context.Context, dev Device, dir string, spec PublishSpec) (path string, err error) {
+	path, err = h.pathOf(dir)
+	if err != nil {
+		return "", err
+	}
+	if spec.Layout != LayoutData && spec.Layout != LayoutRoot {
+		return "", fmt.Errorf("%w: layout %q is not one of %s, %s", ErrInvalid, spec.Layout, LayoutData, LayoutRoot)
+	}
+	if err := CheckOptions(spec.FSType, nil, spec.MountOptions); err != nil {
+		return "", err
+	}
+	release, err := h.claims.forWork(ctx, dev)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+
+	f, err := h.open(dev, os.O_RDONLY) // open until it is mounted, so that the name stays this disk's
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if done, err := h.alreadyAt(path, dev, spec); done || err != nil {
+		return path, err
+	}
+
+	options := parseOptions(spec.FSType, spec.MountOptions)
+	held, err := h.kernelHolds(dev)
+	if err != nil {
+		return "", err
+	}
+	if !held { // a container may hold it still; then it is mounted once more, and a check would destroy it
+		if err := mustHold(ctx, dev, spec.FSType); err != nil {
+			return "", err
+		}
+		if !options.readOnly() {
+			if err := check(ctx, dev, spec.FSType); err != nil {
+				return "", err
+			}
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return "", fmt.Errorf("device %s is not mounted: %w", dev.Path, context.Cause(ctx))
+	}
+
+	m, err := mountDetached(dev, spec.FSType, options)
+	if err != nil {
+		return "", err
+	}
+	defer m.Close() // what is attached nowhere by then is unmounted with it
+	shown, err := h.prepare(m, dev, dir, spec, options.readOnly())
+	if err != nil {
+		return "", err
+	}
+	defer shown.Close()
+	if err := makeBare(path); err != nil {
+		return "", err
+	}
+	if err := unix.MoveMount(int(shown.Fd()), "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		err = fmt.Errorf("the file system of device %s cannot be shown at %s: %w", dev.Path, path, err)
+		return "", errors.Join(err, removeBare(path))
+	}
+	if done, err := h.alreadyAt(path, dev, spec); !done {
+		if err == nil {
+			err = fmt.Errorf("device %s was mounted at %s but is not seen there", dev.Path, path)
+		}
+		return "", errors.Join(err, h.unmountAt(path))
+	}
+	return path, nil
+}
+
+// alreadyAt tells whether the volume is mounted at the path. Errors: ErrOccupied for another mount.
+func (h *Host) alreadyAt(path string, dev Device, spec PublishSpec) (bool, error) {
+	top, err := mountAt(path)
+	if err != nil || top == nil {
+		return false, err
+	}
+	root := "/"
+	if spec.Layout == LayoutData {
+		root = "/" + dataDir
+	}
+	if !isOn(top, dev) || top.Root != root {
+		return false, fmt.Errorf("%w: %s of %s (%s) is mounted at %s, where %s of device %s is to be; unmount it first", ErrOccupied, top.Root, top.Source, top.FSType, path, root, dev.Path)
+	}
+	return true, nil
+}
+
+// prepare grows and lays out a file system that hangs nowhere yet, and returns the mount that containers are to see.
+func (h *Host) prepare(m *os.File, dev Device, dir string, spec PublishSpec, readOnly bool) (*os.File, error) {
+	root, err := openDir(m, ".")
+	if err != nil {
+		return nil, fmt.Errorf("the file system of device %s cannot be opened: %w", dev.Path, err)
+	}
+	defer root.Close()
+	if err := mustBeOn(root, dev, spec.FSType); err != nil {
+		return nil, err
+	}
+	if !readOnly {
+		if err := grow(root, dev, spec.FSType); err != nil {
+			if spec.Warn == nil {
+				return nil, err
+			}
+			spec.Warn(err)
+		}
+	}
+	if spec.Layout == LayoutRoot {
+		fd, err := unix.FcntlInt(m.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), dir), nil
+	}
+	if err := ensureData(root, dev, spec, readOnly); err != nil {
+		return nil, err
+	}
+	shown, err := cloneDir(m, dataDir)
+	if errors.Is(err, unix.EINVAL) || h.alwaysStage {
+		if err == nil {
+			shown.Close()
+		}
+		shown, err = h.cloneStaged(m, root, dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("directory %q of device %s cannot be shown by itself: %w", dataDir, dev.Path, err)
+	}
+	return shown, nil
+}
+
+// mountDetached mounts a file system nowhere. It lives as long as the returned file, or a mount made of it.
+func mountDetached(dev Device, fstype string, options parsedOptions) (*os.File, error) {
+	fd, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENODEV) {
+		return nil, fmt.Errorf("%w: the kernel of this node has no %s, which device %s holds", ErrNoTool, fstype, dev.Path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("file systems cannot be mounted here (fsopen: %w); CAP_SYS_ADMIN and Linux 5.10 are needed", err)
+	}
+	fsContext := os.NewFile(uintptr(fd), "fsopen")
+	defer fsContext.Close()
+	for _, o := range append([]string{"source=" + dev.Path}, options.flags...) {
+		key, value, hasValue := strings.Cut(o, "=")
+		if hasValue {
+			err = unix.FsconfigSetString(fd, key, value)
+		} else {
+			err = unix.FsconfigSetFlag(fd, key)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: the kernel refuses mount option %q of %s for device %s%s: %w", ErrInvalid, o, fstype, dev.Path, kernelWords(fd), err)
+		}
+	}
+	if err := unix.FsconfigCreate(fd); err != nil {
+		kind := error(nil)
+		advice := ""
+		switch {
+		case errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EBADMSG):
+			kind, advice = ErrDamaged, fmt.Sprintf("; repair it by hand (%s) or restore a snapshot", repairer[fstype])
+		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
+			kind, advice = ErrBusy, "; something on this node holds the device, or a file system of the same uuid is mounted"
+		case errors.Is(err, unix.EIO):
+			kind = ErrUnreadable
+		default:
+			return nil, fmt.Errorf("the %s on device %s cannot be mounted%s: %w", fstype, dev.Path, kernelWords(fd), err)
+		}
+		return nil, fmt.Errorf("%w: the %s on device %s cannot be mounted%s: %w%s", kind, fstype, dev.Path, kernelWords(fd), err, advice)
+	}
+	mfd, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, options.attrs)
+	if err != nil {
+		return nil, fmt.Errorf("the %s on device %s cannot be mounted%s: %w", fstype, dev.Path, kernelWords(fd), err)
+	}
+	return os.NewFile(uintptr(mfd), dev.Path), nil
+}
+
+var repairer = map[string]string{"ext4": "e2fsck -f", "xfs": "xfs_repair", "btrfs": "btrfs check"}
+
+// kernelWords returns what the kernel said about a file system context, in parentheses, or "".
+func kernelWords(fd int) string {
+	var said []string
+	buf := make([]byte, 4096)
+	for {
+		n, err := unix.Read(fd, buf)
+		if err != nil || n <= 0 {
+			break
+		}
+		// Each message begins with its level: "e ext4: Unknown parameter".
+		line := strings.TrimSpace(string(buf[:n]))
+		if len(line) > 2 && line[1] == ' ' {
+			line = line[2:]
+		}
+		said = append(said, line)
+	}
+	if len(said) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(said, "; ") + ")"
+}
+
+// cloneDir makes a mount of a directory of a mount.
+func cloneDir(m *os.File, name string) (*os.File, error) {
+	fd, err := unix.OpenTree(int(m.Fd()), name, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// cloneStaged does for kernels before 6.15 what cloneDir does for later ones: the mount hangs in the staging directory
+// just while the directory is cloned out of it. root, open on the mount, is closed.
+func (h *Host) cloneStaged(m, root *os.File, dir string) (shown *os.File, err error) {
+	if err := h.prepareStaging(); err != nil {
+		return nil, err
+	}
+	stage := filepath.Join(h.staging, dir)
+	if err := os.Mkdir(stage, 0o700); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if e := unix.Rmdir(stage); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", stage, e))
+		}
+	}()
+	if err := unix.MoveMount(int(m.Fd()), "", unix.AT_FDCWD, stage, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return nil, err
+	}
+	at, err := os.OpenFile(stage, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		shown, err = cloneDir(at, dataDir)
+		at.Close()
+	}
+	root.Close() // open files keep a mount busy
+	m.Close()
+	if e := unix.Unmount(stage, unix.UMOUNT_NOFOLLOW); e != nil {
+		if shown != nil {
+			shown.Close()
+		}
+		return nil, errors.Join(err, fmt.Errorf("staging directory %s cannot be unmounted: %w", stage, e))
+	}
+	return shown, err
+}
+
+// makeBare makes the directory that the volume is mounted on: empty, and closed to everyone but root, so that whoever gets
+// at it without the volume sees nothing and leaves nothing. Errors: ErrOccupied.
+func makeBare(path string) error {
+	err := unix.Mkdir(path, 0)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("directory %s cannot be made: %w", path, err)
+	}
+	// Left by a crash, or put there by someone.
+	info, err := os.Lstat(path)
+	if err != nil {
+		return fmt.Errorf("directory %s cannot be used: %w", path, err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%w: %s is not a directory; see what put it there and move it away", ErrOccupied, path)
+	}
+	names, err := os.ReadDir(path)
+	if err != nil {
+		return fmt.Errorf("directory %s cannot be read: %w", path, err)
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("%w: directory %s holds %q without its volume being mounted, as if written there by mistake; move it away", ErrOccupied, path, names[0].Name())
+	}
+	if err := os.Chmod(path, 0); err != nil {
+		return fmt.Errorf("directory %s cannot be closed: %w", path, err)
+	}
+	return nil
+}
+
+func removeBare(path string) error {
+	if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("directory %s, on which nothing is mounted any more, cannot be removed: %w", path, err)
+	}
+	return nil
+}
+
+// Unpublish unmounts what is mounted at dir under Config.Published, and removes the bare directory. Nothing mounted there
+// is success. It never unmounts lazily: a mount in use stays. When it returns, copies of the mount in other mount
+// namespaces may still hold the file system: see Held.
+// Errors: ErrBusy.
+func (h *Host) Unpublish(ctx context.Context, dir string) error {
+	path, err := h.pathOf(dir)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	return h.unmountAt(path)
+}
+
+func (h *Host) unmountAt(path string) error {
+	for {
+		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+		switch {
+		case err == nil: // there may be another below
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("%w: %s cannot be unmounted while a process works in it or another mount is on it; it stays mounted", ErrBusy, path)
+		case errors.Is(err, unix.EINVAL): // not a mount
+			return removeBare(path)
+		case errors.Is(err, unix.ENOENT):
+			return nil
+		default:
+			return fmt.Errorf("%s cannot be unmounted: %w", path, err)
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// kernelSysfs is the kernel's own state, wherever Config.Sysfs points.
+const kernelSysfs = "/sys"
+
+// Mounted is one mount under Config.Published, in this process's mount namespace.
+type Mounted struct {
+	Dir          string // under Config.Published
+	Device       string // the kernel's name of the block device: loop3
+	Major, Minor uint32 // of the block device; zero if the kernel does not tell
+	FSType       string
+}
+
+// Published returns every mount right under Config.Published, in the order in which they were made; one that is covered by
+// another at the same path included.
+func (h *Host) Published(ctx context.Context) ([]Mounted, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	all, err := mountsUnder(h.published)
+	if err != nil {
+		return nil, err
+	}
+	var found []Mounted
+	for _, m := range all {
+		if filepath.Dir(m.Mountpoint) != h.published || m.Mountpoint == h.published {
+			continue
+		}
+		one := Mounted{Dir: filepath.Base(m.Mountpoint), FSType: m.FSType, Device: filepath.Base(m.Source)}
+		n := devno{uint32(m.Major), uint32(m.Minor)}
+		if m.FSType == "btrfs" { // whose own number is of no block device
+			n = devno{}
+			if b, err := os.ReadFile(filepath.Join(kernelSysfs, "class/block", one.Device, "dev")); err == nil {
+				n, _ = parseDevno(strings.TrimSpace(string(b)))
+			}
+		} else if name := kernelName(n); name != "" {
+			one.Device = name
+		}
+		one.Major, one.Minor = n.major, n.minor
+		found = append(found, one)
+	}
+	return found, nil
+}
+
+// IsPublished tells whether whoever opens dir under Config.Published now sees the file system of that device: the mount
+// that the path leads to is on it, by the kernel's mount table.
+func (h *Host) IsPublished(ctx context.Context, dir string, dev Device) (bool, error) {
+	path, err := h.pathOf(dir)
+	if err != nil {
+		return false, err
+	}
+	if err := ctx.Err(); err != nil {
+		return false, context.Cause(ctx)
+	}
+	top, err := mountAt(path)
+	if err != nil || top == nil {
+		return false, err
+	}
+	return isOn(top, dev), nil
+}
+
+// mountAt returns the mount whose root is what the path leads to, or nil if it is no mount's root.
+func mountAt(path string) (*mountinfo.Info, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("%s cannot be looked at: %w", path, err)
+	case st.Mask&unix.STATX_MNT_ID == 0 || st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0:
+		return nil, fmt.Errorf("the kernel does not tell which mount %s is; Linux 5.10 or later is needed", path)
+	case st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
+		return nil, nil
+	}
+	found, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		is := uint64(m.ID) == st.Mnt_id
+		return !is, is
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the kernel's mount table cannot be read: %w", err)
+	}
+	if len(found) == 0 || found[0].Mountpoint != path {
+		return nil, nil // unmounted meanwhile
+	}
+	return found[0], nil
+}
+
+// mountsUnder returns the mounts of this process's namespace at or under a path, in the order in which they were made.
+func mountsUnder(path string) ([]*mountinfo.Info, error) {
+	found, err := mountinfo.GetMounts(mountinfo.PrefixFilter(path))
+	if err != nil {
+		return nil, fmt.Errorf("the kernel's mount table cannot be read: %w", err)
+	}
+	return found, nil
+}
+
+// isOn tells whether a mount of this namespace is of the device's file system.
+func isOn(m *mountinfo.Info, dev Device) bool {
+	if m.FSType != "btrfs" {
+		return uint32(m.Major) == dev.Major && uint32(m.Minor) == dev.Minor
+	}
+	root, err := os.OpenFile(m.Mountpoint, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	return mustBeOn(root, dev, m.FSType) == nil
+}
+
+// mustBeOn checks that an open directory is on the device's file system, and that this has no other device.
+// Errors: ErrWrongDevice.
+func mustBeOn(root *os.File, dev Device, fstype string) error {
+	if fstype != "btrfs" {
+		var st unix.Stat_t
+		if err := unix.Fstat(int(root.Fd()), &st); err != nil {
+			return fmt.Errorf("the file system of device %s cannot be looked at: %w", dev.Path, err)
+		}
+		if unix.Major(st.Dev) != dev.Major || unix.Minor(st.Dev) != dev.Minor {
+			return fmt.Errorf("%w: the kernel mounted %d:%d where device %s (%d:%d) was asked for", ErrWrongDevice, unix.Major(st.Dev), unix.Minor(st.Dev), dev.Path, dev.Major, dev.Minor)
+		}
+		return nil
+	}
+	// A btrfs has a device number of its own; the kernel lists its devices by the file system's id.
+	var info btrfsInfo
+	if err := ioctl(root, btrfsGetInfo, &info); err != nil {
+		return fmt.Errorf("the btrfs of device %s cannot be looked at: %w", dev.Path, err)
+	}
+	id := info.fsid
+	dir := filepath.Join(kernelSysfs, "fs/btrfs", fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:]), "devices")
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("the devices of the btrfs on device %s cannot be listed: %w", dev.Path, err)
+	}
+	if len(names) != 1 || names[0].Name() != kernelNameOf(dev) {
+		return fmt.Errorf("%w: the btrfs that the kernel mounted for device %s is on %v; a volume's file system has one device, and a copy of one that is mounted needs a uuid of its own (btrfstune -u)", ErrWrongDevice, dev.Path, names)
+	}
+	return nil
+}
+
+// kernelName returns the kernel's name of a block device, or "" if there is none of that number.
+func kernelName(n devno) string {
+	link, err := os.Readlink(filepath.Join(kernelSysfs, "dev/block", fmt.Sprintf("%d:%d", n.major, n.minor)))
+	if err != nil {
+		return ""
+	}
+	return filepath.Base(link)
+}
+
+// kernelNameOf returns the kernel's name of a device, which is the one in Device but where Config.Sysfs says otherwise. A
+// device that has been pulled keeps the name that it had.
+func kernelNameOf(dev Device) string {
+	if name := kernelName(devno{dev.Major, dev.Minor}); name != "" {
+		return name
+	}
+	return dev.Name
+}
