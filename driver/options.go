@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
@@ -70,6 +72,8 @@ func (d *Driver) parseOptions(name string, options map[string]string) (request, 
 			err = fmt.Errorf("unknown option %q: the options are %s", key, strings.Join(d.allowedOptions(), ", "))
 		case slices.Contains(cloudOptions, key) && !slices.Contains(supported, key):
 			err = fmt.Errorf("option %q is not available with this provider: the options are %s", key, strings.Join(d.allowedOptions(), ", "))
+		case strings.ContainsFunc(value, func(c rune) bool { return !unicode.IsPrint(c) || c == utf8.RuneError }):
+			err = fmt.Errorf("option %q has a value with characters that cannot be printed", key)
 		case value == "":
 		default:
 			if err = r.set(key, value); err != nil {

@@ -82,6 +82,8 @@ func TestBadOptionsAreRefusedInASentence(t *testing.T) {
 		{"tags", "a", `must be a list`},
 		{"tags", "a=1,a=2", `twice`},
 		{"tags", "=1", `must be a list`},
+		{"mount-options", "a\x8b", `cannot be printed`},
+		{"type", "a\nb", `cannot be printed`},
 		{"mkfs-options", strings.Repeat("x", 256), `longer than 255 bytes`},
 	} {
 		_, err := optionsDriver().parseOptions("data", map[string]string{c.option: c.value})
