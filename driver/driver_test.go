@@ -409,7 +409,7 @@ func TestReclaim(t *testing.T) {
 			require.NoError(t, l.Create(within(t), "again", map[string]string{"volume-id": id}))
 			mustMount(t, l, "again", "2")
 			assert.Equal(t, 1, w.disk("again").formats)
-			assert.Equal(t, layoutData, w.disk("again").Record[recLayout], "the layout never changes")
+			assert.Equal(t, mount.LayoutData, w.disk("again").Record[recLayout], "the layout never changes")
 		})
 	})
 	t.Run("snapshot takes one first", func(t *testing.T) {

@@ -107,6 +107,7 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	v.step("being checked and mounted")
 	path, err := d.host.Publish(ctx, dev, v.dir, mount.PublishSpec{
 		FSType: set.fstype, Layout: set.layout, MountOptions: set.mountOptions, UID: set.uid, GID: set.gid, Mode: set.mode,
+		Warn: func(err error) { d.volumeLog(v).WithError(err).Warn("The volume is mounted, but not as it should be") },
 	})
 	if err != nil {
 		return fmt.Errorf("%w: volume %q (%s) is not mounted on node %s", err, v.name, vol.ID, node.ID)

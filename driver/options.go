@@ -21,7 +21,7 @@ import (
 // The keys of a volume's Record: what any node must know to mount it. Their values are the create options, verbatim.
 const (
 	recFormatted    = "formatted" // the file system it was formatted with; set after formatting, never unset
-	recLayout       = "layout"    // what the container sees: layoutData or layoutRoot; never changes
+	recLayout       = "layout"    // what the container sees: mount.LayoutData or mount.LayoutRoot; never changes
 	recFSType       = "fstype"
 	recMkfsOptions  = "mkfs-options"
 	recMountOptions = "mount-options"
@@ -168,19 +168,22 @@ func (d *Driver) complete(r *request) error {
 	if r.adopt != "" || r.spec.Snapshot != "" {
 		// Whatever is on it is data, even if no signature can be seen.
 		r.spec.Record[recFormatted] = "before"
-		return d.checkFSOptions(r, cmp.Or(r.explicit[recFSType], d.defaultFSType))
+		if fstype := r.explicit[recFSType]; fstype != "" {
+			return checkFSOptions(r, fstype)
+		}
+		return nil // which file system is on it is seen at the first mount, and the options are checked then
 	}
 	fstype := cmp.Or(r.explicit[recFSType], d.defaultFSType)
 	r.spec.Record[recFSType] = fstype
-	r.spec.Record[recLayout] = layoutData
+	r.spec.Record[recLayout] = mount.LayoutData
 	r.spec.Size = cmp.Or(r.spec.Size, d.defaultSize)
 	if least := smallest[fstype]; r.spec.Size < least {
 		return fmt.Errorf("size %s is too small for %s: it needs at least %s", FormatSize(r.spec.Size), fstype, FormatSize(least))
 	}
-	return d.checkFSOptions(r, fstype)
+	return checkFSOptions(r, fstype)
 }
 
-func (d *Driver) checkFSOptions(r *request, fstype string) error {
+func checkFSOptions(r *request, fstype string) error {
 	s := settingsOf(r.spec.Record)
 	return mount.CheckOptions(fstype, s.mkfsOptions, s.mountOptions)
 }
@@ -197,17 +200,11 @@ type settings struct {
 	reclaim      Reclaim
 }
 
-// Layouts, as package mount names them.
-const (
-	layoutData = "data" // a directory inside the file system, so that no lost+found is in sight
-	layoutRoot = "root" // the file system's root: disks from elsewhere
-)
-
 func settingsOf(rec providers.Record) settings {
 	s := settings{
 		formatted:   rec[recFormatted] != "",
 		fstype:      rec[recFSType],
-		layout:      cmp.Or(rec[recLayout], layoutRoot),
+		layout:      cmp.Or(rec[recLayout], mount.LayoutRoot),
 		mkfsOptions: strings.Fields(rec[recMkfsOptions]),
 		reclaim:     Reclaim(cmp.Or(rec[recReclaim], string(ReclaimDelete))),
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -54,7 +55,7 @@ func TestDisksThatMayHoldDataAreMarkedFormattedFromTheStart(t *testing.T) {
 		require.NoError(t, err)
 		set := settingsOf(r.spec.Record)
 		assert.True(t, set.formatted, option)
-		assert.Equal(t, layoutRoot, set.layout, "what the disk does not say of its layout is the file system's root")
+		assert.Equal(t, mount.LayoutRoot, set.layout, "what the disk does not say of its layout is the file system's root")
 		assert.NotContains(t, r.spec.Record, recLayout, "the disk's own layout must win")
 	}
 }
