@@ -23,7 +23,7 @@ import (
 )
 
 // patience bounds every wait for an engine. It is long because it only decides how soon a broken test is given up.
-const patience = 90 * time.Second
+const patience = 4 * time.Minute
 
 // T is what an engine needs of a test.
 type T interface {

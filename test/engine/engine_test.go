@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -48,7 +49,7 @@ func TestNothingIsLeftOfAnEngineWhoseTestWasKilled(t *testing.T) {
 		image := filepath.Join(e.Volumes, "image")
 		require.NoError(t, os.WriteFile(image, make([]byte, 1<<20), 0o600))
 		e.Run("losetup", "--find", image)
-		os.Stdout.WriteString("\nrunning in " + e.Dir + "\n")
+		fmt.Println("\nrunning in " + e.Dir)
 		time.Sleep(time.Hour)
 	}
 	child := exec.Command("/proc/self/exe", "-test.run", "^"+t.Name()+"$")

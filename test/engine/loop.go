@@ -43,7 +43,7 @@ func Loops(dir string) ([]string, error) {
 			return nil, err
 		}
 		status, err := unix.IoctlLoopGetStatus64(int(device.Fd()))
-		device.Close() //nolint:errcheck // only read
+		device.Close()
 		if err == nil && files[file{status.Device, status.Inode}] {
 			loops = append(loops, loop)
 		}

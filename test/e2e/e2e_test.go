@@ -1,0 +1,245 @@
+// Package e2e_test runs the plugin as users have it: built by make, installed into a real engine, with real disks. Each
+// test is one thing that can happen to a volume, and what must hold then. Unless it says otherwise, a test ends with no
+// disk left attached.
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/engine"
+)
+
+// pluginDir is what `make plugin` makes. It is made anew, so that no test runs on yesterday's.
+const pluginDir = "../../build/plugin"
+
+func TestMain(m *testing.M) {
+	if out, err := exec.Command("make", "-C", "../..", "plugin").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "make plugin: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// start returns an engine with the plugin and an image.
+func start(t *testing.T, options ...engine.Option) *engine.Engine {
+	t.Helper()
+	t.Parallel()
+	e := engine.Start(t, options...)
+	e.Busybox()
+	e.InstallPlugin(pluginDir, "LOG_LEVEL=debug")
+	return e
+}
+
+func create(e *engine.Engine, name string, options ...string) {
+	args := []string{"volume", "create", "--driver", "blockvol"}
+	for _, option := range append([]string{"size=64MiB"}, options...) {
+		args = append(args, "--opt", option)
+	}
+	e.Docker(append(args, name)...)
+}
+
+// once runs a shell command in a container with the volume at /data, and removes the container.
+func once(e *engine.Engine, volume, command string) string {
+	return e.Docker("run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", command)
+}
+
+// writer is a shell command that appends the numbers from 1 to /data/log for ever, and ends at the first error.
+const writer = `n=0; while :; do n=$((n + 1)); echo $n >>/data/log; done`
+
+// startWriter starts a container named writer that runs writer, and waits for its first lines.
+func startWriter(t *testing.T, e *engine.Engine, volume string, options ...string) {
+	t.Helper()
+	args := append([]string{"run", "--detach", "--name", "writer", "--volume", volume + ":/data"}, options...)
+	e.Docker(append(args, "busybox", "sh", "-ec", writer)...)
+	awaitLines(t, e, 1)
+}
+
+func lines(e *engine.Engine) (int, error) {
+	out, err := e.Try("exec", "writer", "sh", "-c", "wc -l </data/log")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(out)
+}
+
+// awaitLines waits until the writer has written so many more lines.
+func awaitLines(t *testing.T, e *engine.Engine, more int) {
+	t.Helper()
+	before := -1
+	e.Eventually("the container writes", func() error {
+		n, err := lines(e)
+		if err != nil {
+			return err
+		}
+		if before < 0 {
+			before = n
+		}
+		if n < before+more {
+			return fmt.Errorf("%d lines, %d before", n, before)
+		}
+		return nil
+	})
+}
+
+// assertNothingLost checks that the writer's log is the numbers from 1, each once.
+func assertNothingLost(t *testing.T, e *engine.Engine, volume string) {
+	t.Helper()
+	assert.Regexp(t, `^[1-9]\d* lines$`, once(e, volume,
+		`awk '$1 != NR { print "line", NR, "is", $1; exit bad = 1 } END { if (!bad) print NR, "lines" }' /data/log || true`))
+}
+
+// eventuallyReleased waits until no volume is mounted by the plugin and none of the engine's disks is attached.
+func eventuallyReleased(t *testing.T, e *engine.Engine) {
+	t.Helper()
+	e.Eventually("the volume is unmounted and detached", func() error { return held(e) })
+}
+
+// requireReleased is eventuallyReleased without patience: Docker has its answer, and so the disk must be free.
+func requireReleased(t *testing.T, e *engine.Engine) {
+	t.Helper()
+	require.NoError(t, held(e))
+}
+
+func held(e *engine.Engine) error {
+	for line := range strings.Lines(e.Mounts()) {
+		if strings.Contains(line, "/propagated-mount/") {
+			return errors.New("mounted: " + line)
+		}
+	}
+	loops, err := engine.Loops(e.Volumes)
+	if err == nil && len(loops) > 0 {
+		err = fmt.Errorf("attached: %v", loops)
+	}
+	return err
+}
+
+func TestOneContainerWritesAnotherReads(t *testing.T) {
+	e := start(t)
+	create(e, "letters")
+	once(e, "letters", "echo hello >/data/letter")
+	requireReleased(t, e)
+	assert.Equal(t, "hello", once(e, "letters", "cat /data/letter"))
+	requireReleased(t, e)
+
+	assert.Equal(t, "blockvol:latest letters", e.Docker("volume", "ls", "--format", "{{.Driver}} {{.Name}}"))
+	e.Docker("volume", "rm", "letters")
+	assert.Empty(t, e.Docker("volume", "ls", "--quiet"))
+	images, err := filepath.Glob(filepath.Join(e.Volumes, "disks", "*"))
+	require.NoError(t, err)
+	assert.Empty(t, images)
+}
+
+func TestEachFileSystemHoldsTheSizeItWasGiven(t *testing.T) {
+	e := start(t)
+	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
+		create(e, fstype, "fstype="+fstype, "size=320MiB")
+		e.Docker("run", "--detach", "--name", fstype, "--volume", fstype+":/data", "busybox", "sleep", "1000")
+		assert.Equal(t, fstype, e.Docker("exec", fstype, "awk", `$2 == "/data" { print $3 }`, "/proc/mounts"))
+		_, err := e.Try("exec", fstype, "dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=400")
+		require.ErrorContains(t, err, "No space left on device")
+		assert.Equal(t, "file", e.Docker("exec", fstype, "ls", "-A", "/data"), "the container sees an empty root")
+		e.Docker("rm", "--force", fstype)
+	}
+	eventuallyReleased(t, e)
+}
+
+func TestTwoContainersOnOneVolume(t *testing.T) {
+	e := start(t)
+	create(e, "shared")
+	for _, name := range []string{"first", "second"} {
+		e.Docker("run", "--detach", "--name", name, "--volume", "shared:/data", "busybox", "sleep", "1000")
+	}
+	e.Docker("exec", "first", "sh", "-c", "echo from the first >/data/file")
+	e.Docker("rm", "--force", "first")
+	assert.Equal(t, "from the first", e.Docker("exec", "second", "cat", "/data/file"))
+	e.Docker("exec", "second", "touch", "/data/still-mounted")
+	e.Docker("rm", "--force", "second")
+	requireReleased(t, e)
+}
+
+func TestCopyUpFillsANewVolumeFromTheImage(t *testing.T) {
+	e := start(t)
+	create(e, "filled")
+	const path = "filled:/copyup"
+	assert.Equal(t, "from the image", e.Docker("run", "--rm", "--volume", path, "busybox", "cat", "/copyup/file"))
+	e.Docker("run", "--rm", "--volume", path, "busybox", "sh", "-c", "echo changed >/copyup/file")
+	assert.Equal(t, "changed", e.Docker("run", "--rm", "--volume", path, "busybox", "cat", "/copyup/file"), "a filled volume is left alone")
+	requireReleased(t, e)
+}
+
+func TestCopyToAStoppedContainer(t *testing.T) {
+	e := start(t)
+	create(e, "inbox")
+	e.Docker("create", "--name", "reader", "--volume", "inbox:/data", "busybox", "cat", "/data/letter")
+	letter := filepath.Join(t.TempDir(), "letter")
+	require.NoError(t, os.WriteFile(letter, []byte("copied"), 0o644))
+	e.Docker("cp", letter, "reader:/data/letter")
+	requireReleased(t, e)
+	assert.Equal(t, "copied", e.Docker("start", "--attach", "reader"))
+	requireReleased(t, e)
+}
+
+func TestAContainerThatCannotStartLeavesNothingMounted(t *testing.T) {
+	e := start(t)
+	create(e, "idle")
+	_, err := e.Try("run", "--rm", "--volume", "idle:/data", "busybox", "/no/such/program")
+	require.ErrorContains(t, err, "no such file")
+	eventuallyReleased(t, e)
+}
+
+func TestAContainerThatCrashesLeavesNothingMounted(t *testing.T) {
+	e := start(t)
+	create(e, "crash")
+	startWriter(t, e, "crash")
+	e.Run("kill", "-9", e.Docker("inspect", "--format", "{{.State.Pid}}", "writer"))
+	eventuallyReleased(t, e)
+	assertNothingLost(t, e, "crash")
+}
+
+func TestAVolumeInUseIsNotRemoved(t *testing.T) {
+	e := start(t)
+	create(e, "used")
+	startWriter(t, e, "used")
+	_, err := e.Try("volume", "rm", "used")
+	require.ErrorContains(t, err, "in use")
+	e.Docker("rm", "--force", "writer")
+	assertNothingLost(t, e, "used")
+	e.Docker("volume", "rm", "used")
+	requireReleased(t, e)
+}
+
+// Two engines that share a directory of images are two nodes of the cloud that it is.
+func TestAVolumeFollowsItsContainerToAnotherNode(t *testing.T) {
+	images := engine.SharedDir(t)
+	t.Parallel()
+	nodes := []*engine.Engine{engine.Start(t, engine.Images(images)), engine.Start(t, engine.Images(images))}
+	for _, node := range nodes {
+		node.Busybox()
+		node.InstallPlugin(pluginDir, "LOG_LEVEL=debug")
+	}
+	here, there := nodes[0], nodes[1]
+	create(here, "moving")
+	startWriter(t, here, "moving")
+
+	_, err := there.Try("run", "--rm", "--volume", "moving:/data", "busybox", "true")
+	require.Error(t, err, "a volume that a live node holds is not taken")
+	require.ErrorContains(t, err, "moving")
+	_, err = there.Try("volume", "rm", "moving")
+	require.Error(t, err, "nor removed")
+	awaitLines(t, here, 10)
+
+	here.Docker("rm", "--force", "writer")
+	assertNothingLost(t, there, "moving")
+	there.Docker("volume", "rm", "moving")
+	requireReleased(t, there)
+}

@@ -1,0 +1,201 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/engine"
+)
+
+// What happens to the plugin.
+
+func TestThePluginIsKilledUnderAWritingContainer(t *testing.T) {
+	e := start(t)
+	create(e, "diary")
+	startWriter(t, e, "diary")
+	for range 5 {
+		e.KillPlugin()
+		awaitLines(t, e, 10)
+	}
+	e.Docker("stop", "--time", "0", "writer")
+	assert.Empty(t, e.Docker("logs", "writer"))
+	e.Docker("rm", "writer")
+	eventuallyReleased(t, e)
+	assertNothingLost(t, e, "diary")
+}
+
+// The kills are spread over the time that a whole mount takes. The first mount of each volume formats it.
+func TestThePluginIsKilledAtAnyMomentOfAMount(t *testing.T) {
+	e := start(t)
+	written := map[string][]string{} // what containers have written and ended well, by volume
+	for kill := range 25 {
+		volume, word := fmt.Sprintf("volume-%d", kill%5), fmt.Sprintf("word-%d", kill)
+		if kill < 5 {
+			create(e, volume)
+		}
+		pid := e.PluginPID()
+		require.NotZero(t, pid)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		run := e.Client(ctx, "run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", "echo "+word+" >>/data/log")
+		require.NoError(t, run.Start())
+		time.Sleep(time.Duration(kill) * 20 * time.Millisecond) // the moment is the point
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		if run.Wait() == nil {
+			written[volume] = append(written[volume], word)
+		}
+		cancel()
+		var log string
+		e.Eventually("the volume can be mounted again", func() (err error) {
+			log, err = e.Try("run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", "touch /data/log; cat /data/log")
+			return err
+		})
+		require.Subset(t, strings.Fields(log), written[volume], "after kill %d", kill)
+	}
+	assert.NotEmpty(t, written, "no container came through; all kills were too early")
+	eventuallyReleased(t, e)
+}
+
+// After it dockerd has no mount of its own any more, but the container keeps and uses its private one.
+func TestThePluginIsDisabledByForceUnderAWritingContainer(t *testing.T) {
+	e := start(t)
+	create(e, "kept")
+	startWriter(t, e, "kept")
+	e.Docker("plugin", "disable", "--force", engine.Plugin)
+	awaitLines(t, e, 10)
+	e.Docker("plugin", "enable", engine.Plugin)
+	awaitLines(t, e, 10)
+	loops, err := engine.Loops(e.Volumes)
+	require.NoError(t, err)
+	require.Len(t, loops, 1, "what a container writes to stays attached")
+	e.Docker("rm", "--force", "writer")
+	eventuallyReleased(t, e)
+	assertNothingLost(t, e, "kept")
+}
+
+// The registry is Debian's docker-registry, on the loopback of the engine's host.
+func TestInstallAndUpgradeFromARegistry(t *testing.T) {
+	e := start(t)
+	registry := startRegistry(t, e)
+	create(e, "kept")
+	once(e, "kept", "echo before >/data/marker")
+	e.Docker("plugin", "disable", "--force", engine.Plugin)
+	e.Docker("plugin", "rm", "--force", engine.Plugin)
+	for _, version := range []string{"1", "2"} {
+		e.Docker("plugin", "create", registry+"/blockvol:"+version, labelled(t, version))
+		e.Docker("plugin", "push", registry+"/blockvol:"+version)
+		e.Docker("plugin", "rm", registry+"/blockvol:"+version)
+	}
+	sources := []string{"state.source=" + e.State, "volumes.source=" + e.Volumes}
+
+	e.Docker(append([]string{"plugin", "install", "--grant-all-permissions", "--alias", "blockvol", registry + "/blockvol:1", "CLUSTER=default", "LOG_LEVEL=debug"}, sources...)...)
+	assert.Equal(t, "before", once(e, "kept", "cat /data/marker"), "volumes outlive the plugin")
+
+	e.Docker("plugin", "disable", "--force", engine.Plugin)
+	e.Docker("plugin", "upgrade", "--grant-all-permissions", engine.Plugin, registry+"/blockvol:2")
+	e.Docker(append([]string{"plugin", "set", engine.Plugin}, sources...)...) // Docker resets them
+	e.Docker("plugin", "enable", engine.Plugin)
+	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Config.Description}}", engine.Plugin), "version 2")
+	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Settings.Env}}", engine.Plugin), "LOG_LEVEL=debug")
+	assert.Equal(t, "before", once(e, "kept", "cat /data/marker"))
+	eventuallyReleased(t, e)
+}
+
+// labelled is a copy of the plugin that tells its version.
+func labelled(t *testing.T, version string) string {
+	t.Helper()
+	dir := copyPlugin(t)
+	file := filepath.Join(dir, "config.json")
+	config, err := os.ReadFile(file)
+	require.NoError(t, err)
+	changed := strings.Replace(string(config), `"description": "`, `"description": "version `+version+`: `, 1)
+	require.NotEqual(t, string(config), changed)
+	require.NoError(t, os.WriteFile(file, []byte(changed), 0o600))
+	return dir
+}
+
+func copyPlugin(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "plugin")
+	out, err := exec.Command("cp", "--archive", pluginDir, dir).CombinedOutput()
+	require.NoError(t, err, string(out))
+	return dir
+}
+
+func startRegistry(t *testing.T, e *engine.Engine) (address string) {
+	t.Helper()
+	address = "127.0.0.1:5000" // in the engine's own network
+	config := filepath.Join(e.Dir, "registry.yml")
+	require.NoError(t, os.WriteFile(config, []byte("version: 0.1\nstorage: {filesystem: {rootdirectory: "+filepath.Join(e.Dir, "registry")+"}}\nhttp: {addr: '"+address+"'}\n"), 0o600))
+	e.Spawn("docker-registry", "serve", config)
+	e.Eventually("the registry listens", func() error {
+		listening, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", e.PID()))
+		if err == nil && !strings.Contains(string(listening), "0100007F:1388 00000000:0000 0A") {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+	return address
+}
+
+func TestInstallingOverAnInstalledPluginKeepsSettingsAndVolumes(t *testing.T) {
+	e := start(t)
+	create(e, "kept")
+	startWriter(t, e, "kept")
+	install := func() (string, error) {
+		cmd := exec.Command("../../scripts/install", pluginDir, "DEFAULT_FSTYPE=xfs")
+		cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host())
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := install()
+	require.Error(t, err, "a volume is in use")
+	assert.Contains(t, out, "volume kept is in use by writer")
+	awaitLines(t, e, 10)
+
+	e.Docker("rm", "--force", "writer")
+	out, err = install()
+	require.NoError(t, err, out)
+	env := e.Docker("plugin", "inspect", "--format", "{{.Settings.Env}}", engine.Plugin)
+	assert.Contains(t, env, "LOG_LEVEL=debug")
+	assert.Contains(t, env, "DEFAULT_FSTYPE=xfs")
+	assertNothingLost(t, e, "kept")
+	eventuallyReleased(t, e)
+}
+
+// A stand-in for mkfs.ext4 waits for a word of the test, so that the mount outlasts Docker's patience for certain.
+func TestAMountThatOutlastsDockersPatience(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.Busybox()
+	dir := copyPlugin(t)
+	static, err := exec.LookPath("busybox")
+	require.NoError(t, err)
+	out, err := exec.Command("cp", "--dereference", "--remove-destination", static, filepath.Join(dir, "rootfs/usr/bin/sh")).CombinedOutput()
+	require.NoError(t, err, string(out))
+	mkfs := filepath.Join(dir, "rootfs/usr/sbin/mkfs.ext4")
+	require.NoError(t, os.Remove(mkfs))
+	require.NoError(t, os.WriteFile(mkfs, []byte("#!/bin/sh\nuntil test -e /data/state/proceed; do sleep 0.1; done\nexec mke2fs -t ext4 \"$@\"\n"), 0o755))
+	e.InstallPlugin(dir, "CALL_TIMEOUT=2s", "LOG_LEVEL=debug")
+	create(e, "slow")
+
+	_, err = e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "true")
+	require.ErrorContains(t, err, "formatted", "the answer says what goes on")
+	require.NoError(t, os.WriteFile(filepath.Join(e.State, "proceed"), nil, 0o600))
+	e.Eventually("a retry joins the mount", func() error {
+		_, err := e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "touch", "/data/file")
+		return err
+	})
+	assert.Equal(t, "file", once(e, "slow", "ls /data"))
+	eventuallyReleased(t, e)
+}
