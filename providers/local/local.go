@@ -262,6 +262,11 @@ func (p *Provider) arrive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	unlock, err := p.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	file := p.visitFile(p.node)
 	if err = os.MkdirAll(filepath.Dir(file), 0o700); err == nil {
 		err = p.disks.replace(file, data)

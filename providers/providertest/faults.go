@@ -1,0 +1,158 @@
+package providertest
+
+import (
+	"context"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// change is one call that changes the cloud, with what must hold after it has succeeded, however often it was tried.
+type change struct {
+	name    string
+	call    func(context.Context, providers.Provider) error
+	settled func(providers.Provider)
+}
+
+// changes sets a world up for each changing call of the contract.
+func (w *world) changes(p providers.Provider) []change {
+	free, marked, freed, doomed := w.create(p, "free"), w.create(p, "marked"), w.create(p, "freed"), w.create(p, "doomed")
+	kept, adopted := w.create(p, "kept"), w.create(p, "adopted")
+	require.NoError(w.t, p.Forget(w.ctx, adopted.ID))
+	w.attach(p, freed)
+	node := w.id(p)
+	all := []change{
+		{"create", func(ctx context.Context, p providers.Provider) error {
+			_, err := p.Create(ctx, providers.Spec{Name: "new", Size: w.Size, Record: providers.Record{"layout": "data"}})
+			return err
+		}, func(p providers.Provider) {
+			v := w.find(p, "new")
+			assert.Equal(w.t, providers.Record{"layout": "data"}, v.Record)
+			require.NoError(w.t, p.Delete(w.ctx, v.ID))
+			w.missing(p, "new") // there was only one
+		}},
+		{"attach", func(ctx context.Context, p providers.Provider) error { return p.Attach(ctx, free.ID) },
+			func(p providers.Provider) {
+				require.True(w.t, w.until(p, "free", providers.Attached).HeldBy(node))
+				if w.Device != nil {
+					w.Device(w.t, "a", w.find(p, "free"))
+				}
+				w.detach(p, free)
+			}},
+		{"detach", func(ctx context.Context, p providers.Provider) error { return p.Detach(ctx, freed.ID, node, false) },
+			func(p providers.Provider) {
+				w.until(p, "freed", providers.Detached)
+				b := w.on("b")
+				w.attach(b, freed)
+				w.detach(b, freed)
+			}},
+		{"mark", func(ctx context.Context, p providers.Provider) error { return p.Mark(ctx, marked.ID, "layout", "data") },
+			func(p providers.Provider) {
+				assert.Equal(w.t, providers.Record{"layout": "data"}, w.find(p, "marked").Record)
+			}},
+		{"delete", func(ctx context.Context, p providers.Provider) error { return p.Delete(ctx, doomed.ID) },
+			func(p providers.Provider) { w.missing(p, "doomed") }},
+		{"forget", func(ctx context.Context, p providers.Provider) error { return p.Forget(ctx, kept.ID) },
+			func(p providers.Provider) {
+				w.missing(p, "kept")
+				v, err := p.Adopt(w.ctx, kept.ID, providers.Spec{Name: "kept"})
+				require.NoError(w.t, err)
+				assert.Equal(w.t, kept.ID, v.ID)
+			}},
+		{"adopt", func(ctx context.Context, p providers.Provider) error {
+			_, err := p.Adopt(ctx, adopted.ID, providers.Spec{Name: "adopted"})
+			return err
+		}, func(p providers.Provider) { assert.Equal(w.t, adopted.ID, w.find(p, "adopted").ID) }},
+	}
+	if s, ok := p.(providers.Snapshotter); ok {
+		var snap *providers.Snapshot
+		all = append(all, change{"snapshot", func(ctx context.Context, p providers.Provider) (err error) {
+			snap, err = p.(providers.Snapshotter).Snapshot(ctx, marked.ID, "one")
+			return err
+		}, func(p providers.Provider) {
+			again, err := p.(providers.Snapshotter).Snapshot(w.ctx, marked.ID, "one")
+			require.NoError(w.t, err)
+			assert.Equal(w.t, snap, again)
+		}})
+		source, err := s.Snapshot(w.ctx, free.ID, "source")
+		require.NoError(w.t, err)
+		all = append(all, change{"create from a snapshot", func(ctx context.Context, p providers.Provider) error {
+			_, err := p.Create(ctx, providers.Spec{Name: "copy", Snapshot: source.ID})
+			return err
+		}, func(p providers.Provider) { assert.Equal(w.t, source.ID, w.find(p, "copy").Snapshot) }})
+	}
+	if _, ok := p.(providers.Resizer); ok {
+		all = append(all, change{"resize", func(ctx context.Context, p providers.Provider) error {
+			_, err := p.(providers.Resizer).Resize(ctx, marked.ID, 2*w.Size)
+			return err
+		}, func(p providers.Provider) { assert.Equal(w.t, 2*w.Size, w.find(p, "marked").Size) }})
+	}
+	return all
+}
+
+func (w *world) breakable() {
+	if w.Break == nil {
+		w.t.Skip("the harness breaks nothing")
+	}
+}
+
+// faultsPass: refused or unanswered, a call made again by the same process or the next one has the effect of one.
+func faultsPass(w *world) {
+	w.breakable()
+	for _, fault := range []Fault{Refuse, LoseAnswer} {
+		for _, process := range []string{"same process", "next process"} {
+			w.cluster = string(fault) + ", " + process
+			p := w.on("a")
+			for _, c := range w.changes(p) {
+				mend := w.Break(w.t, "a", fault)
+				require.Error(w.t, c.call(w.ctx, p), "%s: %s", w.cluster, c.name)
+				mend()
+				next := p
+				if process == "next process" {
+					next = w.on("a")
+				}
+				require.NoError(w.t, c.call(w.ctx, next), "%s: %s", w.cluster, c.name)
+				c.settled(next)
+			}
+		}
+	}
+}
+
+func brokenIsNotEmpty(w *world) {
+	w.breakable()
+	p := w.on("a")
+	v := w.create(p, "db")
+	mend := w.Break(w.t, "a", Refuse)
+	for _, p := range []providers.Provider{p, w.on("a")} {
+		if _, err := p.Find(w.ctx, "db"); err != nil {
+			assert.NotErrorIs(w.t, err, providers.ErrNotFound)
+		}
+		if list, err := p.List(w.ctx); err == nil {
+			assert.Len(w.t, list, 1)
+		}
+		if err := p.Attach(w.ctx, v.ID); assert.Error(w.t, err) {
+			assert.NotErrorIs(w.t, err, providers.ErrNotFound)
+			assert.NotErrorIs(w.t, err, providers.ErrHeld)
+		}
+	}
+	mend()
+	w.attach(p, v)
+	w.detach(p, v)
+}
+
+func hangEnds(w *world) {
+	w.breakable()
+	p := w.on("a")
+	for _, c := range w.changes(p) {
+		mend := w.Break(w.t, "a", Hang)
+		ctx, cancel := context.WithTimeout(w.ctx, 50*time.Millisecond)
+		require.ErrorIs(w.t, c.call(ctx, p), context.DeadlineExceeded, c.name)
+		cancel()
+		mend()
+		require.NoError(w.t, c.call(w.ctx, p), c.name)
+		c.settled(p)
+	}
+}

@@ -1,0 +1,237 @@
+// Package providertest is the contract of package providers as a suite of tests that any provider must pass, over its
+// cloud or a simulation of it. The names of the subtests are the contract's sentences.
+package providertest
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Harness gives the suite a cloud to try.
+type Harness struct {
+	// New makes an empty account of the cloud. What it starts ends with t.
+	New func(t *testing.T) *Cloud
+}
+
+// Cloud is one account. Functions that are nil are things that cannot be done to this cloud; the statements that need
+// them are left out.
+type Cloud struct {
+	// Provider starts blockvol on a node, for a cluster: each call is a fresh process that knows nothing of the last
+	// one, which may still be running. A node comes to be when it is first named. Words name nodes here; their ids are
+	// what Provider.Node says.
+	Provider func(t *testing.T, node, cluster string) providers.Provider
+
+	// Size is what the suite's volumes have, in bytes: what the cloud sells without rounding.
+	Size int64
+
+	// Invalid are specifications, complete but for a name, that the cloud does not accept.
+	Invalid []providers.Spec
+
+	// Device returns the path of the device of a volume attached to the node, when it has arrived.
+	Device func(t *testing.T, node string, v *providers.Volume) string
+
+	// Stop stops a node as a loss of power does; Remove destroys it. After that the node is not named again.
+	Stop, Remove func(t *testing.T, node string)
+
+	// SnapshotNeedsDetached is a cloud that cannot copy a volume in use.
+	SnapshotNeedsDetached bool
+
+	// Break lets every call that the node makes to the cloud meet the fault, until mend is called. A cloud whose
+	// provider reads without calls, as from a directory, may leave reads alone.
+	Break func(t *testing.T, node string, fault Fault) (mend func())
+}
+
+// Fault is something that happens to calls.
+type Fault string
+
+// The faults of clouds.
+const (
+	Refuse     Fault = "refuse"      // an error, and no effect
+	LoseAnswer Fault = "lose answer" // the effect, and an error instead of the answer
+	Hang       Fault = "hang"        // no effect and no answer, until the call's context ends
+)
+
+// Run checks every statement of the contract.
+func Run(t *testing.T, h Harness) {
+	statements := []struct {
+		name  string
+		check func(*world)
+	}{
+		{"a node knows itself", nodeKnowsItself},
+		{"supported options are known words, sorted", supportsKnownWords},
+		{"create returns the volume that is there", createIsIdempotent},
+		{"nodes that create one name at once get one volume", createAtOnce},
+		{"a volume that was never made is not found", findSaysNo},
+		{"names are exact", namesAreExact},
+		{"a list holds every volume once, by name", listIsComplete},
+		{"sizes are at least what was asked for", sizesRoundUp},
+		{"what the cloud does not accept is refused before anything is made", invalidIsRefused},
+		{"ids and serials are never used again", idsAreUnique},
+		{"records are kept whole", recordsAreWhole},
+		{"marks made at once are all kept", marksAtOnce},
+		{"answers belong to the caller", answersAreCopies},
+		{"one node holds a volume", attachIsExclusive},
+		{"of nodes that attach at once one wins", attachAtOnce},
+		{"detach comes twice and touches no other node", detachIsIdempotent},
+		{"a new process finds its volumes attached", attachmentsOutliveProcesses},
+		{"bytes follow the volume from node to node", bytesFollow},
+		{"delete refuses a held volume and may come twice", deleteIsCareful},
+		{"forget keeps the disk for adopt", forgetAndAdopt},
+		{"adopt takes only what is free", adoptRefuses},
+		{"other clusters do not exist", clustersAreApart},
+		{"a cancelled call does nothing", cancelledDoesNothing},
+		{"a snapshot is a copy with its record", snapshotIsACopy},
+		{"a snapshot of a held volume is whole or refused", snapshotInUse},
+		{"resize enlarges and never shrinks", resizeEnlarges},
+		{"resize reaches the device in use", resizeReachesTheDevice},
+		{"a running node is never evidence for takeover", runningIsNoEvidence},
+		{"stopped and removed nodes are told", stoppedIsTold},
+		{"a call that failed can be made again", faultsPass},
+		{"a broken cloud is not an empty one", brokenIsNotEmpty},
+		{"a hanging call ends with its context", hangEnds},
+		{"many callers at once see one writer", manyCallers},
+	}
+	for _, s := range statements {
+		t.Run(s.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			s.check(&world{t: t, ctx: ctx, cluster: "main", Cloud: h.New(t)})
+		})
+	}
+}
+
+// world is the cloud that one statement is tried on.
+type world struct {
+	*Cloud
+	t       *testing.T
+	cluster string
+	ctx     context.Context //nolint:containedctx // the statement's own
+}
+
+func (w *world) on(node string) providers.Provider {
+	w.t.Helper()
+	return w.Provider(w.t, node, w.cluster)
+}
+
+func (w *world) id(p providers.Provider) string {
+	w.t.Helper()
+	n, err := p.Node(w.ctx)
+	require.NoError(w.t, err)
+	return n.ID
+}
+
+func (w *world) create(p providers.Provider, name string) *providers.Volume {
+	w.t.Helper()
+	v, err := p.Create(w.ctx, providers.Spec{Name: name, Size: w.Size})
+	require.NoError(w.t, err)
+	require.Equal(w.t, name, v.Name)
+	return v
+}
+
+func (w *world) find(p providers.Provider, name string) *providers.Volume {
+	w.t.Helper()
+	v, err := p.Find(w.ctx, name)
+	require.NoError(w.t, err)
+	require.Equal(w.t, name, v.Name)
+	require.NotNil(w.t, v.Record)
+	return v
+}
+
+func (w *world) missing(p providers.Provider, name string) {
+	w.t.Helper()
+	_, err := p.Find(w.ctx, name)
+	require.ErrorIs(w.t, err, providers.ErrNotFound)
+}
+
+func (w *world) names(p providers.Provider) []string {
+	w.t.Helper()
+	list, err := p.List(w.ctx)
+	require.NoError(w.t, err)
+	names := make([]string, 0, len(list))
+	for _, v := range list {
+		names = append(names, v.Name)
+	}
+	return names
+}
+
+// until asks for the volume until its attachment is as wanted; the cloud may take its time.
+func (w *world) until(p providers.Provider, name string, state providers.AttachState) *providers.Volume {
+	w.t.Helper()
+	for {
+		v := w.find(p, name)
+		if v.Attachment.State == state {
+			return v
+		}
+		require.NotEqual(w.t, providers.AttachFailed, v.Attachment.State, v.Attachment.Problem)
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-w.ctx.Done():
+			require.NoError(w.t, w.ctx.Err(), "volume %s is %q and not %q", v.ID, v.Attachment.State, state)
+		}
+	}
+}
+
+func (w *world) attach(p providers.Provider, v *providers.Volume) *providers.Volume {
+	w.t.Helper()
+	require.NoError(w.t, p.Attach(w.ctx, v.ID))
+	v = w.until(p, v.Name, providers.Attached)
+	require.True(w.t, v.HeldBy(w.id(p)))
+	return v
+}
+
+func (w *world) detach(p providers.Provider, v *providers.Volume) {
+	w.t.Helper()
+	require.NoError(w.t, p.Detach(w.ctx, v.ID, w.id(p), false))
+	w.until(p, v.Name, providers.Detached)
+}
+
+// heldBy asserts that err is the refusal that names the holder.
+func (w *world) heldBy(err error, v *providers.Volume, node string) {
+	w.t.Helper()
+	require.ErrorIs(w.t, err, providers.ErrHeld)
+	var held *providers.HeldError
+	require.ErrorAs(w.t, err, &held)
+	assert.Equal(w.t, v.ID, held.Volume)
+	assert.Equal(w.t, node, held.Node)
+}
+
+// put writes text at the start of the volume's device and at its end.
+func (w *world) put(p providers.Provider, node string, v *providers.Volume, text string) {
+	w.t.Helper()
+	v = w.attach(p, v)
+	f, err := os.OpenFile(w.Device(w.t, node, v), os.O_RDWR, 0)
+	require.NoError(w.t, err)
+	defer f.Close()
+	for _, at := range []int64{0, v.Size - 4096} {
+		_, err = f.WriteAt([]byte(text), at)
+		require.NoError(w.t, err)
+	}
+	require.NoError(w.t, f.Sync())
+	require.NoError(w.t, f.Close())
+	w.detach(p, v)
+}
+
+// get reads what put wrote on a volume of that size.
+func (w *world) get(p providers.Provider, node string, v *providers.Volume, size int64, length int) string {
+	w.t.Helper()
+	v = w.attach(p, v)
+	f, err := os.Open(w.Device(w.t, node, v))
+	require.NoError(w.t, err)
+	defer f.Close()
+	first, last := make([]byte, length), make([]byte, length)
+	_, err = f.ReadAt(first, 0)
+	require.NoError(w.t, err)
+	_, err = f.ReadAt(last, size-4096)
+	require.NoError(w.t, err)
+	require.Equal(w.t, string(first), string(last))
+	require.NoError(w.t, f.Close())
+	w.detach(p, v)
+	return string(first)
+}
