@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/plugin"
+)
+
+// paths are where things are on this machine, as this process sees it.
+type paths struct{ socket, published, state, proc, sysfs string }
+
+func serveCommand() *cobra.Command {
+	var p paths
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve volumes to the Docker engine",
+		Long: "Serve volumes to the Docker engine, until SIGTERM. What is mounted stays mounted.\n\n" + fmt.Sprintf(settingsHelp,
+			strings.Join(slices.Sorted(maps.Keys(constructors)), ", "), strings.Join(mount.FSTypes(), ", "),
+			minTimeout, maxTimeout, plugin.DefaultTimeout, strings.Join(logLevels, ", ")),
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), p, os.Getenv) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&p.socket, "socket", "/run/docker/plugins/blockvol.sock", "socket to listen on")
+	f.StringVar(&p.published, "published", "/var/lib/blockvol/published", "directory in which volumes are mounted for containers")
+	f.StringVar(&p.state, "state", "/var/lib/blockvol/state", "directory for the journal and this node's id, one for each engine")
+	f.StringVar(&p.proc, "proc", "/proc", "the host's proc file system")
+	f.StringVar(&p.sysfs, "sysfs", "/sys", "the host's sysfs")
+	return cmd
+}
+
+// closing is how long the driver's background work may take to stop, after the calls are answered. With plugin's grace
+// and rollback it stays below the 10 s between an engine's SIGTERM and SIGKILL.
+const closing = time.Second
+
+// serve listens first of all, as engines give up on a plugin that does not. Whatever keeps it from serving volumes after
+// that is the answer to each call.
+func serve(ctx context.Context, p paths, getenv func(string) string) error {
+	// A log that nobody reads any more is no reason to die.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+
+	s, wrong := readSettings(getenv)
+	log := newLogger(s)
+	l, err := plugin.Listen(ctx, p.socket)
+	if err != nil {
+		return err
+	}
+	log.WithFields(logrus.Fields{"version": buildVersion(), "socket": p.socket}).Info("listening")
+
+	volumes, release := plugin.Volumes(nil), func() {}
+	if err = wrong; err == nil {
+		volumes, release, err = open(p, s, getenv, log)
+	}
+	if err != nil {
+		log.WithError(err).Error("no volumes can be served, each call is answered with the reason")
+		volumes = plugin.Broken(err)
+	}
+	err = plugin.New(plugin.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Log: log}).Serve(ctx, l)
+	release()
+	log.Info("stopped; what is mounted stays mounted")
+	return err
+}
+
+// open makes the driver and all that it stands on. release ends their work.
+func open(p paths, s settings, getenv func(string) string, log *logrus.Logger) (_ plugin.Volumes, release func(), _ error) {
+	var undo []func() error
+	release = func() {
+		for _, u := range slices.Backward(undo) {
+			if err := u(); err != nil {
+				log.WithError(err).Warn("stopping was not complete")
+			}
+		}
+	}
+	fail := func(err error) (plugin.Volumes, func(), error) {
+		release()
+		return nil, func() {}, err
+	}
+
+	// Containers reach their volumes through it; nobody else needs to see what there is.
+	if err := os.MkdirAll(p.published, 0o711); err != nil {
+		return fail(fmt.Errorf("the directory for published volumes cannot be made: %w", err))
+	}
+	lock, err := lockState(p.state, p.proc)
+	if err != nil {
+		return fail(err)
+	}
+	undo = append(undo, lock.Close)
+	node, err := nodeID(p.state)
+	if err != nil {
+		return fail(err)
+	}
+	provider, err := constructors[s.provider](getenv, node, s.cluster)
+	if err != nil {
+		return fail(fmt.Errorf("provider %s: %w", s.provider, err))
+	}
+	host, err := mount.New(mount.Config{
+		Published: p.published, Staging: filepath.Join(p.state, "staging"), Sysfs: p.sysfs, Proc: p.proc,
+	})
+	if err != nil {
+		return fail(err)
+	}
+	undo = append(undo, host.Close)
+	d, err := driver.New(driver.Config{
+		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
+		Takeover: s.takeover, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Log: log,
+	})
+	if err != nil {
+		return fail(err)
+	}
+	undo = append(undo, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), closing)
+		defer cancel()
+		return d.Close(ctx)
+	})
+	log.WithFields(logrus.Fields{"provider": s.provider, "cluster": s.cluster, "node": node}).Info("serving volumes")
+	return d, release, nil
+}

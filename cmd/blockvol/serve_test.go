@@ -1,0 +1,203 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestMain lets the test binary be blockvol: a process of its own, to be started, killed and started again.
+func TestMain(m *testing.M) {
+	if os.Getenv("TEST_AS_BLOCKVOL") != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// machine is where processes of one test find their things.
+type machine struct{ dir string }
+
+func (m machine) socket() string { return filepath.Join(m.dir, "blockvol.sock") }
+func (m machine) state() string  { return filepath.Join(m.dir, "state") }
+
+type process struct {
+	t    testing.TB
+	cmd  *exec.Cmd
+	out  *bufio.Reader // stdout
+	errs strings.Builder
+}
+
+// start runs `blockvol serve` and returns once it says that it listens.
+func (m machine) start(t testing.TB, env ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: exec.CommandContext(context.Background(), os.Args[0], "serve", "--socket="+m.socket(),
+		"--published="+filepath.Join(m.dir, "published"), "--state="+m.state())}
+	p.cmd.Env = append(os.Environ(), "TEST_AS_BLOCKVOL=1", "LOCAL_DIR="+filepath.Join(m.dir, "volumes"))
+	p.cmd.Env = append(p.cmd.Env, env...)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.cmd.Stderr = &p.errs
+	out, err := p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(func() { _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
+	p.out = bufio.NewReader(out)
+	p.says("listening")
+	return p
+}
+
+// says waits for a line of the log.
+func (p *process) says(what string) {
+	p.t.Helper()
+	for {
+		line, err := p.out.ReadString('\n')
+		require.NoError(p.t, err, "it never said %q; its errors: %s", what, &p.errs)
+		if strings.Contains(line, what) {
+			return
+		}
+	}
+}
+
+// ends waits for the end of the process and returns its error log.
+func (p *process) ends() string {
+	p.t.Helper()
+	_, err := io.Copy(io.Discard, p.out)
+	require.NoError(p.t, err)
+	require.NoError(p.t, p.cmd.Wait())
+	return p.errs.String()
+}
+
+// call answers as the plugin does, or with the transport's error.
+func (m machine) call(t testing.TB, name, body string) (int, map[string]any, error) {
+	t.Helper()
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", m.socket())
+	}}
+	defer transport.CloseIdleConnections()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://plugin/VolumeDriver."+name, strings.NewReader(body))
+	require.NoError(t, err)
+	resp, err := (&http.Client{Transport: transport}).Do(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer := map[string]any{}
+	require.NoError(t, json.NewDecoder(resp.Body).Decode(&answer))
+	return resp.StatusCode, answer, nil
+}
+
+func TestServeKnowsItsVolumesAgainAfterKillAndLeavesQuietlyOnSIGTERM(t *testing.T) {
+	m := machine{t.TempDir()}
+	p := m.start(t)
+	status, answer, err := m.call(t, "Create", `{"Name":"db","Opts":{"size":"64MiB"}}`)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status, answer)
+	require.NoError(t, p.cmd.Process.Kill())
+	_ = p.cmd.Wait()
+	require.FileExists(t, m.socket(), "a killed process leaves its socket")
+
+	p = m.start(t)
+	status, answer, err = m.call(t, "Get", `{"Name":"db"}`)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status, answer)
+	assert.Equal(t, "db", answer["Volume"].(map[string]any)["Name"])
+	status, answer, err = m.call(t, "Remove", `{"Name":"db"}`)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status, answer)
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	assert.Empty(t, p.ends())
+	assert.NoFileExists(t, m.socket())
+}
+
+func TestWrongSettingsAreTheAnswerToEachCall(t *testing.T) {
+	m := machine{t.TempDir()}
+	p := m.start(t, "PROVIDER=abacus", "TAKEOVER=perhaps")
+	for _, call := range []string{"Create", "Remove", "Path", "List"} {
+		status, answer, err := m.call(t, call, `{"Name":"db"}`)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusInternalServerError, status)
+		assert.Equal(t, `PROVIDER is "abacus" but must be one of local; TAKEOVER is "perhaps" but must be one of never, stopped, always: mend the settings and restart blockvol`, answer["Err"])
+	}
+	_, answer, err := m.call(t, "Get", `{"Name":"db"}`)
+	require.Error(t, err, "answered %v: an engine would take the volume for gone", answer)
+	status, _, err := m.call(t, "Capabilities", `{}`)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusOK, status)
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	assert.Contains(t, p.ends(), "abacus", "errors go to stderr")
+}
+
+func TestAWrongSettingOfTheProviderIsTheAnswerToo(t *testing.T) {
+	m := machine{t.TempDir()}
+	m.start(t, "LOCAL_OVERCOMMIT=perhaps")
+	_, answer, err := m.call(t, "List", `{}`)
+	require.NoError(t, err)
+	assert.Contains(t, answer["Err"], "LOCAL_OVERCOMMIT")
+}
+
+func TestAStateDirectoryServesOneProcessOnly(t *testing.T) {
+	first, second := machine{t.TempDir()}, machine{t.TempDir()}
+	p := first.start(t)
+	p.says("serving volumes")
+	require.NoError(t, os.Symlink(first.state(), second.state()))
+	second.start(t)
+	_, answer, err := second.call(t, "List", `{}`)
+	require.NoError(t, err)
+	assert.Contains(t, answer["Err"], "another blockvol (process "+strconv.Itoa(p.cmd.Process.Pid)+") uses it")
+	status, _, err := first.call(t, "List", `{}`)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusOK, status)
+}
+
+func TestTheNodeKeepsItsID(t *testing.T) {
+	dir := t.TempDir()
+	id, err := nodeID(dir)
+	require.NoError(t, err)
+	assert.Regexp(t, `^[A-Za-z0-9._-]+-[0-9a-f]{8}$`, id)
+	again, err := nodeID(dir)
+	require.NoError(t, err)
+	assert.Equal(t, id, again)
+	other, err := nodeID(t.TempDir())
+	require.NoError(t, err)
+	assert.NotEqual(t, id, other)
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Len(t, left, 1)
+}
+
+func TestADamagedNodeIDIsNotReplaced(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "node"), nil, 0o600))
+	_, err := nodeID(dir)
+	assert.ErrorContains(t, err, "is damaged")
+}
+
+func TestAStateDirectoryThatCannotBeWrittenIsExplained(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	_, err := lockState(filepath.Join(file, "state"), "/proc")
+	assert.ErrorContains(t, err, "the state directory cannot be made")
+}
+
+// BenchmarkStart is the time from the start of the process to its listening.
+func BenchmarkStart(b *testing.B) {
+	m := machine{b.TempDir()}
+	for b.Loop() {
+		p := m.start(b)
+		require.NoError(b, p.cmd.Process.Kill())
+		_ = p.cmd.Wait()
+	}
+}
