@@ -13,18 +13,25 @@ func Broken(reason error) Volumes { return broken{reason} }
 
 type broken struct{ reason error }
 
+// Create gives the reason.
 func (b broken) Create(context.Context, string, map[string]string) error { return b.reason }
 
+// Remove gives the reason.
 func (b broken) Remove(context.Context, string) error { return b.reason }
 
+// Mount gives the reason.
 func (b broken) Mount(context.Context, string, string) (string, error) { return "", b.reason }
 
+// Unmount gives the reason.
 func (b broken) Unmount(context.Context, string, string) error { return b.reason }
 
+// Path gives the reason.
 func (b broken) Path(context.Context, string) (string, error) { return "", b.reason }
 
+// Get gives the reason as one why it cannot tell.
 func (b broken) Get(context.Context, string) (driver.Info, error) {
 	return driver.Info{}, fmt.Errorf("%w: %w", driver.ErrUnsure, b.reason)
 }
 
+// List gives the reason.
 func (b broken) List(context.Context) ([]driver.Info, error) { return nil, b.reason }

@@ -172,5 +172,5 @@ func write(w http.ResponseWriter, status int, body []byte) {
 	w.Header().Set("Content-Type", sdk.DefaultContentTypeV1_1)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // an engine that has gone away needs no answer
+	_, _ = w.Write(body) //nolint:gosec // JSON for an engine, no page; one that has gone away needs no answer
 }

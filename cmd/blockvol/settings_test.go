@@ -51,7 +51,7 @@ func TestAWrongSettingNamesWhatIsAllowed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s, err := readSettings(env(map[string]string{name: c.value}))
 			require.ErrorContains(t, err, name+` is "`+c.value+`" but must be`)
-			assert.ErrorContains(t, err, c.says)
+			require.ErrorContains(t, err, c.says)
 			assert.NotZero(t, s.callTimeout)
 			assert.Equal(t, logrus.InfoLevel, s.logLevel)
 		})
@@ -62,7 +62,7 @@ func TestAllWrongSettingsAreToldAtOnceOnOneLine(t *testing.T) {
 	_, err := readSettings(env(map[string]string{"TAKEOVER": "x", "LOG_LEVEL": "y", "DEFAULT_SIZE": "z"}))
 	require.Error(t, err)
 	for _, name := range []string{"TAKEOVER", "LOG_LEVEL", "DEFAULT_SIZE"} {
-		assert.ErrorContains(t, err, name)
+		require.ErrorContains(t, err, name)
 	}
 	assert.NotContains(t, err.Error(), "\n")
 }
