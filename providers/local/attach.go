@@ -50,7 +50,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 			id, errDamaged, lock.Name(), info.Size(), m.Size)
 	}
 	if err := p.holds(m); err != nil {
-		return fmt.Errorf("cannot attach %s: %w", id, noSpace(err))
+		return fmt.Errorf("cannot attach %s: %w", id, err)
 	}
 	if err = p.disks.step("set up", id); err == nil {
 		err = p.setUp(ctx, id)
@@ -85,7 +85,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, force bool) erro
 	}
 	m.Holder = nil
 	if err := p.disks.write(m); err != nil {
-		return fmt.Errorf("cannot detach %s: %w", id, noSpace(err))
+		return fmt.Errorf("cannot detach %s: %w", id, err)
 	}
 	return nil
 }

@@ -159,6 +159,9 @@ func shared(f *os.File) (int64, error) {
 
 // noSpace names a full file system for what it is.
 func noSpace(err error) error {
+	if errors.Is(err, providers.ErrNoSpace) {
+		return err
+	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return fmt.Errorf("%w: %w", providers.ErrNoSpace, err)
 	}

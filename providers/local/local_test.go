@@ -5,12 +5,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -220,6 +218,3 @@ func (u *unreliable) Detach(ctx context.Context, id, node string, force bool) er
 func (u *unreliable) Mark(ctx context.Context, id, key, value string) error {
 	return u.answer(u.Provider.Mark(ctx, id, key, value))
 }
-
-var _ = slices.Sort[[]string]
-var _ = time.Now

@@ -372,9 +372,19 @@ func (s *shelf) erase(id string) error {
 	return syncDir(filepath.Join(s.dir, "disks"))
 }
 
-// drop removes the bytes of an erased image.
+// drop removes the bytes of an erased image. They are truncated first, since xfs frees what is only removed some time
+// later, and the next volume may need the space.
 func (s *shelf) drop(id string) error {
-	return errors.Join(s.remove(s.path(id, making)), s.remove(s.path(id, going)))
+	for _, ext := range []string{making, going} {
+		file := s.path(id, ext)
+		if err := os.Truncate(file, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := s.remove(file); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sweep finishes what dead processes left half made or half destroyed. The caller holds the directory's lock.
@@ -461,9 +471,9 @@ func (s *shelf) replace(file string, data []byte) error {
 		err = f.Sync()
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return err
+		return noSpace(err)
 	}
-	return s.rename(aside, file)
+	return noSpace(s.rename(aside, file))
 }
 
 func (s *shelf) rename(from, to string) error {
