@@ -111,7 +111,7 @@ func (s *Server) serve(c call, w http.ResponseWriter, r *http.Request) {
 	}
 	log = log.WithField("took", time.Since(begin).Round(time.Microsecond))
 	if err == nil {
-		log.Debug("call answered")
+		log.Debug("Call answered")
 		write(w, http.StatusOK, answer)
 		return
 	}
@@ -121,11 +121,11 @@ func (s *Server) serve(c call, w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, driver.ErrNotFound) && c.name == "Get", errors.Is(err, errEmptyBody) && breaks:
 		// The first comes before every Create, the second is the echo of a break whose reason is in the log.
-		log.Debug("call failed")
+		log.Debug("Call failed")
 	case breaks:
-		log.Warn("cannot tell whether the volume exists, connection broken so that the engine keeps what it knows")
+		log.Warn("Cannot tell whether the volume exists, connection broken so that the engine keeps what it knows")
 	default:
-		log.Warn("call failed")
+		log.Warn("Call failed")
 	}
 	if breaks {
 		panic(http.ErrAbortHandler)
@@ -146,7 +146,7 @@ var errPanic = errors.New("this is a defect of blockvol, its log has the details
 func (s *Server) run(ctx context.Context, c call, req request, log logrus.FieldLogger) (answer []byte, err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
-			log.WithField("stack", string(debug.Stack())).Errorf("panic: %v", cause)
+			log.WithField("stack", string(debug.Stack())).Errorf("Panic: %v", cause)
 			err = fmt.Errorf("%s failed: %w", c.name, errPanic)
 		}
 	}()

@@ -61,19 +61,19 @@ func serve(ctx context.Context, p paths, getenv func(string) string) error {
 	if err != nil {
 		return err
 	}
-	log.WithFields(logrus.Fields{"version": buildVersion(), "socket": p.socket}).Info("listening")
+	log.WithFields(logrus.Fields{"version": buildVersion(), "socket": p.socket}).Info("Listening")
 
 	volumes, release := plugin.Volumes(nil), func() {}
 	if err = wrong; err == nil {
 		volumes, release, err = open(p, s, getenv, log)
 	}
 	if err != nil {
-		log.WithError(err).Error("no volumes can be served, each call is answered with the reason")
+		log.WithError(err).Error("No volumes can be served, each call is answered with the reason")
 		volumes = plugin.Broken(err)
 	}
 	err = plugin.New(plugin.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Log: log}).Serve(ctx, l)
 	release()
-	log.Info("stopped; what is mounted stays mounted")
+	log.Info("Stopped; what is mounted stays mounted")
 	return err
 }
 
@@ -83,7 +83,7 @@ func open(p paths, s settings, getenv func(string) string, log *logrus.Logger) (
 	release = func() {
 		for _, u := range slices.Backward(undo) {
 			if err := u(); err != nil {
-				log.WithError(err).Warn("stopping was not complete")
+				log.WithError(err).Warn("Stopping was not complete")
 			}
 		}
 	}
@@ -128,6 +128,6 @@ func open(p paths, s settings, getenv func(string) string, log *logrus.Logger) (
 		defer cancel()
 		return d.Close(ctx)
 	})
-	log.WithFields(logrus.Fields{"provider": s.provider, "cluster": s.cluster, "node": node}).Info("serving volumes")
+	log.WithFields(logrus.Fields{"provider": s.provider, "cluster": s.cluster, "node": node}).Info("Serving volumes")
 	return d, release, nil
 }

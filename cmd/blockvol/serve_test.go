@@ -55,7 +55,7 @@ func (m machine) start(t testing.TB, env ...string) *process {
 	require.NoError(t, p.cmd.Start())
 	t.Cleanup(func() { _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
 	p.out = bufio.NewReader(out)
-	p.says("listening")
+	p.says("Listening")
 	return p
 }
 
@@ -151,7 +151,7 @@ func TestAWrongSettingOfTheProviderIsTheAnswerToo(t *testing.T) {
 func TestAStateDirectoryServesOneProcessOnly(t *testing.T) {
 	first, second := machine{t.TempDir()}, machine{t.TempDir()}
 	p := first.start(t)
-	p.says("serving volumes")
+	p.says("Serving volumes")
 	require.NoError(t, os.Symlink(first.state(), second.state()))
 	second.start(t)
 	_, answer, err := second.call(t, "List", `{}`)
