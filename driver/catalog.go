@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/blockvol/blockvol/providers"
@@ -18,6 +19,7 @@ import (
 // Work that depends on who holds a volume asks the provider itself.
 type catalog struct {
 	provider providers.Provider
+	log      logrus.FieldLogger
 	flights  singleflight.Group
 
 	mu      sync.Mutex
@@ -35,8 +37,8 @@ type seen struct {
 // fresh is how long an answer of the cloud is taken for the present.
 const fresh = 10 * time.Second
 
-func newCatalog(p providers.Provider) *catalog {
-	return &catalog{provider: p, entries: make(map[string]seen)}
+func newCatalog(p providers.Provider, log logrus.FieldLogger) *catalog {
+	return &catalog{provider: p, log: log, entries: make(map[string]seen)}
 }
 
 // find returns the volume of that name. Errors: ErrNotFound if the cloud says so; ErrUnsure if it cannot be asked and this
@@ -84,8 +86,12 @@ func (c *catalog) list(ctx context.Context) ([]*providers.Volume, error) {
 		_, err := c.share(ctx, "list", func(ctx context.Context) (any, error) {
 			asked := c.now()
 			all, err := c.provider.List(ctx)
-			if err == nil {
+			if err == nil || len(all) > 0 {
 				c.replace(asked, all)
+			}
+			if len(all) > 0 && err != nil {
+				c.log.WithError(err).Error("Some volumes cannot be read and are missing from the list")
+				err = nil
 			}
 			return nil, err
 		})

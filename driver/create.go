@@ -11,8 +11,11 @@ import (
 // Create makes the volume, or adopts the disk that the option volume-id names. Nothing is made unless every option is
 // right. A volume that exists already, made by an earlier call or by another node, is success if it is what was asked for.
 func (d *Driver) Create(ctx context.Context, name string, options map[string]string) error {
-	if len(name) > 255 {
-		return fmt.Errorf("the volume's name has %d bytes, where at most 255 fit: choose a shorter one", len(name))
+	switch {
+	case len(name) > 255:
+		return fmt.Errorf("the name has %d bytes, where at most 255 fit: no volume was created; choose a shorter name", len(name))
+	case !printable(name):
+		return fmt.Errorf("the name %q has characters that cannot be printed: no volume was created; choose another name", name)
 	}
 	r, err := d.parseOptions(name, options)
 	if err != nil {

@@ -128,8 +128,11 @@ func New(cfg Config) (*Driver, error) {
 }
 
 func start(cfg Config, store journalStore) (*Driver, error) {
+	if cfg.Log == nil {
+		cfg.Log = logrus.StandardLogger()
+	}
 	d := &Driver{
-		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, catalog: newCatalog(timely{cfg.Provider}), log: cfg.Log,
+		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, catalog: newCatalog(timely{cfg.Provider}, cfg.Log), log: cfg.Log,
 		published: cfg.PublishedDir, takeover: cfg.Takeover, defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType,
 		boot: cfg.Boot, volumes: make(map[string]*volume), wake: make(chan struct{}, 1),
 	}
@@ -142,9 +145,6 @@ func start(cfg Config, store journalStore) (*Driver, error) {
 	}
 	if d.defaultFSType == "" {
 		d.defaultFSType = "ext4"
-	}
-	if d.log == nil {
-		d.log = logrus.StandardLogger()
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	if err := d.restore(); err != nil {

@@ -113,6 +113,8 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 		return fmt.Errorf("%w: volume %q (%s) is not mounted on node %s", err, v.name, vol.ID, node.ID)
 	}
 	v.setPath(path)
+	vol.Attachment = providers.Attachment{Node: node.ID, State: providers.Attached}
+	d.catalog.put(vol)
 	d.volumeLog(v).WithField("device", dev.Path).WithField("id", vol.ID).Info("Volume mounted")
 	return nil
 }
@@ -270,6 +272,7 @@ func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volum
 	if err := d.provider.Mark(ctx, vol.ID, recFormatted, set.fstype); err != nil {
 		return fmt.Errorf("%w: that volume %q (%s) is formatted could not be recorded with the cloud, so it is not mounted yet; a retry continues", err, v.name, vol.ID)
 	}
+	vol.Record[recFormatted] = set.fstype
 	return nil
 }
 

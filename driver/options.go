@@ -72,7 +72,7 @@ func (d *Driver) parseOptions(name string, options map[string]string) (request, 
 			err = fmt.Errorf("unknown option %q: the options are %s", key, strings.Join(d.allowedOptions(), ", "))
 		case slices.Contains(cloudOptions, key) && !slices.Contains(supported, key):
 			err = fmt.Errorf("option %q is not available with this provider: the options are %s", key, strings.Join(d.allowedOptions(), ", "))
-		case strings.ContainsFunc(value, func(c rune) bool { return !unicode.IsPrint(c) || c == utf8.RuneError }):
+		case !printable(value):
 			err = fmt.Errorf("option %q has a value with characters that cannot be printed", key)
 		case value == "":
 		default:
@@ -89,6 +89,11 @@ func (d *Driver) parseOptions(name string, options map[string]string) (request, 
 		return request{}, err
 	}
 	return r, nil
+}
+
+// printable tells whether a text can be written down for people and comes back the same.
+func printable(text string) bool {
+	return !strings.ContainsFunc(text, func(c rune) bool { return !unicode.IsPrint(c) || c == utf8.RuneError })
 }
 
 func (d *Driver) allowedOptions() []string {

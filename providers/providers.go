@@ -33,7 +33,8 @@ type Provider interface {
 	// Errors: ErrNotFound only if the cloud said so; ErrAmbiguous if several bear the name, naming their ids.
 	Find(ctx context.Context, name string) (*Volume, error)
 
-	// List returns all volumes of the cluster, sorted by name.
+	// List returns all volumes of the cluster, sorted by name. Some that cannot be read do not hide the others: those are
+	// returned with an error that names the rest.
 	List(ctx context.Context) ([]*Volume, error)
 
 	// Create makes the volume and returns it once it can be attached. If a volume of that name exists, whoever made it,
