@@ -29,6 +29,9 @@
 // is one that only this machine can have mounted. Devices are recognised by the image's name, which is unique for
 // ever, in sysfs, and by its inode: paths differ between mount namespaces.
 //
+// Space is promised, not reserved: what else fills the file system can still take it from the volumes. So a directory
+// on a file system of its own is the safest.
+//
 // Devices show 4096 byte sectors, whatever lies below, so that direct I/O works on every disk and a directory can be
 // moved between disks of either kind.
 package local
@@ -223,7 +226,7 @@ func onThisMachineOnly(dir string) (bool, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return false, fmt.Errorf("cannot look at the file system of %s: %w", dir, err)
 	}
-	switch int64(st.Type) {
+	switch st.Type {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC,
 		zfsMagic, bcachefsMagic:
 		return true, nil
@@ -284,7 +287,7 @@ func (p *Provider) release(ctx context.Context, id string) error {
 		return m.Holder != nil && m.Holder.Node == p.node && m.Holder.Boot != p.boot
 	}
 	if m, err := p.disks.read(id); err != nil || !stale(m) {
-		return nil //nolint:nilerr // a damaged or vanished description is reported by whoever asks for that volume
+		return nil // a damaged or vanished description is reported to whoever asks for that volume
 	}
 	m, lock, err := p.disks.open(ctx, id)
 	if errors.Is(err, providers.ErrNotFound) || errors.Is(err, errDamaged) {

@@ -29,9 +29,8 @@ func TestLocalKeepsTheContract(t *testing.T) {
 	t.Run("xfs with reflinks", func(t *testing.T) {
 		dir := mounted(t, "xfs", 2<<30)
 		providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
-			sub, err := os.MkdirTemp(dir, "")
-			require.NoError(t, err)
-			t.Cleanup(func() { os.RemoveAll(sub) })
+			sub := filepath.Join(dir, digest(t.Name()))
+			t.Cleanup(func() { assert.NoError(t, os.RemoveAll(sub)) })
 			return newMachine(t, sub).cloud()
 		}})
 	})

@@ -60,12 +60,13 @@ type former struct {
 // decode reads a description and refuses what this version would not write.
 func decode(data []byte) (*meta, error) {
 	var m meta
-	if err := json.Unmarshal(data, &struct{ Version *int }{&m.Version}); err == nil && m.Version > version {
-		return nil, fmt.Errorf("it has format %d, written by a newer blockvol; this one knows %d", m.Version, version)
-	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&m); err != nil {
+		var v struct{ Version int }
+		if json.Unmarshal(data, &v) == nil && v.Version > version {
+			return nil, fmt.Errorf("it has format %d, written by a newer blockvol; this one knows %d", v.Version, version)
+		}
 		return nil, err
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {

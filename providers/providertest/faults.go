@@ -34,34 +34,44 @@ func (w *world) changes(p providers.Provider) []change {
 			require.NoError(w.t, p.Delete(w.ctx, v.ID))
 			w.missing(p, "new") // there was only one
 		}},
-		{"attach", func(ctx context.Context, p providers.Provider) error { return p.Attach(ctx, free.ID) },
+		{
+			"attach", func(ctx context.Context, p providers.Provider) error { return p.Attach(ctx, free.ID) },
 			func(p providers.Provider) {
 				require.True(w.t, w.until(p, "free", providers.Attached).HeldBy(node))
 				if w.Device != nil {
 					w.Device(w.t, "a", w.find(p, "free"))
 				}
 				w.detach(p, free)
-			}},
-		{"detach", func(ctx context.Context, p providers.Provider) error { return p.Detach(ctx, freed.ID, node, false) },
+			},
+		},
+		{
+			"detach", func(ctx context.Context, p providers.Provider) error { return p.Detach(ctx, freed.ID, node, false) },
 			func(p providers.Provider) {
 				w.until(p, "freed", providers.Detached)
 				b := w.on("b")
 				w.attach(b, freed)
 				w.detach(b, freed)
-			}},
-		{"mark", func(ctx context.Context, p providers.Provider) error { return p.Mark(ctx, marked.ID, "layout", "data") },
+			},
+		},
+		{
+			"mark", func(ctx context.Context, p providers.Provider) error { return p.Mark(ctx, marked.ID, "layout", "data") },
 			func(p providers.Provider) {
 				assert.Equal(w.t, providers.Record{"layout": "data"}, w.find(p, "marked").Record)
-			}},
-		{"delete", func(ctx context.Context, p providers.Provider) error { return p.Delete(ctx, doomed.ID) },
-			func(p providers.Provider) { w.missing(p, "doomed") }},
-		{"forget", func(ctx context.Context, p providers.Provider) error { return p.Forget(ctx, kept.ID) },
+			},
+		},
+		{
+			"delete", func(ctx context.Context, p providers.Provider) error { return p.Delete(ctx, doomed.ID) },
+			func(p providers.Provider) { w.missing(p, "doomed") },
+		},
+		{
+			"forget", func(ctx context.Context, p providers.Provider) error { return p.Forget(ctx, kept.ID) },
 			func(p providers.Provider) {
 				w.missing(p, "kept")
 				v, err := p.Adopt(w.ctx, kept.ID, providers.Spec{Name: "kept"})
 				require.NoError(w.t, err)
 				assert.Equal(w.t, kept.ID, v.ID)
-			}},
+			},
+		},
 		{"adopt", func(ctx context.Context, p providers.Provider) error {
 			_, err := p.Adopt(ctx, adopted.ID, providers.Spec{Name: "adopted"})
 			return err
