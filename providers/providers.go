@@ -100,7 +100,7 @@ type Spec struct {
 	Encrypted  bool              // encrypted by the cloud, at rest
 	KMSKey     string            // the key to encrypt with, in the cloud's notation
 	Zone       string            // where; default is the zone of this node
-	Snapshot   string            // id of the snapshot to copy from; its Record wins over Record, as in Adopt
+	Snapshot   string            // id of the snapshot to copy from
 	Tags       map[string]string // the operator's own tags
 	Record     Record            // what the driver has to know again, on any node
 }

@@ -266,7 +266,7 @@ func (p *Provider) source(m *meta) (*os.File, error) {
 		return nil, fmt.Errorf("%w: size %s is less than the %s of snapshot %s",
 			providers.ErrInvalid, bytesize(m.Size), bytesize(snap.Size), snap.ID)
 	}
-	m.Record = merge(m.Record, snap.Record)
+	m.Record = merge(snap.Record, m.Record)
 	return f, nil
 }
 
@@ -395,7 +395,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 		return nil, fmt.Errorf("cannot adopt %s as %q: %w", id, spec.Name, err)
 	}
 	m.Cluster, m.Name, m.Formerly = p.cluster, spec.Name, nil
-	m.Record = merge(spec.Record, m.Record)
+	m.Record = merge(m.Record, spec.Record)
 	if m.Tags == nil {
 		m.Tags = map[string]string{}
 	}

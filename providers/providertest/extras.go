@@ -19,7 +19,7 @@ func (w *world) snapshotter(node string) (providers.Provider, providers.Snapshot
 func snapshotIsACopy(w *world) {
 	a, s := w.snapshotter("a")
 	b, sb := w.snapshotter("b")
-	v, err := a.Create(w.ctx, providers.Spec{Name: "db", Size: w.Size, Record: providers.Record{"layout": "data", "formatted": "ext4"}})
+	v, err := a.Create(w.ctx, providers.Spec{Name: "db", Size: w.Size, Record: providers.Record{"layout": "data", "formatted": "ext4", "reclaim": "delete"}})
 	require.NoError(w.t, err)
 	if w.Device != nil {
 		w.put(a, "a", v, "before")
@@ -41,14 +41,14 @@ func snapshotIsACopy(w *world) {
 	if w.Device != nil {
 		w.put(a, "a", v, "after!")
 	}
-	spec := providers.Spec{Name: "copy", Snapshot: snap.ID, Record: providers.Record{"layout": "root", "reclaim": "retain"}}
+	spec := providers.Spec{Name: "copy", Snapshot: snap.ID, Record: providers.Record{"reclaim": "retain", "uid": "999"}}
 	c, err := b.Create(w.ctx, spec)
 	require.NoError(w.t, err)
 	assert.NotEqual(w.t, v.ID, c.ID)
 	assert.NotEqual(w.t, v.Serial, c.Serial)
 	assert.Equal(w.t, snap.ID, c.Snapshot)
 	assert.Equal(w.t, v.Size, c.Size)
-	assert.Equal(w.t, providers.Record{"layout": "data", "formatted": "ext4", "reclaim": "retain"}, c.Record)
+	assert.Equal(w.t, providers.Record{"layout": "data", "formatted": "ext4", "reclaim": "retain", "uid": "999"}, c.Record)
 	assert.Equal(w.t, c, w.find(a, "copy"))
 	spec.Name, spec.Size = "larger", 3*w.Size
 	larger, err := b.Create(w.ctx, spec)

@@ -272,7 +272,7 @@ func deleteIsCareful(w *world) {
 
 func forgetAndAdopt(w *world) {
 	a, b := w.on("a"), w.on("b")
-	v, err := a.Create(w.ctx, providers.Spec{Name: "db", Size: w.Size, Record: providers.Record{"layout": "data"}})
+	v, err := a.Create(w.ctx, providers.Spec{Name: "db", Size: w.Size, Record: providers.Record{"layout": "data", "reclaim": "delete"}})
 	require.NoError(w.t, err)
 	if w.Device != nil {
 		w.put(a, "a", v, "precious")
@@ -290,7 +290,7 @@ func forgetAndAdopt(w *world) {
 
 	fresh := w.create(b, "db")
 	require.NotEqual(w.t, v.ID, fresh.ID)
-	spec := providers.Spec{Name: "again", Size: 4 * w.Size, Record: providers.Record{"layout": "root", "reclaim": "retain"}}
+	spec := providers.Spec{Name: "again", Size: 4 * w.Size, Record: providers.Record{"reclaim": "retain", "uid": "999"}}
 	for range 2 {
 		back, err := b.Adopt(w.ctx, v.ID, spec)
 		require.NoError(w.t, err)
@@ -298,7 +298,7 @@ func forgetAndAdopt(w *world) {
 		assert.Equal(w.t, v.Serial, back.Serial)
 		assert.Equal(w.t, "again", back.Name)
 		assert.Equal(w.t, v.Size, back.Size)
-		assert.Equal(w.t, providers.Record{"layout": "data", "reclaim": "retain"}, back.Record)
+		assert.Equal(w.t, providers.Record{"layout": "data", "reclaim": "retain", "uid": "999"}, back.Record)
 		assert.Equal(w.t, back, w.find(a, "again"))
 	}
 	assert.Equal(w.t, []string{"again", "db"}, w.names(a))
