@@ -109,6 +109,9 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 		FSType: set.fstype, Layout: set.layout, MountOptions: set.mountOptions, UID: set.uid, GID: set.gid, Mode: set.mode,
 		Warn: func(err error) { d.volumeLog(v).WithError(err).Warn("The volume is mounted, but not as it should be") },
 	})
+	if errors.Is(err, mount.ErrBlank) {
+		return lostData(v, vol, dev)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: volume %q (%s) is not mounted on node %s", err, v.name, vol.ID, node.ID)
 	}
@@ -242,14 +245,16 @@ func (d *Driver) watchAttach(ctx context.Context, vol *providers.Volume, node pr
 // formatOnce formats the device if it has never held data, by the word of the device and of the cloud, and completes set
 // with what stands on it. Package mount refuses any device that is not blank, whatever is asked here.
 func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volume, dev mount.Device, set *settings) error {
+	if set.formatted && set.fstype != "" {
+		return nil // whether it still holds what it should, Publish sees
+	}
 	contents, err := d.host.Probe(ctx, dev)
 	if err != nil {
 		return fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)
 	}
 	switch {
 	case contents.Blank && (set.formatted || vol.Snapshot != ""):
-		return fmt.Errorf("the disk is blank but was formatted before: volume %q (%s) is not formatted again, since its data may have been lost or another disk be attached; compare device %s with the cloud's records, and restore a snapshot or remove the volume",
-			v.name, vol.ID, dev.Path)
+		return lostData(v, vol, dev)
 	case contents.Blank:
 		v.step("being formatted")
 		err := d.host.Format(ctx, dev, mount.FormatSpec{FSType: set.fstype, Options: set.mkfsOptions, Size: vol.Size})
@@ -274,6 +279,12 @@ func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volum
 	}
 	vol.Record[recFormatted] = set.fstype
 	return nil
+}
+
+// lostData is the error for a disk that should hold data and is blank.
+func lostData(v *volume, vol *providers.Volume, dev mount.Device) error {
+	return fmt.Errorf("the disk is blank but was formatted before: volume %q (%s) is not formatted again, since its data may have been lost or another disk be attached; compare device %s with the cloud's records, and restore a snapshot or remove the volume",
+		v.name, vol.ID, dev.Path)
 }
 
 func (v *volume) attempted() (int, error) {

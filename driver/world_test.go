@@ -524,8 +524,13 @@ func (h *fakeHost) Publish(ctx context.Context, dev mount.Device, dir string, sp
 		if d == nil {
 			return mount.ErrNoDevice
 		}
-		if d.fstype != spec.FSType || d.foreign != "" {
-			return mount.ErrWrongDevice
+		switch {
+		case d.foreign != "":
+			return mount.ErrWrongFS
+		case d.fstype == "":
+			return mount.ErrBlank
+		case d.fstype != spec.FSType:
+			return mount.ErrWrongFS
 		}
 		for _, m := range h.machine.world.machines {
 			if m != h.machine && m.mounts[d.Serial] != nil && h.takeover != TakeoverAlways {
