@@ -26,14 +26,16 @@ func TestLocalKeepsTheContract(t *testing.T) {
 			return c
 		}})
 	})
-	t.Run("xfs with reflinks", func(t *testing.T) {
-		dir := mounted(t, "xfs", 2<<30)
-		providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
-			sub := filepath.Join(dir, digest(t.Name()))
-			t.Cleanup(func() { assert.NoError(t, os.RemoveAll(sub)) })
-			return newMachine(t, sub).cloud()
-		}})
-	})
+	for _, fstype := range []string{"xfs", "btrfs"} { // which share blocks between files
+		t.Run(fstype, func(t *testing.T) {
+			dir := mounted(t, fstype, 2<<30)
+			providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
+				sub := filepath.Join(dir, digest(t.Name()))
+				t.Cleanup(func() { assert.NoError(t, os.RemoveAll(sub)) })
+				return newMachine(t, sub).cloud()
+			}})
+		})
+	}
 }
 
 // machine is a directory, and engines that share it.

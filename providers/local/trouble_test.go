@@ -235,7 +235,7 @@ func TestOnASharedFileSystemAnotherBootIsUnclear(t *testing.T) {
 	a, b := m.provider(t, "a", "main"), m.provider(t, "b", "main")
 	a.overcommit = true
 	v := create(t, a, "db", smallest)
-	attach(t, a, v)
+	assert.Equal(t, attach(t, a, v), attach(t, a, v))
 	m.reboot(t, "a")
 	state, err := b.NodeState(t.Context(), "a")
 	require.NoError(t, err)
@@ -292,7 +292,7 @@ func TestADeviceWithoutANodeIsExplained(t *testing.T) {
 }
 
 func TestAFullFileSystemPromisesNothing(t *testing.T) {
-	for _, fstype := range []string{"ext4", "xfs"} {
+	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
 		t.Run(fstype, func(t *testing.T) {
 			dir := mounted(t, fstype, 512<<20)
 			m := newMachine(t, dir)
@@ -582,4 +582,15 @@ func FuzzDecode(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, string(want), string(got))
 	})
+}
+
+// As after losetup -d by hand.
+func TestALostDeviceComesWithTheNextAttach(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := m.provider(t, "a", "main")
+	v := create(t, p, "db", smallest)
+	run(t, "losetup", "--detach", "/dev/"+attach(t, p, v))
+	require.Equal(t, providers.Attachment{Node: "a", State: providers.Attached}, found(t, p, "db").Attachment)
+	attach(t, p, v)
+	require.NoError(t, p.Detach(t.Context(), v.ID, "a", false))
 }

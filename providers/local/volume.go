@@ -32,7 +32,7 @@ func (p *Provider) Find(ctx context.Context, name string) (*providers.Volume, er
 	if err != nil {
 		return nil, err
 	}
-	return p.seen(m)
+	return p.volume(m)
 }
 
 func (p *Provider) find(ctx context.Context, name string) (*meta, error) {
@@ -65,10 +65,6 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("cannot read the directory for volumes: %w: %w", providers.ErrUnavailable, err)
 	}
-	devices, err := p.loops()
-	if err != nil {
-		return nil, err
-	}
 	var (
 		volumes []*providers.Volume
 		broken  []error
@@ -84,9 +80,13 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 		if err == nil && !p.disks.has(m.ID, ready) {
 			m, err = p.find(ctx, m.Name)
 		}
+		var v *providers.Volume
+		if err == nil {
+			v, err = p.volume(m)
+		}
 		switch {
 		case err == nil:
-			volumes = append(volumes, p.volume(m, devices))
+			volumes = append(volumes, v)
 		case !errors.Is(err, providers.ErrNotFound):
 			broken = append(broken, err)
 		}
@@ -95,31 +95,22 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 	return volumes, errors.Join(broken...)
 }
 
-// seen is what the contract shows of a description.
-func (p *Provider) seen(m *meta) (*providers.Volume, error) {
-	var devices map[string][]string
-	if m.Holder != nil && m.Holder.Node == p.node {
-		var err error
-		if devices, err = p.loops(); err != nil {
-			return nil, err
-		}
+// volume is what the contract shows of a description.
+func (p *Provider) volume(m *meta) (*providers.Volume, error) {
+	a, err := p.attachment(m)
+	if err != nil {
+		return nil, err
 	}
-	return p.volume(m, devices), nil
-}
-
-func (p *Provider) volume(m *meta, devices map[string][]string) *providers.Volume {
 	v := &providers.Volume{
-		ID:        m.ID,
-		Name:      m.Name,
-		Size:      m.Size,
-		CreatedAt: m.Created,
-		Serial:    m.ID + ready,
-		Snapshot:  m.Snapshot,
-		Record:    maps.Clone(m.Record),
-		Details:   map[string]string{"image": p.disks.path(m.ID, ready)},
-	}
-	if v.Record == nil {
-		v.Record = providers.Record{}
+		ID:         m.ID,
+		Name:       m.Name,
+		Size:       m.Size,
+		CreatedAt:  m.Created,
+		Serial:     m.ID + ready,
+		Snapshot:   m.Snapshot,
+		Record:     merge(m.Record, nil),
+		Attachment: a,
+		Details:    map[string]string{"image": p.disks.path(m.ID, ready)},
 	}
 	var tags []string
 	for _, key := range slices.Sorted(maps.Keys(m.Tags)) {
@@ -128,22 +119,22 @@ func (p *Provider) volume(m *meta, devices map[string][]string) *providers.Volum
 	if tags != nil {
 		v.Details["tags"] = strings.Join(tags, ",")
 	}
-	v.Attachment = p.attachment(m, len(devices[v.Serial]) > 0)
-	return v
+	return v, nil
 }
 
-// attachment is what the recorded holder means now; device tells whether this kernel has one for the image.
-func (p *Provider) attachment(m *meta, device bool) providers.Attachment {
-	switch h := m.Holder; {
-	case h == nil:
-		return providers.Attachment{}
-	case h.Node != p.node || device:
-		return providers.Attachment{Node: h.Node, State: providers.Attached}
-	case h.Boot == p.boot:
-		return providers.Attachment{Node: h.Node, State: providers.Attaching} // cut short; Attach completes it
-	default:
-		return providers.Attachment{}
+// attachment is what the recorded holder means now. One whose Attach was cut short counts as attached: nobody else may
+// have the volume, and its own next Attach sets up the device.
+func (p *Provider) attachment(m *meta) (providers.Attachment, error) {
+	h := m.Holder
+	if h == nil {
+		return providers.Attachment{}, nil
 	}
+	if h.Node == p.node && h.Boot != p.boot { // not yet cleared by arrive
+		if devices, err := p.loopsOf(m.ID); err != nil || len(devices) == 0 {
+			return providers.Attachment{}, err
+		}
+	}
+	return providers.Attachment{Node: h.Node, State: providers.Attached}, nil
 }
 
 // Create makes a volume. Its bytes take space only as they are written.
@@ -157,7 +148,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	for {
 		m, err := p.create(ctx, spec)
 		if err == nil {
-			return p.seen(m)
+			return p.volume(m)
 		}
 		if !errors.Is(err, errMaking) {
 			return nil, fmt.Errorf("cannot create volume %q: %w", spec.Name, err)
@@ -344,17 +335,16 @@ func (p *Provider) own(ctx context.Context, id string) (m *meta, lock *os.File, 
 
 // free is nil if nobody holds the volume, on record or in this kernel.
 func (p *Provider) free(m *meta) error {
-	devices, err := p.loopsOf(m.ID)
-	if err != nil {
+	if a, err := p.attachment(m); err != nil {
 		return err
-	}
-	if a := p.attachment(m, len(devices) > 0); a.State != providers.Detached {
+	} else if a.State != providers.Detached {
 		return &providers.HeldError{Volume: m.ID, Node: a.Node}
 	}
-	if len(devices) > 0 {
+	devices, err := p.loopsOf(m.ID)
+	if err == nil && len(devices) > 0 {
 		return inUse(m.ID, devices[0])
 	}
-	return nil
+	return err
 }
 
 func inUse(id, device string) error {
@@ -380,7 +370,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	}
 	defer unlock()
 	if m.Cluster == p.cluster && m.Name == spec.Name {
-		return p.seen(m)
+		return p.volume(m)
 	}
 	if m.Cluster != "" {
 		return nil, fmt.Errorf("%w: %s is volume %q of cluster %s already", providers.ErrInvalid, id, m.Name, m.Cluster)
@@ -407,7 +397,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	if err := p.disks.write(m); err != nil {
 		return nil, fmt.Errorf("cannot adopt %s: %w", id, err)
 	}
-	return p.seen(m)
+	return p.volume(m)
 }
 
 // Forget leaves the image and its description, with the name that it had, for Adopt.
@@ -563,7 +553,7 @@ func (p *Provider) Resize(ctx context.Context, id string, size int64) (*provider
 	if err := p.enlarge(m, lock, size); err != nil {
 		return nil, fmt.Errorf("cannot resize %s to %s: %w", id, bytesize(size), err)
 	}
-	return p.seen(m)
+	return p.volume(m)
 }
 
 func (p *Provider) enlarge(m *meta, image *os.File, size int64) error {
