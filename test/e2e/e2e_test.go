@@ -53,8 +53,9 @@ func once(e *engine.Engine, volume, command string) string {
 	return e.Docker("run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", command)
 }
 
-// writer is a shell command that appends the numbers from 1 to /data/log for ever, and ends at the first error.
-const writer = `n=0; while :; do n=$((n + 1)); echo $n >>/data/log; done`
+// writer is a shell command that appends the numbers from 1 to /data/log for ever, and ends at the first error. It is slow
+// enough not to fill the disk before the test ends.
+const writer = `n=0; while :; do n=$((n + 1)); echo $n >>/data/log; sleep 0.01; done`
 
 // startWriter starts a container named writer that runs writer, and waits for its first lines.
 func startWriter(t *testing.T, e *engine.Engine, volume string, options ...string) {

@@ -44,8 +44,7 @@ func TestThePluginIsKilledAtAnyMomentOfAMount(t *testing.T) {
 		if kill < 5 {
 			create(e, volume)
 		}
-		pid := e.PluginPID()
-		require.NotZero(t, pid)
+		pid := e.SettledPluginPID()
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		run := e.Client(ctx, "run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", "echo "+word+" >>/data/log")
 		require.NoError(t, run.Start())
@@ -102,7 +101,7 @@ func TestInstallAndUpgradeFromARegistry(t *testing.T) {
 	assert.Equal(t, "before", once(e, "kept", "cat /data/marker"), "volumes outlive the plugin")
 
 	e.Docker("plugin", "disable", "--force", engine.Plugin)
-	e.Docker("plugin", "upgrade", "--grant-all-permissions", engine.Plugin, registry+"/blockvol:2")
+	e.Docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", engine.Plugin, registry+"/blockvol:2") // another tag
 	e.Docker(append([]string{"plugin", "set", engine.Plugin}, sources...)...) // Docker resets them
 	e.Docker("plugin", "enable", engine.Plugin)
 	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Config.Description}}", engine.Plugin), "version 2")
@@ -185,7 +184,7 @@ func TestAMountThatOutlastsDockersPatience(t *testing.T) {
 	require.NoError(t, err, string(out))
 	mkfs := filepath.Join(dir, "rootfs/usr/sbin/mkfs.ext4")
 	require.NoError(t, os.Remove(mkfs))
-	require.NoError(t, os.WriteFile(mkfs, []byte("#!/bin/sh\nuntil test -e /data/state/proceed; do sleep 0.1; done\nexec mke2fs -t ext4 \"$@\"\n"), 0o755))
+	require.NoError(t, os.WriteFile(mkfs, []byte("#!/bin/sh\nuntil test -e /data/state/proceed; do sleep 0.1; done\nexec /usr/sbin/mke2fs -t ext4 \"$@\"\n"), 0o755))
 	e.InstallPlugin(dir, "CALL_TIMEOUT=2s", "LOG_LEVEL=debug")
 	create(e, "slow")
 

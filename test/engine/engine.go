@@ -292,7 +292,16 @@ const Plugin = "blockvol:latest"
 // PluginPID is the id of the plugin's process as this process sees it, 0 if there is none.
 func (e *Engine) PluginPID() int {
 	e.t.Helper()
-	id := e.Docker("plugin", "inspect", "--format", "{{.Id}}", Plugin)
+	return e.pluginPID(e.pluginID())
+}
+
+func (e *Engine) pluginID() string {
+	e.t.Helper()
+	return e.Docker("plugin", "inspect", "--format", "{{.Id}}", Plugin)
+}
+
+func (e *Engine) pluginPID(id string) int {
+	e.t.Helper()
 	pid, err := e.space.find(func(pid int) bool {
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		cgroup, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -304,18 +313,52 @@ func (e *Engine) PluginPID() int {
 	return pid
 }
 
+// SettledPluginPID waits until dockerd regards the plugin as started, and returns its process id. dockerd dials a new
+// plugin half a second after its start; one that dies before that is not started again but disabled.
+func (e *Engine) SettledPluginPID() (pid int) {
+	e.t.Helper()
+	id := e.pluginID()
+	e.Eventually("the plugin has been running for a while", func() error {
+		if pid = e.pluginPID(id); pid == 0 {
+			return errors.New("it is not running")
+		}
+		age, err := ageOf(pid)
+		if err == nil && age < 2*time.Second {
+			err = fmt.Errorf("process %d is %v old", pid, age)
+		}
+		return err
+	})
+	return pid
+}
+
+// ageOf tells how long a process has existed, by proc_pid_stat(5) and proc_uptime(5).
+func ageOf(pid int) (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	now, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0, err
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	var uptime, ticks float64 // ticks are hundredths of a second on every architecture that Debian has
+	if _, err = fmt.Sscan(string(now), &uptime); err == nil {
+		_, err = fmt.Sscan(strings.Fields(after)[19], &ticks)
+	}
+	return time.Duration((uptime - ticks/100) * float64(time.Second)), err
+}
+
 // KillPlugin sends the plugin's process SIGKILL and waits until dockerd has started another.
 func (e *Engine) KillPlugin() {
 	e.t.Helper()
-	old := e.PluginPID()
-	if old == 0 {
-		e.t.Fatalf("engine: the plugin is not running")
-	}
+	old := e.SettledPluginPID()
 	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
 		e.t.Fatalf("engine: killing the plugin: %v", err)
 	}
+	id := e.pluginID()
 	e.Eventually("dockerd restarts the plugin", func() error {
-		if pid := e.PluginPID(); pid == 0 || pid == old {
+		if pid := e.pluginPID(id); pid == 0 || pid == old {
 			return errors.New("no new process")
 		}
 		return nil
