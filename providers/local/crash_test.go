@@ -281,7 +281,6 @@ func TestDeathAtEveryInstruction(t *testing.T) {
 				require.NoError(t, op.call(t.Context(), p), "after death at change %d", at)
 				op.done(t, p)
 				found(t, p, "bystander")
-				made("another")(t, p)
 				m.consistent(t)
 				m.clean(t)
 				m.detachAll(t)

@@ -92,9 +92,12 @@ func (p *Provider) DeleteSnapshot(ctx context.Context, id string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	snap, lock, err := p.snaps.open(ctx, id)
-	if errors.Is(err, providers.ErrNotFound) || errors.Is(err, providers.ErrUnavailable) && !p.hasSnapshots() {
+	if !p.hasSnapshots() {
 		return nil
+	}
+	snap, lock, err := p.snaps.open(ctx, id)
+	if errors.Is(err, providers.ErrNotFound) {
+		return p.tidy(ctx)
 	} else if err != nil {
 		return fmt.Errorf("cannot delete snapshot %s: %w", id, err)
 	}

@@ -231,6 +231,16 @@ func (p *Provider) sweep() error {
 	return p.snaps.sweep()
 }
 
+// tidy is sweep for callers without the lock.
+func (p *Provider) tidy(ctx context.Context) error {
+	unlock, err := p.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return p.sweep()
+}
+
 // source opens the snapshot that a volume shall be made from, and takes over what goes with it.
 func (p *Provider) source(m *meta) (*os.File, error) {
 	none := fmt.Errorf("%w: there is no snapshot %s in cluster %s", providers.ErrInvalid, m.Snapshot, p.cluster)
@@ -415,7 +425,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	if m.Cluster == "" && m.Formerly != nil && m.Formerly.Cluster == p.cluster {
+	if m.Cluster == "" {
 		return nil
 	}
 	if m.Cluster != p.cluster {
