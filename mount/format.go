@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -37,6 +38,9 @@ type FormatSpec struct {
 func (h *Host) Format(ctx context.Context, dev Device, spec FormatSpec) error {
 	if err := CheckOptions(spec.FSType, spec.Options, nil); err != nil {
 		return err
+	}
+	if _, err := exec.LookPath("mkfs." + spec.FSType); err != nil { // before anything is recorded or written
+		return fmt.Errorf("%w: device %s cannot be formatted, since mkfs.%s is not installed where blockvol runs (%w)", ErrNoTool, dev.Path, spec.FSType, err)
 	}
 	release, err := h.claims.forWork(ctx, dev)
 	if err != nil {

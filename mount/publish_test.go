@@ -98,4 +98,3 @@ func TestABusyVolumeStaysMounted(t *testing.T) {
 	require.NoError(t, f.Close())
 	unpublish(t, h, d, "vol")
 }
-

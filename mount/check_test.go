@@ -1,0 +1,159 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// copyOf attaches a copy of the disk as it is this moment, as a snapshot or a power failure would leave it.
+func copyOf(t *testing.T, d *disk) *disk {
+	t.Helper()
+	must(t, "sync", d.Path)
+	in, err := os.Open(d.Path)
+	require.NoError(t, err)
+	defer in.Close()
+	image := filepath.Join(t.TempDir(), "copy-of-"+d.Serial)
+	out, err := os.Create(image)
+	require.NoError(t, err)
+	_, err = io.Copy(out, in)
+	require.NoError(t, err)
+	require.NoError(t, out.Close())
+	return attach(t, image)
+}
+
+func TestAFileSystemThatWasNotUnmountedComesUp(t *testing.T) {
+	for _, fstype := range FSTypes() {
+		t.Run(fstype, func(t *testing.T) {
+			h := newHost(t)
+			d := formatted(t, h, fstype)
+			spec := PublishSpec{FSType: fstype, Layout: LayoutData}
+			path := publish(t, h, d, "vol", spec)
+			f, err := os.Create(filepath.Join(path, "file"))
+			require.NoError(t, err)
+			_, err = f.WriteString("synced")
+			require.NoError(t, err)
+			require.NoError(t, f.Sync())
+			require.NoError(t, f.Close())
+			dirty := copyOf(t, d)
+			unpublish(t, h, d, "vol")
+
+			path = publish(t, h, dirty, "vol", spec)
+			b, err := os.ReadFile(filepath.Join(path, "file"))
+			require.NoError(t, err)
+			assert.Equal(t, "synced", string(b))
+			unpublish(t, h, dirty, "vol")
+		})
+	}
+}
+
+func TestASmallDamageIsRepaired(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	must(t, "debugfs", "-w", "-R", "set_super_value free_blocks_count 1", d.Path)
+	must(t, "debugfs", "-w", "-R", "set_super_value state 0", d.Path)
+	publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	unpublish(t, h, d, "vol")
+	must(t, "e2fsck", "-f", "-n", d.Path)
+}
+
+func TestAWreckedFileSystemIsNotMounted(t *testing.T) {
+	for fstype, wreck := range map[string]func(d *disk){
+		"ext4": func(d *disk) {
+			must(d.t, "debugfs", "-w", "-R", "clri <2>", d.Path) // the root directory
+			must(d.t, "debugfs", "-w", "-R", "set_super_value state 2", d.Path)
+		},
+		"xfs": func(d *disk) { d.write(make([]byte, 4096), 512) }, // all but the superblock of the first group
+	} {
+		t.Run(fstype, func(t *testing.T) {
+			h := newHost(t)
+			d := formatted(t, h, fstype)
+			wreck(d)
+			_, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: fstype, Layout: LayoutData})
+			require.ErrorIs(t, err, ErrDamaged)
+			d.isFree(h)
+		})
+	}
+}
+
+func TestAFileSystemThatAContainerHoldsIsNotChecked(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	path := publish(t, h, d, "vol", spec)
+	require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("kept"), 0o600))
+	end := inContainer(t, path)
+	require.NoError(t, h.Unpublish(context.Background(), "vol"))
+
+	withTool(t, "e2fsck", "echo must not run >&2; exit 4")
+	path = publish(t, h, d, "vol", spec)
+	b, err := os.ReadFile(filepath.Join(path, "file"))
+	require.NoError(t, err)
+	assert.Equal(t, "kept", string(b))
+	require.NoError(t, h.Unpublish(context.Background(), "vol"))
+	end()
+	d.isFree(h)
+	_, err = h.Publish(context.Background(), d.Device, "vol", spec)
+	require.ErrorIs(t, err, ErrDamaged, "now it is checked")
+}
+
+func TestE2fsckExitCodes(t *testing.T) {
+	for script, want := range map[string]error{
+		"exit 0":                            nil,
+		"exit 1":                            nil,
+		"exit 2":                            nil,
+		"exit 3":                            nil,
+		"exit 4":                            ErrDamaged,
+		"exit 5":                            ErrDamaged,
+		"echo Bad magic number; exit 8":     ErrDamaged,
+		"echo usage; exit 16":               errAny,
+		"exit 32":                           errAny,
+		"kill -9 $$":                        errAny,
+		"echo shared library >&2; exit 127": errAny,
+	} {
+		t.Run(script, func(t *testing.T) {
+			h := newHost(t)
+			d := formatted(t, h, "ext4")
+			withTool(t, "e2fsck", script)
+			path, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+			switch want {
+			case nil:
+				require.NoError(t, err)
+				unpublish(t, h, d, "vol")
+			case errAny:
+				require.Error(t, err)
+				require.NotErrorIs(t, err, ErrDamaged)
+			default:
+				require.ErrorIs(t, err, want)
+			}
+			assert.NoDirExists(t, path)
+		})
+	}
+}
+
+func TestAReadOnlyMountChangesNothing(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	publish(t, h, d, "vol", spec)
+	unpublish(t, h, d, "vol")
+	require.NoError(t, os.Truncate(d.image, 2*d.Size))
+	must(t, "losetup", "--set-capacity", d.Path)
+	before := d.contents()
+
+	withTool(t, "e2fsck", "echo must not run >&2; exit 4")
+	spec.MountOptions = []string{"ro"}
+	path := publish(t, h, d, "vol", spec)
+	require.Error(t, os.WriteFile(filepath.Join(path, "file"), nil, 0o600))
+	unpublish(t, h, d, "vol")
+	assert.Equal(t, before, d.contents())
+}
+
+// errAny stands for any other error.
+var errAny = errors.New("any other")

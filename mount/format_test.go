@@ -1,0 +1,417 @@
+package mount
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// marks are what other software leaves on a disk. Those that no program here can make are written as it would.
+var marks = []struct {
+	name  string
+	found string // what Probe must call it
+	size  int64  // default 64 MiB
+	make  []string
+	write func(d *disk)
+}{
+	{name: "ext4", found: "ext4", make: []string{"mkfs.ext4", "-q", "$"}},
+	{name: "xfs", found: "xfs", size: xfsSize, make: []string{"mkfs.xfs", "-q", "$"}},
+	{name: "btrfs", found: "btrfs", size: btrfsSize, make: []string{"mkfs.btrfs", "-q", "$"}},
+	{name: "vfat", found: "vfat", make: []string{"mkfs.vfat", "$"}},
+	{name: "exfat", found: "exfat", make: []string{"mkfs.exfat", "$"}},
+	{name: "ntfs", found: "ntfs", make: []string{"mkntfs", "-Q", "-F", "$"}},
+	{name: "f2fs", found: "f2fs", make: []string{"mkfs.f2fs", "$"}},
+	{name: "swap", found: "swap", make: []string{"mkswap", "$"}},
+	{name: "bcache", found: "bcache", make: []string{"make-bcache", "-B", "$"}},
+	{name: "LVM", found: "LVM2_member", make: []string{"pvcreate", "-q", "$"}},
+	{name: "LUKS 1", found: "crypto_LUKS", make: []string{"sh", "-c", "echo secret | cryptsetup luksFormat --type luks1 -q --pbkdf-force-iterations 1000 $ -"}},
+	{name: "LUKS 2", found: "crypto_LUKS", make: []string{"sh", "-c", "echo secret | cryptsetup luksFormat --type luks2 -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 $ -"}},
+	{name: "GPT", found: "gpt", make: []string{"sh", "-c", "echo label: gpt | sfdisk $"}},
+	{name: "GPT by sgdisk", found: "gpt", make: []string{"sgdisk", "-n", "1:0:0", "$"}},
+	{name: "MBR", found: "dos", make: []string{"sh", "-c", "printf 'label: dos\n,,83\n' | sfdisk $"}},
+	{name: "backup of a GPT alone", found: "gpt", write: func(d *disk) {
+		must(d.t, "sgdisk", "-n", "1:0:0", d.Path)
+		d.write(make([]byte, 34*512), 0)
+	}},
+	{name: "md 1.2", found: "linux_raid_member", write: func(d *disk) { d.write(mdSuperblock(8), 4096) }},
+	{name: "md 1.0 at the end", found: "linux_raid_member", write: func(d *disk) {
+		sector := (d.Size/512 - 16) &^ 7
+		d.write(mdSuperblock(uint64(sector)), sector*512)
+	}},
+	{name: "md 0.90 at the end", found: "linux_raid_member", write: func(d *disk) {
+		sb := make([]byte, 4096)
+		binary.LittleEndian.PutUint32(sb, mdMagic)
+		binary.LittleEndian.PutUint32(sb[8:], 90)
+		d.write(sb, d.Size&^65535-65536)
+	}},
+	{name: "ZFS", found: "zfs_member", write: func(d *disk) { d.write(zfsUberblocks(), 128<<10) }},
+	{name: "ZFS label at the end alone", found: "zfs_member", write: func(d *disk) { d.write(zfsUberblocks(), d.Size-128<<10) }},
+	{name: "VMFS, 2 MiB inside", found: "VMFS", write: func(d *disk) { d.write([]byte{0x5e, 0xf1, 0xab, 0x2f}, 2*mib) }},
+	{name: "ISO 9660", found: "iso9660", write: func(d *disk) { d.write([]byte("\x01CD001\x01"), 32<<10) }},
+	{name: "several formats at once", found: "ext4", write: func(d *disk) {
+		must(d.t, "mkfs.ext4", "-q", d.Path)
+		d.write([]byte("LUKS\xba\xbe\x00\x01"), 0)
+	}},
+	{name: "one byte in the first MiB", found: unknownData, write: func(d *disk) { d.write([]byte{1}, mib-1) }},
+	{name: "one byte in the last MiB", found: unknownData, write: func(d *disk) { d.write([]byte{1}, d.Size-mib) }},
+	{name: "the last byte", found: unknownData, write: func(d *disk) { d.write([]byte{1}, d.Size-1) }},
+}
+
+const mdMagic = 0xa92b4efc
+
+func mdSuperblock(sector uint64) []byte {
+	sb := make([]byte, 512)
+	binary.LittleEndian.PutUint32(sb, mdMagic)
+	binary.LittleEndian.PutUint32(sb[4:], 1)
+	copy(sb[16:], "0123456789abcdef") // the array's uuid
+	binary.LittleEndian.PutUint64(sb[144:], sector)
+	return sb
+}
+
+func zfsUberblocks() []byte {
+	b := make([]byte, 8<<10)
+	for i := 0; i < len(b); i += 1 << 10 {
+		binary.LittleEndian.PutUint64(b[i:], 0x00bab10c)
+		binary.LittleEndian.PutUint64(b[i+8:], 5000)
+		binary.LittleEndian.PutUint64(b[i+16:], uint64(i))
+	}
+	return b
+}
+
+func TestNothingThatHoldsAnythingIsFormatted(t *testing.T) {
+	for _, mark := range marks {
+		t.Run(mark.name, func(t *testing.T) {
+			ctx := context.Background()
+			h := newHost(t)
+			size := mark.size
+			if size == 0 {
+				size = 64 * mib
+			}
+			d := newDisk(t, size)
+			if mark.write != nil {
+				mark.write(d)
+			}
+			if mark.make != nil {
+				args := strings.Split(strings.ReplaceAll(strings.Join(mark.make, "\x00"), "$", d.Path), "\x00")
+				must(t, args[0], args[1:]...)
+			}
+			must(t, "sync", d.image)
+			before := d.contents()
+
+			c, err := h.Probe(ctx, d.Device)
+			require.NoError(t, err)
+			assert.False(t, c.Blank)
+			assert.Contains(t, c.Found, mark.found)
+
+			for fstype := range fsTypes {
+				err = h.Format(ctx, d.Device, FormatSpec{FSType: fstype, Size: d.Size})
+				require.ErrorIs(t, err, ErrNotBlank)
+				require.ErrorContains(t, err, mark.found)
+				if mark.found != fstype && mark.found != unknownData {
+					err = h.Format(ctx, d.Device, FormatSpec{FSType: fstype, Size: d.Size, Begun: true})
+					require.ErrorIs(t, err, ErrNotBlank, "what another software left is no unfinished format of ours")
+				}
+				_, err = h.Publish(ctx, d.Device, "vol", PublishSpec{FSType: fstype, Layout: LayoutRoot, MountOptions: []string{"ro"}})
+				if mark.found != fstype || mark.name != fstype {
+					require.Error(t, err)
+				} else {
+					require.NoError(t, err)
+					unpublish(t, h, d, "vol")
+				}
+			}
+			if mark.name != "btrfs" && mark.name != "xfs" && mark.name != "ext4" { // which were mounted
+				assert.Equal(t, before, d.contents(), "not a byte was written")
+			}
+		})
+	}
+}
+
+func TestAnotherDiskThanTheVolumeIsNotFormatted(t *testing.T) {
+	ctx := context.Background()
+	h := newHost(t)
+	d, other := newDisk(t, ext4Size), newDisk(t, ext4Size)
+	format := func(dev Device, size int64) error {
+		return h.Format(ctx, dev, FormatSpec{FSType: "ext4", Size: size})
+	}
+
+	swapped := d.Device
+	swapped.Serial = other.Serial
+	require.ErrorIs(t, format(swapped, d.Size), ErrWrongDevice, "the serial is that of another device")
+
+	moved := d.Device
+	moved.Path = other.Path
+	require.ErrorIs(t, format(moved, d.Size), ErrWrongDevice, "the path is that of another device")
+
+	renumbered := d.Device
+	renumbered.Minor = other.Minor
+	require.ErrorIs(t, format(renumbered, d.Size), ErrWrongDevice, "the number is that of another device")
+
+	link := d.Device
+	link.Path = filepath.Join(t.TempDir(), "link")
+	require.NoError(t, os.Symlink(d.Path, link.Path))
+	require.Error(t, format(link, d.Size), "a link proves nothing")
+
+	require.ErrorIs(t, format(d.Device, d.Size+1), ErrWrongDevice, "the device is smaller than the volume")
+	require.ErrorIs(t, format(d.Device, 0), ErrWrongDevice, "the cloud said nothing")
+
+	twin := attach(t, d.image)
+	_, err := h.Find(ctx, d.Serial)
+	require.ErrorIs(t, err, ErrAmbiguousDevice)
+	require.ErrorContains(t, err, twin.Name)
+	require.ErrorIs(t, format(d.Device, d.Size), ErrWrongDevice, "two devices bear the serial")
+
+	for _, d := range []*disk{d, other} {
+		d.requireUntouched()
+	}
+}
+
+func TestALargerDeviceIsFormatted(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	require.NoError(t, h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size - mib}))
+}
+
+func TestADiskThatCannotBeReadIsNotFormatted(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	require.NoError(t, os.Truncate(d.image, ext4Size/2)) // reads behind it are errors now
+	blind := exec.Command("blkid", "-p", d.Path)
+	_ = blind.Run()
+	require.Equal(t, 2, blind.ProcessState.ExitCode(), "blkid calls such a disk empty, so this test is worth something")
+
+	_, err := h.Probe(context.Background(), d.Device)
+	require.ErrorIs(t, err, ErrUnreadable)
+	err = h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
+	require.ErrorIs(t, err, ErrUnreadable)
+	d.requireUntouched()
+}
+
+func TestADiskInUseIsNotFormatted(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	f, err := os.OpenFile(d.Path, os.O_RDONLY|unix.O_EXCL, 0) // as swapon, mdadm, dmsetup and mkfs do
+	require.NoError(t, err)
+	defer f.Close()
+
+	err = h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
+	require.ErrorIs(t, err, ErrBusy)
+	held, err := h.Held(d.Device)
+	require.NoError(t, err)
+	assert.True(t, held)
+}
+
+// withTool puts a program of that name before the real ones.
+func withTool(t *testing.T, name, script string) {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script), 0o700))
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
+func TestProbesThatProveNothingAreNotBelieved(t *testing.T) {
+	for name, tool := range map[string][2]string{
+		"blkid says nothing and no reason":          {"blkid", "exit 0"},
+		"blkid had an error":                        {"blkid", "echo 'blkid: error: /dev/x: Input/output error' >&2; exit 2"},
+		"blkid found something and exits with 2":    {"blkid", "echo TYPE=ext4; exit 2"},
+		"blkid refuses its arguments":               {"blkid", "exit 4"},
+		"blkid crashes":                             {"blkid", "kill -SEGV $$"},
+		"blkid says something that is not known":    {"blkid", "echo hello"},
+		"blkid is torn between two":                 {"blkid", "exit 8"},
+		"wipefs found something that blkid did not": {"wipefs", "echo 0x438,,,ext4"},
+		"wipefs only prints a heading":              {"wipefs", "echo '# offset,uuid,label,type'"},
+		"wipefs had an error":                       {"wipefs", "exit 1"},
+		"wipefs complains":                          {"wipefs", "echo 'wipefs: cannot read' >&2; exit 0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			d := newDisk(t, ext4Size)
+			withTool(t, tool[0], tool[1])
+			require.Error(t, h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size}))
+			d.requireUntouched()
+		})
+	}
+}
+
+func TestAMissingProgramIsNamed(t *testing.T) {
+	for _, missing := range []string{"blkid", "wipefs", "mkfs.ext4"} {
+		t.Run(missing, func(t *testing.T) {
+			h := newHost(t)
+			d := newDisk(t, ext4Size)
+			dir := t.TempDir()
+			for _, tool := range []string{"blkid", "wipefs", "mkfs.ext4"} {
+				if tool != missing {
+					path, err := exec.LookPath(tool)
+					require.NoError(t, err)
+					require.NoError(t, os.Symlink(path, filepath.Join(dir, tool)))
+				}
+			}
+			t.Run("", func(t *testing.T) {
+				t.Setenv("PATH", dir)
+				err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
+				require.ErrorIs(t, err, ErrNoTool)
+				require.ErrorContains(t, err, missing)
+			})
+			d.requireUntouched()
+		})
+	}
+}
+
+func TestOptionsOfMkfsReachIt(t *testing.T) {
+	for _, c := range []struct {
+		fstype  string
+		options []string
+		tool    []string
+		shows   string
+	}{
+		{"ext4", []string{"-L", "my label", "-E", "stride=4", "-b1024", "-Estripe_width=16"}, []string{"dumpe2fs", "-h"}, "my label"},
+		{"ext4", []string{"-E", "stride=4"}, []string{"dumpe2fs", "-h"}, "RAID stride:              4"},
+		{"ext4", nil, []string{"dumpe2fs", "-h"}, "Reserved block count:     0"},
+		{"xfs", []string{"-L", "label", "-i", "size=1024"}, []string{"xfs_db", "-r", "-c", "sb 0", "-c", "p inodesize"}, "1024"},
+		{"btrfs", []string{"--label=mine", "-n", "32k"}, []string{"btrfs", "inspect-internal", "dump-super"}, "mine"},
+	} {
+		t.Run(strings.Join(append([]string{c.fstype}, c.options...), " "), func(t *testing.T) {
+			h := newHost(t)
+			d := newDisk(t, sizes[c.fstype])
+			require.NoError(t, h.Format(context.Background(), d.Device, FormatSpec{FSType: c.fstype, Size: d.Size, Options: c.options}))
+			assert.Contains(t, must(t, c.tool[0], append(c.tool[1:], d.Path)...), c.shows)
+		})
+	}
+}
+
+func TestAFormatThatFailsLeavesTheDiskBlank(t *testing.T) {
+	const partly = `for dev; do :; done; echo half | dd of="$dev" conv=notrunc 2>/dev/null; echo tail | dd of="$dev" bs=1M seek=31 conv=notrunc 2>/dev/null; `
+	for name, c := range map[string]struct {
+		script string
+		cancel bool
+	}{
+		"mkfs fails":    {partly + "echo mkfs: no luck today >&2; exit 1", false},
+		"ctx ends":      {partly + "echo > $0.started; exec sleep 1000", true},
+		"mkfs is gone":  {partly + "kill -9 $$", false},
+		"mkfs does not": {"exit 0", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			d := newDisk(t, ext4Size)
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			t.Run("", func(t *testing.T) {
+				withTool(t, "mkfs.ext4", c.script)
+				if c.cancel {
+					started := filepath.Join(filepath.SplitList(os.Getenv("PATH"))[0], "mkfs.ext4.started")
+					go func() {
+						for !exists(started) && t.Context().Err() == nil {
+							_, _ = os.Stat(started)
+						}
+						cancel()
+					}()
+				}
+				err := h.Format(ctx, d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
+				require.Error(t, err)
+				if c.cancel {
+					require.ErrorIs(t, err, context.Canceled)
+				}
+			})
+			c, err := h.Probe(context.Background(), d.Device)
+			require.NoError(t, err)
+			assert.True(t, c.Blank)
+			require.NoError(t, h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size}))
+		})
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func TestTheRecordThatAFormatBeginsComesBeforeTheFirstByte(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	refused := errors.New("the cloud is away")
+	err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begin: func(context.Context) error {
+		d.requireUntouched()
+		return refused
+	}})
+	require.ErrorIs(t, err, refused)
+	d.requireUntouched()
+
+	d.write([]byte{1}, 0)
+	err = h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begin: func(context.Context) error {
+		assert.Fail(t, "a disk that is not blank is not going to be formatted")
+		return nil
+	}})
+	require.ErrorIs(t, err, ErrNotBlank)
+}
+
+// TestMain's child: formats the disk in its arguments, and is killed while mkfs runs.
+func TestHelperFormats(t *testing.T) {
+	serial := os.Getenv("MOUNT_TEST_FORMAT")
+	if serial == "" {
+		t.Skip("not a test: run by TestACrashDuringAFormat")
+	}
+	h, err := New(Config{Published: t.TempDir(), Staging: t.TempDir()})
+	require.NoError(t, err)
+	dev, err := h.Find(context.Background(), serial)
+	require.NoError(t, err)
+	require.NoError(t, h.Format(context.Background(), dev, FormatSpec{FSType: "ext4", Size: dev.Size}))
+}
+
+func TestACrashDuringAFormat(t *testing.T) {
+	for name, remains := range map[string]string{
+		"that wrote bytes":       `for dev; do :; done; echo half | dd of="$dev" conv=notrunc 2>/dev/null; `,
+		"that wrote a signature": `for dev; do :; done; PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 "$dev"; `,
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := context.Background()
+			h := newHost(t)
+			d := newDisk(t, ext4Size)
+			pipe := filepath.Join(t.TempDir(), "mkfs runs")
+			require.NoError(t, unix.Mkfifo(pipe, 0o600))
+			t.Run("", func(t *testing.T) {
+				withTool(t, "mkfs.ext4", remains+fmt.Sprintf("echo $$ > '%s'; exec sleep 1000", pipe))
+				child := exec.Command("/proc/self/exe", "-test.run=^TestHelperFormats$")
+				child.Env = append(os.Environ(), "MOUNT_TEST_FORMAT="+d.Serial)
+				var said bytes.Buffer
+				child.Stdout, child.Stderr = &said, &said
+				require.NoError(t, child.Start())
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					_ = child.Wait()
+					if f, err := os.OpenFile(pipe, os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
+						f.Close() // it came to nothing: nobody waits for mkfs any longer
+					}
+				}()
+				b, err := os.ReadFile(pipe) // until mkfs has written to the disk and says so
+				require.NoError(t, err)
+				require.NotEmpty(t, b)
+				mkfs, err := unix.PidfdOpen(atoi(t, strings.TrimSpace(string(b))), 0)
+				require.NoError(t, err)
+				defer unix.Close(mkfs)
+
+				require.NoError(t, child.Process.Kill())
+				<-ended
+				poll := []unix.PollFd{{Fd: int32(mkfs), Events: unix.POLLIN}}
+				n, err := unix.Poll(poll, 10_000)
+				require.NoError(t, err)
+				require.Equal(t, 1, n, "mkfs dies with the process that started it")
+			})
+			err := h.Format(ctx, d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
+			require.ErrorIs(t, err, ErrNotBlank, "without a record of it, nobody knows whose the bytes are")
+			require.NoError(t, h.Format(ctx, d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begun: true}))
+			publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+			unpublish(t, h, d, "vol")
+		})
+	}
+}

@@ -1,0 +1,143 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func statfsBytes(t *testing.T, path string) int64 {
+	t.Helper()
+	var st unix.Statfs_t
+	require.NoError(t, unix.Statfs(path, &st))
+	return int64(st.Blocks) * st.Bsize
+}
+
+func (d *disk) resize(size int64) {
+	d.t.Helper()
+	require.NoError(d.t, os.Truncate(d.image, size))
+	must(d.t, "losetup", "--set-capacity", d.Path)
+}
+
+var fsck = map[string][]string{"ext4": {"e2fsck", "-f", "-n"}, "xfs": {"xfs_repair", "-n"}, "btrfs": {"btrfs", "check", "--readonly"}}
+
+func TestAFileSystemGrowsToItsDevice(t *testing.T) {
+	mayGrowExt4 := setCapabilities(t, func(caps uint64) uint64 { return caps })&(1<<unix.CAP_SYS_RESOURCE) != 0
+	for _, fstype := range FSTypes() {
+		for name, extra := range map[string]int64{
+			"a little": 512, "a bit": 200 << 10, "some": 8 * mib, "an odd size": 200*mib + 512*5, "much": 2 << 30,
+		} {
+			t.Run(fstype+" "+name, func(t *testing.T) {
+				h := newHost(t)
+				d := formatted(t, h, fstype)
+				spec := PublishSpec{FSType: fstype, Layout: LayoutData}
+				path := publish(t, h, d, "vol", spec)
+				before := statfsBytes(t, path)
+				require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("kept"), 0o600))
+				unpublish(t, h, d, "vol")
+
+				d.resize(d.Size + extra)
+				spec.Warn = func(err error) { require.ErrorContains(t, err, "CAP_SYS_RESOURCE") }
+				path = publish(t, h, d, "vol", spec)
+				grown := statfsBytes(t, path) - before
+				// The kernel grows ext4 for CAP_SYS_RESOURCE only, and btrfs to no less than 256 MiB.
+				kept := fstype == "ext4" && !mayGrowExt4 || fstype == "btrfs" && d.Size+extra < 256*mib
+				if kept {
+					assert.Zero(t, grown)
+				} else if extra >= 8*mib {
+					assert.Greater(t, grown, extra*9/10)
+				}
+				assert.LessOrEqual(t, grown, extra)
+				b, err := os.ReadFile(filepath.Join(path, "file"))
+				require.NoError(t, err)
+				assert.Equal(t, "kept", string(b))
+				unpublish(t, h, d, "vol")
+				must(t, fsck[fstype][0], append(fsck[fstype][1:], d.Path)...)
+
+				path = publish(t, h, d, "vol", spec)
+				assert.Equal(t, grown, statfsBytes(t, path)-before, "there is nothing left to grow")
+				unpublish(t, h, d, "vol")
+			})
+		}
+	}
+}
+
+func TestAFileSystemInUseGrows(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "xfs")
+	spec := PublishSpec{FSType: "xfs", Layout: LayoutData}
+	end := inContainer(t, publish(t, h, d, "vol", spec))
+	require.NoError(t, h.Unpublish(context.Background(), "vol"))
+	d.resize(2 * d.Size)
+	path := publish(t, h, d, "vol", spec)
+	assert.Greater(t, statfsBytes(t, path), d.Size)
+	require.NoError(t, h.Unpublish(context.Background(), "vol"))
+	end()
+	d.isFree(h)
+}
+
+func TestAFileSystemThatCannotGrowIsMountedAllTheSame(t *testing.T) {
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test, since it has lost a capability
+	setCapabilities(t, func(caps uint64) uint64 { return caps &^ (1 << unix.CAP_SYS_RESOURCE) })
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	d.resize(2 * d.Size)
+	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	_, err := h.Publish(context.Background(), d.Device, "vol", spec)
+	require.ErrorContains(t, err, "CAP_SYS_RESOURCE")
+	d.isFree(h)
+
+	var warned error
+	spec.Warn = func(err error) { warned = errors.Join(warned, err) }
+	path := publish(t, h, d, "vol", spec)
+	require.ErrorContains(t, warned, "CAP_SYS_RESOURCE")
+	require.NoError(t, os.WriteFile(filepath.Join(path, "file"), nil, 0o600))
+	unpublish(t, h, d, "vol")
+	must(t, "e2fsck", "-f", "-n", d.Path)
+}
+
+// setCapabilities changes the effective capabilities of this thread, and returns what they have become.
+func setCapabilities(t *testing.T, change func(uint64) uint64) uint64 {
+	t.Helper()
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	require.NoError(t, unix.Capget(&head, &data[0]))
+	caps := change(uint64(data[1].Effective)<<32 | uint64(data[0].Effective))
+	data[0].Effective, data[1].Effective = uint32(caps), uint32(caps>>32)
+	require.NoError(t, unix.Capset(&head, &data[0]))
+	return caps
+}
+
+func TestExt4Superblocks(t *testing.T) {
+	d := newDisk(t, ext4Size)
+	read := func() (int64, error) {
+		f, err := os.Open(d.Path)
+		require.NoError(t, err)
+		defer f.Close()
+		sb := make([]byte, 1024)
+		_, err = f.ReadAt(sb, 1024)
+		require.NoError(t, err)
+		blocks, size, err := ext4Blocks(sb)
+		return int64(blocks * size), err
+	}
+	_, err := read()
+	require.Error(t, err)
+	for _, options := range [][]string{{"-b", "1024"}, {"-b", "4096"}, {"-O", "^64bit"}} {
+		must(t, "mkfs.ext4", append([]string{"-q", "-F", d.Path}, options...)...)
+		bytes, err := read()
+		require.NoError(t, err)
+		assert.Equal(t, ext4Size, bytes)
+	}
+	must(t, "mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "64bit", "-E", "lazy_itable_init", d.Path)
+	d.write([]byte{2}, 1024+0x150) // the high half of a count that 32 bits do not hold
+	bytes, err := read()
+	require.NoError(t, err)
+	assert.Equal(t, ext4Size+2<<32*4096, bytes)
+}

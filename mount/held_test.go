@@ -1,0 +1,183 @@
+package mount
+
+import (
+	"bufio"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+func atoi(t *testing.T, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(s)
+	require.NoError(t, err)
+	return n
+}
+
+// inNewNamespace keeps a process in a mount namespace cloned from this one, as a container or a service has, in which the
+// script has run. The returned function ends it.
+func inNewNamespace(t *testing.T, propagation, script string) (end func()) {
+	t.Helper()
+	cmd := exec.Command("unshare", "--mount", "--propagation", propagation, "--", "sh", "-e", "-c", script+"\necho ready\nexec sleep 1000")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL, Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	ended := false
+	end = func() {
+		if !ended {
+			ended = true
+			_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+			_ = cmd.Wait()
+		}
+	}
+	t.Cleanup(end)
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err, "%s", line)
+	require.Equal(t, "ready\n", line)
+	return end
+}
+
+const bindElsewhere = `d=$(mktemp -d); mount --bind "$VOL" "$d"; `
+
+// inContainer keeps a process that has the volume as a container has it: by a bind mount of its own.
+func inContainer(t *testing.T, path string) (end func()) {
+	t.Helper()
+	t.Setenv("VOL", path)
+	t.Setenv("TMPDIR", t.TempDir())
+	return inNewNamespace(t, "slave", bindElsewhere+`mount --make-private "$d"`)
+}
+
+// Each case is a way in which another process of the machine comes to have the volume's mount.
+func TestWhatRemainsWhenOursIsUnmountedIsUse(t *testing.T) {
+	for _, fstype := range FSTypes() {
+		for _, c := range []struct {
+			name, propagation, script string
+			used                      bool // says InUse
+			released                  bool // all the same, says the kernel when Unpublish is done
+		}{
+			{"a service that follows our mounts", "slave", "true", false, true},
+			{"a service that shares our mounts", "shared", "true", false, true},
+			{"dockerd's namespace, and one that follows it", "slave", `mount --make-rshared /; unshare --mount --propagation slave sleep 1000 & sleep 0`, false, true},
+			{"a namespace cut off, with nobody in the volume", "private", "true", true, true}, // by the removal of the directory
+			{"a namespace cut off, with a process in the volume", "private", `cd "$VOL"`, true, false},
+			{"a container", "slave", bindElsewhere + `mount --make-private "$d"`, true, false},
+			{"a container whose bind is a peer of ours", "shared", bindElsewhere, true, false},
+			{"a container whose bind follows ours", "shared", bindElsewhere + `mount --make-slave "$d"`, true, false},
+			{"a container with a whole copy of the host, cut off", "slave", `d=$(mktemp -d); mount --rbind "$PUB" "$d"; mount --make-rprivate "$d"`, true, true},
+			{"a container with a whole copy of the host, cut off, with a process in the volume", "slave", `d=$(mktemp -d); mount --rbind "$PUB" "$d"; mount --make-rprivate "$d"; cd "$d/vol"`, true, false},
+			{"a container with a whole copy of the host, which follows", "slave", `d=$(mktemp -d); mount --rbind "$PUB" "$d"; mount --make-rslave "$d"`, false, true},
+			{"a service that mounted something inside", "slave", `mkdir "$VOL/sub"; mount -t tmpfs none "$VOL/sub"; cd "$VOL"`, true, false},
+		} {
+			t.Run(fstype+" "+c.name, func(t *testing.T) {
+				ctx := context.Background()
+				h := newHost(t)
+				d := formatted(t, h, fstype)
+				path := publish(t, h, d, "vol", PublishSpec{FSType: fstype, Layout: LayoutData})
+				t.Setenv("VOL", path)
+				t.Setenv("PUB", h.published)
+				t.Setenv("TMPDIR", t.TempDir())
+				end := inNewNamespace(t, c.propagation, c.script)
+
+				used, err := h.InUse(ctx, d.Device)
+				require.NoError(t, err)
+				assert.Equal(t, c.used, used)
+
+				require.NoError(t, h.Unpublish(ctx, "vol"))
+				if c.released {
+					d.isFree(h)
+					return
+				}
+				// The kernel agrees.
+				held, err := h.Held(d.Device)
+				require.NoError(t, err)
+				require.True(t, held)
+				short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+				defer cancel()
+				require.ErrorIs(t, h.WaitFree(short, d.Device), ErrBusy)
+				used, err = h.InUse(ctx, d.Device)
+				require.NoError(t, err)
+				assert.True(t, used, "nothing of ours is mounted: any mount is use")
+				end()
+				d.isFree(h)
+				used, err = h.InUse(ctx, d.Device)
+				require.NoError(t, err)
+				assert.False(t, used)
+			})
+		}
+	}
+}
+
+func TestAMountThatNoProcessShowsIsUse(t *testing.T) {
+	ctx := context.Background()
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	path := publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC) // in nobody's namespace
+	require.NoError(t, err)
+	require.NoError(t, h.Unpublish(ctx, "vol"))
+	used, err := h.InUse(ctx, d.Device)
+	require.NoError(t, err)
+	assert.True(t, used)
+	require.NoError(t, unix.Close(fd))
+	d.isFree(h)
+}
+
+func TestWhereProcessesAreHiddenEverythingIsInUse(t *testing.T) {
+	ctx := context.Background()
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	inUse := func() bool {
+		used, err := h.InUse(ctx, d.Device)
+		require.NoError(t, err)
+		return used
+	}
+	require.False(t, inUse())
+
+	h.proc = t.TempDir()
+	fake := func(pid, table string) {
+		require.NoError(t, os.MkdirAll(filepath.Join(h.proc, pid), 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(h.proc, pid, "mountinfo"), []byte(table), 0o600))
+	}
+	fake("7", "")
+	assert.True(t, inUse(), "process 1 is not to be seen")
+	fake("1", "")
+	assert.False(t, inUse())
+	require.NoError(t, os.Mkdir(filepath.Join(h.proc, "8"), 0o700)) // ended: no table
+	assert.False(t, inUse())
+	require.NoError(t, os.MkdirAll(filepath.Join(h.proc, "9", "mountinfo"), 0o700)) // cannot be read
+	assert.True(t, inUse())
+
+	h.proc = filepath.Join(h.proc, "nowhere")
+	used, err := h.InUse(ctx, d.Device)
+	require.Error(t, err)
+	assert.True(t, used)
+	unpublish(t, h, d, "vol")
+}
+
+func TestADeviceThatACallWorksOnIsHeld(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begin: func(ctx context.Context) error {
+		held, err := h.Held(d.Device)
+		require.NoError(t, err)
+		assert.True(t, held)
+		short, cancel := context.WithTimeout(ctx, time.Millisecond)
+		defer cancel()
+		_, err = h.Publish(short, d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		return nil
+	}})
+	require.NoError(t, err)
+	d.isFree(h)
+}
