@@ -102,7 +102,7 @@ func TestInstallAndUpgradeFromARegistry(t *testing.T) {
 
 	e.Docker("plugin", "disable", "--force", engine.Plugin)
 	e.Docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", engine.Plugin, registry+"/blockvol:2") // another tag
-	e.Docker(append([]string{"plugin", "set", engine.Plugin}, sources...)...) // Docker resets them
+	e.Docker(append([]string{"plugin", "set", engine.Plugin}, sources...)...)                                              // Docker resets them
 	e.Docker("plugin", "enable", engine.Plugin)
 	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Config.Description}}", engine.Plugin), "version 2")
 	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Settings.Env}}", engine.Plugin), "LOG_LEVEL=debug")

@@ -1,7 +1,6 @@
 // Command sandbox runs a command with a private Docker engine: `sandbox scripts/demo`. The command finds the engine's
-// address in DOCKER_HOST and the directories that its plugin shall keep things in in BLOCKVOL_STATE and BLOCKVOL_VOLUMES;
-// BLOCKVOL_ENTER is the process id whose namespaces are the engine's host. When the command ends, or this one is killed,
-// all is gone.
+// address in DOCKER_HOST, and the directories for its plugin in BLOCKVOL_STATE and BLOCKVOL_VOLUMES. When the command
+// ends, or this one is killed, all is gone.
 package main
 
 import (
@@ -11,7 +10,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"slices"
-	"strconv"
 	"syscall"
 
 	"github.com/blockvol/blockvol/test/engine"
@@ -26,8 +24,9 @@ func main() {
 }
 
 func sandbox(args []string) (status int) {
-	// A Ctrl-C reaches the command too, which decides; this one stays to clean up.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	// A Ctrl-C reaches the command too, which decides; this one stays to clean up. (Ignored, they would be so for the
+	// command as well.)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	run := &run{}
 	defer func() {
 		if stopped := recover(); stopped != nil && stopped != any(run) {
@@ -43,7 +42,7 @@ func sandbox(args []string) (status int) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host(), "DOCKER_CONTEXT=", "BLOCKVOL_STATE="+e.State,
-		"BLOCKVOL_VOLUMES="+e.Volumes, "BLOCKVOL_ENTER="+strconv.Itoa(e.PID()))
+		"BLOCKVOL_VOLUMES="+e.Volumes)
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
