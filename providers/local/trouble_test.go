@@ -235,7 +235,8 @@ func TestOnASharedFileSystemAnotherBootIsUnclear(t *testing.T) {
 	a, b := m.provider(t, "a", "main"), m.provider(t, "b", "main")
 	a.overcommit = true
 	v := create(t, a, "db", smallest)
-	assert.Equal(t, attach(t, a, v), attach(t, a, v))
+	device := attach(t, a, v)
+	assert.Equal(t, device, attach(t, a, v))
 	m.reboot(t, "a")
 	state, err := b.NodeState(t.Context(), "a")
 	require.NoError(t, err)
@@ -593,4 +594,20 @@ func TestALostDeviceComesWithTheNextAttach(t *testing.T) {
 	require.Equal(t, providers.Attachment{Node: "a", State: providers.Attached}, found(t, p, "db").Attachment)
 	attach(t, p, v)
 	require.NoError(t, p.Detach(t.Context(), v.ID, "a", false))
+}
+
+func TestSweepingAHalfMadeVolumeLeavesItsSuccessorTheName(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := m.provider(t, "a", "main")
+	dead := &meta{Cluster: "main", Name: "db", Size: smallest}
+	f, err := p.disks.begin(dead)
+	require.NoError(t, err)
+	defer f.Close() // held while its successor is made, as by somebody who looks at it
+	require.NoError(t, os.Remove(p.disks.link("main", "db")))
+	v := create(t, p, "db", smallest)
+	require.True(t, p.disks.has(dead.ID, making))
+	f.Close()
+	require.NoError(t, p.tidy(t.Context()))
+	require.Equal(t, v, found(t, p, "db"))
+	m.clean(t)
 }
