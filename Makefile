@@ -19,7 +19,7 @@ help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the binary alone: build/blockvol
-	CGO_ENABLED=0 go build -trimpath -o build/blockvol ./cmd/blockvol
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o build/blockvol ./cmd/blockvol
 
 plugin: ## the managed plugin: build/plugin (ARCH=arm64: build/plugin-arm64)
 	@scripts/plugin $(ARCH) $(plugin)
@@ -30,13 +30,13 @@ install: plugin ## put the plugin into the engine at hand as blockvol:latest (SE
 demo: ## show it at work on a private engine; leaves nothing behind
 	@scripts/setup demo
 	@$(MAKE) --no-print-directory plugin
-	@go build -o build/sandbox ./test/sandbox
+	@go build -buildvcs=false -o build/sandbox ./test/sandbox
 	@build/sandbox scripts/demo
 
 shell: ## a shell with a private engine and the plugin in it, to play with; gone at exit
 	@scripts/setup demo
 	@$(MAKE) --no-print-directory plugin
-	@go build -o build/sandbox ./test/sandbox
+	@go build -buildvcs=false -o build/sandbox ./test/sandbox
 	@build/sandbox $${SHELL:-sh}
 
 test: ## everything: unit tests, real disks, real engines, under the race detector; brief fuzzing; arm64
