@@ -201,7 +201,8 @@ func (s *shelf) behind(cluster, name string) (*meta, error) {
 	}
 	if target, err := os.Readlink(link); err == nil {
 		id := strings.TrimSuffix(filepath.Base(target), ".json")
-		if s.has(id, ready) {
+		// In this order: a description comes before its image's place, and goes after it.
+		if !s.has(id, ".json") && s.has(id, ready) {
 			return nil, fmt.Errorf("%w: the description %s of an image is missing", errDamaged, s.path(id, ".json"))
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -233,6 +234,9 @@ func (s *shelf) standing(id string) error {
 	}
 	if s.has(id, ready) { // finished in this moment
 		return nil
+	}
+	if !s.has(id, ".json") { // destroyed in this moment
+		return s.notFound(id)
 	}
 	return fmt.Errorf("%w: %s is not there, though its description is; bring it back or remove the volume", errLost, s.path(id, ready))
 }

@@ -611,3 +611,41 @@ func TestSweepingAHalfMadeVolumeLeavesItsSuccessorTheName(t *testing.T) {
 	require.Equal(t, v, found(t, p, "db"))
 	m.clean(t)
 }
+
+func TestAReaderNeverTakesAVolumeOnTheMoveForDamaged(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p, reader := m.provider(t, "a", "main"), m.provider(t, "b", "main")
+	done := make(chan error, 1)
+	go func() {
+		defer close(done)
+		for range 150 {
+			v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: smallest})
+			if err == nil {
+				err = p.Delete(t.Context(), v.ID)
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	id := "vol-0123456789abcdef"
+	for {
+		v, err := reader.Find(t.Context(), "db")
+		if err == nil {
+			id = v.ID
+		} else {
+			require.ErrorIs(t, err, providers.ErrNotFound)
+		}
+		if err := reader.Mark(t.Context(), id, "key", "x"); err != nil {
+			require.ErrorIs(t, err, providers.ErrNotFound)
+		}
+		list(t, reader)
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+			return
+		default:
+		}
+	}
+}
