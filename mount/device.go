@@ -31,9 +31,6 @@ type Device struct {
 	Serial       string // the identity that was asked for
 }
 
-// lookEvery is how often Wait and WaitGone look at sysfs when no event comes: a net for events that were lost.
-const lookEvery = time.Second
-
 // Find returns the device that bears the serial. Errors: ErrNoDevice, also while the device is still without a size or
 // a node; ErrAmbiguousDevice.
 func (h *Host) Find(ctx context.Context, serial string) (Device, error) {
@@ -95,9 +92,9 @@ func (h *Host) WaitGone(ctx context.Context, serial string) error {
 	return err
 }
 
-// await calls done until it is, whenever block devices change and each lookEvery.
+// await calls done until it is, whenever block devices change and each second.
 func (h *Host) await(ctx context.Context, done func() (bool, error)) error {
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(h.lookEvery)
 	defer tick.Stop()
 	for {
 		changed := h.uevents.next() // before the look, so that no event falls between

@@ -354,19 +354,6 @@ func TestTheRecordThatAFormatBeginsComesBeforeTheFirstByte(t *testing.T) {
 	require.ErrorIs(t, err, ErrNotBlank)
 }
 
-// TestMain's child: formats the disk in its arguments, and is killed while mkfs runs.
-func TestHelperFormats(t *testing.T) {
-	serial := os.Getenv("MOUNT_TEST_FORMAT")
-	if serial == "" {
-		t.Skip("not a test: run by TestACrashDuringAFormat")
-	}
-	h, err := New(Config{Published: t.TempDir(), Staging: t.TempDir()})
-	require.NoError(t, err)
-	dev, err := h.Find(context.Background(), serial)
-	require.NoError(t, err)
-	require.NoError(t, h.Format(context.Background(), dev, FormatSpec{FSType: "ext4", Size: dev.Size}))
-}
-
 func TestACrashDuringAFormat(t *testing.T) {
 	for name, remains := range map[string]string{
 		"that wrote bytes":       `for dev; do :; done; echo half | dd of="$dev" conv=notrunc 2>/dev/null; `,
@@ -380,8 +367,8 @@ func TestACrashDuringAFormat(t *testing.T) {
 			require.NoError(t, unix.Mkfifo(pipe, 0o600))
 			t.Run("", func(t *testing.T) {
 				withTool(t, "mkfs.ext4", remains+fmt.Sprintf("echo $$ > '%s'; exec sleep 1000", pipe))
-				child := exec.Command("/proc/self/exe", "-test.run=^TestHelperFormats$")
-				child.Env = append(os.Environ(), "MOUNT_TEST_FORMAT="+d.Serial)
+				child := exec.Command("/proc/self/exe")
+				child.Env = append(os.Environ(), "MOUNT_TEST_FORMAT="+d.Serial, "MOUNT_TEST_DIR="+t.TempDir())
 				var said bytes.Buffer
 				child.Stdout, child.Stderr = &said, &said
 				require.NoError(t, child.Start())

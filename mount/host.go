@@ -30,6 +30,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,8 +66,9 @@ type Host struct {
 	dev       string
 	proc      string
 
-	uevents *uevents
-	claims  claims
+	uevents   *uevents
+	lookEvery time.Duration // how often Wait looks at sysfs when no event comes: a net for events that were lost
+	claims    claims
 
 	prepareStaging func() error
 	alwaysStage    bool // tests of what older kernels need
@@ -79,6 +81,8 @@ func New(cfg Config) (*Host, error) {
 		sysfs:   cmp.Or(cfg.Sysfs, "/sys"),
 		dev:     cmp.Or(cfg.Dev, "/dev"),
 		proc:    cmp.Or(cfg.Proc, "/proc"),
+
+		lookEvery: time.Second,
 	}
 	if cfg.Published == "" {
 		return nil, errors.New("no directory was given under which volumes are to be shown")

@@ -29,6 +29,12 @@ const (
 var sizes = map[string]int64{"ext4": ext4Size, "xfs": xfsSize, "btrfs": btrfsSize}
 
 func TestMain(m *testing.M) {
+	if serial := os.Getenv("MOUNT_TEST_FORMAT"); serial != "" {
+		if err := formatAndDie(serial); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(1)
+	}
 	if os.Getuid() == 0 {
 		// Mounts made here must not be seen by the machine that runs the tests, nor survive them.
 		if os.Getenv("MOUNT_TEST_NAMESPACE") == "" {
@@ -49,6 +55,24 @@ func inNamespace() int {
 		return 1
 	}
 	return 0
+}
+
+// formatAndDie is a process of its own, which is killed while mkfs runs.
+func formatAndDie(serial string) error {
+	dir := os.Getenv("MOUNT_TEST_DIR")
+	published := filepath.Join(dir, "published")
+	if err := os.Mkdir(published, 0o700); err != nil {
+		return err
+	}
+	h, err := New(Config{Published: published, Staging: filepath.Join(dir, "staging")})
+	if err != nil {
+		return err
+	}
+	dev, err := h.Find(context.Background(), serial)
+	if err != nil {
+		return err
+	}
+	return h.Format(context.Background(), dev, FormatSpec{FSType: "ext4", Size: dev.Size})
 }
 
 func needRoot(t testing.TB) {

@@ -2,12 +2,17 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
@@ -97,4 +102,400 @@ func TestABusyVolumeStaysMounted(t *testing.T) {
 
 	require.NoError(t, f.Close())
 	unpublish(t, h, d, "vol")
+}
+
+func TestPublishNeverFormats(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	for _, fstype := range FSTypes() {
+		_, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: fstype, Layout: LayoutData})
+		require.ErrorIs(t, err, ErrBlank)
+	}
+	d.requireUntouched()
+}
+
+func TestAnotherFileSystemThanTheOneAskedForIsNotMounted(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	_, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: "xfs", Layout: LayoutData})
+	require.ErrorIs(t, err, ErrWrongFS)
+	require.ErrorContains(t, err, "xfs")
+	require.ErrorContains(t, err, "ext4")
+}
+
+func TestAnotherDiskThanTheVolumeIsNotMounted(t *testing.T) {
+	h := newHost(t)
+	d, other := formatted(t, h, "ext4"), formatted(t, h, "ext4")
+	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	swapped := d.Device
+	swapped.Serial = other.Serial
+	_, err := h.Publish(context.Background(), swapped, "vol", spec)
+	require.ErrorIs(t, err, ErrWrongDevice)
+
+	publish(t, h, other, "vol", spec)
+	_, err = h.Publish(context.Background(), d.Device, "vol", spec)
+	require.ErrorIs(t, err, ErrOccupied, "another volume is mounted there")
+	up, err := h.IsPublished(context.Background(), "vol", d.Device)
+	require.NoError(t, err)
+	assert.False(t, up)
+	unpublish(t, h, other, "vol")
+}
+
+func TestAVolumeThatIsCoveredIsNotPublished(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	path := publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	require.NoError(t, unix.Mount("none", path, "tmpfs", 0, ""))
+	up, err := h.IsPublished(context.Background(), "vol", d.Device)
+	require.NoError(t, err)
+	assert.False(t, up)
+	unpublish(t, h, d, "vol") // and what covers it
+}
+
+func TestOwnerAndModeAreSetOnce(t *testing.T) {
+	for _, fstype := range FSTypes() {
+		t.Run(fstype, func(t *testing.T) {
+			h := newHost(t)
+			d := formatted(t, h, fstype)
+			uid, gid, mode := 1234, 5678, os.FileMode(0o2770)|os.ModeSticky
+			mode = mode&os.ModePerm | os.ModeSetgid | os.ModeSticky
+			spec := PublishSpec{FSType: fstype, Layout: LayoutData, UID: &uid, GID: &gid, Mode: &mode}
+			path := publish(t, h, d, "vol", spec)
+			is := func() (uint32, uint32, uint32) {
+				var st unix.Stat_t
+				require.NoError(t, unix.Stat(path, &st))
+				return st.Uid, st.Gid, st.Mode &^ unix.S_IFMT
+			}
+			u, g, m := is()
+			assert.Equal(t, []uint32{1234, 5678, 0o3770}, []uint32{u, g, m})
+			require.NoError(t, os.Chown(path, 1, 2))
+			require.NoError(t, os.Chmod(path, 0o700))
+			unpublish(t, h, d, "vol")
+
+			publish(t, h, d, "vol", spec)
+			u, g, m = is()
+			assert.Equal(t, []uint32{1, 2, 0o700}, []uint32{u, g, m}, "they are the container's by now")
+			unpublish(t, h, d, "vol")
+		})
+	}
+}
+
+// mountedRoot mounts the disk whole, to see and change what a container cannot.
+func mountedRoot(t *testing.T, d *disk, do func(dir string)) {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, "mount", d.Path, dir)
+	do(dir)
+	must(t, "umount", dir)
+}
+
+func TestLayouts(t *testing.T) {
+	ctx := context.Background()
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	data, root := PublishSpec{FSType: "ext4", Layout: LayoutData}, PublishSpec{FSType: "ext4", Layout: LayoutRoot}
+	names := func(path string) (all []string) {
+		entries, err := os.ReadDir(path)
+		require.NoError(t, err)
+		for _, e := range entries {
+			all = append(all, e.Name())
+		}
+		return all
+	}
+
+	uid := 7
+	root.UID = &uid
+	path := publish(t, h, d, "vol", root)
+	assert.Equal(t, []string{"lost+found"}, names(path), "nothing is made in a disk from elsewhere")
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(path, &st))
+	assert.Zero(t, st.Uid)
+	_, err := h.Publish(ctx, d.Device, "vol", data)
+	require.ErrorIs(t, err, ErrOccupied, "it is mounted in the other layout")
+	unpublish(t, h, d, "vol")
+
+	// A crash left the directory unfinished.
+	mountedRoot(t, d, func(dir string) { require.NoError(t, os.Mkdir(filepath.Join(dir, unfinished), 0o700)) })
+	publish(t, h, d, "vol", data)
+	unpublish(t, h, d, "vol")
+	mountedRoot(t, d, func(dir string) {
+		assert.Equal(t, []string{dataDir, "lost+found"}, names(dir))
+		require.NoError(t, os.Rename(filepath.Join(dir, dataDir), filepath.Join(dir, "moved")))
+	})
+	_, err = h.Publish(ctx, d.Device, "vol", data)
+	require.ErrorIs(t, err, ErrForeignLayout, "an empty directory is not shown for data that was moved")
+	d.isFree(h)
+	for name, make := range map[string]func(path string) error{
+		"a link": func(path string) error { return os.Symlink("/etc", path) },
+		"a file": func(path string) error { return os.WriteFile(path, nil, 0o600) },
+	} {
+		mountedRoot(t, d, func(dir string) { require.NoError(t, make(filepath.Join(dir, dataDir))) })
+		_, err = h.Publish(ctx, d.Device, "vol", data)
+		require.ErrorIs(t, err, ErrForeignLayout, name)
+		d.isFree(h)
+		mountedRoot(t, d, func(dir string) { require.NoError(t, os.Remove(filepath.Join(dir, dataDir))) })
+	}
+	mountedRoot(t, d, func(dir string) { require.NoError(t, os.Remove(filepath.Join(dir, "moved"))) })
+	data.MountOptions = []string{"ro"}
+	_, err = h.Publish(ctx, d.Device, "vol", data)
+	require.ErrorIs(t, err, ErrForeignLayout, "nothing is made on a read-only mount")
+	d.isFree(h)
+}
+
+func TestThePublishedDirectoryIsBare(t *testing.T) {
+	ctx := context.Background()
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	bare := filepath.Join(h.published, "vol")
+
+	require.NoError(t, makeBare(bare))
+	info, err := os.Stat(bare)
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0), info.Mode().Perm())
+	require.NoError(t, os.Chmod(bare, 0o777)) // left by someone
+	publish(t, h, d, "vol", spec)
+	unpublish(t, h, d, "vol")
+
+	require.NoError(t, os.Mkdir(bare, 0o777))
+	require.NoError(t, os.WriteFile(filepath.Join(bare, "lost"), nil, 0o600))
+	_, err = h.Publish(ctx, d.Device, "vol", spec)
+	require.ErrorIs(t, err, ErrOccupied)
+	require.ErrorContains(t, err, "lost")
+	require.Error(t, h.Unpublish(ctx, "vol"), "what was written there is not removed")
+	require.FileExists(t, filepath.Join(bare, "lost"))
+	require.NoError(t, os.RemoveAll(bare))
+
+	elsewhere := t.TempDir()
+	require.NoError(t, os.Symlink(elsewhere, bare))
+	_, err = h.Publish(ctx, d.Device, "vol", spec)
+	require.ErrorIs(t, err, ErrOccupied)
+	require.Error(t, h.Unpublish(ctx, "vol"))
+	require.NoError(t, os.Remove(bare))
+	d.isFree(h)
+
+	for _, dir := range []string{"", ".", "..", ".hidden", "a/b", "../x", "/x", "nul\x00", strings.Repeat("x", 256)} {
+		_, err = h.Publish(ctx, d.Device, dir, spec)
+		require.Error(t, err, dir)
+		require.Error(t, h.Unpublish(ctx, dir), dir)
+		_, err = h.IsPublished(ctx, dir, d.Device)
+		require.Error(t, err, dir)
+	}
+	long := strings.Repeat("x", 255)
+	publish(t, h, d, long, spec)
+	unpublish(t, h, d, long)
+}
+
+func TestMountOptionsReachTheKernel(t *testing.T) {
+	for _, c := range []struct {
+		fstype    string
+		options   []string
+		mount, sb string
+	}{
+		{"ext4", []string{"noatime", "nosuid", "noexec", "nodev", "commit=7", "defaults"}, "rw,nosuid,nodev,noexec,noatime", "commit=7"},
+		{"ext4", []string{"noatime", "relatime", "data=writeback", "sync", "discard"}, "rw,relatime", "data=writeback"},
+		{"ext4", []string{"ro", "rw", "lazytime"}, "rw,relatime", "lazytime"},
+		{"xfs", []string{"nodiratime", "allocsize=1m"}, "nodiratime", "allocsize=1024k"},
+		{"xfs", nil, "rw", "nouuid"},
+		{"btrfs", []string{"compress=zstd:3", "strictatime"}, "rw", "compress=zstd:3"},
+	} {
+		t.Run(strings.Join(append([]string{c.fstype}, c.options...), " "), func(t *testing.T) {
+			h := newHost(t)
+			d := formatted(t, h, c.fstype)
+			require.NoError(t, CheckOptions(c.fstype, nil, c.options))
+			path := publish(t, h, d, "vol", PublishSpec{FSType: c.fstype, Layout: LayoutData, MountOptions: c.options})
+			m, err := mountAt(path)
+			require.NoError(t, err)
+			assert.Contains(t, m.Options, c.mount)
+			assert.Contains(t, m.VFSOptions, c.sb)
+			unpublish(t, h, d, "vol")
+		})
+	}
+}
+
+func TestAnOptionThatTheKernelRefusesIsNamed(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	_, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData, MountOptions: []string{"commit=soon"}})
+	require.ErrorContains(t, err, "commit")
+	t.Log(err)
+	d.isFree(h)
+}
+
+func TestACopyOfAMountedFileSystemIsMountedBesideIt(t *testing.T) {
+	for _, fstype := range FSTypes() {
+		t.Run(fstype, func(t *testing.T) {
+			h := newHost(t)
+			d := formatted(t, h, fstype)
+			spec := PublishSpec{FSType: fstype, Layout: LayoutData}
+			path := publish(t, h, d, "vol", spec)
+			require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("origin"), 0o600))
+			must(t, "sync", "-f", path)
+			snapshot := copyOf(t, d)
+			copied, err := h.Publish(context.Background(), snapshot.Device, "copy", spec)
+			if fstype == "btrfs" && err != nil { // kernels before 6.7 cannot; they must say so
+				require.True(t, errors.Is(err, ErrBusy) || errors.Is(err, ErrWrongDevice), "%v", err)
+				snapshot.isFree(h)
+				unpublish(t, h, d, "vol")
+				return
+			}
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(filepath.Join(copied, "file"), []byte("copy"), 0o600))
+			b, err := os.ReadFile(filepath.Join(path, "file"))
+			require.NoError(t, err)
+			assert.Equal(t, "origin", string(b))
+			for dir, dev := range map[string]Device{"vol": d.Device, "copy": snapshot.Device} {
+				up, err := h.IsPublished(context.Background(), dir, dev)
+				require.NoError(t, err)
+				assert.True(t, up)
+			}
+			up, err := h.IsPublished(context.Background(), "vol", snapshot.Device)
+			require.NoError(t, err)
+			assert.False(t, up)
+			used, err := h.InUse(context.Background(), snapshot.Device)
+			require.NoError(t, err)
+			assert.False(t, used)
+			unpublish(t, h, snapshot, "copy")
+			unpublish(t, h, d, "vol")
+		})
+	}
+}
+
+func TestWhatACrashLeftInStagingIsUnmounted(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	require.NoError(t, h.prepareStaging())
+	left := filepath.Join(h.staging, "vol")
+	require.NoError(t, os.Mkdir(left, 0o700))
+	must(t, "mount", d.Path, left)
+
+	again, err := New(Config{Published: h.published, Staging: h.staging})
+	require.NoError(t, err)
+	defer again.Close()
+	d.isFree(again)
+	require.NoDirExists(t, left)
+	again.alwaysStage = true
+	publish(t, again, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	unpublish(t, again, d, "vol")
+}
+
+func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	for _, cfg := range []Config{
+		{},
+		{Published: filepath.Join(dir, "missing"), Staging: t.TempDir()},
+		{Published: dir, Staging: filepath.Join(dir, "staging")},
+		{Published: dir, Staging: dir},
+	} {
+		_, err := New(cfg)
+		require.Error(t, err)
+	}
+	full := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(full, "file"), nil, 0o600))
+	_, err := New(Config{Published: dir, Staging: full})
+	require.Error(t, err, "staging holds something that is not ours")
+	require.FileExists(t, filepath.Join(full, "file"))
+}
+
+func TestACancelledCallLeavesNothing(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	gaveUp := errors.New("the caller gave up")
+	cancel(gaveUp)
+	_, err := h.Publish(ctx, d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	require.ErrorIs(t, err, gaveUp)
+	require.ErrorIs(t, h.Unpublish(ctx, "vol"), gaveUp)
+	require.NoDirExists(t, filepath.Join(h.published, "vol"))
+	d.isFree(h)
+}
+
+func TestManyCallsForOneVolumeAtOnce(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	var calls sync.WaitGroup
+	for range 8 {
+		calls.Go(func() {
+			_, err := h.Publish(context.Background(), d.Device, "vol", spec)
+			assert.NoError(t, err)
+		})
+		calls.Go(func() {
+			_, err := h.Held(d.Device)
+			assert.NoError(t, err)
+		})
+	}
+	calls.Wait()
+	all, err := h.Published(context.Background())
+	require.NoError(t, err)
+	assert.Len(t, all, 1)
+	unpublish(t, h, d, "vol")
+}
+
+// BenchmarkPublish tells blockvol's own share of a mount: what is left after the time of the programs and of the kernel's
+// mount, which is measured by doing the same with the mount program's system call alone.
+func BenchmarkPublish(b *testing.B) {
+	for _, fstype := range FSTypes() {
+		b.Run(fstype, func(b *testing.B) {
+			h := newHost(b)
+			d := formatted(b, h, fstype)
+			spec := PublishSpec{FSType: fstype, Layout: LayoutData}
+			publish(b, h, d, "vol", spec)
+			unpublish(b, h, d, "vol")
+			bare := b.TempDir()
+			var programs, kernel time.Duration
+			for b.Loop() {
+				publish(b, h, d, "vol", spec)
+				b.StopTimer()
+				unpublish(b, h, d, "vol")
+				began := time.Now()
+				_, err := blkid(context.Background(), d.Device)
+				require.NoError(b, err)
+				require.NoError(b, check(context.Background(), d.Device, fstype))
+				programs += time.Since(began)
+				began = time.Now()
+				require.NoError(b, unix.Mount(d.Path, bare, fstype, 0, ""))
+				kernel += time.Since(began)
+				require.NoError(b, unix.Unmount(bare, 0))
+				d.isFree(h)
+				b.StartTimer()
+			}
+			n := float64(b.N) * float64(time.Millisecond)
+			b.ReportMetric(float64(b.Elapsed())/n, "ms/publish")
+			b.ReportMetric(float64(programs)/n, "ms/programs")
+			b.ReportMetric(float64(kernel)/n, "ms/mount(2)")
+			b.ReportMetric(float64(b.Elapsed()-programs-kernel)/n, "ms/own-share")
+		})
+	}
+}
+
+// BenchmarkPublishMany tells how much longer 50 volumes at once take than one.
+func BenchmarkPublishMany(b *testing.B) {
+	h := newHost(b)
+	var disks []*disk
+	for range 50 {
+		disks = append(disks, formatted(b, h, "ext4"))
+	}
+	all := func(some []*disk) time.Duration {
+		began := time.Now()
+		var calls sync.WaitGroup
+		for _, d := range some {
+			calls.Go(func() { publish(b, h, d, d.Name, PublishSpec{FSType: "ext4", Layout: LayoutData}) })
+		}
+		calls.Wait()
+		took := time.Since(began)
+		for _, d := range some {
+			unpublish(b, h, d, d.Name)
+		}
+		return took
+	}
+	all(disks)
+	var one, fifty time.Duration
+	for b.Loop() {
+		one += all(disks[:1])
+		fifty += all(disks)
+	}
+	b.ReportMetric(float64(fifty)/float64(one), "times-one")
+	b.ReportMetric(float64(one)/float64(b.N)/1e6, "ms/one")
+	b.ReportMetric(float64(fifty)/float64(b.N)/1e6, "ms/fifty")
 }
