@@ -181,11 +181,14 @@ func (d *Driver) restore() error {
 	for _, e := range entries {
 		v := d.obtain(e.Name)
 		if e.Boot != d.boot {
-			// No container outlives the machine.
-			e.IDs, e.Boot = nil, d.boot
+			// No container outlives the machine, and another node may have had the disk since.
+			e.IDs, e.Formatting, e.Boot = nil, false, d.boot
 		}
 		v.entry, v.idleSince = e, time.Now()
 		d.drop(v) // the entry keeps it
+		if len(e.IDs) == 0 {
+			d.releaseLater(e.Name)
+		}
 		if dev, err := d.host.Find(d.ctx, e.Serial); err == nil {
 			v.setDevice(dev)
 			if up, err := d.host.IsPublished(d.ctx, v.dir, dev); err == nil && up {

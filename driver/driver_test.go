@@ -21,13 +21,15 @@ func scene(t *testing.T, story func(t *testing.T, w *world, a, b *machine)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(1)
 		a, b := w.machine("a"), w.machine("b")
-		story(t, w, a, b)
-		for _, m := range w.machines {
-			if m.current != nil {
-				require.NoError(t, m.current.Close(context.Background()))
+		defer func() {
+			for _, m := range w.machines {
+				if m.current != nil {
+					assert.NoError(t, m.current.Close(context.Background()))
+				}
 			}
-		}
-		assert.Empty(t, w.violations)
+			assert.Empty(t, w.violations)
+		}()
+		story(t, w, a, b)
 	})
 }
 
@@ -378,6 +380,62 @@ func TestAFormatWhoseMarkWasLostIsNotRepeated(t *testing.T) {
 		mustMount(t, l, "data", "1")
 		assert.Equal(t, 1, w.disk("data").formats)
 		assert.Equal(t, "ext4", w.disk("data").Record[recFormatted])
+	})
+}
+
+func TestAFormatThatWasCutShortIsFinished(t *testing.T) {
+	for name, next := range map[string]func(t *testing.T, w *world, a, b *machine){
+		"by the retry":            func(t *testing.T, w *world, a, b *machine) { mustMount(t, a.start(t), "data", "1") },
+		"before the disk is left": func(t *testing.T, w *world, a, b *machine) { a.start(t); mustMount(t, b.start(t), "data", "1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				l := a.start(t)
+				require.NoError(t, l.Create(within(t), "data", nil))
+				synctest.Wait()
+				w.fault = func(_, call string) fault {
+					if call == "host.Format mkfs" {
+						return crashBefore
+					}
+					return noFault
+				}
+				_, err := l.Mount(within(t), "data", "1")
+				require.Error(t, err)
+				l.kill()
+				synctest.Wait()
+				w.fault = func(string, string) fault { return noFault }
+				for _, d := range w.disks {
+					d.half = true
+				}
+				next(t, w, a, b)
+				assert.False(t, w.disk("data").half)
+				assert.Equal(t, 1, w.disk("data").formats)
+			})
+		})
+	}
+}
+
+func TestAFormatOfAnEarlierBootIsNotFinished(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		synctest.Wait()
+		w.fault = func(_, call string) fault {
+			if call == "host.Format mkfs" {
+				return crashBefore
+			}
+			return noFault
+		}
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		a.powerOff()
+		w.fault = func(string, string) fault { return noFault }
+		for _, d := range w.disks {
+			d.half = true // or what another node has written meanwhile
+		}
+		a.powerOn()
+		_, err = a.start(t).Mount(within(t), "data", "1")
+		require.ErrorContains(t, err, "left as it is")
 	})
 }
 

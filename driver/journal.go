@@ -23,6 +23,9 @@ type entry struct {
 	CreatedAt time.Time `json:"createdAt,omitzero"`
 	IDs       []string  `json:"ids"`                 // mount IDs in use, sorted, none twice
 	Releasing bool      `json:"releasing,omitempty"` // the last user has left; the release is not finished
+	// Formatting stands from before the first byte of a mkfs until after the last. The volume is not published before
+	// that, so what a crash leaves in between is nobody's data.
+	Formatting bool `json:"formatting,omitempty"`
 
 	unsaved bool // writing it has failed, so the disk may say something else
 }
@@ -55,6 +58,13 @@ func (e *entry) without(id string) *entry {
 func (e *entry) unwritten() *entry {
 	changed := *e
 	changed.unsaved = true
+	return &changed
+}
+
+// formatting is the entry while the volume is being formatted, or no longer.
+func (e *entry) formatting(is bool) *entry {
+	changed := *e
+	changed.Formatting = is
 	return &changed
 }
 

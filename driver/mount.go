@@ -252,33 +252,69 @@ func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volum
 	if err != nil {
 		return fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)
 	}
+	e := v.journaled()
 	switch {
-	case contents.Blank && (set.formatted || vol.Snapshot != ""):
+	case set.formatted:
+		if contents.Blank {
+			return lostData(v, vol, dev)
+		}
+		if contents.FSType == "" {
+			return notOurs(v, vol, contents)
+		}
+		set.fstype = contents.FSType
+		return nil
+	case contents.Blank && vol.Snapshot != "":
 		return lostData(v, vol, dev)
-	case contents.Blank:
+	case contents.Blank, e.Formatting:
 		v.step("being formatted")
-		err := d.host.Format(ctx, dev, mount.FormatSpec{FSType: set.fstype, Options: set.mkfsOptions, Size: vol.Size})
+		err := d.host.Format(ctx, dev, mount.FormatSpec{
+			FSType: set.fstype, Options: set.mkfsOptions, Size: vol.Size,
+			Begin: func(context.Context) error { return d.note(v, e.formatting(true)) }, Begun: e.Formatting,
+		})
 		if err != nil {
 			return fmt.Errorf("%w: volume %q (%s) could not be formatted", err, v.name, vol.ID)
 		}
+		if err := d.note(v, v.journaled().formatting(false)); err != nil {
+			return fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)
+		}
 		d.volumeLog(v).WithField("device", dev.Path).WithField("fstype", set.fstype).Info("Volume formatted")
-	case contents.FSType == "":
-		return fmt.Errorf("the disk holds %s, which is no file system that can be mounted: volume %q (%s) is left as it is",
-			strings.Join(contents.Found, ", "), v.name, vol.ID)
-	case set.fstype == "":
-		set.fstype = contents.FSType
 	case contents.FSType != set.fstype:
-		return fmt.Errorf("the disk holds %s where volume %q (%s) shall have %s: it is left as it is", contents.FSType, v.name, vol.ID, set.fstype)
+		return notOurs(v, vol, contents)
 	}
-	if set.formatted {
-		return nil
-	}
-	// Just formatted, or formatted by an attempt that died before it could say so.
+	// Just formatted, or formatted by an attempt that could not say so.
 	if err := d.provider.Mark(ctx, vol.ID, recFormatted, set.fstype); err != nil {
 		return fmt.Errorf("%w: that volume %q (%s) is formatted could not be recorded with the cloud, so it is not mounted yet; a retry continues", err, v.name, vol.ID)
 	}
 	vol.Record[recFormatted] = set.fstype
 	return nil
+}
+
+// finishFormat completes a format that a crash cut short, before this node lets go of the volume: on another node the
+// remains would be bytes that nobody knows, and be left alone.
+func (d *Driver) finishFormat(ctx context.Context, v *volume, node providers.Node) error {
+	e := v.journaled()
+	vol, err := d.provider.Find(ctx, v.name)
+	if err != nil && !errors.Is(err, providers.ErrNotFound) {
+		return err
+	}
+	if err == nil && vol.ID == e.Volume && vol.HeldBy(node.ID) {
+		var dev mount.Device
+		set := settingsOf(vol.Record)
+		if dev, err = d.host.Find(ctx, e.Serial); err == nil {
+			err = d.formatOnce(context.WithoutCancel(ctx), v, vol, dev, &set)
+		}
+		if err != nil && !errors.Is(err, mount.ErrNoDevice) && !errors.Is(err, mount.ErrNotBlank) {
+			return err
+		}
+	}
+	d.noteUnused(v, v.journaled().formatting(false))
+	return nil
+}
+
+// notOurs is the error for a disk that holds something else than the volume's file system.
+func notOurs(v *volume, vol *providers.Volume, contents mount.Contents) error {
+	return fmt.Errorf("the disk holds %s, which is not the file system of volume %q (%s): it is left as it is; if the volume is new and this is of no use, remove the volume and create it again",
+		strings.Join(contents.Found, ", "), v.name, vol.ID)
 }
 
 // lostData is the error for a disk that should hold data and is blank.

@@ -65,6 +65,11 @@ func (d *Driver) release(ctx context.Context, v *volume) error {
 	if err != nil {
 		return fmt.Errorf("%w: volume %q stays attached", err, v.name)
 	}
+	if e.Formatting {
+		if err := d.finishFormat(ctx, v, node); err != nil {
+			return fmt.Errorf("%w: the format of volume %q (%s) was cut short and could not be finished; it stays attached to node %s until it is", err, v.name, e.Volume, node.ID)
+		}
+	}
 	v.step("being unmounted")
 	if err := d.host.Unpublish(ctx, v.dir); err != nil {
 		return fmt.Errorf("%w: volume %q (%s) stays attached to node %s, and its release is tried again", err, v.name, e.Volume, node.ID)

@@ -121,22 +121,26 @@ func (d *Driver) leave(v *volume) {
 	d.drop(v)
 }
 
-// leaveUnused gives the gate back, and sees to it that a volume that nobody uses is released, unless somebody comes back
-// for it within linger.
+// leaveUnused gives the gate back, and sees to it that a volume that nobody uses is released.
 func (d *Driver) leaveUnused(v *volume) {
 	if e := v.journaled(); e != nil && len(e.IDs) == 0 {
 		v.idleSince = time.Now()
-		d.tasks.Go(func() {
-			if pause(d.ctx, linger) != nil {
-				return
-			}
-			if v := d.tryEnter(v.name, "being looked after"); v != nil {
-				d.reconcile(d.ctx, v)
-				d.leave(v)
-			}
-		})
+		d.releaseLater(v.name)
 	}
 	d.leave(v)
+}
+
+// releaseLater releases the volume unless somebody comes back for it within linger.
+func (d *Driver) releaseLater(name string) {
+	d.tasks.Go(func() {
+		if pause(d.ctx, linger) != nil {
+			return
+		}
+		if v := d.tryEnter(name, "being looked after"); v != nil {
+			d.reconcile(d.ctx, v)
+			d.leave(v)
+		}
+	})
 }
 
 // errUnfinished marks the answer to a caller whose time ran out while work goes on.

@@ -46,6 +46,8 @@ type disk struct {
 	fstype  string    // empty: blank
 	formats int
 	foreign string // a signature that is no file system
+	half    bool   // a mkfs was cut short
+	data    bool   // a container has had it
 	owned   bool   // bears our mark
 }
 
@@ -492,6 +494,8 @@ func (h *fakeHost) Probe(ctx context.Context, dev mount.Device) (c mount.Content
 			return mount.ErrNoDevice
 		case d.foreign != "":
 			c = mount.Contents{Found: []string{d.foreign}}
+		case d.half:
+			c = mount.Contents{Found: []string{"data of an unknown kind"}}
 		case d.fstype != "":
 			c = mount.Contents{FSType: d.fstype, Found: []string{d.fstype}}
 		default:
@@ -503,16 +507,36 @@ func (h *fakeHost) Probe(ctx context.Context, dev mount.Device) (c mount.Content
 }
 
 func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.FormatSpec) error {
-	return h.do(ctx, "host.Format", func() error {
+	blank := func() error {
 		d := h.attached(dev.Serial)
 		switch {
 		case d == nil:
 			return mount.ErrNoDevice
-		case d.fstype != "" || d.foreign != "":
+		case d.data:
 			h.machine.world.violate("%s asked to format %s, which holds data", h.machine.name, d.Name)
 			return mount.ErrNotBlank
+		case d.foreign != "", (d.fstype != "" || d.half) && !spec.Begun:
+			return mount.ErrNotBlank
 		}
-		d.fstype = spec.FSType
+		return nil
+	}
+	if err := h.do(ctx, "host.Format", blank); err != nil {
+		return err
+	}
+	if err := spec.Begin(ctx); err != nil {
+		return err
+	}
+	return h.do(ctx, "host.Format mkfs", func() error {
+		if err := blank(); err != nil {
+			return err
+		}
+		d := h.attached(dev.Serial)
+		if h.machine.world.rng.IntN(4) == 0 && h.machine.world.fault(h.machine.name, "host.Format half") != noFault {
+			d.fstype, d.half = "", true
+			h.dead.Store(true)
+			return errDead
+		}
+		d.fstype, d.half = spec.FSType, false
 		d.formats++
 		return nil
 	})
@@ -525,7 +549,7 @@ func (h *fakeHost) Publish(ctx context.Context, dev mount.Device, dir string, sp
 			return mount.ErrNoDevice
 		}
 		switch {
-		case d.foreign != "":
+		case d.foreign != "" || d.half:
 			return mount.ErrWrongFS
 		case d.fstype == "":
 			return mount.ErrBlank
@@ -618,6 +642,7 @@ func (m *machine) container(name, id string) bool {
 	for _, s := range m.mounts {
 		if s.dir == dirOf(name) {
 			s.containers[id] = true
+			s.disk.data = true
 			return true
 		}
 	}
