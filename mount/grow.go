@@ -82,9 +82,9 @@ func ext4Blocks(sb []byte) (blocks, blockSize uint64, err error) {
 
 // xfsGeometry is struct xfs_fsop_geom_v1 of the kernel.
 type xfsGeometry struct {
-	blockSize, _, agBlocks, agCount, _, _, _, imaxPercent uint32
-	dataBlocks                                            uint64
-	_                                                     [72]byte
+	blockSize, _, agBlocks, _, _, _, _, imaxPercent uint32
+	dataBlocks                                      uint64
+	_                                               [72]byte
 }
 
 const (
@@ -117,9 +117,9 @@ func growXFS(root *os.File, size int64) error {
 
 // btrfsInfo is struct btrfs_ioctl_fs_info_args of the kernel.
 type btrfsInfo struct {
-	maxID, devices uint64
-	fsid           [16]byte
-	_              [992]byte
+	maxID, _ uint64
+	fsid     [16]byte
+	_        [992]byte
 }
 
 // btrfsDevice is struct btrfs_ioctl_dev_info_args.

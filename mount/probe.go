@@ -3,6 +3,7 @@ package mount
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -165,7 +166,7 @@ func edgesAreZero(f *os.File) (bool, error) {
 	for _, s := range []span{first, last} {
 		for done := int64(0); done < s.length; {
 			n, err := unix.Pread(int(f.Fd()), buf[done:s.length], s.offset+done)
-			if err == unix.EINTR {
+			if errors.Is(err, unix.EINTR) {
 				continue
 			}
 			if err == nil && n == 0 {

@@ -194,8 +194,8 @@ func mountDetached(dev Device, fstype string, options parsedOptions) (*os.File, 
 		}
 	}
 	if err := unix.FsconfigCreate(fd); err != nil {
-		kind := error(nil)
-		advice := ""
+		var kind error
+		var advice string
 		switch {
 		case errors.Is(err, unix.EUCLEAN), errors.Is(err, unix.EBADMSG):
 			kind, advice = ErrDamaged, fmt.Sprintf("; repair it by hand (%s) or restore a snapshot", repairer[fstype])
@@ -322,7 +322,8 @@ func removeBare(path string) error {
 
 // Unpublish unmounts what is mounted at dir under Config.Published, and removes the bare directory. Nothing mounted there
 // is success. It never unmounts lazily: a mount in use stays. When it returns, copies of the mount in other mount
-// namespaces may still hold the file system: see Held.
+// namespaces may still hold the file system: see Held. Copies at this very directory go as it is removed, by the kernel's
+// doing (since Linux 3.18), but processes in them hold the file system until they leave.
 // Errors: ErrBusy.
 func (h *Host) Unpublish(ctx context.Context, dir string) error {
 	path, err := h.pathOf(dir)

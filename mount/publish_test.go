@@ -225,11 +225,11 @@ func TestLayouts(t *testing.T) {
 	_, err = h.Publish(ctx, d.Device, "vol", data)
 	require.ErrorIs(t, err, ErrForeignLayout, "an empty directory is not shown for data that was moved")
 	d.isFree(h)
-	for name, make := range map[string]func(path string) error{
+	for name, put := range map[string]func(path string) error{
 		"a link": func(path string) error { return os.Symlink("/etc", path) },
 		"a file": func(path string) error { return os.WriteFile(path, nil, 0o600) },
 	} {
-		mountedRoot(t, d, func(dir string) { require.NoError(t, make(filepath.Join(dir, dataDir))) })
+		mountedRoot(t, d, func(dir string) { require.NoError(t, put(filepath.Join(dir, dataDir))) })
 		_, err = h.Publish(ctx, d.Device, "vol", data)
 		require.ErrorIs(t, err, ErrForeignLayout, name)
 		d.isFree(h)
@@ -371,7 +371,7 @@ func TestWhatACrashLeftInStagingIsUnmounted(t *testing.T) {
 
 	again, err := New(Config{Published: h.published, Staging: h.staging})
 	require.NoError(t, err)
-	defer again.Close()
+	t.Cleanup(func() { require.NoError(t, again.Close()) })
 	d.isFree(again)
 	require.NoDirExists(t, left)
 	again.alwaysStage = true
