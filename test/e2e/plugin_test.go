@@ -171,30 +171,3 @@ func TestInstallingOverAnInstalledPluginKeepsSettingsAndVolumes(t *testing.T) {
 	assertNothingLost(t, e, "kept")
 	eventuallyReleased(t, e)
 }
-
-// A stand-in for mkfs.ext4 waits for a word of the test, so that the mount outlasts Docker's patience for certain.
-func TestAMountThatOutlastsDockersPatience(t *testing.T) {
-	t.Parallel()
-	e := engine.Start(t)
-	e.Busybox()
-	dir := copyPlugin(t)
-	static, err := exec.LookPath("busybox")
-	require.NoError(t, err)
-	out, err := exec.Command("cp", "--dereference", "--remove-destination", static, filepath.Join(dir, "rootfs/usr/bin/sh")).CombinedOutput()
-	require.NoError(t, err, string(out))
-	mkfs := filepath.Join(dir, "rootfs/usr/sbin/mkfs.ext4")
-	require.NoError(t, os.Remove(mkfs))
-	require.NoError(t, os.WriteFile(mkfs, []byte("#!/bin/sh\nuntil test -e /data/state/proceed; do sleep 0.1; done\nexec /usr/sbin/mke2fs -t ext4 \"$@\"\n"), 0o755))
-	e.InstallPlugin(dir, "CALL_TIMEOUT=2s", "LOG_LEVEL=debug")
-	create(e, "slow")
-
-	_, err = e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "true")
-	require.ErrorContains(t, err, "formatted", "the answer says what goes on")
-	require.NoError(t, os.WriteFile(filepath.Join(e.State, "proceed"), nil, 0o600))
-	e.Eventually("a retry joins the mount", func() error {
-		_, err := e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "touch", "/data/file")
-		return err
-	})
-	assert.Equal(t, "file", once(e, "slow", "ls /data"))
-	eventuallyReleased(t, e)
-}

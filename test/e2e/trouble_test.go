@@ -1,0 +1,179 @@
+package e2e_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/engine"
+)
+
+// What is amiss around the plugin: the operator is told, and nothing is lost.
+
+// slowPlugin is a copy of the plugin whose mkfs.ext4 waits for the file that proceed makes.
+func slowPlugin(t *testing.T) string {
+	t.Helper()
+	dir := copyPlugin(t)
+	static, err := exec.LookPath("busybox")
+	require.NoError(t, err)
+	out, err := exec.Command("cp", "--dereference", "--remove-destination", static, filepath.Join(dir, "rootfs/usr/bin/sh")).CombinedOutput()
+	require.NoError(t, err, string(out))
+	mkfs := filepath.Join(dir, "rootfs/usr/sbin/mkfs.ext4")
+	require.NoError(t, os.Remove(mkfs))
+	require.NoError(t, os.WriteFile(mkfs, []byte("#!/bin/sh\nuntil test -e /data/state/proceed; do sleep 0.1; done\nexec /usr/sbin/mke2fs -t ext4 \"$@\"\n"), 0o755))
+	return dir
+}
+
+func proceed(t *testing.T, e *engine.Engine) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(filepath.Join(e.State, "proceed"), nil, 0o600))
+}
+
+func TestAMountThatOutlastsTheCallIsJoinedByARetry(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.Busybox()
+	e.InstallPlugin(slowPlugin(t), "CALL_TIMEOUT=2s", "LOG_LEVEL=debug")
+	create(e, "slow")
+
+	_, err := e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "true")
+	require.ErrorContains(t, err, "being formatted", "the answer says what goes on")
+	proceed(t, e)
+	e.Eventually("a retry joins the mount", func() error {
+		_, err := e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "touch", "/data/file")
+		return err
+	})
+	assert.Equal(t, "file", once(e, "slow", "ls /data"))
+	eventuallyReleased(t, e)
+}
+
+// Then no answer reaches Docker, no Unmount follows, and nobody comes back.
+func TestAMountThatOutlastsDockersPatienceIsRolledBack(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.Busybox()
+	e.InstallPlugin(slowPlugin(t), "LOG_LEVEL=debug")
+	e.Docker("plugin", "disable", engine.Plugin)
+	e.Docker("plugin", "enable", "--timeout", "1", engine.Plugin)
+	create(e, "slow")
+
+	_, err := e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "true")
+	require.Error(t, err)
+	loops, err := engine.Loops(e.Volumes)
+	require.NoError(t, err)
+	require.NotEmpty(t, loops, "the test has not caught the mount at work")
+	proceed(t, e)
+	eventuallyReleased(t, e)
+	once(e, "slow", "echo and can be had again >/data/file")
+}
+
+func TestAProgramThatIsMissingIsNamed(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.Busybox()
+	dir := copyPlugin(t)
+	require.NoError(t, os.Remove(filepath.Join(dir, "rootfs/usr/sbin/mkfs.xfs")))
+	e.InstallPlugin(dir)
+	create(e, "xfs", "fstype=xfs", "size=320MiB")
+	_, err := e.Try("run", "--rm", "--volume", "xfs:/data", "busybox", "true")
+	require.ErrorContains(t, err, "mkfs.xfs is not installed")
+	eventuallyReleased(t, e)
+	create(e, "ext4")
+	once(e, "ext4", "touch /data/file")
+}
+
+func TestADamagedJournalLosesNothing(t *testing.T) {
+	e := start(t)
+	create(e, "journaled")
+	startWriter(t, e, "journaled")
+	e.SettledPluginPID()
+	damaged := 0
+	require.NoError(t, filepath.WalkDir(filepath.Join(e.State, "journal"), func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		damaged++
+		return os.WriteFile(path, []byte("\x00\x00 not a journal"), 0o600)
+	}))
+	require.NotZero(t, damaged)
+	e.KillPlugin()
+	awaitLines(t, e, 10)
+	e.Docker("rm", "--force", "writer")
+	eventuallyReleased(t, e)
+	assertNothingLost(t, e, "journaled")
+}
+
+func TestAReadOnlyStateDirectoryIsReported(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.Busybox()
+	e.Run("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", e.State)
+	e.InstallPlugin(pluginDir)
+	_, err := e.Try("volume", "create", "--driver", "blockvol", "--opt", "size=64MiB", "hopeless")
+	require.ErrorContains(t, err, "read-only file system")
+
+	// It is enough to set it right and to start the plugin again.
+	e.Run("mount", "-o", "remount,rw", "tmpfs", e.State)
+	e.Docker("plugin", "disable", engine.Plugin)
+	e.Docker("plugin", "enable", engine.Plugin)
+	create(e, "hopeful")
+	once(e, "hopeful", "touch /data/file")
+}
+
+func TestADiskThatIsFullPromisesNothing(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.Busybox()
+	e.Run("mount", "-t", "tmpfs", "-o", "size=150m", "tmpfs", e.Volumes)
+	e.InstallPlugin(pluginDir)
+	create(e, "first")
+	once(e, "first", "dd if=/dev/zero of=/data/file bs=1M count=20 2>/dev/null")
+	create(e, "second")
+	_, err := e.Try("volume", "create", "--driver", "blockvol", "--opt", "size=64MiB", "third")
+	require.ErrorContains(t, err, "LOCAL_OVERCOMMIT")
+	assert.Equal(t, "20971520", once(e, "first", "wc -c </data/file"))
+	e.Docker("volume", "rm", "second")
+	create(e, "third")
+}
+
+func TestAWrongSettingIsToldWithEachCall(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.InstallPlugin(pluginDir, "TAKEOVER=sometimes")
+	_, err := e.Try("volume", "create", "--driver", "blockvol", "any")
+	require.ErrorContains(t, err, "TAKEOVER")
+	require.ErrorContains(t, err, "never, stopped")
+	e.Docker("plugin", "disable", engine.Plugin)
+	e.Docker("plugin", "set", engine.Plugin, "TAKEOVER=never")
+	e.Docker("plugin", "enable", engine.Plugin)
+	create(e, "any")
+}
+
+// Not even its own node's plugin is there to say that the disk is in use.
+func TestAVolumeOfADisabledPluginIsNotTakenByAnotherNode(t *testing.T) {
+	images := engine.SharedDir(t)
+	t.Parallel()
+	nodes := []*engine.Engine{engine.Start(t, engine.Images(images)), engine.Start(t, engine.Images(images))}
+	for _, node := range nodes {
+		node.Busybox()
+		node.InstallPlugin(pluginDir, "LOG_LEVEL=debug")
+	}
+	here, there := nodes[0], nodes[1]
+	create(here, "kept")
+	startWriter(t, here, "kept")
+	here.Docker("plugin", "disable", "--force", engine.Plugin)
+	_, err := there.Try("run", "--rm", "--volume", "kept:/data", "busybox", "true")
+	require.Error(t, err)
+	awaitLines(t, here, 10)
+	here.Docker("plugin", "enable", engine.Plugin)
+	here.Docker("rm", "--force", "writer")
+	there.Eventually("the other node can have it", func() error {
+		_, err := there.Try("run", "--rm", "--volume", "kept:/data", "busybox", "true")
+		return err
+	})
+	assertNothingLost(t, there, "kept")
+}
