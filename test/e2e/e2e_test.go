@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/blockvol/blockvol/test/engine"
 )
@@ -243,4 +244,23 @@ func TestAVolumeFollowsItsContainerToAnotherNode(t *testing.T) {
 	assertNothingLost(t, there, "moving")
 	there.Docker("volume", "rm", "moving")
 	requireReleased(t, there)
+}
+
+func TestManyVolumesAreFormattedAtOnce(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.Busybox()
+	e.InstallPlugin(pluginDir, "LOCAL_OVERCOMMIT=true")
+	var group errgroup.Group
+	for i := range 12 {
+		fstype := []string{"ext4", "xfs", "btrfs"}[i%3]
+		volume := fmt.Sprintf("%s-%d", fstype, i)
+		create(e, volume, "fstype="+fstype, "size=320MiB")
+		group.Go(func() error {
+			_, err := e.Try("run", "--rm", "--volume", volume+":/data", "busybox", "touch", "/data/file")
+			return err
+		})
+	}
+	require.NoError(t, group.Wait())
+	requireReleased(t, e)
 }
