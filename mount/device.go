@@ -122,15 +122,15 @@ func (h *Host) bearers(serial string) ([]string, error) {
 	}
 	var names []string
 	for _, e := range all {
-		// A path of an NVMe multipath device is hidden and has no node; the device above it bears the same serial.
-		if hidden, _ := os.ReadFile(filepath.Join(dir, e.Name(), "hidden")); len(hidden) > 0 && hidden[0] == '1' {
-			continue
-		}
 		bears, err := bearsSerial(filepath.Join(dir, e.Name()), serial)
 		if err != nil {
 			return nil, fmt.Errorf("the identity of block device %s cannot be read: %w", e.Name(), err)
 		}
-		if bears {
+		if !bears {
+			continue
+		}
+		// A path of an NVMe multipath device is hidden and has no node; the device above it bears the same serial.
+		if hidden, _ := os.ReadFile(filepath.Join(dir, e.Name(), "hidden")); len(hidden) == 0 || hidden[0] != '1' {
 			names = append(names, e.Name())
 		}
 	}
@@ -145,12 +145,12 @@ var identities = []struct {
 	file  string
 	bears func(content []byte, serial string) bool
 }{
+	{"loop/backing_file", func(b []byte, serial string) bool { return backingFile(b) == serial }},
 	{"device/serial", func(b []byte, serial string) bool { return plainSerial(b) == serial }},
 	{"device/vpd_pg80", func(b []byte, serial string) bool { return pageSerial(b) == serial }},
 	{"serial", func(b []byte, serial string) bool {
 		return plainSerial(b) == serial[:min(len(serial), virtioSerialMax)]
 	}},
-	{"loop/backing_file", func(b []byte, serial string) bool { return backingFile(b) == serial }},
 }
 
 func bearsSerial(dir, serial string) (bool, error) {

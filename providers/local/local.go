@@ -76,6 +76,9 @@ type Provider struct {
 	snaps shelf
 	gate  chan struct{} // queues this process's own goroutines for the lock
 
+	taking sync.Mutex
+	taken  map[string]bool // loop devices that are being set up
+
 	join   sync.Mutex
 	joined bool
 }

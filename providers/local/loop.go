@@ -90,11 +90,11 @@ func (p *Provider) setUp(ctx context.Context, id string) error {
 		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
 	}
 	return poll(ctx, func() (bool, error) {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		device, release, err := p.freeLoop(control)
 		if err != nil {
-			return false, fmt.Errorf("the kernel gives no loop device: %w", err)
+			return false, err
 		}
-		device := fmt.Sprintf("loop%d", n)
+		defer release()
 		f, err := p.openLoop(device, os.O_RDWR)
 		if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENXIO) {
 			return false, nil
@@ -103,13 +103,62 @@ func (p *Provider) setUp(ctx context.Context, id string) error {
 		}
 		defer f.Close()
 		err = unix.IoctlLoopConfigure(int(f.Fd()), &config)
-		if errors.Is(err, unix.EBUSY) { // someone else was given the same device
+		if errors.Is(err, unix.EBUSY) { // another process was given the same device
 			return false, nil
 		} else if err != nil {
 			return false, fmt.Errorf("cannot set up %s: %w", device, err)
 		}
 		return true, nil
 	})
+}
+
+// freeLoop returns a loop device that nobody uses, kept from this process's other goroutines until release. LOOP_CTL_GET_FREE
+// names the same one to all who ask until one of them has set it up, which takes the kernel milliseconds; so whoever
+// comes second looks for another one himself, or has the kernel make one.
+func (p *Provider) freeLoop(control *os.File) (device string, release func(), err error) {
+	p.taking.Lock()
+	defer p.taking.Unlock()
+	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		return "", nil, fmt.Errorf("the kernel gives no loop device: %w", err)
+	}
+	device = fmt.Sprintf("loop%d", n)
+	if p.taken[device] {
+		if device, err = p.anotherLoop(control); err != nil {
+			return "", nil, err
+		}
+	}
+	if p.taken == nil {
+		p.taken = map[string]bool{}
+	}
+	p.taken[device] = true
+	return device, func() {
+		p.taking.Lock()
+		defer p.taking.Unlock()
+		delete(p.taken, device)
+	}, nil
+}
+
+func (p *Provider) anotherLoop(control *os.File) (string, error) {
+	entries, err := os.ReadDir(filepath.Join(p.sysfs, "block"))
+	if err != nil {
+		return "", fmt.Errorf("cannot list the block devices: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "loop") || p.taken[e.Name()] {
+			continue
+		}
+		if name, err := p.backing(e.Name()); err != nil {
+			return "", err
+		} else if name == "" {
+			return e.Name(), nil
+		}
+	}
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), unix.LOOP_CTL_ADD, ^uintptr(0)) // any number
+	if errno != 0 {
+		return "", fmt.Errorf("the kernel gives no further loop device: %w", errno)
+	}
+	return fmt.Sprintf("loop%d", n), nil
 }
 
 // bearsDirect tells whether direct I/O to the image is safe. File systems that checksum data find fault with what the
