@@ -18,6 +18,7 @@ import (
 // answers briefly. Only that a volume exists is remembered, never that it does not: another node may have just made it.
 // Work that depends on who holds a volume asks the provider itself.
 type catalog struct {
+	life     context.Context // of the driver: ends questions that nobody waits for
 	provider providers.Provider
 	log      logrus.FieldLogger
 	flights  singleflight.Group
@@ -37,8 +38,8 @@ type seen struct {
 // fresh is how long an answer of the cloud is taken for the present.
 const fresh = 10 * time.Second
 
-func newCatalog(p providers.Provider, log logrus.FieldLogger) *catalog {
-	return &catalog{provider: p, log: log, entries: make(map[string]seen)}
+func newCatalog(life context.Context, p providers.Provider, log logrus.FieldLogger) *catalog {
+	return &catalog{life: life, provider: p, log: log, entries: make(map[string]seen)}
 }
 
 // find returns the volume of that name. Errors: ErrNotFound if the cloud says so; ErrUnsure if it cannot be asked and this
@@ -115,7 +116,7 @@ func (c *catalog) list(ctx context.Context) ([]*providers.Volume, error) {
 // others.
 func (c *catalog) share(ctx context.Context, key string, ask func(context.Context) (any, error)) (any, error) {
 	result := c.flights.DoChan(key, func() (any, error) {
-		return ask(context.WithoutCancel(ctx)) // bounded by timely
+		return ask(c.life) // bounded by timely
 	})
 	select {
 	case r := <-result:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/blockvol/blockvol/providers"
 )
@@ -69,6 +70,11 @@ func (d *Driver) sameAsAsked(vol *providers.Volume, r request) error {
 	}
 	if r.spec.Snapshot != "" && vol.Snapshot != r.spec.Snapshot {
 		return differs("snapshot", vol.Snapshot, r.spec.Snapshot)
+	}
+	for key, asked := range r.cloud {
+		if is, told := vol.Details[key]; told && !strings.EqualFold(is, asked) {
+			return differs(key, is, asked)
+		}
 	}
 	for key, asked := range r.explicit {
 		if is := vol.Record[key]; is != asked {

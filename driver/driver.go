@@ -37,6 +37,7 @@ type Host interface {
 	IsPublished(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
 	InUse(ctx context.Context, dev mount.Device) (bool, error)
+	Activity(dev mount.Device) (string, error)
 }
 
 // Config is what a Driver needs. Fields without a default are required.
@@ -57,8 +58,8 @@ type Config struct {
 
 // Driver serves the volumes of one node. Its methods may be called from any number of goroutines.
 //
-// A method whose context ends before its work does returns an error that says so; the work goes on and a later call for
-// the same volume joins it. What nobody comes back for is released.
+// A method whose context ends before its work does returns an error that says so; work that has begun goes on, and a later
+// call for the same volume joins it. What nobody comes back for is released.
 type Driver struct {
 	provider  providers.Provider
 	snapshots providers.Snapshotter // nil if the provider has none
@@ -76,11 +77,9 @@ type Driver struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
-	wake   chan struct{}
 
 	mu      sync.Mutex
 	volumes map[string]*volume // those that this node has something of, or that a call is about
-	strays  bool               // volumes left attached without a journal entry have been looked for
 }
 
 // How long things may take. They bound waits for events; nothing sleeps for them.
@@ -102,12 +101,14 @@ const (
 	detachTimeout = 2 * time.Minute
 	// patience is how long a holder that may be letting go by itself is given before the volume is taken from it.
 	patience = 15 * time.Second
-	// workTimeout is the longest that any background work may hold a volume.
+	// workTimeout is the longest that background work may hold a volume, but for a mkfs or fsck that takes longer.
 	workTimeout = time.Hour
 	// releaseTimeout is the longest that a release which nobody waits for may hold a volume.
 	releaseTimeout = 5 * time.Minute
 	// reconcileEvery is the period of reconciliation.
 	reconcileEvery = 30 * time.Second
+	// straysEvery is how often the cloud is asked for volumes that this node holds unknowingly.
+	straysEvery = 10 * time.Minute
 )
 
 // New reads the journal and starts to reconcile it with the kernel and the cloud in the background. It makes no call to
@@ -132,9 +133,9 @@ func start(cfg Config, store journalStore) (*Driver, error) {
 		cfg.Log = logrus.StandardLogger()
 	}
 	d := &Driver{
-		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, catalog: newCatalog(timely{cfg.Provider}, cfg.Log), log: cfg.Log,
+		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, log: cfg.Log,
 		published: cfg.PublishedDir, takeover: cfg.Takeover, defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType,
-		boot: cfg.Boot, volumes: make(map[string]*volume), wake: make(chan struct{}, 1),
+		boot: cfg.Boot, volumes: make(map[string]*volume),
 	}
 	d.snapshots, _ = cfg.Provider.(providers.Snapshotter)
 	if d.takeover == "" {
@@ -147,6 +148,7 @@ func start(cfg Config, store journalStore) (*Driver, error) {
 		d.defaultFSType = "ext4"
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
+	d.catalog = newCatalog(d.ctx, d.provider, d.log)
 	if err := d.restore(); err != nil {
 		d.cancel()
 		return nil, err
@@ -182,9 +184,9 @@ func (d *Driver) restore() error {
 		v := d.obtain(e.Name)
 		if e.Boot != d.boot {
 			// No container outlives the machine, and another node may have had the disk since.
-			e.IDs, e.Formatting, e.Boot = nil, false, d.boot
+			e.IDs, e.Device, e.Formatting, e.Boot = nil, mount.Device{}, false, d.boot
 		}
-		v.entry, v.idleSince = e, time.Now()
+		v.entry, v.device, v.idleSince = e, e.Device, time.Now()
 		d.drop(v) // the entry keeps it
 		if len(e.IDs) == 0 {
 			d.releaseLater(e.Name)

@@ -10,19 +10,23 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/blockvol/blockvol/mount"
 )
 
 // An entry stands in the journal while this node may hold a volume. It is written before the volume is attached and
 // removed after its detach was confirmed, so that no crash leaves a disk attached that nobody remembers.
 type entry struct {
-	Version   int       `json:"version"`
-	Boot      string    `json:"boot"`   // the mount IDs are those of this boot of the machine
-	Name      string    `json:"name"`   // Docker's
-	Volume    string    `json:"volume"` // the cloud's id
-	Serial    string    `json:"serial"` // identity of the device
-	CreatedAt time.Time `json:"createdAt,omitzero"`
-	IDs       []string  `json:"ids"`                 // mount IDs in use, sorted, none twice
-	Releasing bool      `json:"releasing,omitempty"` // the last user has left; the release is not finished
+	Version int    `json:"version"`
+	Boot    string `json:"boot"`   // the mount IDs are those of this boot of the machine
+	Name    string `json:"name"`   // Docker's
+	Volume  string `json:"volume"` // the cloud's id
+	Serial  string `json:"serial"` // identity of the device
+	// Device is the device that was mounted, in case it is pulled: the kernel may hold its file system still.
+	Device    mount.Device `json:"device,omitzero"`
+	CreatedAt time.Time    `json:"createdAt,omitzero"`
+	IDs       []string     `json:"ids"`                 // mount IDs in use, sorted, none twice
+	Releasing bool         `json:"releasing,omitempty"` // the last user has left; the release is not finished
 	// Formatting stands from before the first byte of a mkfs until after the last. The volume is not published before
 	// that, so what a crash leaves in between is nobody's data.
 	Formatting bool `json:"formatting,omitempty"`
@@ -37,8 +41,9 @@ func (e *entry) has(id string) bool {
 	return found
 }
 
-func (e *entry) with(id string) *entry {
+func (e *entry) with(id string, dev mount.Device) *entry {
 	changed := *e
+	changed.Device = dev
 	if at, found := slices.BinarySearch(e.IDs, id); !found {
 		changed.IDs = slices.Insert(slices.Clone(e.IDs), at, id)
 	}

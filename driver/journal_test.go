@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/blockvol/blockvol/mount"
 )
 
 func testEntry(name string, ids ...string) *entry {
@@ -31,7 +33,7 @@ func TestTheJournalComesBackAsWritten(t *testing.T) {
 }
 
 func TestMountIDsAreASet(t *testing.T) {
-	e := testEntry("one").with("b").with("a").with("b")
+	e := testEntry("one").with("b", mount.Device{}).with("a", mount.Device{}).with("b", mount.Device{})
 	assert.Equal(t, []string{"a", "b"}, e.IDs)
 	assert.True(t, e.has("b"))
 	e = e.without("b").without("b").without("c")

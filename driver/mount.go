@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -20,28 +21,31 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	owns := true
+	defer func() {
+		if owns {
+			d.leaveUnused(v)
+		}
+	}()
 	if !d.isUp(ctx, v) {
-		owns, err := d.background(ctx, v, func(work context.Context) error {
+		owns, err = d.background(ctx, v, func(work context.Context) error {
 			work, cancel := v.whileWanted(work, ctx)
 			defer cancel()
 			return d.bringUp(work, v)
 		})
-		if !owns {
-			return "", err
-		}
 		if err != nil {
-			d.leaveUnused(v)
 			return "", err
 		}
-	}
-	defer d.leaveUnused(v)
-	if ctx.Err() != nil {
-		return "", v.unfinished(ctx) // nobody hears the answer: the ID would stand for ever
 	}
 	before := v.journaled()
-	if err := d.note(v, before.with(id)); err != nil {
+	if err := d.note(v, before.with(id, v.device)); err != nil {
 		v.setEntry(before.unwritten()) // Docker takes the error for "not mounted"
 		return "", fmt.Errorf("%w: volume %q is not mounted for this container", err, name)
+	}
+	v.staleSince = time.Time{}
+	if ctx.Err() != nil && !before.has(id) {
+		d.noteUnused(v, before) // nobody hears the answer: the ID would stand for ever
+		return "", v.unfinished(ctx)
 	}
 	return v.mountpoint(), nil
 }
@@ -64,17 +68,22 @@ func (d *Driver) enterOrJoin(ctx context.Context, name string) (*volume, error) 
 	return v, nil
 }
 
-// isUp tells whether the kernel shows the volume's file system at its path now.
+// isUp tells whether the kernel shows the volume's file system at its path now, on a device that still is the volume's: the
+// mount of a disk that was taken away looks like any other.
 func (d *Driver) isUp(ctx context.Context, v *volume) bool {
-	if v.journaled() == nil || v.mountpoint() == "" {
+	e := v.journaled()
+	if e == nil || v.mountpoint() == "" {
 		return false
 	}
-	up, err := d.host.IsPublished(ctx, v.dir, v.device)
-	if err != nil || !up {
+	dev, err := d.host.Find(ctx, e.Serial)
+	if err != nil || dev.Name != v.device.Name || dev.Major != v.device.Major || dev.Minor != v.device.Minor {
+		return false
+	}
+	up, err := d.host.IsPublished(ctx, v.dir, dev)
+	if err == nil && !up {
 		v.setPath("")
-		return false
 	}
-	return true
+	return err == nil && up
 }
 
 // bringUp attaches the volume's disk to this node, formats it if it may, and mounts it.
@@ -84,21 +93,21 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w: volume %q cannot be mounted before this node knows who it is", err, v.name)
 	}
-	vol, err := d.acquire(ctx, v, node)
+	vol, started, err := d.acquire(ctx, v, node)
 	if err != nil {
 		return err
 	}
 	v.step("being attached: waiting for the device")
-	dev, err := d.awaitDevice(ctx, v, vol, node)
+	dev, err := d.awaitDevice(ctx, v, vol, node, started)
 	if err != nil {
 		return err
 	}
 	v.setDevice(dev)
 	if dev.Size < vol.Size {
-		return fmt.Errorf("device %s has %d bytes where the cloud says that volume %q (%s) has %d: it is not mounted; detach it from node %s and try again",
+		return fmt.Errorf("device %s has %d bytes where the cloud says that volume %q (%s) has %d: it is not mounted on node %s; if it has just been made larger, the kernel must look at it again",
 			dev.Path, dev.Size, v.name, vol.ID, vol.Size, node.ID)
 	}
-	// From here on the work is short and local, or must not be cut short: half a mkfs is worse than a late one.
+	// From here on nothing is cut short: half a mkfs is worse than a late one.
 	ctx = context.WithoutCancel(ctx)
 	set := settingsOf(vol.Record)
 	if err := d.formatOnce(ctx, v, vol, dev, &set); err != nil {
@@ -122,62 +131,96 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	return nil
 }
 
-// acquire makes the cloud attach the volume to this node: at once if it is free, after its holder has let go otherwise.
-func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (*providers.Volume, error) {
+// acquire makes the cloud attach the volume to this node: at once if it is free, after its holder has let go otherwise. It
+// tells whether this call has started the attach, and returns a description of the volume that is the caller's own.
+func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (vol *providers.Volume, started bool, err error) {
 	held := holderWatch{since: time.Now()}
 	var retry backoff
 	for {
-		vol, err := d.provider.Find(ctx, v.name)
+		found, err := d.provider.Find(ctx, v.name)
 		if err != nil {
-			return nil, fmt.Errorf("%w: volume %q cannot be mounted on node %s", err, v.name, node.ID)
+			return nil, false, fmt.Errorf("%w: volume %q cannot be mounted on node %s", err, v.name, node.ID)
 		}
+		vol := *found
+		vol.Record = maps.Clone(found.Record)
 		if vol.Zone != "" && node.Zone != "" && vol.Zone != node.Zone {
-			return nil, fmt.Errorf("volume %q (%s) is in zone %s and node %s in zone %s, where it cannot be attached: run the service in zone %s, or copy the volume by a snapshot",
+			return nil, false, fmt.Errorf("volume %q (%s) is in zone %s and node %s in zone %s, where it cannot be attached: run the service in zone %s, or copy the volume by a snapshot",
 				v.name, vol.ID, vol.Zone, node.ID, node.Zone, vol.Zone)
 		}
 		switch {
 		case vol.HeldBy(node.ID) && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
 			// Ours already: an earlier attempt, or the life before a crash.
-			if err := d.remember(v, vol); err != nil {
-				return nil, err
+			if err := d.remember(v, &vol); err != nil {
+				return nil, false, err
 			}
 			if vol.Attachment.State == providers.Attaching {
-				return vol, nil
+				return &vol, false, nil
 			}
 			// The cloud may say so of a device that the machine has lost, as after a reboot: asking again is harmless.
 			fallthrough
 		case !vol.Held():
-			if err := d.remember(v, vol); err != nil {
-				return nil, err
+			if err := d.remember(v, &vol); err != nil {
+				return nil, false, err
 			}
 			v.step("being attached")
 			err := d.provider.Attach(ctx, vol.ID)
 			if err == nil {
-				return vol, nil
+				return &vol, !vol.Held(), nil
 			}
 			if !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
-				return nil, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
+				return nil, false, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
+			}
+		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.AttachFailed:
+			v.step("being detached after an attach that failed")
+			if err := d.callOff(ctx, v, &vol, node); err != nil {
+				return nil, false, err
 			}
 		case vol.HeldBy(node.ID):
 			v.step("being detached from this node first")
 		default:
-			taken, err := d.displace(ctx, v, vol, &held)
+			taken, err := d.displace(ctx, v, &vol, &held)
 			if err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			if taken {
 				retry = backoff{}
 			}
 		}
 		if err := retry.wait(ctx); err != nil {
-			return nil, fmt.Errorf("volume %q could not be attached to node %s: %w", v.name, node.ID, err)
+			doing, advice := v.state()
+			return nil, false, fmt.Errorf("%s, %w: volume %q could not be attached to node %s%s", doing, err, v.name, node.ID, advice)
 		}
 	}
+}
+
+// callOff detaches what an attach has left, unless anything on this node uses the volume.
+func (d *Driver) callOff(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node) error {
+	if err := d.remember(v, vol); err != nil {
+		return err
+	}
+	if e := v.journaled(); len(e.IDs) > 0 {
+		return fmt.Errorf("the cloud says that the attach to this node has failed, yet %d container(s) here use it: volume %q (%s) is left as it is", len(e.IDs), v.name, vol.ID)
+	}
+	if _, err := d.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {
+		return fmt.Errorf("the cloud says that the attach to this node has failed, yet its device is here: volume %q (%s) is left as it is", v.name, vol.ID)
+	}
+	err := d.provider.Detach(ctx, vol.ID, node.ID, false)
+	if err != nil && !errors.Is(err, providers.ErrBusy) {
+		return fmt.Errorf("%w: an attach of volume %q (%s) to node %s that failed could not be called off", err, v.name, vol.ID, node.ID)
+	}
+	return nil
 }
 
 // remember writes the journal entry of a volume that this node is about to hold.
 func (d *Driver) remember(v *volume, vol *providers.Volume) error {
 	e := v.journaled()
+	if e != nil && e.Formatting && !vol.Held() {
+		// The disk was elsewhere, or may have been: what is on it now is not this node's to clear.
+		if err := d.note(v, e.formatting(false)); err != nil {
+			return fmt.Errorf("%w: volume %q is not attached", err, v.name)
+		}
+		e = v.journaled()
+	}
 	if e != nil && e.Volume == vol.ID && !e.unsaved {
 		return nil
 	}
@@ -194,7 +237,7 @@ func (d *Driver) remember(v *volume, vol *providers.Volume) error {
 }
 
 // awaitDevice waits for the kernel to show the volume's device. The cloud is asked seldom, to learn of failure.
-func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node) (mount.Device, error) {
+func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node, started bool) (mount.Device, error) {
 	waiting, cancel := context.WithTimeoutCause(ctx, attachTimeout, errAttachTimeout)
 	defer cancel()
 	waiting, fail := context.WithCancelCause(waiting)
@@ -212,9 +255,13 @@ func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volu
 		}
 		return mount.Device{}, fmt.Errorf("%w: the device of volume %q (%s) was not found on node %s", err, v.name, vol.ID, node.ID)
 	}
+	if !started {
+		return mount.Device{}, fmt.Errorf("%w (%w), though the cloud says that it is attached: volume %q (%s) is not mounted on node %s; see the kernel's log there",
+			cause, err, v.name, vol.ID, node.ID)
+	}
 	// An attach that does not end is called off, or the next one meets it again.
-	if err := d.provider.Detach(context.WithoutCancel(ctx), vol.ID, node.ID, false); err != nil {
-		d.volumeLog(v).WithError(err).Warn("An attach that failed could not be called off")
+	if err := d.callOff(context.WithoutCancel(ctx), v, vol, node); err != nil {
+		return mount.Device{}, fmt.Errorf("%w; %w", cause, err)
 	}
 	return mount.Device{}, fmt.Errorf("%w: volume %q (%s) was not attached to node %s; the attach was called off, a retry starts anew",
 		cause, v.name, vol.ID, node.ID)
@@ -294,21 +341,20 @@ func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volum
 func (d *Driver) finishFormat(ctx context.Context, v *volume, node providers.Node) error {
 	e := v.journaled()
 	vol, err := d.provider.Find(ctx, v.name)
-	if err != nil && !errors.Is(err, providers.ErrNotFound) {
+	if err != nil {
 		return err
 	}
-	if err == nil && vol.ID == e.Volume && vol.HeldBy(node.ID) {
-		var dev mount.Device
-		set := settingsOf(vol.Record)
-		if dev, err = d.host.Find(ctx, e.Serial); err == nil {
-			err = d.formatOnce(context.WithoutCancel(ctx), v, vol, dev, &set)
-		}
-		if err != nil && !errors.Is(err, mount.ErrNoDevice) && !errors.Is(err, mount.ErrNotBlank) {
-			return err
-		}
+	if vol.ID != e.Volume || !vol.HeldBy(node.ID) {
+		return nil
 	}
-	d.noteUnused(v, v.journaled().formatting(false))
-	return nil
+	dev, err := d.host.Find(ctx, e.Serial)
+	if err != nil {
+		return err
+	}
+	own := *vol
+	own.Record = maps.Clone(vol.Record)
+	set := settingsOf(own.Record)
+	return d.formatOnce(context.WithoutCancel(ctx), v, &own, dev, &set)
 }
 
 // notOurs is the error for a disk that holds something else than the volume's file system.

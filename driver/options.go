@@ -47,6 +47,7 @@ type request struct {
 	adopt    string // id of an existing disk
 	sized    bool   // the size was asked for; it is not the default
 	explicit providers.Record
+	cloud    map[string]string // what was asked for of the cloud's disk, by option
 }
 
 // optionNames lists every create option. Those that depend on the provider are in its Supports.
@@ -61,7 +62,7 @@ var cloudOptions = []string{"encrypted", "iops", "kms-key", "snapshot", "tags", 
 // parseOptions turns Docker's options into a request, or tells everything that is wrong with them. An option without a
 // value counts as not given: compose files send them so.
 func (d *Driver) parseOptions(name string, options map[string]string) (request, error) {
-	r := request{spec: providers.Spec{Name: name, Record: providers.Record{}}, explicit: providers.Record{}}
+	r := request{spec: providers.Spec{Name: name, Record: providers.Record{}}, explicit: providers.Record{}, cloud: map[string]string{}}
 	supported := d.provider.Supports()
 	var problems []error
 	for _, key := range slices.Sorted(maps.Keys(options)) {
@@ -152,6 +153,8 @@ func (r *request) set(key, value string) (err error) {
 			return errors.New("is longer than 255 bytes")
 		}
 		r.explicit[key] = value
+	case "type", "iops", "throughput", "encrypted", "kms-key", "zone":
+		r.cloud[key] = value
 	}
 	return err
 }
@@ -166,8 +169,8 @@ func (d *Driver) complete(r *request) error {
 	}
 	maps.Copy(r.spec.Record, r.explicit)
 	if r.adopt != "" {
-		if r.sized || r.spec.Snapshot != "" || r.spec.Type != "" || r.spec.Zone != "" || r.spec.Encrypted || r.explicit[recMkfsOptions] != "" {
-			return errors.New("option volume-id adopts a disk as it is: leave out size, type, zone, encrypted, snapshot and mkfs-options")
+		if r.sized || r.spec.Snapshot != "" || len(r.cloud) > 0 || r.explicit[recMkfsOptions] != "" {
+			return errors.New("option volume-id adopts a disk as it is: leave out size, snapshot, mkfs-options, and what is the cloud's to decide")
 		}
 	}
 	if r.adopt != "" || r.spec.Snapshot != "" {

@@ -108,7 +108,7 @@ func random(t *testing.T, seed uint64) {
 		}
 		for _, d := range w.disks {
 			assert.False(t, d.Held(), "%s is held by %s", d.Name, d.Attachment.Node)
-			assert.False(t, d.half, "%s is formatted by half", d.Name)
+			assert.False(t, d.half && (d.data || d.Record[recFormatted] != ""), "%s is formatted by half and passes for whole", d.Name)
 		}
 		if t.Failed() {
 			t.Fatalf("seed %d, at the end", seed)

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/blockvol/blockvol/mount"
 )
 
@@ -14,29 +12,26 @@ import (
 // releases that were cut short, volumes left attached by a life whose journal is lost. It asks the kernel and the cloud,
 // never Docker.
 func (d *Driver) reconcileLoop() {
+	var looked time.Time // when strays were last looked for
 	for {
-		d.findStrays(d.ctx)
-		var each errgroup.Group
-		each.SetLimit(8)
-		for _, name := range d.held() {
-			each.Go(func() error {
-				if v := d.tryEnter(name, "being looked after"); v != nil {
-					d.reconcile(d.ctx, v)
-					d.leave(v)
-				}
-				return nil
-			})
+		if time.Since(looked) >= straysEvery && d.findStrays(d.ctx) {
+			looked = time.Now()
 		}
-		_ = each.Wait()
-		timer := time.NewTimer(reconcileEvery)
-		select {
-		case <-timer.C:
-		case <-d.wake:
-		case <-d.ctx.Done():
-			timer.Stop()
+		for _, name := range d.held() {
+			// Nobody waits for them: one that hangs in the kernel must not keep the others from their turn.
+			d.tasks.Go(func() { d.lookAfter(name) })
+		}
+		if pause(d.ctx, reconcileEvery) != nil {
 			return
 		}
-		timer.Stop()
+	}
+}
+
+// lookAfter reconciles one volume, unless somebody is at work on it.
+func (d *Driver) lookAfter(name string) {
+	if v := d.tryEnter(name, "being looked after"); v != nil {
+		d.reconcile(d.ctx, v)
+		d.leave(v)
 	}
 }
 
@@ -76,7 +71,7 @@ func (d *Driver) reconcile(ctx context.Context, v *volume) {
 		if !e.Releasing && time.Since(v.idleSince) < linger {
 			return
 		}
-	case v.staleSince.IsZero():
+	case d.active(v), v.staleSince.IsZero():
 		v.staleSince = time.Now()
 		return
 	case time.Since(v.staleSince) < staleAfter:
@@ -88,6 +83,15 @@ func (d *Driver) reconcile(ctx context.Context, v *volume) {
 	if err := d.release(ctx, v); err != nil {
 		log.WithError(err).Warn("The volume could not be released yet")
 	}
+}
+
+// active tells whether anything was read from or written to the volume's device since the last look: the engine fills a new
+// volume from its image before the container's own mount exists.
+func (d *Driver) active(v *volume) bool {
+	now, err := d.host.Activity(v.device)
+	before := v.activity
+	v.activity = now
+	return err == nil && now != before
 }
 
 // usedByContainers tells whether a mount other than blockvol's own holds the volume's file system.
@@ -107,22 +111,20 @@ func (d *Driver) usedByContainers(ctx context.Context, v *volume, e *entry) (boo
 	return d.host.InUse(ctx, dev)
 }
 
-// findStrays looks, once per life, for volumes that the cloud says this node holds and the journal does not know. They are
-// noted, and so released if nobody uses them.
-func (d *Driver) findStrays(ctx context.Context) {
-	if d.strays {
-		return
-	}
+// findStrays looks for volumes that the cloud says this node holds and the journal does not know: of a journal that was
+// lost, or of an attach that took effect after it was given up. They are noted, and so released if nobody uses them.
+func (d *Driver) findStrays(ctx context.Context) (done bool) {
 	node, err := d.provider.Node(ctx)
 	if err != nil {
-		return
+		d.log.WithError(err).Warn("Which node this is cannot be told yet")
+		return false
 	}
-	all, err := d.catalog.list(ctx) // bounded by itself
+	all, err := d.catalog.list(ctx)
 	if err != nil {
 		d.log.WithError(err).Warn("Which volumes this node holds cannot be told yet")
-		return
+		return false
 	}
-	d.strays = true
+	done = true
 	for _, vol := range all {
 		if !vol.HeldBy(node.ID) {
 			continue
@@ -135,7 +137,7 @@ func (d *Driver) findStrays(ctx context.Context) {
 			d.volumeLog(v).WithField("id", vol.ID).Warn("The cloud says that this node holds the volume, and the journal does not know it")
 			if err := d.remember(v, vol); err != nil {
 				d.volumeLog(v).WithError(err).Error("The journal could not be brought up to date")
-				d.strays = false
+				done = false
 			}
 			if dev, err := d.host.Find(ctx, vol.Serial); err == nil {
 				v.setDevice(dev)
@@ -148,4 +150,5 @@ func (d *Driver) findStrays(ctx context.Context) {
 		}
 		d.leave(v)
 	}
+	return done
 }

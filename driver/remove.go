@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/blockvol/blockvol/providers"
 )
@@ -26,16 +27,13 @@ func (d *Driver) remove(ctx context.Context, v *volume) error {
 	if err := d.letGo(ctx, v); err != nil {
 		return err
 	}
-	vol, err := d.provider.Find(ctx, v.name)
+	vol, err := d.unheld(ctx, v)
 	if errors.Is(err, providers.ErrNotFound) {
 		d.catalog.forget(v.name)
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%w: volume %q was not removed", err, v.name)
-	}
-	if vol.Held() {
-		return fmt.Errorf("in use on node %s: volume %q (%s) was not removed; remove what uses it there first", vol.Attachment.Node, v.name, vol.ID)
+		return err
 	}
 	set := settingsOf(vol.Record)
 	log := d.volumeLog(v).WithField("id", vol.ID)
@@ -49,8 +47,8 @@ func (d *Driver) remove(ctx context.Context, v *volume) error {
 		if d.snapshots == nil {
 			return fmt.Errorf("reclaim=snapshot, but this provider has no snapshots: volume %q (%s) was not removed", v.name, vol.ID)
 		}
-		// One description for one volume, so that a retry after a crash finds the snapshot it took.
-		snapshot, err := d.snapshots.Snapshot(ctx, vol.ID, fmt.Sprintf("blockvol: last state of volume %s (%s)", v.name, vol.ID))
+		// The time makes it this attempt's own: the snapshot of an earlier one, whose delete has failed, may be old.
+		snapshot, err := d.snapshots.Snapshot(ctx, vol.ID, fmt.Sprintf("blockvol: last state of volume %s (%s), %s", v.name, vol.ID, time.Now().UTC().Format(time.RFC3339Nano)))
 		if err != nil {
 			return fmt.Errorf("%w: no snapshot of volume %q (%s) could be taken, so it was not removed", err, v.name, vol.ID)
 		}
@@ -64,6 +62,46 @@ func (d *Driver) remove(ctx context.Context, v *volume) error {
 	}
 	d.catalog.forget(v.name)
 	return nil
+}
+
+// unheld returns the volume once no node holds it, or an error that says who does. What this node holds unknowingly is
+// released; a holder that is stopped or gone is displaced as a mount would.
+func (d *Driver) unheld(ctx context.Context, v *volume) (*providers.Volume, error) {
+	node, err := d.provider.Node(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: volume %q was not removed", err, v.name)
+	}
+	held := holderWatch{since: time.Now()}
+	var retry backoff
+	for {
+		vol, err := d.provider.Find(ctx, v.name)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%w: volume %q was not removed", err, v.name)
+		case !vol.Held():
+			return vol, nil
+		case vol.HeldBy(node.ID):
+			if err := d.remember(v, vol); err != nil {
+				return nil, err
+			}
+			if err := d.letGo(ctx, v); err != nil {
+				return nil, err
+			}
+		default:
+			taken, err := d.displace(ctx, v, vol, &held)
+			if err != nil {
+				return nil, err
+			}
+			if !taken && held.taken == "" {
+				_, advice := v.state()
+				return nil, fmt.Errorf("in use on node %s: volume %q (%s) was not removed%s", vol.Attachment.Node, v.name, vol.ID, advice)
+			}
+		}
+		if err := retry.wait(ctx); err != nil {
+			doing, _ := v.state()
+			return nil, fmt.Errorf("%s, %w: volume %q was not removed", doing, err, v.name)
+		}
+	}
 }
 
 // letGo releases what this node still has of a volume that none of its containers uses.
@@ -81,6 +119,9 @@ func (d *Driver) letGo(ctx context.Context, v *volume) error {
 	}
 	if used {
 		return fmt.Errorf("in use by a process on this node, though no container says so: volume %q (%s) was not removed", v.name, e.Volume)
+	}
+	if e.Formatting { // not worth finishing
+		d.noteUnused(v, e.formatting(false))
 	}
 	if err := d.release(ctx, v); err != nil {
 		return fmt.Errorf("%w: volume %q was not removed", err, v.name)

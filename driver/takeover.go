@@ -26,20 +26,24 @@ const (
 // holderWatch remembers, over one wait for a holder, what was found out about it.
 type holderWatch struct {
 	since time.Time
-	taken string // the node that the volume was taken from
+	taken string    // the node that the volume was taken from
+	at    time.Time // when
 }
 
 // displace is called again and again while another node holds the volume. It takes the volume from the holder if the
 // policy allows; without an error, waiting makes sense.
 func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume, watch *holderWatch) (taken bool, err error) {
 	holder := vol.Attachment.Node
-	if watch.taken == holder || vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience {
+	if watch.taken == holder && time.Since(watch.at) < patience ||
+		vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience {
 		v.step(fmt.Sprintf("being detached from node %s", holder))
 		return false, nil
 	}
-	state, err := d.provider.NodeState(ctx, holder)
-	if err != nil {
-		state = providers.NodeState{Life: providers.Unclear, Evidence: err.Error()}
+	state := providers.NodeState{Life: providers.Unclear, Evidence: "the cloud does not tell which node it is"}
+	if holder != "" {
+		if state, err = d.provider.NodeState(ctx, holder); err != nil {
+			state = providers.NodeState{Life: providers.Unclear, Evidence: err.Error()}
+		}
 	}
 	v.stuck(fmt.Sprintf("held by node %s (%s), waited for", holder, describe(state)), d.howToFree(holder, state))
 
@@ -63,7 +67,7 @@ func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume,
 	if err != nil {
 		return false, fmt.Errorf("%w: volume %q (%s) could not be taken from node %s (%s)", err, v.name, vol.ID, holder, evidence)
 	}
-	watch.taken = holder
+	watch.taken, watch.at = holder, time.Now()
 	return true, nil
 }
 

@@ -16,29 +16,52 @@ func (d *Driver) Unmount(ctx context.Context, name, id string) error {
 	if v == nil {
 		return nil
 	}
-	if e := v.journaled(); e == nil || !e.has(id) && !e.Releasing {
+	if e := v.journaled(); e == nil || len(e.IDs) > 0 && !e.has(id) {
 		return nil // not ours to wait for, whatever is being done with the volume
 	}
 	v, err := d.enter(ctx, name, "being unmounted")
 	if err != nil {
+		// Docker does not send it twice.
+		d.tasks.Go(func() {
+			if v, err := d.enter(d.ctx, name, "being unmounted"); err == nil {
+				_ = d.unuse(d.ctx, v, id)
+			}
+		})
 		return err
 	}
+	return d.unuse(ctx, v, id)
+}
+
+// unuse takes the mount ID off the volume, and releases the volume if that was the last. It gives the gate back.
+func (d *Driver) unuse(ctx context.Context, v *volume, id string) error {
+	owns := true
+	defer func() {
+		if owns {
+			d.leaveUnused(v)
+		}
+	}()
 	e := v.journaled()
-	if e != nil && e.has(id) {
+	if e == nil {
+		return nil
+	}
+	if e.has(id) {
 		e = e.without(id)
 		if len(e.IDs) == 0 {
 			e = e.releasing()
 		}
 		d.noteUnused(v, e)
 	}
-	if e == nil || !e.Releasing {
-		d.leaveUnused(v)
+	switch {
+	case len(e.IDs) > 0:
 		return nil
+	case !e.Releasing:
+		// Whose ID it is the journal does not know; the kernel knows whether anybody is left.
+		if used, err := d.usedByContainers(ctx, v, e); used || err != nil {
+			return err
+		}
 	}
-	owns, err := d.background(ctx, v, func(ctx context.Context) error { return d.release(ctx, v) })
-	if owns {
-		d.leaveUnused(v)
-	}
+	var err error
+	owns, err = d.background(ctx, v, func(ctx context.Context) error { return d.release(ctx, v) })
 	return err
 }
 
@@ -67,7 +90,7 @@ func (d *Driver) release(ctx context.Context, v *volume) error {
 	}
 	if e.Formatting {
 		if err := d.finishFormat(ctx, v, node); err != nil {
-			return fmt.Errorf("%w: the format of volume %q (%s) was cut short and could not be finished; it stays attached to node %s until it is", err, v.name, e.Volume, node.ID)
+			d.volumeLog(v).WithError(err).Warn("A format that was cut short could not be finished; the volume holds no data, remove it and create it again")
 		}
 	}
 	v.step("being unmounted")
@@ -84,7 +107,7 @@ func (d *Driver) release(ctx context.Context, v *volume) error {
 	}
 	v.setDevice(mount.Device{})
 	if err := d.journal.remove(v.name); err != nil {
-		return err
+		return fmt.Errorf("%w: volume %q (%s) is detached, but its journal entry stays until that is mended", err, v.name, e.Volume)
 	}
 	v.setEntry(nil)
 	d.volumeLog(v).WithField("id", e.Volume).Info("Volume released")
@@ -95,7 +118,10 @@ func (d *Driver) release(ctx context.Context, v *volume) error {
 func (d *Driver) awaitFree(ctx context.Context, v *volume, e *entry) error {
 	dev, err := d.host.Find(ctx, e.Serial)
 	if errors.Is(err, mount.ErrNoDevice) {
-		return nil
+		if v.device == (mount.Device{}) {
+			return nil
+		}
+		dev, err = v.device, nil // pulled; the kernel may hold its file system still
 	}
 	if err != nil {
 		return err

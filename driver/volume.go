@@ -27,6 +27,7 @@ type volume struct {
 
 	idleSince  time.Time // gate: since when nobody uses it, for linger
 	staleSince time.Time // gate: since when no container's mount backs its mount IDs
+	activity   string    // gate: what the device had done when it was last looked at
 
 	mu       sync.Mutex
 	entry    *entry       // its journal entry; nil if this node has nothing of it
@@ -136,11 +137,15 @@ func (d *Driver) releaseLater(name string) {
 		if pause(d.ctx, linger) != nil {
 			return
 		}
-		if v := d.tryEnter(name, "being looked after"); v != nil {
-			d.reconcile(d.ctx, v)
-			d.leave(v)
-		}
+		d.lookAfter(name)
 	})
+}
+
+// state says what is being done with the volume, and what the operator can do about it.
+func (v *volume) state() (doing, advice string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.doing, v.advice
 }
 
 // errUnfinished marks the answer to a caller whose time ran out while work goes on.
@@ -153,7 +158,7 @@ func (v *volume) unfinished(ctx context.Context) error {
 	if doing == "" {
 		doing, v.since = "busy with another call", time.Now()
 	}
-	return fmt.Errorf("%s (%s so far): volume %q is %w; the work goes on and a retry joins it%s (%w)",
+	return fmt.Errorf("%s (%s so far): volume %q is %w; the work goes on, try again%s (%w)",
 		doing, time.Since(v.since).Round(time.Second), v.name, errUnfinished, advice, ctx.Err())
 }
 

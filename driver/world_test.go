@@ -67,6 +67,7 @@ type superblock struct {
 	disk       *disk
 	dir        string          // where it is published; empty if it is not
 	containers map[string]bool // private mounts of containers, by mount ID
+	activity   int
 }
 
 func (s *superblock) held() bool { return s.dir != "" || len(s.containers) > 0 }
@@ -379,6 +380,9 @@ func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) 
 			return nil
 		}
 		m := w.machines[node]
+		if m == nil {
+			return nil
+		}
 		if force && m.mounts[d.Serial] != nil && p.takeover != TakeoverAlways {
 			w.violate("%s took %s by force from %s, which has it mounted", p.machine.name, d.Name, node)
 		}
@@ -401,14 +405,16 @@ func (p *fakeProvider) Mark(ctx context.Context, id, key, value string) error {
 	})
 }
 
-func (p *fakeProvider) Snapshot(ctx context.Context, id, _ string) (s *providers.Snapshot, err error) {
+func (p *fakeProvider) Snapshot(ctx context.Context, id, description string) (s *providers.Snapshot, err error) {
 	err = p.do(ctx, "cloud.Snapshot", func() error {
 		d := p.machine.world.disks[id]
 		if d == nil {
 			return providers.ErrNotFound
 		}
-		s = &providers.Snapshot{ID: "snap-of-" + id, Volume: id, Size: d.Size}
-		p.machine.world.snapshots[s.ID] = maps.Clone(d.Record)
+		s = &providers.Snapshot{ID: "snap of " + id + ": " + description, Volume: id, Size: d.Size}
+		if p.machine.world.snapshots[s.ID] == nil {
+			p.machine.world.snapshots[s.ID] = maps.Clone(d.Record)
+		}
 		return nil
 	})
 	return s, err
@@ -427,7 +433,7 @@ type fakeHost struct{ *life }
 // attached returns the disk of that serial if its device is in this kernel.
 func (h *fakeHost) attached(serial string) *disk {
 	for _, d := range h.machine.world.disks {
-		if d.Serial == serial && d.HeldBy(h.machine.name) && !time.Now().Before(d.present) {
+		if d.Serial == serial && d.HeldBy(h.machine.name) && d.Attachment.State != providers.AttachFailed && !time.Now().Before(d.present) {
 			return d
 		}
 	}
@@ -605,6 +611,16 @@ func (h *fakeHost) InUse(ctx context.Context, dev mount.Device) (used bool, err 
 		return nil
 	})
 	return used, err
+}
+
+func (h *fakeHost) Activity(dev mount.Device) (string, error) {
+	w := h.machine.world
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if s := h.machine.mounts[dev.Serial]; s != nil {
+		return fmt.Sprint(s.activity), nil
+	}
+	return "", mount.ErrNoDevice
 }
 
 // fakeJournal is on the machine's disk: it outlives the plugin and the boot.

@@ -29,6 +29,16 @@ func (h *Host) Held(dev Device) (bool, error) {
 	return h.kernelHolds(dev)
 }
 
+// Activity returns what the kernel has counted of the device's reads and writes so far. Two answers differ if there was any
+// between them. Source: Linux, Documentation/block/stat.rst.
+func (h *Host) Activity(dev Device) (string, error) {
+	counts, err := os.ReadFile(filepath.Join(kernelSysfs, "block", kernelNameOf(dev), "stat"))
+	if err != nil {
+		return "", fmt.Errorf("%w: what device %s does cannot be told: %w", ErrNoDevice, dev.Path, err)
+	}
+	return string(counts), nil
+}
+
 // WaitFree returns when nothing holds the device any more (see Held), or with ErrBusy when ctx ends. The kernel gives no
 // sign of it, so it looks: often at first, since the last unmount mostly frees a device at once, then each second.
 func (h *Host) WaitFree(ctx context.Context, dev Device) error {

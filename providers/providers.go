@@ -65,7 +65,8 @@ type Provider interface {
 	// Detach asks for the volume to be detached from the named node and returns as soon as the cloud has taken the
 	// request; a volume that the node does not hold is success. The caller has made sure that nothing is mounted.
 	// With force the cloud takes it from a node that does not co-operate: data that node had not written is lost, so
-	// the driver forces only on evidence that the node is gone. Errors: ErrBusy.
+	// the driver forces only on evidence that the node is gone, and such a call must not be sent again after ctx.
+	// Errors: ErrBusy.
 	Detach(ctx context.Context, id, node string, force bool) error
 
 	// Mark writes one entry of the volume's Record. It returns after the cloud has stored it.
@@ -121,7 +122,7 @@ type Volume struct {
 	Snapshot   string            // the snapshot it was made from, by the cloud's own record; empty if none
 	Record     Record            // never nil
 	Attachment Attachment        // the node that holds it
-	Details    map[string]string // effective values for people: type, iops, encrypted, …
+	Details    map[string]string // effective values for people, under the names of Docker's options where there is one
 }
 
 // Attachment tells which node holds a volume.

@@ -1,0 +1,499 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/providers"
+)
+
+func (w *world) setFault(f func(node, call string) fault) { w.mu.Lock(); w.fault = f; w.mu.Unlock() }
+func calm(string, string) fault                           { return noFault }
+
+// contract: calls with the same volume and description make one snapshot
+type snapOnce struct {
+	*fakeProvider
+	content *int
+	snaps   map[string]int
+}
+
+func (s *snapOnce) Snapshot(_ context.Context, id, desc string) (*providers.Snapshot, error) {
+	if _, ok := s.snaps[id+desc]; !ok {
+		s.snaps[id+desc] = *s.content
+	}
+	return &providers.Snapshot{ID: id + desc, Volume: id}, nil
+}
+
+func TestAMountBeginsTheGraceOfItsIDAnew(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		synctest.Wait()
+		time.Sleep(time.Second)
+		a.containerEnds("1") // the Unmount is lost
+		time.Sleep(staleAfter + reconcileEvery - 2*time.Second)
+		_, err := l.Mount(within(t), "data", "1") // dockerd restarts: the same ID
+		require.NoError(t, err)
+		time.Sleep(2 * time.Second) // until runc binds it
+		assert.True(t, a.container("data", "1"), "unmounted 2 s after Mount was answered")
+		synctest.Wait()
+		assert.NotNil(t, a.journal["data"])
+		a.containerEnds("1")
+	})
+}
+
+func TestTheMountOfADiskThatWasTakenAwayIsNotAnswered(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		always := func(c *Config) { c.Takeover = TakeoverAlways }
+		la, lb := a.start(t, always), b.start(t, always)
+		require.NoError(t, la.Create(within(t), "data", nil))
+		mustMount(t, la, "data", "1")
+		mustMount(t, lb, "data", "2") // a is cut off; its disk is taken by force
+		require.Equal(t, "b", w.holder("data"))
+		_, err := la.Mount(within(t), "data", "3") // a is back
+		holder := w.holder("data")
+		assert.False(t, err == nil && holder == "b", "a answered Mount with success, though b holds the disk")
+		a.containerEnds("1")
+		b.containerEnds("2")
+	})
+}
+
+func TestAVolumeThatWasMadeAnewElsewhereIsNotTheOneMountedHere(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		always := func(c *Config) { c.Takeover = TakeoverAlways }
+		la, lb := a.start(t, always), b.start(t, always)
+		require.NoError(t, la.Create(within(t), "data", nil))
+		mustMount(t, la, "data", "1")
+		mustMount(t, lb, "data", "2")
+		mustUnmount(t, lb, "data", "2")
+		require.NoError(t, lb.Remove(within(t), "data"))
+		require.NoError(t, lb.Create(within(t), "data", nil))
+		_, err := la.Mount(within(t), "data", "3")
+		synctest.Wait()
+		assert.False(t, err == nil && a.mounts["serial-2"] == nil, "Mount answers with the deleted disk vol-1, not vol-2")
+		a.containerEnds("1")
+	})
+}
+
+type blindHost struct {
+	Host
+	find, wait bool
+	hangDir    string
+	hung       chan struct{}
+}
+
+func (h *blindHost) Find(ctx context.Context, s string) (mount.Device, error) {
+	if h.find {
+		return mount.Device{}, fmt.Errorf("%w: node missing", mount.ErrNoDevice) // mount/device.go:353, 463
+	}
+	return h.Host.Find(ctx, s)
+}
+
+func (h *blindHost) Wait(ctx context.Context, s string) (mount.Device, error) {
+	if h.wait {
+		<-ctx.Done()
+		return mount.Device{}, mount.ErrNoDevice
+	}
+	return h.Host.Wait(ctx, s)
+}
+
+func (h *blindHost) Unpublish(ctx context.Context, dir string) error {
+	if h.hangDir == dir {
+		<-h.hung
+	}
+	return h.Host.Unpublish(ctx, dir)
+}
+
+func TestADeviceThatCannotBeSeenMayStillBeHeld(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		var h *blindHost
+		l := a.start(t, func(c *Config) { h = &blindHost{Host: c.Host}; c.Host = h })
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		h.find = true
+		_ = l.Unmount(within(t), "data", "1") // the container's mounts are not torn down yet
+		assert.Equal(t, "a", w.holder("data"))
+		a.containerEnds("1")
+	})
+}
+
+func TestAnAttachThatOthersUseIsNotCalledOff(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		l.kill()
+		synctest.Wait()
+		for _, s := range a.mounts { // disable -f
+			s.dir = ""
+		}
+		l = a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, wait: true} })
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Second)
+		defer cancel()
+		_, err := l.Mount(ctx, "data", "2")
+		require.Error(t, err)
+		t.Log(err)
+		assert.Equal(t, "a", w.holder("data"), "container 1 writes on it")
+		a.containerEnds("1")
+	})
+}
+
+func TestAnAttachThatFailedIsCleared(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		synctest.Wait()
+		for _, d := range w.disks {
+			d.Attachment = providers.Attachment{Node: "a", State: providers.AttachFailed, Problem: "no slot"}
+		}
+		var err error
+		for range 100 { // Swarm, for 50 minutes
+			if _, err = l.Mount(within(t), "data", "1"); err == nil {
+				break
+			}
+			time.Sleep(5 * time.Second)
+		}
+		assert.NoError(t, err)
+	})
+}
+
+func TestAnUnmountThatHangsKeepsNoOtherVolumeFromBeingReleased(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		hung := make(chan struct{})
+		l := a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, hangDir: "bad", hung: hung} })
+		require.NoError(t, l.Create(within(t), "bad", nil))
+		require.NoError(t, l.Create(within(t), "good", nil))
+		mustMount(t, l, "bad", "1")
+		a.containerEnds("1")
+		time.Sleep(time.Minute)
+		mustMount(t, l, "good", "2")
+		time.Sleep(10 * time.Minute)
+		a.containerEnds("2") // its Unmount is lost
+		time.Sleep(time.Hour)
+		assert.Empty(t, w.holder("good"))
+		close(hung)
+		time.Sleep(time.Hour)
+		assert.Empty(t, w.holder("good"))
+	})
+}
+
+func TestACancelledMountDoesNotForgetThePath(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		w.setFault(func(_, c string) fault {
+			if len(c) > 6 && c[:6] == "cloud." {
+				return failBefore
+			}
+			if c == "host.IsPublished" {
+				return failBefore
+			}
+			return noFault
+		})
+		_, _ = l.Mount(within(t), "data", "2")
+		w.setFault(func(_, c string) fault {
+			if len(c) > 6 && c[:6] == "cloud." {
+				return failBefore
+			}
+			return noFault
+		})
+		p, err := l.Path(within(t), "data")
+		require.NoError(t, err)
+		assert.NotEmpty(t, p, "it is mounted")
+		_, err = l.Mount(within(t), "data", "3")
+		assert.NoError(t, err, "it is mounted; the cloud is not needed")
+		a.containerEnds("1")
+	})
+}
+
+func TestAnUnmountThatHadToWaitTooLongIsCarriedOutLater(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		l.kill()
+		synctest.Wait()
+		for _, s := range a.mounts { // disable -f
+			s.dir = ""
+		}
+		l = a.start(t)
+		time.Sleep(time.Second)
+		w.setFault(func(_, c string) fault {
+			if c == "cloud.Find" {
+				return hang
+			}
+			return noFault
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = l.Mount(within(t), "data", "2") })
+		time.Sleep(time.Second)
+		a.containerEnds("1")
+		err := l.Unmount(within(t), "data", "1")
+		t.Log("Unmount:", err)
+		wg.Wait()
+		w.setFault(calm)
+		time.Sleep(10 * time.Second)
+		mustMount(t, l, "data", "3")
+		mustUnmount(t, l, "data", "3")
+		assert.Empty(t, w.holder("data"), "ID 1, unmounted by Docker, still holds it: %v", a.journal["data"])
+	})
+}
+
+type lateAttach struct {
+	*fakeProvider
+	late bool
+}
+
+func (p *lateAttach) Attach(ctx context.Context, id string) error {
+	if !p.late {
+		return p.fakeProvider.Attach(ctx, id)
+	}
+	p.late = false
+	go func() { time.Sleep(90 * time.Second); _ = p.fakeProvider.Attach(context.Background(), id) }()
+	return errors.New("503, after the request was taken")
+}
+
+func TestAnAttachThatTakesEffectLateIsNoticed(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		p := &lateAttach{}
+		l := a.start(t, func(c *Config) { p.fakeProvider = c.Provider.(*fakeProvider); c.Provider = p })
+		lb := b.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		p.late = true
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		time.Sleep(24 * time.Hour)
+		assert.Empty(t, w.holder("data"), "left attached to a node that forgot it")
+		_, err = lb.Mount(within(t), "data", "2")
+		t.Log(err)
+		t.Log(l.Remove(within(t), "data"))
+	})
+}
+
+func TestAVolumeWhoseFormatCannotBeFinishedCanBeRemoved(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		w.setFault(func(_, c string) fault {
+			if c == "host.Format mkfs" {
+				return crashBefore
+			}
+			return noFault
+		})
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		l.kill()
+		w.setFault(func(_, c string) fault {
+			if c == "host.Probe" || c == "host.Format" {
+				return failBefore // the disk is bad, or mkfs is missing after an upgrade
+			}
+			return noFault
+		})
+		l = a.start(t)
+		time.Sleep(time.Hour)
+		assert.Empty(t, w.holder("data"), "never released")
+		err = l.Remove(within(t), "data")
+		assert.NoError(t, err)
+		w.setFault(calm)
+		time.Sleep(time.Hour)
+	})
+}
+
+func TestADiskThatWasElsewhereIsNotCleared(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		w.setFault(func(_, c string) fault {
+			if c == "host.Format mkfs" {
+				return crashBefore
+			}
+			return noFault
+		})
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		l.kill()
+		w.setFault(calm)
+		synctest.Wait()
+		for _, d := range w.disks { // the operator moved the disk, put a backup on it and moved it back: no mark
+			d.Attachment = providers.Attachment{}
+			d.fstype, d.data = "ext4", true
+		}
+		l = a.start(t)
+		_, err = l.Mount(within(t), "data", "1")
+		t.Log(err)
+	})
+}
+
+func TestAHolderWithoutANameIsNotTakenForGone(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		synctest.Wait()
+		for _, d := range w.disks {
+			d.Attachment = providers.Attachment{State: providers.Detaching}
+		}
+		forced := false
+		w.setFault(func(_, c string) fault {
+			forced = forced || c == "cloud.Detach"
+			return noFault
+		})
+		_, err := l.Mount(within(t), "data", "1")
+		t.Log(err)
+		assert.False(t, forced)
+		synctest.Wait()
+		for _, d := range w.disks {
+			d.Attachment = providers.Attachment{}
+		}
+	})
+}
+
+func TestAMountCancelledWhileTheJournalIsWrittenLeavesNoID(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		ctx, cancel := context.WithCancel(context.Background())
+		w.setFault(func(_, c string) fault {
+			if c == "journal.put" {
+				cancel()
+			}
+			return noFault
+		})
+		_, err := l.Mount(ctx, "data", "2")
+		w.setFault(calm)
+		t.Log(err)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		assert.Equal(t, []string{"1"}, a.journal["data"].IDs)
+		mustUnmount(t, l, "data", "1")
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
+func TestAForcedDetachWithoutEffectIsRepeated(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la := a.start(t)
+		lb := b.start(t)
+		require.NoError(t, la.Create(within(t), "data", nil))
+		mustMount(t, la, "data", "1")
+		a.powerOff()
+		lost := true
+		_ = lb
+		lb.kill()
+		lb = b.start(t, func(c *Config) { c.Provider = &deafDetach{c.Provider.(*fakeProvider), &lost} })
+		var err error
+		for range 20 {
+			if _, err = lb.Mount(within(t), "data", "2"); err == nil {
+				break
+			}
+			time.Sleep(5 * time.Second)
+		}
+		assert.NoError(t, err, "the forced detach had no effect the first time, and is never repeated")
+	})
+}
+
+type deafDetach struct {
+	*fakeProvider
+	lost *bool
+}
+
+func (p *deafDetach) Detach(ctx context.Context, id, node string, force bool) error {
+	if *p.lost {
+		*p.lost = false
+		return nil // taken by the cloud, and failed there
+	}
+	return p.fakeProvider.Detach(ctx, id, node, force)
+}
+
+func TestAVolumeHeldByAGoneNodeCanBeRemoved(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la, lb := a.start(t), b.start(t)
+		require.NoError(t, la.Create(within(t), "data", nil))
+		mustMount(t, la, "data", "1")
+		a.powerOff()
+		synctest.Wait()
+		a.life = providers.Gone
+		err := lb.Remove(within(t), "data")
+		t.Log(err)
+		assert.NoError(t, err)
+	})
+}
+
+func TestAnUnmountOfAnIDThatTheJournalLostReleasesTheVolume(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		lb := b.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		l.kill()
+		synctest.Wait()
+		clear(a.journal)
+		l = a.start(t)
+		time.Sleep(time.Minute)
+		mustUnmount(t, l, "data", "1")
+		assert.Empty(t, w.holder("data"), "Unmount returned and the disk is still held")
+		_ = lb
+	})
+}
+
+type slowDetach struct{ *fakeProvider }
+
+func (p *slowDetach) Detach(ctx context.Context, id, node string, force bool) error {
+	if force && pause(ctx, 60*time.Second) != nil { // the client retries: throttled, 503
+		return ctx.Err()
+	}
+	return p.fakeProvider.Detach(ctx, id, node, force)
+}
+
+func TestAForcedDetachDoesNotOutliveItsEvidence(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la := a.start(t)
+		lb := b.start(t, func(c *Config) { c.Provider = &slowDetach{c.Provider.(*fakeProvider)} })
+		require.NoError(t, la.Create(within(t), "data", nil))
+		mustMount(t, la, "data", "1")
+		a.powerOff()
+		var wg sync.WaitGroup
+		wg.Go(func() { // Swarm
+			for range 3 {
+				_, _ = lb.Mount(within(t), "data", "2")
+				time.Sleep(5 * time.Second)
+			}
+		})
+		time.Sleep(20 * time.Second)
+		a.powerOn()
+		la = a.start(t)
+		mustMount(t, la, "data", "3")
+		time.Sleep(25 * time.Second)
+		wg.Wait()
+		time.Sleep(time.Minute)
+		assert.Equal(t, "a", w.holder("data"), "taken by force from a running node that has it mounted")
+		a.containerEnds("3")
+		time.Sleep(10 * time.Minute)
+	})
+}
+
+func TestARestartAfterTheDiskWasPulledDropsNoIDs(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		l.kill()
+		// the node is missing from /dev for the new life, or sysfs answers EIO: "no device", though the kernel writes on it
+		var h *blindHost
+		l = a.start(t, func(c *Config) { h = &blindHost{Host: c.Host, find: true}; c.Host = h })
+		time.Sleep(5 * time.Minute)
+		assert.Equal(t, "a", w.holder("data"), "nobody called anything; the container still runs")
+		a.containerEnds("1")
+	})
+}
