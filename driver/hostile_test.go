@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -31,6 +33,30 @@ func (s *snapOnce) Snapshot(_ context.Context, id, desc string) (*providers.Snap
 		s.snaps[id+desc] = *s.content
 	}
 	return &providers.Snapshot{ID: id + desc, Volume: id}, nil
+}
+
+func TestTheSnapshotBeforeRemovalIsTheLatest(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		content := 1
+		sp := &snapOnce{content: &content, snaps: map[string]int{}}
+		l := a.start(t, func(c *Config) { sp.fakeProvider = c.Provider.(*fakeProvider); c.Provider = sp })
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "snapshot"}))
+		w.setFault(func(_, c string) fault {
+			if c == "cloud.Delete" {
+				return failBefore
+			}
+			return noFault
+		})
+		require.Error(t, l.Remove(within(t), "data"))
+		w.setFault(calm)
+		mustMount(t, l, "data", "1")
+		time.Sleep(time.Hour)
+		content = 2 // new data
+		mustUnmount(t, l, "data", "1")
+		require.NoError(t, l.Remove(within(t), "data"))
+		assert.Nil(t, w.disk("data"))
+		assert.Contains(t, slices.Collect(maps.Values(sp.snaps)), 2, "the disk is deleted, and the only snapshot is the old one")
+	})
 }
 
 func TestAMountBeginsTheGraceOfItsIDAnew(t *testing.T) {

@@ -269,12 +269,12 @@ func (h *Host) verify(dev Device, f *os.File) error {
 	if err := dev.isNode(&st); err != nil {
 		return err
 	}
-	names, err := h.bearers(dev.Serial)
+	bears, err := bearsSerial(filepath.Join(h.sysfs, "block", dev.Name), dev.Serial)
 	if err != nil {
 		return err
 	}
-	if len(names) != 1 || names[0] != dev.Name {
-		return fmt.Errorf("%w: the serial %q is no longer that of %s alone (now: %s); it is not touched", ErrWrongDevice, dev.Serial, dev.Name, orNone(names))
+	if !bears {
+		return fmt.Errorf("%w: %s does not bear the serial %q any more; it is not touched", ErrWrongDevice, dev.Name, dev.Serial)
 	}
 	major, minor, err := h.number(dev.Name)
 	if err != nil {
@@ -293,11 +293,4 @@ func sizeOf(f *os.File) (int64, error) {
 		return 0, fmt.Errorf("%w: the size of %s cannot be read: %w", ErrUnreadable, f.Name(), err)
 	}
 	return int64(size), nil
-}
-
-func orNone(names []string) string {
-	if len(names) == 0 {
-		return "none"
-	}
-	return strings.Join(names, ", ")
 }

@@ -85,6 +85,9 @@ func (h *Host) mustBeBlank(ctx context.Context, dev Device, spec FormatSpec) err
 		return err
 	}
 	defer f.Close()
+	if _, err := h.Find(ctx, dev.Serial); err != nil { // another disk may have come that bears the same serial
+		return err
+	}
 	size, err := sizeOf(f)
 	if err != nil {
 		return err

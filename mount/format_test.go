@@ -169,7 +169,7 @@ func TestAnotherDiskThanTheVolumeIsNotFormatted(t *testing.T) {
 	_, err := h.Find(ctx, d.Serial)
 	require.ErrorIs(t, err, ErrAmbiguousDevice)
 	require.ErrorContains(t, err, twin.Name)
-	require.ErrorIs(t, format(d.Device, d.Size), ErrWrongDevice, "two devices bear the serial")
+	require.ErrorIs(t, format(d.Device, d.Size), ErrAmbiguousDevice, "two devices bear the serial")
 
 	for _, d := range []*disk{d, other} {
 		d.requireUntouched()

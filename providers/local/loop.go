@@ -122,9 +122,8 @@ func (p *Provider) freeLoop(control *os.File) (device string, release func(), er
 	if err != nil {
 		return "", nil, fmt.Errorf("the kernel gives no loop device: %w", err)
 	}
-	device = fmt.Sprintf("loop%d", n)
-	if p.taken[device] {
-		if device, err = p.anotherLoop(control); err != nil {
+	for device = loopName(n); p.taken[device]; device = loopName(n) {
+		if n, err = p.nextFree(control, n+1); err != nil {
 			return "", nil, err
 		}
 	}
@@ -139,27 +138,26 @@ func (p *Provider) freeLoop(control *os.File) (device string, release func(), er
 	}, nil
 }
 
-func (p *Provider) anotherLoop(control *os.File) (string, error) {
-	entries, err := os.ReadDir(filepath.Join(p.sysfs, "block"))
-	if err != nil {
-		return "", fmt.Errorf("cannot list the block devices: %w", err)
-	}
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "loop") || p.taken[e.Name()] {
+// nextFree returns the number of the first loop device from n on that shows nothing, made if it is not there.
+func (p *Provider) nextFree(control *os.File, n int) (int, error) {
+	for ; ; n++ {
+		if p.taken[loopName(n)] {
 			continue
 		}
-		if name, err := p.backing(e.Name()); err != nil {
-			return "", err
-		} else if name == "" {
-			return e.Name(), nil
+		if _, err := os.Stat(filepath.Join(p.sysfs, "block", loopName(n))); errors.Is(err, fs.ErrNotExist) {
+			err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, n)
+			if err != nil && !errors.Is(err, unix.EEXIST) {
+				return 0, fmt.Errorf("the kernel gives no further loop device: %w", err)
+			}
+			return n, nil
+		}
+		if name, err := p.backing(loopName(n)); err != nil || name == "" {
+			return n, err
 		}
 	}
-	n, _, errno := unix.Syscall(unix.SYS_IOCTL, control.Fd(), unix.LOOP_CTL_ADD, ^uintptr(0)) // any number
-	if errno != 0 {
-		return "", fmt.Errorf("the kernel gives no further loop device: %w", errno)
-	}
-	return fmt.Sprintf("loop%d", n), nil
 }
+
+func loopName(n int) string { return fmt.Sprintf("loop%d", n) }
 
 // bearsDirect tells whether direct I/O to the image is safe. File systems that checksum data find fault with what the
 // file system above changes while it is on its way.
