@@ -24,7 +24,7 @@ func scene(t *testing.T, story func(t *testing.T, w *world, a, b *machine)) {
 		defer func() {
 			for _, m := range w.machines {
 				if m.current != nil {
-					assert.NoError(t, m.current.Close(context.Background()))
+					require.NoError(t, m.current.Close(context.Background()))
 				}
 			}
 			assert.Empty(t, w.violations)
@@ -283,7 +283,7 @@ func TestALiveHolderIsNeverRobbed(t *testing.T) {
 				_, err := lb.Mount(within(t), "data", "2")
 				require.ErrorIs(t, err, errUnfinished)
 				assert.Regexp(t, `^held by node a \(running: machine a is running\)`, err.Error(), "the cause comes first")
-				assert.ErrorContains(t, err, "stop what uses it on node a")
+				require.ErrorContains(t, err, "stop what uses it on node a")
 			}
 			assert.Equal(t, "a", w.holder("data"))
 		})

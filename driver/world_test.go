@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -618,7 +619,7 @@ func (h *fakeHost) Activity(dev mount.Device) (string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s := h.machine.mounts[dev.Serial]; s != nil {
-		return fmt.Sprint(s.activity), nil
+		return strconv.Itoa(s.activity), nil
 	}
 	return "", mount.ErrNoDevice
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -259,6 +260,14 @@ func (h *Host) open(dev Device, flags int) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// letGo closes an exclusive open. A program that another goroutine is just starting has a copy of every open file until its
+// exec, and would keep the device a moment longer: mkfs and mount would find it busy. Go starts programs under ForkLock.
+func letGo(exclusive *os.File) {
+	exclusive.Close() // nothing was written that an error could be about
+	syscall.ForkLock.RLock()
+	syscall.ForkLock.RUnlock() //nolint:staticcheck // a barrier
 }
 
 func (h *Host) verify(dev Device, f *os.File) error {

@@ -84,7 +84,7 @@ func (h *Host) mustBeBlank(ctx context.Context, dev Device, spec FormatSpec) err
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer letGo(f)
 	if _, err := h.Find(ctx, dev.Serial); err != nil { // another disk may have come that bears the same serial
 		return err
 	}

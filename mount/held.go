@@ -76,7 +76,8 @@ func (h *Host) kernelHolds(dev Device) (bool, error) {
 	fd, err := unix.Open(dev.Path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	switch {
 	case err == nil:
-		return false, unix.Close(fd)
+		letGo(os.NewFile(uintptr(fd), dev.Path))
+		return false, nil
 	case errors.Is(err, unix.EBUSY):
 		return true, nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
