@@ -299,7 +299,7 @@ func TestAnAttachThatTakesEffectLateIsNoticed(t *testing.T) {
 		require.Error(t, err)
 		time.Sleep(24 * time.Hour)
 		assert.Empty(t, w.holder("data"), "left attached to a node that forgot it")
-		_, _ = lb.Mount(within(t), "data", "2")
+		mustMount(t, lb, "data", "2")
 	})
 }
 
@@ -350,8 +350,8 @@ func TestADiskThatWasElsewhereIsNotCleared(t *testing.T) {
 			d.Attachment = providers.Attachment{}
 			d.fstype, d.data = "ext4", true
 		}
-		l = a.start(t)
-		_, _ = l.Mount(within(t), "data", "1")
+		mustMount(t, a.start(t), "data", "1")
+		assert.Zero(t, w.disk("data").formats)
 	})
 }
 

@@ -1,9 +1,12 @@
 package e2e_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -176,4 +179,51 @@ func TestAVolumeOfADisabledPluginIsNotTakenByAnotherNode(t *testing.T) {
 		return err
 	})
 	assertNothingLost(t, there, "kept")
+}
+
+// An engine that is told "no such volume" drops its record of it, labels and all, and would make a local volume of that name.
+func TestAPluginThatCannotTellKeepsTheEnginesRecord(t *testing.T) {
+	e := start(t)
+	e.Docker("volume", "create", "--driver", "blockvol", "--opt", "size=64MiB", "--label", "keep=me", "labelled")
+	set := func(takeover string) {
+		e.Docker("plugin", "disable", "--force", engine.Plugin)
+		e.Docker("plugin", "set", engine.Plugin, "TAKEOVER="+takeover)
+		e.Docker("plugin", "enable", engine.Plugin)
+	}
+	set("sometimes")
+	_, err := e.Try("run", "--rm", "--volume", "labelled:/data", "busybox", "touch", "/data/file")
+	require.Error(t, err)
+	set("stopped")
+	assert.Equal(t, "blockvol:latest me", e.Docker("volume", "inspect", "--format", `{{.Driver}} {{.Labels.keep}}`, "labelled"))
+	once(e, "labelled", "test ! -e /data/file")
+}
+
+func TestTheDaemonServesAnEngineWithoutThePluginSystem(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	e.Busybox()
+	binary, err := filepath.Abs("../../build/blockvol-" + runtime.GOARCH)
+	require.NoError(t, err)
+	serve := func() int {
+		return e.Spawn("env", "LOCAL_DIR="+e.Volumes, binary, "serve", "--state="+e.State, "--published="+filepath.Join(e.Dir, "published"))
+	}
+	pid := serve()
+	e.Eventually("the daemon is found", func() error {
+		_, err := e.Try("volume", "create", "--driver", "blockvol", "--opt", "size=64MiB", "plain")
+		return err
+	})
+	startWriter(t, e, "plain")
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	serve()
+	awaitLines(t, e, 10)
+	e.Docker("rm", "--force", "writer")
+	e.Eventually("the volume is detached", func() error {
+		loops, err := engine.Loops(e.Volumes)
+		if err == nil && len(loops) > 0 {
+			err = fmt.Errorf("attached: %v", loops)
+		}
+		return err
+	})
+	assertNothingLost(t, e, "plain")
+	e.Docker("volume", "rm", "plain")
 }
