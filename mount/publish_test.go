@@ -58,9 +58,6 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				up, err := h.IsPublished(ctx, "vol", dev)
 				require.NoError(t, err)
 				assert.True(t, up)
-				all, err := h.Published(ctx)
-				require.NoError(t, err)
-				assert.Equal(t, []Mounted{{Dir: "vol", Device: dev.Name, Major: dev.Major, Minor: dev.Minor, FSType: fstype}}, all)
 				held, err = h.Held(dev)
 				require.NoError(t, err)
 				assert.True(t, held)
@@ -426,9 +423,15 @@ func TestManyCallsForOneVolumeAtOnce(t *testing.T) {
 		})
 	}
 	calls.Wait()
-	all, err := h.Published(context.Background())
+	all, err := mountsUnder(h.published)
 	require.NoError(t, err)
-	assert.Len(t, all, 1)
+	mounts := 0
+	for _, m := range all {
+		if m.Mountpoint == filepath.Join(h.published, "vol") {
+			mounts++
+		}
+	}
+	assert.Equal(t, 1, mounts)
 	unpublish(t, h, d, "vol")
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -14,45 +13,6 @@ import (
 
 // kernelSysfs is the kernel's own state, wherever Config.Sysfs points.
 const kernelSysfs = "/sys"
-
-// Mounted is one mount under Config.Published, in this process's mount namespace.
-type Mounted struct {
-	Dir          string // under Config.Published
-	Device       string // the kernel's name of the block device: loop3
-	Major, Minor uint32 // of the block device; zero if the kernel does not tell
-	FSType       string
-}
-
-// Published returns every mount right under Config.Published, in the order in which they were made; one that is covered by
-// another at the same path included.
-func (h *Host) Published(ctx context.Context) ([]Mounted, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
-	}
-	all, err := mountsUnder(h.published)
-	if err != nil {
-		return nil, err
-	}
-	var found []Mounted
-	for _, m := range all {
-		if filepath.Dir(m.Mountpoint) != h.published || m.Mountpoint == h.published {
-			continue
-		}
-		one := Mounted{Dir: filepath.Base(m.Mountpoint), FSType: m.FSType, Device: filepath.Base(m.Source)}
-		n := devno{uint32(m.Major), uint32(m.Minor)}
-		if m.FSType == "btrfs" { // whose own number is of no block device
-			n = devno{}
-			if b, err := os.ReadFile(filepath.Join(kernelSysfs, "class/block", one.Device, "dev")); err == nil {
-				n, _ = parseDevno(strings.TrimSpace(string(b)))
-			}
-		} else if name := kernelName(n); name != "" {
-			one.Device = name
-		}
-		one.Major, one.Minor = n.major, n.minor
-		found = append(found, one)
-	}
-	return found, nil
-}
 
 // IsPublished tells whether whoever opens dir under Config.Published now sees the file system of that device: the mount
 // that the path leads to is on it, by the kernel's mount table.
