@@ -50,6 +50,9 @@ func report(figure, limit, format string, args ...any) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
 	if len(order) > 0 {
 		w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 		fmt.Fprintf(w, "\n| figure\t| measured\t| to stay under\t|\n|---\t|---\t|---\t|\n")
@@ -62,12 +65,14 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+var built string // the directory of the binary
+
 var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "blockvol-bench-")
-	if err != nil {
+	var err error
+	if built, err = os.MkdirTemp("", "blockvol-bench-"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "blockvol")
+	path := filepath.Join(built, "blockvol")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/blockvol/blockvol/cmd/blockvol")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
