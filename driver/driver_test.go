@@ -257,6 +257,24 @@ func TestAnAttachThatNeverEndsIsCalledOff(t *testing.T) {
 	})
 }
 
+func TestAnAttachOfAnEarlierLifeThatNeverEndsIsCalledOff(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		synctest.Wait()
+		for _, d := range w.disks {
+			d.Attachment = providers.Attachment{Node: "a", State: providers.Attaching}
+			d.present = time.Now().Add(time.Hour)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		_, err := l.Mount(ctx, "data", "1")
+		require.ErrorContains(t, err, "the attach was called off")
+		assert.Empty(t, w.holder("data"))
+		mustMount(t, l, "data", "2")
+	})
+}
+
 func TestMountWaitsForTheHolderToLetGo(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la, lb := a.start(t), b.start(t)

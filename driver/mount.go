@@ -93,12 +93,12 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w: volume %q cannot be mounted before this node knows who it is", err, v.name)
 	}
-	vol, started, err := d.acquire(ctx, v, node)
+	vol, attaching, err := d.acquire(ctx, v, node)
 	if err != nil {
 		return err
 	}
 	v.step("being attached: waiting for the device")
-	dev, err := d.awaitDevice(ctx, v, vol, node, started)
+	dev, err := d.awaitDevice(ctx, v, vol, node, attaching)
 	if err != nil {
 		return err
 	}
@@ -132,8 +132,8 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 }
 
 // acquire makes the cloud attach the volume to this node: at once if it is free, after its holder has let go otherwise. It
-// tells whether this call has started the attach, and returns a description of the volume that is the caller's own.
-func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (vol *providers.Volume, started bool, err error) {
+// tells whether the attach has still to end, and returns a description of the volume that is the caller's own.
+func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (vol *providers.Volume, attaching bool, err error) {
 	held := holderWatch{since: time.Now()}
 	var retry backoff
 	for {
@@ -154,7 +154,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 				return nil, false, err
 			}
 			if vol.Attachment.State == providers.Attaching {
-				return &vol, false, nil
+				return &vol, true, nil
 			}
 			// The cloud may say so of a device that the machine has lost, as after a reboot: asking again is harmless.
 			fallthrough
@@ -237,7 +237,7 @@ func (d *Driver) remember(v *volume, vol *providers.Volume) error {
 }
 
 // awaitDevice waits for the kernel to show the volume's device. The cloud is asked seldom, to learn of failure.
-func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node, started bool) (mount.Device, error) {
+func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node, attaching bool) (mount.Device, error) {
 	waiting, cancel := context.WithTimeoutCause(ctx, attachTimeout, errAttachTimeout)
 	defer cancel()
 	waiting, fail := context.WithCancelCause(waiting)
@@ -255,7 +255,7 @@ func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volu
 		}
 		return mount.Device{}, fmt.Errorf("%w: the device of volume %q (%s) was not found on node %s", err, v.name, vol.ID, node.ID)
 	}
-	if !started {
+	if !attaching {
 		return mount.Device{}, fmt.Errorf("%w (%w), though the cloud says that it is attached: volume %q (%s) is not mounted on node %s; see the kernel's log there",
 			cause, err, v.name, vol.ID, node.ID)
 	}
