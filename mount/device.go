@@ -262,12 +262,25 @@ func (h *Host) open(dev Device, flags int) (*os.File, error) {
 	return f, nil
 }
 
-// letGo closes an exclusive open. A program that another goroutine is just starting has a copy of every open file until its
-// exec, and would keep the device a moment longer: mkfs and mount would find it busy. Go starts programs under ForkLock.
+// letGo closes an exclusive open, and returns when the device is free. A program that another goroutine is just starting has
+// a copy of every open file until its exec is done, and keeps the device a moment longer: mkfs would find it busy.
 func letGo(exclusive *os.File) {
 	exclusive.Close() // nothing was written that an error could be about
+	for wait := 50 * time.Microsecond; wait < time.Second && errors.Is(tryExclusive(exclusive.Name()), unix.EBUSY); wait *= 2 {
+		time.Sleep(wait)
+	}
+}
+
+// tryExclusive opens the device exclusively and closes it again. Go starts no program meanwhile, so that none has a copy of
+// this open.
+func tryExclusive(path string) error {
 	syscall.ForkLock.RLock()
-	syscall.ForkLock.RUnlock() //nolint:staticcheck // a barrier
+	defer syscall.ForkLock.RUnlock()
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err
 }
 
 func (h *Host) verify(dev Device, f *os.File) error {

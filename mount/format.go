@@ -64,8 +64,10 @@ func (h *Host) Format(ctx context.Context, dev Device, spec FormatSpec) error {
 		}
 	}
 	if err := mkfs(ctx, dev, spec); err != nil {
-		if clearErr := clearEdges(kept); clearErr != nil {
-			err = fmt.Errorf("%w; what it wrote could not be cleared either: %w", err, clearErr)
+		// Not everything there is mkfs's own work: it may have failed since somebody else was quicker.
+		spec.Begun = true
+		if clearErr := h.mustBeBlank(context.WithoutCancel(ctx), dev, spec); clearErr != nil {
+			err = fmt.Errorf("%w; what is there now is left as it is: %w", err, clearErr)
 		}
 		return err
 	}

@@ -73,10 +73,9 @@ func (h *Host) kernelHolds(dev Device) (bool, error) {
 		}
 	}
 	// Whoever holds a block device for himself has it open exclusively, so that a second such open fails.
-	fd, err := unix.Open(dev.Path, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	err := tryExclusive(dev.Path)
 	switch {
 	case err == nil:
-		letGo(os.NewFile(uintptr(fd), dev.Path))
 		return false, nil
 	case errors.Is(err, unix.EBUSY):
 		return true, nil
@@ -271,6 +270,9 @@ func (h *Host) readNamespaces(ctx context.Context, v *view) (complete bool, err 
 			continue
 		}
 		table, err := os.ReadFile(filepath.Join(h.proc, pid, "mountinfo"))
+		if errors.Is(err, unix.EINVAL) { // its main thread has ended; others may go on
+			table, err = firstReadable(filepath.Join(h.proc, pid, "task/*/mountinfo"))
+		}
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 			continue // it has ended, or is about to
 		}
@@ -297,4 +299,15 @@ func (v *view) mentionedIn(table []byte) bool {
 		return true
 	}
 	return bytes.Contains(table, []byte(" btrfs ")) && (bytes.Contains(table, []byte("/"+v.name)) || bytes.Contains(table, []byte("/"+v.dev.Name)) || len(v.anonymous) > 0)
+}
+
+func firstReadable(pattern string) (content []byte, err error) {
+	err = fs.ErrNotExist
+	files, _ := filepath.Glob(pattern)
+	for _, file := range files {
+		if content, err = os.ReadFile(file); err == nil {
+			return content, nil
+		}
+	}
+	return nil, err
 }

@@ -94,6 +94,7 @@ var fsTypes = map[string]fsType{
 			"noautodefrag", "nodatacow", "nodatasum", "nodiscard", "noflushoncommit", "nospace_cache", "nossd", "nossd_spread", "notreelog", "space_cache", "ssd", "ssd_spread",
 			"thread_pool", "treelog", "user_subvol_rm_allowed",
 		},
+		always: []string{"subvolid=5"}, // the root, whichever subvolume somebody made the default
 	},
 }
 

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -109,6 +111,8 @@ func (h *Host) Publish(ctx context.Context, dev Device, dir string, spec Publish
 		if err == nil {
 			err = fmt.Errorf("device %s was mounted at %s but is not seen there", dev.Path, path)
 		}
+		shown.Close() // open files keep a mount busy
+		m.Close()
 		return "", errors.Join(err, h.unmountAt(path))
 	}
 	return path, nil
@@ -255,7 +259,9 @@ func (h *Host) cloneStaged(m, root *os.File, dir string) (shown *os.File, err er
 		return nil, err
 	}
 	stage := filepath.Join(h.staging, dir)
-	if err := os.Mkdir(stage, 0o700); err != nil {
+	if err := os.Mkdir(stage, 0o700); errors.Is(err, fs.ErrExist) {
+		_ = unmountSoon(stage) // left by a call that could not unmount it
+	} else if err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -273,7 +279,7 @@ func (h *Host) cloneStaged(m, root *os.File, dir string) (shown *os.File, err er
 	}
 	root.Close() // open files keep a mount busy
 	m.Close()
-	if e := unix.Unmount(stage, unix.UMOUNT_NOFOLLOW); e != nil {
+	if e := unmountSoon(stage); e != nil {
 		if shown != nil {
 			shown.Close()
 		}
@@ -352,4 +358,16 @@ func (h *Host) unmountAt(path string) error {
 			return fmt.Errorf("%s cannot be unmounted: %w", path, err)
 		}
 	}
+}
+
+// unmountSoon unmounts what nobody but this process has seen. Programs that other goroutines are just starting have copies of
+// its files until their exec is done, which nothing tells.
+func unmountSoon(path string) error {
+	err := error(unix.EBUSY)
+	for wait := 50 * time.Microsecond; errors.Is(err, unix.EBUSY) && wait < time.Second; wait *= 2 {
+		if err = unix.Unmount(path, unix.UMOUNT_NOFOLLOW); err != nil {
+			time.Sleep(wait)
+		}
+	}
+	return err
 }

@@ -97,7 +97,7 @@ func (p *Provider) clear(ctx context.Context, id string) error {
 		return err
 	}
 	for _, device := range devices {
-		if err := p.tearDown(device); err != nil {
+		if err := p.tearDown(device, id); err != nil {
 			return err
 		}
 		// While another program has it open, as udev does in passing, the device stays until that is closed.

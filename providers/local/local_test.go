@@ -59,7 +59,7 @@ func newMachine(t *testing.T, dir string) *machine {
 			assert.NoError(t, err)
 			for _, device := range devices {
 				assert.True(t, t.Failed(), "%s is left as %s", id, device)
-				assert.NoError(t, p.tearDown(device))
+				assert.NoError(t, p.tearDown(device, id))
 			}
 		}
 	})

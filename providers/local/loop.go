@@ -222,7 +222,7 @@ func (p *Provider) regrow(device string, image *os.File) error {
 
 // tearDown takes the device from the image, unless the kernel has a file system or anything else on it. Opened
 // exclusively, it cannot be mounted meanwhile.
-func (p *Provider) tearDown(device string) error {
+func (p *Provider) tearDown(device, id string) error {
 	if err := p.disks.step("clear", device); err != nil {
 		return err
 	}
@@ -235,8 +235,33 @@ func (p *Provider) tearDown(device string) error {
 		return err
 	}
 	defer f.Close()
+	// Only now, held open, does it stay what it is.
+	if shows, err := p.shows(f, p.disks.path(id, ready)); err != nil || !shows {
+		return err
+	}
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("cannot detach /dev/%s: %w", device, err)
 	}
 	return nil
+}
+
+// shows tells whether an open loop device shows that very image; another file of the same name is an error.
+func (p *Provider) shows(f *os.File, image string) (bool, error) {
+	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if errors.Is(err, unix.ENXIO) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("cannot tell what %s is: %w", f.Name(), err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(image, &st); err != nil {
+		return false, err
+	}
+	if status.Device == st.Dev && status.Inode == st.Ino {
+		return true, nil
+	}
+	if name, err := p.backing(filepath.Base(f.Name())); err != nil || name != filepath.Base(image) {
+		return false, err
+	}
+	return false, fmt.Errorf("%w: %s shows another file named %s: detach it with losetup -d", providers.ErrBusy, f.Name(), filepath.Base(image))
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -258,6 +260,11 @@ func (p *Provider) source(m *meta) (*os.File, error) {
 		return nil, none
 	} else if err != nil {
 		return nil, err
+	}
+	// Shared with other copies, against DeleteSnapshot; whoever has it alone is finishing or destroying it.
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("snapshot %s is being made or deleted: %w: %w", snap.ID, providers.ErrBusy, err)
 	}
 	switch {
 	case m.Size == 0:
@@ -517,6 +524,9 @@ func (p *Provider) clearAway(ctx context.Context, id string) error {
 	if !errors.Is(p.disks.standing(id), errLost) {
 		return nil
 	}
+	if err := p.free(m); err != nil { // its bytes live on in the device
+		return err
+	}
 	return p.disks.erase(id)
 }
 
@@ -579,6 +589,9 @@ func (p *Provider) enlarge(m *meta, image *os.File, size int64) error {
 			return err
 		}
 		if err := os.Truncate(image.Name(), size); err != nil {
+			return err
+		}
+		if err := image.Sync(); err != nil { // before the description says so
 			return err
 		}
 	}

@@ -1,0 +1,114 @@
+package mount
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// What others do to a disk while it is worked on here.
+
+func TestAFailedFormatLeavesWhatAnotherProgramMounted(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	mnt := t.TempDir()
+	err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "xfs", Size: d.Size, Begin: func(context.Context) error {
+		must(t, "mkfs.ext4", "-q", d.Path)
+		must(t, "mount", d.Path, mnt)
+		unix.Sync()
+		return nil
+	}})
+	require.Error(t, err)
+	must(t, "umount", mnt)
+	require.NoError(t, exec.Command("mount", d.Path, mnt).Run(), "the other's file system is destroyed")
+	must(t, "umount", mnt)
+}
+
+func TestAFailedFormatLeavesWhatMkfsRefusedToOverwrite(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, xfsSize)
+	err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "xfs", Size: d.Size, Begin: func(context.Context) error {
+		must(t, "mkfs.ext4", "-q", d.Path) // and closes it
+		return nil
+	}})
+	require.ErrorIs(t, err, ErrNotBlank)
+	out, err := exec.Command("blkid", "-p", d.Path).CombinedOutput()
+	require.NoError(t, err)
+	require.Contains(t, string(out), "ext4")
+}
+
+func TestABtrfsWithADefaultSubvolumeShowsItsRoot(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "btrfs")
+	mnt := t.TempDir()
+	must(t, "mount", d.Path, mnt)
+	must(t, "btrfs", "subvolume", "create", mnt+"/sub")
+	must(t, "btrfs", "subvolume", "set-default", mnt+"/sub")
+	must(t, "umount", mnt)
+	path := publish(t, h, d, "vol", PublishSpec{FSType: "btrfs", Layout: LayoutRoot})
+	assert.DirExists(t, path+"/sub")
+	unpublish(t, h, d, "vol")
+}
+
+// whileProgramsStart runs check while other goroutines start programs, which have copies of all open files until their exec.
+func whileProgramsStart(check func()) {
+	stop := make(chan struct{})
+	var starters sync.WaitGroup
+	for range 2 {
+		starters.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = exec.Command("/bin/true").Run()
+				}
+			}
+		})
+	}
+	check()
+	close(stop)
+	starters.Wait()
+}
+
+func TestADeviceThatWasLetGoOfIsFree(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	busy := 0
+	whileProgramsStart(func() {
+		for range 500 {
+			f, err := h.open(d.Device, os.O_RDWR|unix.O_EXCL)
+			if err != nil {
+				busy++
+				continue
+			}
+			letGo(f)
+		}
+	})
+	assert.Zero(t, busy)
+}
+
+func TestStagingIsLeftEmptyWhileProgramsStart(t *testing.T) {
+	h := newHost(t)
+	h.alwaysStage = true
+	d := formatted(t, h, "ext4")
+	whileProgramsStart(func() {
+		for range 20 {
+			if _, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData}); err != nil {
+				t.Errorf("not published: %v", err)
+				return
+			}
+			for h.Unpublish(context.Background(), "vol") != nil {
+			}
+		}
+	})
+	left, err := os.ReadDir(h.staging)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
