@@ -191,16 +191,22 @@ func (d *Driver) restore() error {
 		if len(e.IDs) == 0 {
 			d.releaseLater(e.Name)
 		}
-		if dev, err := d.host.Find(d.ctx, e.Serial); err == nil {
-			v.setDevice(dev)
-			if up, err := d.host.IsPublished(d.ctx, v.dir, dev); err == nil && up {
-				v.setPath(d.path(v))
-			}
-		} else if !errors.Is(err, mount.ErrNoDevice) {
-			d.log.WithError(err).WithField("volume", e.Name).Warn("The device of a volume in the journal cannot be identified")
-		}
+		d.recognise(d.ctx, v, e.Serial)
 	}
 	return nil
 }
 
-func (d *Driver) path(v *volume) string { return filepath.Join(d.published, v.dir) }
+// recognise asks the kernel which device the volume has on this node, and whether it is mounted at its path.
+func (d *Driver) recognise(ctx context.Context, v *volume, serial string) {
+	dev, err := d.host.Find(ctx, serial)
+	if err != nil {
+		if !errors.Is(err, mount.ErrNoDevice) {
+			d.volumeLog(v).WithError(err).Warn("The device of a volume that this node may hold cannot be identified")
+		}
+		return
+	}
+	v.setDevice(dev)
+	if up, err := d.host.IsPublished(ctx, v.dir, dev); err == nil && up {
+		v.setPath(filepath.Join(d.published, v.dir))
+	}
+}

@@ -141,44 +141,37 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 		if err != nil {
 			return nil, false, fmt.Errorf("%w: volume %q cannot be mounted on node %s", err, v.name, node.ID)
 		}
-		vol := *found
-		vol.Record = maps.Clone(found.Record)
+		vol := ownCopy(found)
 		if vol.Zone != "" && node.Zone != "" && vol.Zone != node.Zone {
 			return nil, false, fmt.Errorf("volume %q (%s) is in zone %s and node %s in zone %s, where it cannot be attached: run the service in zone %s, or copy the volume by a snapshot",
 				v.name, vol.ID, vol.Zone, node.ID, node.Zone, vol.Zone)
 		}
 		switch {
-		case vol.HeldBy(node.ID) && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
-			// Ours already: an earlier attempt, or the life before a crash.
-			if err := d.remember(v, &vol); err != nil {
-				return nil, false, err
-			}
-			if vol.Attachment.State == providers.Attaching {
-				return &vol, true, nil
-			}
-			// The cloud may say so of a device that the machine has lost, as after a reboot: asking again is harmless.
-			fallthrough
-		case !vol.Held():
-			if err := d.remember(v, &vol); err != nil {
+		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.Attaching:
+			// An earlier attempt, or the life before a crash.
+			return vol, true, d.remember(v, vol)
+		case !vol.Held(), vol.HeldBy(node.ID) && vol.Attachment.State == providers.Attached:
+			// The cloud may call attached what the machine has lost, as after a reboot: asking again is harmless.
+			if err := d.remember(v, vol); err != nil {
 				return nil, false, err
 			}
 			v.step("being attached")
 			err := d.provider.Attach(ctx, vol.ID)
 			if err == nil {
-				return &vol, !vol.Held(), nil
+				return vol, !vol.Held(), nil
 			}
 			if !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
 				return nil, false, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
 			}
 		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.AttachFailed:
 			v.step("being detached after an attach that failed")
-			if err := d.callOff(ctx, v, &vol, node); err != nil {
+			if err := d.callOff(ctx, v, vol, node); err != nil {
 				return nil, false, err
 			}
 		case vol.HeldBy(node.ID):
 			v.step("being detached from this node first")
 		default:
-			taken, err := d.displace(ctx, v, &vol, &held)
+			taken, err := d.displace(ctx, v, vol, &held)
 			if err != nil {
 				return nil, false, err
 			}
@@ -351,10 +344,15 @@ func (d *Driver) finishFormat(ctx context.Context, v *volume, node providers.Nod
 	if err != nil {
 		return err
 	}
+	set := settingsOf(vol.Record)
+	return d.formatOnce(context.WithoutCancel(ctx), v, ownCopy(vol), dev, &set)
+}
+
+// ownCopy is a description that may be changed: the provider may have given the same one to several callers.
+func ownCopy(vol *providers.Volume) *providers.Volume {
 	own := *vol
 	own.Record = maps.Clone(vol.Record)
-	set := settingsOf(own.Record)
-	return d.formatOnce(context.WithoutCancel(ctx), v, &own, dev, &set)
+	return &own
 }
 
 // notOurs is the error for a disk that holds something else than the volume's file system.

@@ -96,19 +96,24 @@ func (d *Driver) active(v *volume) bool {
 
 // usedByContainers tells whether a mount other than blockvol's own holds the volume's file system.
 func (d *Driver) usedByContainers(ctx context.Context, v *volume, e *entry) (bool, error) {
-	dev, err := d.host.Find(ctx, e.Serial)
-	if errors.Is(err, mount.ErrNoDevice) {
-		if v.device == (mount.Device{}) {
-			return false, nil
-		}
-		// The disk was pulled, but the kernel may still hold its file system for a container.
-		d.volumeLog(v).WithField("device", v.device.Path).Error("The volume's device has vanished from this node")
-		dev, err = v.device, nil
-	}
-	if err != nil {
+	dev, err := d.deviceOf(ctx, v, e)
+	if err != nil || dev == (mount.Device{}) {
 		return false, err
 	}
 	return d.host.InUse(ctx, dev)
+}
+
+// deviceOf returns the volume's device. For one that has vanished it is the device that was seen last, since the kernel may
+// hold its file system still; it is zero if none was ever seen.
+func (d *Driver) deviceOf(ctx context.Context, v *volume, e *entry) (mount.Device, error) {
+	dev, err := d.host.Find(ctx, e.Serial)
+	if !errors.Is(err, mount.ErrNoDevice) {
+		return dev, err
+	}
+	if v.device != (mount.Device{}) {
+		d.volumeLog(v).WithField("device", v.device.Path).Error("The volume's device has vanished from this node")
+	}
+	return v.device, nil
 }
 
 // findStrays looks for volumes that the cloud says this node holds and the journal does not know: of a journal that was
@@ -139,12 +144,7 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 				d.volumeLog(v).WithError(err).Error("The journal could not be brought up to date")
 				done = false
 			}
-			if dev, err := d.host.Find(ctx, vol.Serial); err == nil {
-				v.setDevice(dev)
-				if up, err := d.host.IsPublished(ctx, v.dir, dev); err == nil && up {
-					v.setPath(d.path(v))
-				}
-			}
+			d.recognise(ctx, v, vol.Serial)
 			d.leaveUnused(v)
 			continue
 		}

@@ -116,14 +116,8 @@ func (d *Driver) release(ctx context.Context, v *volume) error {
 
 // awaitFree waits for the kernel to hold no file system on the device, in whichever mount namespace.
 func (d *Driver) awaitFree(ctx context.Context, v *volume, e *entry) error {
-	dev, err := d.host.Find(ctx, e.Serial)
-	if errors.Is(err, mount.ErrNoDevice) {
-		if v.device == (mount.Device{}) {
-			return nil
-		}
-		dev, err = v.device, nil // pulled; the kernel may hold its file system still
-	}
-	if err != nil {
+	dev, err := d.deviceOf(ctx, v, e)
+	if err != nil || dev == (mount.Device{}) {
 		return err
 	}
 	v.step("still used by a process of this node, waited for")
