@@ -383,14 +383,14 @@ func TestAFormatWhoseMarkWasLostIsNotRepeated(t *testing.T) {
 		require.NoError(t, l.Create(within(t), "data", nil))
 		once := sync.OnceValue(func() fault { return crashBefore })
 		synctest.Wait()
-		w.fault = func(_, call string) fault {
+		w.setFault(func(_, call string) fault {
 			if call == "cloud.Mark" {
 				f := once()
 				once = func() fault { return noFault }
 				return f
 			}
 			return noFault
-		}
+		})
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		l.kill()
@@ -411,17 +411,17 @@ func TestAFormatThatWasCutShortIsFinished(t *testing.T) {
 				l := a.start(t)
 				require.NoError(t, l.Create(within(t), "data", nil))
 				synctest.Wait()
-				w.fault = func(_, call string) fault {
+				w.setFault(func(_, call string) fault {
 					if call == "host.Format mkfs" {
 						return crashBefore
 					}
 					return noFault
-				}
+				})
 				_, err := l.Mount(within(t), "data", "1")
 				require.Error(t, err)
 				l.kill()
 				synctest.Wait()
-				w.fault = func(string, string) fault { return noFault }
+				w.setFault(calm)
 				for _, d := range w.disks {
 					d.half = true
 				}
@@ -438,16 +438,16 @@ func TestAFormatOfAnEarlierBootIsNotFinished(t *testing.T) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "data", nil))
 		synctest.Wait()
-		w.fault = func(_, call string) fault {
+		w.setFault(func(_, call string) fault {
 			if call == "host.Format mkfs" {
 				return crashBefore
 			}
 			return noFault
-		}
+		})
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		a.powerOff()
-		w.fault = func(string, string) fault { return noFault }
+		w.setFault(calm)
 		for _, d := range w.disks {
 			d.half = true // or what another node has written meanwhile
 		}
@@ -495,16 +495,16 @@ func TestReclaim(t *testing.T) {
 			mustMount(t, l, "data", "1")
 			mustUnmount(t, l, "data", "1")
 			synctest.Wait()
-			w.fault = func(_, call string) fault {
+			w.setFault(func(_, call string) fault {
 				if call == "cloud.Snapshot" {
 					return failBefore
 				}
 				return noFault
-			}
+			})
 			require.Error(t, l.Remove(within(t), "data"))
 			require.NotNil(t, w.disk("data"), "without a snapshot nothing may be deleted")
 			synctest.Wait()
-			w.fault = func(string, string) fault { return noFault }
+			w.setFault(calm)
 			require.NoError(t, l.Remove(within(t), "data"))
 			assert.Nil(t, w.disk("data"))
 			synctest.Wait()
@@ -533,7 +533,7 @@ func TestGetNeverSaysNoSuchVolumeForACloudThatIsAway(t *testing.T) {
 		mustMount(t, l, "mounted", "1")
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		w.fault = func(_, call string) fault { return hang }
+		w.setFault(func(_, call string) fault { return hang })
 		for _, name := range []string{"mounted", "known"} {
 			info, err := l.Get(within(t), name)
 			if name == "mounted" {
@@ -547,7 +547,7 @@ func TestGetNeverSaysNoSuchVolumeForACloudThatIsAway(t *testing.T) {
 		require.Error(t, err)
 		require.NotErrorIs(t, err, ErrNotFound)
 		synctest.Wait()
-		w.fault = func(_, call string) fault { return failBefore }
+		w.setFault(func(_, call string) fault { return failBefore })
 		_, err = l.Get(within(t), "known")
 		require.NoError(t, err, "this node has seen it")
 		_, err = l.Get(within(t), "unheard of")
@@ -583,7 +583,7 @@ func TestCallersOfOneMountShareItsFailure(t *testing.T) {
 		require.NoError(t, l.Create(within(t), "data", nil))
 		attaches := 0
 		synctest.Wait()
-		w.fault = func(_, call string) fault {
+		w.setFault(func(_, call string) fault {
 			switch call {
 			case "cloud.Attach":
 				attaches++
@@ -591,7 +591,7 @@ func TestCallersOfOneMountShareItsFailure(t *testing.T) {
 				return failBefore
 			}
 			return noFault
-		}
+		})
 		var wg sync.WaitGroup
 		for _, id := range []string{"1", "2", "3"} {
 			wg.Go(func() {
@@ -625,12 +625,12 @@ func TestAJournalThatCannotBeWrittenLosesNothing(t *testing.T) {
 		require.NoError(t, l.Create(within(t), "other", nil))
 		mustMount(t, l, "data", "1")
 		synctest.Wait()
-		w.fault = func(_, call string) fault {
+		w.setFault(func(_, call string) fault {
 			if call == "journal.put" {
 				return failBefore
 			}
 			return noFault
-		}
+		})
 		_, err := l.Mount(within(t), "other", "2")
 		require.ErrorIs(t, err, errInjected)
 		assert.Empty(t, w.holder("other"), "nothing is attached that nobody would remember")

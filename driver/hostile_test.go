@@ -18,9 +18,6 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-func (w *world) setFault(f func(node, call string) fault) { w.mu.Lock(); w.fault = f; w.mu.Unlock() }
-func calm(string, string) fault                           { return noFault }
-
 // contract: calls with the same volume and description make one snapshot
 type snapOnce struct {
 	*fakeProvider

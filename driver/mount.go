@@ -382,6 +382,9 @@ func (v *volume) attemptEnded(err error) {
 
 // pause waits, or returns the reason why ctx ended.
 func pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return context.Cause(ctx)
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -54,7 +54,7 @@ func random(t *testing.T, seed uint64) {
 		}
 		names := []string{"one", "two", "three", "four/ö"}
 		faults := rng.Float64() * 0.15
-		w.fault = func(_, call string) fault {
+		w.setFault(func(_, call string) fault {
 			if w.rng.Float64() >= faults {
 				return noFault
 			}
@@ -63,7 +63,7 @@ func random(t *testing.T, seed uint64) {
 				f = failBefore
 			}
 			return f
-		}
+		})
 		for step := range 150 {
 			w.mu.Lock()
 			w.arrival = time.Duration(rng.Int64N(int64(20 * time.Second)))
@@ -79,9 +79,7 @@ func random(t *testing.T, seed uint64) {
 				t.Fatalf("seed %d, step %d", seed, step)
 			}
 		}
-		w.mu.Lock()
-		w.fault = func(string, string) fault { return noFault }
-		w.mu.Unlock()
+		w.setFault(calm)
 		time.Sleep(workTimeout) // faults that were drawn before have come to pass
 		for _, e := range engines {
 			if e.m.current == nil {

@@ -103,6 +103,15 @@ func newWorld(seed uint64) *world {
 	}
 }
 
+// setFault decides from now on what goes wrong.
+func (w *world) setFault(f func(node, call string) fault) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = f
+}
+
+func calm(string, string) fault { return noFault }
+
 func (w *world) violate(format string, args ...any) {
 	w.violations = append(w.violations, fmt.Sprintf(format, args...))
 }

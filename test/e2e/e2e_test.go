@@ -35,10 +35,23 @@ func TestMain(m *testing.M) {
 func start(t *testing.T, options ...engine.Option) *engine.Engine {
 	t.Helper()
 	t.Parallel()
+	return startBeside(t, options...)
+}
+
+// startBeside is start for a further engine of a test.
+func startBeside(t *testing.T, options ...engine.Option) *engine.Engine {
+	t.Helper()
 	e := engine.Start(t, options...)
 	e.Busybox()
 	e.InstallPlugin(pluginDir, "LOG_LEVEL=debug")
 	return e
+}
+
+// startTwo returns two engines that share a directory of images: two nodes of the cloud that it is.
+func startTwo(t *testing.T) (here, there *engine.Engine) {
+	t.Helper()
+	images := engine.SharedDir(t)
+	return start(t, engine.Images(images)), startBeside(t, engine.Images(images))
 }
 
 func create(e *engine.Engine, name string, options ...string) {
@@ -220,16 +233,8 @@ func TestAVolumeInUseIsNotRemoved(t *testing.T) {
 	requireReleased(t, e)
 }
 
-// Two engines that share a directory of images are two nodes of the cloud that it is.
 func TestAVolumeFollowsItsContainerToAnotherNode(t *testing.T) {
-	images := engine.SharedDir(t)
-	t.Parallel()
-	nodes := []*engine.Engine{engine.Start(t, engine.Images(images)), engine.Start(t, engine.Images(images))}
-	for _, node := range nodes {
-		node.Busybox()
-		node.InstallPlugin(pluginDir, "LOG_LEVEL=debug")
-	}
-	here, there := nodes[0], nodes[1]
+	here, there := startTwo(t)
 	create(here, "moving")
 	startWriter(t, here, "moving")
 

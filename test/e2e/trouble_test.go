@@ -158,14 +158,7 @@ func TestAWrongSettingIsToldWithEachCall(t *testing.T) {
 
 // Not even its own node's plugin is there to say that the disk is in use.
 func TestAVolumeOfADisabledPluginIsNotTakenByAnotherNode(t *testing.T) {
-	images := engine.SharedDir(t)
-	t.Parallel()
-	nodes := []*engine.Engine{engine.Start(t, engine.Images(images)), engine.Start(t, engine.Images(images))}
-	for _, node := range nodes {
-		node.Busybox()
-		node.InstallPlugin(pluginDir, "LOG_LEVEL=debug")
-	}
-	here, there := nodes[0], nodes[1]
+	here, there := startTwo(t)
 	create(here, "kept")
 	startWriter(t, here, "kept")
 	here.Docker("plugin", "disable", "--force", engine.Plugin)
