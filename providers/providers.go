@@ -84,11 +84,23 @@ type Snapshotter interface {
 	DeleteSnapshot(ctx context.Context, id string) error
 }
 
-// Resizer is a Provider that can enlarge a volume. The file system grows at the next mount.
-type Resizer interface {
-	// Resize enlarges the volume to at least size bytes, rounded up to what the cloud sells, and returns it.
-	// Errors: ErrInvalid if it is larger already.
-	Resize(ctx context.Context, id string, size int64) (*Volume, error)
+// Modifier is a Provider that can change a volume, also while it is in use. Its file system is the driver's business.
+type Modifier interface {
+	// Modify makes the volume what change says, and returns it once the cloud shows it so; its device follows by itself.
+	// A size is rounded up to what the cloud sells. A volume that is so already is success, however often it is asked for
+	// and however recent its last change; a Change of nothing is too.
+	// Errors: ErrInvalid for a size below the volume's, a value out of range, or one that this cloud does not have, and
+	// then nothing is changed; ErrBusy while an earlier change is not finished, or too recent for another: the sentence
+	// says when there can be one; ErrNoSpace; ErrNotFound.
+	Modify(ctx context.Context, id string, change Change) (*Volume, error)
+}
+
+// Change is what shall be different of a volume. A zero field stays as it is.
+type Change struct {
+	Size       int64  // bytes; volumes only grow
+	Type       string // the cloud's word for the kind of disk
+	IOPS       int    // per second
+	Throughput int    // MiB per second
 }
 
 // Spec is what a volume shall be. A zero field is the cloud's default.

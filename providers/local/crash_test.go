@@ -149,9 +149,9 @@ var operations = []operation{
 		},
 	},
 	{
-		"resize in use", madeAndAttached,
+		"modify in use", madeAndAttached,
 		func(ctx context.Context, p *Provider) error {
-			_, err := p.Resize(ctx, db(ctx, p), 2*smallest)
+			_, err := p.Modify(ctx, db(ctx, p), providers.Change{Size: 2 * smallest})
 			return err
 		},
 		func(t *testing.T, p *Provider) {

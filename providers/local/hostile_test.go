@@ -116,8 +116,8 @@ func TestAHeldVolumeWhoseImageIsLostIsNotDeleted(t *testing.T) {
 	require.Error(t, err, "a second volume of the name")
 }
 
-// Power cut after Resize, on btrfs.
-func TestAResizeIsDurable(t *testing.T) {
+// Power cut after Modify, on btrfs.
+func TestAnEnlargementIsDurable(t *testing.T) {
 	for _, fstype := range []string{"btrfs"} {
 		t.Run(fstype, func(t *testing.T) {
 			mdir := t.TempDir()
@@ -132,7 +132,7 @@ func TestAResizeIsDurable(t *testing.T) {
 			a := m.provider(t, "a", "main")
 			v := create(t, a, "db", smallest)
 			unix.Sync()
-			_, err := a.Resize(t.Context(), v.ID, 4*smallest)
+			_, err := a.Modify(t.Context(), v.ID, providers.Change{Size: 4 * smallest})
 			require.NoError(t, err)
 			// the disk as a power cut would leave it
 			back := filepath.Join(filepath.Dir(mnt), "image")

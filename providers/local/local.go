@@ -65,7 +65,7 @@ type Config struct {
 	Sysfs      string // default /sys
 }
 
-// Provider is one engine's view of the directory. It keeps the contract of providers.Provider, Snapshotter and Resizer.
+// Provider is one engine's view of the directory. It keeps the contract of providers.Provider, Snapshotter and Modifier.
 type Provider struct {
 	dir, node, cluster string
 	overcommit         bool
@@ -86,7 +86,7 @@ type Provider struct {
 var (
 	_ providers.Provider    = (*Provider)(nil)
 	_ providers.Snapshotter = (*Provider)(nil)
-	_ providers.Resizer     = (*Provider)(nil)
+	_ providers.Modifier    = (*Provider)(nil)
 )
 
 var nodeID = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$`)

@@ -190,8 +190,8 @@ func (u *unreliable) Adopt(ctx context.Context, id string, spec providers.Spec) 
 	return v, u.answer(err)
 }
 
-func (u *unreliable) Resize(ctx context.Context, id string, size int64) (*providers.Volume, error) {
-	v, err := u.Provider.Resize(ctx, id, size)
+func (u *unreliable) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
+	v, err := u.Provider.Modify(ctx, id, change)
 	return v, u.answer(err)
 }
 

@@ -35,7 +35,7 @@ type meta struct {
 	ID       string            `json:"id"`
 	Cluster  string            `json:"cluster,omitempty"` // empty: forgotten, waits for an Adopt
 	Name     string            `json:"name,omitempty"`
-	Size     int64             `json:"size"` // bytes; the image is as large, or larger if a Resize was cut short
+	Size     int64             `json:"size"` // bytes; the image is as large, or larger if a Modify was cut short
 	Created  time.Time         `json:"created"`
 	Record   providers.Record  `json:"record,omitempty"`
 	Tags     map[string]string `json:"tags,omitempty"`

@@ -305,7 +305,7 @@ func TestAFullFileSystemPromisesNothing(t *testing.T) {
 				require.ErrorContains(t, err, word)
 			}
 			notFound(t, p, "more")
-			_, err = p.Resize(t.Context(), v.ID, 500<<20)
+			_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 500 << 20})
 			require.ErrorIs(t, err, providers.ErrNoSpace)
 			require.Equal(t, v, found(t, p, "db"))
 

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -550,15 +551,21 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 	return nil
 }
 
-// Resize enlarges the image, and the device if this kernel has one for it.
-func (p *Provider) Resize(ctx context.Context, id string, size int64) (*providers.Volume, error) {
-	size, err := saleable(size)
+// Modify enlarges the image, and the device if this kernel has one for it. An image has nothing else to change.
+func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
+	size, err := change.Size, error(nil)
+	if size != 0 {
+		size, err = saleable(size)
+	}
+	if change.Type != "" || change.IOPS != 0 || change.Throughput != 0 {
+		err = fmt.Errorf("%w: on provider local a volume's size can be changed, and no other property of a disk", providers.ErrInvalid)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot resize %s: %w", id, err)
+		return nil, fmt.Errorf("cannot change %s: %w", id, err)
 	}
 	m, lock, err := p.own(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("cannot resize %s: %w", id, err)
+		return nil, fmt.Errorf("cannot change %s: %w", id, err)
 	}
 	defer lock.Close()
 	unlock, err := p.lock(ctx)
@@ -566,12 +573,13 @@ func (p *Provider) Resize(ctx context.Context, id string, size int64) (*provider
 		return nil, err
 	}
 	defer unlock()
+	size = cmp.Or(size, m.Size)
 	if size < m.Size {
 		return nil, fmt.Errorf("%w: %s has %s already, and a volume cannot shrink to %s",
 			providers.ErrInvalid, id, bytesize(m.Size), bytesize(size))
 	}
 	if err := p.enlarge(m, lock, size); err != nil {
-		return nil, fmt.Errorf("cannot resize %s to %s: %w", id, bytesize(size), err)
+		return nil, fmt.Errorf("cannot enlarge %s to %s: %w", id, bytesize(size), err)
 	}
 	return p.volume(m)
 }

@@ -132,8 +132,8 @@ func cancelledDoesNothing(w *world) {
 		calls["Snapshot"] = func() error { _, err := s.Snapshot(ctx, free.ID, "x"); return err }
 		calls["DeleteSnapshot"] = func() error { return s.DeleteSnapshot(ctx, "x") }
 	}
-	if r, ok := fresh.(providers.Resizer); ok {
-		calls["Resize"] = func() error { _, err := r.Resize(ctx, free.ID, 2*w.Size); return err }
+	if m, ok := fresh.(providers.Modifier); ok {
+		calls["Modify"] = func() error { _, err := m.Modify(ctx, free.ID, providers.Change{Size: 2 * w.Size}); return err }
 	}
 	for name, call := range calls {
 		require.ErrorIs(w.t, call(), context.Canceled, name)

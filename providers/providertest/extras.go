@@ -1,6 +1,11 @@
 package providertest
 
 import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -70,8 +75,8 @@ func snapshotIsACopy(w *world) {
 		require.Error(w.t, err)
 	}
 	large := w.create(a, "large")
-	if r, ok := a.(providers.Resizer); ok {
-		_, err = r.Resize(w.ctx, large.ID, 2*w.Size)
+	if m, ok := a.(providers.Modifier); ok {
+		_, err = m.Modify(w.ctx, large.ID, providers.Change{Size: 2 * w.Size})
 		require.NoError(w.t, err)
 		snap, err = s.Snapshot(w.ctx, large.ID, "large")
 		require.NoError(w.t, err)
@@ -102,49 +107,114 @@ func snapshotInUse(w *world) {
 	w.detach(a, v)
 }
 
-func (w *world) resizer(node string) (providers.Provider, providers.Resizer) {
+func (w *world) modifier(node string) (providers.Provider, providers.Modifier) {
 	p := w.on(node)
-	r, ok := p.(providers.Resizer)
+	m, ok := p.(providers.Modifier)
 	if !ok {
-		w.t.Skip("the provider resizes no volumes")
+		w.t.Skip("the provider changes no volumes")
 	}
-	return p, r
+	return p, m
 }
 
-func resizeEnlarges(w *world) {
-	a, r := w.resizer("a")
+// modifyEnlarges changes each volume once, since clouds may want hours between two changes.
+func modifyEnlarges(w *world) {
+	a, m := w.modifier("a")
+	_, mb := w.modifier("b")
 	v, err := a.Create(w.ctx, providers.Spec{Name: "db", Size: 2 * w.Size, Record: providers.Record{"layout": "data"}})
 	require.NoError(w.t, err)
-	_, err = r.Resize(w.ctx, v.ID, w.Size)
-	require.ErrorIs(w.t, err, providers.ErrInvalid)
+	for _, size := range []int64{w.Size, -1} {
+		_, err = m.Modify(w.ctx, v.ID, providers.Change{Size: size})
+		require.ErrorIs(w.t, err, providers.ErrInvalid)
+	}
+	for _, same := range []providers.Change{{}, {Size: v.Size}} {
+		got, err := m.Modify(w.ctx, v.ID, same)
+		require.NoError(w.t, err)
+		assert.Equal(w.t, v, got)
+	}
 	assert.Equal(w.t, v, w.find(a, "db"))
 	want := *v
 	want.Size = 3 * w.Size
-	for range 2 {
-		got, err := r.Resize(w.ctx, v.ID, 3*w.Size)
+	for _, m := range []providers.Modifier{m, m, mb} {
+		got, err := m.Modify(w.ctx, v.ID, providers.Change{Size: 3 * w.Size})
 		require.NoError(w.t, err)
 		assert.Equal(w.t, &want, got)
 		assert.Equal(w.t, &want, w.find(w.on("b"), "db"))
 	}
-	_, err = r.Resize(w.ctx, v.ID, 2*w.Size)
+	_, err = m.Modify(w.ctx, v.ID, providers.Change{Size: 2 * w.Size})
 	require.ErrorIs(w.t, err, providers.ErrInvalid)
-	odd, err := r.Resize(w.ctx, v.ID, 3*w.Size+1)
+	switch more, err := m.Modify(w.ctx, v.ID, providers.Change{Size: 4 * w.Size}); {
+	case err != nil:
+		require.ErrorIs(w.t, err, providers.ErrBusy)
+		assert.Equal(w.t, &want, w.find(a, "db"))
+	default:
+		assert.Equal(w.t, 4*w.Size, more.Size)
+	}
+	odd := w.create(a, "odd")
+	odd, err = m.Modify(w.ctx, odd.ID, providers.Change{Size: w.Size + 1})
 	require.NoError(w.t, err)
-	assert.Greater(w.t, odd.Size, 3*w.Size)
+	assert.Greater(w.t, odd.Size, w.Size)
+	assert.LessOrEqual(w.t, odd.Size, 2*w.Size)
 	require.NoError(w.t, a.Delete(w.ctx, v.ID))
-	_, err = r.Resize(w.ctx, v.ID, 4*w.Size)
+	_, err = m.Modify(w.ctx, v.ID, providers.Change{Size: 4 * w.Size})
 	require.ErrorIs(w.t, err, providers.ErrNotFound)
 }
 
-func resizeReachesTheDevice(w *world) {
-	a, r := w.resizer("a")
+func modifyChangesTheKind(w *world) {
+	a, m := w.modifier("a")
+	plain := w.create(a, "plain")
+	bad := append([]providers.Change{{IOPS: -1}, {Throughput: -1}, {Type: "no such type"}}, w.InvalidChanges...)
+	words := a.Supports()
+	for word, change := range map[string]providers.Change{
+		"type": {Type: "any"}, "iops": {IOPS: 3000}, "throughput": {Throughput: 125},
+	} {
+		if !slices.Contains(words, word) {
+			bad = append(bad, change)
+		}
+	}
+	for _, change := range bad {
+		_, err := m.Modify(w.ctx, plain.ID, change)
+		require.ErrorIs(w.t, err, providers.ErrInvalid, "%+v", change)
+		change.Size = 2 * w.Size
+		_, err = m.Modify(w.ctx, plain.ID, change)
+		require.ErrorIs(w.t, err, providers.ErrInvalid, "%+v", change)
+	}
+	assert.Equal(w.t, plain, w.find(a, "plain"), "nothing of a change that is refused is done")
+
+	for i, change := range w.Changes {
+		v := w.create(a, fmt.Sprintf("v%d", i))
+		if i%2 == 1 {
+			v = w.attach(a, v)
+		}
+		for range 2 {
+			got, err := m.Modify(w.ctx, v.ID, change)
+			require.NoError(w.t, err, "%+v", change)
+			assert.Equal(w.t, got, w.find(w.on("b"), v.Name))
+			assert.Equal(w.t, cmp.Or(change.Size, v.Size), got.Size)
+			assert.Equal(w.t, v.Record, got.Record)
+			assert.Equal(w.t, v.Attachment, got.Attachment)
+			for word, value := range map[string]string{
+				"type": change.Type, "iops": strconv.Itoa(change.IOPS), "throughput": strconv.Itoa(change.Throughput),
+			} {
+				if value != "" && value != "0" {
+					assert.Equal(w.t, value, got.Details[word], "%s after %+v", word, change)
+				}
+			}
+		}
+		if v.Held() {
+			w.detach(a, v)
+		}
+	}
+}
+
+func modifyReachesTheDevice(w *world) {
+	a, m := w.modifier("a")
 	if w.Device == nil {
 		w.t.Skip("the harness shows no devices")
 	}
 	v := w.create(a, "db")
 	w.put(a, "a", v, "bytes")
 	v = w.attach(a, v)
-	_, err := r.Resize(w.ctx, v.ID, 2*w.Size)
+	_, err := m.Modify(w.ctx, v.ID, providers.Change{Size: 2 * w.Size})
 	require.NoError(w.t, err)
 	v = w.find(a, "db")
 	require.True(w.t, v.HeldBy(w.id(a)))

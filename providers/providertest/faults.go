@@ -94,9 +94,9 @@ func (w *world) changes(p providers.Provider) []change {
 			return err
 		}, func(p providers.Provider) { assert.Equal(w.t, source.ID, w.find(p, "copy").Snapshot) }})
 	}
-	if _, ok := p.(providers.Resizer); ok {
-		all = append(all, change{"resize", func(ctx context.Context, p providers.Provider) error {
-			_, err := p.(providers.Resizer).Resize(ctx, marked.ID, 2*w.Size)
+	if _, ok := p.(providers.Modifier); ok {
+		all = append(all, change{"modify", func(ctx context.Context, p providers.Provider) error {
+			_, err := p.(providers.Modifier).Modify(ctx, marked.ID, providers.Change{Size: 2 * w.Size})
 			return err
 		}, func(p providers.Provider) { assert.Equal(w.t, 2*w.Size, w.find(p, "marked").Size) }})
 	}

@@ -34,6 +34,10 @@ type Cloud struct {
 	// Invalid are specifications, complete but for a name, that the cloud does not accept.
 	Invalid []providers.Spec
 
+	// Changes are what can be changed of a volume of Size, type and numbers by default; each is tried on one of its own.
+	// InvalidChanges are those that the cloud does not accept of it.
+	Changes, InvalidChanges []providers.Change
+
 	// Device returns the path of the device of a volume attached to the node, when it has arrived.
 	Device func(t *testing.T, node string, v *providers.Volume) string
 
@@ -89,8 +93,9 @@ func Run(t *testing.T, h Harness) {
 		{"a cancelled call does nothing", cancelledDoesNothing},
 		{"a snapshot is a copy with its record", snapshotIsACopy},
 		{"a snapshot of a held volume is whole or refused", snapshotInUse},
-		{"resize enlarges and never shrinks", resizeEnlarges},
-		{"resize reaches the device in use", resizeReachesTheDevice},
+		{"modify enlarges and never shrinks", modifyEnlarges},
+		{"modify changes the kind of disk, or refuses whole", modifyChangesTheKind},
+		{"modify reaches the device in use", modifyReachesTheDevice},
 		{"a running node is never evidence for takeover", runningIsNoEvidence},
 		{"stopped and removed nodes are told", stoppedIsTold},
 		{"a call that failed can be made again", faultsPass},

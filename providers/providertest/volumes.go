@@ -364,8 +364,8 @@ func clustersAreApart(w *world) {
 		require.NoError(w.t, err)
 		require.NoError(w.t, ours.Delete(w.ctx, copied.ID))
 	}
-	if r, ok := theirs.(providers.Resizer); ok {
-		_, err := r.Resize(w.ctx, v.ID, 2*w.Size)
+	if m, ok := theirs.(providers.Modifier); ok {
+		_, err := m.Modify(w.ctx, v.ID, providers.Change{Size: 2 * w.Size})
 		require.ErrorIs(w.t, err, providers.ErrNotFound)
 	}
 	assert.Equal(w.t, v, w.find(ours, "db"))
