@@ -2,6 +2,11 @@ package providertest
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -103,15 +108,27 @@ func (w *world) changes(p providers.Provider) []change {
 	return all
 }
 
-func (w *world) breakable() {
+func (w *world) breakable(faults ...Fault) {
 	if w.Break == nil {
 		w.t.Skip("the harness breaks nothing")
 	}
+	for _, f := range faults {
+		if !slices.Contains(w.faults(), f) {
+			w.t.Skipf("the harness has no fault %q", f)
+		}
+	}
+}
+
+func (w *world) faults() []Fault {
+	if w.Faults == nil {
+		return []Fault{Refuse, LoseAnswer, Hang}
+	}
+	return w.Faults
 }
 
 // faultsPass: refused or unanswered, a call made again by the same process or the next one has the effect of one.
 func faultsPass(w *world) {
-	w.breakable()
+	w.breakable(Refuse, LoseAnswer)
 	for _, fault := range []Fault{Refuse, LoseAnswer} {
 		for _, process := range []string{"same process", "next process"} {
 			w.cluster = string(fault) + ", " + process
@@ -132,7 +149,7 @@ func faultsPass(w *world) {
 }
 
 func brokenIsNotEmpty(w *world) {
-	w.breakable()
+	w.breakable(Refuse)
 	p := w.on("a")
 	v := w.create(p, "db")
 	mend := w.Break(w.t, "a", Refuse)
@@ -154,7 +171,7 @@ func brokenIsNotEmpty(w *world) {
 }
 
 func hangEnds(w *world) {
-	w.breakable()
+	w.breakable(Hang)
 	p := w.on("a")
 	for _, c := range w.changes(p) {
 		mend := w.Break(w.t, "a", Hang)
@@ -165,4 +182,99 @@ func hangEnds(w *world) {
 		require.NoError(w.t, c.call(w.ctx, p), c.name)
 		c.settled(p)
 	}
+}
+
+// throttlesPass: calls that the cloud refuses for a while, because there are too many, do not fail for that.
+func throttlesPass(w *world) {
+	w.breakable(Throttle)
+	p := w.on("a")
+	changes := w.changes(p)
+	mend := w.Break(w.t, "a", Throttle)
+
+	// Only a context ends the waiting, and nothing is guessed then.
+	ctx, cancel := context.WithTimeout(w.ctx, 100*time.Millisecond)
+	defer cancel()
+	_, err := w.on("a").Find(ctx, "no such volume")
+	require.Error(w.t, err)
+	require.NotErrorIs(w.t, err, providers.ErrNotFound)
+
+	var calls sync.WaitGroup
+	for _, c := range changes {
+		calls.Go(func() { assert.NoError(w.t, c.call(w.ctx, p), c.name) })
+	}
+	calls.Go(func() {
+		_, err := w.on("a").Find(w.ctx, "no such volume")
+		assert.ErrorIs(w.t, err, providers.ErrNotFound)
+	})
+	calls.Go(func() {
+		_, err := w.on("a").List(w.ctx)
+		assert.NoError(w.t, err)
+	})
+	time.Sleep(500 * time.Millisecond) // the cloud has had enough for a while
+	mend()
+	calls.Wait()
+	for _, c := range changes {
+		c.settled(p)
+	}
+}
+
+// singleFaultsPass: whichever one of the calls that make a change meets a fault, the change is done or can be done again.
+func singleFaultsPass(w *world) {
+	if w.BreakCall == nil {
+		w.t.Skip("the harness breaks no single calls")
+	}
+	for _, fault := range w.faults() {
+		const tooMany = 50
+		done := map[string]bool{} // changes that make fewer calls
+		for n := 1; ; n++ {
+			require.Less(w.t, n, tooMany, "%s: the calls have no end", fault)
+			w.cluster = fmt.Sprintf("%s at %d", fault, n)
+			p := w.on("a")
+			changes := w.changes(p)
+			for i, c := range changes {
+				if done[c.name] { // unbroken, so that nothing is left attached
+					require.NoError(w.t, c.call(w.ctx, p), c.name)
+					c.settled(p)
+					continue
+				}
+				done[c.name] = w.survives(p, c, fault, n, (n+i)%2 == 0)
+			}
+			if len(done) == len(changes) && !slices.Contains(slices.Collect(maps.Values(done)), false) {
+				break
+			}
+		}
+	}
+}
+
+// survives makes the change while the n-th of its calls to the cloud meets the fault, and again if that has failed. It tells
+// whether the change is complete with fewer calls.
+func (w *world) survives(p providers.Provider, c change, fault Fault, n int, restarted bool) (fewer bool) {
+	w.t.Helper()
+	what := fmt.Sprintf("%s at call %d of %s", fault, n, c.name)
+	ctx, cancel := w.ctx, context.CancelFunc(func() {})
+	if fault == Hang {
+		ctx, cancel = context.WithTimeout(w.ctx, 100*time.Millisecond)
+	}
+	met := w.BreakCall(w.t, "a", n, fault)
+	err := c.call(ctx, p)
+	cancel()
+	came := met()
+	for _, verdict := range []error{providers.ErrNotFound, providers.ErrInvalid, providers.ErrHeld} {
+		require.NotErrorIs(w.t, err, verdict, "a fault is no answer: %s", what)
+	}
+	if fault == Throttle || !came && fault != Hang {
+		require.NoError(w.t, err, what)
+	}
+	for try := range 4 { // the first repeats even what has succeeded
+		if restarted {
+			p = w.on("a")
+		}
+		if err = c.call(w.ctx, p); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond << try)
+	}
+	require.NoError(w.t, err, "again after %s", what)
+	c.settled(p)
+	return !came && !errors.Is(ctx.Err(), context.DeadlineExceeded)
 }

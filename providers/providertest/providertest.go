@@ -50,6 +50,13 @@ type Cloud struct {
 	// Break lets every call that the node makes to the cloud meet the fault, until mend is called. A cloud whose
 	// provider reads without calls, as from a directory, may leave reads alone.
 	Break func(t *testing.T, node string, fault Fault) (mend func())
+
+	// BreakCall lets the n-th call that the node makes to the cloud from now on meet the fault, counted from 1, and no
+	// other. What met returns tells whether it has come to that; afterwards nothing is broken.
+	BreakCall func(t *testing.T, node string, n int, fault Fault) (met func() bool)
+
+	// Faults are those that Break and BreakCall know; nil is Refuse, LoseAnswer and Hang.
+	Faults []Fault
 }
 
 // Fault is something that happens to calls.
@@ -60,6 +67,7 @@ const (
 	Refuse     Fault = "refuse"      // an error, and no effect
 	LoseAnswer Fault = "lose answer" // the effect, and an error instead of the answer
 	Hang       Fault = "hang"        // no effect and no answer, until the call's context ends
+	Throttle   Fault = "throttle"    // no effect, and the answer that the caller asks too much; providers wait that out
 )
 
 // Run checks every statement of the contract.
@@ -101,11 +109,13 @@ func Run(t *testing.T, h Harness) {
 		{"a call that failed can be made again", faultsPass},
 		{"a broken cloud is not an empty one", brokenIsNotEmpty},
 		{"a hanging call ends with its context", hangEnds},
+		{"a throttled call waits and succeeds", throttlesPass},
+		{"a fault at any single call passes", singleFaultsPass},
 		{"many callers at once see one writer", manyCallers},
 	}
 	for _, s := range statements {
 		t.Run(s.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 			defer cancel()
 			s.check(&world{t: t, ctx: ctx, cluster: "main", Cloud: h.New(t)})
 		})
