@@ -1,0 +1,96 @@
+package aws
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Attach asks for the volume under a device name that is free on this instance. The name serves EC2 alone; on Nitro
+// instances the kernel chooses its own.
+func (p *Provider) Attach(ctx context.Context, id string) error {
+	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+		return err
+	}
+	s, err := p.session(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		device, err := p.takeSlot(ctx, s, id)
+		if err != nil {
+			return err
+		}
+		_, err = call(ctx, p, "AttachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.AttachVolumeOutput, error) {
+			return api.AttachVolume(ctx, &ec2.AttachVolumeInput{VolumeId: &id, InstanceId: &s.instance, Device: &device})
+		})
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errDeviceTaken):
+			p.slots.putOff(device) // something that this process does not know of has it
+			continue
+		case errors.Is(err, providers.ErrUnavailable) || ctx.Err() != nil:
+			// It may have taken effect. The name stays taken until EC2 is seen to say otherwise.
+			p.slots.stale()
+			return err
+		}
+		p.slots.free(id)
+		switch {
+		case errors.Is(err, errInUse), errors.Is(err, errWrongState):
+			return p.whyNotAttached(ctx, s, id, err)
+		case errors.Is(err, providers.ErrAttachLimit):
+			p.slots.stale()
+		}
+		return err
+	}
+}
+
+// whyNotAttached finds out what an attached volume, or one in the wrong state, means for this node.
+func (p *Provider) whyNotAttached(ctx context.Context, s *session, id string, refusal error) error {
+	v, err := p.lookupOurs(ctx, id)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !v.Held():
+		// On its way into use or out of it, or a read that lags.
+		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
+	case !v.HeldBy(s.instance):
+		return &providers.HeldError{Volume: id, Node: v.Attachment.Node}
+	case v.Attachment.State == providers.Detaching:
+		return fmt.Errorf("%w: volume %s is still being detached from this instance", providers.ErrBusy, id)
+	}
+	return nil
+}
+
+// Detach asks for the volume to be detached from that instance and from no other.
+func (p *Provider) Detach(ctx context.Context, id, node string, force bool) error {
+	err := p.ensureOurs(ctx, id, whileHeld)
+	if errors.Is(err, providers.ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	_, err = call(ctx, p, "DetachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DetachVolumeOutput, error) {
+		in := &ec2.DetachVolumeInput{VolumeId: &id, InstanceId: &node}
+		if force {
+			in.Force = &force
+		}
+		return api.DetachVolume(ctx, in)
+	})
+	switch {
+	case errors.Is(err, errWrongState), errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
+		err = nil // it is detached, or on its way
+	case err != nil:
+		return err
+	}
+	if s := p.begun(); s != nil && node == s.instance {
+		p.slots.free(id)
+	}
+	return err
+}

@@ -1,0 +1,156 @@
+package aws
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"unicode"
+
+	"github.com/aws/smithy-go"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// What EC2 may answer that means something to this package only.
+var (
+	errInUse         = errors.New("volume is attached to an instance")
+	errWrongState    = errors.New("volume is not in a state for this")
+	errNotAttached   = errors.New("volume is not attached there")
+	errDeviceTaken   = errors.New("device name is taken")
+	errTokenMismatch = errors.New("this ClientToken was used for something else")
+	errModifying     = errors.New("an earlier change of the volume is not finished")
+	errModifiedNow   = errors.New("the volume was changed within the last hours")
+)
+
+// credentialsError says that there are no credentials to sign a request with.
+type credentialsError struct{ cause error }
+
+func (e *credentialsError) Error() string { return e.cause.Error() }
+func (e *credentialsError) Unwrap() error { return e.cause }
+
+// explain turns what EC2 or the way to it answered into the contract's errors and a sentence for the operator.
+func (s *session) explain(ctx context.Context, action string, err error) error {
+	var none *credentialsError
+	if errors.As(err, &none) {
+		return fmt.Errorf("there are no AWS credentials (%w): give this instance a role that may use EBS volumes, or set %s and %s or their %s variants",
+			s.brief(ctx, none.cause), keyIDSetting, secretSetting, fileSuffix)
+	}
+	var api smithy.APIError
+	if !errors.As(err, &api) || api.ErrorCode() == "" || api.ErrorCode() == "UnknownError" {
+		return s.unanswered(ctx, action, err)
+	}
+	code := codeOf(err)
+	said := fmt.Sprintf("EC2 refuses %s: %s (%s)", action, s.clean(ctx, api.ErrorMessage()), clip(code))
+	as := func(sentinel error, advice string) error { return fmt.Errorf("%w: %s%s", sentinel, said, advice) }
+	switch code {
+	case "AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "MissingAuthenticationToken", "IncompleteSignature":
+		return errors.New(said + ": check that the keys are right and active, and that this node's clock is")
+	case "RequestExpired", "ExpiredToken", "ExpiredTokenException":
+		return errors.New(said + ": this node's clock is wrong, or the session token has expired")
+	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException":
+		// The message ends in a long code that only sts:DecodeAuthorizationMessage can read.
+		return fmt.Errorf("the IAM policy of this node does not allow ec2:%s (%s): docs/aws.md has the policy that blockvol needs", action, clip(code))
+	case "InvalidVolume.NotFound":
+		return as(providers.ErrNotFound, "")
+	case "VolumeInUse":
+		return as(errInUse, "")
+	case "IncorrectState":
+		return as(errWrongState, "")
+	case "InvalidAttachment.NotFound":
+		return as(errNotAttached, "")
+	case "IncorrectInstanceState", "IncorrectInstanceID", "InvalidInstanceID.NotFound":
+		return as(providers.ErrBusy, ": the instance does not run, or has just been started")
+	case "IdempotentParameterMismatch":
+		return as(errTokenMismatch, "")
+	case "IncorrectModificationState":
+		return as(errModifying, "")
+	case "VolumeModificationRateExceeded":
+		return as(errModifiedNow, "")
+	case "ConcurrentTagAccess", "InsufficientVolumeCapacity", "InternalError", "InternalFailure", "Unavailable", "ServiceUnavailable":
+		return as(providers.ErrBusy, "")
+	case "AttachmentLimitExceeded":
+		return as(providers.ErrAttachLimit, ": run the service on another node, or take an instance type that holds more")
+	case "VolumeLimitExceeded", "MaxIOPSLimitExceeded", "VolumeSizeLimitExceeded", "SnapshotLimitExceeded", "ConcurrentSnapshotLimitExceeded", "TagLimitExceeded", "ResourceLimitExceeded":
+		return as(providers.ErrNoSpace, ": remove what is not needed, or ask AWS for a higher quota")
+	case "InvalidVolume.ZoneMismatch", "InvalidZone.NotFound", "InvalidSnapshot.NotFound", "UnknownVolumeType.Unsupported":
+		return as(providers.ErrInvalid, "")
+	}
+	switch {
+	case strings.HasPrefix(code, "InvalidParameterValue") && strings.Contains(api.ErrorMessage(), "already in use"):
+		return as(errDeviceTaken, "")
+	case strings.HasPrefix(code, "Invalid"), strings.HasPrefix(code, "MissingParameter"), strings.HasPrefix(code, "UnknownParameter"), strings.HasPrefix(code, "Unsupported"):
+		return as(providers.ErrInvalid, "")
+	}
+	return errors.New(said)
+}
+
+// unanswered explains that no answer came, or none that can be read.
+func (s *session) unanswered(ctx context.Context, action string, err error) error {
+	var bad *smithy.DeserializationError
+	var answered interface{ HTTPStatusCode() int }
+	if errors.As(err, &bad) || errors.As(err, &answered) && answered.HTTPStatusCode() != 0 {
+		return fmt.Errorf("%w: the answer to %s is not EC2's, or is cut short (%w): check AWS_ENDPOINT_URL_EC2, and any proxy on the way", providers.ErrUnavailable, action, s.brief(ctx, err))
+	}
+	return fmt.Errorf("%w: EC2 in region %s does not answer %s (%w): check the network, AWS_ENDPOINT_URL_EC2 and any proxy on the way", providers.ErrUnavailable, s.region, action, s.brief(ctx, err))
+}
+
+// brief is the innermost cause of an error of the SDK, in a few clean words. It still matches what it was.
+func (s *session) brief(ctx context.Context, err error) error {
+	return &briefError{s.clean(ctx, cause(err)), err}
+}
+
+// brief is session.brief before there are credentials that could show.
+func brief(ctx context.Context, err error) error {
+	if why := context.Cause(ctx); why != nil {
+		return &briefError{clip(why.Error()), err}
+	}
+	return &briefError{clip(cause(err)), err}
+}
+
+type briefError struct {
+	text  string
+	cause error
+}
+
+func (e *briefError) Error() string { return e.text }
+func (e *briefError) Unwrap() error { return e.cause }
+
+// cause is the text of the innermost error that says more than that something failed.
+func cause(err error) string {
+	var refused *url.Error
+	if errors.As(err, &refused) {
+		return refused.Err.Error()
+	}
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil || inner.Error() == "" {
+			return err.Error()
+		}
+		err = inner
+	}
+}
+
+// clean makes a text from outside fit for logs: the credentials that a hostile or careless answer may repeat are taken out.
+func (s *session) clean(ctx context.Context, text string) string {
+	if keys, err := s.credentials.Retrieve(ctx); err == nil {
+		for _, secret := range []string{keys.SecretAccessKey, keys.SessionToken} {
+			if secret != "" {
+				text = strings.ReplaceAll(text, secret, "…")
+				text = strings.ReplaceAll(text, url.QueryEscape(secret), "…")
+			}
+		}
+	}
+	return clip(text)
+}
+
+// clip makes a text one line of bounded length.
+func clip(text string) string {
+	const most = 300
+	text = strings.Join(strings.FieldsFunc(text, func(c rune) bool { return unicode.IsSpace(c) || !unicode.IsPrint(c) }), " ")
+	if runes := []rune(text); len(runes) > most {
+		return string(runes[:most]) + "…"
+	}
+	return text
+}
