@@ -1,0 +1,140 @@
+package aws
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// answers is a cloud that takes a second to answer and notes what it was asked.
+type answers struct {
+	mu    sync.Mutex
+	asked [][]string
+	err   error
+}
+
+func (a *answers) ask(ctx context.Context, keys []string) (map[string]string, error) {
+	a.mu.Lock()
+	a.asked = append(a.asked, keys)
+	a.mu.Unlock()
+	if err := pause(ctx, time.Second); err != nil {
+		return nil, err
+	}
+	found := make(map[string]string)
+	for _, key := range keys {
+		if key != "nobody" {
+			found[key] = "the " + key
+		}
+	}
+	return found, a.err
+}
+
+func TestAQuestionThatComesAloneWaitsForNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cloud := &answers{}
+		a := asker[string]{ask: cloud.ask, most: 10}
+		begin := time.Now()
+		value, found, err := a.get(t.Context(), "one")
+		require.NoError(t, err)
+		assert.True(t, found)
+		assert.Equal(t, "the one", value)
+		assert.Equal(t, time.Second, time.Since(begin), "the cloud's own time")
+		_, found, err = a.get(t.Context(), "nobody")
+		require.NoError(t, err)
+		assert.False(t, found)
+	})
+}
+
+func TestQuestionsThatComeTogetherShareACall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cloud := &answers{}
+		a := asker[string]{ask: cloud.ask, most: 40}
+		var all sync.WaitGroup
+		all.Go(func() { _, _, _ = a.get(t.Context(), "first") })
+		synctest.Wait()
+		for i := range 100 {
+			all.Go(func() {
+				key := fmt.Sprint("key ", i)
+				value, found, err := a.get(t.Context(), key)
+				assert.NoError(t, err)
+				assert.True(t, found)
+				assert.Equal(t, "the "+key, value)
+			})
+		}
+		all.Wait()
+		sizes := []int{}
+		for _, keys := range cloud.asked {
+			sizes = append(sizes, len(keys))
+		}
+		assert.Equal(t, []int{1, 40, 40, 20}, sizes)
+	})
+}
+
+func TestAnAnswerIsNeverOlderThanItsQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cloud := &answers{}
+		a := asker[string]{ask: cloud.ask, most: 10}
+		var all sync.WaitGroup
+		all.Go(func() { _, _, _ = a.get(t.Context(), "one") })
+		time.Sleep(time.Second / 2) // the call is under way: what it sees may be old
+		begin := time.Now()
+		_, _, err := a.get(t.Context(), "one")
+		require.NoError(t, err)
+		assert.Equal(t, 3*time.Second/2, time.Since(begin))
+		all.Wait()
+	})
+}
+
+func TestWhoLeavesDoesNotEndTheCallForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cloud := &answers{}
+		a := asker[string]{ask: cloud.ask, most: 10}
+		var all sync.WaitGroup
+		all.Go(func() { _, _, _ = a.get(t.Context(), "first") })
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		all.Go(func() {
+			_, _, err := a.get(ctx, "two")
+			assert.ErrorIs(t, err, context.Canceled)
+		})
+		all.Go(func() {
+			_, found, err := a.get(t.Context(), "three")
+			assert.NoError(t, err)
+			assert.True(t, found)
+		})
+		synctest.Wait()
+		cancel()
+		all.Wait()
+
+		// Nor does a question that nobody waits for any more spoil a later one.
+		all.Go(func() { _, _, _ = a.get(t.Context(), "first") })
+		synctest.Wait()
+		gone, leave := context.WithTimeout(t.Context(), time.Millisecond)
+		defer leave()
+		_, _, err := a.get(gone, "left")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		_, found, err := a.get(t.Context(), "late")
+		require.NoError(t, err)
+		assert.True(t, found)
+		all.Wait()
+		for _, keys := range cloud.asked {
+			assert.NotContains(t, keys, "left")
+		}
+	})
+}
+
+func TestAFailureIsEverybodys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cloud := &answers{err: errors.New("down")}
+		a := asker[string]{ask: cloud.ask, most: 10}
+		_, _, err := a.get(t.Context(), "one")
+		assert.ErrorContains(t, err, "down")
+	})
+}
