@@ -166,7 +166,6 @@ func (v *Volume) HeldBy(node string) bool { return v.Held() && v.Attachment.Node
 type Node struct {
 	ID         string // the cloud's own
 	Zone       string // empty where the cloud has none
-	MaxVolumes int    // how many volumes it can hold; 0 if the cloud sets no limit
 }
 
 // NodeState is the cloud's word on a node.

@@ -27,6 +27,11 @@ const settingsHelp = `Settings come from the environment:
   LOG_LEVEL       %s (default: info)
   LOG_FORMAT      text, json (default: text)
 
+Provider aws (docs/aws.md): instance, region and zone come from the instance's metadata, credentials from its role, or from
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN  each also as ..._FILE, a file that holds it
+  AWS_REGION                                                   if set, it must be the instance's
+  AWS_ENDPOINT_URL_EC2, AWS_EC2_METADATA_SERVICE_ENDPOINT      where EC2 and the metadata service are, if not where usual
+
 Provider local:
   LOCAL_DIR         where disk images are kept (default: /data/volumes if it exists, else /var/lib/blockvol/volumes)
   LOCAL_OVERCOMMIT  true promises more bytes than that file system can hold (default: false)`
