@@ -164,8 +164,8 @@ func (v *Volume) HeldBy(node string) bool { return v.Held() && v.Attachment.Node
 
 // Node is the machine that this process runs on.
 type Node struct {
-	ID         string // the cloud's own
-	Zone       string // empty where the cloud has none
+	ID   string // the cloud's own
+	Zone string // empty where the cloud has none
 }
 
 // NodeState is the cloud's word on a node.
