@@ -46,7 +46,7 @@ func TestThisProcessServesOnTheEnginesHost(t *testing.T) {
 	first, second := engine.Start(t), engine.Start(t)
 	listener := first.Listen("127.0.0.1:0")
 	address := listener.Addr().String()
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") })}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "hello") })}
 	served := make(chan error)
 	go func() { served <- server.Serve(listener) }()
 
