@@ -31,7 +31,10 @@ func serveCommand() *cobra.Command {
 		Long: "Serve volumes to the Docker engine, until SIGTERM. What is mounted stays mounted.\n\n" + fmt.Sprintf(settingsHelp,
 			strings.Join(slices.Sorted(maps.Keys(constructors)), ", "), strings.Join(mount.FSTypes(), ", "),
 			minTimeout, maxTimeout, plugin.DefaultTimeout, strings.Join(logLevels, ", ")),
-		Args: cobra.NoArgs,
+		// An engine splits a managed plugin's args at each blank: none at all is one that is empty.
+		Args: func(cmd *cobra.Command, args []string) error {
+			return cobra.NoArgs(cmd, slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return arg == "" }))
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), p, os.Getenv) },
 	}
 	f := cmd.Flags()

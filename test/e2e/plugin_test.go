@@ -151,23 +151,46 @@ func TestInstallingOverAnInstalledPluginKeepsSettingsAndVolumes(t *testing.T) {
 	e := start(t)
 	create(e, "kept")
 	startWriter(t, e, "kept")
-	install := func() (string, error) {
-		cmd := exec.Command("../../scripts/install", pluginDir, "DEFAULT_FSTYPE=xfs")
-		cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host())
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
-	out, err := install()
+	out, err := install(e, "DEFAULT_FSTYPE=xfs")
 	require.Error(t, err, "a volume is in use")
 	assert.Contains(t, out, "volume kept is in use by writer")
 	awaitLines(t, e, 10)
 
 	e.Docker("rm", "--force", "writer")
-	out, err = install()
+	out, err = install(e, "DEFAULT_FSTYPE=xfs")
 	require.NoError(t, err, out)
 	env := e.Docker("plugin", "inspect", "--format", "{{.Settings.Env}}", engine.Plugin)
 	assert.Contains(t, env, "LOG_LEVEL=debug")
 	assert.Contains(t, env, "DEFAULT_FSTYPE=xfs")
 	assertNothingLost(t, e, "kept")
 	eventuallyReleased(t, e)
+}
+
+func TestFurtherFlagsAreTakenAsArgs(t *testing.T) {
+	t.Parallel()
+	e := engine.Start(t)
+	const flags = "args=--sysfs=/sys --state=/data/state/further"
+	e.InstallPlugin(pluginDir, flags)
+	create(e, "any")
+	journal := filepath.Join(e.State, "further", "journal")
+	assert.DirExists(t, journal)
+	require.NoError(t, os.RemoveAll(filepath.Dir(journal)))
+
+	out, err := install(e)
+	require.NoError(t, err, out)
+	assert.Contains(t, flags, e.Docker("plugin", "inspect", "--format", `{{join .Settings.Args " "}}`, engine.Plugin))
+	assert.DirExists(t, journal, "they are kept when the plugin is replaced")
+
+	e.Docker("plugin", "disable", "--force", engine.Plugin)
+	e.Docker("plugin", "set", engine.Plugin, "args=")
+	e.Docker("plugin", "enable", engine.Plugin)
+	assert.DirExists(t, filepath.Join(e.State, "journal"))
+}
+
+// install installs the plugin as `make install` does, over the one that is there.
+func install(e *engine.Engine, settings ...string) (output string, err error) {
+	cmd := exec.Command("../../scripts/install", append([]string{pluginDir}, settings...)...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host())
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }

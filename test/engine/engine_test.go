@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,6 +40,30 @@ func TestContainersOutliveAKilledEngineWithLiveRestore(t *testing.T) {
 	e.Down()
 	e.Up()
 	assert.Equal(t, pid, e.Docker("inspect", "--format", "{{.State.Pid}}", id))
+}
+
+func TestThisProcessServesOnTheEnginesHost(t *testing.T) {
+	first, second := engine.Start(t), engine.Start(t)
+	listener := first.Listen("127.0.0.1:0")
+	address := listener.Addr().String()
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "hello") })}
+	served := make(chan error)
+	go func() { served <- server.Serve(listener) }()
+
+	get := []string{"wget", "-q", "-O", "-", "http://" + address}
+	assert.Equal(t, "hello", first.Run("busybox", get...))
+	run := append([]string{"run", "--rm", "--network", "host", first.Busybox()}, get...)
+	assert.Equal(t, "hello", first.Docker(run...))
+	second.Busybox()
+	_, err := second.Try(run...)
+	require.ErrorContains(t, err, "refused", "another engine does not reach it")
+	_, err = net.DialTimeout("tcp", address, time.Second)
+	require.Error(t, err, "nor does this machine")
+	same := second.Listen(address)
+	assert.Equal(t, address, same.Addr().String(), "each has its own addresses")
+
+	require.NoError(t, server.Close())
+	require.ErrorIs(t, <-served, http.ErrServerClosed)
 }
 
 // The child is this test binary, killed while its engine runs a container and a loop device is attached to one of its files.

@@ -1,0 +1,35 @@
+package loop
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+)
+
+// What is put into a tree, or taken from it, is renamed: whoever looks sees the device whole or not at all.
+
+func (a *attachment) path() string { return filepath.Join(a.tree, "block", a.device) }
+
+// aside is where the device's directory is made and unmade, seen by nobody.
+func (a *attachment) aside() string { return filepath.Join(a.tree, "."+a.device) }
+
+func (a *attachment) show(serial string) error {
+	err := errors.Join(
+		os.RemoveAll(a.aside()),
+		os.MkdirAll(filepath.Join(a.aside(), "device"), 0o755),
+		os.WriteFile(filepath.Join(a.aside(), "device", "serial"), []byte(serial), 0o444),
+		os.Symlink(filepath.Join("/sys/block", a.device, "dev"), filepath.Join(a.aside(), "dev")),
+		os.Symlink(filepath.Join("/sys/block", a.device, "size"), filepath.Join(a.aside(), "size")),
+	)
+	if err == nil {
+		err = os.Rename(a.aside(), a.path())
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(a.aside()))
+	}
+	return nil
+}
+
+func (a *attachment) hide() error {
+	return errors.Join(os.RemoveAll(a.aside()), os.Rename(a.path(), a.aside()), os.RemoveAll(a.aside()))
+}
