@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/blockvol/blockvol/test/cloud"
 )
 
 // sector is the block size that devices show.
@@ -75,17 +77,18 @@ func bearsDirect(image *os.File) (bool, error) {
 
 // clearDevice takes a loop device from its image, after before, which is called when nothing stands in the way any more.
 func clearDevice(device, image string, force bool, before func(f *os.File) error) error {
-	flags := os.O_RDWR
-	if !force {
-		flags |= unix.O_EXCL // fails while anybody has it for himself, and keeps it from being mounted meanwhile
-	}
 	// A program that is just being started has a copy of every open file until its exec is done, and the device would be
 	// held, and not be cleared, until then. So none is started meanwhile.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	f, err := os.OpenFile(devicePath(device), flags, 0)
-	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%w: %s is mounted, or a program has it for itself", ErrDeviceBusy, devicePath(device))
+	// An exclusive open fails while anybody has the device for himself, and keeps it from being mounted meanwhile.
+	f, err := os.OpenFile(devicePath(device), os.O_RDWR|unix.O_EXCL, 0)
+	held := errors.Is(err, unix.EBUSY)
+	if held && force {
+		f, err = os.OpenFile(devicePath(device), os.O_RDWR, 0)
+	}
+	if held && !force {
+		return fmt.Errorf("%w: %s is mounted, or a program has it for itself", cloud.ErrDeviceBusy, devicePath(device))
 	} else if err != nil {
 		return err
 	}
@@ -98,9 +101,28 @@ func clearDevice(device, image string, force bool, before func(f *os.File) error
 	if err != nil || !ours {
 		return err
 	}
+	if held {
+		if err := empty(f); err != nil {
+			return err
+		}
+	}
 	// The kernel clears it at the last close, which is here unless somebody else has it open.
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("clearing %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// empty leaves nothing of the image in the device: whoever has it open or mounted meets errors from now on, as with a disk
+// that was pulled.
+func empty(f *os.File) error {
+	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err == nil {
+		status.Offset = 1 << 62 // beyond the end of any file
+		err = unix.IoctlLoopSetStatus64(int(f.Fd()), status)
+	}
+	if err != nil {
+		return fmt.Errorf("taking %s from those who hold it: %w", f.Name(), err)
 	}
 	return nil
 }

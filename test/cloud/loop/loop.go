@@ -28,9 +28,6 @@ import (
 	"sync"
 )
 
-// ErrDeviceBusy is returned by Detach while the kernel holds a file system on the device or a program has it for itself.
-var ErrDeviceBusy = errors.New("the instance does not let go of the device")
-
 // Backend has the disks of one simulated cloud. Its methods may be called from any number of goroutines; calls that concern
 // one disk wait for each other.
 type Backend struct {
@@ -197,10 +194,10 @@ func (b *Backend) Attach(instance, name string) error {
 
 // Detach takes the device from the instance. When it returns, the device is not in the instance's tree.
 //
-// Without force it fails with ErrDeviceBusy, and everything is as it was, while the kernel holds a file system on the device
-// or a program has it open for itself alone. With force the device is taken at once, but the kernel keeps it until its last
-// user is gone: unlike a disk of a cloud it can be written to until then, so that a test must not attach the disk elsewhere
-// while anything writes.
+// Without force it fails with cloud.ErrDeviceBusy, and everything is as it was, while the kernel holds a file system on the
+// device or a program has it open for itself alone. With force the device is taken from them as if it were pulled: it is
+// empty from then on, what they read and write fails, and the disk can be attached elsewhere. The kernel keeps the empty
+// device until its last user is gone. (Kernels that refuse to change a loop device under its holder may come; then this fails.)
 func (b *Backend) Detach(instance, name string, force bool) error {
 	d, release, err := b.lock(name)
 	if err != nil {

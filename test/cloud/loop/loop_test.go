@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	"github.com/blockvol/blockvol/test/engine"
 )
@@ -161,7 +162,7 @@ func TestADeviceInUseIsDetachedByForceOnly(t *testing.T) {
 	}
 	defer unmount()
 
-	require.ErrorIs(t, w.Detach("i-here", disk, false), loop.ErrDeviceBusy)
+	require.ErrorIs(t, w.Detach("i-here", disk, false), cloud.ErrDeviceBusy)
 	found, err := w.here.Find(t.Context(), serial)
 	require.NoError(t, err, "it is all as it was")
 	assert.Equal(t, device, found.Path)
@@ -170,7 +171,7 @@ func TestADeviceInUseIsDetachedByForceOnly(t *testing.T) {
 
 	exclusive, err := os.OpenFile(device, os.O_RDWR|unix.O_EXCL, 0)
 	require.NoError(t, err)
-	require.ErrorIs(t, w.Detach("i-here", disk, false), loop.ErrDeviceBusy)
+	require.ErrorIs(t, w.Detach("i-here", disk, false), cloud.ErrDeviceBusy)
 
 	took := after(t, func() error { return w.Detach("i-here", disk, true) }, func(ctx context.Context) error {
 		return w.here.WaitGone(ctx, serial)
@@ -180,6 +181,26 @@ func TestADeviceInUseIsDetachedByForceOnly(t *testing.T) {
 	assert.Equal(t, []string{device}, w.loops(), "the kernel keeps it")
 	require.NoError(t, exclusive.Close())
 	require.Eventually(t, func() bool { return len(w.loops()) == 0 }, 5*time.Second, time.Millisecond)
+}
+
+func TestWhoHoldsAPulledDeviceWritesToItNoMore(t *testing.T) {
+	w := newWorld(t)
+	w.create(disk, "")
+	require.NoError(t, w.Attach("i-here", disk))
+	program(t, "mkfs.ext4", "-q", w.Device(disk))
+	here, away := t.TempDir(), t.TempDir()
+	program(t, "mount", w.Device(disk), here)
+	defer program(t, "umount", here)
+	program(t, "sh", "-ec", "echo before >$0/file; sync -f $0", here)
+
+	require.NoError(t, w.Detach("i-here", disk, true))
+	require.Error(t, exec.Command("sh", "-ec", "echo after >$0/file; sync -f $0", here).Run())
+	require.NoError(t, w.Attach("i-away", disk))
+	program(t, "mount", w.Device(disk), away)
+	defer program(t, "umount", away)
+	content, err := os.ReadFile(filepath.Join(away, "file"))
+	require.NoError(t, err)
+	assert.Equal(t, "before\n", string(content))
 }
 
 func TestADiskKeepsItsDataAcrossInstances(t *testing.T) {
