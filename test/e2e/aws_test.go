@@ -1,0 +1,317 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cloud/loop"
+	"github.com/blockvol/blockvol/test/engine"
+)
+
+// Volumes on EBS: engines are instances of a simulated EC2, whose disks are loop devices. Each instance has the role whose
+// policy docs/ gives, and a metadata service.
+
+const region, zone = "eu-test-1", "eu-test-1a"
+
+// ec2Cloud is one account.
+type ec2Cloud struct {
+	*cloud.Cloud
+	front *ec2.Front
+	disks *loop.Backend
+}
+
+// startEC2 returns a cloud where things take a moment, unless change says otherwise.
+func startEC2(t *testing.T, change func(*cloud.Config)) *ec2Cloud {
+	t.Helper()
+	disks, err := loop.New(engine.SharedDir(t))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, disks.Close()) })
+	cfg := cloud.Config{
+		Zones:   []string{zone},
+		Latency: 20 * time.Millisecond,
+		Times:   cloud.Times{Create: 200 * time.Millisecond, Delete: 200 * time.Millisecond, Attach: 400 * time.Millisecond, Detach: 400 * time.Millisecond},
+		Lag:     300 * time.Millisecond,
+		Backend: disks,
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	c := &ec2Cloud{Cloud: cloud.New(cfg), disks: disks}
+	t.Cleanup(func() {
+		c.Close()
+		require.Empty(t, c.Problems())
+	})
+	policy, err := os.ReadFile("../../docs/aws-policy.json")
+	require.NoError(t, err)
+	c.front = ec2.New(ec2.Config{Cloud: c.Cloud, Region: region, Policy: policy})
+	return c
+}
+
+// data returns the volumes that are not an instance's root.
+func (c *ec2Cloud) data() (volumes []cloud.Volume) {
+	for _, v := range c.Volumes() {
+		if v.Tags["blockvol:name"] != "" {
+			volumes = append(volumes, v)
+		}
+	}
+	return volumes
+}
+
+// instance is an engine on EC2.
+type instance struct {
+	*engine.Engine
+	id    string
+	cloud *ec2Cloud
+
+	t        *testing.T
+	api      string // addresses on the engine's host
+	metadata string
+	kind     ec2.MetadataOptions
+}
+
+// launch returns an engine on a new instance, with the plugin and an image.
+func (c *ec2Cloud) launch(t *testing.T, kind ec2.MetadataOptions, settings ...string) *instance {
+	t.Helper()
+	i := &instance{Engine: engine.Start(t), cloud: c, t: t, api: "127.0.0.1:0", metadata: "127.0.0.1:0", kind: kind}
+	i.id = c.AddInstance(cloud.Instance{Type: "m5.large", RootDevice: "/dev/xvda"}).ID
+	require.NoError(t, c.disks.Sysfs(i.id, filepath.Join(i.State, "sysfs")))
+	i.connect()
+	_, secret, token := c.front.Credentials(i.id)
+	t.Cleanup(func() {
+		for _, secret := range []string{secret, token} {
+			assert.NotContains(t, i.Log(), secret, "no secret is logged")
+		}
+	})
+	i.Busybox()
+	i.InstallPlugin(pluginDir, append([]string{
+		"PROVIDER=aws", "LOG_LEVEL=debug", "args=--sysfs=/data/state/sysfs",
+		"AWS_ENDPOINT_URL_EC2=http://" + i.api, "AWS_EC2_METADATA_SERVICE_ENDPOINT=http://" + i.metadata,
+	}, settings...)...)
+	return i
+}
+
+// connect gives the engine's host, which has been started, EC2 and the metadata service.
+func (i *instance) connect() {
+	i.t.Helper()
+	i.api = i.serve(i.api, i.cloud.front)
+	i.metadata = i.serve(i.metadata, i.cloud.front.Metadata(i.id, i.kind))
+}
+
+func (i *instance) serve(at string, handler http.Handler) (address string) {
+	i.t.Helper()
+	listener := i.Listen(at)
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(i.t.Output(), "", 0)}
+	var serving errgroup.Group
+	serving.Go(func() error { return server.Serve(listener) })
+	i.t.Cleanup(func() {
+		require.NoError(i.t, server.Close())
+		require.ErrorIs(i.t, serving.Wait(), http.ErrServerClosed)
+	})
+	return listener.Addr().String()
+}
+
+// eventuallyReleased waits until the plugin has nothing mounted, and the instance has no disk but its root.
+func (i *instance) eventuallyReleased() {
+	i.t.Helper()
+	i.Eventually("the volume is unmounted and detached", func() error {
+		for _, v := range i.cloud.data() {
+			if len(v.Attachments) > 0 && v.Attachments[0].Instance == i.id {
+				return fmt.Errorf("%s is %s", v.ID, v.Attachments[0].State)
+			}
+		}
+		return held(i.Engine)
+	})
+}
+
+func TestAnEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, nil)
+	here, there := c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s"), c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s")
+	create(here.Engine, "moving", "fstype=xfs", "size=2GiB")
+	require.Len(t, c.data(), 1)
+	startWriter(t, here.Engine, "moving")
+	assert.Equal(t, "xfs", here.Docker("exec", "writer", "awk", `$2 == "/data" { print $3 }`, "/proc/mounts"))
+
+	_, err := there.Try("run", "--rm", "--volume", "moving:/data", "busybox", "true")
+	require.ErrorContains(t, err, "held by node "+here.id+` (running: EC2 says that instance `+here.id+` is "running")`)
+	_, err = there.Try("volume", "rm", "moving")
+	require.Error(t, err, "nor removed")
+	awaitLines(t, here.Engine, 10)
+
+	here.Docker("rm", "--force", "writer")
+	assertNothingLost(t, there.Engine, "moving")
+	there.eventuallyReleased()
+	there.Docker("volume", "rm", "moving")
+	there.Eventually("EBS has deleted the volume, and nobody lists it", func() error {
+		if left := fmt.Sprint(c.data(), here.Docker("volume", "ls", "--quiet")); left != "[] " {
+			return errors.New(left)
+		}
+		return nil
+	})
+}
+
+func TestWhatEC2NeedsIsTold(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		kind    ec2.MetadataOptions
+		setting string
+		told    []string
+	}{
+		"another region":      {setting: "AWS_REGION=eu-west-1", told: []string{"AWS_REGION is eu-west-1", "runs in " + region, "set AWS_REGION=" + region}},
+		"no metadata service": {kind: ec2.MetadataOptions{Off: true}, told: []string{"metadata service does not tell which instance this is", "endpoint enabled"}},
+		"no role":             {kind: ec2.MetadataOptions{NoRole: true}, told: []string{"no AWS credentials", "give this instance a role"}},
+		"a file of keys that is not there": {
+			setting: "AWS_ACCESS_KEY_ID_FILE=/data/state/no-key", told: []string{"AWS_ACCESS_KEY_ID_FILE", "/data/state/no-key"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := startEC2(t, nil)
+			var settings []string
+			if test.setting != "" {
+				settings = append(settings, test.setting)
+			}
+			i := c.launch(t, test.kind, settings...)
+			_, created := i.Try("volume", "create", "--driver", "blockvol", "wanted")
+			_, run := i.Try("run", "--rm", "--mount", "type=volume,source=wanted,target=/data,volume-driver=blockvol", "busybox", "true")
+			for _, told := range test.told {
+				require.ErrorContains(t, created, told)
+				require.ErrorContains(t, run, told)
+			}
+			assert.Empty(t, c.data())
+		})
+	}
+}
+
+func TestKeysInFilesAreUsedAndNotLogged(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, nil)
+	i := c.launch(t, ec2.MetadataOptions{NoRole: true},
+		"AWS_ACCESS_KEY_ID_FILE=/data/state/key", "AWS_SECRET_ACCESS_KEY_FILE=/data/state/secret", "AWS_SESSION_TOKEN_FILE=/data/state/token")
+	key, secret, token := c.front.Credentials(i.id)
+	for name, content := range map[string]string{"key": key, "secret": secret, "token": token} {
+		require.NoError(t, os.WriteFile(filepath.Join(i.State, name), []byte(content+"\n"), 0o600))
+	}
+	create(i.Engine, "letters")
+	once(i.Engine, "letters", "echo hello >/data/letter")
+	assert.Equal(t, "hello", once(i.Engine, "letters", "cat /data/letter"))
+	i.eventuallyReleased()
+}
+
+func TestThePluginIsKilledDuringAnAttachThatTakesSeconds(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, func(cfg *cloud.Config) { cfg.Times.Attach = 3 * time.Second })
+	i := c.launch(t, ec2.MetadataOptions{})
+	create(i.Engine, "diary")
+	pid := i.SettledPluginPID()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	run := i.Client(ctx, "run", "--rm", "--volume", "diary:/data", "busybox", "true")
+	require.NoError(t, run.Start())
+	i.Eventually("the attach has begun", func() error {
+		if c.Calls()["AttachVolume"] == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	run.Wait() //nolint:errcheck // Docker may or may not have tried again
+
+	i.Eventually("the volume can be mounted", func() error {
+		_, err := i.Try("run", "--rm", "--volume", "diary:/data", "busybox", "true")
+		return err
+	})
+	startWriter(t, i.Engine, "diary")
+	awaitLines(t, i.Engine, 10)
+	i.Docker("rm", "--force", "writer")
+	assertNothingLost(t, i.Engine, "diary")
+	i.eventuallyReleased()
+	require.Len(t, c.data(), 1)
+	assert.Equal(t, cloud.Available, c.data()[0].State)
+}
+
+func TestAnAttachThatNeverEndsIsToldAndCalledOff(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, nil)
+	i := c.launch(t, ec2.MetadataOptions{})
+	create(i.Engine, "stuck")
+	c.Inject(cloud.Rule{Action: "AttachVolume", Fault: cloud.NeverFinish, Times: 1})
+	begin := time.Now()
+	_, err := i.Try("run", "--rm", "--volume", "stuck:/data", "busybox", "true")
+	assert.Less(t, time.Since(begin), 30*time.Second, "Docker's shortest limit")
+	require.ErrorContains(t, err, "being attached: waiting for the device")
+	require.ErrorContains(t, err, "stuck")
+
+	i.Eventually("the attach is called off, and another one succeeds", func() error {
+		_, err := i.Try("run", "--rm", "--volume", "stuck:/data", "busybox", "touch", "/data/file")
+		return err
+	})
+	assert.Equal(t, "file", once(i.Engine, "stuck", "ls /data"))
+	i.eventuallyReleased()
+}
+
+func TestThrottlingIsWaitedOut(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, func(cfg *cloud.Config) {
+		cfg.Limits = func(string) cloud.Bucket { return cloud.Bucket{Size: 2, PerSecond: 2} }
+	})
+	i := c.launch(t, ec2.MetadataOptions{})
+	var group errgroup.Group
+	for n := range 6 {
+		volume := fmt.Sprintf("busy-%d", n)
+		group.Go(func() error {
+			_, err := i.Try("run", "--rm", "--mount", "type=volume,source="+volume+",target=/data,volume-driver=blockvol,volume-opt=size=1GiB", "busybox", "touch", "/data/file")
+			return err
+		})
+	}
+	require.NoError(t, group.Wait())
+	assert.NotEmpty(t, c.Throttled())
+	t.Logf("calls %v, throttled %v", c.Calls(), c.Throttled())
+	require.Len(t, c.data(), 6)
+	i.eventuallyReleased()
+}
+
+func TestAVolumeOfAStoppedInstanceIsTakenOver(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, nil)
+	here, there := c.launch(t, ec2.MetadataOptions{}), c.launch(t, ec2.MetadataOptions{})
+	create(here.Engine, "inherited")
+	startWriter(t, here.Engine, "inherited", "--restart", "always")
+	awaitLines(t, here.Engine, 10)
+	here.PowerOff()
+	c.Stop(here.id)
+
+	assertNothingLost(t, there.Engine, "inherited")
+	there.eventuallyReleased()
+	assert.Regexp(t, `Volume is taken over .*evidence=.*`+here.id+`.* is .*stopped`, there.Log())
+
+	// It comes back, and gets its volume again as anybody would.
+	c.Start(here.id)
+	here.Up()
+	here.connect()
+	here.Eventually("the container is back", func() error {
+		_, err := lines(here.Engine)
+		if err != nil {
+			here.Try("start", "writer") //nolint:errcheck // dockerd itself does not try again
+		}
+		return err
+	})
+	here.Docker("rm", "--force", "writer")
+	here.eventuallyReleased()
+	assert.Equal(t, "1", once(there.Engine, "inherited", "head -n 1 /data/log"))
+	there.eventuallyReleased()
+}
