@@ -157,7 +157,7 @@ func TestAnEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	there.eventuallyReleased()
 	there.Docker("volume", "rm", "moving")
 	there.Eventually("EBS has deleted the volume, and nobody lists it", func() error {
-		if left := fmt.Sprint(c.data(), here.Docker("volume", "ls", "--quiet")); left != "[] " {
+		if left := fmt.Sprint(c.data(), here.Docker("volume", "ls", "--quiet")); left != "[]" {
 			return errors.New(left)
 		}
 		return nil
@@ -314,4 +314,39 @@ func TestAVolumeOfAStoppedInstanceIsTakenOver(t *testing.T) {
 	here.eventuallyReleased()
 	assert.Equal(t, "1", once(there.Engine, "inherited", "head -n 1 /data/log"))
 	there.eventuallyReleased()
+}
+
+func TestAnEBSVolumeGrowsAndIsCopiedBySnapshot(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, nil)
+	i := c.launch(t, ec2.MetadataOptions{})
+	create(i.Engine, "first", "fstype=xfs", "size=1GiB", "reclaim=snapshot")
+	const usable = `df -m /data | awk 'NR == 2 { print ($2 > 1500) ? "large" : "small" }'`
+	assert.Equal(t, "small", once(i.Engine, "first", "echo hello >/data/letter; "+usable))
+	i.eventuallyReleased()
+
+	first := c.data()[0]
+	_, err := c.Do(t.Context(), cloud.Call{Action: "ModifyVolume"}, func(r *cloud.Request) error {
+		_, err := r.ModifyVolume(first.ID, func(v cloud.Volume) (cloud.Shape, error) {
+			larger := v.Shape()
+			larger.Size = 2 << 30
+			return larger, nil
+		})
+		return err
+	})
+	require.NoError(t, err)
+	i.Eventually("the file system is as large as the disk", func() error {
+		if is := once(i.Engine, "first", usable); is != "large" {
+			return errors.New(is)
+		}
+		return nil
+	})
+
+	i.Docker("volume", "rm", "first")
+	require.Len(t, c.Snapshots(), 1)
+	i.Docker("volume", "create", "--driver", "blockvol", "--opt", "snapshot="+c.Snapshots()[0].ID, "second")
+	assert.Equal(t, "hello\nlarge", once(i.Engine, "second", "cat /data/letter; "+usable))
+	i.eventuallyReleased()
+	require.Len(t, c.data(), 1)
+	assert.NotEqual(t, first.ID, c.data()[0].ID)
 }
