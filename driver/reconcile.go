@@ -140,7 +140,7 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 		}
 		if v.journaled() == nil {
 			d.volumeLog(v).WithField("id", vol.ID).Warn("The cloud says that this node holds the volume, and the journal does not know it")
-			if err := d.remember(v, vol); err != nil {
+			if err := d.remember(ctx, v, vol); err != nil {
 				d.volumeLog(v).WithError(err).Error("The journal could not be brought up to date")
 				done = false
 			}
