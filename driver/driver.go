@@ -34,6 +34,7 @@ type Host interface {
 	Format(ctx context.Context, dev mount.Device, spec mount.FormatSpec) error
 	Publish(ctx context.Context, dev mount.Device, dir string, spec mount.PublishSpec) (path string, err error)
 	Unpublish(ctx context.Context, dir string) error
+	Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error)
 	IsPublished(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
 	InUse(ctx context.Context, dev mount.Device) (bool, error)

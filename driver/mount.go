@@ -112,10 +112,14 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 		return err
 	}
 	v.step("being checked and mounted")
+	v.fitted = 0
 	// Nothing is cut short: half an fsck is worse than a late one.
 	path, err := d.host.Publish(context.WithoutCancel(ctx), dev, v.dir, mount.PublishSpec{
 		FSType: set.fstype, Layout: set.layout, MountOptions: set.mountOptions, UID: set.uid, GID: set.gid, Mode: set.mode,
-		Warn: func(err error) { d.volumeLog(v).WithError(err).Warn("The volume is mounted, but not as it should be") },
+		Warn: func(err error) {
+			v.fitted = dev.Size // and was told
+			d.volumeLog(v).WithError(err).Warn("The volume is mounted, but not as it should be")
+		},
 	})
 	if errors.Is(err, mount.ErrBlank) {
 		return lostData(v, vol, dev)

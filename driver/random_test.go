@@ -73,6 +73,9 @@ func random(t *testing.T, seed uint64) {
 			w.departure = max(0, time.Duration(rng.Int64N(int64(20*time.Second)))-10*time.Second)
 			w.mu.Unlock()
 			e := engines[rng.IntN(len(engines))]
+			if rng.IntN(20) == 0 {
+				w.enlarge(names[rng.IntN(len(names))])
+			}
 			e.act(t, rng, names[rng.IntN(len(names))], options)
 			time.Sleep(time.Duration(rng.Int64N(int64(20 * time.Second))))
 			for _, e := range engines {

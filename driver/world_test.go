@@ -80,6 +80,7 @@ type superblock struct {
 	disk       *disk
 	dir        string          // where it is published; empty if it is not
 	containers map[string]bool // private mounts of containers, by mount ID
+	size       int64           // bytes
 	activity   int
 }
 
@@ -658,13 +659,26 @@ func (h *fakeHost) Publish(ctx context.Context, dev mount.Device, dir string, sp
 		}
 		s := h.machine.mounts[d.Serial]
 		if s == nil {
-			s = &superblock{disk: d, containers: map[string]bool{}}
+			s = &superblock{disk: d, containers: map[string]bool{}, size: d.Size}
 			h.machine.mounts[d.Serial] = s
 		}
-		s.dir = dir
+		s.dir, s.size = dir, d.Size
 		return nil
 	})
 	return "/published/" + dir, err
+}
+
+func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error) {
+	err = h.do(ctx, "host.Grow", func() error {
+		s := h.machine.mounts[dev.Serial]
+		if s == nil || s.dir != dir {
+			return mount.ErrOccupied
+		}
+		grown = s.size < s.disk.Size
+		s.size = s.disk.Size
+		return nil
+	})
+	return grown, err
 }
 
 func (h *fakeHost) Unpublish(ctx context.Context, dir string) error {
@@ -798,4 +812,35 @@ func (w *world) count() map[string]int {
 	}
 	clear(w.calls)
 	return count
+}
+
+// grows returns how often a file system was to be grown since the last count.
+func (w *world) grows() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls["host.Grow"]
+}
+
+// enlarge makes the disk twice as large, in the cloud and in the kernel that has it.
+func (w *world) enlarge(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.disks {
+		if d.owned && d.Name == name {
+			d.Size *= 2
+		}
+	}
+	w.recordMoment("cloud.Modify")
+}
+
+// sizeIn returns the size of the volume's file system in the machine's kernel.
+func (m *machine) sizeIn(name string) int64 {
+	m.world.mu.Lock()
+	defer m.world.mu.Unlock()
+	for _, s := range m.mounts {
+		if s.disk.Name == name {
+			return s.size
+		}
+	}
+	return 0
 }
