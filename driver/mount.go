@@ -252,12 +252,12 @@ func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volu
 		}
 		return mount.Device{}, fmt.Errorf("%w: the device of volume %q (%s) was not found on node %s", err, v.name, vol.ID, node.ID)
 	}
-	if errors.Is(cause, errAttachTimeout) {
-		cause = d.explain(ctx, cause, vol, node)
-	}
 	if !attaching {
 		return mount.Device{}, fmt.Errorf("%w (%w), though the cloud says that it is attached: volume %q (%s) is not mounted on node %s; see the kernel's log there",
 			cause, err, v.name, vol.ID, node.ID)
+	}
+	if errors.Is(cause, errAttachTimeout) {
+		cause = d.explain(ctx, cause, vol, node)
 	}
 	// An attach that does not end is called off, or the next one meets it again.
 	if err := d.callOff(context.WithoutCancel(ctx), v, vol, node); err != nil {
