@@ -1,0 +1,257 @@
+package cloud
+
+import (
+	"errors"
+	"slices"
+	"time"
+)
+
+// A plug is what the cloud knows of a volume's disk and its connection to an instance, beyond what it shows.
+type plug struct {
+	gate     chan struct{} // one at a time works on the volume's disk
+	turn     int           // counts what was asked for; what an earlier turn began ends without effect
+	in       bool          // the device is in the instance's kernel
+	underway bool          // a detach is going to be carried out
+	force    bool          // and takes the device whether the instance lets go or not
+	root     bool          // it is an instance's root volume
+	disk     bool          // there is a disk of the Backend behind it
+}
+
+// exclusively does something with a volume's disk, nothing else being done with it meanwhile, unless the cloud closes.
+func (c *Cloud) exclusively(volume string, do func()) {
+	c.mu.Lock()
+	gate := c.plugs[volume].gate
+	c.mu.Unlock()
+	select {
+	case gate <- struct{}{}:
+		defer func() { <-gate }()
+		do()
+	case <-c.ended.Done():
+	}
+}
+
+// AttachVolume begins to attach a volume to an instance, under a device name. What else the cloud refuses, allow
+// returns, given the instance and the volumes that are attached to it, those on their way in and out included.
+// Errors: ErrNoVolume; ErrNoInstance; ErrInUse; ErrState, of the volume or, with the instance in the answer, of that;
+// ErrZoneMismatch, and those of allow.
+func (r *Request) AttachVolume(volume, instance, device string, allow func(Instance, []Volume) error) (Attachment, error) {
+	c := r.c
+	c.mu.Lock()
+	a, turn, err := c.beginAttach(volume, instance, device, allow)
+	c.mu.Unlock()
+	if err == nil && !r.never {
+		c.later(c.cfg.Times.Attach, func() { c.attached(volume, instance, turn) })
+	}
+	return a, err
+}
+
+func (c *Cloud) beginAttach(volume, instance, device string, allow func(Instance, []Volume) error) (Attachment, int, error) {
+	v, ok := c.volumes[volume].now()
+	if !ok || v.State == Deleting || v.State == Deleted {
+		return Attachment{}, 0, ErrNoVolume
+	}
+	i, ok := c.instances[instance].now()
+	if !ok {
+		return Attachment{}, 0, ErrNoInstance
+	}
+	switch {
+	case len(v.Attachments) > 0:
+		return Attachment{}, 0, ErrInUse
+	case v.State != Available:
+		return Attachment{}, 0, ErrState
+	case i.State != Running && i.State != Stopped:
+		return Attachment{Instance: instance}, 0, ErrState
+	case v.Zone != i.Zone:
+		return Attachment{}, 0, ErrZoneMismatch
+	}
+	held := slices.DeleteFunc(c.listVolumes(c.volumes), func(v Volume) bool {
+		_, attached := v.attachedTo(instance)
+		return !attached
+	})
+	if err := allow(i.clone(), held); err != nil {
+		return Attachment{}, 0, err
+	}
+	a := Attachment{instance, device, Attaching, false, time.Now()}
+	c.change(volume, func(v *Volume) bool {
+		v.State, v.Attachments = InUse, []Attachment{a}
+		return true
+	})
+	p := c.plugs[volume]
+	p.turn++
+	p.underway, p.force = false, false
+	return a, p.turn, nil
+}
+
+// attached ends an attach.
+func (c *Cloud) attached(volume, instance string, turn int) {
+	c.exclusively(volume, func() {
+		if !c.current(volume, turn) || !c.plug(volume, instance) {
+			return
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.plugs[volume].turn == turn {
+			c.change(volume, func(v *Volume) bool { v.Attachments[0].State = Attached; return true })
+		}
+	})
+}
+
+func (c *Cloud) current(volume string, turn int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.plugs[volume].turn == turn
+}
+
+// plug puts a device into the kernel of an instance that has one, and tells whether nothing failed. The caller is in
+// exclusively.
+func (c *Cloud) plug(volume, instance string) bool {
+	c.mu.Lock()
+	p := c.plugs[volume]
+	i, ok := c.instances[instance].now()
+	wanted := p.disk && !p.in && ok && i.State == Running
+	c.mu.Unlock()
+	if !wanted {
+		return true
+	}
+	if err := c.cfg.Backend.Attach(instance, volume); err != nil {
+		c.problem("attaching %s to %s: %w", volume, instance, err)
+		return false
+	}
+	c.mu.Lock()
+	p.in = true
+	c.mu.Unlock()
+	return true
+}
+
+// unplug takes a device out of the kernel of an instance. The caller is in exclusively.
+func (c *Cloud) unplug(volume, instance string, force bool) error {
+	c.mu.Lock()
+	p := c.plugs[volume]
+	in := p.in
+	c.mu.Unlock()
+	if !in {
+		return nil
+	}
+	if err := c.cfg.Backend.Detach(instance, volume, force); err != nil {
+		if !errors.Is(err, ErrDeviceBusy) {
+			c.problem("detaching %s from %s: %w", volume, instance, err)
+		}
+		return err
+	}
+	c.mu.Lock()
+	p.in = false
+	c.mu.Unlock()
+	return nil
+}
+
+// plugIn is what powering on does with each volume, pullOut what powering off does.
+func (c *Cloud) plugIn(volume, instance string) {
+	c.exclusively(volume, func() { c.plug(volume, instance) })
+}
+
+func (c *Cloud) pullOut(volume, instance string) {
+	c.exclusively(volume, func() {
+		if err := c.unplug(volume, instance, true); err != nil {
+			c.problem("powering %s off with %s in it: %w", instance, volume, err)
+		}
+	})
+}
+
+// DetachVolume begins to detach a volume from an instance, "" being the one that has it. Asked again while it is under
+// way it changes nothing, except that force takes the device from an instance that does not let go, also later.
+// Errors: ErrNoVolume, ErrState if nothing has it, ErrNotAttached, ErrRoot.
+func (r *Request) DetachVolume(volume, instance, device string, force bool) (Attachment, error) {
+	c := r.c
+	c.mu.Lock()
+	a, turn, begin, err := c.beginDetach(volume, instance, device, force, r.never)
+	c.mu.Unlock()
+	if begin {
+		c.later(c.cfg.Times.Detach, func() { c.detached(volume, a.Instance, turn) })
+	}
+	return a, err
+}
+
+func (c *Cloud) beginDetach(volume, instance, device string, force, never bool) (a Attachment, turn int, begin bool, err error) {
+	v, ok := c.volumes[volume].now()
+	switch {
+	case !ok || v.State == Deleting || v.State == Deleted:
+		return a, 0, false, ErrNoVolume
+	case len(v.Attachments) == 0:
+		return a, 0, false, ErrState
+	}
+	a = v.Attachments[0]
+	if instance != "" && a.Instance != instance || device != "" && a.Device != device {
+		return a, 0, false, ErrNotAttached
+	}
+	p := c.plugs[volume]
+	if i, _ := c.instances[a.Instance].now(); p.root && i.State != Stopped {
+		return a, 0, false, ErrRoot
+	}
+	asked := a.State == Detaching || a.State == Busy
+	if asked && (p.underway || a.State == Detaching && !force) { // under way, or stuck
+		p.force = p.force || force
+		return a, 0, false, nil
+	}
+	a.State = Detaching
+	c.change(volume, func(v *Volume) bool { v.Attachments[0] = a; return true })
+	p.turn++
+	p.underway, p.force = !never, force
+	return a, p.turn, !never, nil
+}
+
+// detached ends a detach, or finds that the instance does not let go.
+func (c *Cloud) detached(volume, instance string, turn int) {
+	c.exclusively(volume, func() {
+		for force := false; c.current(volume, turn); {
+			c.mu.Lock()
+			force = c.plugs[volume].force
+			c.mu.Unlock()
+			err := c.unplug(volume, instance, force)
+			c.mu.Lock()
+			p := c.plugs[volume]
+			if p.turn == turn && err != nil && p.force && !force { // force was asked for meanwhile
+				c.mu.Unlock()
+				continue
+			}
+			if p.turn == turn {
+				p.underway = false
+				c.change(volume, func(v *Volume) bool {
+					if err != nil {
+						v.Attachments[0].State = Busy
+					} else {
+						v.State, v.Attachments = Available, nil
+					}
+					return true
+				})
+			}
+			c.mu.Unlock()
+			return
+		}
+	})
+}
+
+// abandon detaches a volume from an instance that is terminated.
+func (c *Cloud) abandon(volume string, a Attachment) {
+	c.mu.Lock()
+	p := c.plugs[volume]
+	p.turn++
+	p.underway, p.force = true, true
+	turn := p.turn
+	c.change(volume, func(v *Volume) bool { v.Attachments[0].State = Detaching; return true })
+	c.mu.Unlock()
+	c.pullOut(volume, a.Instance)
+	c.later(c.cfg.Times.Detach, func() {
+		c.detached(volume, a.Instance, turn)
+		if !a.DeleteOnTermination {
+			return
+		}
+		deleting := c.settle(volume, func(v *Volume) bool {
+			free := v.State == Available
+			v.State = Deleting
+			return free
+		})
+		if deleting {
+			c.destroy(volume)
+		}
+	})
+}

@@ -1,0 +1,174 @@
+package ec2
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+)
+
+// An identity is who sends a request: an instance's role, or the account itself, whom no policy binds.
+type identity struct {
+	instance string // "" is the account
+	arn      string
+}
+
+const role = "blockvol-node"
+
+func (f *Front) identityOf(instance string) identity {
+	if instance == "" {
+		return identity{"", "arn:aws:iam::" + f.cfg.Account + ":root"}
+	}
+	return identity{instance, "arn:aws:sts::" + f.cfg.Account + ":assumed-role/" + role + "/" + instance}
+}
+
+// Credentials returns what an instance signs its requests with, the same as its metadata service gives out. Those of no
+// instance, "", are the account's own, which no policy binds and which come without a token.
+func (f *Front) Credentials(instance string) (keyID, secret, token string) {
+	derive := func(of string) []byte {
+		sum := sha256.Sum256([]byte(strings.Join([]string{of, f.cfg.Account, f.cfg.Region, instance}, " ")))
+		return sum[:]
+	}
+	id := strings.ToUpper(hex.EncodeToString(derive("key")[:8]))
+	secret = base64.StdEncoding.EncodeToString(derive("secret")[:30])
+	if instance == "" {
+		keyID = "AKIA" + id
+	} else {
+		keyID = "ASIA" + id
+		token = base64.StdEncoding.EncodeToString(slices.Concat(derive("token"), derive("more"), derive("most")))
+	}
+	f.mu.Lock()
+	f.keys[keyID] = instance
+	f.mu.Unlock()
+	return keyID, secret, token
+}
+
+// holder tells whose a key is.
+func (f *Front) holder(keyID string) (instance string, ok bool) {
+	f.mu.Lock()
+	instance, ok = f.keys[keyID]
+	f.mu.Unlock()
+	if ok {
+		return instance, true
+	}
+	// Keys are the same in each run: a client may have kept one from an earlier run of a program.
+	for _, i := range f.cloud.Instances() {
+		if own, _, _ := f.Credentials(i.ID); own == keyID {
+			return i.ID, true
+		}
+	}
+	own, _, _ := f.Credentials("")
+	return "", own == keyID
+}
+
+// An authorization is the header of signature version 4.
+type authorization struct {
+	keyID, date, region, service string
+	signed                       []string
+	signature                    string
+}
+
+func parseAuthorization(header string) (a authorization, ok bool) {
+	rest, ok := strings.CutPrefix(header, "AWS4-HMAC-SHA256 ")
+	if !ok {
+		return a, false
+	}
+	for part := range strings.SplitSeq(rest, ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(part), "=")
+		switch name {
+		case "Credential":
+			scope := strings.Split(value, "/")
+			if len(scope) != 5 || scope[4] != "aws4_request" {
+				return a, false
+			}
+			a.keyID, a.date, a.region, a.service = scope[0], scope[1], scope[2], scope[3]
+		case "SignedHeaders":
+			a.signed = strings.Split(value, ";")
+		case "Signature":
+			a.signature = value
+		}
+	}
+	return a, a.keyID != "" && a.signature != "" && slices.Contains(a.signed, "host") && slices.Contains(a.signed, "x-amz-date")
+}
+
+// claims returns who a request says it is from.
+func (f *Front) claims(r *http.Request) identity {
+	a, _ := parseAuthorization(r.Header.Get("Authorization"))
+	instance, _ := f.holder(a.keyID)
+	return f.identityOf(instance)
+}
+
+const (
+	dateHeader  = "X-Amz-Date"
+	tokenHeader = "X-Amz-Security-Token"
+	timeFormat  = "20060102T150405Z"
+	// skew is how far a request's clock may be off.
+	// See https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-troubleshooting.html
+	skew = 5 * time.Minute
+)
+
+// authenticate signs the request again and compares.
+func (f *Front) authenticate(r *http.Request, body []byte) (identity, error) {
+	header := r.Header.Get("Authorization")
+	if header == "" {
+		return identity{}, refuse("MissingAuthenticationToken", "Request is missing Authentication Token")
+	}
+	a, ok := parseAuthorization(header)
+	if !ok {
+		return identity{}, refuse("IncompleteSignature", "The request signature does not conform to AWS standards.")
+	}
+	instance, known := f.holder(a.keyID)
+	keyID, secret, token := f.Credentials(instance)
+	if !known || keyID != a.keyID || r.Header.Get(tokenHeader) != token {
+		return identity{}, refuse("AuthFailure", "AWS was not able to validate the provided access credentials")
+	}
+	signed, err := time.Parse(timeFormat, r.Header.Get(dateHeader))
+	if err != nil {
+		return identity{}, refuse("IncompleteSignature", "The request signature does not conform to AWS standards.")
+	}
+	if off := f.cfg.Now().Sub(signed); off.Abs() > skew {
+		return identity{}, refuse("RequestExpired", "Request has expired.")
+	}
+	if a.region != f.cfg.Region || a.service != "ec2" || a.date != signed.Format("20060102") {
+		return identity{}, refuse("SignatureDoesNotMatch", "Credential should be scoped to a valid region, to the service ec2 and to the day of the request.")
+	}
+	wanted, err := sign(r, body, a, aws.Credentials{AccessKeyID: keyID, SecretAccessKey: secret, SessionToken: token}, signed)
+	if err != nil || !hmac.Equal([]byte(wanted), []byte(a.signature)) {
+		return identity{}, refuse("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing method. Consult the service documentation for details.")
+	}
+	return f.identityOf(instance), nil
+}
+
+// sign returns the signature that a request ought to bear.
+func sign(r *http.Request, body []byte, a authorization, keys aws.Credentials, at time.Time) (string, error) {
+	again := &http.Request{Method: r.Method, Host: r.Host, Header: http.Header{}, URL: &url.URL{
+		Scheme: "https", Host: r.Host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery,
+	}}
+	if again.Host == "" {
+		again.Host, again.URL.Host = r.URL.Host, r.URL.Host
+	}
+	for _, name := range a.signed {
+		switch name {
+		case "host":
+		case "content-length":
+			again.ContentLength = int64(len(body))
+		default:
+			again.Header[http.CanonicalHeaderKey(name)] = r.Header.Values(name)
+		}
+	}
+	sum := sha256.Sum256(body)
+	if err := v4.NewSigner().SignHTTP(context.Background(), keys, again, hex.EncodeToString(sum[:]), a.service, a.region, at); err != nil {
+		return "", err
+	}
+	made, _ := parseAuthorization(again.Header.Get("Authorization"))
+	return made.signature, nil
+}

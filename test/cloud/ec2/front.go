@@ -1,0 +1,252 @@
+// Package ec2 is the front of package cloud that speaks as Amazon EC2 does: the actions on EBS volumes, their snapshots
+// and tags, and on instances, by the query protocol of version 2016-11-15, and each instance's metadata service.
+//
+// It keeps the rules that AWS documents, and words its refusals as AWS does, so that a program which works here is not
+// surprised there: signatures are verified, IAM policies evaluated, parameters that an action does not have refused, and
+// reads are of a state of a while ago. Where AWS documents a rule less strictly than it may act, this acts the stricter
+// way: pages may be empty and not the last, a client token is burnt by a create that failed.
+//
+// It does not simulate launching instances, other regions and accounts, quotas on volumes and snapshots, encryption,
+// Multi-Attach, Outposts, managed resources, fast restore, tag policies, permission boundaries, and requests that carry
+// their signature in the URL.
+package ec2
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
+)
+
+// Config is what is EC2's own about a cloud.
+type Config struct {
+	Cloud   *cloud.Cloud
+	Region  string
+	Account string           // twelve digits; "" is some account
+	Policy  []byte           // IAM policy of the instances' role as JSON, see CheckPolicy; if set, what it does not allow is refused
+	Now     func() time.Time // what signatures are compared with; default time.Now
+}
+
+// Front is one region of EC2, seen by one account. Configure its limits with Limits.
+type Front struct {
+	cfg    Config
+	cloud  *cloud.Cloud
+	policy *policy
+
+	mu       sync.Mutex
+	requests int
+	tokens   map[string]*token // of CreateVolume
+	keys     map[string]string // the instance of each access key
+}
+
+// New returns a front. A policy that CheckPolicy refuses is a mistake of the caller.
+func New(cfg Config) *Front {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Account == "" {
+		cfg.Account = "123456789012"
+	}
+	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]*token{}, keys: map[string]string{}}
+	if cfg.Policy != nil {
+		var err error
+		if f.policy, err = parsePolicy(cfg.Policy); err != nil {
+			panic(fmt.Sprintf("ec2: %v", err))
+		}
+	}
+	return f
+}
+
+// Limits are the buckets that AWS documents for its API, per action, account and region. Actions that read without a
+// filter and not in pages have a bucket of their own, named by Unfiltered.
+// See https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html
+func Limits(bucket string) cloud.Bucket {
+	switch {
+	case strings.HasSuffix(bucket, unfiltered):
+		return cloud.Bucket{Size: 50, PerSecond: 10}
+	case strings.HasPrefix(bucket, "Describe"):
+		return cloud.Bucket{Size: 100, PerSecond: 20}
+	default:
+		return cloud.Bucket{Size: 50, PerSecond: 5}
+	}
+}
+
+const unfiltered = "/unfiltered"
+
+// Unfiltered names the bucket of an action that reads everything at once.
+func Unfiltered(action string) string { return action + unfiltered }
+
+// A request is one action on its way.
+type request struct {
+	*cloud.Request
+	front  *Front
+	action string
+	params params
+	caller identity
+}
+
+// An action has the parameters that it takes, lists with N for each number, what it needs to be allowed, and what it does.
+type action struct {
+	params string
+	needs  func(*request) []permission // nil: the action on "*"
+	do     func(*request) (answer any, err error)
+}
+
+var actions = map[string]action{
+	"DescribeVolumes":              {"Filter.N.Name Filter.N.Value.N IncludeManagedResources MaxResults NextToken VolumeId.N", nil, describeVolumes},
+	"CreateVolume":                 {"AvailabilityZone ClientToken Encrypted Iops KmsKeyId MultiAttachEnabled Size SnapshotId Throughput VolumeType " + tagSpecification, needsCreateVolume, createVolume},
+	"DeleteVolume":                 {"VolumeId", needs("VolumeId"), deleteVolume},
+	"AttachVolume":                 {"Device EbsCardIndex InstanceId VolumeId", needs("VolumeId", "InstanceId"), attachVolume},
+	"DetachVolume":                 {"Device Force InstanceId VolumeId", needs("VolumeId", "InstanceId"), detachVolume},
+	"ModifyVolume":                 {"Iops MultiAttachEnabled Size Throughput VolumeId VolumeType", needs("VolumeId"), modifyVolume},
+	"DescribeVolumesModifications": {"Filter.N.Name Filter.N.Value.N IncludeManagedResources MaxResults NextToken VolumeId.N", nil, describeModifications},
+	"CreateTags":                   {"ResourceId.N Tag.N.Key Tag.N.Value", needsTags, createTags},
+	"DeleteTags":                   {"ResourceId.N Tag.N.Key Tag.N.Value", needsTags, deleteTags},
+	"DescribeInstances":            {"Filter.N.Name Filter.N.Value.N IncludeManagedResources InstanceId.N MaxResults NextToken", nil, describeInstances},
+	"DescribeInstanceTypes":        {"Filter.N.Name Filter.N.Value.N IncludeUnsupportedInRegion InstanceType.N MaxResults NextToken", nil, describeInstanceTypes},
+	"CreateSnapshot":               {"Description VolumeId " + tagSpecification, needsCreateSnapshot, createSnapshot},
+	"DeleteSnapshot":               {"SnapshotId", needs("SnapshotId"), deleteSnapshot},
+	"DescribeSnapshots":            {"Filter.N.Name Filter.N.Value.N MaxResults NextToken Owner.N RestorableBy.N SnapshotId.N", nil, describeSnapshots},
+}
+
+const tagSpecification = "TagSpecification.N.ResourceType TagSpecification.N.Tag.N.Key TagSpecification.N.Tag.N.Value"
+
+// version is of the protocol that is spoken here.
+const version = "2016-11-15"
+
+// ServeHTTP answers one request. What breaks the connection panics with http.ErrAbortHandler, as net/http wants it.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	var answer []byte
+	fault, err := f.serve(r, body, &answer)
+	id := f.requestID()
+	status := http.StatusOK
+	if err != nil {
+		var refusal *refusal
+		switch {
+		case errors.As(err, &refusal):
+		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+			panic(http.ErrAbortHandler)
+		default:
+			refusal = translate(err)
+		}
+		status = refusal.status
+		answer = refusal.encode(id)
+	}
+	answer = bytes.Replace(answer, []byte(requestIDHere), []byte(id), 1)
+
+	header := w.Header()
+	header.Set("Content-Type", "text/xml;charset=UTF-8")
+	header.Set("X-Amzn-Requestid", id)
+	header.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
+	header.Set("Server", "AmazonEC2")
+	switch fault {
+	case cloud.LoseAnswer:
+		panic(http.ErrAbortHandler)
+	case cloud.Garbage:
+		status, answer = http.StatusOK, []byte("<html><body>Please sign in to the network</body></html")
+	}
+	header.Set("Content-Length", strconv.Itoa(len(answer)))
+	w.WriteHeader(status)
+	if fault == cloud.Truncate {
+		w.Write(answer[:len(answer)/2]) //nolint:errcheck // the connection breaks in any case
+		if flusher, ok := w.(http.Flusher); ok {
+			flusher.Flush()
+		}
+		panic(http.ErrAbortHandler)
+	}
+	w.Write(answer) //nolint:errcheck // a client that went away has nothing to be told
+}
+
+func (f *Front) serve(r *http.Request, body []byte, answer *[]byte) (cloud.Fault, error) {
+	form, err := url.ParseQuery(string(body))
+	if r.Method != http.MethodPost || err != nil {
+		return "", refuse("MalformedQueryString", "The query string is malformed")
+	}
+	p := newParams(form)
+	call := cloud.Call{Action: p.get("Action"), Caller: f.claims(r).instance}
+	if strings.HasPrefix(call.Action, "Describe") && !p.narrowed() {
+		call.Bucket = Unfiltered(call.Action)
+	}
+	return f.cloud.Do(r.Context(), call, func(state *cloud.Request) error {
+		caller, err := f.authenticate(r, body)
+		if err != nil {
+			return err
+		}
+		if p.get("Version") != version {
+			return refuse("InvalidParameterValue", "The version %q is not one of this service", p.get("Version"))
+		}
+		if call.Action == "" {
+			return refuse("MissingAction", "The request is missing an action")
+		}
+		action, ok := actions[call.Action]
+		if !ok {
+			return refuse("InvalidAction", "The action %s is not valid for this web service.", call.Action)
+		}
+		if err := p.check(action.params); err != nil {
+			return err
+		}
+		req := &request{state, f, call.Action, p, caller}
+		if err := f.authorize(req, action.needs); err != nil {
+			return err
+		}
+		result, err := action.do(req)
+		if err != nil {
+			return err
+		}
+		*answer, err = encode(call.Action, result)
+		return err
+	})
+}
+
+// requestID makes ids that look like AWS's, the same in each run.
+func (f *Front) requestID() string {
+	f.mu.Lock()
+	f.requests++
+	sum := sha256.Sum256([]byte("request " + strconv.Itoa(f.requests)))
+	f.mu.Unlock()
+	h := hex.EncodeToString(sum[:16])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// requestIDHere is where the id goes that is not known when an answer is encoded.
+const requestIDHere = "00000000-0000-0000-0000-000000000000"
+
+// done is the answer of actions that only succeed.
+type done struct {
+	Return bool `xml:"return"`
+}
+
+// encode writes an answer, whose fields stand beside the request's id.
+func encode(action string, result any) ([]byte, error) {
+	var b bytes.Buffer
+	if err := xml.NewEncoder(&b).EncodeElement(result, xml.StartElement{Name: xml.Name{Local: "r"}}); err != nil {
+		return nil, err
+	}
+	inner := bytes.TrimSuffix(bytes.TrimPrefix(b.Bytes(), []byte("<r>")), []byte("</r>"))
+	return fmt.Appendf(nil, "%s<%[2]sResponse xmlns=\"http://ec2.amazonaws.com/doc/%s/\"><requestId>%s</requestId>%s</%[2]sResponse>",
+		xml.Header, action, version, requestIDHere, inner), nil
+}
+
+// stamp is how the protocol writes times.
+func stamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format("2006-01-02T15:04:05.000Z")
+}

@@ -1,0 +1,195 @@
+package cloud
+
+import (
+	"maps"
+	"time"
+)
+
+// Snapshot is a copy of a volume at one instant.
+type Snapshot struct {
+	ID          string
+	VolumeID    string
+	Size        int64 // bytes, the volume's
+	Description string
+	State       SnapshotState
+	Progress    int // percent
+	Encrypted   bool
+	KMSKey      string
+	StartedAt   time.Time
+	CompletedAt time.Time
+	Tags        map[string]string
+}
+
+// SnapshotState is where a snapshot is in its life.
+type SnapshotState string
+
+// The states of a snapshot.
+const (
+	SnapshotPending   SnapshotState = "pending"
+	SnapshotCompleted SnapshotState = "completed"
+	SnapshotError     SnapshotState = "error"
+)
+
+func (s Snapshot) clone() Snapshot {
+	s.Tags = maps.Clone(s.Tags)
+	return s
+}
+
+// Snapshots returns the truth about all snapshots, the oldest first.
+func (c *Cloud) Snapshots() []Snapshot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.listSnapshots(c.snapshots)
+}
+
+// Snapshots returns all snapshots as a read shows them.
+func (r *Request) Snapshots() []Snapshot {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	return r.c.listSnapshots(seen(r.c, r.c.snapshots))
+}
+
+func (c *Cloud) listSnapshots(from map[string]*history[Snapshot]) []Snapshot {
+	all := live(from, func(a, b Snapshot) int { return byAge(a.StartedAt, b.StartedAt, a.ID, b.ID) })
+	for i := range all {
+		all[i] = all[i].clone()
+	}
+	return all
+}
+
+// CreateSnapshot begins to copy a volume. With a Backend the copy is of the moment at which that gets to it.
+// Errors: ErrNoVolume, ErrState.
+func (r *Request) CreateSnapshot(volume, description string, tags map[string]string) (Snapshot, error) {
+	c := r.c
+	c.mu.Lock()
+	v, ok := c.volumes[volume].now()
+	if !ok || v.State == Deleting || v.State == Deleted {
+		c.mu.Unlock()
+		return Snapshot{}, ErrNoVolume
+	}
+	if v.State != Available && v.State != InUse {
+		c.mu.Unlock()
+		return Snapshot{}, ErrState
+	}
+	s := Snapshot{
+		ID: c.id("snap"), VolumeID: volume, Size: v.Size, Description: description, State: SnapshotPending,
+		Encrypted: v.Encrypted, KMSKey: v.KMSKey, StartedAt: time.Now(), Tags: maps.Clone(tags),
+	}
+	if s.Tags == nil {
+		s.Tags = map[string]string{}
+	}
+	c.snapshots[s.ID] = &history[Snapshot]{}
+	c.snapshots[s.ID].put(s, false, c.cfg.Lag)
+	c.mu.Unlock()
+	c.later(0, func() { c.copied(s.ID, volume, r.never) })
+	return s.clone(), nil
+}
+
+// copied takes the copy, and has it shown as completed later.
+func (c *Cloud) copied(id, volume string, never bool) {
+	state := SnapshotCompleted
+	if c.cfg.Backend != nil {
+		c.exclusively(volume, func() {
+			if err := c.cfg.Backend.CopyDisk(volume, id); err != nil {
+				c.problem("taking %s of %s: %w", id, volume, err)
+				state = SnapshotError
+			}
+		})
+	}
+	if never {
+		return
+	}
+	c.later(c.cfg.Times.Snapshot, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if s, ok := c.snapshots[id].now(); ok {
+			s.State, s.Progress, s.CompletedAt = state, 100, time.Now()
+			c.snapshots[id].put(s, false, c.cfg.Lag)
+		}
+	})
+}
+
+// DeleteSnapshot destroys a snapshot.
+// Errors: ErrNoSnapshot.
+func (r *Request) DeleteSnapshot(id string) error {
+	c := r.c
+	c.mu.Lock()
+	s, ok := c.snapshots[id].now()
+	if !ok {
+		c.mu.Unlock()
+		return ErrNoSnapshot
+	}
+	c.snapshots[id].put(s, true, c.cfg.Lag)
+	c.mu.Unlock()
+	if c.cfg.Backend != nil {
+		c.later(0, func() {
+			c.exclusively(s.VolumeID, func() { // a copy may still be under way
+				if err := c.cfg.Backend.DeleteSnapshot(id); err != nil {
+					c.problem("deleting %s: %w", id, err)
+				}
+			})
+		})
+	}
+	return nil
+}
+
+// EditTags edits the tags of volumes, instances and snapshots, of all or, if the edit of one fails, of none.
+// Errors: that of edit, and ErrNoVolume, ErrNoInstance, ErrNoSnapshot with the id that is not there; an id of no kind
+// is ErrNoVolume.
+func (r *Request) EditTags(ids []string, edit func(id string, tags map[string]string) error) (missing string, err error) {
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var apply []func()
+	for _, id := range ids {
+		var tags map[string]string
+		if i, ok := c.instances[id].now(); ok {
+			i = i.clone()
+			tags = i.Tags
+			apply = append(apply, func() { c.instances[id].put(i, false, c.cfg.Lag) })
+		} else if s, ok := c.snapshots[id].now(); ok {
+			s = s.clone()
+			tags = s.Tags
+			apply = append(apply, func() { c.snapshots[id].put(s, false, c.cfg.Lag) })
+		} else if v, ok := c.volumes[id].now(); ok && v.State != Deleted {
+			v = v.clone()
+			tags = v.Tags
+			apply = append(apply, func() { c.volumes[id].put(v, false, c.cfg.Lag) })
+		} else {
+			return id, absent(id)
+		}
+		if err := edit(id, tags); err != nil {
+			return "", err
+		}
+	}
+	for _, put := range apply {
+		put()
+	}
+	return "", nil
+}
+
+func absent(id string) error {
+	switch {
+	case len(id) > 2 && id[:2] == "i-":
+		return ErrNoInstance
+	case len(id) > 5 && id[:5] == "snap-":
+		return ErrNoSnapshot
+	default:
+		return ErrNoVolume
+	}
+}
+
+// Tags returns the true tags of a volume, an instance or a snapshot, nil if there is none.
+func (r *Request) Tags(id string) map[string]string {
+	c := r.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i, ok := c.instances[id].now(); ok {
+		return maps.Clone(i.Tags)
+	}
+	if s, ok := c.snapshots[id].now(); ok {
+		return maps.Clone(s.Tags)
+	}
+	v, _ := c.volumes[id].now()
+	return maps.Clone(v.Tags)
+}
