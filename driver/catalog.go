@@ -1,8 +1,10 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -16,7 +18,10 @@ import (
 
 // catalog answers what exists, for calls that must be quick: it asks the cloud once for many callers and remembers the
 // answers briefly. Only that a volume exists is remembered, never that it does not: another node may have just made it.
-// Work that depends on who holds a volume asks the provider itself.
+// Work that depends on who holds a volume asks the provider itself: Driver.find.
+//
+// Clouds answer from copies that learn of a change a few seconds later. What this node has itself made or removed it knows
+// better than an answer that may be older.
 type catalog struct {
 	life     context.Context // of the driver: ends questions that nobody waits for
 	provider providers.Provider
@@ -32,11 +37,22 @@ type catalog struct {
 type seen struct {
 	volume *providers.Volume // nil if this node removed it
 	at     time.Time
-	change uint64 // the count when this node itself made, changed or removed it
+
+	// When this node itself made, changed or removed it.
+	change    uint64 // the count then; 0 for never
+	changedAt time.Time
+	removed   string // the id of the volume that it removed
 }
 
-// fresh is how long an answer of the cloud is taken for the present.
-const fresh = 10 * time.Second
+const (
+	// fresh is how long an answer of the cloud is taken for the present.
+	fresh = 10 * time.Second
+	// lag is how old an answer of the cloud may be when it comes.
+	lag = 10 * time.Second
+	// quick is the longest that a question lasts for which callers wait that must be quick. Work waits longer for a cloud
+	// that refuses to be asked so much.
+	quick = 30 * time.Second
+)
 
 func newCatalog(life context.Context, p providers.Provider, log logrus.FieldLogger) *catalog {
 	return &catalog{life: life, provider: p, log: log, entries: make(map[string]seen)}
@@ -54,9 +70,16 @@ func (c *catalog) find(ctx context.Context, name string) (*providers.Volume, err
 	found, err := c.share(ctx, "find "+name, func(ctx context.Context) (any, error) {
 		asked := c.now()
 		v, err := c.provider.Find(ctx, name)
-		if err == nil || errors.Is(err, providers.ErrNotFound) {
-			c.learn(asked, name, v)
+		if err != nil && !errors.Is(err, providers.ErrNotFound) {
+			return nil, err
 		}
+		if known, older := c.olderThanOurs(name, v); older {
+			if known == nil {
+				return nil, providers.ErrNotFound
+			}
+			return known, nil
+		}
+		c.learn(asked, name, v)
 		return v, err
 	})
 	switch {
@@ -116,7 +139,9 @@ func (c *catalog) list(ctx context.Context) ([]*providers.Volume, error) {
 // others.
 func (c *catalog) share(ctx context.Context, key string, ask func(context.Context) (any, error)) (any, error) {
 	result := c.flights.DoChan(key, func() (any, error) {
-		return ask(c.life) // bounded by timely
+		ctx, cancel := context.WithTimeout(c.life, quick)
+		defer cancel()
+		return ask(ctx)
 	})
 	select {
 	case r := <-result:
@@ -137,12 +162,33 @@ func (c *catalog) now() uint64 {
 func (c *catalog) learn(asked uint64, name string, v *providers.Volume) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	s := c.entries[name]
 	switch {
-	case c.entries[name].change > asked:
-	case v == nil:
+	case s.change > asked:
+	case v == nil && !s.ours():
 		delete(c.entries, name)
+	case v != nil:
+		s.volume, s.at = v, time.Now()
+		c.entries[name] = s
+	}
+}
+
+// ours tells whether this node has made, changed or removed the volume so lately that the cloud's answers may be older.
+func (s seen) ours() bool { return s.change > 0 && time.Since(s.changedAt) < lag }
+
+// olderThanOurs tells whether the cloud's answer on one name (nil: there is none) is of a time before this node made or
+// removed the volume, and returns what it knows instead.
+func (c *catalog) olderThanOurs(name string, v *providers.Volume) (known *providers.Volume, older bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.entries[name]
+	switch {
+	case !s.ours():
+		return nil, false
+	case s.volume == nil:
+		return nil, v != nil && v.ID == s.removed
 	default:
-		c.entries[name] = seen{volume: v, at: time.Now()}
+		return s.volume, v == nil || v.ID != s.volume.ID
 	}
 }
 
@@ -156,7 +202,7 @@ func (c *catalog) replace(asked uint64, all []*providers.Volume) {
 		entries[v.Name] = seen{volume: v, at: now}
 	}
 	for name, s := range c.entries {
-		if s.change > asked {
+		if s.change > asked || s.ours() {
 			entries[name] = s
 		}
 	}
@@ -164,14 +210,40 @@ func (c *catalog) replace(asked uint64, all []*providers.Volume) {
 }
 
 // put takes in what this node has made or changed.
-func (c *catalog) put(v *providers.Volume) { c.change(v.Name, v) }
+func (c *catalog) put(v *providers.Volume) { c.change(v.Name, v, "") }
 
-// forget takes in that this node has removed a volume.
-func (c *catalog) forget(name string) { c.change(name, nil) }
+// forget takes in that this node has removed the volume of that name and id, or found it missing if id is empty.
+func (c *catalog) forget(name, id string) { c.change(name, nil, id) }
 
-func (c *catalog) change(name string, v *providers.Volume) {
+func (c *catalog) change(name string, v *providers.Volume, removed string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.changes++
-	c.entries[name] = seen{volume: v, at: time.Now(), change: c.changes}
+	now := time.Now()
+	c.entries[name] = seen{
+		volume: v, at: now, change: c.changes, changedAt: now,
+		removed: cmp.Or(removed, c.entries[name].removed), // it may be found missing again
+	}
+}
+
+// find asks the cloud itself for a volume, for work that must know who holds it. An answer that is older than what this node
+// has just made or removed is asked for again, and not believed. All else that it says may be as old as lag.
+func (d *Driver) find(ctx context.Context, name string) (*providers.Volume, error) {
+	var retry backoff
+	for {
+		vol, err := d.provider.Find(ctx, name)
+		if err != nil && !errors.Is(err, providers.ErrNotFound) {
+			return nil, err
+		}
+		known, older := d.catalog.olderThanOurs(name, vol)
+		switch {
+		case !older:
+			return vol, err
+		case known == nil:
+			return nil, fmt.Errorf("%w: this node has just removed it", providers.ErrNotFound)
+		}
+		if err := retry.wait(ctx); err != nil {
+			return nil, fmt.Errorf("%w: the cloud does not show yet what was just made", err)
+		}
+	}
 }

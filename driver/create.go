@@ -34,7 +34,7 @@ func (d *Driver) Create(ctx context.Context, name string, options map[string]str
 }
 
 func (d *Driver) create(ctx context.Context, v *volume, r request) error {
-	vol, err := d.provider.Find(ctx, v.name)
+	vol, err := d.find(ctx, v.name)
 	switch {
 	case err == nil:
 		return d.sameAsAsked(vol, r)

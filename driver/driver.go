@@ -34,6 +34,7 @@ type Host interface {
 	Format(ctx context.Context, dev mount.Device, spec mount.FormatSpec) error
 	Publish(ctx context.Context, dev mount.Device, dir string, spec mount.PublishSpec) (path string, err error)
 	Unpublish(ctx context.Context, dir string) error
+	Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error)
 	IsPublished(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
 	InUse(ctx context.Context, dev mount.Device) (bool, error)
@@ -92,7 +93,8 @@ const (
 	staleAfter = 2 * time.Minute
 	// attachTimeout is the longest that an attach may take before it is called off (EBS may stay "attaching" for good).
 	attachTimeout = 90 * time.Second
-	// attachDoubt is when the cloud is first asked about an attach whose device has not arrived.
+	// attachDoubt is when the cloud is asked about an attach whose device has not arrived: once, and again only if it
+	// answers that the attach has come to nothing.
 	attachDoubt = 15 * time.Second
 	// freeTimeout is how long the kernel may hold a file system after its last mount here is gone: the time that a
 	// dead container's mounts take to be torn down.
@@ -103,8 +105,9 @@ const (
 	patience = 15 * time.Second
 	// workTimeout is the longest that background work may hold a volume, but for a mkfs or fsck that takes longer.
 	workTimeout = time.Hour
-	// releaseTimeout is the longest that a release which nobody waits for may hold a volume.
-	releaseTimeout = 5 * time.Minute
+	// releaseTimeout is the longest that a release which nobody waits for may hold a volume: freeTimeout, changeTimeout
+	// and detachTimeout fit in.
+	releaseTimeout = 15 * time.Minute
 	// reconcileEvery is the period of reconciliation.
 	reconcileEvery = 30 * time.Second
 	// straysEvery is how often the cloud is asked for volumes that this node holds unknowingly.

@@ -264,7 +264,7 @@ func TestAnUnmountThatHadToWaitTooLongIsCarriedOutLater(t *testing.T) {
 		require.ErrorIs(t, l.Unmount(within(t), "data", "1"), errUnfinished)
 		wg.Wait()
 		w.setFault(calm)
-		time.Sleep(10 * time.Second)
+		time.Sleep(askTimeout) // the question that hangs is given up
 		mustMount(t, l, "data", "3")
 		mustUnmount(t, l, "data", "3")
 		assert.Empty(t, w.holder("data"), "ID 1, unmounted by Docker, still holds it: %v", a.journal["data"])

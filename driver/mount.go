@@ -107,16 +107,19 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 		return fmt.Errorf("device %s has %d bytes where the cloud says that volume %q (%s) has %d: it is not mounted on node %s; if it has just been made larger, the kernel must look at it again",
 			dev.Path, dev.Size, v.name, vol.ID, vol.Size, node.ID)
 	}
-	// From here on nothing is cut short: half a mkfs is worse than a late one.
-	ctx = context.WithoutCancel(ctx)
 	set := settingsOf(vol.Record)
-	if err := d.formatOnce(ctx, v, vol, dev, &set); err != nil {
+	if vol, err = d.formatOnce(ctx, v, vol, node, dev, &set); err != nil {
 		return err
 	}
 	v.step("being checked and mounted")
-	path, err := d.host.Publish(ctx, dev, v.dir, mount.PublishSpec{
+	v.fitted = 0
+	// Nothing is cut short: half an fsck is worse than a late one.
+	path, err := d.host.Publish(context.WithoutCancel(ctx), dev, v.dir, mount.PublishSpec{
 		FSType: set.fstype, Layout: set.layout, MountOptions: set.mountOptions, UID: set.uid, GID: set.gid, Mode: set.mode,
-		Warn: func(err error) { d.volumeLog(v).WithError(err).Warn("The volume is mounted, but not as it should be") },
+		Warn: func(err error) {
+			v.fitted = dev.Size // and was told
+			d.volumeLog(v).WithError(err).Warn("The volume is mounted, but not as it should be")
+		},
 	})
 	if errors.Is(err, mount.ErrBlank) {
 		return lostData(v, vol, dev)
@@ -137,7 +140,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 	held := holderWatch{since: time.Now()}
 	var retry backoff
 	for {
-		found, err := d.provider.Find(ctx, v.name)
+		found, err := d.find(ctx, v.name)
 		if err != nil {
 			return nil, false, fmt.Errorf("%w: volume %q cannot be mounted on node %s", err, v.name, node.ID)
 		}
@@ -147,20 +150,20 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 				v.name, vol.ID, vol.Zone, node.ID, node.Zone, vol.Zone)
 		}
 		switch {
-		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.Attaching:
-			// An earlier attempt, or the life before a crash.
-			return vol, true, d.remember(v, vol)
-		case !vol.Held(), vol.HeldBy(node.ID) && vol.Attachment.State == providers.Attached:
-			// The cloud may call attached what the machine has lost, as after a reboot: asking again is harmless.
-			if err := d.remember(v, vol); err != nil {
+		case !vol.Held(), vol.HeldBy(node.ID) && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
+			// Held by this node it may be of an earlier attempt, or of the life before a crash. The answer may also be older
+			// than a detach, or call attached what the machine has lost, as after a reboot: asking again is harmless.
+			if err := d.remember(ctx, v, vol); err != nil {
 				return nil, false, err
 			}
 			v.step("being attached")
 			err := d.provider.Attach(ctx, vol.ID)
 			if err == nil {
-				return vol, !vol.Held(), nil
+				return vol, vol.Attachment.State != providers.Attached, nil
 			}
-			if !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
+			// What was found may have been deleted since; then the next answer is of what has the name now, if anything.
+			deleted := errors.Is(err, providers.ErrNotFound) && time.Since(held.since) < lag
+			if !deleted && !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
 				return nil, false, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
 			}
 		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.AttachFailed:
@@ -188,7 +191,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 
 // callOff detaches what an attach has left, unless anything on this node uses the volume.
 func (d *Driver) callOff(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node) error {
-	if err := d.remember(v, vol); err != nil {
+	if err := d.remember(ctx, v, vol); err != nil {
 		return err
 	}
 	if e := v.journaled(); len(e.IDs) > 0 {
@@ -205,10 +208,11 @@ func (d *Driver) callOff(ctx context.Context, v *volume, vol *providers.Volume, 
 }
 
 // remember writes the journal entry of a volume that this node is about to hold.
-func (d *Driver) remember(v *volume, vol *providers.Volume) error {
+func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume) error {
 	e := v.journaled()
-	if e != nil && e.Formatting && !vol.Held() {
-		// The disk was elsewhere, or may have been: what is on it now is not this node's to clear.
+	if e != nil && e.Formatting && !d.isHere(ctx, vol.Serial) {
+		// The disk was elsewhere, or may have been: what is on it now is not this node's to clear. What the cloud says of
+		// its holder may be of another time; the device of a disk that stayed is here.
 		if err := d.note(v, e.formatting(false)); err != nil {
 			return fmt.Errorf("%w: volume %q is not attached", err, v.name)
 		}
@@ -252,6 +256,9 @@ func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volu
 		return mount.Device{}, fmt.Errorf("%w (%w), though the cloud says that it is attached: volume %q (%s) is not mounted on node %s; see the kernel's log there",
 			cause, err, v.name, vol.ID, node.ID)
 	}
+	if errors.Is(cause, errAttachTimeout) {
+		cause = d.explain(ctx, cause, vol, node)
+	}
 	// An attach that does not end is called off, or the next one meets it again.
 	if err := d.callOff(context.WithoutCancel(ctx), v, vol, node); err != nil {
 		return mount.Device{}, fmt.Errorf("%w; %w", cause, err)
@@ -265,46 +272,82 @@ var (
 	errAttachFailed  = errors.New("the cloud could not attach the volume")
 )
 
-// watchAttach returns when the attach is known to have failed, or with nil at the end of ctx.
+// watchAttach returns when the attach is known to have failed, or with nil at the end of ctx. It asks once: whatever the
+// attach takes after that, the device tells of its end.
 func (d *Driver) watchAttach(ctx context.Context, vol *providers.Volume, node providers.Node) error {
-	for pause(ctx, attachDoubt) == nil {
+	doubted := false
+	for wait := attachDoubt; pause(ctx, wait) == nil; {
 		now, err := d.provider.Find(ctx, vol.Name)
+		failure := fmt.Errorf("%w: it is no longer held by this node", errAttachFailed)
 		switch {
 		case errors.Is(err, providers.ErrNotFound):
-			return fmt.Errorf("%w: it has been deleted", errAttachFailed)
+			failure = fmt.Errorf("%w: it has been deleted", errAttachFailed)
 		case err != nil: // says nothing about the attach
-		case now.Attachment.State == providers.AttachFailed:
+			continue
+		case now.ID == vol.ID && now.HeldBy(node.ID) && now.Attachment.State == providers.AttachFailed:
 			return fmt.Errorf("%w: %s", errAttachFailed, now.Attachment.Problem)
-		case !now.HeldBy(node.ID):
-			return fmt.Errorf("%w: it is no longer held by this node", errAttachFailed)
+		case now.ID == vol.ID && now.HeldBy(node.ID):
+			<-ctx.Done()
+			return nil
 		}
+		// That nothing is attached is true before the attach too: an answer can be older than it.
+		if doubted {
+			return failure
+		}
+		doubted, wait = true, lag
 	}
 	return nil
 }
 
-// formatOnce formats the device if it has never held data, by the word of the device and of the cloud, and completes set
-// with what stands on it. Package mount refuses any device that is not blank, whatever is asked here.
-func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volume, dev mount.Device, set *settings) error {
+// explain adds to the failure of an attach what the cloud says of it.
+func (d *Driver) explain(ctx context.Context, failure error, vol *providers.Volume, node providers.Node) error {
+	now, err := d.provider.Find(ctx, vol.Name)
+	switch {
+	case errors.Is(err, providers.ErrNotFound), err == nil && now.ID != vol.ID:
+		return fmt.Errorf("%w, and the cloud says that the disk does not exist", failure)
+	case err != nil:
+		return failure
+	case !now.HeldBy(node.ID):
+		return fmt.Errorf("%w, and the cloud says that this node does not hold the disk", failure)
+	case now.Attachment.Problem != "":
+		return fmt.Errorf("%w, and the cloud calls the attachment %q: %s", failure, now.Attachment.State, now.Attachment.Problem)
+	default:
+		return fmt.Errorf("%w, and the cloud calls the attachment %q", failure, now.Attachment.State)
+	}
+}
+
+// formatOnce formats the device if it has never held data, by the word of the device and of the cloud. It returns what the
+// cloud has said last, and completes set accordingly. Package mount refuses any device that is not blank, whatever is asked
+// here.
+func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node, dev mount.Device, set *settings) (*providers.Volume, error) {
 	if set.formatted && set.fstype != "" {
-		return nil // whether it still holds what it should, Publish sees
+		return vol, nil // whether it still holds what it should, Publish sees
 	}
 	contents, err := d.host.Probe(ctx, dev)
 	if err != nil {
-		return fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)
+		return nil, fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)
 	}
 	e := v.journaled()
+	if !set.formatted && vol.Snapshot == "" && (contents.Blank || e.Formatting) {
+		if vol, err = d.askAsHolder(ctx, v, vol, node); err != nil {
+			return nil, err
+		}
+		*set = settingsOf(vol.Record)
+	}
+	// From here on nothing is cut short: half a mkfs is worse than a late one.
+	ctx = context.WithoutCancel(ctx)
 	switch {
 	case set.formatted:
 		if contents.Blank {
-			return lostData(v, vol, dev)
+			return nil, lostData(v, vol, dev)
 		}
 		if contents.FSType == "" {
-			return notOurs(v, vol, contents)
+			return nil, notOurs(v, vol, contents)
 		}
 		set.fstype = contents.FSType
-		return nil
+		return vol, nil
 	case contents.Blank && vol.Snapshot != "":
-		return lostData(v, vol, dev)
+		return nil, lostData(v, vol, dev)
 	case contents.Blank, e.Formatting:
 		v.step("being formatted")
 		err := d.host.Format(ctx, dev, mount.FormatSpec{
@@ -312,40 +355,69 @@ func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volum
 			Begin: func(context.Context) error { return d.note(v, e.formatting(true)) }, Begun: e.Formatting,
 		})
 		if err != nil {
-			return fmt.Errorf("%w: volume %q (%s) could not be formatted", err, v.name, vol.ID)
+			return nil, fmt.Errorf("%w: volume %q (%s) could not be formatted", err, v.name, vol.ID)
 		}
 		if err := d.note(v, v.journaled().formatting(false)); err != nil {
-			return fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)
+			return nil, fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)
 		}
 		d.volumeLog(v).WithField("device", dev.Path).WithField("fstype", set.fstype).Info("Volume formatted")
 	case contents.FSType != set.fstype:
-		return notOurs(v, vol, contents)
+		return nil, notOurs(v, vol, contents)
 	}
 	// Just formatted, or formatted by an attempt that could not say so.
 	if err := d.provider.Mark(ctx, vol.ID, recFormatted, set.fstype); err != nil {
-		return fmt.Errorf("%w: that volume %q (%s) is formatted could not be recorded with the cloud, so it is not mounted yet; a retry continues", err, v.name, vol.ID)
+		return nil, fmt.Errorf("%w: that volume %q (%s) is formatted could not be recorded with the cloud, so it is not mounted yet; a retry continues", err, v.name, vol.ID)
 	}
 	vol.Record[recFormatted] = set.fstype
-	return nil
+	return vol, nil
+}
+
+// askAsHolder asks the cloud for its word on a volume that this node holds. Between the first question and the attach another
+// node may have formatted the disk and marked it so. An answer that shows this node as the holder is not older than that.
+func (d *Driver) askAsHolder(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node) (*providers.Volume, error) {
+	var retry backoff
+	for begun := time.Now(); ; {
+		now, err := d.provider.Find(ctx, v.name)
+		missing := errors.Is(err, providers.ErrNotFound)
+		switch {
+		case err != nil && !missing:
+			return nil, fmt.Errorf("%w: volume %q (%s) is not formatted before the cloud has said again what it knows of it", err, v.name, vol.ID)
+		case !missing && now.ID == vol.ID && now.HeldBy(node.ID):
+			return ownCopy(now), nil
+		case time.Since(begun) >= lag:
+			return nil, fmt.Errorf("the cloud does not say that node %s holds the disk whose device is here: volume %q (%s) is not formatted; see who took it in the cloud's records",
+				node.ID, v.name, vol.ID)
+		}
+		if cause := retry.wait(ctx); cause != nil {
+			return nil, fmt.Errorf("%w: volume %q (%s) is not formatted", cause, v.name, vol.ID)
+		}
+	}
 }
 
 // finishFormat completes a format that a crash cut short, before this node lets go of the volume: on another node the
 // remains would be bytes that nobody knows, and be left alone.
 func (d *Driver) finishFormat(ctx context.Context, v *volume, node providers.Node) error {
 	e := v.journaled()
-	vol, err := d.provider.Find(ctx, v.name)
+	vol, err := d.find(ctx, v.name)
 	if err != nil {
 		return err
 	}
-	if vol.ID != e.Volume || !vol.HeldBy(node.ID) {
+	dev, err := d.host.Find(ctx, e.Serial)
+	if vol.ID != e.Volume || errors.Is(err, mount.ErrNoDevice) && !vol.HeldBy(node.ID) {
 		return nil
 	}
-	dev, err := d.host.Find(ctx, e.Serial)
 	if err != nil {
 		return err
 	}
 	set := settingsOf(vol.Record)
-	return d.formatOnce(context.WithoutCancel(ctx), v, ownCopy(vol), dev, &set)
+	_, err = d.formatOnce(ctx, v, ownCopy(vol), node, dev, &set)
+	return err
+}
+
+// isHere tells whether the kernel shows a device of that serial.
+func (d *Driver) isHere(ctx context.Context, serial string) bool {
+	_, err := d.host.Find(ctx, serial)
+	return err == nil
 }
 
 // ownCopy is a description that may be changed: the provider may have given the same one to several callers.

@@ -46,6 +46,9 @@ func random(t *testing.T, seed uint64) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		takeover := []Takeover{TakeoverNever, TakeoverStopped}[seed%2]
 		options := func(c *Config) { c.Takeover = takeover }
+		if seed%3 == 0 {
+			w.lag = func() time.Duration { return time.Duration(w.rng.Int64N(int64(5 * time.Second))) }
+		}
 		var engines []*engine
 		for _, name := range []string{"a", "b", "c"} {
 			e := &engine{m: w.machine(name), running: map[string]string{}}
@@ -67,8 +70,12 @@ func random(t *testing.T, seed uint64) {
 		for step := range 150 {
 			w.mu.Lock()
 			w.arrival = time.Duration(rng.Int64N(int64(20 * time.Second)))
+			w.departure = max(0, time.Duration(rng.Int64N(int64(20*time.Second)))-10*time.Second)
 			w.mu.Unlock()
 			e := engines[rng.IntN(len(engines))]
+			if rng.IntN(20) == 0 {
+				w.enlarge(names[rng.IntN(len(names))])
+			}
 			e.act(t, rng, names[rng.IntN(len(names))], options)
 			time.Sleep(time.Duration(rng.Int64N(int64(20 * time.Second))))
 			for _, e := range engines {
@@ -104,6 +111,7 @@ func random(t *testing.T, seed uint64) {
 			}
 			require.NoError(t, e.m.current.Close(context.Background()))
 		}
+		w.passTime()
 		for _, d := range w.disks {
 			assert.False(t, d.Held(), "%s is held by %s", d.Name, d.Attachment.Node)
 			assert.False(t, d.half && (d.data || d.Record[recFormatted] != ""), "%s is formatted by half and passes for whole", d.Name)

@@ -66,6 +66,7 @@ func (d *Driver) reconcile(ctx context.Context, v *volume) {
 	switch {
 	case used:
 		v.staleSince, v.idleSince = time.Time{}, time.Now()
+		d.growInUse(ctx, v, e)
 		return
 	case len(e.IDs) == 0:
 		if !e.Releasing && time.Since(v.idleSince) < linger {
@@ -82,6 +83,30 @@ func (d *Driver) reconcile(ctx context.Context, v *volume) {
 	v.staleSince = time.Time{}
 	if err := d.release(ctx, v); err != nil {
 		log.WithError(err).Warn("The volume could not be released yet")
+	}
+}
+
+// growInUse lets the file system of a mounted volume fill a device that has become larger: who enlarges a disk in the cloud
+// need not stop what uses it. What fails is tried again when the device has grown further, or at the next mount.
+func (d *Driver) growInUse(ctx context.Context, v *volume, e *entry) {
+	if v.mountpoint() == "" {
+		return
+	}
+	dev, err := d.host.Find(ctx, e.Serial)
+	if err != nil || dev.Size <= v.fitted {
+		return
+	}
+	grown, err := d.host.Grow(ctx, dev, v.dir)
+	if ctx.Err() != nil {
+		return
+	}
+	v.fitted = dev.Size
+	log := d.volumeLog(v).WithField("id", e.Volume).WithField("device", dev.Path).WithField("size", FormatSize(dev.Size))
+	switch {
+	case err != nil:
+		log.WithError(err).Warn("The file system of a volume in use could not be grown to its device")
+	case grown:
+		log.Info("File system grown to its device, while in use")
 	}
 }
 
@@ -140,7 +165,7 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 		}
 		if v.journaled() == nil {
 			d.volumeLog(v).WithField("id", vol.ID).Warn("The cloud says that this node holds the volume, and the journal does not know it")
-			if err := d.remember(v, vol); err != nil {
+			if err := d.remember(ctx, v, vol); err != nil {
 				d.volumeLog(v).WithError(err).Error("The journal could not be brought up to date")
 				done = false
 			}

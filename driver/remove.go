@@ -29,7 +29,7 @@ func (d *Driver) remove(ctx context.Context, v *volume) error {
 	}
 	vol, err := d.unheld(ctx, v)
 	if errors.Is(err, providers.ErrNotFound) {
-		d.catalog.forget(v.name)
+		d.catalog.forget(v.name, "")
 		return nil
 	}
 	if err != nil {
@@ -60,7 +60,7 @@ func (d *Driver) remove(ctx context.Context, v *volume) error {
 		}
 		log.Info("Volume deleted")
 	}
-	d.catalog.forget(v.name)
+	d.catalog.forget(v.name, vol.ID)
 	return nil
 }
 
@@ -74,14 +74,20 @@ func (d *Driver) unheld(ctx context.Context, v *volume) (*providers.Volume, erro
 	held := holderWatch{since: time.Now()}
 	var retry backoff
 	for {
-		vol, err := d.provider.Find(ctx, v.name)
+		vol, err := d.find(ctx, v.name)
 		switch {
 		case err != nil:
 			return nil, fmt.Errorf("%w: volume %q was not removed", err, v.name)
 		case !vol.Held():
 			return vol, nil
+		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.Detaching && v.journaled() == nil:
+			// This node has let go of it; the cloud is not done.
+			v.step("being detached from this node first")
+			if time.Since(held.since) >= detachTimeout {
+				return nil, fmt.Errorf("%w from node %s: volume %q (%s) was not removed", errDetachTimeout, node.ID, v.name, vol.ID)
+			}
 		case vol.HeldBy(node.ID):
-			if err := d.remember(v, vol); err != nil {
+			if err := d.remember(ctx, v, vol); err != nil {
 				return nil, err
 			}
 			if err := d.letGo(ctx, v); err != nil {

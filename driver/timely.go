@@ -7,13 +7,14 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// timely bounds each call to a provider, so that one that never answers cannot hold a volume for ever. The bounds are far
-// above what the clouds' own clients take with all their retries.
+// timely bounds each call to a provider, so that one that never answers cannot hold a volume for ever. A provider waits out a
+// cloud that is asked too much for as long as its context lives, so the bounds are what such a time may last; a caller whom
+// Docker gives less has its answer earlier, and the work goes on.
 type timely struct{ providers.Provider }
 
 const (
-	askTimeout    = 30 * time.Second // a question
-	changeTimeout = 2 * time.Minute  // a change that copies no data
+	askTimeout    = 2 * time.Minute  // a question
+	changeTimeout = 10 * time.Minute // a change that copies no data
 	// forceTimeout bounds a forced detach: it must not take effect when the node that it was decided against has come
 	// back, and no machine boots in that time.
 	forceTimeout = 10 * time.Second
@@ -80,5 +81,5 @@ func (t timely) Detach(ctx context.Context, id, node string, force bool) error {
 }
 
 func (t timely) Mark(ctx context.Context, id, key, value string) error {
-	return bound(ctx, askTimeout, func(ctx context.Context) error { return t.Provider.Mark(ctx, id, key, value) })
+	return bound(ctx, changeTimeout, func(ctx context.Context) error { return t.Provider.Mark(ctx, id, key, value) })
 }

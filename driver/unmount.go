@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
@@ -126,37 +127,46 @@ func (d *Driver) awaitFree(ctx context.Context, v *volume, e *entry) error {
 	return d.host.WaitFree(ctx, dev)
 }
 
-// detach has the cloud take the volume from this node, and returns when device and cloud both say so.
+var errDetachTimeout = fmt.Errorf("the cloud has not detached it within %s", detachTimeout)
+
+// detach has the cloud take the volume from this node. When it returns, the kernel has let the device go and the cloud has
+// said that it took the request.
 func (d *Driver) detach(ctx context.Context, e *entry, node providers.Node) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, detachTimeout, fmt.Errorf("the cloud has not detached it within %s", detachTimeout))
-	defer cancel()
 	var retry backoff
-	for {
+	for begun := time.Now(); ; {
 		err := d.provider.Detach(ctx, e.Volume, node.ID, false)
 		if err == nil || errors.Is(err, providers.ErrNotFound) {
 			break
 		}
-		if !errors.Is(err, providers.ErrBusy) {
+		if !errors.Is(err, providers.ErrBusy) || time.Since(begun) >= detachTimeout {
 			return err
 		}
 		if cause := retry.wait(ctx); cause != nil {
 			return fmt.Errorf("%w: %w", cause, err)
 		}
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, detachTimeout, errDetachTimeout)
+	defer cancel()
 	if err := d.host.WaitGone(ctx, e.Serial); err != nil {
 		return err
 	}
+	retry = backoff{}
 	for {
+		asked := d.catalog.now()
 		vol, err := d.provider.Find(ctx, e.Name)
 		switch {
 		case errors.Is(err, providers.ErrNotFound):
 			return nil
 		case err != nil:
 			return err
-		case vol.ID != e.Volume || !vol.HeldBy(node.ID):
-			d.catalog.put(vol)
+		case vol.ID != e.Volume, !vol.HeldBy(node.ID), vol.Attachment.State == providers.Detaching:
+			// To see "detaching" is enough, and polling for more would cost the cloud something for each of its seconds:
+			// it has accepted the request, and no byte can come from here any more. The next holder's Attach waits for
+			// the cloud; should the cloud change its mind, findStrays sees the volume held.
+			d.catalog.learn(asked, e.Name, vol)
 			return nil
 		}
+		// Most likely the answer is of a time before the request.
 		if err := retry.wait(ctx); err != nil {
 			return err
 		}

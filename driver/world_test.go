@@ -35,9 +35,20 @@ type world struct {
 	made       int
 	violations []string
 
-	fault   func(node, call string) fault // called under mu
-	latency time.Duration                 // of each call to the cloud, at most
-	arrival time.Duration                 // until an attached device is in the kernel
+	fault     func(node, call string) fault // called under mu
+	latency   time.Duration                 // of each call to the cloud, at most
+	arrival   time.Duration                 // until an attached device is in the kernel
+	departure time.Duration                 // from when a detached device has left the kernel until the cloud is done
+	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
+
+	calls map[string]int // to the cloud, by name
+	past  []moment       // what the cloud has been like, if answers lag
+}
+
+// moment is what the cloud was like from a time on.
+type moment struct {
+	at    time.Time
+	disks []disk
 }
 
 // disk is one volume of the cloud and what stands on it.
@@ -46,10 +57,11 @@ type disk struct {
 	present time.Time // when its device is in the holder's kernel
 	fstype  string    // empty: blank
 	formats int
-	foreign string // a signature that is no file system
-	half    bool   // a mkfs was cut short
-	data    bool   // a container has had it
-	owned   bool   // bears our mark
+	foreign string    // a signature that is no file system
+	half    bool      // a mkfs was cut short
+	data    bool      // a container has had it
+	owned   bool      // bears our mark
+	until   time.Time // when a detach is done
 }
 
 // machine is a node: its kernel, and the lives of the plugin on it.
@@ -68,6 +80,7 @@ type superblock struct {
 	disk       *disk
 	dir        string          // where it is published; empty if it is not
 	containers map[string]bool // private mounts of containers, by mount ID
+	size       int64           // bytes
 	activity   int
 }
 
@@ -99,7 +112,7 @@ var (
 func newWorld(seed uint64) *world {
 	return &world{
 		rng: rand.New(rand.NewPCG(seed, 1)), disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
-		machines: map[string]*machine{}, fault: func(string, string) fault { return noFault },
+		machines: map[string]*machine{}, fault: func(string, string) fault { return noFault }, calls: map[string]int{},
 	}
 }
 
@@ -108,6 +121,13 @@ func (w *world) setFault(f func(node, call string) fault) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fault = f
+}
+
+// setLag makes the cloud's answers that old from now on.
+func (w *world) setLag(age time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lag = func() time.Duration { return age }
 }
 
 func calm(string, string) fault { return noFault }
@@ -186,6 +206,7 @@ func (l *life) do(ctx context.Context, call string, effect func() error) error {
 	}
 	w.mu.Lock()
 	f := w.fault(l.machine.name, call)
+	w.calls[call]++
 	var delay time.Duration
 	if w.latency > 0 && strings.HasPrefix(call, "cloud.") {
 		delay = time.Duration(w.rng.Int64N(int64(w.latency)))
@@ -200,6 +221,8 @@ func (l *life) do(ctx context.Context, call string, effect func() error) error {
 		if l.dead.Load() {
 			return errDead
 		}
+		w.passTime()
+		defer w.recordMoment(call)
 		return effect()
 	}
 	switch f {
@@ -222,6 +245,64 @@ func (l *life) do(ctx context.Context, call string, effect func() error) error {
 		return errDead
 	}
 	return run()
+}
+
+// passTime ends the detaches whose time has come.
+func (w *world) passTime() {
+	for _, d := range w.disks {
+		d.passTime(time.Now())
+	}
+}
+
+func (d *disk) passTime(now time.Time) {
+	if d.Attachment.State == providers.Detaching && !d.until.IsZero() && !now.Before(d.until) {
+		d.Attachment, d.until = providers.Attachment{}, time.Time{}
+	}
+}
+
+// recordMoment keeps what the cloud is like after a change, for answers that lag.
+func (w *world) recordMoment(call string) {
+	if w.lag == nil || !strings.HasPrefix(call, "cloud.") || call == "cloud.Find" || call == "cloud.List" {
+		return
+	}
+	now := moment{at: time.Now()}
+	for _, d := range w.disks {
+		c := *d
+		c.Record = maps.Clone(d.Record)
+		now.disks = append(now.disks, c)
+	}
+	w.past = append(w.past, now)
+	if len(w.past) > 200 {
+		w.past = w.past[100:]
+	}
+}
+
+// seen returns our volumes as an answer of the cloud shows them, sorted by name.
+func (w *world) seen() (all []*providers.Volume) {
+	add := func(d *disk) {
+		if d.owned {
+			all = append(all, d.describe())
+		}
+	}
+	if w.lag == nil {
+		for _, d := range w.disks {
+			add(d)
+		}
+	} else {
+		at := time.Now().Add(-w.lag())
+		for _, m := range slices.Backward(w.past) {
+			if m.at.After(at) {
+				continue
+			}
+			for _, d := range m.disks {
+				d.passTime(at)
+				add(&d)
+			}
+			break
+		}
+	}
+	slices.SortFunc(all, func(a, b *providers.Volume) int { return cmp.Compare(a.Name, b.Name) })
+	return all
 }
 
 // fakeProvider is the world's cloud, as seen by one life of the plugin.
@@ -262,24 +343,20 @@ func (d *disk) describe() *providers.Volume {
 
 func (p *fakeProvider) Find(ctx context.Context, name string) (v *providers.Volume, err error) {
 	err = p.do(ctx, "cloud.Find", func() error {
-		d := p.byName(name)
-		if d == nil {
-			return fmt.Errorf("%w: %s", providers.ErrNotFound, name)
+		for _, v = range p.machine.world.seen() {
+			if v.Name == name {
+				return nil
+			}
 		}
-		v = d.describe()
-		return nil
+		v = nil
+		return fmt.Errorf("%w: %s", providers.ErrNotFound, name)
 	})
 	return v, err
 }
 
 func (p *fakeProvider) List(ctx context.Context) (all []*providers.Volume, err error) {
 	err = p.do(ctx, "cloud.List", func() error {
-		for _, d := range p.machine.world.disks {
-			if d.owned {
-				all = append(all, d.describe())
-			}
-		}
-		slices.SortFunc(all, func(a, b *providers.Volume) int { return cmp.Compare(a.Name, b.Name) })
+		all = p.machine.world.seen()
 		return nil
 	})
 	return all, err
@@ -400,6 +477,9 @@ func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) 
 			w.violate("%s detached %s from %s, whose kernel holds its file system", p.machine.name, d.Name, node)
 		}
 		d.Attachment = providers.Attachment{}
+		if w.departure > 0 {
+			d.Attachment, d.until = providers.Attachment{Node: node, State: providers.Detaching}, time.Now().Add(w.departure)
+		}
 		return nil
 	})
 }
@@ -443,7 +523,7 @@ type fakeHost struct{ *life }
 // attached returns the disk of that serial if its device is in this kernel.
 func (h *fakeHost) attached(serial string) *disk {
 	for _, d := range h.machine.world.disks {
-		if d.Serial == serial && d.HeldBy(h.machine.name) && d.Attachment.State != providers.AttachFailed && !time.Now().Before(d.present) {
+		if d.Serial == serial && d.HeldBy(h.machine.name) && d.Attachment.State != providers.AttachFailed && d.Attachment.State != providers.Detaching && !time.Now().Before(d.present) {
 			return d
 		}
 	}
@@ -579,13 +659,26 @@ func (h *fakeHost) Publish(ctx context.Context, dev mount.Device, dir string, sp
 		}
 		s := h.machine.mounts[d.Serial]
 		if s == nil {
-			s = &superblock{disk: d, containers: map[string]bool{}}
+			s = &superblock{disk: d, containers: map[string]bool{}, size: d.Size}
 			h.machine.mounts[d.Serial] = s
 		}
-		s.dir = dir
+		s.dir, s.size = dir, d.Size
 		return nil
 	})
 	return "/published/" + dir, err
+}
+
+func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error) {
+	err = h.do(ctx, "host.Grow", func() error {
+		s := h.machine.mounts[dev.Serial]
+		if s == nil || s.dir != dir {
+			return mount.ErrOccupied
+		}
+		grown = s.size < s.disk.Size
+		s.size = s.disk.Size
+		return nil
+	})
+	return grown, err
 }
 
 func (h *fakeHost) Unpublish(ctx context.Context, dir string) error {
@@ -703,5 +796,51 @@ func (w *world) holder(name string) string {
 	if d == nil {
 		return ""
 	}
+	d.passTime(time.Now())
 	return d.Attachment.Node
+}
+
+// count returns how often the cloud has been called, by the name of the call without "cloud.", and begins anew.
+func (w *world) count() map[string]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	count := map[string]int{}
+	for call, n := range w.calls {
+		if name, ok := strings.CutPrefix(call, "cloud."); ok {
+			count[name] = n
+		}
+	}
+	clear(w.calls)
+	return count
+}
+
+// grows returns how often a file system was to be grown since the last count.
+func (w *world) grows() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.calls["host.Grow"]
+}
+
+// enlarge makes the disk twice as large, in the cloud and in the kernel that has it.
+func (w *world) enlarge(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.disks {
+		if d.owned && d.Name == name {
+			d.Size *= 2
+		}
+	}
+	w.recordMoment("cloud.Modify")
+}
+
+// sizeIn returns the size of the volume's file system in the machine's kernel.
+func (m *machine) sizeIn(name string) int64 {
+	m.world.mu.Lock()
+	defer m.world.mu.Unlock()
+	for _, s := range m.mounts {
+		if s.disk.Name == name {
+			return s.size
+		}
+	}
+	return 0
 }

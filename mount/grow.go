@@ -1,62 +1,112 @@
 package mount
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
-// grow enlarges a mounted file system to its device, if that is larger. Nothing to grow costs a read or an ioctl. The
-// kernel does it in transactions, so that a crash in between costs nothing. resize2fs on an unmounted ext4 would need no
-// CAP_SYS_RESOURCE, but killed half way it leaves a file system that e2fsck -p gives up on, so it is not used.
-func grow(root *os.File, dev Device, fstype string) error {
-	f, err := os.OpenFile(dev.Path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+// Grow enlarges the file system published at dir to its device, if that has become larger, while containers use it. It tells
+// whether there was anything to grow; if not, it costs a look at the mount table and a read or an ioctl. A file system that is
+// mounted read-only stays as it is. On error it keeps its size, and serves on.
+// Errors: ErrNoDevice, ErrWrongDevice; ErrOccupied if what is at dir is not the device's file system.
+func (h *Host) Grow(ctx context.Context, dev Device, dir string) (grown bool, err error) {
+	path, err := h.pathOf(dir)
 	if err != nil {
-		return fmt.Errorf("device %s cannot be opened: %w", dev.Path, err)
+		return false, err
+	}
+	release, err := h.claims.forWork(ctx, dev)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	f, err := h.open(dev, os.O_RDONLY) // open until it has grown, so that the name stays this disk's
+	if err != nil {
+		return false, err
 	}
 	defer f.Close()
-	size, err := sizeOf(f)
+	top, err := mountAt(path)
 	if err != nil {
-		return err
+		return false, err
+	}
+	if top == nil || !isOn(top, dev) {
+		return false, fmt.Errorf("%w: the file system of device %s is not mounted at %s, so it is not grown", ErrOccupied, dev.Path, path)
+	}
+	if isReadOnly(top) {
+		return false, nil
+	}
+	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, fmt.Errorf("the file system of device %s cannot be opened: %w", dev.Path, err)
+	}
+	defer root.Close()
+	if err := mustBeOn(root, dev, top.FSType); err != nil {
+		return false, err
+	}
+	return grow(root, f, top.FSType)
+}
+
+func isReadOnly(m *mountinfo.Info) bool {
+	for _, options := range []string{m.Options, m.VFSOptions} {
+		if slices.Contains(strings.Split(options, ","), "ro") {
+			return true
+		}
+	}
+	return false
+}
+
+// grow enlarges a mounted file system to its device, if that is larger, and tells whether it was. Nothing to grow costs a
+// read or an ioctl. root is any directory of it. The kernel does it in transactions, so that a crash in between costs nothing.
+// resize2fs on an unmounted ext4 would need no CAP_SYS_RESOURCE, but killed half way it leaves a file system that e2fsck -p
+// gives up on, so it is not used.
+func grow(root, device *os.File, fstype string) (grown bool, err error) {
+	size, err := sizeOf(device)
+	if err != nil {
+		return false, err
 	}
 	switch fstype {
 	case "ext4":
-		err = growExt4(root, f, size)
+		grown, err = growExt4(root, device, size)
 	case "xfs":
-		err = growXFS(root, size)
+		grown, err = growXFS(root, size)
 	case "btrfs":
-		err = growBtrfs(root, size)
+		grown, err = growBtrfs(root, size)
 	}
 	if err == nil {
-		return nil
+		return grown, nil
 	}
 	advice := ""
 	if errors.Is(err, unix.EPERM) && fstype == "ext4" {
 		advice = "; either blockvol lacks CAP_SYS_RESOURCE, or the file system has recorded errors and needs e2fsck -f first"
 	}
-	return fmt.Errorf("the %s on device %s could not be grown to the device's %d bytes, and keeps its size: %w%s", fstype, dev.Path, size, err, advice)
+	return false, fmt.Errorf("the %s on device %s could not be grown to the device's %d bytes, and keeps its size: %w%s", fstype, device.Name(), size, err, advice)
 }
 
 // ext4ResizeFS is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64).
 const ext4ResizeFS = 0x40086610
 
-func growExt4(root, device *os.File, size int64) error {
+func growExt4(root, device *os.File, size int64) (bool, error) {
 	sb := make([]byte, 1024)
 	if _, err := device.ReadAt(sb, 1024); err != nil {
-		return err
+		return false, err
 	}
 	blocks, blockSize, err := ext4Blocks(sb)
 	if err != nil {
-		return err
+		return false, err
 	}
 	want := uint64(size) / blockSize
 	if want <= blocks {
-		return nil
+		return false, nil
 	}
-	return ioctl(root, ext4ResizeFS, &want)
+	err = ioctl(root, ext4ResizeFS, &want)
+	return err == nil, err
 }
 
 // ext4Blocks reads a superblock (Linux, Documentation/filesystems/ext4/super.rst).
@@ -93,26 +143,27 @@ const (
 	xfsMinAGBlocks = 64         // a smaller rest at the end is left unused, by mkfs and the kernel alike
 )
 
-func growXFS(root *os.File, size int64) error {
+func growXFS(root *os.File, size int64) (bool, error) {
 	var g xfsGeometry
 	if err := ioctl(root, xfsGetGeometry, &g); err != nil {
-		return err
+		return false, err
 	}
 	if g.blockSize == 0 || g.agBlocks == 0 {
-		return errors.New("the kernel tells no geometry of it")
+		return false, errors.New("the kernel tells no geometry of it")
 	}
 	want := uint64(size) / uint64(g.blockSize)
 	if rest := want % uint64(g.agBlocks); rest < xfsMinAGBlocks {
 		want -= rest
 	}
 	if want <= g.dataBlocks {
-		return nil
+		return false, nil
 	}
-	return ioctl(root, xfsGrowData, &struct {
+	err := ioctl(root, xfsGrowData, &struct {
 		blocks      uint64
 		imaxPercent uint32
 		_           uint32
 	}{blocks: want, imaxPercent: g.imaxPercent})
+	return err == nil, err
 }
 
 // btrfsInfo is struct btrfs_ioctl_fs_info_args of the kernel.
@@ -146,19 +197,20 @@ const (
 	btrfsSmallest  = 256 << 20  // bytes; the kernel resizes to nothing smaller
 )
 
-func growBtrfs(root *os.File, size int64) error {
+func growBtrfs(root *os.File, size int64) (bool, error) {
 	var info btrfsInfo
 	if err := ioctl(root, btrfsGetInfo, &info); err != nil {
-		return err
+		return false, err
 	}
 	device := btrfsDevice{id: info.maxID} // of the only one, see mustBeOn
 	if err := ioctl(root, btrfsGetDevice, &device); err != nil {
-		return err
+		return false, err
 	}
 	if size < btrfsSmallest || uint64(size) < device.totalBytes+btrfsSector {
-		return nil
+		return false, nil
 	}
 	var arg btrfsVolume
 	copy(arg.name[:], fmt.Sprintf("%d:max", info.maxID))
-	return ioctl(root, btrfsResize, &arg)
+	err := ioctl(root, btrfsResize, &arg)
+	return err == nil, err
 }

@@ -83,6 +83,77 @@ func TestAFileSystemInUseGrows(t *testing.T) {
 	d.isFree(h)
 }
 
+func TestAPublishedFileSystemGrowsWithItsDevice(t *testing.T) {
+	mayGrowExt4 := setCapabilities(t, func(caps uint64) uint64 { return caps })&(1<<unix.CAP_SYS_RESOURCE) != 0
+	for _, fstype := range FSTypes() {
+		for _, layout := range []string{LayoutData, LayoutRoot} {
+			t.Run(fstype+" "+layout, func(t *testing.T) {
+				ctx := context.Background()
+				h := newHost(t)
+				d := formatted(t, h, fstype)
+				path := publish(t, h, d, "vol", PublishSpec{FSType: fstype, Layout: layout})
+				end := inContainer(t, path)
+				before := statfsBytes(t, path)
+				size := d.Size
+				grown, err := h.Grow(ctx, d.Device, "vol")
+				require.NoError(t, err)
+				require.False(t, grown, "its device has not")
+
+				const extra = 300 * mib
+				d.resize(size + extra)
+				dev, err := h.Find(ctx, d.Serial)
+				require.NoError(t, err)
+				require.Equal(t, size+extra, dev.Size)
+				grown, err = h.Grow(ctx, dev, "vol")
+				if fstype == "ext4" && !mayGrowExt4 {
+					require.ErrorContains(t, err, "CAP_SYS_RESOURCE")
+					assert.False(t, grown)
+				} else {
+					require.NoError(t, err)
+					assert.True(t, grown)
+					assert.Greater(t, statfsBytes(t, path)-before, extra*9/10)
+					grown, err = h.Grow(ctx, dev, "vol")
+					require.NoError(t, err)
+					assert.False(t, grown, "nothing is left to grow")
+				}
+				require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("serves on"), 0o600))
+				require.NoError(t, h.Unpublish(ctx, "vol"))
+				end()
+				d.isFree(h)
+				must(t, fsck[fstype][0], append(fsck[fstype][1:], d.Path)...)
+			})
+		}
+	}
+}
+
+func TestOnlyAPublishedFileSystemGrows(t *testing.T) {
+	ctx := context.Background()
+	h := newHost(t)
+	d, other := formatted(t, h, "xfs"), formatted(t, h, "xfs")
+	path := publish(t, h, other, "vol", PublishSpec{FSType: "xfs", Layout: LayoutData})
+	before := statfsBytes(t, path)
+	d.resize(2 * d.Size)
+	other.resize(2 * other.Size)
+	for _, dir := range []string{"vol", "none"} {
+		grown, err := h.Grow(ctx, d.Device, dir)
+		require.ErrorIs(t, err, ErrOccupied)
+		assert.False(t, grown)
+	}
+	assert.Equal(t, before, statfsBytes(t, path))
+	stale := other.Device
+	stale.Serial = d.Serial
+	_, err := h.Grow(ctx, stale, "vol")
+	require.ErrorIs(t, err, ErrWrongDevice)
+	unpublish(t, h, other, "vol")
+
+	path = publish(t, h, other, "vol", PublishSpec{FSType: "xfs", Layout: LayoutData, MountOptions: []string{"ro"}})
+	grown, err := h.Grow(ctx, other.Device, "vol")
+	require.NoError(t, err)
+	assert.False(t, grown, "it is read-only")
+	assert.Equal(t, before, statfsBytes(t, path))
+	unpublish(t, h, other, "vol")
+}
+
 func TestAFileSystemThatCannotGrowIsMountedAllTheSame(t *testing.T) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with the test, since it has lost a capability
 	setCapabilities(t, func(caps uint64) uint64 { return caps &^ (1 << unix.CAP_SYS_RESOURCE) })

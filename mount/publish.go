@@ -95,7 +95,7 @@ func (h *Host) Publish(ctx context.Context, dev Device, dir string, spec Publish
 		return "", err
 	}
 	defer m.Close() // what is attached nowhere by then is unmounted with it
-	shown, err := h.prepare(m, dev, dir, spec, options.readOnly())
+	shown, err := h.prepare(m, f, dev, dir, spec, options.readOnly())
 	if err != nil {
 		return "", err
 	}
@@ -135,7 +135,7 @@ func (h *Host) alreadyAt(path string, dev Device, spec PublishSpec) (bool, error
 }
 
 // prepare grows and lays out a file system that hangs nowhere yet, and returns the mount that containers are to see.
-func (h *Host) prepare(m *os.File, dev Device, dir string, spec PublishSpec, readOnly bool) (*os.File, error) {
+func (h *Host) prepare(m, device *os.File, dev Device, dir string, spec PublishSpec, readOnly bool) (*os.File, error) {
 	root, err := openDir(m, ".")
 	if err != nil {
 		return nil, fmt.Errorf("the file system of device %s cannot be opened: %w", dev.Path, err)
@@ -145,7 +145,7 @@ func (h *Host) prepare(m *os.File, dev Device, dir string, spec PublishSpec, rea
 		return nil, err
 	}
 	if !readOnly {
-		if err := grow(root, dev, spec.FSType); err != nil {
+		if _, err := grow(root, device, spec.FSType); err != nil {
 			if spec.Warn == nil {
 				return nil, err
 			}

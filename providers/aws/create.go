@@ -108,7 +108,7 @@ func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, na
 		return nil, err
 	}
 	id := sdk.ToString(made.VolumeId)
-	if p.memory.hides(id) {
+	if p.memory.hides(id, name) {
 		return nil, errSpent
 	}
 	// EC2's clocks, both: how old the volume was when EC2 answered.

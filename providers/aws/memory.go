@@ -15,12 +15,15 @@ const lagging = 10 * time.Second
 type memory struct {
 	mu      sync.Mutex
 	made    map[string]made               // by name: volumes made or adopted
-	hidden  map[string]time.Time          // by id: deleted or forgotten, and when
+	hidden  map[volumeName]time.Time      // deleted or forgotten, and when
 	entries map[string]map[string]writing // by id and key: entries of records
 	sizes   map[string]resizing           // by id: modified
 	ours    map[string]time.Time          // by id: when a volume was last known to be this cluster's
 	turns   map[string]int                // by name: the next turn of its ClientToken, see create
 }
+
+// volumeName is a volume under one of the names that it has in its life.
+type volumeName struct{ id, name string }
 
 type made struct {
 	id string
@@ -42,11 +45,11 @@ func recent(at time.Time) bool { return time.Since(at) < lagging }
 // tidy forgets what EC2 shows by now.
 func (m *memory) tidy() {
 	if m.made == nil {
-		m.made, m.hidden, m.entries = make(map[string]made), make(map[string]time.Time), make(map[string]map[string]writing)
+		m.made, m.hidden, m.entries = make(map[string]made), make(map[volumeName]time.Time), make(map[string]map[string]writing)
 		m.sizes, m.ours, m.turns = make(map[string]resizing), make(map[string]time.Time), make(map[string]int)
 	}
 	maps.DeleteFunc(m.made, func(_ string, v made) bool { return !recent(v.at) })
-	maps.DeleteFunc(m.hidden, func(_ string, at time.Time) bool { return time.Since(at) > 6*lagging })
+	maps.DeleteFunc(m.hidden, func(_ volumeName, at time.Time) bool { return !recent(at) })
 	maps.DeleteFunc(m.sizes, func(_ string, r resizing) bool { return !recent(r.at) })
 	maps.DeleteFunc(m.entries, func(_ string, written map[string]writing) bool {
 		maps.DeleteFunc(written, func(_ string, w writing) bool { return !recent(w.at) })
@@ -65,7 +68,7 @@ func (m *memory) make(name, id string) {
 	defer m.lock()()
 	m.made[name] = made{id, time.Now()}
 	m.ours[id] = time.Now()
-	delete(m.hidden, id)
+	delete(m.hidden, volumeName{id, name})
 }
 
 // makes returns the id of a volume of that name which this process has made so lately that a read may not show it.
@@ -84,18 +87,18 @@ func (m *memory) names() map[string]string {
 	return names
 }
 
-// hide notes that the volume is no longer ours: it was deleted or forgotten here.
-func (m *memory) hide(id string) {
+// hide notes that the volume is no longer ours under that name: it was deleted or forgotten here.
+func (m *memory) hide(id, name string) {
 	defer m.lock()()
-	m.hidden[id] = time.Now()
+	m.hidden[volumeName{id, name}] = time.Now()
 	delete(m.ours, id)
 	delete(m.entries, id)
 	maps.DeleteFunc(m.made, func(_ string, v made) bool { return v.id == id })
 }
 
-func (m *memory) hides(id string) bool {
+func (m *memory) hides(id, name string) bool {
 	defer m.lock()()
-	_, is := m.hidden[id]
+	_, is := m.hidden[volumeName{id, name}]
 	return is
 }
 
@@ -112,12 +115,14 @@ func (m *memory) resize(id string, bytes int64) {
 	m.sizes[id] = resizing{bytes, time.Now()}
 }
 
-// complete writes over a read what this process has written since.
+// complete adds to a read what this process has written since. An entry that has another value is another node's, later.
 func (m *memory) complete(v *providers.Volume) {
 	defer m.lock()()
 	m.ours[v.ID] = time.Now()
 	for key, w := range m.entries[v.ID] {
-		v.Record[key] = w.value
+		if _, shown := v.Record[key]; !shown {
+			v.Record[key] = w.value
+		}
 	}
 	v.Size = max(v.Size, m.sizes[v.ID].bytes)
 }

@@ -19,7 +19,7 @@ import (
 const modifiedIOPS = 3000
 
 // Modify returns once EC2 has put the change into effect; what it calls optimising may go on for hours and is in nobody's
-// way, but that EC2 takes no further change of this volume for six hours.
+// way, but that EC2 takes no further change of this volume until then, and four in a day (API reference, ModifyVolume).
 func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
 	v, err := p.lookupOurs(ctx, id)
 	if err != nil {
@@ -89,7 +89,7 @@ func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyV
 			if now.StartTime != nil {
 				since = fmt.Sprintf(" (the last one began at %s)", now.StartTime.UTC().Format(time.RFC3339))
 			}
-			return fmt.Errorf("%w: %w: EBS takes one change of a volume in six hours%s: try again later", providers.ErrBusy, refusal, since)
+			return fmt.Errorf("%w: %w: EBS takes one change of a volume at a time, and four in a day%s: try again later", providers.ErrBusy, refusal, since)
 		case is && now.ModificationState == types.VolumeModificationStateFailed:
 			return fmt.Errorf("EC2 could not change volume %s: %s", id, clip(sdk.ToString(now.StatusMessage)))
 		case is && now.ModificationState != types.VolumeModificationStateModifying:

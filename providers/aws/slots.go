@@ -14,13 +14,14 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// deviceNames are those that EC2 accepts for EBS volumes and no image uses for its own disks, in the order in which they are
-// given out (Amazon EC2 User Guide, "Device names for volumes on Amazon EC2 instances").
+// deviceNames are those that EC2 accepts for EBS volumes of Linux instances and that hardly an image uses for its own disks,
+// in the order in which they are given out: /dev/xvd[b-c][a-z], /dev/xvdd[a-x] and /dev/sd[f-p] as EC2's guide recommends
+// ("Device names for volumes on Amazon EC2 instances"), and a few more for types that hold a hundred volumes.
 var deviceNames = func() (names []string) {
 	for _, r := range []struct {
 		prefix      string
 		first, last rune
-	}{{"/dev/xvdb", 'a', 'z'}, {"/dev/xvdd", 'a', 'x'}, {"/dev/sd", 'f', 'p'}} {
+	}{{"/dev/xvdb", 'a', 'z'}, {"/dev/xvdd", 'a', 'x'}, {"/dev/xvdc", 'a', 'z'}, {"/dev/sd", 'f', 'p'}, {"/dev/xvd", 'q', 'z'}, {"/dev/sd", 'b', 'e'}} {
 		for c := r.first; c <= r.last; c++ {
 			names = append(names, r.prefix+string(c))
 		}

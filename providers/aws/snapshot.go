@@ -70,24 +70,33 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 func (p *Provider) awaitSnapshot(ctx context.Context, s types.Snapshot) (*providers.Snapshot, error) {
 	retry := backoff{most: 15 * time.Second}
 	id := sdk.ToString(s.SnapshotId)
-	for s.State != types.SnapshotStateCompleted {
-		if s.State == types.SnapshotStateError {
+	for {
+		switch s.State {
+		case types.SnapshotStateCompleted:
+			return snapshotOf(s), nil
+		case types.SnapshotStateError:
 			return nil, fmt.Errorf("snapshot %s has failed: EC2 says %q", id, clip(sdk.ToString(s.StateMessage)))
+		}
+		now, err := p.describeSnapshots(ctx, filter("snapshot-id", id))
+		switch {
+		case err != nil:
+			return nil, err
+		case len(now) > 0: // else a read that lags
+			s = now[0]
+		}
+		if s.State == types.SnapshotStateCompleted {
+			continue
 		}
 		if err := retry.wait(ctx); err != nil {
 			return nil, fmt.Errorf("snapshot %s is not complete yet (%s so far): %w", id, sdk.ToString(s.Progress), err)
 		}
-		now, err := p.describeSnapshots(ctx, filter("snapshot-id", id))
-		if err != nil {
-			return nil, err
-		}
-		if len(now) > 0 { // else a read that lags
-			s = now[0]
-		}
 	}
+}
+
+func snapshotOf(s types.Snapshot) *providers.Snapshot {
 	return &providers.Snapshot{
-		ID: id, Volume: sdk.ToString(s.VolumeId), Size: int64(sdk.ToInt32(s.VolumeSize)) * gib, CreatedAt: sdk.ToTime(s.StartTime).UTC(),
-	}, nil
+		ID: sdk.ToString(s.SnapshotId), Volume: sdk.ToString(s.VolumeId), Size: int64(sdk.ToInt32(s.VolumeSize)) * gib, CreatedAt: sdk.ToTime(s.StartTime).UTC(),
+	}
 }
 
 // DeleteSnapshot destroys a snapshot of this cluster.

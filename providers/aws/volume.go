@@ -73,7 +73,7 @@ func (p *Provider) Find(ctx context.Context, name string) (*providers.Volume, er
 	var ours []types.Volume
 	for _, v := range all {
 		tags := tagMap(v.Tags)
-		if exists(v) && p.isOurs(tags) && tags[tagName] == name && !p.memory.hides(*v.VolumeId) {
+		if exists(v) && p.isOurs(tags) && tags[tagName] == name && !p.memory.hides(*v.VolumeId, name) {
 			ours = append(ours, v)
 		}
 	}
@@ -111,7 +111,7 @@ func (p *Provider) findMade(ctx context.Context, name string) (*providers.Volume
 		}
 		if tags := tagMap(v.Tags); found && (!exists(v) || tags[tagName] != name || !p.isOurs(tags)) {
 			if !exists(v) {
-				p.memory.hide(id)
+				p.memory.hide(id, name)
 			}
 			return nil, fmt.Errorf("%w: EC2 has none named %q in cluster %q any more", providers.ErrNotFound, name, p.cluster)
 		}
@@ -133,7 +133,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 	lately := p.memory.names()
 	byName := make(map[string][]types.Volume)
 	for _, v := range all {
-		if tags := tagMap(v.Tags); exists(v) && p.isOurs(tags) && !p.memory.hides(*v.VolumeId) {
+		if tags := tagMap(v.Tags); exists(v) && p.isOurs(tags) && !p.memory.hides(*v.VolumeId, tags[tagName]) {
 			byName[tags[tagName]] = append(byName[tags[tagName]], v)
 			delete(lately, tags[tagName])
 		}
@@ -246,7 +246,7 @@ func (p *Provider) lookupOurs(ctx context.Context, id string) (*providers.Volume
 	if err != nil {
 		return nil, err
 	}
-	if !p.isOurs(tagMap(v.Tags)) || p.memory.hides(id) {
+	if tags := tagMap(v.Tags); !p.isOurs(tags) || p.memory.hides(id, tags[tagName]) {
 		return nil, notOurs(id)
 	}
 	return p.describe(v), nil
@@ -302,13 +302,14 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	refuse := func(format string, args ...any) (*providers.Volume, error) {
 		return nil, fmt.Errorf("%w: %s %s", providers.ErrInvalid, id, fmt.Sprintf(format, args...))
 	}
-	again := p.isOurs(tags) && tags[tagName] == spec.Name && !p.memory.hides(id)
+	hidden := p.memory.hides(id, tags[tagName])
+	again := p.isOurs(tags) && tags[tagName] == spec.Name && !hidden
 	owner, owned := tags[tagCluster]
 	switch {
 	case sdk.ToBool(v.MultiAttachEnabled):
 		return refuse("is made for Multi-Attach, and several nodes may write to it: blockvol keeps volumes with one writer only")
 	case again:
-	case owned && !p.memory.hides(id):
+	case owned && !hidden:
 		return refuse("is volume %q of cluster %q already: remove it there with reclaim=retain first", tags[tagName], owner)
 	case attachmentOf(v).State != providers.Detached:
 		return refuse("is attached to instance %s: detach it first", attachmentOf(v).Node)
@@ -345,7 +346,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 		return err
 	}
 	tags := tagMap(from.Tags)
-	if _, owned := tags[tagCluster]; !owned || p.memory.hides(id) {
+	if _, owned := tags[tagCluster]; !owned || p.memory.hides(id, tags[tagName]) {
 		return nil
 	}
 	if !p.isOurs(tags) {
@@ -364,7 +365,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 		return err
 	}
 	p.spend(tags)
-	p.memory.hide(id)
+	p.memory.hide(id, tags[tagName])
 	return nil
 }
 
@@ -377,7 +378,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	tags := tagMap(from.Tags)
-	if !p.isOurs(tags) || p.memory.hides(id) {
+	if !p.isOurs(tags) || p.memory.hides(id, tags[tagName]) {
 		return nil
 	}
 	if held := attachmentOf(from); held.State != providers.Detached {
@@ -393,7 +394,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	p.spend(tags)
-	p.memory.hide(id)
+	p.memory.hide(id, tags[tagName])
 	return nil
 }
 

@@ -189,6 +189,8 @@ func stoppedIsTold(w *world) {
 		if err := b.Attach(w.ctx, v.ID); err != nil { // a cloud may have let go by itself
 			w.heldBy(err, v, id)
 			require.NoError(w.t, b.Detach(w.ctx, v.ID, id, true))
+		} else {
+			require.NoError(w.t, b.Detach(w.ctx, v.ID, w.id(b), false))
 		}
 		w.until(b, v.Name, providers.Detached)
 		w.attach(b, v)

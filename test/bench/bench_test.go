@@ -94,15 +94,21 @@ type daemon struct {
 // serve starts blockvol on directories of its own; volumes may be given, as a directory that is filled already.
 func serve(b *testing.B, volumes string) *daemon {
 	b.Helper()
+	if volumes == "" {
+		volumes = filepath.Join(b.TempDir(), "volumes")
+	}
+	return serveWith(b, nil, "LOCAL_DIR="+volumes, "LOCAL_OVERCOMMIT=true", "DEFAULT_SIZE=64MiB")
+}
+
+// serveWith is serve with further flags and settings.
+func serveWith(b *testing.B, flags []string, settings ...string) *daemon {
+	b.Helper()
 	path, err := binary()
 	require.NoError(b, err)
 	d := &daemon{dir: b.TempDir()}
-	if volumes == "" {
-		volumes = filepath.Join(d.dir, "volumes")
-	}
 	socket := filepath.Join(d.dir, "blockvol.sock")
-	d.cmd = exec.Command(path, "serve", "--socket="+socket, "--published="+filepath.Join(d.dir, "published"), "--state="+filepath.Join(d.dir, "state"))
-	d.cmd.Env = append(os.Environ(), "LOCAL_DIR="+volumes, "LOCAL_OVERCOMMIT=true", "LOG_LEVEL=error", "DEFAULT_SIZE=64MiB")
+	d.cmd = exec.Command(path, append([]string{"serve", "--socket=" + socket, "--published=" + filepath.Join(d.dir, "published"), "--state=" + filepath.Join(d.dir, "state")}, flags...)...)
+	d.cmd.Env = append(append(os.Environ(), "LOG_LEVEL=error"), settings...)
 	d.cmd.Stderr = os.Stderr
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	dial := func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", socket) }
@@ -230,7 +236,8 @@ func BenchmarkStart(b *testing.B) {
 // BenchmarkMount measures the mount of a formatted volume, and of many at once.
 func BenchmarkMount(b *testing.B) {
 	const many = 50
-	d := serve(b, "")
+	images := b.TempDir()
+	d := serve(b, images)
 	name := func(i int) string { return fmt.Sprintf("v%d", i) }
 	mountOne := func(b *testing.B, i int) time.Duration {
 		return d.call(b, "Mount", map[string]any{"Name": name(i), "ID": "bench"})
@@ -249,7 +256,7 @@ func BenchmarkMount(b *testing.B) {
 	one := func(b *testing.B) time.Duration { took := mountOne(b, 0); unmountOne(b, 0); return took }
 
 	b.Run("OwnShare", func(b *testing.B) {
-		programs := programsOfAMount(b, filepath.Join(d.dir, "volumes"))
+		programs := programsOfAMount(b, images)
 		var took []time.Duration
 		for b.Loop() {
 			took = append(took, one(b))

@@ -108,7 +108,7 @@ func (c *Cloud) plug(volume, instance string) bool {
 	c.mu.Lock()
 	p := c.plugs[volume]
 	i, ok := c.instances[instance].now()
-	wanted := p.disk && !p.in && ok && i.powered()
+	wanted := p.disk && !p.in && ok && i.State == Running
 	c.mu.Unlock()
 	if !wanted {
 		return true

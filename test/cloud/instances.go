@@ -35,9 +35,6 @@ const (
 // remembered is how long a terminated instance is still shown.
 const remembered = time.Hour
 
-// powered tells whether the instance has a running kernel, which sees devices come and go.
-func (i Instance) powered() bool { return i.State == Running || i.State == Stopping }
-
 func (i Instance) clone() Instance {
 	i.Tags = maps.Clone(i.Tags)
 	return i

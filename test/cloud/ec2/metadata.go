@@ -3,6 +3,7 @@ package ec2
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -20,7 +21,8 @@ type MetadataOptions struct {
 	NoRole bool // the instance has no role, hence no credentials
 }
 
-// MetadataAction is the action under which rules of package cloud meet requests to metadata services.
+// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is
+// an HTTP status then.
 const MetadataAction = "Metadata"
 
 // metadata is the service of one instance.
@@ -61,7 +63,7 @@ func (m *metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Context().Err() != nil:
 		panic(http.ErrAbortHandler)
 	default:
-		status, body = http.StatusInternalServerError, ""
+		status, body = statusOf(err), ""
 	}
 	switch fault {
 	case cloud.LoseAnswer:
@@ -80,6 +82,16 @@ func (m *metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	w.Write([]byte(body)) //nolint:errcheck // a client that went away has nothing to be told
+}
+
+// statusOf is how a request is made to fail: the rule's code is an HTTP status here.
+func statusOf(err error) int {
+	if failed := new(cloud.FailedError); errors.As(err, &failed) {
+		if status, err := strconv.Atoi(failed.Code); err == nil {
+			return status
+		}
+	}
+	return http.StatusInternalServerError
 }
 
 func (m *metadata) answer(w http.ResponseWriter, r *http.Request) (status int, body string) {

@@ -1,0 +1,315 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// formatted is a volume with a file system on it that no node holds.
+func formatted(t *testing.T, l *life, name string) {
+	t.Helper()
+	require.NoError(t, l.Create(within(t), name, nil))
+	mustMount(t, l, name, "first")
+	mustUnmount(t, l, name, "first")
+}
+
+// mountAsSwarmDoes calls Mount again, as Swarm does, until it is answered.
+func mountAsSwarmDoes(t *testing.T, l *life, name, id string) {
+	t.Helper()
+	for range 20 {
+		if _, err := l.Mount(within(t), name, id); err == nil {
+			require.True(t, l.machine.container(name, id), "the path shows no file system")
+			return
+		}
+		time.Sleep(5 * time.Second)
+	}
+	t.Fatal("never mounted")
+}
+
+func TestMountAndUnmountCostTheCloudFewCalls(t *testing.T) {
+	for _, c := range []struct {
+		arrival time.Duration
+		mount   map[string]int
+	}{
+		{0, map[string]int{"Find": 1, "Attach": 1}},
+		{1 * time.Second, map[string]int{"Find": 1, "Attach": 1}},
+		{5 * time.Second, map[string]int{"Find": 1, "Attach": 1}},
+		{26 * time.Second, map[string]int{"Find": 2, "Attach": 1}}, // with one retry that joins,
+		{80 * time.Second, map[string]int{"Find": 2, "Attach": 1}}, // and with two
+	} {
+		for _, departure := range []time.Duration{0, time.Second, 40 * time.Second} {
+			t.Run(fmt.Sprintf("%s to arrive, %s to go", c.arrival, departure), func(t *testing.T) {
+				scene(t, func(t *testing.T, w *world, a, b *machine) {
+					l := a.start(t)
+					formatted(t, l, "data")
+					time.Sleep(time.Minute) // the start is over
+					w.arrival, w.departure = c.arrival, departure
+					w.count()
+					mountAsSwarmDoes(t, l, "data", "1")
+					assert.Equal(t, c.mount, w.count())
+					mustMount(t, l, "data", "2")
+					assert.Empty(t, w.count(), "it is mounted")
+					mustUnmount(t, l, "data", "1")
+					assert.Empty(t, w.count(), "it is still used")
+					mustUnmount(t, l, "data", "2")
+					assert.Equal(t, map[string]int{"Find": 1, "Detach": 1}, w.count())
+					time.Sleep(2 * time.Minute)
+					assert.Empty(t, w.count(), "nothing is left to be asked")
+					w.arrival = 0
+					mustMount(t, b.start(t), "data", "3")
+					assert.Equal(t, 1, w.disk("data").formats)
+				})
+			})
+		}
+	}
+}
+
+func TestALaterReadOfADetachIsAskedForAgain(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		w.setLag(0)
+		la, lb := a.start(t), b.start(t)
+		formatted(t, la, "data")
+		mustMount(t, la, "data", "1")
+		time.Sleep(time.Minute)
+		w.setLag(4 * time.Second)
+		w.count()
+		mustUnmount(t, la, "data", "1")
+		calls := w.count()
+		assert.Equal(t, 1, calls["Detach"])
+		assert.Greater(t, calls["Find"], 1, "the first answers still said attached")
+		assert.Less(t, calls["Find"], 8)
+		mustMount(t, lb, "data", "2")
+	})
+}
+
+func TestOneAnswerDoesNotMakeAnAttachFail(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		w.setLag(0)
+		l := a.start(t)
+		formatted(t, l, "data")
+		time.Sleep(time.Minute)
+		w.arrival = 40 * time.Second
+		time.AfterFunc(time.Second, func() { w.setLag(time.Minute) })
+		time.AfterFunc(attachDoubt+time.Second, func() { w.setLag(0) })
+		w.count()
+		mountAsSwarmDoes(t, l, "data", "1")
+		assert.Equal(t, map[string]int{"Find": 3, "Attach": 1}, w.count())
+	})
+}
+
+func TestAnAttachThatCameToNothingFailsSoon(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		formatted(t, l, "data")
+		w.arrival = time.Hour
+		time.AfterFunc(time.Second, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, d := range w.disks {
+				d.Attachment = providers.Attachment{}
+			}
+		})
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		_, err := l.Mount(ctx, "data", "1")
+		require.ErrorContains(t, err, "no longer held by this node")
+		assert.Less(t, time.Since(begun), attachTimeout/2)
+	})
+}
+
+func TestAnAttachThatNeverEndsIsExplained(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		formatted(t, l, "data")
+		w.arrival = time.Hour
+		time.AfterFunc(time.Minute, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, d := range w.disks {
+				d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the slot is stuck"
+			}
+		})
+		w.count()
+		var err error
+		for range 4 {
+			if _, err = l.Mount(within(t), "data", "1"); err != nil && time.Since(w.disk("data").present) > -time.Hour+attachTimeout {
+				break
+			}
+		}
+		require.ErrorContains(t, err, "no device has arrived within 1m30s")
+		require.ErrorContains(t, err, "the slot is stuck")
+	})
+}
+
+func TestAFormatIsDecidedOnAFreshWordOfTheCloud(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		w.setLag(0)
+		la, lb := a.start(t), b.start(t)
+		require.NoError(t, la.Create(within(t), "data", nil))
+		time.Sleep(50 * time.Second)
+		mustMount(t, lb, "data", "1") // it is formatted and marked, elsewhere
+		mustUnmount(t, lb, "data", "1")
+		synctest.Wait()
+		for _, d := range w.disks {
+			d.fstype, d.data = "", false // and now it is blank
+		}
+		time.Sleep(30 * time.Second)
+		w.mu.Lock()
+		w.lag = func() time.Duration { // this node is told that it was never formatted, the first time it asks
+			w.lag = func() time.Duration { return 0 }
+			return time.Minute
+		}
+		w.mu.Unlock()
+		_, err := la.Mount(within(t), "data", "2")
+		require.ErrorContains(t, err, "blank but was formatted before")
+		assert.Equal(t, 1, w.disk("data").formats)
+	})
+}
+
+func TestNothingIsFormattedThatTheCloudDoesNotSayIsHere(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		w.setLag(0)
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		time.Sleep(2 * time.Minute)
+		w.setLag(time.Minute)
+		_, err := l.Mount(within(t), "data", "1")
+		require.ErrorContains(t, err, "the cloud does not say that node a holds the disk")
+		assert.Zero(t, w.disk("data").formats)
+		w.setLag(0)
+		time.Sleep(time.Minute)
+		assert.Empty(t, w.holder("data"))
+		mustMount(t, l, "data", "2")
+	})
+}
+
+func TestAnswersMayBeSecondsOld(t *testing.T) {
+	for _, age := range []time.Duration{time.Second, 5 * time.Second} {
+		t.Run(age.String(), func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				w.setLag(age)
+				la, lb := a.start(t), b.start(t)
+				require.NoError(t, la.Create(within(t), "data", nil))
+				_, err := la.Get(within(t), "data")
+				require.NoError(t, err)
+				mustMount(t, la, "data", "1")
+				mustUnmount(t, la, "data", "1")
+				assert.Empty(t, w.holder("data"))
+				mustMount(t, lb, "data", "2") // which is told that it is held by a
+				mustUnmount(t, lb, "data", "2")
+				mustMount(t, lb, "data", "3")
+				mustUnmount(t, lb, "data", "3")
+				assert.Equal(t, 1, w.disk("data").formats)
+
+				first := w.disk("data").ID
+				require.NoError(t, lb.Remove(within(t), "data"))
+				assert.Nil(t, w.disk("data"))
+				for range 3 {
+					_, err = lb.Get(within(t), "data")
+					require.ErrorIs(t, err, ErrNotFound)
+					all, err := lb.List(within(t))
+					require.NoError(t, err)
+					assert.Empty(t, all)
+					time.Sleep(time.Second)
+				}
+				require.NoError(t, lb.Create(within(t), "data", nil))
+				require.NotNil(t, w.disk("data"))
+				assert.NotEqual(t, first, w.disk("data").ID)
+				_, err = lb.Get(within(t), "data")
+				require.NoError(t, err)
+				all, err := lb.List(within(t))
+				require.NoError(t, err)
+				assert.Len(t, all, 1)
+				require.NoError(t, lb.Remove(within(t), "data"))
+				assert.Nil(t, w.disk("data"), "it had just been made")
+				require.NoError(t, lb.Create(within(t), "data", nil))
+				mustMount(t, lb, "data", "4")
+				mustUnmount(t, lb, "data", "4")
+				require.NoError(t, lb.Remove(within(t), "data"), "right after it was held")
+				assert.Nil(t, w.disk("data"))
+			})
+		})
+	}
+}
+
+func TestAFormatCutShortIsFinishedWhateverAnOldAnswerSays(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		w.setLag(5 * time.Second)
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		time.Sleep(time.Minute)
+		w.setFault(func(_, call string) fault {
+			if call == "host.Format mkfs" {
+				return crashBefore
+			}
+			return noFault
+		})
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		l.kill()
+		w.setFault(calm)
+		w.setLag(30 * time.Second) // it was not held then
+		synctest.Wait()
+		for _, d := range w.disks {
+			d.half = true
+		}
+		l = a.start(t)
+		time.AfterFunc(2*time.Second, func() { w.setLag(0) })
+		mustMount(t, l, "data", "1")
+		assert.False(t, w.disk("data").half)
+	})
+}
+
+func TestAVolumeThatWasRemovedDoesNotComeBack(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		w.setLag(0)
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		time.Sleep(time.Minute)
+		require.NoError(t, l.Remove(within(t), "data"))
+		for _, age := range []time.Duration{0, 5 * time.Second, 0, 5 * time.Second} { // one copy of the cloud knows, another does not
+			w.setLag(age)
+			_, err := l.Get(within(t), "data")
+			require.ErrorIs(t, err, ErrNotFound)
+			require.NoError(t, l.Remove(within(t), "data"))
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+func TestAVolumeThatWasMadeAnewElsewhereIsFoundAtOnce(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		w.setLag(0)
+		la, lb := a.start(t), b.start(t)
+		formatted(t, la, "data")
+		time.Sleep(time.Minute)
+		require.NoError(t, lb.Remove(within(t), "data"))
+		require.NoError(t, lb.Create(within(t), "data", nil))
+		w.setLag(4 * time.Second)
+		mustMount(t, la, "data", "1")
+	})
+}
+
+func TestRemoveWaitsForTheCloudToFinishADetach(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		formatted(t, l, "data")
+		time.Sleep(time.Minute)
+		mustMount(t, l, "data", "1")
+		w.departure = 20 * time.Second
+		mustUnmount(t, l, "data", "1")
+		w.count()
+		require.NoError(t, l.Remove(within(t), "data"))
+		assert.Nil(t, w.disk("data"))
+		assert.Zero(t, w.count()["Detach"])
+	})
+}

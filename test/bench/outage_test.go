@@ -1,0 +1,218 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/aws"
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/ec2"
+)
+
+// kernels are the kernels of a fleet: what EC2 attaches is there, formatted, and can be mounted.
+type kernels struct {
+	mu      sync.Mutex
+	devices map[string]string // instance by disk
+	changed chan struct{}
+}
+
+func (k *kernels) change(disk, instance string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.devices[serialOf(disk)] = instance
+	close(k.changed)
+	k.changed = make(chan struct{})
+	return nil
+}
+
+func serialOf(disk string) string { return disk[:3] + disk[4:] }
+
+func (k *kernels) CreateDisk(string, int64, string) error { return nil }
+func (k *kernels) DeleteDisk(string) error                { return nil }
+func (k *kernels) ResizeDisk(string, int64) error         { return nil }
+func (k *kernels) CopyDisk(string, string) error          { return nil }
+func (k *kernels) DeleteSnapshot(string) error            { return nil }
+func (k *kernels) Attach(instance, disk string) error     { return k.change(disk, instance) }
+func (k *kernels) Detach(_, disk string, _ bool) error    { return k.change(disk, "") }
+func (k *kernels) has(instance, serial string) (bool, <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.devices[serial] == instance, k.changed
+}
+
+// kernel is one of them, as blockvol sees it.
+type kernel struct {
+	*kernels
+	instance string
+	mounted  sync.Map
+}
+
+func (k *kernel) await(ctx context.Context, serial string, here bool) (mount.Device, error) {
+	for {
+		has, changed := k.has(k.instance, serial)
+		if has == here {
+			return mount.Device{Name: serial, Path: "/dev/" + serial, Size: 1 << 30, Serial: serial}, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return mount.Device{}, ctx.Err()
+		}
+	}
+}
+
+func (k *kernel) Find(_ context.Context, serial string) (mount.Device, error) {
+	if has, _ := k.has(k.instance, serial); !has {
+		return mount.Device{}, mount.ErrNoDevice
+	}
+	return k.await(context.Background(), serial, true)
+}
+
+func (k *kernel) Wait(ctx context.Context, serial string) (mount.Device, error) {
+	return k.await(ctx, serial, true)
+}
+
+func (k *kernel) WaitGone(ctx context.Context, serial string) error {
+	_, err := k.await(ctx, serial, false)
+	return err
+}
+
+func (k *kernel) Probe(context.Context, mount.Device) (mount.Contents, error) {
+	return mount.Contents{FSType: "ext4", Found: []string{"ext4"}}, nil
+}
+
+func (k *kernel) Publish(_ context.Context, _ mount.Device, dir string, _ mount.PublishSpec) (string, error) {
+	k.mounted.Store(dir, true)
+	return "/published/" + dir, nil
+}
+
+func (k *kernel) Unpublish(_ context.Context, dir string) error {
+	k.mounted.Delete(dir)
+	return nil
+}
+
+func (k *kernel) IsPublished(_ context.Context, dir string, _ mount.Device) (bool, error) {
+	_, is := k.mounted.Load(dir)
+	return is, nil
+}
+
+func (k *kernel) InUse(_ context.Context, dev mount.Device) (bool, error) { return true, nil }
+func (k *kernel) Format(context.Context, mount.Device, mount.FormatSpec) error {
+	return mount.ErrNotBlank
+}
+func (k *kernel) Grow(context.Context, mount.Device, string) (bool, error) { return false, nil }
+func (k *kernel) WaitFree(context.Context, mount.Device) error             { return nil }
+func (k *kernel) Activity(mount.Device) (string, error)                    { return "", nil }
+
+const (
+	fleet   = 200
+	perNode = 5
+)
+
+// TestAFleetMountsAtOnceAfterAnOutage lets 200 nodes start at one moment and mount five volumes each, against the buckets that
+// EC2 documents, in fake time. The bound is what the buckets give: 1000 attaches, less those in the full bucket.
+func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
+	state := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", state, "tmpfs", 0, "")) // fsync is not what is measured
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(state, 0)) })
+	log := logrus.New()
+	log.SetLevel(logrus.PanicLevel)
+
+	synctest.Test(t, func(t *testing.T) {
+		kernels := &kernels{devices: map[string]string{}, changed: make(chan struct{})}
+		c := cloud.New(cloud.Config{
+			Zones: []string{"eu-bench-1a"}, Latency: 100 * time.Millisecond, Lag: 2 * time.Second, Limits: ec2.Limits,
+			Times: cloud.Times{Attach: 2 * time.Second, Detach: 2 * time.Second}, Backend: kernels,
+		})
+		defer c.Close()
+		front := ec2.New(ec2.Config{Cloud: c, Region: "eu-bench-1", Account: "123456789012"})
+		var nodes []*driver.Driver
+		for i := range fleet {
+			instance := c.AddInstance(cloud.Instance{Type: "m5.large", RootDevice: "/dev/xvda"}).ID
+			p, err := aws.New(aws.Config{Cluster: "bench", HTTPClient: &http.Client{Transport: front.Transport(instance)}})
+			require.NoError(t, err)
+			if i == 0 {
+				makeFormatted(t, p, fleet*perNode)
+				time.Sleep(time.Hour) // the buckets are full again
+				c.ResetCalls()
+			}
+			d, err := driver.New(driver.Config{
+				Provider: p, Host: &kernel{kernels: kernels, instance: instance}, Log: log,
+				StateDir: filepath.Join(state, fmt.Sprint(i)), PublishedDir: "/published",
+			})
+			require.NoError(t, err)
+			nodes = append(nodes, d)
+		}
+
+		begin := time.Now()
+		var all sync.WaitGroup
+		for n, d := range nodes {
+			for v := range perNode {
+				all.Go(func() { mountAsSwarm(d, volumeName(n*perNode+v)) })
+			}
+		}
+		all.Wait()
+		took := time.Since(begin)
+
+		bucket := ec2.Limits("AttachVolume")
+		bound := time.Duration(float64(fleet*perNode-bucket.Size) / bucket.PerSecond * float64(time.Second))
+		ratio := float64(took) / float64(bound)
+		calls, throttled := c.Calls(), c.Throttled()
+		report("EC2: 200 nodes mount 5 volumes each after an outage, seconds", fmt.Sprintf("%.0f", 1.25*bound.Seconds()), "%.0f", took.Seconds())
+		report("  in times of what the buckets allow", "1.25", "%.2f", ratio)
+		report("  AttachVolume sent, of it refused", "", "%d, %d", calls["AttachVolume"], throttled["AttachVolume"])
+		report("  DescribeVolumes sent, of it refused", "", "%d, %d", calls["DescribeVolumes"], throttled["DescribeVolumes"])
+		t.Logf("%v for a bound of %v; calls %v, of them throttled %v", took, bound, calls, throttled)
+		if ratio > 1.25 {
+			t.Errorf("the fleet took %v, %.2f times what the buckets allow", took, ratio)
+		}
+		for _, d := range nodes {
+			require.NoError(t, d.Close(context.Background()))
+		}
+	})
+}
+
+func volumeName(i int) string { return fmt.Sprintf("volume-%04d", i) }
+
+// makeFormatted makes volumes that have been in use before.
+func makeFormatted(t *testing.T, p *aws.Provider, volumes int) {
+	t.Helper()
+	var all sync.WaitGroup
+	for i := range volumes {
+		all.Go(func() {
+			_, err := p.Create(t.Context(), providers.Spec{
+				Name: volumeName(i), Size: 1 << 30, Record: providers.Record{"fstype": "ext4", "layout": mount.LayoutData, "formatted": "ext4"},
+			})
+			if err != nil {
+				t.Errorf("create: %v", err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// mountAsSwarm is a task that is tried until it runs: each time with a new mount ID, five seconds after a failure.
+func mountAsSwarm(d *driver.Driver, volume string) {
+	for try := 0; ; try++ {
+		ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
+		_, err := d.Mount(ctx, volume, fmt.Sprint(try))
+		cancel()
+		if err == nil {
+			return
+		}
+		time.Sleep(5 * time.Second)
+	}
+}
