@@ -77,7 +77,7 @@ func parse(args []string) (settings, error) {
 	flags.BoolVar(&throttle, "throttle", false, "limit calls as AWS does")
 	flags.StringVar(&policy, "policy", "", "a `file` with the IAM policy of the instances' role")
 	flags.StringVar(&disks, "disks", "", "a `directory` for disks, so that attached volumes become block devices of this machine")
-	flags.Uint64Var(&s.cloud.Seed, "seed", uint64(time.Now().UnixNano()), "of ids and lag; the same `number` makes the same ids") //nolint:gosec // it is positive
+	flags.Uint64Var(&s.cloud.Seed, "seed", uint64(time.Now().UnixNano()), "of ids and lag; the same `number` makes the same ids")
 	if err := flags.Parse(args); err != nil {
 		return s, err
 	}
