@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,10 +22,8 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cloud/loop"
 )
-
-// newDisks makes what stands behind volumes for --disks. HOOK: to be set to the constructor of package test/cloud/loop.
-var newDisks func(dir string) (cloud.Backend, error)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -43,6 +42,7 @@ type settings struct {
 	cloud     cloud.Config
 	front     ec2.Config
 	listen    string
+	disks     string // directory, "" for none
 	kind      string // of instances
 	instances []placed
 }
@@ -52,7 +52,7 @@ type placed struct{ id, address string }
 
 func parse(args []string) (settings, error) {
 	var s settings
-	var policy, disks string
+	var policy string
 	var throttle bool
 	flags := flag.NewFlagSet("ec2sim", flag.ContinueOnError)
 	flags.StringVar(&s.listen, "listen", "127.0.0.1:4566", "where EC2 listens: `address` and port on loopback")
@@ -76,7 +76,7 @@ func parse(args []string) (settings, error) {
 	flags.DurationVar(&s.cloud.Lag, "lag", 0, "reads show what was up to so long ago")
 	flags.BoolVar(&throttle, "throttle", false, "limit calls as AWS does")
 	flags.StringVar(&policy, "policy", "", "a `file` with the IAM policy of the instances' role")
-	flags.StringVar(&disks, "disks", "", "a `directory` for disks, so that attached volumes become block devices of this machine")
+	flags.StringVar(&s.disks, "disks", "", "a `directory` for disks, so that attached volumes become loop devices of this machine")
 	flags.Uint64Var(&s.cloud.Seed, "seed", uint64(time.Now().UnixNano()), "of ids and lag; the same `number` makes the same ids")
 	if err := flags.Parse(args); err != nil {
 		return s, err
@@ -99,23 +99,22 @@ func parse(args []string) (settings, error) {
 			return s, fmt.Errorf("%s: %w", policy, err)
 		}
 	}
-	if disks != "" {
-		if newDisks == nil {
-			return s, errors.New("--disks: this program was built without them")
-		}
-		var err error
-		if s.cloud.Backend, err = newDisks(disks); err != nil {
-			return s, fmt.Errorf("--disks: %w", err)
-		}
-	}
 	return s, nil
 }
 
 // run serves until the context ends.
-func run(ctx context.Context, args []string, out io.Writer) error {
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	s, err := parse(args)
 	if err != nil {
 		return err
+	}
+	var disks *loop.Backend
+	if s.disks != "" {
+		if disks, err = loop.New(s.disks); err != nil {
+			return fmt.Errorf("--disks: %w", err)
+		}
+		defer func() { err = errors.Join(err, disks.Close()) }()
+		s.cloud.Backend = disks
 	}
 	c := cloud.New(s.cloud)
 	defer c.Close()
@@ -143,7 +142,15 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		log.printf("Instance %s in %s. For blockvol on it:", i.ID, i.Zone)
-		log.printf("  PROVIDER=aws AWS_ENDPOINT_URL_EC2=%s AWS_EC2_METADATA_SERVICE_ENDPOINT=%s", endpoint, metadata)
+		serve := ""
+		if disks != nil {
+			tree := filepath.Join(s.disks, "sysfs", i.ID)
+			if err := disks.Sysfs(i.ID, tree); err != nil {
+				return fmt.Errorf("--disks: %w", err)
+			}
+			serve = " blockvol serve --sysfs=" + tree
+		}
+		log.printf("  PROVIDER=aws AWS_ENDPOINT_URL_EC2=%s AWS_EC2_METADATA_SERVICE_ENDPOINT=%s%s", endpoint, metadata, serve)
 	}
 	<-ctx.Done()
 	return nil

@@ -36,14 +36,18 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-func TestWhatItPrintsIsEnoughToUseIt(t *testing.T) {
+const instance = "i-0aaaaaaaaaaaaaaa1"
+
+// start runs ec2sim with one instance, and returns what reads a setting from its output, and what ends it.
+func start(t *testing.T, args ...string) (out *output, setting func(name string) string, end func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	out, ended := &output{}, make(chan error, 1)
-	const instance = "i-0aaaaaaaaaaaaaaa1"
-	go func() {
-		ended <- run(ctx, []string{"--listen", "127.0.0.1:0", "--region", "eu-test-9", "--instance", instance + "=127.0.0.1:0", "--throttle", "--seed", "1"}, out)
-	}()
-	setting := func(name string) (value string) {
+	out = &output{}
+	ended := make(chan error, 1)
+	args = append([]string{"--listen", "127.0.0.1:0", "--region", "eu-test-9", "--instance", instance + "=127.0.0.1:0", "--seed", "1"}, args...)
+	go func() { ended <- run(ctx, args, out) }()
+	setting = func(name string) (value string) {
+		t.Helper()
 		find := regexp.MustCompile(name + `=(\S+)`)
 		require.Eventually(t, func() bool {
 			match := find.FindStringSubmatch(out.String())
@@ -54,26 +58,34 @@ func TestWhatItPrintsIsEnoughToUseIt(t *testing.T) {
 		}, 10*time.Second, 5*time.Millisecond, name)
 		return value
 	}
+	return out, setting, func() { cancel(); require.NoError(t, <-ended) }
+}
+
+func client(setting func(string) string) *sdk.Client {
+	return sdk.New(sdk.Options{
+		Region: setting("AWS_REGION"), BaseEndpoint: aws.String(setting("AWS_ENDPOINT_URL_EC2")),
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: setting("AWS_ACCESS_KEY_ID"), SecretAccessKey: setting("AWS_SECRET_ACCESS_KEY")}, nil
+		}),
+	})
+}
+
+func TestWhatItPrintsIsEnoughToUseIt(t *testing.T) {
+	out, setting, end := start(t, "--throttle")
 	metadata := imds.New(imds.Options{Endpoint: setting("AWS_EC2_METADATA_SERVICE_ENDPOINT")})
 	document, err := metadata.GetInstanceIdentityDocument(t.Context(), nil)
 	require.NoError(t, err)
 	assert.Equal(t, instance, document.InstanceID)
 	assert.Equal(t, "eu-test-9a", document.AvailabilityZone)
 
-	api := sdk.New(sdk.Options{
-		Region: setting("AWS_REGION"), BaseEndpoint: aws.String(setting("AWS_ENDPOINT_URL_EC2")),
-		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
-			return aws.Credentials{AccessKeyID: setting("AWS_ACCESS_KEY_ID"), SecretAccessKey: setting("AWS_SECRET_ACCESS_KEY")}, nil
-		}),
-	})
+	api := client(setting)
 	volumes, err := api.DescribeVolumes(t.Context(), &sdk.DescribeVolumesInput{})
 	require.NoError(t, err)
 	assert.Len(t, volumes.Volumes, 1, "the instance's root")
 	_, err = api.DeleteVolume(t.Context(), &sdk.DeleteVolumeInput{VolumeId: volumes.Volumes[0].VolumeId})
 	require.Error(t, err)
 
-	cancel()
-	require.NoError(t, <-ended)
+	end()
 	printed := out.String()
 	assert.Regexp(t, `\d account +DescribeVolumes: OK in `, printed)
 	assert.Contains(t, printed, "DeleteVolume VolumeId="+*volumes.Volumes[0].VolumeId+": VolumeInUse in ")
@@ -85,6 +97,37 @@ func TestWhatItPrintsIsEnoughToUseIt(t *testing.T) {
 	}
 }
 
+func TestVolumesAreBlockDevicesWithDisks(t *testing.T) {
+	dir := t.TempDir()
+	_, setting, end := start(t, "--disks", dir)
+	api := client(setting)
+	made, err := api.CreateVolume(t.Context(), &sdk.CreateVolumeInput{AvailabilityZone: aws.String("eu-test-9a"), Size: aws.Int32(1)})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		_, err := api.AttachVolume(t.Context(), &sdk.AttachVolumeInput{VolumeId: made.VolumeId, InstanceId: aws.String(instance), Device: aws.String("/dev/sdf")})
+		return err == nil
+	}, 10*time.Second, 50*time.Millisecond)
+
+	device := filepath.Join(setting("--sysfs"), "block", "*")
+	read := func(file string) (content string) {
+		require.Eventually(t, func() bool {
+			found, err := filepath.Glob(filepath.Join(device, file))
+			if err == nil && len(found) == 1 {
+				b, _ := os.ReadFile(found[0])
+				content = strings.TrimSpace(string(b))
+			}
+			return content != ""
+		}, 10*time.Second, 5*time.Millisecond, file)
+		return content
+	}
+	assert.Equal(t, strings.Replace(*made.VolumeId, "-", "", 1), read("device/serial"))
+	assert.Equal(t, "2097152", read("size"), "sectors")
+	end()
+	left, err := filepath.Glob(device)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
+
 func TestWrongSettingsAreExplained(t *testing.T) {
 	policy := filepath.Join(t.TempDir(), "policy.json")
 	require.NoError(t, os.WriteFile(policy, []byte(`{}`), 0o600))
@@ -93,7 +136,7 @@ func TestWrongSettingsAreExplained(t *testing.T) {
 		"must be an id and an address":         {"--instance", "i-1"},
 		"policy.json: the policy's version is": {"--policy", policy},
 		"no such file":                         {"--policy", policy + ".not"},
-		"was built without them":               {"--disks", "/tmp"},
+		"--disks: ":                            {"--disks", policy},
 		`"volumes" is not a flag`:              {"volumes"},
 	} {
 		err := run(t.Context(), args, &output{})
