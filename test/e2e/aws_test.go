@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -292,10 +293,16 @@ func TestAVolumeOfAStoppedInstanceIsTakenOver(t *testing.T) {
 	create(here.Engine, "inherited")
 	startWriter(t, here.Engine, "inherited", "--restart", "always")
 	awaitLines(t, here.Engine, 10)
+	written, err := lines(here.Engine)
+	require.NoError(t, err)
+	here.Docker("exec", "writer", "sync", "-f", "/data/log") // what is not synced may be lost with the power
 	here.PowerOff()
 	c.Stop(here.id)
 
 	assertNothingLost(t, there.Engine, "inherited")
+	found, err := strconv.Atoi(once(there.Engine, "inherited", "wc -l </data/log"))
+	require.NoError(t, err)
+	assert.GreaterOrEqual(t, found, written)
 	there.eventuallyReleased()
 	assert.Regexp(t, `Volume is taken over .*evidence=.*`+here.id+`.* is .*stopped`, there.Log())
 
@@ -316,14 +323,14 @@ func TestAVolumeOfAStoppedInstanceIsTakenOver(t *testing.T) {
 	there.eventuallyReleased()
 }
 
-func TestAnEBSVolumeGrowsAndIsCopiedBySnapshot(t *testing.T) {
+func TestAnEBSVolumeGrowsInUseAndIsCopiedBySnapshot(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, nil)
 	i := c.launch(t, ec2.MetadataOptions{})
 	create(i.Engine, "first", "fstype=xfs", "size=1GiB", "reclaim=snapshot")
 	const usable = `df -m /data | awk 'NR == 2 { print ($2 > 1500) ? "large" : "small" }'`
-	assert.Equal(t, "small", once(i.Engine, "first", "echo hello >/data/letter; "+usable))
-	i.eventuallyReleased()
+	i.Docker("run", "--detach", "--name", "user", "--volume", "first:/data", "busybox", "sh", "-c", "echo hello >/data/letter; exec sleep 1000")
+	assert.Equal(t, "small", i.Docker("exec", "user", "sh", "-c", usable))
 
 	first := c.data()[0]
 	_, err := c.Do(t.Context(), cloud.Call{Action: "ModifyVolume"}, func(r *cloud.Request) error {
@@ -335,12 +342,14 @@ func TestAnEBSVolumeGrowsAndIsCopiedBySnapshot(t *testing.T) {
 		return err
 	})
 	require.NoError(t, err)
-	i.Eventually("the file system is as large as the disk", func() error {
-		if is := once(i.Engine, "first", usable); is != "large" {
+	i.Eventually("the file system in use is as large as the disk", func() error {
+		if is := i.Docker("exec", "user", "sh", "-c", usable); is != "large" {
 			return errors.New(is)
 		}
 		return nil
 	})
+	i.Docker("rm", "--force", "user")
+	i.eventuallyReleased()
 
 	i.Docker("volume", "rm", "first")
 	require.Len(t, c.Snapshots(), 1)
