@@ -202,9 +202,9 @@ func (c *Cloud) beginDetach(volume, instance, device string, force, never bool) 
 // detached ends a detach, or finds that the instance does not let go.
 func (c *Cloud) detached(volume, instance string, turn int) {
 	c.exclusively(volume, func() {
-		for force := false; c.current(volume, turn); {
+		for c.current(volume, turn) {
 			c.mu.Lock()
-			force = c.plugs[volume].force
+			force := c.plugs[volume].force
 			c.mu.Unlock()
 			err := c.unplug(volume, instance, force)
 			c.mu.Lock()

@@ -238,7 +238,7 @@ func TestACloudRefusesWhatCannotBe(t *testing.T) {
 			"deleting no snapshot":                {cloud.ErrNoSnapshot, func(r *cloud.Request) error { return r.DeleteSnapshot("snap-0") }},
 		} {
 			_, err := c.Do(t.Context(), cloud.Call{}, try.act)
-			assert.ErrorIs(t, err, try.want, name)
+			require.ErrorIs(t, err, try.want, name)
 		}
 		attach(t, c, free, stopped.ID) // a stopped instance can be attached to
 	})

@@ -83,7 +83,7 @@ func post(t *testing.T, w *world, url, body string, change func(*http.Request)) 
 	}
 	response, err := client.Do(r)
 	require.NoError(t, err)
-	defer response.Body.Close()
+	t.Cleanup(func() { response.Body.Close() }) //nolint:errcheck // it has been read
 	got, err := io.ReadAll(response.Body)
 	require.NoError(t, err)
 	return response.StatusCode, string(got)
@@ -246,11 +246,11 @@ func TestAPolicyAllowsWhatItSays(t *testing.T) {
 		}
 		err := test.call(w, w.api)
 		if test.denied == "" {
-			assert.NoError(t, err, name)
+			require.NoError(t, err, name)
 			continue
 		}
 		require.Equal(t, "UnauthorizedOperation", code(t, err), name)
-		assert.ErrorContains(t, err, "You are not authorized to perform this operation. User: arn:aws:sts::123456789012:assumed-role/blockvol-node/"+w.instance.ID+" is not authorized to perform: "+test.denied, name)
+		require.ErrorContains(t, err, "You are not authorized to perform this operation. User: arn:aws:sts::123456789012:assumed-role/blockvol-node/"+w.instance.ID+" is not authorized to perform: "+test.denied, name)
 		assert.ErrorContains(t, err, "Encoded authorization failure message: ", name)
 	}
 }

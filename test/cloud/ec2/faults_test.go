@@ -2,7 +2,6 @@ package ec2_test
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -58,7 +57,7 @@ func broken(t *testing.T, err error) {
 	t.Helper()
 	require.Error(t, err)
 	var api smithy.APIError
-	assert.False(t, errors.As(err, &api), "no word of the cloud's: %v", err)
+	assert.NotErrorAs(t, err, &api, "no word of the cloud's")
 }
 
 func testFaults(t *testing.T, w *world, api *sdk.Client, patience time.Duration) {
@@ -103,7 +102,7 @@ func TestAnAnswerThatIsCutOffSaysHowLongItWas(t *testing.T) {
 	require.NoError(t, err)
 	body, err := io.ReadAll(response.Body)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-	assert.EqualValues(t, response.ContentLength/2, len(body))
+	assert.Len(t, body, int(response.ContentLength)/2)
 }
 
 func TestALostAnswerAndARetryMakeOneVolume(t *testing.T) {

@@ -194,11 +194,11 @@ func (d read[T]) pick(all []T, ids []string) ([]T, error) {
 // paged cuts out one page, before the filters, so that a page may have less than asked for, or nothing, and not be the
 // last: AWS says that one may. A token fits only the request that it came from.
 func paged[T any](r *request, all []T, limit *int, key func(T) string) (page []T, next string, err error) {
-	print := r.params.fingerprint("NextToken", "MaxResults", "DryRun")
+	mark := r.params.fingerprint("NextToken", "MaxResults", "DryRun")
 	if token := r.params.get("NextToken"); token != "" {
 		decoded, err := base64.RawURLEncoding.DecodeString(token)
 		of, last, ok := strings.Cut(string(decoded), " ")
-		if err != nil || !ok || of != print {
+		if err != nil || !ok || of != mark {
 			return nil, "", refuse("InvalidPaginationToken", "The pagination token is invalid or has expired.")
 		}
 		all = slices.DeleteFunc(all, func(object T) bool { return key(object) <= last })
@@ -207,7 +207,7 @@ func paged[T any](r *request, all []T, limit *int, key func(T) string) (page []T
 		return all, "", nil
 	}
 	page = all[:*limit]
-	return page, base64.RawURLEncoding.EncodeToString([]byte(print + " " + key(page[len(page)-1]))), nil
+	return page, base64.RawURLEncoding.EncodeToString([]byte(mark + " " + key(page[len(page)-1]))), nil
 }
 
 // fingerprint is the same for the same parameters, some excepted.

@@ -1,7 +1,7 @@
 package ec2_test
 
 import (
-	"fmt"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,7 +90,7 @@ func TestReadsThatCannotBeAreRefused(t *testing.T) {
 	v := w.create()
 	values := make([]string, 201)
 	for i := range values {
-		values[i] = fmt.Sprint(i)
+		values[i] = strconv.Itoa(i)
 	}
 	for name, test := range map[string]struct {
 		in      sdk.DescribeVolumesInput
@@ -123,7 +123,7 @@ func TestPagesLeaveNothingOutAndMayBeEmpty(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	want := map[string]bool{}
 	for i := range 23 {
-		id := w.create(func(in *sdk.CreateVolumeInput) { in.TagSpecifications = tagged("volume", "n", fmt.Sprint(i)) })
+		id := w.create(func(in *sdk.CreateVolumeInput) { in.TagSpecifications = tagged("volume", "n", strconv.Itoa(i)) })
 		want[id] = true
 	}
 	in := &sdk.DescribeVolumesInput{MaxResults: aws.Int32(5), Filters: where("tag-key", "n")}

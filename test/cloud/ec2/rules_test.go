@@ -154,7 +154,8 @@ func TestAClientTokenMakesOneVolume(t *testing.T) {
 				}
 			}()
 		}
-		assert.Equal(t, <-ids, <-ids)
+		one := <-ids
+		assert.Equal(t, one, <-ids)
 
 		_, err = w.api.CreateVolume(t.Context(), in("refused", 99999, zone))
 		assert.Equal(t, "InvalidParameterValue", code(t, err))
@@ -205,7 +206,7 @@ func TestADeviceNameIsTakenOnce(t *testing.T) {
 	} {
 		err := w.attach(second, device)
 		assert.Equal(t, "InvalidParameterValue", code(t, err))
-		assert.ErrorContains(t, err, refusal)
+		require.ErrorContains(t, err, refusal)
 	}
 	for _, device := range []string{"/dev/xvdba", "/dev/xvddx", "/dev/sdp", "/dev/xvdg"} {
 		require.NoError(t, w.attach(w.create(), device))
@@ -222,8 +223,14 @@ func TestAnInstanceHoldsAsManyVolumesAsItsTypeDoes(t *testing.T) {
 		root       string
 		limit      int // of further volumes
 	}{
-		{"m5.large", 1, "/dev/xvda", 26}, {"m5.large", 3, "/dev/xvda", 24}, {"m5.large", 1, "", 27}, {"t3.micro", 2, "/dev/xvda", 25},
-		{"m7i.large", 3, "/dev/xvda", 31}, {"m7i.48xlarge", 1, "/dev/xvda", 127}, {"t2.micro", 2, "/dev/xvda", 38}, {"x99.huge", 1, "/dev/xvda", 26},
+		{"m5.large", 1, "/dev/xvda", 26},
+		{"m5.large", 3, "/dev/xvda", 24},
+		{"m5.large", 1, "", 27},
+		{"t3.micro", 2, "/dev/xvda", 25},
+		{"m7i.large", 3, "/dev/xvda", 31},
+		{"m7i.48xlarge", 1, "/dev/xvda", 127},
+		{"t2.micro", 2, "/dev/xvda", 38},
+		{"x99.huge", 1, "/dev/xvda", 26},
 	} {
 		w := newWorld(t, cloud.Config{}, ec2.Config{})
 		w.instance = w.cloud.AddInstance(cloud.Instance{Type: test.kind, Interfaces: test.interfaces, RootDevice: test.root})
@@ -280,7 +287,7 @@ func TestRefusalsOfAttachAndDetachAreWordedAsAWSDoes(t *testing.T) {
 		_, err := w.api.AttachVolume(t.Context(), &sdk.AttachVolumeInput{VolumeId: &test.volume, InstanceId: &test.instance, Device: aws.String("/dev/xvdbc")})
 		assert.Equal(t, test.code, code(t, err))
 		if test.code != "" {
-			assert.ErrorContains(t, err, test.code+": "+test.message)
+			require.ErrorContains(t, err, test.code+": "+test.message)
 		}
 	}
 	unattached := w.create()
@@ -296,7 +303,7 @@ func TestRefusalsOfAttachAndDetachAreWordedAsAWSDoes(t *testing.T) {
 		_, err := w.api.DetachVolume(t.Context(), &sdk.DetachVolumeInput{VolumeId: &test.volume, InstanceId: &test.instance})
 		assert.Equal(t, test.code, code(t, err))
 		if test.code != "" {
-			assert.ErrorContains(t, err, test.code+": "+test.message)
+			require.ErrorContains(t, err, test.code+": "+test.message)
 		}
 	}
 }
@@ -306,8 +313,8 @@ func TestAVolumeThatIsBeingMadeCannotBeAttached(t *testing.T) {
 		w := newWorld(t, cloud.Config{Times: cloud.Times{Create: time.Minute, Delete: time.Minute}}, ec2.Config{})
 		v := w.create()
 		err := w.attach(v, "/dev/xvdba")
-		assert.ErrorContains(t, err, "IncorrectState: "+v+" is not 'available'.")
-		time.Sleep(time.Minute)
+		require.ErrorContains(t, err, "IncorrectState: "+v+" is not 'available'.")
+		time.Sleep(time.Minute + 1)
 		_, err = w.api.DeleteVolume(t.Context(), &sdk.DeleteVolumeInput{VolumeId: &v})
 		require.NoError(t, err)
 		for _, shown := range []types.VolumeState{types.VolumeStateDeleting, types.VolumeStateDeleted} {
@@ -347,7 +354,7 @@ func TestAVolumeIsModifiedUpToFourTimesADayOneAfterTheOther(t *testing.T) {
 			require.NoError(t, err)
 			m := out.VolumesModifications[0]
 			assert.Equal(t, types.VolumeModificationStateOptimizing, m.ModificationState)
-			assert.EqualValues(t, 2+i, *m.TargetSize)
+			assert.Equal(t, 2+i, *m.TargetSize)
 			assert.EqualValues(t, 50, *m.Progress)
 			time.Sleep(30*time.Minute + 1)
 		}
@@ -391,8 +398,10 @@ func TestSnapshots(t *testing.T) {
 		assert.True(t, *made.Encrypted, "as its snapshot is")
 
 		found, err := w.api.DescribeSnapshots(t.Context(), &sdk.DescribeSnapshotsInput{OwnerIds: []string{"self"}, Filters: []types.Filter{
-			{Name: aws.String("volume-id"), Values: []string{v}}, {Name: aws.String("status"), Values: []string{"completed"}},
-			{Name: aws.String("description"), Values: []string{"before*"}}, {Name: aws.String("tag:Name"), Values: []string{"db"}},
+			{Name: aws.String("volume-id"), Values: []string{v}},
+			{Name: aws.String("status"), Values: []string{"completed"}},
+			{Name: aws.String("description"), Values: []string{"before*"}},
+			{Name: aws.String("tag:Name"), Values: []string{"db"}},
 		}})
 		require.NoError(t, err)
 		require.Len(t, found.Snapshots, 1)

@@ -190,7 +190,7 @@ func describeVolumes(r *request) (any, error) {
 
 // A token remembers what CreateVolume did with a client token.
 type token struct {
-	print  string // of the request
+	mark   string // of the request's parameters
 	answer volumeItem
 	burnt  bool // its create failed
 	since  time.Time
@@ -211,9 +211,9 @@ func createVolume(r *request) (any, error) {
 	f := r.front
 	f.mu.Lock() // two with one token make one volume
 	defer f.mu.Unlock()
-	print := r.params.fingerprint()
+	mark := r.params.fingerprint()
 	if known := f.tokens[name]; name != "" && known != nil && time.Since(known.since) < tokenLife {
-		if known.burnt || known.print != print {
+		if known.burnt || known.mark != mark {
 			return nil, refuse("IdempotentParameterMismatch", "Client token already used before, but with different parameters")
 		}
 		return known.answer, nil
@@ -221,7 +221,7 @@ func createVolume(r *request) (any, error) {
 	v, err := r.CreateVolume(spec)
 	item := f.volumeItem(v)
 	if name != "" {
-		f.tokens[name] = &token{print, item, err != nil || spec.Doomed, time.Now()}
+		f.tokens[name] = &token{mark, item, err != nil || spec.Doomed, time.Now()}
 	}
 	switch {
 	case errors.Is(err, cloud.ErrNoSnapshot):
