@@ -138,7 +138,7 @@ func (p *Provider) askNodes(ctx context.Context, ids []string) (map[string]types
 	pages, err := call(ctx, p, "DescribeInstances", func(ctx context.Context, api *ec2.Client) ([]types.Reservation, error) {
 		var all []types.Reservation
 		pages := ec2.NewDescribeInstancesPaginator(api, &ec2.DescribeInstancesInput{
-			Filters: []types.Filter{filter("instance-id", ids...)}, MaxResults: sdk.Int32(1000),
+			Filters: []types.Filter{filter("instance-id", ids...)},
 		})
 		for pages.HasMorePages() {
 			page, err := pages.NextPage(ctx)

@@ -13,6 +13,7 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 
@@ -70,10 +71,16 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 		loading = append(loading, config.WithCredentialsProvider(p.cfg.Credentials))
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, loading...)
+	var metadata *imds.Client
+	if err == nil {
+		metadata = metadataService(cfg)
+		// Once more, for a chain of credentials that asks the same way.
+		cfg, err = config.LoadDefaultConfig(ctx, append(loading, config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = metadata }))...)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: the settings of AWS cannot be used: %w", providers.ErrInvalid, err)
 	}
-	doc, err := identity(ctx, cfg)
+	doc, err := identity(ctx, metadata)
 	if err != nil {
 		return nil, err
 	}
@@ -94,12 +101,16 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 	}, nil
 }
 
-// identity asks the metadata service, with a token (IMDSv2) always: version 1 may be off.
-func identity(ctx context.Context, cfg sdk.Config) (imds.InstanceIdentityDocument, error) {
-	client := imds.NewFromConfig(cfg, func(o *imds.Options) {
+// metadataService speaks with a token (IMDSv2) always: version 1 may be off.
+func metadataService(cfg sdk.Config) *imds.Client {
+	return imds.NewFromConfig(cfg, func(o *imds.Options) {
 		o.EnableFallback = sdk.FalseTernary
-		o.Retryer = retry.NewStandard(func(o *retry.StandardOptions) { o.MaxAttempts, o.MaxBackoff = 3, time.Second })
+		o.Retryer = retry.NewStandard(func(o *retry.StandardOptions) { o.MaxAttempts, o.MaxBackoff = attempts, time.Second })
 	})
+}
+
+// identity asks the metadata service which instance this is.
+func identity(ctx context.Context, client *imds.Client) (imds.InstanceIdentityDocument, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, attemptTimeout, errors.New("no answer"))
 	defer cancel()
 	answer, err := client.GetInstanceIdentityDocument(ctx, nil)

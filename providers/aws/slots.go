@@ -182,8 +182,9 @@ func (s *slots) hasRead(before int) bool {
 	return s.reads != before
 }
 
-// limitOf asks how many volumes an instance type takes. Where EC2 does not tell, the Nitro system's 28 are shared with
-// network interfaces, and others take 40 (Amazon EC2 User Guide, "Amazon EBS volume limits for Amazon EC2 instances").
+// limitOf asks how many volumes an instance type takes. A limit that network interfaces share allows for the first of them.
+// Where EC2 does not tell, the Nitro system takes 27 so, and others 39 (Amazon EC2 User Guide, "Amazon EBS volume limits for
+// Amazon EC2 instances").
 func (p *Provider) limitOf(ctx context.Context, kind string, interfaces int) (limit int, kept string, err error) {
 	answer, err := call(ctx, p, "DescribeInstanceTypes", func(ctx context.Context, api *ec2.Client) (*ec2.DescribeInstanceTypesOutput, error) {
 		return api.DescribeInstanceTypes(ctx, &ec2.DescribeInstanceTypesInput{InstanceTypes: []types.InstanceType{types.InstanceType(kind)}})
@@ -191,19 +192,19 @@ func (p *Provider) limitOf(ctx context.Context, kind string, interfaces int) (li
 	if err != nil {
 		return 0, "", err
 	}
-	limit, shared := 40, false
+	limit, shared := 39, false
 	for _, t := range answer.InstanceTypes {
 		if t.Hypervisor == types.InstanceTypeHypervisorNitro {
-			limit, shared = 28, true
+			limit, shared = 27, true
 		}
 		if t.EbsInfo != nil && t.EbsInfo.MaximumEbsAttachments != nil {
 			limit, shared = int(*t.EbsInfo.MaximumEbsAttachments), t.EbsInfo.AttachmentLimitType == types.AttachmentLimitTypeShared
 		}
 	}
 	kept = fmt.Sprintf("%d with the root volume", limit)
-	if shared {
-		kept = fmt.Sprintf("%d with the root volume, shared with %d network interfaces", limit, interfaces)
-		limit -= interfaces
+	if more := interfaces - 1; shared && more > 0 {
+		kept += fmt.Sprintf(", less %d for network interfaces", more)
+		limit -= more
 	}
 	return limit, kept, nil
 }

@@ -20,11 +20,16 @@ import (
 
 const gib = 1 << 30
 
-// describeVolumes returns all volumes that meet the filters, page by page, wherever in the region.
-func (p *Provider) describeVolumes(ctx context.Context, filters ...types.Filter) ([]types.Volume, error) {
+// describeVolumes returns all volumes that meet the filter, wherever in the region. EC2 cuts pages before it filters, so
+// that few volumes of a large account may cost many pages: those that are asked for by name come without (page 0).
+func (p *Provider) describeVolumes(ctx context.Context, by types.Filter, page int32) ([]types.Volume, error) {
 	return call(ctx, p, "DescribeVolumes", func(ctx context.Context, api *ec2.Client) ([]types.Volume, error) {
+		in := &ec2.DescribeVolumesInput{Filters: []types.Filter{by}}
+		if page > 0 {
+			in.MaxResults = &page
+		}
 		var all []types.Volume
-		pages := ec2.NewDescribeVolumesPaginator(api, &ec2.DescribeVolumesInput{Filters: filters, MaxResults: sdk.Int32(500)})
+		pages := ec2.NewDescribeVolumesPaginator(api, in)
 		for pages.HasMorePages() {
 			page, err := pages.NextPage(ctx)
 			if err != nil {
@@ -37,7 +42,7 @@ func (p *Provider) describeVolumes(ctx context.Context, filters ...types.Filter)
 }
 
 func (p *Provider) askByKey(ctx context.Context, keys []string) (map[string][]types.Volume, error) {
-	all, err := p.describeVolumes(ctx, filter("tag:"+tagKey, keys...))
+	all, err := p.describeVolumes(ctx, filter("tag:"+tagKey, keys...), 0)
 	found := make(map[string][]types.Volume)
 	for _, v := range all {
 		key := tagMap(v.Tags)[tagKey]
@@ -48,7 +53,7 @@ func (p *Provider) askByKey(ctx context.Context, keys []string) (map[string][]ty
 
 // askByID asks by a filter, since one unknown id among VolumeIds fails the whole call.
 func (p *Provider) askByID(ctx context.Context, ids []string) (map[string]types.Volume, error) {
-	all, err := p.describeVolumes(ctx, filter("volume-id", ids...))
+	all, err := p.describeVolumes(ctx, filter("volume-id", ids...), 0)
 	found := make(map[string]types.Volume)
 	for _, v := range all {
 		found[sdk.ToString(v.VolumeId)] = v
@@ -126,7 +131,7 @@ func (p *Provider) findMade(ctx context.Context, name string) (*providers.Volume
 
 // List returns the cluster's volumes. Those that share a name are left out, and the error names them.
 func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
-	all, err := p.describeVolumes(ctx, filter("tag:"+tagCluster, escape(p.cluster)))
+	all, err := p.describeVolumes(ctx, filter("tag:"+tagCluster, escape(p.cluster)), 500)
 	if err != nil {
 		return nil, err
 	}

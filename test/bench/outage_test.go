@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -161,7 +162,7 @@ func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
 		var all sync.WaitGroup
 		for n, d := range nodes {
 			for v := range perNode {
-				all.Go(func() { mountAsSwarm(d, volumeName(n*perNode+v)) })
+				all.Go(func() { mountAsSwarm(t, d, volumeName(n*perNode+v)) })
 			}
 		}
 		all.Wait()
@@ -196,21 +197,24 @@ func makeFormatted(t *testing.T, p *aws.Provider, volumes int) {
 			_, err := p.Create(t.Context(), providers.Spec{
 				Name: volumeName(i), Size: 1 << 30, Record: providers.Record{"fstype": "ext4", "layout": mount.LayoutData, "formatted": "ext4"},
 			})
-			if err != nil {
-				t.Errorf("create: %v", err)
-			}
+			assert.NoError(t, err)
 		})
 	}
 	all.Wait()
+	require.False(t, t.Failed())
 }
 
 // mountAsSwarm is a task that is tried until it runs: each time with a new mount ID, five seconds after a failure.
-func mountAsSwarm(d *driver.Driver, volume string) {
-	for try := 0; ; try++ {
+func mountAsSwarm(t *testing.T, d *driver.Driver, volume string) {
+	for begin, try := time.Now(), 0; ; try++ {
 		ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
 		_, err := d.Mount(ctx, volume, fmt.Sprint(try))
 		cancel()
 		if err == nil {
+			return
+		}
+		if time.Since(begin) > time.Hour {
+			t.Errorf("%s is not mounted after an hour: %v", volume, err)
 			return
 		}
 		time.Sleep(5 * time.Second)

@@ -78,7 +78,7 @@ func (e *FailedError) Error() string { return fmt.Sprintf("made to fail with %q"
 type Call struct {
 	Action string
 	Caller string // instance id, "" if it is none
-	Bucket string // whose tokens it takes; "" is its action's
+	Bucket string // whose tokens it takes; its action's if it is "" or has no limit
 	Aside  bool   // not a call to the API: no latency, no limit, not counted, and met only by rules that name its action
 }
 
@@ -98,11 +98,7 @@ func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fa
 		c.calls[call.Action]++
 	}
 	met := c.meet(call)
-	name := call.Bucket
-	if name == "" {
-		name = call.Action
-	}
-	if !call.Aside && (met.Fault == Throttle || !c.take(name)) {
+	if !call.Aside && (met.Fault == Throttle || !c.take(call)) {
 		c.throttled[call.Action]++
 		met.Fault = Throttle
 	}

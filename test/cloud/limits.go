@@ -18,11 +18,19 @@ type bucket struct {
 }
 
 // take tells whether a call may go on. The caller holds the lock.
-func (c *Cloud) take(name string) bool {
+func (c *Cloud) take(call Call) bool {
 	if c.cfg.Limits == nil {
 		return true
 	}
-	limit := c.cfg.Limits(name)
+	name := call.Bucket
+	limit := Bucket{}
+	if name != "" {
+		limit = c.cfg.Limits(name)
+	}
+	if limit == (Bucket{}) {
+		name = call.Action
+		limit = c.cfg.Limits(name)
+	}
 	if limit == (Bucket{}) {
 		return true
 	}

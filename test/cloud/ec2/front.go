@@ -70,7 +70,7 @@ func New(cfg Config) *Front {
 }
 
 // Limits are the buckets that AWS documents for its API, per action, account and region. Actions that read without a
-// filter and not in pages have a bucket of their own, named by Unfiltered.
+// filter and not in pages have a bucket of their own, named by Unfiltered; limits that do not name it take the action's.
 // See https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html
 func Limits(bucket string) cloud.Bucket {
 	switch {
