@@ -54,7 +54,7 @@ func (a *asker[T]) join(key string) *batch[T] {
 		b = a.queue[n-1]
 	} else {
 		b = &batch[T]{keys: make(map[string]bool), done: make(chan struct{})}
-		b.ctx, b.cancel = context.WithCancel(context.Background())
+		b.ctx, b.cancel = context.WithCancel(context.Background()) //nolint:gosec // work and leave cancel it
 		a.queue = append(a.queue, b)
 	}
 	b.keys[key] = true

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
@@ -24,7 +25,7 @@ const maxTurns = 1000
 // so nodes that create one name at once get one volume. But it does so even if that volume has been deleted meanwhile, and
 // a token whose creation failed is burnt; both for a day or so. Then it is the next turn's turn, for every node alike.
 func (p *Provider) tokenOf(name string, turn int) string {
-	return digest(p.cluster, name, fmt.Sprint(turn)) // 64 characters, all that a token may have
+	return digest(p.cluster, name, strconv.Itoa(turn)) // 64 characters, all that a token may have
 }
 
 // Create returns the volume once EC2 calls it available.
@@ -94,7 +95,7 @@ var errSpent = errors.New("this ClientToken is spent")
 
 // createOnce makes the volume with the token of one turn, or returns the one that another node makes with it.
 func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, name string, tags map[string]string, turn int) (*providers.Volume, error) {
-	tags[tagTurn] = fmt.Sprint(turn)
+	tags[tagTurn] = strconv.Itoa(turn)
 	in.ClientToken = sdk.String(p.tokenOf(name, turn))
 	in.TagSpecifications = []types.TagSpecification{{ResourceType: types.ResourceTypeVolume, Tags: tagList(tags)}}
 	made, err := call(ctx, p, "CreateVolume", func(ctx context.Context, api *ec2.Client) (*ec2.CreateVolumeOutput, error) {

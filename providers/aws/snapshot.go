@@ -76,6 +76,7 @@ func (p *Provider) awaitSnapshot(ctx context.Context, s types.Snapshot) (*provid
 			return snapshotOf(s), nil
 		case types.SnapshotStateError:
 			return nil, fmt.Errorf("snapshot %s has failed: EC2 says %q", id, clip(sdk.ToString(s.StateMessage)))
+		default:
 		}
 		now, err := p.describeSnapshots(ctx, filter("snapshot-id", id))
 		switch {

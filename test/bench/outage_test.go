@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -152,7 +153,7 @@ func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
 			}
 			d, err := driver.New(driver.Config{
 				Provider: p, Host: &kernel{kernels: kernels, instance: instance}, Log: log,
-				StateDir: filepath.Join(state, fmt.Sprint(i)), PublishedDir: "/published",
+				StateDir: filepath.Join(state, strconv.Itoa(i)), PublishedDir: "/published",
 			})
 			require.NoError(t, err)
 			nodes = append(nodes, d)
@@ -208,7 +209,7 @@ func makeFormatted(t *testing.T, p *aws.Provider, volumes int) {
 func mountAsSwarm(t *testing.T, d *driver.Driver, volume string) {
 	for begin, try := time.Now(), 0; ; try++ {
 		ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
-		_, err := d.Mount(ctx, volume, fmt.Sprint(try))
+		_, err := d.Mount(ctx, volume, strconv.Itoa(try))
 		cancel()
 		if err == nil {
 			return
