@@ -39,7 +39,7 @@ func (d *Driver) remove(ctx context.Context, v *volume) error {
 	log := d.volumeLog(v).WithField("id", vol.ID)
 	switch set.reclaim {
 	case ReclaimRetain:
-		if err := d.provider.Forget(ctx, vol.ID); err != nil {
+		if err := whileHeld(ctx, func() error { return d.provider.Forget(ctx, vol.ID) }); err != nil {
 			return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, vol.ID)
 		}
 		log.Infof("Volume forgotten; its disk is kept, and comes back with the option volume-id=%s", vol.ID)
@@ -55,13 +55,25 @@ func (d *Driver) remove(ctx context.Context, v *volume) error {
 		log.WithField("snapshot", snapshot.ID).Infof("Snapshot taken; the volume comes back with the option snapshot=%s", snapshot.ID)
 		fallthrough
 	default:
-		if err := d.provider.Delete(ctx, vol.ID); err != nil {
+		if err := whileHeld(ctx, func() error { return d.provider.Delete(ctx, vol.ID) }); err != nil {
 			return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, vol.ID)
 		}
 		log.Info("Volume deleted")
 	}
 	d.catalog.forget(v.name, vol.ID)
 	return nil
+}
+
+// whileHeld makes a change of a volume that the cloud has just called free, again if the cloud then refuses it as held: one
+// of the two answers was behind, if only for seconds.
+func whileHeld(ctx context.Context, change func() error) error {
+	var retry backoff
+	for begin := time.Now(); ; {
+		err := change()
+		if !errors.Is(err, providers.ErrHeld) || time.Since(begin) > lag || retry.wait(ctx) != nil {
+			return err
+		}
+	}
 }
 
 // unheld returns the volume once no node holds it, or an error that says who does. What this node holds unknowingly is

@@ -15,6 +15,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cloud/loop"
 )
 
 // TestMain takes from the environment what the SDK would find there.
@@ -35,6 +36,7 @@ type rig struct {
 	cloud *cloud.Cloud
 	front *ec2.Front
 	url   string
+	disks *loop.Backend // nil: attachments have nothing behind them
 
 	mu    sync.Mutex
 	nodes map[string]*node
@@ -76,6 +78,7 @@ func newRig(t *testing.T, cfg cloud.Config) *rig {
 		cfg.Zones = []string{region + "a", region + "b"}
 	}
 	r := &rig{t: t, cloud: cloud.New(cfg), nodes: map[string]*node{}}
+	r.disks, _ = cfg.Backend.(*loop.Backend)
 	t.Cleanup(r.cloud.Close)
 	r.front = ec2.New(ec2.Config{Cloud: r.cloud, Region: region, Account: "123456789012"})
 	r.url = serve(t, r.front)
@@ -100,11 +103,23 @@ func (r *rig) node(name string) *node {
 			zone = region + "b"
 		}
 		i := r.cloud.AddInstance(cloud.Instance{Type: "m5.large", Zone: zone, RootDevice: "/dev/xvda"})
+		if r.disks != nil {
+			require.NoError(r.t, r.disks.Sysfs(i.ID, r.t.TempDir()))
+		}
 		n = &node{id: i.ID, metadata: serve(r.t, r.front.Metadata(i.ID, ec2.MetadataOptions{})), calls: &counter{ec2: r.url}}
 		n.client = &http.Client{Transport: n.calls}
 		r.nodes[name] = n
 	}
 	return n
+}
+
+// until waits for an instance's state.
+func (r *rig) until(instance string, state cloud.InstanceState) {
+	r.t.Helper()
+	require.Eventually(r.t, func() bool {
+		i, _ := r.cloud.Instance(instance)
+		return i.State == state
+	}, time.Minute, time.Millisecond)
 }
 
 func (r *rig) provider(name, cluster string) *Provider {
@@ -121,13 +136,20 @@ func TestAWSKeepsTheContract(t *testing.T) {
 		providertest.Throttle: cloud.Throttle, truncate: cloud.Truncate, garbage: cloud.Garbage,
 	}
 	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
-		r := newRig(t, cloud.Config{Times: cloud.Times{Delete: 20 * time.Millisecond}})
+		disks, err := loop.New(t.TempDir())
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, disks.Close()) })
+		r := newRig(t, cloud.Config{Times: cloud.Times{Delete: 20 * time.Millisecond}, Backend: disks})
 		return &providertest.Cloud{
 			Provider: func(t *testing.T, node, cluster string) providers.Provider {
 				t.Helper()
 				return r.provider(node, cluster)
 			},
 			Size: gib,
+			Device: func(t *testing.T, _ string, v *providers.Volume) string {
+				t.Helper()
+				return disks.Device(v.ID)
+			},
 			Invalid: []providers.Spec{
 				{Size: gib, Type: "gp9"},
 				{Size: gib, Type: "gp3", IOPS: 2999},

@@ -386,9 +386,6 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 	if !p.isOurs(tags) || p.memory.hides(id, tags[tagName]) {
 		return nil
 	}
-	if held := attachmentOf(from); held.State != providers.Detached {
-		return &providers.HeldError{Volume: id, Node: held.Node}
-	}
 	_, err = call(ctx, p, "DeleteVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DeleteVolumeOutput, error) {
 		return api.DeleteVolume(ctx, &ec2.DeleteVolumeInput{VolumeId: &id})
 	})

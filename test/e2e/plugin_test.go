@@ -91,7 +91,7 @@ func TestInstallAndUpgradeFromARegistry(t *testing.T) {
 	e.Docker("plugin", "disable", "--force", engine.Plugin)
 	e.Docker("plugin", "rm", "--force", engine.Plugin)
 	for _, version := range []string{"1", "2"} {
-		e.Docker("plugin", "create", registry+"/blockvol:"+version, labelled(t, version))
+		e.Docker("plugin", "create", registry+"/blockvol:"+version, e.Grantable(labelled(t, version)))
 		e.Docker("plugin", "push", registry+"/blockvol:"+version)
 		e.Docker("plugin", "rm", registry+"/blockvol:"+version)
 	}

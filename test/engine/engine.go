@@ -281,7 +281,7 @@ func (e *Engine) Busybox() string {
 // in the engine's own directories, applies settings (NAME=VALUE) and enables it.
 func (e *Engine) InstallPlugin(dir string, settings ...string) {
 	e.t.Helper()
-	e.Docker("plugin", "create", Plugin, dir)
+	e.Docker("plugin", "create", Plugin, e.Grantable(dir))
 	e.Docker(append([]string{"plugin", "set", Plugin, "state.source=" + e.State, "volumes.source=" + e.Volumes}, settings...)...)
 	e.Docker("plugin", "enable", Plugin)
 }
