@@ -165,8 +165,14 @@ func TestAWSKeepsTheContract(t *testing.T) {
 				{Size: gib, Record: providers.Record{"Upper": "x"}},
 				{Size: gib, Record: providers.Record{"layout": strings.Repeat("x", 256)}},
 			},
-			Stop:   func(_ *testing.T, node string) { r.cloud.Stop(r.node(node).id) },
-			Remove: func(_ *testing.T, node string) { r.cloud.Terminate(r.node(node).id) },
+			Stop: func(_ *testing.T, node string) {
+				r.cloud.Stop(r.node(node).id)
+				r.until(r.node(node).id, cloud.Stopped)
+			},
+			Remove: func(_ *testing.T, node string) {
+				r.cloud.Terminate(r.node(node).id)
+				r.until(r.node(node).id, cloud.Terminated)
+			},
 			Faults: []providertest.Fault{providertest.Refuse, providertest.LoseAnswer, providertest.Hang, providertest.Throttle, truncate, garbage},
 			Break: func(_ *testing.T, node string, fault providertest.Fault) func() {
 				return r.cloud.Inject(cloud.Rule{Caller: r.node(node).id, Fault: faults[fault]})
