@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -12,9 +13,11 @@ import (
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/smithy-go/logging"
 
 	"github.com/blockvol/blockvol/providers"
 )
@@ -27,28 +30,30 @@ type session struct {
 	credentials sdk.CredentialsProvider
 }
 
-// session returns the one session, and begins it if there is none.
+// session returns the one session, and begins it if there is none. Callers that wait share an attempt, and its failure.
 func (p *Provider) session(ctx context.Context) (*session, error) {
 	if s := p.begun(); s != nil {
 		return s, ctx.Err()
 	}
-	select {
-	case p.connecting <- struct{}{}:
-		defer func() { <-p.connecting }()
-	case <-ctx.Done():
+	s, _, err := p.sessions.get(ctx, "")
+	if err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("the instance's metadata is still waited for: %w", ctx.Err())
 	}
-	if s := p.begun(); s != nil {
-		return s, nil
+	return s, err
+}
+
+func (p *Provider) askSession(ctx context.Context, keys []string) (map[string]*session, error) {
+	s := p.begun()
+	if s == nil {
+		var err error
+		if s, err = p.begin(ctx); err != nil {
+			return nil, err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.connected = s
 	}
-	s, err := p.begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.connected = s
-	return s, nil
+	return map[string]*session{keys[0]: s}, nil
 }
 
 func (p *Provider) begun() *session {
@@ -62,6 +67,7 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 		// Retries are this package's own: see call.
 		config.WithRetryer(func() sdk.Retryer { return sdk.NopRetryer{} }),
 		config.WithEC2IMDSEndpoint(p.cfg.Metadata),
+		config.WithLogger(logging.Nop{}), // it would write beside the program's log
 	}
 	if p.cfg.HTTPClient != nil {
 		loading = append(loading, config.WithHTTPClient(p.cfg.HTTPClient))
@@ -73,6 +79,7 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: the settings of AWS cannot be used: %w", providers.ErrInvalid, err)
 	}
+	cfg.HTTPClient = guarded(cfg.HTTPClient)
 	doc, err := identity(ctx, cfg)
 	if err != nil {
 		return nil, err
@@ -92,6 +99,54 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 			}
 		}),
 	}, nil
+}
+
+// maxAnswer is how much of an answer is read, in bytes: ten times what EC2 has to say of 500 volumes with all their tags.
+const maxAnswer = 32 << 20
+
+// guarded makes a client that bears with any answer: it reads a bounded part of it, and goes nowhere else with a signed
+// request, since EC2 redirects nobody.
+func guarded(client sdk.HTTPClient) sdk.HTTPClient {
+	guard := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	switch c := client.(type) {
+	case *awshttp.BuildableClient: // which has AWS_CA_BUNDLE's certificates
+		guard.Transport, guard.Timeout = bounded{c.GetTransport()}, c.GetTimeout()
+	case *http.Client:
+		guard.Transport, guard.Timeout = bounded{cmp.Or[http.RoundTripper](c.Transport, http.DefaultTransport)}, c.Timeout
+	default:
+		return client
+	}
+	return guard
+}
+
+// bounded cuts answers short.
+type bounded struct{ http.RoundTripper }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		answer.Body = struct {
+			io.Reader
+			io.Closer
+		}{&cutter{answer.Body, maxAnswer}, answer.Body}
+	}
+	return answer, err
+}
+
+var errTooLong = errors.New("the answer has no end")
+
+type cutter struct {
+	from io.Reader
+	left int
+}
+
+func (c *cutter) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errTooLong
+	}
+	n, err := c.from.Read(b[:min(len(b), c.left)])
+	c.left -= n
+	return n, err
 }
 
 // identity asks the metadata service, with a token (IMDSv2) always: version 1 may be off.
