@@ -188,6 +188,7 @@ func TestAnAdoptedVolumeTakesNothingFromTheTokensOfItsNewName(t *testing.T) {
 		require.NoError(t, a.Forget(t.Context(), v.ID))
 		_, err := a.Adopt(t.Context(), v.ID, providers.Spec{Name: "new"})
 		require.NoError(t, err)
+		time.Sleep(30 * time.Second)
 		require.NoError(t, a.Delete(t.Context(), v.ID))
 		time.Sleep(30 * time.Second)
 		atOnce(func() { w.create(a, "new") }, func() { w.create(b, "new") })
@@ -363,4 +364,3 @@ func TestTwoVolumesOfOneNameAreNamed(t *testing.T) {
 		assert.Equal(t, other.ID, list[0].ID)
 	})
 }
-

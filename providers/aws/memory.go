@@ -24,6 +24,7 @@ type memory struct {
 	sizes   map[string]resizing           // by id: modified
 	freed   map[string]time.Time          // by id: when this instance gave it up
 	ours    map[string]time.Time          // by id: when a volume was last known to be this cluster's
+	there   map[string]time.Time          // by id: when a volume was last known to exist
 	spent   map[turn]time.Time            // turns of ClientTokens that make no volume, and until when that is certain
 	absent  map[string]absence            // by node: that EC2 does not show it
 }
@@ -61,12 +62,13 @@ func (m *memory) tidy() {
 	if m.made == nil {
 		m.made, m.hidden, m.entries = make(map[string]made), make(map[life]time.Time), make(map[string]map[string]writing)
 		m.sizes, m.freed, m.ours = make(map[string]resizing), make(map[string]time.Time), make(map[string]time.Time)
-		m.spent, m.absent = make(map[turn]time.Time), make(map[string]absence)
+		m.there, m.spent, m.absent = make(map[string]time.Time), make(map[turn]time.Time), make(map[string]absence)
 	}
 	old := func(at time.Time) bool { return time.Since(at) >= remembered }
 	maps.DeleteFunc(m.made, func(_ string, v made) bool { return old(v.at) })
 	maps.DeleteFunc(m.hidden, func(_ life, until time.Time) bool { return time.Now().After(until) })
 	maps.DeleteFunc(m.sizes, func(_ string, r resizing) bool { return old(r.at) })
+	maps.DeleteFunc(m.there, func(_ string, at time.Time) bool { return old(at) })
 	maps.DeleteFunc(m.freed, func(_ string, at time.Time) bool { return old(at) })
 	maps.DeleteFunc(m.spent, func(_ turn, until time.Time) bool { return time.Now().After(until) })
 	maps.DeleteFunc(m.entries, func(_ string, written map[string]writing) bool {
@@ -85,7 +87,7 @@ func (m *memory) lock() (unlock func()) {
 func (m *memory) make(name, id string) {
 	defer m.lock()()
 	m.made[name] = made{id, time.Now()}
-	m.ours[id] = time.Now()
+	m.ours[id], m.there[id] = time.Now(), time.Now()
 }
 
 // makes returns the volume of that name that this process has made, if so lately that a read may not show it.
@@ -117,6 +119,7 @@ func (m *memory) hides(of life) bool {
 func (m *memory) lose(id string) {
 	defer m.lock()()
 	m.drop(id)
+	delete(m.there, id)
 }
 
 func (m *memory) drop(id string) {
@@ -141,7 +144,7 @@ func (m *memory) resize(id string, bytes int64) {
 // complete adds to a read what this process has written since. An entry that has another value is another node's, later.
 func (m *memory) complete(v *providers.Volume) {
 	defer m.lock()()
-	m.ours[v.ID] = time.Now()
+	m.ours[v.ID], m.there[v.ID] = time.Now(), time.Now()
 	for key, w := range m.entries[v.ID] {
 		if _, shown := v.Record[key]; !shown {
 			v.Record[key] = w.value
@@ -150,10 +153,10 @@ func (m *memory) complete(v *providers.Volume) {
 	v.Size = max(v.Size, m.sizes[v.ID].bytes)
 }
 
-// known returns when the volume was last known to be this cluster's, the zero time if never.
-func (m *memory) known(id string) time.Time {
+// known returns when the volume was last known to be this cluster's, and to exist; the zero time if never.
+func (m *memory) known(id string) (ours, there time.Time) {
 	defer m.lock()()
-	return m.ours[id]
+	return m.ours[id], m.there[id]
 }
 
 // free notes that this instance has given the volume up, hold that it has taken it.

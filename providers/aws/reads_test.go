@@ -69,7 +69,7 @@ func TestTheFirstCallsOfAProcessShareItsStart(t *testing.T) {
 		var calls []func()
 		for range 50 {
 			calls = append(calls, func() {
-				_, err := p.Find(t.Context(), "db")
+				_, err := p.Node(t.Context())
 				assert.ErrorIs(t, err, providers.ErrUnavailable)
 			})
 		}

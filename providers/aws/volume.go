@@ -251,7 +251,8 @@ func (p *Provider) lookup(ctx context.Context, id string) (types.Volume, error) 
 	}
 	retry := backoff{most: time.Second}
 	for {
-		known, asked := p.memory.known(id), time.Now()
+		ours, there := p.memory.known(id)
+		asked := time.Now()
 		v, found, err := p.byID.get(ctx, id)
 		if err != nil {
 			return types.Volume{}, err
@@ -260,11 +261,11 @@ func (p *Provider) lookup(ctx context.Context, id string) (types.Volume, error) 
 		if tags := tagMap(v.Tags); found && !over && p.isOurs(tags) && !p.memory.hides(lifeOf(id, tags)) {
 			return v, nil
 		}
-		if over || asked.Sub(known) >= lagging {
+		switch {
+		case found && !over && asked.Sub(ours) >= lagging:
+			return v, nil
+		case over, !found && asked.Sub(there) >= lagging:
 			p.memory.lose(id)
-			if found && !over {
-				return v, nil
-			}
 			return types.Volume{}, fmt.Errorf("%w: EC2 has no volume %s in this region", providers.ErrNotFound, id)
 		}
 		if err := retry.wait(ctx); err != nil {
@@ -293,7 +294,7 @@ const (
 
 // ensureOurs returns an error unless the volume is this cluster's. EC2 is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
-	if time.Since(p.memory.known(id)) < age {
+	if ours, _ := p.memory.known(id); time.Since(ours) < age {
 		return ctx.Err()
 	}
 	_, err := p.lookupOurs(ctx, id)
@@ -433,6 +434,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	p.end(from)
+	p.memory.lose(id)
 	return nil
 }
 

@@ -41,7 +41,9 @@ func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also
 }
 
 // node adds an instance and returns its id.
-func (w *world) node(zone string) string { return w.nodeOf(cloud.Instance{Type: "m5.large", Zone: region + zone}) }
+func (w *world) node(zone string) string {
+	return w.nodeOf(cloud.Instance{Type: "m5.large", Zone: region + zone})
+}
 
 func (w *world) nodeOf(i cloud.Instance) string {
 	if i.RootDevice == "" {
