@@ -28,6 +28,8 @@ var (
 	errModifiedNow   = errors.New("the volume was changed within the last hours")
 )
 
+var permission = regexp.MustCompile(`not authorized to perform: ([a-z0-9-]{1,20}:[A-Za-z]{1,60})\b`)
+
 // deniedError is errDenied as a sentence.
 type deniedError struct{ text string }
 
@@ -61,7 +63,11 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 		return errors.New(said + ": this node's clock is wrong, or the session token has expired")
 	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException":
 		// The message ends in a long code that only sts:DecodeAuthorizationMessage can read.
-		return &deniedError{fmt.Sprintf("the IAM policy of this node does not allow ec2:%s (%s): docs/aws.md has the policy that blockvol needs", action, code)}
+		lacks := "ec2:" + action // or what it takes besides, as CreateVolume takes CreateTags
+		if said := permission.FindStringSubmatch(api.ErrorMessage()); said != nil {
+			lacks = said[1]
+		}
+		return &deniedError{fmt.Sprintf("the IAM policy of this node does not allow %s, without which %s is refused (%s): docs/aws.md has the policy that blockvol needs", lacks, action, code)}
 	case "InvalidVolume.NotFound":
 		return as(providers.ErrNotFound, "")
 	case "VolumeInUse":
