@@ -53,8 +53,8 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 	if !errors.As(err, &api) || api.ErrorCode() == "" || api.ErrorCode() == "UnknownError" {
 		return s.unanswered(ctx, action, err)
 	}
-	code := s.clean(ctx, codeOf(err))
-	said := fmt.Sprintf("EC2 refuses %s: %s (%s)", action, s.clean(ctx, api.ErrorMessage()), code)
+	code, shown := codeOf(err), s.clean(ctx, codeOf(err))
+	said := fmt.Sprintf("EC2 refuses %s: %s (%s)", action, s.clean(ctx, api.ErrorMessage()), shown)
 	as := func(sentinel error, advice string) error { return fmt.Errorf("%w: %s%s", sentinel, said, advice) }
 	switch code {
 	case "AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "MissingAuthenticationToken", "IncompleteSignature":
@@ -67,7 +67,7 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 		if said := permission.FindStringSubmatch(api.ErrorMessage()); said != nil {
 			lacks = said[1]
 		}
-		return &deniedError{fmt.Sprintf("the IAM policy of this node does not allow %s, without which %s is refused (%s): docs/aws.md has the policy that blockvol needs", lacks, action, code)}
+		return &deniedError{fmt.Sprintf("the IAM policy of this node does not allow %s, without which %s is refused (%s): docs/aws.md has the policy that blockvol needs", lacks, action, shown)}
 	case "InvalidVolume.NotFound":
 		return as(providers.ErrNotFound, "")
 	case "VolumeInUse":
@@ -153,20 +153,27 @@ func cause(err error) string {
 }
 
 // signed are the parts of a request by which it proves who sent it.
-var signed = regexp.MustCompile(`(?i)((Credential|Signature|SignedHeaders|X-Amz-[A-Za-z-]*Token)\s*[=:]\s*)[^\s,;&<>"]+`)
+var signed = regexp.MustCompile(`(?i)(Credential|Signature|X-Amz-[A-Z-]*Token)(\s|%20)*(=|:|%3D|%3A)(\s|\+|%20)*[^\s,;&<>"]+|[0-9a-f]{64}`)
 
 // clean makes a text from outside fit for logs: what a hostile or careless answer may repeat of the request is taken out.
 func (s *session) clean(ctx context.Context, text string) string {
+	const most, longest = 64 << 10, 8 << 10 // what is looked at, and what a secret can be long that is cut there
+	cut := len(text) > most
+	if cut {
+		text = text[:most]
+	}
 	if keys, err := s.credentials.Retrieve(ctx); err == nil {
 		for _, secret := range []string{keys.SecretAccessKey, keys.SessionToken, keys.AccessKeyID} {
 			if secret != "" {
-				text = strings.ReplaceAll(text, secret, "…")
-				text = strings.ReplaceAll(text, url.QueryEscape(secret), "…")
-				text = strings.ReplaceAll(text, html.EscapeString(secret), "…")
+				text = strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…", html.EscapeString(secret), "…").Replace(text)
 			}
 		}
 	}
-	return clip(signed.ReplaceAllString(text, "$1…"))
+	text = signed.ReplaceAllString(text, "…")
+	if cut {
+		text = text[:max(0, len(text)-longest)]
+	}
+	return clip(text)
 }
 
 // clip makes a text one line of bounded length.

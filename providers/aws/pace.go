@@ -129,7 +129,7 @@ func attempt(ctx context.Context, s *session, send func(context.Context) error) 
 // passing tells whether an error may be gone at the next attempt: the server's own, or no answer at all.
 func passing(err error) bool {
 	var none *credentialsError
-	if errors.As(err, &none) {
+	if errors.As(err, &none) || errors.Is(err, errTooLong) {
 		return false
 	}
 	var answered *awshttp.ResponseError

@@ -1,6 +1,8 @@
 package aws
 
 import (
+	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -12,12 +14,17 @@ import (
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/smithy-go"
 	"github.com/aws/smithy-go/logging"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/blockvol/blockvol/providers"
 )
@@ -94,6 +101,8 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 		instance: doc.InstanceID, kind: doc.InstanceType, zone: doc.AvailabilityZone, region: region,
 		credentials: cfg.Credentials,
 		api: ec2.NewFromConfig(cfg, func(o *ec2.Options) {
+			o.HTTPSignerV4 = signer{}
+			o.APIOptions = append(o.APIOptions, genuine)
 			if p.cfg.Endpoint != "" {
 				o.BaseEndpoint = &p.cfg.Endpoint
 			}
@@ -101,8 +110,42 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 	}, nil
 }
 
-// maxAnswer is how much of an answer is read, in bytes: ten times what EC2 has to say of 500 volumes with all their tags.
-const maxAnswer = 32 << 20
+// signer signs each request by itself. The SDK's own keeps what it derives from a secret under the key's id for a day, and so a
+// wrong secret after it has been put right.
+type signer struct{}
+
+func (signer) SignHTTP(ctx context.Context, keys sdk.Credentials, r *http.Request, hash, service, region string, at time.Time, options ...func(*v4.SignerOptions)) error {
+	return v4.NewSigner().SignHTTP(ctx, keys, r, hash, service, region, at, options...)
+}
+
+var errNotEC2 = errors.New("it is of another service or page")
+
+// genuine refuses an answer of success that is not EC2's to this very action. To the SDK any other page is an answer in which
+// nothing stands: an empty list, and a write that was carried out.
+func genuine(stack *middleware.Stack) error {
+	return stack.Deserialize.Add(middleware.DeserializeMiddlewareFunc("genuine", func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
+		out, metadata, err := next.HandleDeserialize(ctx, in)
+		answer, is := out.RawResponse.(*smithyhttp.Response)
+		if err != nil || !is || answer.StatusCode >= http.StatusMultipleChoices {
+			return out, metadata, err
+		}
+		body := bufio.NewReader(answer.Body)
+		if head, err := body.Peek(512); !bytes.Contains(head, []byte("<"+awsmiddleware.GetOperationName(ctx)+"Response")) {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = errNotEC2
+			}
+			return out, metadata, &smithy.DeserializationError{Err: err}
+		}
+		answer.Body = struct {
+			io.Reader
+			io.Closer
+		}{body, answer.Body}
+		return out, metadata, nil
+	}), middleware.After)
+}
+
+// maxAnswer is how much of an answer is read, in bytes: more than EC2 has to say of 500 volumes with all their tags.
+const maxAnswer = 16 << 20
 
 // guarded makes a client that bears with any answer: it reads a bounded part of it, and goes nowhere else with a signed
 // request, since EC2 redirects nobody.
@@ -193,6 +236,9 @@ func keysFromFiles(getenv func(string) string) (sdk.CredentialsProvider, error) 
 		}
 	}
 	if !named {
+		if (getenv(keyIDSetting) == "") != (getenv(secretSetting) == "") {
+			return nil, fmt.Errorf("%w: of %s and %s one is set, and both are needed: set the other, or leave both out", providers.ErrInvalid, keyIDSetting, secretSetting)
+		}
 		return nil, nil //nolint:nilnil // none is a valid answer
 	}
 	return sdk.NewCredentialsCache(fileKeys{getenv}), nil
