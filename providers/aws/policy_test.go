@@ -31,8 +31,8 @@ func (s policyStatement) actions() (all []string) {
 	if one, is := s.Action.(string); is {
 		return []string{one}
 	}
-	for _, a := range s.Action.([]any) { //nolint:forcetypeassert // a list of words
-		all = append(all, a.(string)) //nolint:forcetypeassert // a list of words
+	for _, a := range s.Action.([]any) {
+		all = append(all, a.(string))
 	}
 	return all
 }
