@@ -25,11 +25,12 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		_, err = call(ctx, p, "AttachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.AttachVolumeOutput, error) {
+		_, err = alter(ctx, p, id, "AttachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.AttachVolumeOutput, error) {
 			return api.AttachVolume(ctx, &ec2.AttachVolumeInput{VolumeId: &id, InstanceId: &s.instance, Device: &device})
 		})
 		switch {
 		case err == nil:
+			p.memory.hold(id)
 			return nil
 		case errors.Is(err, errDeviceTaken):
 			p.slots.putOff(device) // something that this process does not know of has it
@@ -64,6 +65,9 @@ func (p *Provider) whyNotAttached(ctx context.Context, s *session, id string, re
 		return &providers.HeldError{Volume: id, Node: v.Attachment.Node}
 	case v.Attachment.State == providers.Detaching:
 		return fmt.Errorf("%w: volume %s is still being detached from this instance", providers.ErrBusy, id)
+	case p.memory.frees(id):
+		// It was detached from here a moment ago: the read may be older, and another instance have it.
+		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
 	}
 	return nil
 }
@@ -76,7 +80,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, force bool) erro
 	} else if err != nil {
 		return err
 	}
-	_, err = call(ctx, p, "DetachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DetachVolumeOutput, error) {
+	_, err = alter(ctx, p, id, "DetachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DetachVolumeOutput, error) {
 		in := &ec2.DetachVolumeInput{VolumeId: &id, InstanceId: &node}
 		if force {
 			in.Force = &force
@@ -85,12 +89,18 @@ func (p *Provider) Detach(ctx context.Context, id, node string, force bool) erro
 	})
 	switch {
 	case errors.Is(err, errWrongState), errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
-		err = nil // it is detached, or on its way
+		// It is detached, or on its way.
+	case errors.Is(err, errNoInstance):
+		// An instance that EC2 does not know holds nothing, unless a read says otherwise.
+		if v, lookErr := p.lookupOurs(ctx, id); !errors.Is(lookErr, providers.ErrNotFound) && (lookErr != nil || v.HeldBy(node)) {
+			return err
+		}
 	case err != nil:
 		return err
 	}
 	if s := p.begun(); s != nil && node == s.instance {
 		p.slots.free(id)
+		p.memory.free(id)
 	}
-	return err
+	return nil
 }

@@ -5,7 +5,8 @@
 // EC2's reads lag behind its writes ("eventual consistency"), so whatever must not go wrong rests on its writes: a volume
 // is attached if AttachVolume took it and held by another node if AttachVolume refused, two nodes that create one name at
 // once get one volume because they send the same ClientToken, and a volume in use is not deleted because DeleteVolume
-// refuses. What this process has written itself it remembers for as long as a read may not show it; see memory.
+// refuses. What this process has written itself it remembers for as long as a read may not show it; see memory. That something
+// is not there, a read proves only if it was asked when it must show it: until then the question is asked again.
 //
 // # What it costs
 //
@@ -24,7 +25,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"regexp"
 	"sync"
+	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -49,9 +52,9 @@ type Provider struct {
 	cfg     Config
 	cluster string
 
-	connecting chan struct{} // held by the caller that connects
-	mu         sync.Mutex
-	connected  *session // nil before
+	mu        sync.Mutex
+	connected *session // nil before
+	sessions  asker[*session]
 
 	paces  paces
 	memory memory
@@ -72,7 +75,8 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Cluster == "" {
 		return nil, fmt.Errorf("%w: the name of the cluster is empty: set CLUSTER", providers.ErrInvalid)
 	}
-	p := &Provider{cfg: cfg, cluster: cfg.Cluster, connecting: make(chan struct{}, 1)}
+	p := &Provider{cfg: cfg, cluster: cfg.Cluster}
+	p.sessions = asker[*session]{ask: p.askSession, most: 1}
 	p.byKey = asker[[]types.Volume]{ask: p.askByKey, most: maxFilterValues}
 	p.byID = asker[types.Volume]{ask: p.askByID, most: maxFilterValues}
 	p.nodes = asker[types.Instance]{ask: p.askNodes, most: maxFilterValues}
@@ -111,15 +115,26 @@ func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
 	return providers.Node{ID: s.instance, Zone: s.zone}, nil
 }
 
-// NodeState says Stopped for a stopped instance and Gone for one that is terminated or that EC2 does not know. One on its way
-// there may still write, and counts as running.
+var instanceID = regexp.MustCompile(`^i-[0-9a-f]{8}([0-9a-f]{9})?$`)
+
+// NodeState says Stopped for a stopped instance and Gone for one that is terminated. One on its way there may still write, and
+// counts as running. That EC2 does not show an instance is believed when it was asked again a while later: a read may be older
+// than an instance.
 func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	if !instanceID.MatchString(node) {
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of an EC2 instance", clip(node))}, ctx.Err()
+	}
+	asked := time.Now()
 	i, found, err := p.nodes.get(ctx, node)
 	if err != nil {
 		return providers.NodeState{}, err
 	}
-	if !found || i.State == nil {
+	gone := p.memory.see(node, found && i.State != nil, asked)
+	switch {
+	case gone:
 		return providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("EC2 knows no instance %s", node)}, nil
+	case !found || i.State == nil:
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("EC2 shows no instance %s, and is asked again", node)}, nil
 	}
 	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("EC2 says that instance %s is %q", node, i.State.Name)}
 	switch i.State.Name {
@@ -135,22 +150,17 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 
 func (p *Provider) askNodes(ctx context.Context, ids []string) (map[string]types.Instance, error) {
 	// A filter, since one unknown id among InstanceIds fails the whole call.
-	pages, err := call(ctx, p, "DescribeInstances", func(ctx context.Context, api *ec2.Client) ([]types.Reservation, error) {
-		var all []types.Reservation
-		pages := ec2.NewDescribeInstancesPaginator(api, &ec2.DescribeInstancesInput{
-			Filters: []types.Filter{filter("instance-id", ids...)},
+	all, err := pages(ctx, p, "DescribeInstances", func(ctx context.Context, api *ec2.Client, next *string) ([]types.Reservation, *string, error) {
+		page, err := api.DescribeInstances(ctx, &ec2.DescribeInstancesInput{
+			Filters: []types.Filter{filter("instance-id", ids...)}, NextToken: next,
 		})
-		for pages.HasMorePages() {
-			page, err := pages.NextPage(ctx)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, page.Reservations...)
+		if err != nil {
+			return nil, nil, err
 		}
-		return all, nil
+		return page.Reservations, page.NextToken, nil
 	})
 	found := make(map[string]types.Instance)
-	for _, r := range pages {
+	for _, r := range all {
 		for _, i := range r.Instances {
 			found[sdk.ToString(i.InstanceId)] = i
 		}

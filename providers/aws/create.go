@@ -21,6 +21,14 @@ import (
 // was made and removed within the day that EC2 remembers tokens for.
 const maxTurns = 1000
 
+// How long a turn that leads nowhere is passed over without asking EC2. It must not be longer than EC2 remembers the token, or
+// a node that has not seen the turn would make a volume with it while this one makes another with the next. AWS promises a day
+// or so; where it is not known when the token was used, only as long as an operator tries again.
+const (
+	tokenKept     = 6 * time.Hour
+	tokenSeenUsed = 10 * time.Minute
+)
+
 // tokenOf is the ClientToken of a name's volume. EC2 answers a token that it has seen with the volume that the token made,
 // so nodes that create one name at once get one volume. But it does so even if that volume has been deleted meanwhile, and
 // a token whose creation failed is burnt; both for a day or so. Then it is the next turn's turn, for every node alike.
@@ -36,33 +44,71 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	if spec.Size < 0 {
 		return nil, fmt.Errorf("%w: the size is %d bytes", providers.ErrInvalid, spec.Size)
 	}
-	if v, err := p.Find(ctx, spec.Name); !errors.Is(err, providers.ErrNotFound) {
-		return v, err
+	v, err := p.find(ctx, spec.Name)
+	if err == nil && v.State != types.VolumeStateCreating {
+		return p.describe(v), nil
+	}
+	if err == nil {
+		v, err = p.awaitAvailable(ctx, v, spec.Name, false)
+	} else if errors.Is(err, providers.ErrNotFound) {
+		v, err = p.make(ctx, spec)
+	}
+	if errors.Is(err, errSpent) {
+		err = fmt.Errorf("%w: a volume named %q was there and is gone at the same moment", providers.ErrBusy, spec.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.memory.make(spec.Name, *v.VolumeId)
+	return p.describe(v), nil
+}
+
+// make makes a volume of a name that no volume bears.
+func (p *Provider) make(ctx context.Context, spec providers.Spec) (types.Volume, error) {
+	in, tags, err := p.order(ctx, spec)
+	if err != nil {
+		return types.Volume{}, err
+	}
+	for n := range maxTurns {
+		if t := (turn{spec.Name, n}); !p.memory.isSpent(t) {
+			v, err := p.createOnce(ctx, in, t, tags)
+			if !errors.Is(err, errSpent) {
+				return v, err
+			}
+		}
+	}
+	return types.Volume{}, fmt.Errorf("%w: more than %d volumes of this name have been made and removed within a day: choose another name", providers.ErrBusy, maxTurns)
+}
+
+// order puts the specification into EC2's words, and refuses what EC2 does not sell.
+func (p *Provider) order(ctx context.Context, spec providers.Spec) (*ec2.CreateVolumeInput, map[string]string, error) {
+	refuse := func(format string, args ...any) (*ec2.CreateVolumeInput, map[string]string, error) {
+		return nil, nil, fmt.Errorf("%w: %s", providers.ErrInvalid, fmt.Sprintf(format, args...))
 	}
 	s, err := p.session(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	tags := p.marks(spec)
 	gibs := gibOf(spec.Size)
 	if spec.Snapshot != "" {
 		from, err := p.sourceOf(ctx, spec.Snapshot)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		size := sdk.ToInt32(from.VolumeSize)
 		if gibs = cmp.Or(gibs, int64(size)); gibs < int64(size) {
-			return nil, fmt.Errorf("%w: snapshot %s holds %d GiB, more than the %d GiB asked for: leave the size out, or ask for more", providers.ErrInvalid, spec.Snapshot, size, gibs)
+			return refuse("snapshot %s holds %d GiB, more than the %d GiB asked for: leave the size out, or ask for more", spec.Snapshot, size, gibs)
 		}
 		inherited := recordTags(recordOf(tagMap(from.Tags)))
 		maps.Copy(inherited, tags)
 		tags = inherited
 	}
 	if err := checkKind(kindOf(spec), gibs, spec.IOPS, spec.Throughput); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(tags)+1 > maxTags {
-		return nil, fmt.Errorf("%w: the volume would have %d tags, where EC2 allows %d: ask for fewer", providers.ErrInvalid, len(tags)+1, maxTags)
+		return refuse("the volume would have %d tags, where EC2 allows %d: ask for fewer", len(tags)+1, maxTags)
 	}
 	in := &ec2.CreateVolumeInput{
 		AvailabilityZone: sdk.String(cmp.Or(spec.Zone, s.zone)),
@@ -80,89 +126,109 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	if spec.Snapshot != "" {
 		in.SnapshotId = &spec.Snapshot
 	}
-	for turn := p.memory.turn(spec.Name); turn < maxTurns; turn++ {
-		v, err := p.createOnce(ctx, in, spec.Name, tags, turn)
-		if !errors.Is(err, errSpent) {
-			return v, err
-		}
-		p.memory.spend(spec.Name, turn)
-	}
-	return nil, fmt.Errorf("%w: more than %d volumes of this name have been made and removed within a day: choose another name", providers.ErrBusy, maxTurns)
+	return in, tags, nil
 }
 
 // errSpent says that a ClientToken makes no volume any more.
 var errSpent = errors.New("this ClientToken is spent")
 
 // createOnce makes the volume with the token of one turn, or returns the one that another node makes with it.
-func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, name string, tags map[string]string, turn int) (*providers.Volume, error) {
-	tags[tagTurn] = strconv.Itoa(turn)
-	in.ClientToken = sdk.String(p.tokenOf(name, turn))
+func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, t turn, tags map[string]string) (types.Volume, error) {
+	tags[tagTurn] = strconv.Itoa(t.n)
+	in.ClientToken = sdk.String(p.tokenOf(t.name, t.n))
 	in.TagSpecifications = []types.TagSpecification{{ResourceType: types.ResourceTypeVolume, Tags: tagList(tags)}}
 	made, err := call(ctx, p, "CreateVolume", func(ctx context.Context, api *ec2.Client) (*ec2.CreateVolumeOutput, error) {
 		return api.CreateVolume(ctx, in)
 	})
 	if errors.Is(err, errTokenMismatch) {
 		// Another node makes it at this moment with other options; or the token is of a volume that is gone, or burnt.
-		return p.findSoon(ctx, name)
+		v, err := p.findSoon(ctx, t.name)
+		if errors.Is(err, errSpent) {
+			p.memory.spend(t, tokenSeenUsed)
+			return v, err
+		} else if err != nil {
+			return v, err
+		}
+		return p.awaitAvailable(ctx, v, t.name, false)
 	}
 	if err != nil {
-		return nil, err
-	}
-	id := sdk.ToString(made.VolumeId)
-	if p.memory.hides(id, name) {
-		return nil, errSpent
+		return types.Volume{}, err
 	}
 	// EC2's clocks, both: how old the volume was when EC2 answered.
 	answered, told := awsmiddleware.GetServerTime(made.ResultMetadata)
-	old := told && answered.Sub(sdk.ToTime(made.CreateTime)) > lagging
-	return p.awaitAvailable(ctx, id, name, old)
+	age := max(0, answered.Sub(sdk.ToTime(made.CreateTime)))
+	v, err := p.awaitAvailable(ctx, types.Volume{VolumeId: made.VolumeId, State: types.VolumeStateCreating, Tags: tagList(tags)}, t.name, told && age > lagging)
+	if errors.Is(err, errSpent) || errors.Is(err, errNotMade) {
+		certain := tokenSeenUsed
+		if told {
+			certain = max(certain, tokenKept-age)
+		}
+		p.memory.spend(t, certain)
+	}
+	return v, err
 }
 
-// findSoon is Find for a volume that reads may not show yet. It is errSpent if none appears.
-func (p *Provider) findSoon(ctx context.Context, name string) (*providers.Volume, error) {
+// findSoon is find for a volume that reads may not show yet. It is errSpent if none appears.
+func (p *Provider) findSoon(ctx context.Context, name string) (types.Volume, error) {
 	retry := backoff{most: time.Second}
 	for begin := time.Now(); ; {
-		v, err := p.Find(ctx, name)
-		if !errors.Is(err, providers.ErrNotFound) {
+		asked := time.Now()
+		v, err := p.find(ctx, name)
+		switch {
+		case !errors.Is(err, providers.ErrNotFound):
 			return v, err
-		}
-		if time.Since(begin) > lagging {
-			return nil, errSpent
+		case asked.Sub(begin) >= lagging:
+			return v, errSpent
 		}
 		if err := retry.wait(ctx); err != nil {
-			return nil, err
+			return v, err
 		}
 	}
 }
 
-// awaitAvailable waits until the volume that CreateVolume answered with can be attached. It is errSpent if that is an old
-// one, which the token made and which has been deleted, forgotten or renamed since.
-func (p *Provider) awaitAvailable(ctx context.Context, id, name string, old bool) (*providers.Volume, error) {
+// errNotMade says that EC2 has accepted a volume, and then could not make it.
+var errNotMade = fmt.Errorf("%w: EC2 began to make the volume and gave up", providers.ErrInvalid)
+
+// awaitAvailable waits until a volume that is being made can be attached. It is errSpent if it turns out to be gone: the
+// answer was of an old one, which the token made and which has been deleted, forgotten or renamed since.
+func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name string, old bool) (types.Volume, error) {
 	retry := backoff{most: 2 * time.Second}
-	for begin := time.Now(); ; {
-		v, found, err := p.byID.get(ctx, id)
-		if err != nil {
-			return nil, err
+	id, of := *v.VolumeId, lifeOf(*v.VolumeId, tagMap(v.Tags))
+	for begin := time.Now(); v.State == types.VolumeStateCreating; {
+		if p.memory.hides(of) {
+			return v, errSpent
 		}
-		tags := tagMap(v.Tags)
+		asked := time.Now()
+		now, found, err := p.byID.get(ctx, id)
+		if err != nil {
+			return v, err
+		}
+		mustShow := asked.Sub(begin) >= lagging
 		switch {
+		case found && !exists(now), !found && (old || mustShow):
+			return v, errSpent
 		case !found:
-			if old || time.Since(begin) > lagging {
-				return nil, errSpent
+		case !p.bears(now, name):
+			if mustShow { // before, it may have been given its name back
+				return v, errSpent
 			}
-		case v.State == types.VolumeStateError && !old:
-			return nil, fmt.Errorf("%w: EC2 began to make %s and gave up (state %q): check that the KMS key exists, is enabled, and may be used by this node's role", providers.ErrInvalid, id, v.State)
-		case !exists(v), v.State == types.VolumeStateError, tags[tagName] != name, !p.isOurs(tags):
-			return nil, errSpent
-		case v.State != types.VolumeStateCreating:
-			p.memory.make(name, id)
-			return p.describe(v), nil
+		case now.State == types.VolumeStateError && !old:
+			p.memory.hide(of, hideFailed)
+			return v, fmt.Errorf("%w (%s, %q): check that the KMS key exists, is enabled, and may be used by this node's role", errNotMade, id, now.State)
+		case now.State == types.VolumeStateError:
+			return v, broken(now)
+		case now.State != types.VolumeStateCreating:
+			return now, nil
 		}
 		if err := retry.wait(ctx); err != nil {
-			return nil, fmt.Errorf("volume %s is still being created: %w", id, err)
+			return v, fmt.Errorf("volume %s is still being created: %w", id, err)
 		}
 	}
+	return v, nil
 }
+
+// hideFailed is how long EC2 may show a volume that it could not make.
+const hideFailed = time.Hour
 
 func gibOf(bytes int64) int64 {
 	if bytes > 1<<62 { // the sum below must not overflow

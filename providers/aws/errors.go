@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"html"
 	"net/url"
+	"regexp"
 	"strings"
 	"unicode"
 
@@ -21,8 +23,18 @@ var (
 	errDeviceTaken   = errors.New("device name is taken")
 	errTokenMismatch = errors.New("this ClientToken was used for something else")
 	errModifying     = errors.New("an earlier change of the volume is not finished")
+	errDenied        = errors.New("the policy does not allow it")
+	errNoInstance    = errors.New("EC2 does not know the instance")
 	errModifiedNow   = errors.New("the volume was changed within the last hours")
 )
+
+var permission = regexp.MustCompile(`not authorized to perform: ([a-z0-9-]{1,20}:[A-Za-z]{1,60})\b`)
+
+// deniedError is errDenied as a sentence.
+type deniedError struct{ text string }
+
+func (e *deniedError) Error() string        { return e.text }
+func (e *deniedError) Is(target error) bool { return target == errDenied }
 
 // credentialsError says that there are no credentials to sign a request with.
 type credentialsError struct{ cause error }
@@ -41,8 +53,8 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 	if !errors.As(err, &api) || api.ErrorCode() == "" || api.ErrorCode() == "UnknownError" {
 		return s.unanswered(ctx, action, err)
 	}
-	code := codeOf(err)
-	said := fmt.Sprintf("EC2 refuses %s: %s (%s)", action, s.clean(ctx, api.ErrorMessage()), clip(code))
+	code, shown := codeOf(err), s.clean(ctx, codeOf(err))
+	said := fmt.Sprintf("EC2 refuses %s: %s (%s)", action, s.clean(ctx, api.ErrorMessage()), shown)
 	as := func(sentinel error, advice string) error { return fmt.Errorf("%w: %s%s", sentinel, said, advice) }
 	switch code {
 	case "AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "MissingAuthenticationToken", "IncompleteSignature":
@@ -51,7 +63,11 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 		return errors.New(said + ": this node's clock is wrong, or the session token has expired")
 	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException":
 		// The message ends in a long code that only sts:DecodeAuthorizationMessage can read.
-		return fmt.Errorf("the IAM policy of this node does not allow ec2:%s (%s): docs/aws.md has the policy that blockvol needs", action, clip(code))
+		lacks := "ec2:" + action // or what it takes besides, as CreateVolume takes CreateTags
+		if said := permission.FindStringSubmatch(api.ErrorMessage()); said != nil {
+			lacks = said[1]
+		}
+		return &deniedError{fmt.Sprintf("the IAM policy of this node does not allow %s, without which %s is refused (%s): docs/aws.md has the policy that blockvol needs", lacks, action, shown)}
 	case "InvalidVolume.NotFound":
 		return as(providers.ErrNotFound, "")
 	case "VolumeInUse":
@@ -60,7 +76,9 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 		return as(errWrongState, "")
 	case "InvalidAttachment.NotFound":
 		return as(errNotAttached, "")
-	case "IncorrectInstanceState", "IncorrectInstanceID", "InvalidInstanceID.NotFound":
+	case "InvalidInstanceID.NotFound":
+		return fmt.Errorf("%w: %s: %w", providers.ErrBusy, said, errNoInstance)
+	case "IncorrectInstanceState", "IncorrectInstanceID":
 		return as(providers.ErrBusy, ": the instance does not run, or has just been started")
 	case "IdempotentParameterMismatch":
 		return as(errTokenMismatch, "")
@@ -74,7 +92,9 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 		return as(providers.ErrAttachLimit, ": run the service on another node, or take an instance type that holds more")
 	case "VolumeLimitExceeded", "MaxIOPSLimitExceeded", "VolumeSizeLimitExceeded", "SnapshotLimitExceeded", "ConcurrentSnapshotLimitExceeded", "TagLimitExceeded", "ResourceLimitExceeded":
 		return as(providers.ErrNoSpace, ": remove what is not needed, or ask AWS for a higher quota")
-	case "InvalidVolume.ZoneMismatch", "InvalidZone.NotFound", "InvalidSnapshot.NotFound", "UnknownVolumeType.Unsupported":
+	case "InvalidVolume.ZoneMismatch":
+		return as(providers.ErrInvalid, ": run the service in the volume's zone, or copy the volume to this one by a snapshot")
+	case "InvalidZone.NotFound", "InvalidSnapshot.NotFound", "UnknownVolumeType.Unsupported":
 		return as(providers.ErrInvalid, "")
 	}
 	switch {
@@ -132,15 +152,26 @@ func cause(err error) string {
 	}
 }
 
-// clean makes a text from outside fit for logs: the credentials that a hostile or careless answer may repeat are taken out.
+// signed are the parts of a request by which it proves who sent it.
+var signed = regexp.MustCompile(`(?i)(Credential|Signature|X-Amz-[A-Z-]*Token)(\s|%20)*(=|:|%3D|%3A)(\s|\+|%20)*[^\s,;&<>"]+|[0-9a-f]{64}`)
+
+// clean makes a text from outside fit for logs: what a hostile or careless answer may repeat of the request is taken out.
 func (s *session) clean(ctx context.Context, text string) string {
+	const most, longest = 64 << 10, 8 << 10 // what is looked at, and what a secret can be long that is cut there
+	cut := len(text) > most
+	if cut {
+		text = text[:most]
+	}
 	if keys, err := s.credentials.Retrieve(ctx); err == nil {
-		for _, secret := range []string{keys.SecretAccessKey, keys.SessionToken} {
+		for _, secret := range []string{keys.SecretAccessKey, keys.SessionToken, keys.AccessKeyID} {
 			if secret != "" {
-				text = strings.ReplaceAll(text, secret, "…")
-				text = strings.ReplaceAll(text, url.QueryEscape(secret), "…")
+				text = strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…", html.EscapeString(secret), "…").Replace(text)
 			}
 		}
+	}
+	text = signed.ReplaceAllString(text, "…")
+	if cut {
+		text = text[:max(0, len(text)-longest)]
 	}
 	return clip(text)
 }

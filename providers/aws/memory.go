@@ -8,22 +8,37 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// lagging is how long a read of EC2 may not show what was written. AWS names no bound; what it describes are seconds.
-const lagging = 10 * time.Second
+const (
+	// lagging is how long a read of EC2 may not show what was written. AWS names no bound; what it describes are seconds.
+	lagging = 10 * time.Second
+	// remembered is how long what was written is kept in mind: the answer to a question may take as long as an attempt.
+	remembered = lagging + attemptTimeout
+)
 
 // memory is what this process has written lately, for as long as a read may not show it, and what it knows for good.
 type memory struct {
 	mu      sync.Mutex
 	made    map[string]made               // by name: volumes made or adopted
-	hidden  map[volumeName]time.Time      // deleted or forgotten, and when
+	hidden  map[life]time.Time            // deleted, forgotten or failed, and until when reads may show them
 	entries map[string]map[string]writing // by id and key: entries of records
 	sizes   map[string]resizing           // by id: modified
+	freed   map[string]time.Time          // by id: when this instance gave it up
 	ours    map[string]time.Time          // by id: when a volume was last known to be this cluster's
-	turns   map[string]int                // by name: the next turn of its ClientToken, see create
+	there   map[string]time.Time          // by id: when a volume was last known to exist
+	spent   map[turn]time.Time            // turns of ClientTokens that make no volume, and until when that is certain
+	absent  map[string]absence            // by node: that EC2 does not show it
 }
 
-// volumeName is a volume under one of the names that it has in its life.
-type volumeName struct{ id, name string }
+// life is a volume from when it gets a name until it loses it. The same name given to it again is another life.
+type life struct{ id, name, turn string }
+
+func lifeOf(id string, tags map[string]string) life { return life{id, tags[tagName], tags[tagTurn]} }
+
+// turn is one of the ClientTokens of a name, see Provider.tokenOf.
+type turn struct {
+	name string
+	n    int
+}
 
 type made struct {
 	id string
@@ -40,19 +55,24 @@ type resizing struct {
 	at    time.Time
 }
 
-func recent(at time.Time) bool { return time.Since(at) < lagging }
+type absence struct{ since, last time.Time }
 
 // tidy forgets what EC2 shows by now.
 func (m *memory) tidy() {
 	if m.made == nil {
-		m.made, m.hidden, m.entries = make(map[string]made), make(map[volumeName]time.Time), make(map[string]map[string]writing)
-		m.sizes, m.ours, m.turns = make(map[string]resizing), make(map[string]time.Time), make(map[string]int)
+		m.made, m.hidden, m.entries = make(map[string]made), make(map[life]time.Time), make(map[string]map[string]writing)
+		m.sizes, m.freed, m.ours = make(map[string]resizing), make(map[string]time.Time), make(map[string]time.Time)
+		m.there, m.spent, m.absent = make(map[string]time.Time), make(map[turn]time.Time), make(map[string]absence)
 	}
-	maps.DeleteFunc(m.made, func(_ string, v made) bool { return !recent(v.at) })
-	maps.DeleteFunc(m.hidden, func(_ volumeName, at time.Time) bool { return !recent(at) })
-	maps.DeleteFunc(m.sizes, func(_ string, r resizing) bool { return !recent(r.at) })
+	old := func(at time.Time) bool { return time.Since(at) >= remembered }
+	maps.DeleteFunc(m.made, func(_ string, v made) bool { return old(v.at) })
+	maps.DeleteFunc(m.hidden, func(_ life, until time.Time) bool { return time.Now().After(until) })
+	maps.DeleteFunc(m.sizes, func(_ string, r resizing) bool { return old(r.at) })
+	maps.DeleteFunc(m.there, func(_ string, at time.Time) bool { return old(at) })
+	maps.DeleteFunc(m.freed, func(_ string, at time.Time) bool { return old(at) })
+	maps.DeleteFunc(m.spent, func(_ turn, until time.Time) bool { return time.Now().After(until) })
 	maps.DeleteFunc(m.entries, func(_ string, written map[string]writing) bool {
-		maps.DeleteFunc(written, func(_ string, w writing) bool { return !recent(w.at) })
+		maps.DeleteFunc(written, func(_ string, w writing) bool { return old(w.at) })
 		return len(written) == 0
 	})
 }
@@ -67,39 +87,45 @@ func (m *memory) lock() (unlock func()) {
 func (m *memory) make(name, id string) {
 	defer m.lock()()
 	m.made[name] = made{id, time.Now()}
-	m.ours[id] = time.Now()
-	delete(m.hidden, volumeName{id, name})
+	m.ours[id], m.there[id] = time.Now(), time.Now()
 }
 
-// makes returns the id of a volume of that name which this process has made so lately that a read may not show it.
-func (m *memory) makes(name string) (id string, since time.Time) {
+// makes returns the volume of that name that this process has made, if so lately that a read may not show it.
+func (m *memory) makes(name string) made {
 	defer m.lock()()
-	return m.made[name].id, m.made[name].at
+	return m.made[name]
 }
 
-// names returns the names that makes knows.
-func (m *memory) names() map[string]string {
+// names returns all that makes knows, by name.
+func (m *memory) names() map[string]made {
 	defer m.lock()()
-	names := make(map[string]string, len(m.made))
-	for name, v := range m.made {
-		names[name] = v.id
-	}
-	return names
+	return maps.Clone(m.made)
 }
 
-// hide notes that the volume is no longer ours under that name: it was deleted or forgotten here.
-func (m *memory) hide(id, name string) {
+// hide notes that this life of the volume is over, although reads may go on showing it for so long.
+func (m *memory) hide(of life, atMost time.Duration) {
 	defer m.lock()()
-	m.hidden[volumeName{id, name}] = time.Now()
+	m.hidden[of] = time.Now().Add(atMost)
+	m.drop(of.id)
+}
+
+func (m *memory) hides(of life) bool {
+	defer m.lock()()
+	_, is := m.hidden[of]
+	return is
+}
+
+// lose notes that EC2 has no such volume, by its answer to a write.
+func (m *memory) lose(id string) {
+	defer m.lock()()
+	m.drop(id)
+	delete(m.there, id)
+}
+
+func (m *memory) drop(id string) {
 	delete(m.ours, id)
 	delete(m.entries, id)
 	maps.DeleteFunc(m.made, func(_ string, v made) bool { return v.id == id })
-}
-
-func (m *memory) hides(id, name string) bool {
-	defer m.lock()()
-	_, is := m.hidden[volumeName{id, name}]
-	return is
 }
 
 func (m *memory) mark(id, key, value string) {
@@ -118,7 +144,7 @@ func (m *memory) resize(id string, bytes int64) {
 // complete adds to a read what this process has written since. An entry that has another value is another node's, later.
 func (m *memory) complete(v *providers.Volume) {
 	defer m.lock()()
-	m.ours[v.ID] = time.Now()
+	m.ours[v.ID], m.there[v.ID] = time.Now(), time.Now()
 	for key, w := range m.entries[v.ID] {
 		if _, shown := v.Record[key]; !shown {
 			v.Record[key] = w.value
@@ -127,21 +153,58 @@ func (m *memory) complete(v *providers.Volume) {
 	v.Size = max(v.Size, m.sizes[v.ID].bytes)
 }
 
-// knows tells whether the volume was this cluster's at some time within age.
-func (m *memory) knows(id string, age time.Duration) bool {
+// known returns when the volume was last known to be this cluster's, and to exist; the zero time if never.
+func (m *memory) known(id string) (ours, there time.Time) {
 	defer m.lock()()
-	at, known := m.ours[id]
-	return known && time.Since(at) < age
+	return m.ours[id], m.there[id]
 }
 
-// turn returns the first turn of the name's ClientToken that may still make a volume.
-func (m *memory) turn(name string) int {
+// free notes that this instance has given the volume up, hold that it has taken it.
+func (m *memory) free(id string) {
 	defer m.lock()()
-	return m.turns[name]
+	m.freed[id] = time.Now()
 }
 
-// spend notes that a turn of the name's ClientToken makes no volume any more.
-func (m *memory) spend(name string, turn int) {
+func (m *memory) hold(id string) {
 	defer m.lock()()
-	m.turns[name] = max(m.turns[name], turn+1)
+	delete(m.freed, id)
+}
+
+// frees tells whether a read may still show the volume on this instance that has given it up.
+func (m *memory) frees(id string) bool {
+	defer m.lock()()
+	at, is := m.freed[id]
+	return is && time.Since(at) < lagging
+}
+
+// spend notes that a turn of a name's ClientToken makes no volume, at least for so long.
+func (m *memory) spend(t turn, atLeast time.Duration) {
+	if atLeast <= 0 {
+		return
+	}
+	defer m.lock()()
+	m.spent[t] = time.Now().Add(atLeast)
+}
+
+func (m *memory) isSpent(t turn) bool {
+	defer m.lock()()
+	_, is := m.spent[t]
+	return is
+}
+
+// see notes whether EC2 showed a node when it was asked at that time, and tells whether it can be believed that there is none:
+// it has been asked again after as long as a read may lag.
+func (m *memory) see(node string, shown bool, asked time.Time) (gone bool) {
+	defer m.lock()()
+	if shown {
+		delete(m.absent, node)
+		return false
+	}
+	a, before := m.absent[node]
+	if !before || asked.Sub(a.last) > time.Minute {
+		a.since = asked
+	}
+	a.last = asked
+	m.absent[node] = a
+	return asked.Sub(a.since) >= lagging
 }

@@ -47,26 +47,47 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	if err := checkKind(kind, gibs, iops, throughput); err != nil {
 		return nil, err
 	}
-	in := &ec2.ModifyVolumeInput{VolumeId: &id, Size: sdk.Int32(int32(gibs)), Iops: orNil(change.IOPS), Throughput: orNil(change.Throughput)}
+	in := &ec2.ModifyVolumeInput{VolumeId: &id, Iops: orNil(change.IOPS), Throughput: orNil(change.Throughput)}
+	if change.Size != 0 { // otherwise what a read shows may be smaller than it is
+		in.Size = sdk.Int32(int32(gibs))
+	}
 	if change.Type != "" {
 		in.VolumeType = kind
 	}
-	_, err = call(ctx, p, "ModifyVolume", func(ctx context.Context, api *ec2.Client) (*ec2.ModifyVolumeOutput, error) {
-		return api.ModifyVolume(ctx, in)
+	begun, err := alter(ctx, p, id, "ModifyVolume", func(ctx context.Context, api *ec2.Client) (types.VolumeModification, error) {
+		answer, err := api.ModifyVolume(ctx, in)
+		if err != nil || answer.VolumeModification == nil {
+			return types.VolumeModification{}, err
+		}
+		return *answer.VolumeModification, nil
 	})
 	if err != nil && !errors.Is(err, errModifying) && !errors.Is(err, errModifiedNow) {
 		return nil, err
 	}
 	refusal := err // perhaps of the echo of a request whose answer was lost
-	if err := p.awaitModified(ctx, id, in, refusal); err != nil {
+	if err := p.awaitModified(ctx, id, in, sdk.ToTime(begun.StartTime), refusal); err != nil {
 		return nil, err
 	}
-	p.memory.resize(id, gibs*gib)
-	return p.lookupOurs(ctx, id)
+	if change.Size != 0 {
+		p.memory.resize(id, gibs*gib)
+	}
+	// The volume's own description may lag behind that of its modification.
+	retry := backoff{most: time.Second}
+	for settled := time.Now(); ; {
+		asked := time.Now()
+		v, err := p.lookupOurs(ctx, id)
+		if err != nil || asked.Sub(settled) >= lagging ||
+			(change.Type == "" || v.Details["type"] == change.Type) && same(change.IOPS, v.Details["iops"]) && same(change.Throughput, v.Details["throughput"]) {
+			return v, err
+		}
+		if err := retry.wait(ctx); err != nil {
+			return nil, err
+		}
+	}
 }
 
-// awaitModified waits until the change is in effect. After a refusal, that must be the change which EC2 is about.
-func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyVolumeInput, refusal error) error {
+// awaitModified waits until the change is in effect, which began then. After a refusal, EC2 must be about that very change.
+func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyVolumeInput, began time.Time, refusal error) error {
 	retry := backoff{most: 5 * time.Second}
 	for {
 		answer, err := call(ctx, p, "DescribeVolumesModifications", func(ctx context.Context, api *ec2.Client) (*ec2.DescribeVolumesModificationsOutput, error) {
@@ -81,7 +102,8 @@ func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyV
 				now = m
 			}
 		}
-		is := sdk.ToInt32(now.TargetSize) == *in.Size && (in.Iops == nil || sdk.ToInt32(now.TargetIops) == *in.Iops) &&
+		is := now.StartTime != nil && !now.StartTime.Before(began) && // what began before is of a read that lags
+			(in.Size == nil || sdk.ToInt32(now.TargetSize) == *in.Size) && (in.Iops == nil || sdk.ToInt32(now.TargetIops) == *in.Iops) &&
 			(in.Throughput == nil || sdk.ToInt32(now.TargetThroughput) == *in.Throughput) && (in.VolumeType == "" || now.TargetVolumeType == in.VolumeType)
 		switch {
 		case !is && refusal != nil:

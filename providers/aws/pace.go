@@ -1,6 +1,7 @@
 package aws
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/smithy-go"
@@ -38,6 +40,47 @@ func once[T any](ctx context.Context, p *Provider, action string, send func(cont
 	return try(ctx, p, action, 1, send)
 }
 
+// alter is call for a request that writes to a volume. A policy whose conditions are on tags may refuse it because the volume
+// is gone, and its tags with it.
+func alter[T any](ctx context.Context, p *Provider, id, action string, send func(context.Context, *ec2.Client) (T, error)) (T, error) {
+	answer, err := call(ctx, p, action, send)
+	if errors.Is(err, errDenied) {
+		if _, gone := p.lookup(ctx, id); errors.Is(gone, providers.ErrNotFound) {
+			err = gone
+		}
+	}
+	if errors.Is(err, providers.ErrNotFound) {
+		p.memory.lose(id)
+	}
+	return answer, err
+}
+
+// pages is call for a list, each page of which is a request of its own, with its own time.
+func pages[T any](ctx context.Context, p *Provider, action string, send func(ctx context.Context, api *ec2.Client, next *string) ([]T, *string, error)) ([]T, error) {
+	type page struct {
+		items []T
+		next  *string
+	}
+	var all []T
+	for last := (*string)(nil); ; {
+		got, err := call(ctx, p, action, func(ctx context.Context, api *ec2.Client) (got page, err error) {
+			got.items, got.next, err = send(ctx, api, last)
+			return got, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, got.items...)
+		switch {
+		case sdk.ToString(got.next) == "":
+			return all, nil
+		case sdk.ToString(got.next) == sdk.ToString(last):
+			return nil, fmt.Errorf("%w: the answers to %s go in a circle: check AWS_ENDPOINT_URL_EC2, and any proxy on the way", providers.ErrUnavailable, action)
+		}
+		last = got.next
+	}
+}
+
 func try[T any](ctx context.Context, p *Provider, action string, most int, send func(context.Context, *ec2.Client) (T, error)) (answer T, err error) {
 	s, err := p.session(ctx)
 	if err != nil {
@@ -47,10 +90,13 @@ func try[T any](ctx context.Context, p *Provider, action string, most int, send 
 	for failed := 0; ; {
 		done, err := pace.wait(ctx)
 		if err != nil {
-			return answer, fmt.Errorf("%w: EC2 throttles %s for this account (RequestLimitExceeded), and the call's time is over: %w", providers.ErrBusy, action, err)
+			return answer, fmt.Errorf("%w: EC2 takes no more %s from this account for now (%s), and the call's time is over: %w", providers.ErrBusy, action, cmp.Or(pace.said(), "it throttles"), err)
 		}
 		err = attempt(ctx, s, func(ctx context.Context) (err error) { answer, err = send(ctx, s.api); return err })
 		throttled, after := throttling(err)
+		if throttled {
+			pace.says(s.clean(ctx, codeOf(err)))
+		}
 		done(throttled, after)
 		switch {
 		case err == nil:
@@ -83,7 +129,7 @@ func attempt(ctx context.Context, s *session, send func(context.Context) error) 
 // passing tells whether an error may be gone at the next attempt: the server's own, or no answer at all.
 func passing(err error) bool {
 	var none *credentialsError
-	if errors.As(err, &none) {
+	if errors.As(err, &none) || errors.Is(err, errTooLong) {
 		return false
 	}
 	var answered *awshttp.ResponseError
@@ -146,9 +192,11 @@ func (p *paces) of(action string) *pace {
 type pace struct {
 	turn chan struct{} // held by the caller that tries
 
-	mu    sync.Mutex
-	delay time.Duration // 0: not throttled
-	after time.Duration // what EC2 asked for with its last refusal
+	mu      sync.Mutex
+	delay   time.Duration // 0: not throttled
+	after   time.Duration // what EC2 asked for with its last refusal
+	refused int           // how often the delay has grown
+	code    string        // of the last refusal
 }
 
 const (
@@ -158,44 +206,66 @@ const (
 
 // wait returns when a request may be sent, and a function to be told of its outcome.
 func (p *pace) wait(ctx context.Context) (done func(throttled bool, after time.Duration), err error) {
-	if delay, _ := p.state(); delay == 0 {
-		return p.learn, ctx.Err()
+	delay, _, refused := p.state()
+	if delay == 0 {
+		return func(throttled bool, after time.Duration) { p.learn(refused, throttled, after) }, ctx.Err()
 	}
 	select {
 	case p.turn <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if delay, after := p.state(); delay > 0 {
-		if err := pause(ctx, after+jitter(delay)); err != nil {
-			<-p.turn
-			return nil, err
-		}
+	delay, after, refused := p.state()
+	if delay == 0 {
+		<-p.turn // it is over: nobody waits for another's answer
+		return func(throttled bool, after time.Duration) { p.learn(refused, throttled, after) }, ctx.Err()
+	}
+	if err := pause(ctx, after+jitter(delay)); err != nil {
+		<-p.turn
+		return nil, err
 	}
 	return func(throttled bool, after time.Duration) {
-		p.learn(throttled, after)
+		p.learn(refused, throttled, after)
 		<-p.turn
 	}, nil
 }
 
-func (p *pace) state() (delay, after time.Duration) {
+func (p *pace) state() (delay, after time.Duration, refused int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.delay, p.after
+	return p.delay, p.after, p.refused
 }
 
-func (p *pace) learn(throttled bool, after time.Duration) {
+// learn takes an outcome of a request that was sent when there had been so many refusals. Those that were on their way
+// together when the bucket ran empty count as one, and the success of one from before says nothing.
+func (p *pace) learn(sent int, throttled bool, after time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.after = after
 	switch {
+	case sent != p.refused:
+		p.after = max(p.after, after)
 	case throttled:
+		p.after = after
 		p.delay = min(max(2*p.delay, leastDelay), mostDelay)
+		p.refused++
 	case p.delay > leastDelay:
+		p.after = 0
 		p.delay /= 2
 	default:
-		p.delay = 0
+		p.after, p.delay = 0, 0
 	}
+}
+
+func (p *pace) says(code string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.code = code
+}
+
+func (p *pace) said() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.code
 }
 
 // jitter is between half of d and d, so that nodes do not ask in step.

@@ -33,7 +33,7 @@ func TestPaceIsInNobodysWayWithoutThrottling(t *testing.T) {
 func TestAThrottledNodeAsksLikeOneHoweverManyItsVolumes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &pace{turn: make(chan struct{}, 1)}
-		p.learn(true, 0)
+		p.learn(0, true, 0)
 		var mu sync.Mutex
 		asking, asked := 0, 0
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -68,7 +68,7 @@ func TestAThrottledNodeAsksLikeOneHoweverManyItsVolumes(t *testing.T) {
 func TestWhatTheCloudAsksForIsHeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &pace{turn: make(chan struct{}, 1)}
-		p.learn(true, 30*time.Second)
+		p.learn(0, true, 30*time.Second)
 		begin := time.Now()
 		done, err := p.wait(t.Context())
 		require.NoError(t, err)

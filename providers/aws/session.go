@@ -1,21 +1,31 @@
 package aws
 
 import (
+	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"github.com/blockvol/blockvol/providers"
 )
@@ -28,28 +38,30 @@ type session struct {
 	credentials sdk.CredentialsProvider
 }
 
-// session returns the one session, and begins it if there is none.
+// session returns the one session, and begins it if there is none. Callers that wait share an attempt, and its failure.
 func (p *Provider) session(ctx context.Context) (*session, error) {
 	if s := p.begun(); s != nil {
 		return s, ctx.Err()
 	}
-	select {
-	case p.connecting <- struct{}{}:
-		defer func() { <-p.connecting }()
-	case <-ctx.Done():
+	s, _, err := p.sessions.get(ctx, "")
+	if err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("the instance's metadata is still waited for: %w", ctx.Err())
 	}
-	if s := p.begun(); s != nil {
-		return s, nil
+	return s, err
+}
+
+func (p *Provider) askSession(ctx context.Context, keys []string) (map[string]*session, error) {
+	s := p.begun()
+	if s == nil {
+		var err error
+		if s, err = p.begin(ctx); err != nil {
+			return nil, err
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.connected = s
 	}
-	s, err := p.begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.connected = s
-	return s, nil
+	return map[string]*session{keys[0]: s}, nil
 }
 
 func (p *Provider) begun() *session {
@@ -63,6 +75,7 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 		// Retries are this package's own: see call.
 		config.WithRetryer(func() sdk.Retryer { return sdk.NopRetryer{} }),
 		config.WithEC2IMDSEndpoint(p.cfg.Metadata),
+		config.WithLogger(logging.Nop{}), // it would write beside the program's log
 	}
 	if p.cfg.HTTPClient != nil {
 		loading = append(loading, config.WithHTTPClient(p.cfg.HTTPClient))
@@ -73,6 +86,7 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 	cfg, err := config.LoadDefaultConfig(ctx, loading...)
 	var metadata *imds.Client
 	if err == nil {
+		cfg.HTTPClient = guarded(cfg.HTTPClient)
 		metadata = metadataService(cfg)
 		// Once more, for a chain of credentials that asks the same way.
 		cfg, err = config.LoadDefaultConfig(ctx, append(loading, config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = metadata }))...)
@@ -80,6 +94,7 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: the settings of AWS cannot be used: %w", providers.ErrInvalid, err)
 	}
+	cfg.HTTPClient = guarded(cfg.HTTPClient)
 	doc, err := identity(ctx, metadata)
 	if err != nil {
 		return nil, err
@@ -94,11 +109,95 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 		instance: doc.InstanceID, kind: doc.InstanceType, zone: doc.AvailabilityZone, region: region,
 		credentials: cfg.Credentials,
 		api: ec2.NewFromConfig(cfg, func(o *ec2.Options) {
+			o.HTTPSignerV4 = signer{}
+			o.APIOptions = append(o.APIOptions, genuine)
 			if p.cfg.Endpoint != "" {
 				o.BaseEndpoint = &p.cfg.Endpoint
 			}
 		}),
 	}, nil
+}
+
+// signer signs each request by itself. The SDK's own keeps what it derives from a secret under the key's id for a day, and so a
+// wrong secret after it has been put right.
+type signer struct{}
+
+func (signer) SignHTTP(ctx context.Context, keys sdk.Credentials, r *http.Request, hash, service, region string, at time.Time, options ...func(*v4.SignerOptions)) error {
+	return v4.NewSigner().SignHTTP(ctx, keys, r, hash, service, region, at, options...)
+}
+
+var errNotEC2 = errors.New("it is of another service or page")
+
+// genuine refuses an answer of success that is not EC2's to this very action. To the SDK any other page is an answer in which
+// nothing stands: an empty list, and a write that was carried out.
+func genuine(stack *middleware.Stack) error {
+	return stack.Deserialize.Add(middleware.DeserializeMiddlewareFunc("genuine", func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
+		out, metadata, err := next.HandleDeserialize(ctx, in)
+		answer, is := out.RawResponse.(*smithyhttp.Response)
+		if err != nil || !is || answer.StatusCode >= http.StatusMultipleChoices {
+			return out, metadata, err
+		}
+		body := bufio.NewReader(answer.Body)
+		if head, err := body.Peek(512); !bytes.Contains(head, []byte("<"+awsmiddleware.GetOperationName(ctx)+"Response")) {
+			if err == nil || errors.Is(err, io.EOF) {
+				err = errNotEC2
+			}
+			return out, metadata, &smithy.DeserializationError{Err: err}
+		}
+		answer.Body = struct {
+			io.Reader
+			io.Closer
+		}{body, answer.Body}
+		return out, metadata, nil
+	}), middleware.After)
+}
+
+// maxAnswer is how much of an answer is read, in bytes: more than EC2 has to say of 500 volumes with all their tags.
+const maxAnswer = 16 << 20
+
+// guarded makes a client that bears with any answer: it reads a bounded part of it, and goes nowhere else with a signed
+// request, since EC2 redirects nobody.
+func guarded(client sdk.HTTPClient) sdk.HTTPClient {
+	guard := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	switch c := client.(type) {
+	case *awshttp.BuildableClient: // which has AWS_CA_BUNDLE's certificates
+		guard.Transport, guard.Timeout = bounded{c.GetTransport()}, c.GetTimeout()
+	case *http.Client:
+		guard.Transport, guard.Timeout = bounded{cmp.Or[http.RoundTripper](c.Transport, http.DefaultTransport)}, c.Timeout
+	default:
+		return client
+	}
+	return guard
+}
+
+// bounded cuts answers short.
+type bounded struct{ http.RoundTripper }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		answer.Body = struct {
+			io.Reader
+			io.Closer
+		}{&cutter{answer.Body, maxAnswer}, answer.Body}
+	}
+	return answer, err
+}
+
+var errTooLong = errors.New("the answer has no end")
+
+type cutter struct {
+	from io.Reader
+	left int
+}
+
+func (c *cutter) Read(b []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, errTooLong
+	}
+	n, err := c.from.Read(b[:min(len(b), c.left)])
+	c.left -= n
+	return n, err
 }
 
 // metadataService speaks with a token (IMDSv2) always: version 1 may be off.
@@ -149,6 +248,9 @@ func keysFromFiles(getenv func(string) string) (sdk.CredentialsProvider, error) 
 		}
 	}
 	if !named {
+		if (getenv(keyIDSetting) == "") != (getenv(secretSetting) == "") {
+			return nil, fmt.Errorf("%w: of %s and %s one is set, and both are needed: set the other, or leave both out", providers.ErrInvalid, keyIDSetting, secretSetting)
+		}
 		return nil, nil //nolint:nilnil // none is a valid answer
 	}
 	return sdk.NewCredentialsCache(fileKeys{getenv}), nil

@@ -38,6 +38,7 @@ type slots struct {
 	mu    sync.Mutex
 	reads int                  // how often EC2 was asked
 	old   bool                 // what it said may no longer be so
+	kind  limit                // what the instance's type takes
 	limit int                  // volumes that the instance can hold, the root and foreign ones included
 	kept  string               // why limit is what it is, for people
 	used  map[string]slot      // by device name
@@ -146,12 +147,13 @@ func (p *Provider) readSlots(ctx context.Context, s *session, reads int) error {
 	if !found {
 		return fmt.Errorf("%w: EC2 does not show instance %s, which this node is by its own metadata: if it has just been started, try again; otherwise the credentials are of another account", providers.ErrBusy, s.instance)
 	}
-	limit, kept := sl.limit, sl.kept
+	kind := sl.kind
 	if reads == 0 {
-		if limit, kept, err = p.limitOf(ctx, s.kind, len(instance.NetworkInterfaces)); err != nil {
+		if kind, err = p.limitOf(ctx, s.kind); err != nil {
 			return err
 		}
 	}
+	most, kept := kind.with(len(instance.NetworkInterfaces))
 	used := make(map[string]slot)
 	for _, m := range instance.BlockDeviceMappings {
 		if m.Ebs != nil {
@@ -165,7 +167,7 @@ func (p *Provider) readSlots(ctx context.Context, s *session, reads int) error {
 			used[name] = u
 		}
 	}
-	sl.reads, sl.old, sl.limit, sl.kept, sl.used = reads+1, false, limit, kept, used
+	sl.reads, sl.old, sl.kind, sl.limit, sl.kept, sl.used = reads+1, false, kind, most, kept, used
 	if sl.off == nil {
 		sl.off = make(map[string]time.Time)
 	}
@@ -182,29 +184,39 @@ func (s *slots) hasRead(before int) bool {
 	return s.reads != before
 }
 
-// limitOf asks how many volumes an instance type takes. A limit that network interfaces share allows for the first of them.
-// Where EC2 does not tell, the Nitro system takes 27 so, and others 39 (Amazon EC2 User Guide, "Amazon EBS volume limits for
-// Amazon EC2 instances").
-func (p *Provider) limitOf(ctx context.Context, kind string, interfaces int) (limit int, kept string, err error) {
+// limit is how many volumes an instance type takes, the root volume included.
+type limit struct {
+	volumes int
+	shared  bool // with network interfaces, the first of which is left out of the number
+}
+
+// with returns what is left beside so many network interfaces, and why, for people.
+func (l limit) with(interfaces int) (volumes int, kept string) {
+	if more := interfaces - 1; l.shared && more > 0 {
+		return l.volumes - more, fmt.Sprintf("%d with the root volume, of which more than one network interface, here %d, takes a place each", l.volumes, interfaces)
+	}
+	return l.volumes, fmt.Sprintf("%d with the root volume", l.volumes)
+}
+
+// limitOf asks for an instance type's limit. Where EC2 does not tell, the Nitro system's 28 are shared with network
+// interfaces, and others take 40 (Amazon EC2 User Guide, "Amazon EBS volume limits for Amazon EC2 instances"). EC2's own number
+// leaves out the first interface, and for types on Xen it is about volumes only, whatever it says.
+func (p *Provider) limitOf(ctx context.Context, kind string) (limit, error) {
 	answer, err := call(ctx, p, "DescribeInstanceTypes", func(ctx context.Context, api *ec2.Client) (*ec2.DescribeInstanceTypesOutput, error) {
 		return api.DescribeInstanceTypes(ctx, &ec2.DescribeInstanceTypesInput{InstanceTypes: []types.InstanceType{types.InstanceType(kind)}})
 	})
 	if err != nil {
-		return 0, "", err
+		return limit{}, err
 	}
-	limit, shared := 39, false
+	l := limit{volumes: 40}
 	for _, t := range answer.InstanceTypes {
-		if t.Hypervisor == types.InstanceTypeHypervisorNitro {
-			limit, shared = 27, true
+		nitro := t.Hypervisor == types.InstanceTypeHypervisorNitro
+		if nitro {
+			l = limit{27, true}
 		}
 		if t.EbsInfo != nil && t.EbsInfo.MaximumEbsAttachments != nil {
-			limit, shared = int(*t.EbsInfo.MaximumEbsAttachments), t.EbsInfo.AttachmentLimitType == types.AttachmentLimitTypeShared
+			l = limit{int(*t.EbsInfo.MaximumEbsAttachments), nitro && t.EbsInfo.AttachmentLimitType == types.AttachmentLimitTypeShared}
 		}
 	}
-	kept = fmt.Sprintf("%d with the root volume", limit)
-	if more := interfaces - 1; shared && more > 0 {
-		kept += fmt.Sprintf(", less %d for network interfaces", more)
-		limit -= more
-	}
-	return limit, kept, nil
+	return l, nil
 }

@@ -18,17 +18,14 @@ var snapshotID = regexp.MustCompile(`^snap-[0-9a-f]{8}([0-9a-f]{9})?$`)
 
 // describeSnapshots returns the account's own snapshots that meet the filter.
 func (p *Provider) describeSnapshots(ctx context.Context, by types.Filter) ([]types.Snapshot, error) {
-	return call(ctx, p, "DescribeSnapshots", func(ctx context.Context, api *ec2.Client) ([]types.Snapshot, error) {
-		var all []types.Snapshot
-		pages := ec2.NewDescribeSnapshotsPaginator(api, &ec2.DescribeSnapshotsInput{Filters: []types.Filter{by}, OwnerIds: []string{"self"}, MaxResults: sdk.Int32(1000)})
-		for pages.HasMorePages() {
-			page, err := pages.NextPage(ctx)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, page.Snapshots...)
+	return pages(ctx, p, "DescribeSnapshots", func(ctx context.Context, api *ec2.Client, next *string) ([]types.Snapshot, *string, error) {
+		page, err := api.DescribeSnapshots(ctx, &ec2.DescribeSnapshotsInput{
+			Filters: []types.Filter{by}, OwnerIds: []string{"self"}, MaxResults: sdk.Int32(1000), NextToken: next,
+		})
+		if err != nil {
+			return nil, nil, err
 		}
-		return all, nil
+		return page.Snapshots, page.NextToken, nil
 	})
 }
 

@@ -21,28 +21,19 @@ import (
 const gib = 1 << 30
 
 // describeVolumes returns all volumes that meet the filter, wherever in the region. EC2 cuts pages before it filters, so
-// that few volumes of a large account may cost many pages: those that are asked for by name come without (page 0).
-func (p *Provider) describeVolumes(ctx context.Context, by types.Filter, page int32) ([]types.Volume, error) {
-	return call(ctx, p, "DescribeVolumes", func(ctx context.Context, api *ec2.Client) ([]types.Volume, error) {
-		in := &ec2.DescribeVolumesInput{Filters: []types.Filter{by}}
-		if page > 0 {
-			in.MaxResults = &page
+// that few volumes of a large account may cost many pages: those that are asked for by name come without, perPage nil.
+func (p *Provider) describeVolumes(ctx context.Context, by types.Filter, perPage *int32) ([]types.Volume, error) {
+	return pages(ctx, p, "DescribeVolumes", func(ctx context.Context, api *ec2.Client, next *string) ([]types.Volume, *string, error) {
+		page, err := api.DescribeVolumes(ctx, &ec2.DescribeVolumesInput{Filters: []types.Filter{by}, MaxResults: perPage, NextToken: next})
+		if err != nil {
+			return nil, nil, err
 		}
-		var all []types.Volume
-		pages := ec2.NewDescribeVolumesPaginator(api, in)
-		for pages.HasMorePages() {
-			page, err := pages.NextPage(ctx)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, page.Volumes...)
-		}
-		return all, nil
+		return page.Volumes, page.NextToken, nil
 	})
 }
 
 func (p *Provider) askByKey(ctx context.Context, keys []string) (map[string][]types.Volume, error) {
-	all, err := p.describeVolumes(ctx, filter("tag:"+tagKey, keys...), 0)
+	all, err := p.describeVolumes(ctx, filter("tag:"+tagKey, keys...), nil)
 	found := make(map[string][]types.Volume)
 	for _, v := range all {
 		key := tagMap(v.Tags)[tagKey]
@@ -53,7 +44,7 @@ func (p *Provider) askByKey(ctx context.Context, keys []string) (map[string][]ty
 
 // askByID asks by a filter, since one unknown id among VolumeIds fails the whole call.
 func (p *Provider) askByID(ctx context.Context, ids []string) (map[string]types.Volume, error) {
-	all, err := p.describeVolumes(ctx, filter("volume-id", ids...), 0)
+	all, err := p.describeVolumes(ctx, filter("volume-id", ids...), nil)
 	found := make(map[string]types.Volume)
 	for _, v := range all {
 		found[sdk.ToString(v.VolumeId)] = v
@@ -66,29 +57,53 @@ func exists(v types.Volume) bool {
 	return v.State != types.VolumeStateDeleting && v.State != types.VolumeStateDeleted
 }
 
+// bears tells whether the volume exists as this cluster's of that name, as far as the read and this process know.
+func (p *Provider) bears(v types.Volume, name string) bool {
+	tags := tagMap(v.Tags)
+	return exists(v) && p.isOurs(tags) && tags[tagName] == name && !p.memory.hides(lifeOf(*v.VolumeId, tags))
+}
+
 // Find looks in the whole region, whatever the zone.
 func (p *Provider) Find(ctx context.Context, name string) (*providers.Volume, error) {
-	if name == "" {
-		return nil, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
-	}
-	all, _, err := p.byKey.get(ctx, p.keyOf(name))
+	v, err := p.find(ctx, name)
 	if err != nil {
 		return nil, err
 	}
+	return p.describe(v), nil
+}
+
+// find is Find in EC2's words.
+func (p *Provider) find(ctx context.Context, name string) (types.Volume, error) {
+	if name == "" {
+		return types.Volume{}, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
+	}
+	lately := p.memory.makes(name) // before the question, whose answer may come after it is forgotten
+	all, _, err := p.byKey.get(ctx, p.keyOf(name))
+	if err != nil {
+		return types.Volume{}, err
+	}
 	var ours []types.Volume
 	for _, v := range all {
-		tags := tagMap(v.Tags)
-		if exists(v) && p.isOurs(tags) && tags[tagName] == name && !p.memory.hides(*v.VolumeId, name) {
+		if p.bears(v, name) {
 			ours = append(ours, v)
 		}
 	}
 	switch len(ours) {
 	case 1:
-		return p.describe(ours[0]), nil
+		return ours[0], broken(ours[0])
 	case 0:
-		return p.findMade(ctx, name)
+		return p.findMade(ctx, name, lately)
 	}
-	return nil, ambiguous(name, ours)
+	return types.Volume{}, ambiguous(name, ours)
+}
+
+// broken is the error for a volume that EC2 has failed at. It is not called absent, since it may have held data.
+func broken(v types.Volume) error {
+	if v.State != types.VolumeStateError {
+		return nil
+	}
+	id := sdk.ToString(v.VolumeId)
+	return fmt.Errorf("EC2 calls volume %s %q: if it has just been created, EC2 could not make it and removes it by itself in a while; otherwise its disk has failed: restore a snapshot, and remove it with aws ec2 delete-volume --volume-id %s", id, v.State, id)
 }
 
 func ambiguous(name string, all []types.Volume) error {
@@ -102,61 +117,60 @@ func ambiguous(name string, all []types.Volume) error {
 }
 
 // findMade settles whether a volume that no read shows is not there, or was made by this process so lately that reads do not
-// show it yet.
-func (p *Provider) findMade(ctx context.Context, name string) (*providers.Volume, error) {
+// show it yet. Only a question asked when they must is answered with no.
+func (p *Provider) findMade(ctx context.Context, name string, lately made) (types.Volume, error) {
 	retry := backoff{most: time.Second}
-	for {
-		id, _ := p.memory.makes(name)
-		if id == "" {
-			return nil, fmt.Errorf("%w: EC2 has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
+	for lately.id != "" {
+		asked := time.Now()
+		v, found, err := p.byID.get(ctx, lately.id)
+		switch {
+		case err != nil:
+			return types.Volume{}, err
+		case found && p.bears(v, name):
+			return v, broken(v)
+		case found && !exists(v):
+			p.memory.lose(lately.id)
 		}
-		v, found, err := p.byID.get(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		if tags := tagMap(v.Tags); found && (!exists(v) || tags[tagName] != name || !p.isOurs(tags)) {
-			if !exists(v) {
-				p.memory.hide(id, name)
-			}
-			return nil, fmt.Errorf("%w: EC2 has none named %q in cluster %q any more", providers.ErrNotFound, name, p.cluster)
-		}
-		if found {
-			return p.describe(v), nil
+		if found && !exists(v) || asked.Sub(lately.at) >= lagging {
+			break
 		}
 		if err := retry.wait(ctx); err != nil {
-			return nil, err
+			return types.Volume{}, err
 		}
 	}
+	return types.Volume{}, fmt.Errorf("%w: EC2 has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
 }
 
-// List returns the cluster's volumes. Those that share a name are left out, and the error names them.
+// List returns the cluster's volumes. Those that share a name or have failed are left out, and the error names them.
 func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
-	all, err := p.describeVolumes(ctx, filter("tag:"+tagCluster, escape(p.cluster)), 500)
+	lately := p.memory.names()
+	all, err := p.describeVolumes(ctx, filter("tag:"+tagCluster, escape(p.cluster)), sdk.Int32(500))
 	if err != nil {
 		return nil, err
 	}
-	lately := p.memory.names()
 	byName := make(map[string][]types.Volume)
 	for _, v := range all {
-		if tags := tagMap(v.Tags); exists(v) && p.isOurs(tags) && !p.memory.hides(*v.VolumeId, tags[tagName]) {
-			byName[tags[tagName]] = append(byName[tags[tagName]], v)
-			delete(lately, tags[tagName])
+		if name := tagMap(v.Tags)[tagName]; p.bears(v, name) {
+			byName[name] = append(byName[name], v)
+			delete(lately, name)
 		}
 	}
-	for name, id := range lately {
-		v, found, err := p.byID.get(ctx, id)
-		if err != nil {
-			return nil, err
-		}
-		if tags := tagMap(v.Tags); found && exists(v) && p.isOurs(tags) {
+	for name, v := range lately {
+		v, err := p.findMade(ctx, name, v)
+		if err == nil {
 			byName[name] = append(byName[name], v)
+		} else if !errors.Is(err, providers.ErrNotFound) {
+			return nil, err
 		}
 	}
 	var volumes []*providers.Volume
 	var problems []error
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		if same := byName[name]; len(same) > 1 {
+		same := byName[name]
+		if len(same) > 1 {
 			problems = append(problems, ambiguous(name, same))
+		} else if err := broken(same[0]); err != nil {
+			problems = append(problems, fmt.Errorf("%q: %w", name, err))
 		} else {
 			volumes = append(volumes, p.describe(same[0]))
 		}
@@ -230,19 +244,35 @@ func deviceOn(v types.Volume, instance string) string {
 
 var volumeID = regexp.MustCompile(`^vol-[0-9a-f]{8}([0-9a-f]{9})?$`)
 
-// lookup asks EC2 for a volume by its id, whoever it belongs to.
+// lookup asks EC2 for a volume by its id, whoever it belongs to. That a volume which was this cluster's a moment ago is not
+// there, or not ours, may be a read from before: then EC2 is asked again until it must show the truth.
 func (p *Provider) lookup(ctx context.Context, id string) (types.Volume, error) {
 	if !volumeID.MatchString(id) {
 		return types.Volume{}, fmt.Errorf("%w: %q is no id of an EBS volume, which looks like vol-0123456789abcdef0", providers.ErrNotFound, id)
 	}
-	v, found, err := p.byID.get(ctx, id)
-	if err != nil {
-		return types.Volume{}, err
+	retry := backoff{most: time.Second}
+	for {
+		ours, there := p.memory.known(id)
+		asked := time.Now()
+		v, found, err := p.byID.get(ctx, id)
+		if err != nil {
+			return types.Volume{}, err
+		}
+		over := found && !exists(v) // for good
+		if tags := tagMap(v.Tags); found && !over && p.isOurs(tags) && !p.memory.hides(lifeOf(id, tags)) {
+			return v, nil
+		}
+		switch {
+		case found && !over && asked.Sub(ours) >= lagging:
+			return v, nil
+		case over, !found && asked.Sub(there) >= lagging:
+			p.memory.lose(id)
+			return types.Volume{}, fmt.Errorf("%w: EC2 has no volume %s in this region", providers.ErrNotFound, id)
+		}
+		if err := retry.wait(ctx); err != nil {
+			return types.Volume{}, err
+		}
 	}
-	if !found || !exists(v) {
-		return types.Volume{}, fmt.Errorf("%w: EC2 has no volume %s in this region", providers.ErrNotFound, id)
-	}
-	return v, nil
 }
 
 // lookupOurs is lookup for a volume of this cluster.
@@ -251,7 +281,7 @@ func (p *Provider) lookupOurs(ctx context.Context, id string) (*providers.Volume
 	if err != nil {
 		return nil, err
 	}
-	if tags := tagMap(v.Tags); !p.isOurs(tags) || p.memory.hides(id, tags[tagName]) {
+	if tags := tagMap(v.Tags); !p.isOurs(tags) || p.memory.hides(lifeOf(id, tags)) {
 		return nil, notOurs(id)
 	}
 	return p.describe(v), nil
@@ -265,7 +295,7 @@ const (
 
 // ensureOurs returns an error unless the volume is this cluster's. EC2 is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
-	if p.memory.knows(id, age) {
+	if ours, _ := p.memory.known(id); time.Since(ours) < age {
 		return ctx.Err()
 	}
 	_, err := p.lookupOurs(ctx, id)
@@ -288,7 +318,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 }
 
 func (p *Provider) tag(ctx context.Context, id string, tags map[string]string) error {
-	_, err := call(ctx, p, "CreateTags", func(ctx context.Context, api *ec2.Client) (*ec2.CreateTagsOutput, error) {
+	_, err := alter(ctx, p, id, "CreateTags", func(ctx context.Context, api *ec2.Client) (*ec2.CreateTagsOutput, error) {
 		return api.CreateTags(ctx, &ec2.CreateTagsInput{Resources: []string{id}, Tags: tagList(tags)})
 	})
 	return err
@@ -307,13 +337,15 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	refuse := func(format string, args ...any) (*providers.Volume, error) {
 		return nil, fmt.Errorf("%w: %s %s", providers.ErrInvalid, id, fmt.Sprintf(format, args...))
 	}
-	hidden := p.memory.hides(id, tags[tagName])
+	hidden := p.memory.hides(lifeOf(id, tags))
 	again := p.isOurs(tags) && tags[tagName] == spec.Name && !hidden
 	owner, owned := tags[tagCluster]
 	switch {
 	case sdk.ToBool(v.MultiAttachEnabled):
 		return refuse("is made for Multi-Attach, and several nodes may write to it: blockvol keeps volumes with one writer only")
 	case again:
+	case v.State == types.VolumeStateError:
+		return nil, broken(v)
 	case owned && !hidden:
 		return refuse("is volume %q of cluster %q already: remove it there with reclaim=retain first", tags[tagName], owner)
 	case attachmentOf(v).State != providers.Detached:
@@ -326,6 +358,9 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 		return nil, err
 	}
 	marks := p.marks(spec)
+	if !again {
+		marks[tagTurn] = "adopted " + time.Now().UTC().Format(time.RFC3339Nano) // no ClientToken's, and another life
+	}
 	if _, named := tags[tagShown]; named && spec.Tags[tagShown] == "" {
 		delete(marks, tagShown)
 	}
@@ -351,7 +386,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 		return err
 	}
 	tags := tagMap(from.Tags)
-	if _, owned := tags[tagCluster]; !owned || p.memory.hides(id, tags[tagName]) {
+	if _, owned := tags[tagCluster]; !owned || p.memory.hides(lifeOf(id, tags)) {
 		return nil
 	}
 	if !p.isOurs(tags) {
@@ -360,7 +395,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 	if held := attachmentOf(from); held.State != providers.Detached {
 		return &providers.HeldError{Volume: id, Node: held.Node}
 	}
-	_, err = call(ctx, p, "DeleteTags", func(ctx context.Context, api *ec2.Client) (*ec2.DeleteTagsOutput, error) {
+	_, err = alter(ctx, p, id, "DeleteTags", func(ctx context.Context, api *ec2.Client) (*ec2.DeleteTagsOutput, error) {
 		// By key and value: what somebody else has written meanwhile stays.
 		return api.DeleteTags(ctx, &ec2.DeleteTagsInput{Resources: []string{id}, Tags: tagList(map[string]string{
 			tagCluster: p.cluster, tagName: tags[tagName], tagKey: tags[tagKey],
@@ -369,8 +404,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	p.spend(tags)
-	p.memory.hide(id, tags[tagName])
+	p.end(from)
 	return nil
 }
 
@@ -383,27 +417,35 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	tags := tagMap(from.Tags)
-	if !p.isOurs(tags) || p.memory.hides(id, tags[tagName]) {
+	if !p.isOurs(tags) || p.memory.hides(lifeOf(id, tags)) {
 		return nil
 	}
-	_, err = call(ctx, p, "DeleteVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DeleteVolumeOutput, error) {
+	if held := attachmentOf(from); held.State != providers.Detached {
+		return &providers.HeldError{Volume: id, Node: held.Node}
+	}
+	_, err = alter(ctx, p, id, "DeleteVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DeleteVolumeOutput, error) {
 		return api.DeleteVolume(ctx, &ec2.DeleteVolumeInput{VolumeId: &id})
 	})
-	if errors.Is(err, errInUse) {
+	switch {
+	case errors.Is(err, errInUse):
 		return p.heldError(ctx, id)
-	}
-	if err != nil && !errors.Is(err, providers.ErrNotFound) {
+	case errors.Is(err, errWrongState):
+		return fmt.Errorf("%w: %w", providers.ErrBusy, err)
+	case err != nil && !errors.Is(err, providers.ErrNotFound):
 		return err
 	}
-	p.spend(tags)
-	p.memory.hide(id, tags[tagName])
+	p.end(from)
+	p.memory.lose(id)
 	return nil
 }
 
-// spend notes that the ClientToken which made the volume with these tags leads to nothing of use any more.
-func (p *Provider) spend(tags map[string]string) {
-	if turn, err := strconv.Atoi(tags[tagTurn]); err == nil {
-		p.memory.spend(tags[tagName], turn)
+// end notes that the volume bears its name no more, and that the ClientToken which made it leads nowhere as long as EC2 keeps
+// it in mind. When that is past, the token makes a volume again.
+func (p *Provider) end(v types.Volume) {
+	tags := tagMap(v.Tags)
+	p.memory.hide(lifeOf(*v.VolumeId, tags), remembered)
+	if n, err := strconv.Atoi(tags[tagTurn]); err == nil {
+		p.memory.spend(turn{tags[tagName], n}, tokenKept-time.Since(sdk.ToTime(v.CreateTime)))
 	}
 }
 

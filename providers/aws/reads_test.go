@@ -1,0 +1,195 @@
+package aws
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+)
+
+// actionOf tells what a request asks for, "" if it is none to EC2.
+func actionOf(r *http.Request) (string, error) {
+	if r.Body == nil {
+		return "", nil
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return "", err
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	form, _ := url.ParseQuery(string(body))
+	return form.Get("Action"), nil
+}
+
+func TestManyWhoAskAtOnceCostTwoCalls(t *testing.T) {
+	inWorld(t, cloud.Config{Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
+		p := w.on(w.node("a"))
+		v := w.create(p, "db")
+		w.cloud.ResetCalls()
+		begin := time.Now()
+		var calls []func()
+		for range 100 {
+			calls = append(calls, func() {
+				found, err := p.Find(t.Context(), "db")
+				if assert.NoError(t, err) {
+					assert.Equal(t, v.ID, found.ID)
+				}
+			})
+		}
+		left, leave := context.WithCancel(t.Context())
+		for range 10 {
+			calls = append(calls, func() {
+				_, err := p.Find(left, "db")
+				assert.ErrorIs(t, err, context.Canceled)
+			})
+		}
+		calls = append(calls, func() { time.Sleep(50 * time.Millisecond); leave() })
+		atOnce(calls...)
+		assert.LessOrEqual(t, w.cloud.Calls()["DescribeVolumes"], 2)
+		assert.LessOrEqual(t, time.Since(begin), 200*time.Millisecond, "who leaves disturbs nobody")
+	})
+}
+
+func TestTheFirstCallsOfAProcessShareItsStart(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		node := w.node("a")
+		hangs := &hanging{RoundTripper: w.front.Transport(node), host: "169.254.169.254"}
+		p := w.onWith(hangs)
+		begin := time.Now()
+		var calls []func()
+		for range 50 {
+			calls = append(calls, func() {
+				_, err := p.Node(t.Context())
+				assert.ErrorIs(t, err, providers.ErrUnavailable)
+			})
+		}
+		atOnce(calls...)
+		assert.LessOrEqual(t, time.Since(begin), time.Minute, "not twenty seconds for each, one after the other")
+		hangs.host = ""
+		_, err := p.Node(t.Context())
+		require.NoError(t, err, "a failure is not for ever")
+	})
+}
+
+// hanging is a way on which nothing comes back from one host.
+type hanging struct {
+	http.RoundTripper
+	host string
+}
+
+func (h *hanging) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Hostname() == h.host {
+		<-r.Context().Done()
+		return nil, r.Context().Err()
+	}
+	return h.RoundTripper.RoundTrip(r)
+}
+
+func TestAListOfManyPagesHasTimeForEach(t *testing.T) {
+	inWorld(t, cloud.Config{Latency: 3 * time.Second}, func(t *testing.T, w *world) {
+		p := w.on(w.node("a"))
+		w.create(p, "db")
+		for range 5000 { // of others, which a page may be full of
+			w.cloud.AddInstance(cloud.Instance{Type: "t3.micro", RootDevice: "/dev/xvda"})
+		}
+		list, err := p.List(t.Context())
+		require.NoError(t, err)
+		assert.Len(t, list, 1)
+	})
+}
+
+func TestPagesThatGoInACircleEnd(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.onWith(circle{w.front.Transport(w.node("a"))})
+		_, err := p.List(t.Context())
+		require.ErrorIs(t, err, providers.ErrUnavailable)
+		sentence(t, err, "DescribeVolumes", "circle")
+	})
+}
+
+type circle struct{ http.RoundTripper }
+
+func (c circle) RoundTrip(r *http.Request) (*http.Response, error) {
+	action, err := actionOf(r)
+	if err != nil || action == "" {
+		return c.RoundTripper.RoundTrip(r)
+	}
+	return said(r, http.StatusOK, `<DescribeVolumesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><volumeSet/><nextToken>more</nextToken></DescribeVolumesResponse>`), nil
+}
+
+// said is an answer.
+func said(r *http.Request, status int, body string) *http.Response {
+	return &http.Response{
+		StatusCode: status, Status: http.StatusText(status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"Content-Type": {"text/xml"}}, Body: io.NopCloser(bytes.NewBufferString(body)), ContentLength: int64(len(body)), Request: r,
+	}
+}
+
+func TestANodeThatEC2DoesNotShowIsNotGoneAtOnce(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node("a"))
+		for range 2 {
+			state, err := p.NodeState(t.Context(), "i-0123456789abcdef0")
+			require.NoError(t, err)
+			assert.Equal(t, providers.Unclear, state.Life, "a read may be older than the instance")
+			assert.NotEmpty(t, state.Evidence)
+			time.Sleep(2 * time.Second)
+		}
+		time.Sleep(lagging)
+		state, err := p.NodeState(t.Context(), "i-0123456789abcdef0")
+		require.NoError(t, err)
+		assert.Equal(t, providers.Gone, state.Life)
+
+		time.Sleep(time.Hour)
+		state, err = p.NodeState(t.Context(), "i-0123456789abcdef0")
+		require.NoError(t, err)
+		assert.Equal(t, providers.Unclear, state.Life, "two glitches far apart are no evidence")
+	})
+	for seed := range uint64(8) {
+		inWorld(t, cloud.Config{Lag: 5 * time.Second, Seed: seed}, func(t *testing.T, w *world) {
+			p := w.on(w.node("a"))
+			_, err := p.Node(t.Context())
+			require.NoError(t, err)
+			young := w.node("a")
+			for range 20 {
+				state, err := p.NodeState(t.Context(), young)
+				require.NoError(t, err)
+				require.NotContains(t, []providers.Life{providers.Gone, providers.Stopped}, state.Life)
+				time.Sleep(700 * time.Millisecond)
+			}
+		})
+	}
+}
+
+func TestAQuestionAboutNoNodeDoesNotSpoilThoseOfOthers(t *testing.T) {
+	inWorld(t, cloud.Config{Latency: time.Second}, func(t *testing.T, w *world) {
+		node := w.node("a")
+		p := w.on(node)
+		var all sync.WaitGroup
+		for _, odd := range []string{"", "*", "i-?", "not an instance"} {
+			all.Go(func() {
+				state, err := p.NodeState(t.Context(), odd)
+				if assert.NoError(t, err) {
+					assert.Equal(t, providers.Unclear, state.Life)
+				}
+			})
+			all.Go(func() {
+				state, err := p.NodeState(t.Context(), node)
+				if assert.NoError(t, err) {
+					assert.Equal(t, providers.Running, state.Life)
+				}
+			})
+		}
+		all.Wait()
+	})
+}

@@ -1,0 +1,172 @@
+package aws
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+)
+
+// refusing is a way on which one action is refused so many times.
+type refusing struct {
+	http.RoundTripper
+	action, code string
+	status       int
+	after        int // seconds, for Retry-After
+
+	mu    sync.Mutex
+	times int
+	asked []time.Time
+}
+
+func (f *refusing) RoundTrip(r *http.Request) (*http.Response, error) {
+	action, err := actionOf(r)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if action != f.action {
+		return f.RoundTripper.RoundTrip(r)
+	}
+	f.asked = append(f.asked, time.Now())
+	if f.times--; f.times < 0 {
+		return f.RoundTripper.RoundTrip(r)
+	}
+	body := "<Response><Errors><Error><Code>" + f.code + "</Code><Message>Request limit exceeded.</Message></Error></Errors><RequestID>x</RequestID></Response>"
+	if f.code == "" {
+		body = "upstream connect error"
+	}
+	answer := said(r, f.status, body)
+	if f.after > 0 {
+		answer.Header.Set("Retry-After", strconv.Itoa(f.after))
+	}
+	return answer, nil
+}
+
+func TestThrottlingIsWaitedOut(t *testing.T) {
+	for _, kind := range []struct {
+		code   string
+		status int
+		after  int
+	}{
+		{"RequestLimitExceeded", 503, 0},
+		{"Client.RequestLimitExceeded", 400, 0},
+		{"RequestLimitExceeded", 400, 0},
+		{"", 503, 0},
+		{"", 429, 0},
+		{"Throttling", 429, 20},
+	} {
+		t.Run(kind.code+" "+strconv.Itoa(kind.status)+" "+strconv.Itoa(kind.after), func(t *testing.T) {
+			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+				way := &refusing{RoundTripper: w.front.Transport(w.node("a")), action: "AttachVolume", code: kind.code, status: kind.status, after: kind.after, times: 5}
+				p := w.onWith(way)
+				v := w.create(p, "db")
+				begin := time.Now()
+				require.NoError(t, p.Attach(t.Context(), v.ID))
+				assert.Len(t, way.asked, 6)
+				if took := time.Since(begin); kind.after > 0 {
+					assert.GreaterOrEqual(t, took, 5*time.Duration(kind.after)*time.Second)
+				} else {
+					assert.Less(t, took, 30*time.Second)
+				}
+
+				// For ever, until the caller's time is over: in a sentence, and with few requests.
+				way.times, way.asked = 1<<30, nil
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				err := p.Attach(ctx, w.create(p, "more").ID)
+				require.ErrorIs(t, err, providers.ErrBusy)
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				sentence(t, err, "AttachVolume")
+				assert.Less(t, len(way.asked), 15)
+			})
+		})
+	}
+}
+
+func TestAThrottledActionSlowsNoOther(t *testing.T) {
+	inWorld(t, cloud.Config{Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
+		node := w.node("a")
+		p := w.on(node)
+		v := w.create(p, "db")
+		mend := w.cloud.Inject(cloud.Rule{Action: "AttachVolume", Fault: cloud.Throttle})
+		var all sync.WaitGroup
+		all.Go(func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+		time.Sleep(20 * time.Second)
+		begin := time.Now()
+		_, err := p.Find(t.Context(), "db")
+		require.NoError(t, err)
+		w.create(p, "other")
+		assert.Less(t, time.Since(begin), 2*time.Second)
+		mend()
+		all.Wait()
+	})
+}
+
+func TestRefusalsThatComeTogetherCountAsOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &pace{turn: make(chan struct{}, 1)}
+		var all sync.WaitGroup
+		for i := range 100 {
+			all.Go(func() {
+				done, err := p.wait(t.Context())
+				assert.NoError(t, err)
+				time.Sleep(100*time.Millisecond + time.Duration(i)*time.Microsecond)
+				done(i%2 == 0, 3*time.Second*time.Duration((i+1)%2)) // half of them, who are asked to wait
+			})
+		}
+		all.Wait()
+		begin := time.Now()
+		done, err := p.wait(t.Context())
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, time.Since(begin), 3*time.Second, "a success from before does not make it forgotten")
+		assert.LessOrEqual(t, time.Since(begin), 3*time.Second+leastDelay)
+		done(false, 0)
+
+		// Whoever has queued meanwhile is let go of at once, not one after the other's answer.
+		begin = time.Now()
+		for range 50 {
+			all.Go(func() {
+				done, err := p.wait(t.Context())
+				assert.NoError(t, err)
+				time.Sleep(time.Second)
+				done(false, 0)
+			})
+		}
+		all.Wait()
+		assert.Equal(t, time.Second, time.Since(begin))
+	})
+}
+
+// A bucket that is empty for all of an account's nodes: every mount comes through.
+func TestANodeFullOfVolumesComesUpThroughAnEmptyBucket(t *testing.T) {
+	limits := func(bucket string) cloud.Bucket {
+		if bucket == "AttachVolume" {
+			return cloud.Bucket{Size: 2, PerSecond: 1}
+		}
+		return cloud.Bucket{}
+	}
+	inWorld(t, cloud.Config{Latency: 50 * time.Millisecond, Limits: limits}, func(t *testing.T, w *world) {
+		node := w.node("a")
+		p := w.on(node)
+		var calls []func()
+		for i := range 20 {
+			v := w.create(p, strconv.Itoa(i))
+			calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+		}
+		begin := time.Now()
+		atOnce(calls...)
+		assert.Less(t, time.Since(begin), time.Minute)
+		assert.Less(t, w.cloud.Throttled()["AttachVolume"], 20+20)
+	})
+}

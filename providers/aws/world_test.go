@@ -1,0 +1,149 @@
+package aws
+
+import (
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/ec2"
+)
+
+// world is a simulated EC2 without sockets, for a bubble of synctest.
+type world struct {
+	t     *testing.T
+	cloud *cloud.Cloud
+	front *ec2.Front
+}
+
+// inWorld runs a test in a bubble of its own, where time costs nothing.
+func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also ...func(*ec2.Config)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		if cfg.Zones == nil {
+			cfg.Zones = []string{region + "a", region + "b"}
+		}
+		w := &world{t: t, cloud: cloud.New(cfg)}
+		defer w.cloud.Close()
+		front := ec2.Config{Cloud: w.cloud, Region: region}
+		for _, change := range also {
+			change(&front)
+		}
+		w.front = ec2.New(front)
+		test(t, w)
+	})
+}
+
+// node adds an instance and returns its id.
+func (w *world) node(zone string) string {
+	return w.nodeOf(cloud.Instance{Type: "m5.large", Zone: region + zone})
+}
+
+func (w *world) nodeOf(i cloud.Instance) string {
+	if i.RootDevice == "" {
+		i.RootDevice = "/dev/xvda"
+	}
+	return w.cloud.AddInstance(i).ID
+}
+
+// on starts a process on an instance: one that knows nothing yet.
+func (w *world) on(instance string) *Provider {
+	w.t.Helper()
+	return w.onWith(w.front.Transport(instance))
+}
+
+func (w *world) onWith(way http.RoundTripper) *Provider {
+	w.t.Helper()
+	p, err := New(Config{Cluster: "main", HTTPClient: &http.Client{Transport: way}})
+	require.NoError(w.t, err)
+	return p
+}
+
+// named returns the ids of the volumes that truly bear a name, whatever reads show.
+func (w *world) named(name string) (ids []string) {
+	for _, v := range w.cloud.Volumes() {
+		if v.Tags[tagName] == name && v.State != cloud.Deleting && v.State != cloud.Deleted && v.State != cloud.Broken {
+			ids = append(ids, v.ID)
+		}
+	}
+	return ids
+}
+
+// volumes counts the disks that are no instance's root.
+func (w *world) volumes() (n int) {
+	for _, v := range w.cloud.Volumes() {
+		if len(v.Attachments) == 0 || !v.Attachments[0].DeleteOnTermination {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) create(p *Provider, name string) *providers.Volume {
+	w.t.Helper()
+	v, err := p.Create(w.t.Context(), providers.Spec{Name: name, Size: gib})
+	require.NoError(w.t, err)
+	return v
+}
+
+// attach attaches a volume, and waits until EC2 has it so.
+func (w *world) attach(p *Provider, v *providers.Volume) {
+	w.t.Helper()
+	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
+	w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 1 && v.Attachments[0].State == cloud.Attached })
+}
+
+func (w *world) detach(p *Provider, v *providers.Volume, node string) {
+	w.t.Helper()
+	require.NoError(w.t, p.Detach(w.t.Context(), v.ID, node, false))
+	w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 0 })
+}
+
+func (w *world) until(id string, is func(cloud.Volume) bool) {
+	w.t.Helper()
+	for range 1000 {
+		if v, _ := w.cloud.Volume(id); is(v) {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	w.t.Fatalf("volume %s does not come to that", id)
+}
+
+// device returns the name under which the volume is truly attached.
+func (w *world) device(id string) string {
+	v, _ := w.cloud.Volume(id)
+	if len(v.Attachments) == 0 {
+		return ""
+	}
+	return v.Attachments[0].Device
+}
+
+// atOnce makes the calls in goroutines of their own, and waits.
+func atOnce(calls ...func()) {
+	var all sync.WaitGroup
+	for _, call := range calls {
+		all.Go(call)
+	}
+	all.Wait()
+}
+
+// sentence is what every error for the operator must be: one line that says what is asked of it.
+func sentence(t *testing.T, err error, words ...string) {
+	t.Helper()
+	require.Error(t, err)
+	for _, word := range words {
+		assert.ErrorContains(t, err, word)
+	}
+	assert.NotContains(t, err.Error(), "\n")
+	assert.Less(t, len(err.Error()), 1000)
+}
+
+// slow is what EC2 and its answers take.
+var slow = cloud.Times{Create: 2 * time.Second, Delete: 4 * time.Second, Attach: 3 * time.Second, Detach: 3 * time.Second, Modify: 20 * time.Second, Snapshot: 20 * time.Second}
