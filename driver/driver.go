@@ -79,6 +79,8 @@ type Driver struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
+	introduce sync.Once // logs who this node is
+
 	mu      sync.Mutex
 	volumes map[string]*volume // those that this node has something of, or that a call is about
 }

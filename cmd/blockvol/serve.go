@@ -131,6 +131,6 @@ func open(p paths, s settings, getenv func(string) string, log *logrus.Logger) (
 		defer cancel()
 		return d.Close(ctx)
 	})
-	log.WithFields(logrus.Fields{"provider": s.provider, "cluster": s.cluster, "node": node}).Info("Serving volumes")
+	log.WithFields(logrus.Fields{"provider": s.provider, "cluster": s.cluster}).Info("Serving volumes")
 	return d, release, nil
 }

@@ -175,6 +175,11 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			volumes = append(volumes, p.describe(same[0]))
 		}
 	}
+	// The driver lists when it starts, with nobody waiting: what an attach has to know is asked for now, so that the first
+	// mount need not. A failure is no matter, since Attach asks for itself.
+	if s := p.begun(); s != nil && !p.slots.hasRead(0) {
+		_ = p.readSlots(ctx, s, 0)
+	}
 	return volumes, errors.Join(problems...)
 }
 
