@@ -113,7 +113,6 @@ func TestAFullNodeSaysSo(t *testing.T) {
 		{"m5.large", 1, 26, []string{"27"}},
 		{"m5.large", 3, 24, []string{"27", "network interface", "3"}},
 		{"m7i.large", 3, 31, []string{"32"}},
-		{"t2.micro", 2, 38, []string{"39"}},
 	} {
 		t.Run(fmt.Sprint(full.kind, " ", full.interfaces), func(t *testing.T) {
 			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
@@ -139,6 +138,17 @@ func TestAFullNodeSaysSo(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAnInstanceThatShowsNoSerialsIsRefused(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.nodeOf(cloud.Instance{Type: "t2.micro", Zone: region + "a"}))
+		v := w.create(p, "db")
+		err := p.Attach(t.Context(), v.ID)
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		sentence(t, err, "t2.micro", "Xen", "Nitro")
+		assert.Zero(t, w.cloud.Calls()["AttachVolume"])
+	})
 }
 
 func TestAHeldVolumeStaysWhereItIs(t *testing.T) {

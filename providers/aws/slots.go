@@ -198,9 +198,9 @@ func (l limit) with(interfaces int) (volumes int, kept string) {
 	return l.volumes, fmt.Sprintf("%d with the root volume", l.volumes)
 }
 
-// limitOf asks for an instance type's limit. Where EC2 does not tell, the Nitro system's 28 are shared with network
-// interfaces, and others take 40 (Amazon EC2 User Guide, "Amazon EBS volume limits for Amazon EC2 instances"). EC2's own number
-// leaves out the first interface, and for types on Xen it is about volumes only, whatever it says.
+// limitOf asks for an instance type's limit. EC2's own number leaves out the first network interface where interfaces share it.
+// Where EC2 does not tell, the Nitro system has 28 places (Amazon EC2 User Guide, "Amazon EBS volume limits for Amazon EC2
+// instances").
 func (p *Provider) limitOf(ctx context.Context, kind string) (limit, error) {
 	answer, err := call(ctx, p, "DescribeInstanceTypes", func(ctx context.Context, api *ec2.Client) (*ec2.DescribeInstanceTypesOutput, error) {
 		return api.DescribeInstanceTypes(ctx, &ec2.DescribeInstanceTypesInput{InstanceTypes: []types.InstanceType{types.InstanceType(kind)}})
@@ -208,14 +208,14 @@ func (p *Provider) limitOf(ctx context.Context, kind string) (limit, error) {
 	if err != nil {
 		return limit{}, err
 	}
-	l := limit{volumes: 40}
+	l := limit{27, true}
 	for _, t := range answer.InstanceTypes {
-		nitro := t.Hypervisor == types.InstanceTypeHypervisorNitro
-		if nitro {
-			l = limit{27, true}
-		}
-		if t.EbsInfo != nil && t.EbsInfo.MaximumEbsAttachments != nil {
-			l = limit{int(*t.EbsInfo.MaximumEbsAttachments), nitro && t.EbsInfo.AttachmentLimitType == types.AttachmentLimitTypeShared}
+		switch {
+		case t.EbsInfo == nil:
+		case t.EbsInfo.NvmeSupport == types.EbsNvmeSupportUnsupported:
+			return limit{}, fmt.Errorf("%w: instances of type %s run on Xen, where disks bear no serial by which a volume could be told from another: use a type of the Nitro system", providers.ErrInvalid, kind)
+		case t.EbsInfo.MaximumEbsAttachments != nil:
+			l = limit{int(*t.EbsInfo.MaximumEbsAttachments), t.EbsInfo.AttachmentLimitType == types.AttachmentLimitTypeShared}
 		}
 	}
 	return l, nil
