@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -52,6 +53,48 @@ func TestRandomOnEBS(t *testing.T) {
 	})
 	assert.Positive(t, throttled, "no call was ever throttled")
 	assert.Positive(t, stale, "no read ever lagged")
+}
+
+// sceneOnEBS is a scene whose cloud is the simulated EC2.
+func sceneOnEBS(t *testing.T, story func(t *testing.T, w *world, a, b *machine)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(1)
+		r := newRegion(w, 1)
+		t.Cleanup(r.sim.Close)
+		play(t, w, story)
+	})
+}
+
+func TestADiskThatIsAboutToGoIsNotMounted(t *testing.T) {
+	for name, f := range map[string]fault{"the release fails": failBefore, "the plugin dies": crashBefore} {
+		t.Run(name, func(t *testing.T) {
+			sceneOnEBS(t, func(t *testing.T, w *world, a, _ *machine) {
+				l := a.start(t)
+				formatted(t, l, "data")
+				time.Sleep(time.Minute)
+				mustMount(t, l, "data", "1")
+				time.Sleep(time.Minute)
+				a.containerEnds("1")
+				w.setFault(func(_, call string) fault {
+					if call == "host.WaitGone" { // EC2 has just taken the detach
+						return f
+					}
+					return noFault
+				})
+				require.Error(t, l.Unmount(within(t), "data", "1"))
+				w.setFault(calm)
+				if l.dead.Load() {
+					_ = l.Close(t.Context())
+					l = a.start(t)
+				}
+				mountAsSwarmDoes(t, l, "data", "2")
+				time.Sleep(time.Minute)
+				assert.Equal(t, a.name, w.holder("data"))
+				mustUnmount(t, l, "data", "2")
+			})
+		})
+	}
 }
 
 const clusterOfWorld = "default"
@@ -176,7 +219,7 @@ func (r *region) CreateDisk(id string, bytes int64, _ string) error {
 	w := r.world
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.disks[id] = &disk{Volume: providers.Volume{ID: id, Name: v.Tags["blockvol:name"], Size: bytes, Serial: strings.Replace(id, "-", "", 1)}}
+	w.disks[id] = &disk{owned: true, Volume: providers.Volume{ID: id, Name: v.Tags["blockvol:name"], Size: bytes, Serial: strings.Replace(id, "-", "", 1)}}
 	return nil
 }
 
