@@ -109,17 +109,18 @@ type region struct {
 
 func newRegion(w *world, seed uint64) *region {
 	r := &region{world: w}
+	scarcity := 1 + int(seed%3)
 	w.cloud = r
 	r.sim = cloud.New(cloud.Config{
 		Zones:   []string{"eu-test-1a"},
 		Latency: 200 * time.Millisecond,
 		Lag:     3 * time.Second,
 		Times:   cloud.Times{Create: time.Second, Delete: time.Second, Attach: time.Second, Detach: 2 * time.Second, Modify: 10 * time.Second, Stop: time.Second},
-		Limits: func(action string) cloud.Bucket { // a tenth of what EC2 gives
+		Limits: func(action string) cloud.Bucket { // a tenth to a thirtieth of what EC2 gives
 			if strings.HasPrefix(action, "Describe") {
-				return cloud.Bucket{Size: 10, PerSecond: 1}
+				return cloud.Bucket{Size: 12 / scarcity, PerSecond: 1 / float64(scarcity)}
 			}
-			return cloud.Bucket{Size: 5, PerSecond: 0.5}
+			return cloud.Bucket{Size: 6 / scarcity, PerSecond: 0.4 / float64(scarcity)}
 		},
 		Backend: r,
 		Seed:    seed,
