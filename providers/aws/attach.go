@@ -30,6 +30,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		})
 		switch {
 		case err == nil:
+			p.memory.take(id)
 			return nil
 		case errors.Is(err, errDeviceTaken):
 			p.slots.putOff(device) // something that this process does not know of has it
@@ -62,7 +63,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, s *session, id string, re
 		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
 	case !v.HeldBy(s.instance):
 		return &providers.HeldError{Volume: id, Node: v.Attachment.Node}
-	case v.Attachment.State == providers.Detaching:
+	case v.Attachment.State == providers.Detaching, p.memory.leaves(id):
 		return fmt.Errorf("%w: volume %s is still being detached from this instance", providers.ErrBusy, id)
 	}
 	return nil
@@ -91,6 +92,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, force bool) erro
 	}
 	if s := p.begun(); s != nil && node == s.instance {
 		p.slots.free(id)
+		p.memory.leave(id)
 	}
 	return err
 }

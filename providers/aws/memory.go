@@ -18,6 +18,7 @@ type memory struct {
 	hidden  map[volumeName]time.Time      // deleted or forgotten, and when
 	entries map[string]map[string]writing // by id and key: entries of records
 	sizes   map[string]resizing           // by id: modified
+	left    map[string]time.Time          // by id: when this instance's hold on the volume was asked to end
 	ours    map[string]time.Time          // by id: when a volume was last known to be this cluster's
 	turns   map[string]int                // by name: the next turn of its ClientToken, see create
 }
@@ -46,11 +47,12 @@ func recent(at time.Time) bool { return time.Since(at) < lagging }
 func (m *memory) tidy() {
 	if m.made == nil {
 		m.made, m.hidden, m.entries = make(map[string]made), make(map[volumeName]time.Time), make(map[string]map[string]writing)
-		m.sizes, m.ours, m.turns = make(map[string]resizing), make(map[string]time.Time), make(map[string]int)
+		m.sizes, m.left, m.ours, m.turns = make(map[string]resizing), make(map[string]time.Time), make(map[string]time.Time), make(map[string]int)
 	}
 	maps.DeleteFunc(m.made, func(_ string, v made) bool { return !recent(v.at) })
 	maps.DeleteFunc(m.hidden, func(_ volumeName, at time.Time) bool { return !recent(at) })
 	maps.DeleteFunc(m.sizes, func(_ string, r resizing) bool { return !recent(r.at) })
+	maps.DeleteFunc(m.left, func(_ string, at time.Time) bool { return !recent(at) })
 	maps.DeleteFunc(m.entries, func(_ string, written map[string]writing) bool {
 		maps.DeleteFunc(written, func(_ string, w writing) bool { return !recent(w.at) })
 		return len(written) == 0
@@ -113,6 +115,25 @@ func (m *memory) mark(id, key, value string) {
 func (m *memory) resize(id string, bytes int64) {
 	defer m.lock()()
 	m.sizes[id] = resizing{bytes, time.Now()}
+}
+
+// leave notes that EC2 has taken a detach of the volume from this instance.
+func (m *memory) leave(id string) {
+	defer m.lock()()
+	m.left[id] = time.Now()
+}
+
+// take notes that EC2 has taken an attach of the volume to this instance.
+func (m *memory) take(id string) {
+	defer m.lock()()
+	delete(m.left, id)
+}
+
+// leaves tells whether the volume was detached from this instance so lately that a read may still show it attached.
+func (m *memory) leaves(id string) bool {
+	defer m.lock()()
+	_, is := m.left[id]
+	return is
 }
 
 // complete adds to a read what this process has written since. An entry that has another value is another node's, later.
