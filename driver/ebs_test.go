@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -56,20 +57,21 @@ func TestRandomOnEBS(t *testing.T) {
 }
 
 // sceneOnEBS is a scene whose cloud is the simulated EC2.
-func sceneOnEBS(t *testing.T, story func(t *testing.T, w *world, a, b *machine)) {
+func sceneOnEBS(t *testing.T, story func(t *testing.T, r *region, a, b *machine)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(1)
 		r := newRegion(w, 1)
 		t.Cleanup(r.sim.Close)
-		play(t, w, story)
+		play(t, w, func(t *testing.T, _ *world, a, b *machine) { story(t, r, a, b) })
 	})
 }
 
 func TestADiskThatIsAboutToGoIsNotMounted(t *testing.T) {
 	for name, f := range map[string]fault{"the release fails": failBefore, "the plugin dies": crashBefore} {
 		t.Run(name, func(t *testing.T) {
-			sceneOnEBS(t, func(t *testing.T, w *world, a, _ *machine) {
+			sceneOnEBS(t, func(t *testing.T, r *region, a, _ *machine) {
+				w := r.world
 				l := a.start(t)
 				formatted(t, l, "data")
 				time.Sleep(time.Minute)
@@ -97,6 +99,37 @@ func TestADiskThatIsAboutToGoIsNotMounted(t *testing.T) {
 	}
 }
 
+func TestAnInstanceThatIsBackKeepsWhatItHasMountedThoughItStillLooksStopped(t *testing.T) {
+	sceneOnEBS(t, func(t *testing.T, r *region, a, b *machine) {
+		la, lb := a.start(t), b.start(t)
+		formatted(t, la, "data")
+		mustMount(t, la, "data", "1")
+		a.powerOff()
+		time.Sleep(time.Minute)
+
+		// What b does about it is held up until a has it again.
+		letDetach := r.sim.Inject(cloud.Rule{Action: "DetachVolume", Caller: b.name, Fault: cloud.Throttle})
+		var other sync.WaitGroup
+		other.Go(func() {
+			for range 5 {
+				_, _ = lb.Mount(within(t), "data", "3")
+				time.Sleep(5 * time.Second)
+			}
+		})
+		a.powerOn()
+		la = a.start(t)
+		mountAsSwarmDoes(t, la, "data", "2")
+		letDetach()
+		other.Wait()
+		synctest.Wait()
+		assert.Positive(t, r.late, "b did not come too late")
+		assert.NotNil(t, a.mounts[r.world.disk("data").Serial])
+		mustUnmount(t, la, "data", "2")
+		mountAsSwarmDoes(t, lb, "data", "4")
+		mustUnmount(t, lb, "data", "4")
+	})
+}
+
 const clusterOfWorld = "default"
 
 // region is a simulated EC2 whose disks and machines are the world's.
@@ -104,11 +137,14 @@ type region struct {
 	world *world
 	sim   *cloud.Cloud
 	front *ec2.Front
-	stale int // how often a read showed what was not so any more; guarded by world.mu
+	// Guarded by world.mu.
+	stale   int               // how often a read showed what was not so any more
+	askedBy map[string]string // by volume: the machine whose detach EC2 took last
+	late    int               // how often another machine's detach did not get what the holder has mounted
 }
 
 func newRegion(w *world, seed uint64) *region {
-	r := &region{world: w}
+	r := &region{world: w, askedBy: map[string]string{}}
 	scarcity := 1 + int(seed%3)
 	w.cloud = r
 	r.sim = cloud.New(cloud.Config{
@@ -147,6 +183,10 @@ func (r *region) powerOn(id string) {
 	r.await(id, cloud.Stopped)
 	r.sim.Start(id)
 	r.await(id, cloud.Running)
+	r.world.mu.Lock()
+	defer r.world.mu.Unlock()
+	// Quicker than any machine: it may have mounted its volumes while EC2 still calls it stopped.
+	r.world.boot = time.Duration(r.world.rng.Int64N(int64(5 * time.Second)))
 }
 
 func (r *region) await(id string, state cloud.InstanceState) {
@@ -195,6 +235,12 @@ func (r *region) volumes() (all []*providers.Volume) {
 		all = append(all, vol)
 	}
 	return all
+}
+
+func (r *region) note(volume, asker string) {
+	r.world.mu.Lock()
+	defer r.world.mu.Unlock()
+	r.askedBy[volume] = asker
 }
 
 // compare notes whether a read is behind at this moment.
@@ -271,6 +317,11 @@ func (r *region) Detach(instance, id string, force bool) error {
 	w := r.world
 	w.mu.Lock()
 	m, d, departure := w.machines[instance], w.disks[id], w.departure
+	if !force && m.mounts[d.Serial] != nil && r.askedBy[id] != instance { // it was stopped when that was decided, and does not lose it
+		r.late++
+		w.mu.Unlock()
+		return cloud.ErrDeviceBusy
+	}
 	if !m.mayLose(d, force) && !force {
 		w.mu.Unlock()
 		return cloud.ErrDeviceBusy
@@ -322,6 +373,9 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, errDead
 	}
 	answer, err := x.next.RoundTrip(r)
+	if action == "DetachVolume" && (err != nil || answer.StatusCode == http.StatusOK) {
+		x.region.note(form.Get("VolumeId"), x.machine.name)
+	}
 	if err == nil && (action == "AttachVolume" || action == "DetachVolume") {
 		x.region.compare()
 	}

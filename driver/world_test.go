@@ -39,6 +39,7 @@ type world struct {
 	latency   time.Duration                 // of each call to the cloud, at most
 	arrival   time.Duration                 // until an attached device is in the kernel
 	departure time.Duration                 // from when a detached device has left the kernel until the cloud is done
+	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
 	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
 
 	calls map[string]int // to the cloud, by name
@@ -124,7 +125,7 @@ var (
 func newWorld(seed uint64) *world {
 	w := &world{
 		rng: rand.New(rand.NewPCG(seed, 1)), disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
-		machines: map[string]*machine{}, fault: calm, calls: map[string]int{},
+		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, boot: 10 * time.Second,
 	}
 	w.cloud = ownCloud{w}
 	return w
@@ -196,13 +197,14 @@ func (m *machine) powerOff() {
 	m.world.cloud.powerOff(m.name)
 }
 
-// powerOn boots the machine, which takes longer than a call to the cloud.
+// powerOn boots the machine.
 func (m *machine) powerOn() {
 	m.world.cloud.powerOn(m.name)
 	m.world.mu.Lock()
 	m.life = providers.Running
+	boot := m.world.boot
 	m.world.mu.Unlock()
-	time.Sleep(10 * time.Second)
+	time.Sleep(boot)
 }
 
 func quiet() logrus.FieldLogger {
