@@ -26,7 +26,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-var ebsRuns = flag.Int("random.ebs", 20, "how many randomised runs on the simulated EC2, with seeds from 1")
+var ebsRuns = flag.Int("random.ebs", 30, "how many randomised runs on the simulated EC2, with seeds from 1")
 
 // TestMain takes from the environment what the SDK of AWS would find there.
 func TestMain(m *testing.M) {
