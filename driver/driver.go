@@ -190,6 +190,8 @@ func (d *Driver) restore() error {
 		if e.Boot != d.boot {
 			// No container outlives the machine, and another node may have had the disk since.
 			e.IDs, e.Device, e.Formatting, e.Boot = nil, mount.Device{}, false, d.boot
+		} else {
+			v.detachedAt = time.Now() // the life before may have asked for that with its last breath
 		}
 		v.entry, v.device, v.idleSince = e, e.Device, time.Now()
 		d.drop(v) // the entry keeps it

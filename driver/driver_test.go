@@ -18,19 +18,21 @@ import (
 // scene runs a story in fake time, on a world with two machines, and checks at its end that nothing forbidden happened.
 func scene(t *testing.T, story func(t *testing.T, w *world, a, b *machine)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(1)
-		a, b := w.machine("a"), w.machine("b")
-		defer func() {
-			for _, m := range w.machines {
-				if m.current != nil {
-					require.NoError(t, m.current.Close(context.Background()))
-				}
+	synctest.Test(t, func(t *testing.T) { play(t, newWorld(1), story) })
+}
+
+func play(t *testing.T, w *world, story func(t *testing.T, w *world, a, b *machine)) {
+	t.Helper()
+	a, b := w.machine("a"), w.machine("b")
+	defer func() {
+		for _, m := range w.machines {
+			if m.current != nil {
+				require.NoError(t, m.current.Close(context.Background()))
 			}
-			assert.Empty(t, w.violations)
-		}()
-		story(t, w, a, b)
-	})
+		}
+		assert.Empty(t, w.violations)
+	}()
+	story(t, w, a, b)
 }
 
 // within gives a call the time that Docker gives it.

@@ -19,14 +19,14 @@ func TestAVolumeThatWasEnlargedInUseGrows(t *testing.T) {
 		size := w.disk("data").Size
 		for range 3 {
 			w.count()
-			w.enlarge("data")
+			w.cloud.enlarge("data")
 			time.Sleep(reconcileEvery + time.Second)
 			size *= 2
 			assert.Equal(t, size, a.sizeIn("data"))
 			time.Sleep(time.Hour)
 			assert.Equal(t, 1, w.grows())
 		}
-		w.enlarge("data")
+		w.cloud.enlarge("data")
 		mustUnmount(t, l, "data", "1")
 		mustMount(t, b.start(t), "data", "2")
 		assert.Equal(t, 2*size, b.sizeIn("data"))
@@ -39,7 +39,7 @@ func TestAVolumeThatWasEnlargedWhileThePluginWasDownGrows(t *testing.T) {
 		require.NoError(t, l.Create(within(t), "data", nil))
 		mustMount(t, l, "data", "1")
 		l.kill()
-		w.enlarge("data")
+		w.cloud.enlarge("data")
 		a.start(t)
 		time.Sleep(reconcileEvery + time.Second)
 		assert.Equal(t, w.disk("data").Size, a.sizeIn("data"))
@@ -59,7 +59,7 @@ func TestAFileSystemThatCannotGrowIsToldOncePerSize(t *testing.T) {
 			return noFault
 		})
 		for size := range 2 {
-			w.enlarge("data")
+			w.cloud.enlarge("data")
 			time.Sleep(time.Hour)
 			warned := 0
 			for _, e := range hook.AllEntries() {

@@ -150,6 +150,9 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 				v.name, vol.ID, vol.Zone, node.ID, node.Zone, vol.Zone)
 		}
 		switch {
+		case (!vol.Held() || vol.HeldBy(node.ID)) && time.Since(v.detachedAt) < lag:
+			// Whatever the answer says may be of a time before that detach, and the device, though it is here, about to go.
+			v.step("being detached from this node first")
 		case !vol.Held(), vol.HeldBy(node.ID) && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
 			// Held by this node it may be of an earlier attempt, or of the life before a crash. The answer may also be older
 			// than a detach, or call attached what the machine has lost, as after a reboot: asking again is harmless.
@@ -201,6 +204,7 @@ func (d *Driver) callOff(ctx context.Context, v *volume, vol *providers.Volume, 
 		return fmt.Errorf("the cloud says that the attach to this node has failed, yet its device is here: volume %q (%s) is left as it is", v.name, vol.ID)
 	}
 	err := d.provider.Detach(ctx, vol.ID, node.ID, false)
+	v.detachedAt = time.Now()
 	if err != nil && !errors.Is(err, providers.ErrBusy) {
 		return fmt.Errorf("%w: an attach of volume %q (%s) to node %s that failed could not be called off", err, v.name, vol.ID, node.ID)
 	}

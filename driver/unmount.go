@@ -103,7 +103,7 @@ func (d *Driver) release(ctx context.Context, v *volume) error {
 		return fmt.Errorf("%w: volume %q (%s) stays attached to node %s, and its release is tried again", err, v.name, e.Volume, node.ID)
 	}
 	v.step("being detached")
-	if err := d.detach(ctx, e, node); err != nil {
+	if err := d.detach(ctx, v, e, node); err != nil {
 		return fmt.Errorf("%w: volume %q (%s) is not yet detached from node %s; its release is tried again", err, v.name, e.Volume, node.ID)
 	}
 	v.setDevice(mount.Device{})
@@ -131,10 +131,11 @@ var errDetachTimeout = fmt.Errorf("the cloud has not detached it within %s", det
 
 // detach has the cloud take the volume from this node. When it returns, the kernel has let the device go and the cloud has
 // said that it took the request.
-func (d *Driver) detach(ctx context.Context, e *entry, node providers.Node) error {
+func (d *Driver) detach(ctx context.Context, v *volume, e *entry, node providers.Node) error {
 	var retry backoff
 	for begun := time.Now(); ; {
 		err := d.provider.Detach(ctx, e.Volume, node.ID, false)
+		v.detachedAt = time.Now() // perhaps also if it failed
 		if err == nil || errors.Is(err, providers.ErrNotFound) {
 			break
 		}
@@ -150,6 +151,7 @@ func (d *Driver) detach(ctx context.Context, e *entry, node providers.Node) erro
 	if err := d.host.WaitGone(ctx, e.Serial); err != nil {
 		return err
 	}
+	v.detachedAt = time.Time{}
 	retry = backoff{}
 	for {
 		asked := d.catalog.now()

@@ -28,7 +28,9 @@ type volume struct {
 	idleSince  time.Time // gate: since when nobody uses it, for linger
 	staleSince time.Time // gate: since when no container's mount backs its mount IDs
 	activity   string    // gate: what the device had done when it was last looked at
-	fitted     int64     // gate: the size of the device, in bytes, when its file system was last seen to fill it, or could not be made to
+	// gate: when the cloud may last have been asked to take the disk from this node, unless its device was seen to go since.
+	detachedAt time.Time
+	fitted     int64 // gate: the size of the device, in bytes, when its file system was last seen to fill it, or could not be made to
 
 	mu       sync.Mutex
 	entry    *entry       // its journal entry; nil if this node has nothing of it

@@ -39,10 +39,23 @@ type world struct {
 	latency   time.Duration                 // of each call to the cloud, at most
 	arrival   time.Duration                 // until an attached device is in the kernel
 	departure time.Duration                 // from when a detached device has left the kernel until the cloud is done
+	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
 	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
 
 	calls map[string]int // to the cloud, by name
 	past  []moment       // what the cloud has been like, if answers lag
+
+	cloud infrastructure
+}
+
+// infrastructure is the cloud that the world's disks and machines are in: the world's own, or a simulation of a real one.
+type infrastructure interface {
+	join(machine string) (id string) // a new machine of the cloud
+	provider(t testing.TB, l *life) providers.Provider
+	powerOff(id string)
+	powerOn(id string)
+	enlarge(name string)          // makes the disk twice as large, in the cloud and in the kernel that has it
+	volumes() []*providers.Volume // ours, in truth; called under world.mu
 }
 
 // moment is what the cloud was like from a time on.
@@ -110,10 +123,12 @@ var (
 )
 
 func newWorld(seed uint64) *world {
-	return &world{
+	w := &world{
 		rng: rand.New(rand.NewPCG(seed, 1)), disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
-		machines: map[string]*machine{}, fault: func(string, string) fault { return noFault }, calls: map[string]int{},
+		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, boot: 10 * time.Second,
 	}
+	w.cloud = ownCloud{w}
+	return w
 }
 
 // setFault decides from now on what goes wrong.
@@ -137,6 +152,7 @@ func (w *world) violate(format string, args ...any) {
 }
 
 func (w *world) machine(name string) *machine {
+	name = w.cloud.join(name)
 	m := &machine{world: w, name: name, zone: "z1", life: providers.Running, mounts: map[string]*superblock{}, journal: map[string]*entry{}}
 	w.machines[name] = m
 	return m
@@ -148,7 +164,7 @@ func (m *machine) start(t testing.TB, change ...func(*Config)) *life {
 	synctest.Wait()
 	l := &life{machine: m}
 	cfg := Config{
-		Provider: &fakeProvider{l}, Host: &fakeHost{l}, PublishedDir: "/published",
+		Provider: m.world.cloud.provider(t, l), Host: &fakeHost{l}, PublishedDir: "/published",
 		Boot: fmt.Sprintf("%s-%d", m.name, m.boot), Log: quiet(), DefaultSize: 1 << 30,
 	}
 	for _, c := range change {
@@ -174,18 +190,21 @@ func (m *machine) powerOff() {
 		m.current = nil
 	}
 	m.world.mu.Lock()
-	defer m.world.mu.Unlock()
 	m.life = providers.Stopped
 	m.mounts = map[string]*superblock{}
 	m.boot++
+	m.world.mu.Unlock()
+	m.world.cloud.powerOff(m.name)
 }
 
-// powerOn boots the machine, which takes longer than a call to the cloud.
+// powerOn boots the machine.
 func (m *machine) powerOn() {
+	m.world.cloud.powerOn(m.name)
 	m.world.mu.Lock()
 	m.life = providers.Running
+	boot := m.world.boot
 	m.world.mu.Unlock()
-	time.Sleep(10 * time.Second)
+	time.Sleep(boot)
 }
 
 func quiet() logrus.FieldLogger {
@@ -204,14 +223,13 @@ func (l *life) do(ctx context.Context, call string, effect func() error) error {
 	if l.dead.Load() {
 		return errDead
 	}
-	w.mu.Lock()
-	f := w.fault(l.machine.name, call)
-	w.calls[call]++
+	f := l.draw(call)
 	var delay time.Duration
 	if w.latency > 0 && strings.HasPrefix(call, "cloud.") {
+		w.mu.Lock()
 		delay = time.Duration(w.rng.Int64N(int64(w.latency)))
+		w.mu.Unlock()
 	}
-	w.mu.Unlock()
 	if pause(ctx, delay) != nil {
 		return ctx.Err()
 	}
@@ -245,6 +263,15 @@ func (l *life) do(ctx context.Context, call string, effect func() error) error {
 		return errDead
 	}
 	return run()
+}
+
+// draw decides what goes wrong at a call, and counts it.
+func (l *life) draw(call string) fault {
+	w := l.machine.world
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls[call]++
+	return w.fault(l.machine.name, call)
 }
 
 // passTime ends the detaches whose time has come.
@@ -302,6 +329,38 @@ func (w *world) seen() (all []*providers.Volume) {
 		}
 	}
 	slices.SortFunc(all, func(a, b *providers.Volume) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+// ownCloud is the world's own cloud.
+type ownCloud struct{ *world }
+
+func (ownCloud) join(machine string) string { return machine }
+
+func (ownCloud) provider(_ testing.TB, l *life) providers.Provider { return &fakeProvider{l} }
+
+func (ownCloud) powerOff(string) {}
+
+func (ownCloud) powerOn(string) {}
+
+func (c ownCloud) enlarge(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range c.disks {
+		if d.owned && d.Name == name {
+			d.Size *= 2
+		}
+	}
+	c.recordMoment("cloud.Modify")
+}
+
+func (c ownCloud) volumes() (all []*providers.Volume) {
+	c.passTime()
+	for _, d := range c.disks {
+		if d.owned {
+			all = append(all, d.describe())
+		}
+	}
 	return all
 }
 
@@ -470,11 +529,8 @@ func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) 
 		if m == nil {
 			return nil
 		}
-		if force && m.mounts[d.Serial] != nil && p.takeover != TakeoverAlways {
-			w.violate("%s took %s by force from %s, which has it mounted", p.machine.name, d.Name, node)
-		}
-		if !force && m.mounts[d.Serial] != nil {
-			w.violate("%s detached %s from %s, whose kernel holds its file system", p.machine.name, d.Name, node)
+		if !force || p.takeover != TakeoverAlways {
+			m.mayLose(d, force)
 		}
 		d.Attachment = providers.Attachment{}
 		if w.departure > 0 {
@@ -482,6 +538,19 @@ func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) 
 		}
 		return nil
 	})
+}
+
+// mayLose notes it as a violation if the machine's kernel holds a file system on a disk that is being detached from it.
+func (m *machine) mayLose(d *disk, force bool) (may bool) {
+	switch {
+	case m.mounts[d.Serial] == nil:
+		return true
+	case force:
+		m.world.violate("%s was taken by force from %s, which has it mounted", d.Name, m.name)
+	default:
+		m.world.violate("%s was detached from %s, whose kernel holds its file system", d.Name, m.name)
+	}
+	return false
 }
 
 func (p *fakeProvider) Mark(ctx context.Context, id, key, value string) error {
@@ -819,18 +888,6 @@ func (w *world) grows() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.calls["host.Grow"]
-}
-
-// enlarge makes the disk twice as large, in the cloud and in the kernel that has it.
-func (w *world) enlarge(name string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, d := range w.disks {
-		if d.owned && d.Name == name {
-			d.Size *= 2
-		}
-	}
-	w.recordMoment("cloud.Modify")
 }
 
 // sizeIn returns the size of the volume's file system in the machine's kernel.

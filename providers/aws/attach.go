@@ -72,13 +72,18 @@ func (p *Provider) whyNotAttached(ctx context.Context, s *session, id string, re
 	return nil
 }
 
-// Detach asks for the volume to be detached from that instance and from no other.
+// Detach asks for the volume to be detached from that instance and from no other. Force is the last resort, see needsForce.
 func (p *Provider) Detach(ctx context.Context, id, node string, force bool) error {
 	err := p.ensureOurs(ctx, id, whileHeld)
 	if errors.Is(err, providers.ErrNotFound) {
 		return nil
 	} else if err != nil {
 		return err
+	}
+	if force {
+		if force, err = p.needsForce(ctx, id, node); err != nil {
+			return err
+		}
 	}
 	_, err = alter(ctx, p, id, "DetachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DetachVolumeOutput, error) {
 		in := &ec2.DetachVolumeInput{VolumeId: &id, InstanceId: &node}
@@ -103,4 +108,17 @@ func (p *Provider) Detach(ctx context.Context, id, node string, force bool) erro
 		p.memory.free(id)
 	}
 	return nil
+}
+
+// needsForce tells whether a detach of the volume from the instance is under way already, and does not end. Otherwise a plain
+// one comes first: it is enough for an instance that is stopped, where no guest has to let go; and as EC2's word that it is
+// may be old, one that has been started since keeps what it has mounted, where a plain detach ends as "busy".
+func (p *Provider) needsForce(ctx context.Context, id, node string) (bool, error) {
+	v, err := p.lookupOurs(ctx, id)
+	if errors.Is(err, providers.ErrNotFound) {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	return v.HeldBy(node) && v.Attachment.State == providers.Detaching, nil
 }

@@ -255,6 +255,8 @@ func TestADiskThatItsKernelDoesNotLetGoIsStillHeld(t *testing.T) {
 		kernel.lets = false
 		w.attach(b, v)
 		require.NoError(t, p.Detach(t.Context(), v.ID, other, true))
+		w.until(v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
+		require.NoError(t, p.Detach(t.Context(), v.ID, other, true), "a plain detach does not end, so this one is forced")
 		w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 0 })
 	})
 }
