@@ -149,7 +149,9 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 		d.log.WithError(err).Warn("Which node this is cannot be told yet")
 		return false
 	}
-	d.introduce.Do(func() { d.log.WithField("node", node.ID).WithField("zone", node.Zone).Info("The cloud knows this node") })
+	d.introduce.Do(func() {
+		d.log.WithField("node", node.ID).WithField("zone", node.Zone).Info("The cloud knows this node")
+	})
 	all, err := d.catalog.list(ctx)
 	if err != nil {
 		d.log.WithError(err).Warn("Which volumes this node holds cannot be told yet")

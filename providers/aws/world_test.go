@@ -139,7 +139,7 @@ func sentence(t *testing.T, err error, words ...string) {
 	t.Helper()
 	require.Error(t, err)
 	for _, word := range words {
-		assert.ErrorContains(t, err, word)
+		require.ErrorContains(t, err, word)
 	}
 	assert.NotContains(t, err.Error(), "\n")
 	assert.Less(t, len(err.Error()), 1000)
