@@ -18,6 +18,7 @@ const (
 // memory is what this process has written lately, for as long as a read may not show it, and what it knows for good.
 type memory struct {
 	mu      sync.Mutex
+	tidied  time.Time
 	made    map[string]made               // by name: volumes made or adopted
 	hidden  map[life]time.Time            // deleted, forgotten or failed, and until when reads may show them
 	entries map[string]map[string]writing // by id and key: entries of records
@@ -57,8 +58,12 @@ type resizing struct {
 
 type absence struct{ since, last time.Time }
 
-// tidy forgets what EC2 shows by now.
+// tidy forgets what EC2 shows by now. A list of thousands of volumes must not go through all of it for each.
 func (m *memory) tidy() {
+	if time.Since(m.tidied) < time.Second {
+		return
+	}
+	m.tidied = time.Now()
 	if m.made == nil {
 		m.made, m.hidden, m.entries = make(map[string]made), make(map[life]time.Time), make(map[string]map[string]writing)
 		m.sizes, m.freed, m.ours = make(map[string]resizing), make(map[string]time.Time), make(map[string]time.Time)
