@@ -67,6 +67,33 @@ func sceneOnEBS(t *testing.T, story func(t *testing.T, r *region, a, b *machine)
 	})
 }
 
+// What was asked for is compared with what EC2 tells of the volume, in words of its own.
+func TestAVolumeOfEBSIsWhatWasAskedForHoweverItWasWritten(t *testing.T) {
+	sceneOnEBS(t, func(t *testing.T, r *region, a, b *machine) {
+		one, other := a.start(t), b.start(t)
+		zone := r.sim.Zones()[0]
+		asked := map[string]string{
+			"size": "100", "type": "gp3", "iops": "+4000", "throughput": "0250", "encrypted": "1", "kms-key": "alias/data", "zone": zone,
+			"tags": "team=db", "fstype": "xfs", "uid": "999", "reclaim": "retain",
+		}
+		require.NoError(t, one.Create(within(t), "data", asked))
+		time.Sleep(time.Minute)
+		asked["encrypted"], asked["iops"], asked["size"] = "true", "4000", "100GiB"
+		require.NoError(t, other.Create(within(t), "data", asked))
+		info, err := other.Get(within(t), "data")
+		require.NoError(t, err)
+		for option, is := range map[string]string{
+			"size": "100GiB", "type": "gp3", "iops": "4000", "throughput": "250", "encrypted": "true", "kms-key": "alias/data", "zone": zone,
+		} {
+			assert.Equal(t, is, info.Status[option], option)
+		}
+		for option, value := range map[string]string{"iops": "5000", "kms-key": "alias/other", "zone": zone + "x", "type": "gp2", "fstype": "ext4"} {
+			err := other.Create(within(t), "data", map[string]string{option: value})
+			require.ErrorContains(t, err, option+"=", "%s=%s", option, value)
+		}
+	})
+}
+
 func TestADiskThatIsAboutToGoIsNotMounted(t *testing.T) {
 	for name, f := range map[string]fault{"the release fails": failBefore, "the plugin dies": crashBefore} {
 		t.Run(name, func(t *testing.T) {

@@ -113,12 +113,15 @@ func (r *request) set(key, value string) (err error) {
 		r.spec.Type = value
 	case "iops":
 		r.spec.IOPS, err = positive(value)
+		value = strconv.Itoa(r.spec.IOPS)
 	case "throughput":
 		r.spec.Throughput, err = positive(value)
+		value = strconv.Itoa(r.spec.Throughput)
 	case "encrypted":
 		if r.spec.Encrypted, err = strconv.ParseBool(value); err != nil {
 			err = errors.New("must be true or false")
 		}
+		value = strconv.FormatBool(r.spec.Encrypted)
 	case "kms-key":
 		r.spec.KMSKey = value
 	case "zone":
@@ -154,7 +157,7 @@ func (r *request) set(key, value string) (err error) {
 		}
 		r.explicit[key] = value
 	case "type", "iops", "throughput", "encrypted", "kms-key", "zone":
-		r.cloud[key] = value
+		r.cloud[key] = value // as the provider will write it
 	}
 	return err
 }

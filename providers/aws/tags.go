@@ -26,10 +26,12 @@ const (
 	tagKey    = tagPrefix + "key"
 	tagRecord = tagPrefix + "record:" // followed by the entry's key
 	tagTurn   = tagPrefix + "turn"    // of the ClientToken that made the volume, see tokenOf
+	tagKMSKey = tagPrefix + "kms-key" // the key that was asked for, in the words in which it was; EC2 tells its ARN
 	tagOrigin = tagPrefix + "origin"  // on a snapshot: a digest of what it was asked to be
 	tagShown  = "Name"                // what the console shows; set unless the operator's own tags say otherwise
 
-	maxTags = 50
+	maxTags     = 50
+	maxTagValue = 256
 )
 
 // keyOf is the lookup key of a name.
@@ -86,6 +88,9 @@ func (p *Provider) marks(spec providers.Spec) map[string]string {
 	maps.Copy(tags, spec.Tags)
 	maps.Copy(tags, recordTags(spec.Record))
 	tags[tagCluster], tags[tagName], tags[tagKey] = p.cluster, spec.Name, p.keyOf(spec.Name)
+	if spec.KMSKey != "" && len(spec.KMSKey) <= maxTagValue {
+		tags[tagKMSKey] = spec.KMSKey
+	}
 	return tags
 }
 
@@ -103,7 +108,7 @@ func checkTags(tags map[string]string) error {
 			return fmt.Errorf("%w: tag %q: keys that begin with aws: or %s are not for operators: choose another", providers.ErrInvalid, key, tagPrefix)
 		case utf8.RuneCountInString(key) > 128:
 			return fmt.Errorf("%w: the key of tag %q is longer than 128 characters", providers.ErrInvalid, key)
-		case utf8.RuneCountInString(tags[key]) > 256:
+		case utf8.RuneCountInString(tags[key]) > maxTagValue:
 			return fmt.Errorf("%w: the value of tag %q is longer than 256 characters", providers.ErrInvalid, key)
 		}
 	}

@@ -1,6 +1,7 @@
 package aws
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -200,7 +201,10 @@ func (p *Provider) describe(from types.Volume) *providers.Volume {
 		Serial:    strings.Replace(sdk.ToString(from.VolumeId), "-", "", 1),
 		Snapshot:  sdk.ToString(from.SnapshotId),
 		Record:    recordOf(tags),
-		Details:   map[string]string{"type": string(from.VolumeType), "encrypted": strconv.FormatBool(sdk.ToBool(from.Encrypted))},
+		Details: map[string]string{
+			"type": string(from.VolumeType), "zone": sdk.ToString(from.AvailabilityZone),
+			"encrypted": strconv.FormatBool(sdk.ToBool(from.Encrypted)),
+		},
 	}
 	if from.Iops != nil {
 		v.Details["iops"] = strconv.Itoa(int(*from.Iops))
@@ -208,8 +212,8 @@ func (p *Provider) describe(from types.Volume) *providers.Volume {
 	if from.Throughput != nil && *from.Throughput > 0 {
 		v.Details["throughput"] = strconv.Itoa(int(*from.Throughput))
 	}
-	if from.KmsKeyId != nil {
-		v.Details["kms-key"] = *from.KmsKeyId
+	if key := cmp.Or(tags[tagKMSKey], sdk.ToString(from.KmsKeyId)); key != "" {
+		v.Details["kms-key"] = key
 	}
 	v.Attachment = attachmentOf(from)
 	p.memory.complete(v)
