@@ -1,0 +1,90 @@
+package aws
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+)
+
+// stuck makes what the action starts never end, once.
+func (w *world) stuck(action string) {
+	w.cloud.Inject(cloud.Rule{Action: action, Fault: cloud.NeverFinish, Times: 1})
+}
+
+// What EC2 has accepted and never finishes is waited for as long as the caller does. The answer is no success, no volume is made
+// twice, and another call meets what is there.
+func TestACreationThatNeverEndsIsNoSuccessAndNoSecondVolume(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		p, other := w.on(w.node("a")), w.on(w.node("a"))
+		w.stuck("CreateVolume")
+		for _, p := range []*Provider{p, p, other} {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			_, err := p.Create(ctx, providers.Spec{Name: "db", Size: gib})
+			cancel()
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			sentence(t, err, "still being created", "vol-")
+		}
+		require.Len(t, w.named("db"), 1)
+		found, err := other.Find(t.Context(), "db")
+		require.NoError(t, err, "it is there, so the name is taken")
+		require.ErrorIs(t, other.Attach(t.Context(), found.ID), providers.ErrBusy)
+	})
+}
+
+func TestASnapshotThatNeverEndsKeepsTheVolume(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		p := w.on(w.node("a"))
+		v := w.create(p, "db")
+		w.stuck("CreateSnapshot")
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			_, err := p.Snapshot(ctx, v.ID, "last state")
+			cancel()
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			sentence(t, err, "snap-", "not complete yet")
+		}
+		require.Len(t, w.cloud.Snapshots(), 1, "the second call waits for the first one's")
+		assert.Len(t, w.named("db"), 1)
+	})
+}
+
+func TestAChangeThatNeverEndsIsTold(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		p := w.on(w.node("a"))
+		v := w.create(p, "db")
+		w.stuck("ModifyVolume")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		_, err := p.Modify(ctx, v.ID, providers.Change{Size: 2 * gib})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		sentence(t, err, v.ID, "still going on")
+		_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 3 * gib})
+		require.ErrorIs(t, err, providers.ErrBusy)
+	})
+}
+
+func TestADetachThatNeverEndsLeavesTheVolumeHeld(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		node := w.node("a")
+		p, other := w.on(node), w.on(w.node("a"))
+		v := w.create(p, "db")
+		w.attach(p, v)
+		w.stuck("DetachVolume")
+		require.NoError(t, p.Detach(t.Context(), v.ID, node, false), "EC2 has taken the request")
+		time.Sleep(time.Hour)
+		found, err := other.Find(t.Context(), "db")
+		require.NoError(t, err)
+		assert.Equal(t, providers.Attachment{Node: node, State: providers.Detaching}, found.Attachment)
+		require.ErrorIs(t, other.Attach(t.Context(), v.ID), providers.ErrHeld)
+		require.ErrorIs(t, other.Delete(t.Context(), v.ID), providers.ErrHeld)
+		require.NoError(t, other.Detach(t.Context(), v.ID, node, true), "on evidence that the node is gone it is forced")
+		w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 0 })
+		w.attach(other, v)
+	})
+}
