@@ -1,9 +1,11 @@
 package e2e_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"os"
@@ -263,6 +265,46 @@ func TestAnAttachThatNeverEndsIsToldAndCalledOff(t *testing.T) {
 	})
 	assert.Equal(t, "file", once(i.Engine, "stuck", "ls /data"))
 	i.eventuallyReleased()
+}
+
+// Whatever EC2 and the order of arrival say, a disk is the one whose serial it bears.
+func TestADiskThatShowsAnotherSerialIsNotTouched(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, nil)
+	i := c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s")
+	require.NoError(t, c.disks.Sysfs(i.id, filepath.Join(t.TempDir(), "sysfs"))) // not the one that the plugin looks at
+	create(i.Engine, "mistaken")
+	volume := c.data()[0].ID
+
+	var running errgroup.Group
+	running.Go(func() error {
+		_, err := i.Try("run", "--rm", "--volume", "mistaken:/data", "busybox", "true")
+		return err
+	})
+	i.Eventually("the disk is attached", func() error {
+		if c.disks.Device(volume) == "" {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	disk := filepath.Base(c.disks.Device(volume))
+	shown := filepath.Join(i.State, "sysfs", "block", disk)
+	require.NoError(t, os.MkdirAll(filepath.Join(shown, "device"), 0o755))
+	for _, file := range []string{"dev", "size"} {
+		require.NoError(t, os.Symlink(filepath.Join("/sys/block", disk, file), filepath.Join(shown, file)))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(shown, "device", "serial"), []byte("vol0ffffffffffffffff\n"), 0o600))
+
+	require.ErrorContains(t, running.Wait(), "waiting for the device")
+	_, err := i.Try("run", "--rm", "--volume", "mistaken:/data", "busybox", "true")
+	require.ErrorContains(t, err, "waiting for the device")
+	device, err := os.Open(c.disks.Device(volume))
+	require.NoError(t, err)
+	defer device.Close()
+	content, err := io.ReadAll(io.LimitReader(device, 16<<20))
+	require.NoError(t, err)
+	assert.Empty(t, bytes.Trim(content, "\x00"), "nothing was written to it")
+	require.NoError(t, c.disks.Detach(i.id, volume, true)) // the plugin would keep it for a while
 }
 
 func TestThrottlingIsWaitedOut(t *testing.T) {
