@@ -413,12 +413,7 @@ func TestAFormatThatWasCutShortIsFinished(t *testing.T) {
 				l := a.start(t)
 				require.NoError(t, l.Create(within(t), "data", nil))
 				synctest.Wait()
-				w.setFault(func(_, call string) fault {
-					if call == "host.Format mkfs" {
-						return crashBefore
-					}
-					return noFault
-				})
+				w.setFault(at("host.Format mkfs", crashBefore))
 				_, err := l.Mount(within(t), "data", "1")
 				require.Error(t, err)
 				l.kill()
@@ -440,12 +435,7 @@ func TestAFormatOfAnEarlierBootIsNotFinished(t *testing.T) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "data", nil))
 		synctest.Wait()
-		w.setFault(func(_, call string) fault {
-			if call == "host.Format mkfs" {
-				return crashBefore
-			}
-			return noFault
-		})
+		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		a.powerOff()
@@ -497,12 +487,7 @@ func TestReclaim(t *testing.T) {
 			mustMount(t, l, "data", "1")
 			mustUnmount(t, l, "data", "1")
 			synctest.Wait()
-			w.setFault(func(_, call string) fault {
-				if call == "cloud.Snapshot" {
-					return failBefore
-				}
-				return noFault
-			})
+			w.setFault(at("cloud.Snapshot", failBefore))
 			require.Error(t, l.Remove(within(t), "data"))
 			require.NotNil(t, w.disk("data"), "without a snapshot nothing may be deleted")
 			synctest.Wait()
@@ -627,12 +612,7 @@ func TestAJournalThatCannotBeWrittenLosesNothing(t *testing.T) {
 		require.NoError(t, l.Create(within(t), "other", nil))
 		mustMount(t, l, "data", "1")
 		synctest.Wait()
-		w.setFault(func(_, call string) fault {
-			if call == "journal.put" {
-				return failBefore
-			}
-			return noFault
-		})
+		w.setFault(at("journal.put", failBefore))
 		_, err := l.Mount(within(t), "other", "2")
 		require.ErrorIs(t, err, errInjected)
 		assert.Empty(t, w.holder("other"), "nothing is attached that nobody would remember")

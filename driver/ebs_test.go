@@ -28,13 +28,8 @@ import (
 
 var ebsRuns = flag.Int("random.ebs", 30, "how many randomised runs on the simulated EC2, with seeds from 1")
 
-// TestMain takes from the environment what the SDK of AWS would find there.
 func TestMain(m *testing.M) {
-	for _, setting := range os.Environ() {
-		if name, _, _ := strings.Cut(setting, "="); strings.HasPrefix(name, "AWS_") {
-			_ = os.Unsetenv(name)
-		}
-	}
+	ec2.ForgetEnvironment()
 	os.Exit(m.Run())
 }
 
@@ -105,12 +100,7 @@ func TestADiskThatIsAboutToGoIsNotMounted(t *testing.T) {
 				mustMount(t, l, "data", "1")
 				time.Sleep(time.Minute)
 				a.containerEnds("1")
-				w.setFault(func(_, call string) fault {
-					if call == "host.WaitGone" { // EC2 has just taken the detach
-						return f
-					}
-					return noFault
-				})
+				w.setFault(at("host.WaitGone", f)) // EC2 has just taken the detach
 				require.Error(t, l.Unmount(within(t), "data", "1"))
 				w.setFault(calm)
 				if l.dead.Load() {

@@ -247,12 +247,7 @@ func TestAFormatCutShortIsFinishedWhateverAnOldAnswerSays(t *testing.T) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "data", nil))
 		time.Sleep(time.Minute)
-		w.setFault(func(_, call string) fault {
-			if call == "host.Format mkfs" {
-				return crashBefore
-			}
-			return noFault
-		})
+		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		l.kill()

@@ -52,12 +52,7 @@ func TestAFileSystemThatCannotGrowIsToldOncePerSize(t *testing.T) {
 		l := a.start(t, func(c *Config) { c.Log = log })
 		require.NoError(t, l.Create(within(t), "data", nil))
 		mustMount(t, l, "data", "1")
-		w.setFault(func(_, call string) fault {
-			if call == "host.Grow" {
-				return failBefore
-			}
-			return noFault
-		})
+		w.setFault(at("host.Grow", failBefore))
 		for size := range 2 {
 			w.cloud.enlarge("data")
 			time.Sleep(time.Hour)

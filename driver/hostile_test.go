@@ -38,12 +38,7 @@ func TestTheSnapshotBeforeRemovalIsTheLatest(t *testing.T) {
 		sp := &snapOnce{content: &content, snaps: map[string]int{}}
 		l := a.start(t, func(c *Config) { sp.fakeProvider = c.Provider.(*fakeProvider); c.Provider = sp })
 		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "snapshot"}))
-		w.setFault(func(_, c string) fault {
-			if c == "cloud.Delete" {
-				return failBefore
-			}
-			return noFault
-		})
+		w.setFault(at("cloud.Delete", failBefore))
 		require.Error(t, l.Remove(within(t), "data"))
 		w.setFault(calm)
 		mustMount(t, l, "data", "1")
@@ -251,12 +246,7 @@ func TestAnUnmountThatHadToWaitTooLongIsCarriedOutLater(t *testing.T) {
 		}
 		l = a.start(t)
 		time.Sleep(time.Second)
-		w.setFault(func(_, c string) fault {
-			if c == "cloud.Find" {
-				return hang
-			}
-			return noFault
-		})
+		w.setFault(at("cloud.Find", hang))
 		var wg sync.WaitGroup
 		wg.Go(func() { _, _ = l.Mount(within(t), "data", "2") })
 		time.Sleep(time.Second)
@@ -304,12 +294,7 @@ func TestAVolumeWhoseFormatCannotBeFinishedCanBeRemoved(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "data", nil))
-		w.setFault(func(_, c string) fault {
-			if c == "host.Format mkfs" {
-				return crashBefore
-			}
-			return noFault
-		})
+		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		l.kill()
@@ -332,12 +317,7 @@ func TestADiskThatWasElsewhereIsNotCleared(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "data", nil))
-		w.setFault(func(_, c string) fault {
-			if c == "host.Format mkfs" {
-				return crashBefore
-			}
-			return noFault
-		})
+		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		l.kill()

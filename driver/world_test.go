@@ -145,6 +145,16 @@ func (w *world) setLag(age time.Duration) {
 	w.lag = func() time.Duration { return age }
 }
 
+// at is the fault of every such call, and no other.
+func at(call string, f fault) func(node, call string) fault {
+	return func(_, is string) fault {
+		if is == call {
+			return f
+		}
+		return noFault
+	}
+}
+
 func calm(string, string) fault { return noFault }
 
 func (w *world) violate(format string, args ...any) {

@@ -18,19 +18,14 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/loop"
 )
 
-// TestMain takes from the environment what the SDK would find there.
 func TestMain(m *testing.M) {
-	for _, setting := range os.Environ() {
-		if name, _, _ := strings.Cut(setting, "="); strings.HasPrefix(name, "AWS_") {
-			_ = os.Unsetenv(name)
-		}
-	}
+	ec2.ForgetEnvironment()
 	os.Exit(m.Run())
 }
 
 const region = "eu-test-1"
 
-// region of a test: a simulated EC2 behind a socket, and instances with a metadata service each.
+// rig is a simulated EC2 behind a socket, and instances with a metadata service each.
 type rig struct {
 	t     *testing.T
 	cloud *cloud.Cloud

@@ -29,6 +29,7 @@ import (
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/local"
+	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
 // row is one line of the table.
@@ -50,11 +51,7 @@ func report(figure, limit, format string, args ...any) {
 }
 
 func TestMain(m *testing.M) {
-	for _, setting := range os.Environ() { // what the SDK would find there
-		if name, _, _ := strings.Cut(setting, "="); strings.HasPrefix(name, "AWS_") {
-			_ = os.Unsetenv(name)
-		}
-	}
+	ec2.ForgetEnvironment()
 	code := m.Run()
 	if built != "" {
 		_ = os.RemoveAll(built)
@@ -179,14 +176,20 @@ func percentile(all []time.Duration, p float64) time.Duration {
 
 func median(all []time.Duration) time.Duration { return percentile(all, 0.5) }
 
+// ramDisk is a directory where fsync costs nothing.
+func ramDisk(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
+	return dir
+}
+
 const known = 10_000
 
 // BenchmarkTenThousandVolumes measures reads and memory with many volumes known.
 func BenchmarkTenThousandVolumes(b *testing.B) {
-	volumes := b.TempDir()
-	// On a tmpfs, so that making them does not take longer than the benchmark.
-	require.NoError(b, unix.Mount("tmpfs", volumes, "tmpfs", 0, ""))
-	b.Cleanup(func() { require.NoError(b, unix.Unmount(volumes, 0)) })
+	volumes := ramDisk(b) // so that making them does not take longer than the benchmark
 	p, err := local.New(local.Config{Dir: volumes, Node: "bench", Cluster: "default", Overcommit: true})
 	require.NoError(b, err)
 	record := providers.Record{"fstype": "ext4", "layout": mount.LayoutData, "formatted": "ext4"}

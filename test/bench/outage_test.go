@@ -14,7 +14,6 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/mount"
@@ -127,9 +126,7 @@ const (
 // TestAFleetMountsAtOnceAfterAnOutage lets 200 nodes start at one moment and mount five volumes each, against the buckets that
 // EC2 documents, in fake time. The bound is what the buckets give: 1000 attaches, less those in the full bucket.
 func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
-	state := t.TempDir()
-	require.NoError(t, unix.Mount("tmpfs", state, "tmpfs", 0, "")) // fsync is not what is measured
-	t.Cleanup(func() { require.NoError(t, unix.Unmount(state, 0)) })
+	state := ramDisk(t)
 	log := logrus.New()
 	log.SetLevel(logrus.PanicLevel)
 
