@@ -13,7 +13,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 	"github.com/blockvol/blockvol/test/cloud/loop"
-	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/space"
 )
 
 // ebs is a simulated EC2 with one instance, this machine, whose disks are loop devices, and blockvol on it.
@@ -27,7 +27,7 @@ const apiLatency = 100 * time.Millisecond
 
 func serveEBS(b *testing.B, attach time.Duration) *ebs {
 	b.Helper()
-	disks, err := loop.New(engine.SharedDir(b))
+	disks, err := loop.New(space.Dir(b))
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, disks.Close()) })
 	c := cloud.New(cloud.Config{

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/space"
 )
 
 // pluginDir is what `make plugin` makes. It is made anew, so that no test runs on yesterday's.
@@ -50,7 +51,7 @@ func startBeside(t *testing.T, options ...engine.Option) *engine.Engine {
 // startTwo returns two engines that share a directory of images: two nodes of the cloud that it is.
 func startTwo(t *testing.T) (here, there *engine.Engine) {
 	t.Helper()
-	images := engine.SharedDir(t)
+	images := space.Dir(t)
 	return start(t, engine.Images(images)), startBeside(t, engine.Images(images))
 }
 
@@ -131,7 +132,7 @@ func held(e *engine.Engine) error {
 			return errors.New("mounted: " + line)
 		}
 	}
-	loops, err := engine.Loops(e.Volumes)
+	loops, err := space.Loops(e.Volumes)
 	if err == nil && len(loops) > 0 {
 		err = fmt.Errorf("attached: %v", loops)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/space"
 )
 
 // What happens to the plugin.
@@ -74,7 +75,7 @@ func TestThePluginIsDisabledByForceUnderAWritingContainer(t *testing.T) {
 	awaitLines(t, e, 10)
 	e.Docker("plugin", "enable", engine.Plugin)
 	awaitLines(t, e, 10)
-	loops, err := engine.Loops(e.Volumes)
+	loops, err := space.Loops(e.Volumes)
 	require.NoError(t, err)
 	require.Len(t, loops, 1, "what a container writes to stays attached")
 	e.Docker("rm", "--force", "writer")

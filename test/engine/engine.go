@@ -16,23 +16,18 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/blockvol/blockvol/test/space"
 )
 
 // patience bounds every wait for an engine. It is long because it only decides how soon a broken test is given up.
 const patience = 4 * time.Minute
 
 // T is what an engine needs of a test.
-type T interface {
-	Helper()
-	Failed() bool
-	Logf(format string, args ...any)
-	Fatalf(format string, args ...any)
-	Cleanup(func())
-}
+type T = space.T
 
 // Engine is one private engine.
 type Engine struct {
@@ -42,8 +37,8 @@ type Engine struct {
 
 	t      T
 	args   []string // dockerd's own
-	space  *space
-	daemon *process // nil while dockerd is down
+	space  *space.Space
+	daemon *space.Process // nil while dockerd is down
 }
 
 // Option changes what Start starts.
@@ -55,13 +50,13 @@ func LiveRestore() Option { return Arguments("--live-restore") }
 // Arguments adds arguments to dockerd's.
 func Arguments(args ...string) Option { return func(e *Engine) { e.args = append(e.args, args...) } }
 
-// Images makes provider local keep its images in a directory that outlives the engine, see SharedDir.
+// Images makes provider local keep its images in a directory that outlives the engine, see space.Dir.
 func Images(dir string) Option { return func(e *Engine) { e.Volumes = dir } }
 
 // Start returns an engine that answers. It is gone when the test ends.
 func Start(t T, options ...Option) *Engine {
 	t.Helper()
-	dir := SharedDir(t)
+	dir := space.Dir(t)
 	e := &Engine{t: t, Dir: dir, State: filepath.Join(dir, "state"), Volumes: filepath.Join(dir, "volumes")}
 	for _, option := range options {
 		option(e)
@@ -87,7 +82,7 @@ func Start(t T, options ...Option) *Engine {
 // what a power loss does to data, since the kernel goes on: file systems are unmounted, loop devices stay attached.
 func (e *Engine) PowerOff() {
 	e.t.Helper()
-	if err := e.space.close(); err != nil {
+	if err := e.space.Close(); err != nil {
 		e.t.Fatalf("engine: ending what runs in %s: %v", e.Dir, err)
 	}
 	e.space, e.daemon = nil, nil
@@ -97,18 +92,18 @@ func (e *Engine) PowerOff() {
 func (e *Engine) Up() {
 	e.t.Helper()
 	if e.space == nil {
-		space, err := startGuard(e.Dir, "space")
+		own, err := space.New(e.Dir)
 		if err != nil {
 			e.t.Fatalf("engine: %v", err)
 		}
-		e.space = space
+		e.space = own
 	}
 	args := []string{
 		"--host=" + e.Host(),
 		"--data-root=" + filepath.Join(e.Dir, "docker"),
 		"--exec-root=/run/docker",
 		"--pidfile=/run/docker.pid",
-		"--cgroup-parent=" + e.space.cgroup + "/containers",
+		"--cgroup-parent=" + e.space.Cgroup() + "/containers",
 		"--bridge=none",
 		"--iptables=false",
 		"--ip6tables=false",
@@ -118,15 +113,15 @@ func (e *Engine) Up() {
 		e.t.Fatalf("engine: %v", err)
 	}
 	defer log.Close()
-	cmd := e.space.command("dockerd", append(args, e.args...)...)
+	cmd := exec.Command("dockerd", append(args, e.args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
-	e.daemon, err = e.space.start(cmd)
+	e.daemon, err = e.space.Start(cmd)
 	if err != nil {
 		e.t.Fatalf("engine: starting dockerd: %v", err)
 	}
 	e.Eventually("dockerd answers", func() error {
-		if e.daemon.ended() {
-			e.t.Fatalf("dockerd ended: %v\n%s", e.daemon.err, tail(e.Log(), 30))
+		if e.daemon.Ended() {
+			e.t.Fatalf("dockerd ended: %v\n%s", e.daemon.Err, tail(e.Log(), 30))
 		}
 		_, err := e.Try("version")
 		return err
@@ -144,11 +139,11 @@ func (e *Engine) end(signal syscall.Signal) {
 	if e.daemon == nil {
 		e.t.Fatalf("engine: dockerd is not running")
 	}
-	if err := e.daemon.signal(signal); err != nil {
+	if err := e.daemon.Signal(signal); err != nil {
 		e.t.Fatalf("engine: signalling dockerd: %v", err)
 	}
 	select {
-	case <-e.daemon.done:
+	case <-e.daemon.Done:
 	case <-time.After(patience):
 		e.t.Fatalf("engine: dockerd does not end on %v\n%s", signal, tail(e.Log(), 30))
 	}
@@ -186,12 +181,12 @@ func (e *Engine) Client(ctx context.Context, args ...string) *exec.Cmd {
 func (e *Engine) Run(name string, args ...string) string {
 	e.t.Helper()
 	var stdout, stderr bytes.Buffer
-	cmd := e.space.command(name, args...)
+	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	p, err := e.space.start(cmd)
+	p, err := e.space.Start(cmd)
 	if err == nil {
-		<-p.done
-		err = p.err
+		<-p.Done
+		err = p.Err
 	}
 	if err != nil {
 		e.t.Fatalf("%s: %v: %s", name, err, &stderr)
@@ -207,22 +202,22 @@ func (e *Engine) Spawn(name string, args ...string) (pid int) {
 		e.t.Fatalf("engine: %v", err)
 	}
 	defer log.Close()
-	cmd := e.space.command(name, args...)
+	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	p, err := e.space.start(cmd)
+	p, err := e.space.Start(cmd)
 	if err != nil {
 		e.t.Fatalf("engine: starting %s: %v", name, err)
 	}
-	return p.pid
+	return p.PID
 }
 
 // Path translates an absolute path on the engine's host to one that this process can open.
 func (e *Engine) Path(path string) string {
-	return filepath.Join("/proc", strconv.Itoa(e.space.pid), "root", path)
+	return e.space.Path(path)
 }
 
 // PID is a process whose namespaces are the engine's host.
-func (e *Engine) PID() int { return e.space.pid }
+func (e *Engine) PID() int { return e.space.PID() }
 
 // Log is what dockerd has logged since Start; plugins' output is part of it.
 func (e *Engine) Log() string {
@@ -302,7 +297,7 @@ func (e *Engine) pluginID() string {
 
 func (e *Engine) pluginPID(id string) int {
 	e.t.Helper()
-	pid, err := e.space.find(func(pid int) bool {
+	pid, err := e.space.Find(func(pid int) bool {
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		cgroup, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 		return strings.HasSuffix(exe, "/usr/bin/blockvol") && strings.Contains(string(cgroup), id)
@@ -367,7 +362,7 @@ func (e *Engine) KillPlugin() {
 
 // Mounts is the mountinfo of the engine's host.
 func (e *Engine) Mounts() string {
-	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", e.space.pid))
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", e.space.PID()))
 	if err != nil {
 		e.t.Fatalf("engine: %v", err)
 	}

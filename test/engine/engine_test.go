@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/space"
 )
 
 func TestTwoEnginesRunContainersSideBySide(t *testing.T) {
@@ -88,7 +89,7 @@ func TestNothingIsLeftOfAnEngineWhoseTestWasKilled(t *testing.T) {
 		_, dir, _ = strings.Cut(lines.Text(), "running in ")
 	}
 	require.NotEmpty(t, dir, "the child failed before its engine ran")
-	loops, err := engine.Loops(dir)
+	loops, err := space.Loops(dir)
 	require.NoError(t, err)
 	require.Len(t, loops, 1)
 

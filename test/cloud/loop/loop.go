@@ -52,7 +52,7 @@ type attachment struct {
 }
 
 // New returns a backend that keeps its images in a directory, made if missing. Only Close detaches what is attached; where a
-// process may be killed before, the directory wants a guard, see engine.SharedDir.
+// process may be killed before, the directory wants a guard, see space.Dir.
 func New(dir string) (*Backend, error) {
 	b := &Backend{dir: dir, trees: map[string]string{}, disks: map[string]*disk{}}
 	for _, sub := range []string{b.image(""), b.copy("")} {

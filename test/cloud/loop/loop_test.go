@@ -20,7 +20,7 @@ import (
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/loop"
-	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/space"
 )
 
 const (
@@ -40,7 +40,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, dir: engine.SharedDir(t)}
+	w := &world{t: t, dir: space.Dir(t)}
 	var err error
 	w.Backend, err = loop.New(filepath.Join(w.dir, "cloud"))
 	require.NoError(t, err)
@@ -75,7 +75,7 @@ func (w *world) image(id string) string {
 
 func (w *world) loops() []string {
 	w.t.Helper()
-	loops, err := engine.Loops(w.dir)
+	loops, err := space.Loops(w.dir)
 	require.NoError(w.t, err)
 	return loops
 }

@@ -1,4 +1,6 @@
-package engine
+// Package space gives a test a place of its own for what it starts: mounts, processes, a network with nothing but loopback,
+// IPC and a host name. What runs there dies with the process that started it, however that one ends.
+package space
 
 import (
 	"bufio"
@@ -18,13 +20,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A space is the set of namespaces of one engine. Two processes, both this very program started anew, keep it:
+// A Space is a set of namespaces. Two processes, both this very program started anew, keep it:
 //
 //   - the guard, outside, reads a pipe from the test. When the test ends, by whatever cause, the pipe breaks, and the
 //     guard ends init and removes the control groups. A guard of the same kind keeps a directory: it detaches loop
-//     devices and removes it once no engine uses it.
+//     devices and removes it once no space uses it.
 //   - init, inside, is the first process: the kernel ends all others with it. It prepares the mounts and reaps orphans.
-type space struct {
+type Space struct {
 	pid    int    // of init, as the test sees it
 	cgroup string // of all that runs in the space, below the root of each hierarchy
 
@@ -36,7 +38,7 @@ type space struct {
 const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
 // roleVariable makes this program play a part other than its own.
-const roleVariable = "BLOCKVOL_TEST_ENGINE_ROLE"
+const roleVariable = "BLOCKVOL_TEST_SPACE_ROLE"
 
 func init() {
 	role := os.Getenv(roleVariable)
@@ -60,6 +62,17 @@ func init() {
 	os.Exit(0)
 }
 
+// PID is a process whose namespaces are the space.
+func (s *Space) PID() int { return s.pid }
+
+// Cgroup is the control group of all that runs in the space, below the root of each hierarchy.
+func (s *Space) Cgroup() string { return s.cgroup }
+
+// Path translates an absolute path in the space to one that this process can open.
+func (s *Space) Path(path string) string {
+	return filepath.Join("/proc", strconv.Itoa(s.pid), "root", path)
+}
+
 // again is a command that starts this program in a role.
 func again(role string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
@@ -68,28 +81,41 @@ func again(role string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// SharedDir makes a directory that several engines of one test can use, for provider local's images. When the test
+// T is what a space needs of a test.
+type T interface {
+	Helper()
+	Failed() bool
+	Logf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Cleanup(func())
+}
+
+// Dir makes a directory that several spaces can use. When the test
 // ends, loop devices on files in it are detached and it is removed.
-func SharedDir(t T) string {
+func Dir(t T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "blockvol-")
 	if err != nil {
-		t.Fatalf("engine: %v", err)
+		t.Fatalf("space: %v", err)
 	}
 	s, err := startGuard(dir, "directory")
 	if err != nil {
-		t.Fatalf("engine: %v", err)
+		t.Fatalf("space: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := s.close(); err != nil {
-			t.Fatalf("engine: removing %s: %v", dir, err)
+		if err := s.Close(); err != nil {
+			t.Fatalf("space: removing %s: %v", dir, err)
 		}
 	})
 	return dir
 }
 
-func startGuard(dir, what string) (*space, error) {
-	s := &space{guard: again("guard", dir, what), stderr: &strings.Builder{}, cgroup: cgroupOf(dir)}
+// New makes a space. What it leaves in a directory of its own, Dir's guard removes; the base name of that is the name of
+// the space's host and of its control group.
+func New(dir string) (*Space, error) { return startGuard(dir, "space") }
+
+func startGuard(dir, what string) (*Space, error) {
+	s := &Space{guard: again("guard", dir, what), stderr: &strings.Builder{}, cgroup: cgroupOf(dir)}
 	s.guard.Stderr = s.stderr
 	lifeline, err := s.guard.StdinPipe()
 	if err != nil {
@@ -105,14 +131,14 @@ func startGuard(dir, what string) (*space, error) {
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("the engine's host does not start: %w", err), s.close())
+		return nil, errors.Join(fmt.Errorf("the space does not start: %w", err), s.Close())
 	}
 	s.pid, err = strconv.Atoi(strings.TrimSpace(line))
 	return s, err
 }
 
-// close ends all that runs in the space and cleans up behind it.
-func (s *space) close() error {
+// Close ends all that runs in the space and cleans up behind it.
+func (s *Space) Close() error {
 	if s.guard == nil {
 		return nil
 	}
@@ -125,8 +151,8 @@ func (s *space) close() error {
 	return nil
 }
 
-// find returns the first process of the space that matches, 0 if none does.
-func (s *space) find(matches func(pid int) bool) (int, error) {
+// Find returns the first process of the space that matches, 0 if none does.
+func (s *Space) Find(matches func(pid int) bool) (int, error) {
 	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", s.pid))
 	if err != nil {
 		return 0, err
@@ -162,7 +188,7 @@ func guard(dir, what string) error {
 	}
 	fmt.Println(0)
 	io.Copy(io.Discard, os.Stdin)                          //nolint:errcheck // its end, of any kind, is what is waited for
-	if err := unix.Flock(lock, unix.LOCK_EX); err != nil { // until no engine uses the directory
+	if err := unix.Flock(lock, unix.LOCK_EX); err != nil { // until no space uses the directory
 		return err
 	}
 	return until(func() error { return errors.Join(detachLoops(dir), os.RemoveAll(dir)) })
@@ -283,55 +309,63 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
 }
 
-// process is a program in a space. Its end is noticed by a goroutine that lives as long as the program.
-type process struct {
-	pid  int
-	cmd  *exec.Cmd
-	done chan struct{}
-	err  error // valid after done
+// Process is a program in a space. Its end is noticed by a goroutine that lives as long as the program.
+type Process struct {
+	PID  int           // as the test sees it
+	Done chan struct{} // closed at its end
+	Err  error         // how it ended, valid after Done
+
+	cmd *exec.Cmd
 }
 
-// command is a program to be started with start.
-func (s *space) command(name string, args ...string) *exec.Cmd {
-	return again("inside", append([]string{s.cgroup, name}, args...)...)
+// Start starts a program in the space.
+func (s *Space) Start(cmd *exec.Cmd) (*Process, error) {
+	if err := s.Enter(cmd); err != nil {
+		return nil, err
+	}
+	p := &Process{PID: cmd.Process.Pid, cmd: cmd, Done: make(chan struct{})}
+	go func() {
+		defer close(p.Done)
+		p.Err = cmd.Wait()
+	}()
+	return p, nil
 }
 
-// start runs a command in the namespaces. The thread that has entered them is not used again.
-func (s *space) start(cmd *exec.Cmd) (*process, error) {
+// Enter is Start for a caller who waits for the program himself. The thread that has entered the namespaces is not used
+// again.
+func (s *Space) Enter(cmd *exec.Cmd) error {
+	inside := again("inside", append([]string{s.cgroup}, cmd.Args...)...)
+	cmd.Path, cmd.Args, cmd.Err = inside.Path, inside.Args, nil
+	cmd.Env = append(cmd.Environ(), roleVariable+"=inside")
+	cmd.SysProcAttr = inside.SysProcAttr
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
 		started <- func() error {
 			pidfd, err := unix.PidfdOpen(s.pid, 0)
 			if err != nil {
-				return fmt.Errorf("the engine's host is gone: %w", err)
+				return fmt.Errorf("the space is gone: %w", err)
 			}
 			defer unix.Close(pidfd)
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
 				return fmt.Errorf("unshare: %w", err)
 			}
 			if err := unix.Setns(pidfd, namespaces); err != nil {
-				return fmt.Errorf("entering the engine's namespaces: %w", err)
+				return fmt.Errorf("entering the space's namespaces: %w", err)
 			}
 			return cmd.Start()
 		}()
 	}()
-	if err := <-started; err != nil {
-		return nil, err
-	}
-	p := &process{pid: cmd.Process.Pid, cmd: cmd, done: make(chan struct{})}
-	go func() {
-		defer close(p.done)
-		p.err = cmd.Wait()
-	}()
-	return p, nil
+	return <-started
 }
 
-func (p *process) signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
+// Signal sends the program a signal.
+func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
 
-func (p *process) ended() bool {
+// Ended tells whether the program has ended.
+func (p *Process) Ended() bool {
 	select {
-	case <-p.done:
+	case <-p.Done:
 		return true
 	default:
 		return false
