@@ -1,0 +1,299 @@
+// Package cluster gives a test a Swarm of virtual machines in a simulated cloud: real engines with kernels of their own, disks
+// that are plugged into them and pulled out, and failures as operators meet them: power loss, freezing, partitions, a cloud
+// that does not answer.
+//
+// The machines are in a network namespace of the test's own, with the cloud as their only neighbour: EC2 and the metadata
+// service answer where a guest expects them. All that a cluster starts dies with the test, however that ends.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cluster/image"
+	"github.com/blockvol/blockvol/test/cluster/ledger"
+	"github.com/blockvol/blockvol/test/cluster/qemu"
+	"github.com/blockvol/blockvol/test/space"
+)
+
+// patience bounds every wait. It is long because it only decides how soon a broken test is given up.
+const patience = 5 * time.Minute
+
+// T is what a cluster needs of a test.
+type T = space.T
+
+// Config is what a cluster is like.
+type Config struct {
+	Nodes    int          // three, if 0
+	Managers int          // of them; one, if 0
+	Cloud    cloud.Config // Backend is the cluster's own; Zones has a default
+	Plugins  []Plugin     // on every node; one of no settings, if empty
+	Dir      string       // what `make plugin` built
+	Log      func(format string, args ...any)
+}
+
+// A Plugin is one installation of blockvol. Several, each with a cluster name of its own, let one failure meet several
+// settings at a time.
+type Plugin struct {
+	Alias    string   // the volume driver's name; "blockvol", if empty
+	Settings []string // NAME=VALUE
+}
+
+// Region and the first zone of the simulated cloud.
+const (
+	Region = "eu-test-1"
+	Zone   = "eu-test-1a"
+)
+
+// Cluster is a Swarm of machines.
+type Cluster struct {
+	Cloud  *cloud.Cloud
+	EC2    *ec2.Front
+	Ledger *ledger.Collector
+	Nodes  []*Node
+
+	t        T
+	cfg      Config
+	dir      string
+	image    *image.Image
+	space    *space.Space
+	network  *network
+	storage  *qemu.Storage
+	registry *pluginRegistry
+	servers  []*http.Server
+	serving  errgroup.Group
+
+	mu       sync.Mutex
+	metadata map[string]http.Handler // by address of the asker
+	token    string                  // for workers to join
+	made     int                     // how many nodes there have ever been
+}
+
+// Start returns a Swarm whose nodes have the plugins. It is gone when the test ends.
+func Start(t T, cfg Config) *Cluster {
+	t.Helper()
+	if cfg.Nodes == 0 {
+		cfg.Nodes = 3
+	}
+	cfg.Managers = max(1, cfg.Managers)
+	if len(cfg.Cloud.Zones) == 0 {
+		cfg.Cloud.Zones = []string{Zone, Region + "b"}
+	}
+	if len(cfg.Plugins) == 0 {
+		cfg.Plugins = []Plugin{{}}
+	}
+	for i := range cfg.Plugins {
+		if cfg.Plugins[i].Alias == "" {
+			cfg.Plugins[i].Alias = "blockvol"
+		}
+	}
+	c := &Cluster{t: t, cfg: cfg, metadata: map[string]http.Handler{}, registry: newRegistry()}
+	var err error
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	if c.image, err = image.Get(ctx, t); err != nil {
+		t.Fatalf("cluster: %v", err)
+	}
+	t.Cleanup(c.image.Release)
+	c.dir = space.Dir(t)
+	if c.space, err = space.New(c.dir); err != nil {
+		t.Fatalf("cluster: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := c.space.Close(); err != nil {
+			t.Fatalf("cluster: %v", err)
+		}
+	})
+	if c.network, err = newNetwork(c.space); err != nil {
+		t.Fatalf("cluster: making the network: %v", err)
+	}
+	if c.storage, err = qemu.NewStorage(qemu.RunnerFunc(c.space.Enter), filepath.Join(c.dir, "storage")); err != nil {
+		t.Fatalf("cluster: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := c.storage.Close(); err != nil {
+			t.Fatalf("cluster: %v", err)
+		}
+	})
+	c.startCloud()
+	if err := c.registry.push(cfg.Dir, "1"); err != nil {
+		t.Fatalf("cluster: %v", err)
+	}
+	var launching errgroup.Group
+	for range cfg.Nodes {
+		n := c.newNode()
+		c.Nodes = append(c.Nodes, n)
+		launching.Go(n.launch)
+	}
+	if err := launching.Wait(); err != nil {
+		t.Fatalf("cluster: %v", err)
+	}
+	c.makeSwarm()
+	return c
+}
+
+// startCloud starts what answers the nodes.
+func (c *Cluster) startCloud() {
+	c.t.Helper()
+	policy, err := os.ReadFile(filepath.Join(c.cfg.Dir, "../../docs/aws-policy.json"))
+	if err != nil {
+		c.t.Fatalf("cluster: %v", err)
+	}
+	c.cfg.Cloud.Backend = c.storage
+	c.Cloud = cloud.New(c.cfg.Cloud)
+	c.t.Cleanup(func() {
+		c.Cloud.Close()
+		for _, problem := range c.Cloud.Problems() {
+			c.t.Fatalf("the simulated cloud: %v", problem)
+		}
+	})
+	c.EC2 = ec2.New(ec2.Config{Cloud: c.Cloud, Region: Region, Policy: policy})
+	c.Ledger = ledger.Collect(c.listen(observer + ":7000"))
+	c.t.Cleanup(func() { c.Ledger.Close() })
+	c.serve(api+":80", c.EC2)
+	c.serve(registry+":5000", c.registry)
+	c.serve(metadata+":80", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		c.mu.Lock()
+		service := c.metadata[host]
+		c.mu.Unlock()
+		if service == nil {
+			panic(http.ErrAbortHandler)
+		}
+		service.ServeHTTP(w, r)
+	}))
+	c.t.Cleanup(func() {
+		for _, server := range c.servers {
+			server.Close() //nolint:errcheck // nothing is kept
+		}
+		c.serving.Wait() //nolint:errcheck // they end when they are closed
+	})
+}
+
+func (c *Cluster) listen(address string) net.Listener {
+	c.t.Helper()
+	listener, err := c.space.Listen(address)
+	if err != nil {
+		c.t.Fatalf("cluster: listening on %s: %v", address, err)
+	}
+	return listener
+}
+
+func (c *Cluster) serve(address string, handler http.Handler) {
+	c.t.Helper()
+	listener := c.listen(address)
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(os.Stderr, "", 0)}
+	c.servers = append(c.servers, server)
+	c.serving.Go(func() error { return server.Serve(listener) })
+}
+
+// makeSwarm makes all nodes one Swarm, and waits until it knows of the plugins.
+func (c *Cluster) makeSwarm() {
+	c.t.Helper()
+	first := c.Nodes[0]
+	first.Docker("swarm", "init", "--advertise-addr", first.Address, "--task-history-limit", "20")
+	c.token = first.Docker("swarm", "join-token", "--quiet", "worker")
+	managers := first.Docker("swarm", "join-token", "--quiet", "manager")
+	var joining errgroup.Group
+	for i, n := range c.Nodes[1:] {
+		token := c.token
+		if i+1 < c.cfg.Managers {
+			token = managers
+		}
+		joining.Go(func() error {
+			_, err := n.TryDocker("swarm", "join", "--token", token, first.Address)
+			return err
+		})
+	}
+	for _, n := range c.Nodes {
+		joining.Go(n.installPlugins)
+	}
+	if err := joining.Wait(); err != nil {
+		c.t.Fatalf("cluster: %v", err)
+	}
+	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
+}
+
+// pluginsKnown asks the Swarm which plugins its nodes have: the scheduler takes only those.
+func (c *Cluster) pluginsKnown() error {
+	for _, n := range c.Nodes {
+		if !n.On() {
+			continue
+		}
+		plugins, err := c.Manager().TryDocker("node", "inspect", "--format", "{{range .Description.Engine.Plugins}}{{.Name}} {{end}}{{.Status.State}}", n.Name)
+		if err != nil {
+			return err
+		}
+		for _, plugin := range c.cfg.Plugins {
+			if !strings.Contains(plugins, plugin.Alias+":latest") || !strings.HasSuffix(plugins, " ready") {
+				return fmt.Errorf("%s has %s", n.Name, plugins)
+			}
+		}
+	}
+	return nil
+}
+
+// Manager is a node that is on and can be asked about the Swarm.
+func (c *Cluster) Manager() *Node {
+	c.t.Helper()
+	for _, n := range c.Nodes[:min(c.cfg.Managers, len(c.Nodes))] {
+		if n.reachable() {
+			return n
+		}
+	}
+	c.t.Fatalf("cluster: no manager is on")
+	return nil
+}
+
+// Node returns a node by its name.
+func (c *Cluster) Node(name string) *Node {
+	c.t.Helper()
+	for _, n := range c.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	c.t.Fatalf("cluster: there is no node %q", name)
+	return nil
+}
+
+// Eventually waits until check returns nil.
+func (c *Cluster) Eventually(what string, check func() error) {
+	c.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("still not so after %v: %s: %v", patience, what, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// Logf writes to the test's log.
+func (c *Cluster) logf(format string, args ...any) {
+	if c.cfg.Log != nil {
+		c.cfg.Log(format, args...)
+	}
+}
+
+var errNotYet = errors.New("not yet")
+
+func address(number int) string { return "172.31.0." + strconv.Itoa(10+number) }

@@ -1,0 +1,81 @@
+package cluster
+
+import (
+	"bytes"
+	"fmt"
+	"os/exec"
+	"strings"
+
+	"github.com/blockvol/blockvol/test/space"
+)
+
+// Addresses in the cluster's network. They are those of AWS's default network, which Docker's own networks do not meet.
+const (
+	router   = "172.31.0.1" // the nodes' only neighbour
+	api      = "172.31.0.2" // EC2
+	registry = "172.31.0.3"
+	observer = "172.31.0.4" // the test's own; nothing is ever cut off from it
+	metadata = "169.254.169.254"
+)
+
+// A network is that of a cloud as its machines see it: each has one link, to a router, behind which all others are. It can
+// be cut between any two addresses; then nothing comes through, and nobody is told.
+type network struct{ space *space.Space }
+
+func newNetwork(s *space.Space) (*network, error) {
+	n := &network{s}
+	_, err := n.run("sh", "-ec", `
+		echo 1 >/proc/sys/net/ipv4/ip_forward
+		for address; do ip address add "$address/32" dev lo; done
+		# What is cut is asked first, before the addresses that this host has itself.
+		ip rule add preference 100 lookup local
+		ip rule delete preference 0`, "sh", router, api, registry, observer, metadata)
+	return n, err
+}
+
+// connect makes the link of a machine.
+func (n *network) connect(tap, address string) error {
+	_, err := n.run("sh", "-ec", `
+		ip tuntap add dev "$1" mode tap
+		ip link set "$1" up
+		ip route add "$2" dev "$1"`, "sh", tap, address)
+	return err
+}
+
+// cut lets nothing pass between two addresses, in either direction.
+func (n *network) cut(a, b string) error {
+	_, err := n.run("sh", "-ec", `
+		ip rule add preference 10 from "$1" to "$2" blackhole
+		ip rule add preference 10 from "$2" to "$1" blackhole`, "sh", a, b)
+	return err
+}
+
+// heal undoes all cuts of an address.
+func (n *network) heal(address string) error {
+	_, err := n.run("sh", "-ec", `
+		ip rule list preference 10 | while read -r _ from a to b _; do
+			case " $a $b " in *" $1 "*) ip rule delete preference 10 from "$a" to "$b" blackhole ;; esac
+		done`, "sh", address)
+	return err
+}
+
+func (n *network) run(name string, args ...string) (string, error) {
+	return runIn(n.space, nil, name, args...)
+}
+
+// runIn runs a program in a space and returns its output without the last newline.
+func runIn(s *space.Space, environment []string, name string, args ...string) (string, error) {
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Env = append(cmd.Environ(), environment...)
+	p, err := s.Start(cmd)
+	if err != nil {
+		return "", err
+	}
+	<-p.Done
+	if p.Err != nil {
+		return strings.TrimSuffix(stdout.String(), "\n"), fmt.Errorf("%s: %w: %s", name, p.Err, strings.TrimSpace(stderr.String()))
+	}
+	return strings.TrimSuffix(stdout.String(), "\n"), nil
+}

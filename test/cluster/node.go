@@ -1,0 +1,215 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cluster/agent"
+	"github.com/blockvol/blockvol/test/cluster/image"
+	"github.com/blockvol/blockvol/test/cluster/qemu"
+)
+
+// Node is one machine of the cluster, an instance of the cloud.
+type Node struct {
+	Name     string
+	Address  string
+	Instance string
+
+	c    *Cluster
+	dir  string
+	root string // its own disk
+	tap  string
+
+	mu      sync.Mutex
+	machine *qemu.Machine // nil while there is no power
+	guest   *agent.Client
+	frozen  bool
+}
+
+// newNode adds a machine to the network and an instance to the cloud.
+func (c *Cluster) newNode() *Node {
+	c.t.Helper()
+	c.mu.Lock()
+	c.made++
+	number := c.made
+	c.mu.Unlock()
+	n := &Node{c: c, Name: "node" + strconv.Itoa(number), Address: address(number), tap: "tap" + strconv.Itoa(number)}
+	n.dir = filepath.Join(c.dir, n.Name)
+	n.root = filepath.Join(n.dir, "root.qcow2")
+	if err := c.network.connect(n.tap, n.Address); err != nil {
+		c.t.Fatalf("cluster: %v", err)
+	}
+	n.Instance = c.Cloud.AddInstance(cloud.Instance{Type: "m5.large", RootDevice: "/dev/xvda", Address: n.Address}).ID
+	service := c.EC2.Metadata(n.Instance, ec2.MetadataOptions{})
+	c.mu.Lock()
+	c.metadata[n.Address] = service
+	c.mu.Unlock()
+	return n
+}
+
+// launch starts the node from the image's snapshot, and makes it itself.
+func (n *Node) launch() error {
+	if err := os.MkdirAll(n.dir, 0o700); err != nil {
+		return err
+	}
+	if out, err := exec.Command("cp", "--sparse=always", n.c.image.Root, n.root).CombinedOutput(); err != nil {
+		return fmt.Errorf("copying the image: %w: %s", err, out)
+	}
+	if err := n.power(image.Snapshot); err != nil {
+		return err
+	}
+	seed := make([]byte, 64)
+	if _, err := rand.Read(seed); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if _, err := n.guest.Run(ctx, seed, "agent", "seed"); err != nil {
+		return err
+	}
+	if err := n.setClock(ctx); err != nil {
+		return err
+	}
+	if _, err := n.guest.Run(ctx, nil, "/etc/guest/identity", n.Name, n.Address, router); err != nil {
+		return err
+	}
+	_, err := n.guest.Run(ctx, nil, "busybox", "wget", "-q", "-O", "/usr/local/bin/writer", "http://"+observer+"/writer")
+	if err == nil {
+		_, err = n.guest.Run(ctx, nil, "chmod", "+x", "/usr/local/bin/writer")
+	}
+	return err
+}
+
+func (n *Node) setClock(ctx context.Context) error {
+	_, err := n.guest.Run(ctx, nil, "date", "--set", fmt.Sprintf("@%.3f", float64(time.Now().UnixMilli())/1000))
+	return err
+}
+
+// power starts the machine and waits for its agent.
+func (n *Node) power(snapshot string) error {
+	m, err := qemu.Start(qemu.RunnerFunc(n.c.space.Enter), n.c.image.Machine(n.dir, n.root, snapshot, n.tap))
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.Name, err)
+	}
+	guest, err := agent.Dial(m.Agent())
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.Name, err)
+	}
+	n.mu.Lock()
+	n.machine, n.guest, n.frozen = m, guest, false
+	n.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := guest.Await(ctx); err != nil {
+		return fmt.Errorf("%s: %w\n%s", n.Name, err, m.Console())
+	}
+	look := func(serial string) (string, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return guest.Run(ctx, nil, "agent", "disk", serial)
+	}
+	n.c.storage.Register(n.Instance, m, qemu.Guest{
+		Busy:    func(serial string) (bool, error) { state, err := look(serial); return state == "held", err },
+		Present: func(serial string) (bool, error) { state, err := look(serial); return state != "absent", err },
+	})
+	return nil
+}
+
+// On tells whether the machine has power.
+func (n *Node) On() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.machine != nil
+}
+
+func (n *Node) reachable() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.machine != nil && !n.frozen
+}
+
+// Run runs a program on the node, out of band, and returns its output without the last newline.
+func (n *Node) Run(args ...string) string {
+	n.c.t.Helper()
+	out, err := n.Try(args...)
+	if err != nil {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
+	}
+	return out
+}
+
+// Try is Run with an error that contains what the program wrote to standard error.
+func (n *Node) Try(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, errors.New("the node does not answer"))
+	defer cancel()
+	n.mu.Lock()
+	guest := n.guest
+	n.mu.Unlock()
+	if guest == nil {
+		return "", errors.New("the node has no power")
+	}
+	return guest.Run(ctx, nil, args...)
+}
+
+// Docker runs the docker client against the node's engine.
+func (n *Node) Docker(args ...string) string {
+	n.c.t.Helper()
+	out, err := n.TryDocker(args...)
+	if err != nil {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
+	}
+	return out
+}
+
+// TryDocker is Docker with an error that contains what the client wrote to standard error.
+func (n *Node) TryDocker(args ...string) (string, error) {
+	return n.docker(nil, args...)
+}
+
+func (n *Node) docker(stdin []byte, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, errors.New("the client hangs"))
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, "docker", args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=tcp://"+n.Address+":2375", "DOCKER_CONTEXT=", "DOCKER_CONFIG="+filepath.Join(n.c.dir, "client"))
+	err := n.c.space.Enter(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return "", fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return strings.TrimSuffix(stdout.String(), "\n"), nil
+}
+
+// installPlugins installs what the cluster's nodes have, as an operator does.
+func (n *Node) installPlugins() error {
+	for _, p := range n.c.cfg.Plugins {
+		state := "/var/lib/blockvol/" + p.Alias + "/state"
+		volumes := "/var/lib/blockvol/" + p.Alias + "/volumes"
+		if _, err := n.Try("mkdir", "-p", state, volumes); err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		args := []string{
+			"plugin", "install", "--grant-all-permissions", "--alias", p.Alias, registry + ":5000/blockvol:1",
+			"PROVIDER=aws", "AWS_ENDPOINT_URL_EC2=http://" + api, "state.source=" + state, "volumes.source=" + volumes, "LOG_LEVEL=debug",
+		}
+		if _, err := n.TryDocker(append(args, p.Settings...)...); err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,135 @@
+package cluster
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+// A pluginRegistry serves plugins to `docker plugin install`, as a registry does: what a node gets is what its operator would.
+// See https://distribution.github.io/distribution/spec/api/
+type pluginRegistry struct {
+	mu        sync.Mutex
+	blobs     map[string][]byte // by digest
+	manifests map[string][]byte // by tag or digest
+}
+
+const (
+	manifestType = "application/vnd.docker.distribution.manifest.v2+json"
+	configType   = "application/vnd.docker.plugin.v1+json"
+	layerType    = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+)
+
+func newRegistry() *pluginRegistry {
+	return &pluginRegistry{blobs: map[string][]byte{}, manifests: map[string][]byte{}}
+}
+
+type descriptor struct {
+	MediaType string `json:"mediaType"`
+	Size      int    `json:"size"`
+	Digest    string `json:"digest"`
+}
+
+// push makes the plugin that `make plugin` built in a directory available under tags. What change does to the files of its
+// root file system distinguishes one version from another.
+func (r *pluginRegistry) push(dir, tag string) error {
+	layer, diff, err := pack(filepath.Join(dir, "rootfs"), tag)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	if err != nil {
+		return err
+	}
+	var config map[string]any
+	if err := json.Unmarshal(text, &config); err != nil {
+		return fmt.Errorf("config.json: %w", err)
+	}
+	config["rootfs"] = map[string]any{"type": "layers", "diff_ids": []string{diff}}
+	text, err = json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	manifest, err := json.Marshal(map[string]any{
+		"schemaVersion": 2, "mediaType": manifestType,
+		"config": r.blob(configType, text),
+		"layers": []descriptor{r.blob(layerType, layer)},
+	})
+	if err != nil {
+		return err
+	}
+	r.manifests[tag] = manifest
+	r.manifests[digest(manifest)] = manifest
+	return nil
+}
+
+func (r *pluginRegistry) blob(kind string, content []byte) descriptor {
+	d := digest(content)
+	r.blobs[d] = content
+	return descriptor{kind, len(content), d}
+}
+
+func digest(content []byte) string {
+	sum := sha256.Sum256(content)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// pack returns a directory as a compressed archive, and the digest of the archive. The version is a file in it.
+func pack(dir, version string) (layer []byte, diff string, err error) {
+	var compressed bytes.Buffer
+	sum := sha256.New()
+	zip, err := gzip.NewWriterLevel(&compressed, gzip.BestSpeed)
+	if err != nil {
+		return nil, "", err
+	}
+	archive := tar.NewWriter(io.MultiWriter(zip, sum))
+	if err := archive.AddFS(os.DirFS(dir)); err != nil {
+		return nil, "", err
+	}
+	err = archive.WriteHeader(&tar.Header{Name: "version", Mode: 0o644, Size: int64(len(version))})
+	if err == nil {
+		_, err = io.WriteString(archive, version)
+	}
+	if err == nil {
+		err = archive.Close()
+	}
+	if err == nil {
+		err = zip.Close()
+	}
+	return compressed.Bytes(), "sha256:" + hex.EncodeToString(sum.Sum(nil)), err
+}
+
+// ServeHTTP implements http.Handler.
+func (r *pluginRegistry) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	if request.URL.Path == "/v2/" {
+		return
+	}
+	what, name := "", ""
+	if parts := strings.Split(strings.TrimPrefix(request.URL.Path, "/v2/blockvol/"), "/"); len(parts) == 2 {
+		what, name = parts[0], parts[1]
+	}
+	r.mu.Lock()
+	content := map[string]map[string][]byte{"manifests": r.manifests, "blobs": r.blobs}[what][name]
+	r.mu.Unlock()
+	if content == nil {
+		http.Error(w, `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"there is no such thing here"}]}`, http.StatusNotFound)
+		return
+	}
+	if what == "manifests" {
+		w.Header().Set("Content-Type", manifestType)
+	}
+	w.Header().Set("Docker-Content-Digest", digest(content))
+	http.ServeContent(w, request, "", noTime, bytes.NewReader(content))
+}
