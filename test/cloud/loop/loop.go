@@ -26,6 +26,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/blockvol/blockvol/test/cloud/image"
 )
 
 // Backend has the disks of one simulated cloud. Its methods may be called from any number of goroutines; calls that concern
@@ -92,7 +94,11 @@ func (b *Backend) CreateDisk(name string, bytes int64, snapshot string) error {
 	b.disks[name] = d
 	b.mu.Unlock()
 
-	if err := b.makeImage(b.image(name), bytes, snapshot); err != nil {
+	from := ""
+	if snapshot != "" {
+		from = b.copy(snapshot)
+	}
+	if err := image.Make(b.image(name), bytes, from); err != nil {
 		b.forget(name, d)
 		return err
 	}
@@ -116,21 +122,6 @@ func (b *Backend) DeleteDisk(name string) error {
 	return nil
 }
 
-func (b *Backend) makeImage(image string, bytes int64, snapshot string) (err error) {
-	if snapshot != "" {
-		err = copyFile(b.copy(snapshot), image)
-	} else {
-		err = createFile(image)
-	}
-	if err != nil {
-		return err
-	}
-	if err := grow(image, bytes); err != nil {
-		return errors.Join(err, os.Remove(image))
-	}
-	return nil
-}
-
 func (b *Backend) forget(name string, d *disk) {
 	d.deleted = true
 	b.mu.Lock()
@@ -145,7 +136,7 @@ func (b *Backend) ResizeDisk(name string, bytes int64) error {
 		return err
 	}
 	defer release()
-	if err := grow(b.image(name), bytes); err != nil || d.attachment == nil {
+	if err := image.Grow(b.image(name), bytes); err != nil || d.attachment == nil {
 		return err
 	}
 	return announceDevice(d.attachment.device)
@@ -158,7 +149,7 @@ func (b *Backend) CopyDisk(name, snapshot string) error {
 		return err
 	}
 	defer release()
-	return copyFile(b.image(name), b.copy(snapshot))
+	return image.Copy(b.image(name), b.copy(snapshot))
 }
 
 // DeleteSnapshot deletes a snapshot. Disks made of it do not need it.

@@ -1,4 +1,5 @@
-package loop
+// Package image keeps what is on simulated disks in sparse files.
+package image
 
 import (
 	"errors"
@@ -9,7 +10,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func createFile(path string) error {
+// Make makes the file of a disk of so many bytes, blank or with what another file holds, "" being none. It fails if there is
+// such a file, or if the other is larger.
+func Make(path string, bytes int64, from string) (err error) {
+	if from != "" {
+		err = Copy(from, path)
+	} else {
+		err = create(path)
+	}
+	if err != nil {
+		return err
+	}
+	if err := Grow(path, bytes); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+func create(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -17,8 +35,8 @@ func createFile(path string) error {
 	return f.Close()
 }
 
-// grow makes a file larger, by a hole. Nothing is made smaller.
-func grow(path string, bytes int64) error {
+// Grow makes a file larger, by a hole. Nothing is made smaller.
+func Grow(path string, bytes int64) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
@@ -29,8 +47,8 @@ func grow(path string, bytes int64) error {
 	return os.Truncate(path, bytes)
 }
 
-// copyFile makes a copy whose holes are those of the original. It fails if there is such a file.
-func copyFile(from, to string) (err error) {
+// Copy makes a copy whose holes are those of the original. It fails if there is such a file.
+func Copy(from, to string) (err error) {
 	src, err := os.Open(from)
 	if err != nil {
 		return err
