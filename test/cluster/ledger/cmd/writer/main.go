@@ -1,0 +1,73 @@
+// Command writer keeps a ledger on a volume and acknowledges each record to a collector (package ledger). It is built
+// without cgo and can be the only process of a container.
+//
+//	writer --file /data/ledger --to 10.0.0.1:7000 --name SERVICE
+//	writer --verify /data/ledger
+//
+// NODE and TASK of the environment tell where it runs.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/blockvol/blockvol/test/cluster/ledger"
+)
+
+func main() {
+	// The first process of a container has no default actions: a signal that is not caught is none.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:], os.Stdout)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "writer:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out io.Writer) error {
+	w := ledger.Writer{Node: os.Getenv("NODE"), Task: os.Getenv("TASK")}
+	var verify string
+	flags := flag.NewFlagSet("writer", flag.ContinueOnError)
+	flags.StringVar(&w.Path, "file", "", "the ledger: a `file` on the volume")
+	flags.StringVar(&w.To, "to", "", "where the collector listens: `address` and port")
+	flags.StringVar(&w.Name, "name", "", "the `name` of the service, the same wherever it runs")
+	flags.Float64Var(&w.Rate, "rate", 20, "records per second at most; 0 is no limit")
+	flags.StringVar(&verify, "verify", "", "read a `file`, print what it holds as a line of JSON, and do nothing else")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case flags.NArg() > 0:
+		return fmt.Errorf("%q is not a flag", flags.Arg(0))
+	case verify != "":
+		return printSummary(verify, out)
+	case w.Path == "" || w.To == "" || w.Name == "":
+		return errors.New("--file, --to and --name must be given")
+	case w.Rate < 0:
+		return errors.New("--rate must not be negative")
+	}
+	return w.Run(ctx)
+}
+
+func printSummary(path string, out io.Writer) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	summary, err := ledger.Verify(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return json.NewEncoder(out).Encode(summary)
+}

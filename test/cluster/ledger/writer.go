@@ -1,0 +1,128 @@
+package ledger
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net"
+	"time"
+)
+
+// Writer keeps a ledger on a volume.
+type Writer struct {
+	Path string // of the file
+	To   string // address of the collector
+	Name string // of the service, which has one ledger wherever it runs
+	Node string
+	Task string
+	Rate float64 // records per second; 0 is as many as there can be
+
+	run  string
+	file *File // nil until the collector knows us
+}
+
+// Run writes until the context ends, which is no error: the record under way is finished. Any error of the file ends it,
+// and is told to the collector if there is a connection. Without the collector it waits, and writes nothing.
+func (w *Writer) Run(ctx context.Context) error {
+	w.run = rand.Text()
+	defer func() {
+		if w.file != nil {
+			w.file.Close() //nolint:errcheck // each record is durable already
+		}
+	}()
+	backoff := minBackoff
+	for ctx.Err() == nil {
+		greeted, err := w.session(ctx)
+		if err != nil {
+			return err
+		}
+		if greeted {
+			backoff = minBackoff
+		}
+		sleep(ctx, backoff/2+mathrand.N(backoff))
+		backoff = min(2*backoff, maxBackoff)
+	}
+	return nil
+}
+
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = time.Second
+)
+
+// session writes for as long as a connection holds. The error is the file's.
+func (w *Writer) session(ctx context.Context) (greeted bool, err error) {
+	dialer := net.Dialer{Timeout: patience}
+	conn, err := dialer.DialContext(ctx, "tcp", w.To)
+	if err != nil {
+		return false, nil // it is tried again
+	}
+	defer conn.Close() //nolint:errcheck // nothing is kept
+	collector := newWire(conn)
+	hello := message{Kind: kindHello, Name: w.Name, Node: w.Node, Task: w.Task, Run: w.run, Read: w.file != nil}
+	if !tell(ctx, collector, hello) || ctx.Err() != nil {
+		return false, nil
+	}
+	if w.file == nil {
+		if w.file, err = Open(w.Path); err != nil {
+			return true, w.report(ctx, collector, err)
+		}
+	}
+	for kind := kindState; tell(ctx, collector, w.claim(kind)); kind = kindAck {
+		if w.Rate > 0 {
+			sleep(ctx, time.Duration(float64(time.Second)/w.Rate))
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if err := w.file.Append(); err != nil {
+			return true, w.report(ctx, collector, err)
+		}
+	}
+	return true, nil
+}
+
+func (w *Writer) claim(kind string) message {
+	state := w.file.State()
+	return message{Kind: kind, Ledger: &state}
+}
+
+func (w *Writer) report(ctx context.Context, collector wire, err error) error {
+	kind := kindFailed
+	if errors.Is(err, ErrCorrupt) {
+		kind = kindCorrupt
+	}
+	if !tell(ctx, collector, message{Kind: kind, Error: err.Error()}) {
+		return fmt.Errorf("%w (not told to the collector)", err)
+	}
+	return err
+}
+
+// tell sends a message and waits until it is noted.
+func tell(ctx context.Context, collector wire, m message) bool {
+	if collector.SetDeadline(time.Now().Add(patience)) != nil {
+		return false
+	}
+	// Who ends us does not wait for long.
+	defer context.AfterFunc(ctx, func() {
+		collector.SetDeadline(time.Now().Add(farewell)) //nolint:errcheck // then the first deadline stands
+	})()
+	if collector.send(m) != nil {
+		return false
+	}
+	answer, err := collector.receive()
+	return err == nil && answer.Kind == kindNoted
+}
+
+const farewell = time.Second
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
