@@ -1,0 +1,86 @@
+package qemu_test
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/cluster/qemu"
+)
+
+func TestASnapshotHoldsTheWholeMachine(t *testing.T) {
+	g := newGuest(t)
+	g.run("echo then >/memory; echo then | dd of=/dev/vda conv=fsync")
+	require.NoError(t, g.SaveSnapshot("then"))
+	g.run("echo now >/memory; echo now | dd of=/dev/vda conv=fsync")
+	g.PowerOff()
+
+	g.cfg.Snapshot = "then"
+	again := start(t, g.cfg)
+	assert.Equal(t, "then", again.run("cat /memory"))
+	assert.Equal(t, "then", again.run("head -n 1 /dev/vda"))
+}
+
+func TestASnapshotThatFailsSaysWhy(t *testing.T) {
+	w := newWorld(t)
+	w.create(vol(0))
+	w.attach("i-here", vol(0))
+	require.ErrorContains(t, w.here.SaveSnapshot("no"), "nvme")
+	w.detach("i-here", vol(0))
+	require.NoError(t, w.here.SaveSnapshot("yes"))
+}
+
+func TestAMachineThatDoesNotStartSaysWhy(t *testing.T) {
+	cfg, err := golden()
+	require.NoError(t, err)
+	cfg.Dir = t.TempDir()
+	cfg.Root = filepath.Join(cfg.Dir, "missing.qcow2")
+	_, err = qemu.Start(processes, cfg)
+	require.ErrorContains(t, err, "missing.qcow2")
+	assert.Empty(t, running(t, cfg.Dir))
+}
+
+func TestAGuestThatPowersOffEndsItsMachine(t *testing.T) {
+	g := newGuest(t)
+	g.run("(sleep 0.2; poweroff -f) >/dev/null 2>&1 &")
+	select {
+	case <-g.Ended():
+	case <-time.After(20 * time.Second):
+		t.Fatal("it goes on")
+	}
+	g.PowerOff() // changes nothing
+	require.Error(t, g.Freeze())
+}
+
+// A machine that loses power boots again from what it has flushed, and reboots in place with the disks it has.
+func TestPowerOffColdStartAndReboot(t *testing.T) {
+	w := newWorld(t)
+	w.create(vol(0))
+	w.attach("i-here", vol(0))
+	w.here.run("echo flushed | dd of=/dev/vda conv=fsync")
+	w.here.PowerOff()
+	assert.Empty(t, running(t, w.dir), "no server outlives its machine")
+	w.detach("i-here", vol(0))
+
+	w.here.cfg.Snapshot = ""
+	w.here = start(t, w.here.cfg)
+	w.Register("i-here", w.here.Machine, w.here.questions())
+	assert.Equal(t, "flushed", w.here.run("head -n 1 /dev/vda"))
+	assert.Empty(t, w.here.run("ls /sys/class/nvme"))
+
+	w.attach("i-here", vol(0))
+	w.here.run("echo kept | dd of=$(device %s) conv=fsync", serial(0))
+	resets := make(chan struct{}, 10)
+	w.here.Monitor().Watch(func(event qemu.Event) {
+		if event.Name == "RESET" {
+			resets <- struct{}{}
+		}
+	})
+	w.here.run("(sleep 0.2; reboot -f) >/dev/null 2>&1 &")
+	<-resets
+	assert.Equal(t, "kept", w.here.run("head -n 1 $(device %s)", serial(0)))
+	w.detach("i-here", vol(0))
+}

@@ -1,0 +1,200 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Monitor speaks QMP, QEMU's protocol for those who watch and change a running machine. Its methods may be called from any
+// number of goroutines.
+type Monitor struct {
+	conn net.Conn
+	done chan struct{} // closed when nothing is read any more
+
+	writing sync.Mutex
+
+	mu      sync.Mutex
+	last    int
+	pending map[int]chan<- answer
+	watches map[int]func(Event)
+	err     error // why nothing is read any more
+}
+
+// Event is what QEMU tells without being asked.
+type Event struct {
+	Name string          `json:"event"`
+	Data json.RawMessage `json:"data"`
+}
+
+// Refusal is QEMU's error for one command.
+type Refusal struct {
+	Class string `json:"class"`
+	Desc  string `json:"desc"`
+}
+
+func (r *Refusal) Error() string { return r.Class + ": " + r.Desc }
+
+type answer struct {
+	result json.RawMessage
+	err    error
+}
+
+// Dial connects to a monitor's socket.
+func Dial(ctx context.Context, path string) (*Monitor, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	m := &Monitor{
+		conn:    conn,
+		done:    make(chan struct{}),
+		pending: map[int]chan<- answer{},
+		watches: map[int]func(Event){},
+	}
+	go m.read()
+	// QEMU answers only after its greeting, which read passes over.
+	if err := m.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// Close ends the connection. Commands that are under way fail.
+func (m *Monitor) Close() {
+	m.conn.Close() //nolint:errcheck // nothing is to be sent any more
+	<-m.done
+}
+
+// Done is closed when the connection has ended, as it does with QEMU.
+func (m *Monitor) Done() <-chan struct{} { return m.done }
+
+// Watch has f called for each event from now on, in their order, until stop is called. f must neither wait nor call the
+// monitor: nothing is read meanwhile.
+func (m *Monitor) Watch(f func(Event)) (stop func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last++
+	id := m.last
+	m.watches[id] = f
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.watches, id)
+	}
+}
+
+// Execute has QEMU carry out a command, and puts what it returns into result, unless that is nil. What QEMU refuses is a
+// *Refusal. After any other error the command may have been carried out, or may be yet.
+func (m *Monitor) Execute(ctx context.Context, command string, args, result any) error {
+	answered := make(chan answer, 1)
+	m.mu.Lock()
+	if m.err != nil {
+		defer m.mu.Unlock()
+		return fmt.Errorf("%s: %w", command, m.err)
+	}
+	m.last++
+	id := m.last
+	m.pending[id] = answered
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.pending, id)
+	}()
+
+	if err := m.send(ctx, id, command, args); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	select {
+	case a := <-answered:
+		if a.err == nil && result != nil {
+			a.err = json.Unmarshal(a.result, result)
+		}
+		if a.err != nil {
+			return fmt.Errorf("%s: %w", command, a.err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", command, ctx.Err())
+	}
+}
+
+func (m *Monitor) send(ctx context.Context, id int, command string, args any) error {
+	line, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        int    `json:"id"`
+	}{command, args, id})
+	if err != nil {
+		return err
+	}
+	m.writing.Lock()
+	defer m.writing.Unlock()
+	deadline, _ := ctx.Deadline() // the zero time is none
+	if err := m.conn.SetWriteDeadline(deadline); err != nil {
+		return err
+	}
+	if _, err := m.conn.Write(append(line, '\n')); err != nil {
+		m.conn.Close() //nolint:errcheck // half a command may have been sent: no other can follow
+		return err
+	}
+	return nil
+}
+
+// Human has QEMU carry out a command in the words of the monitor for humans, and returns what it says: nothing, in most
+// cases, if all is well.
+func (m *Monitor) Human(ctx context.Context, line string) (string, error) {
+	var says string
+	err := m.Execute(ctx, "human-monitor-command", map[string]any{"command-line": line}, &says)
+	return strings.TrimSpace(says), err
+}
+
+func (m *Monitor) read() {
+	messages := json.NewDecoder(m.conn)
+	var err error
+	for {
+		var message struct {
+			Event
+			ID     *int            `json:"id"`
+			Return json.RawMessage `json:"return"`
+			Error  *Refusal        `json:"error"`
+		}
+		if err = messages.Decode(&message); err != nil {
+			break
+		}
+		m.mu.Lock()
+		switch {
+		case message.Name != "":
+			for _, id := range slices.Sorted(maps.Keys(m.watches)) {
+				m.watches[id](message.Event)
+			}
+		case message.ID != nil:
+			a := answer{result: message.Return}
+			if message.Error != nil {
+				a.err = message.Error
+			}
+			if answered := m.pending[*message.ID]; answered != nil {
+				answered <- a
+			}
+		}
+		m.mu.Unlock()
+	}
+	m.mu.Lock()
+	m.err = fmt.Errorf("the monitor's connection has ended: %w", err)
+	for _, answered := range m.pending {
+		select {
+		case answered <- answer{err: m.err}:
+		default: // it has its answer
+		}
+	}
+	m.mu.Unlock()
+	close(m.done)
+}

@@ -1,0 +1,348 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/image"
+)
+
+// How long a guest is given. All is a matter of milliseconds; but emulated machines share few processors.
+const (
+	answerTime  = 5 * time.Second  // to answer a question
+	showTime    = 10 * time.Second // to show a device that was put in
+	removalTime = 20 * time.Second // to let go of a device that it does not use
+	pullTime    = 2 * time.Second  // to notice that a device was pulled out
+)
+
+// maxSerial is what an NVMe controller's serial has room for, in bytes.
+const maxSerial = 20
+
+// Guest asks the kernel of an instance about the disk with a serial, see Serial. What is nil is not asked.
+type Guest struct {
+	// Busy tells whether the guest holds the disk: has a file system on it mounted, or has it open exclusively. It is asked
+	// right before the disk goes; what takes the disk between the two loses it.
+	Busy func(ctx context.Context, serial string) (bool, error)
+
+	// Present tells whether the guest shows the disk.
+	Present func(ctx context.Context, serial string) (bool, error)
+}
+
+// Storage has the disks of one simulated cloud: it is a cloud.Backend for instances that are machines. A disk is a sparse
+// image file in a directory, and to attach it is to plug an NVMe controller into the machine, behind a server of its own,
+// without which the machine cannot reach the image. Its methods may be called from any number of goroutines; calls that
+// concern one disk wait for each other.
+//
+// What a snapshot or a new disk made of one holds is a copy made at no single moment, see package loop.
+type Storage struct {
+	run Runner
+	dir string
+
+	mu        sync.Mutex
+	instances map[string]instance
+	disks     map[string]*disk
+	sockets   int // so far: no path is used twice
+}
+
+type instance struct {
+	machine *Machine
+	guest   Guest
+}
+
+type disk struct {
+	mu         sync.Mutex
+	attachment *attachment // nil while there is none
+	deleted    bool
+}
+
+type attachment struct {
+	instance string
+	guest    Guest
+	device   *device
+}
+
+var _ cloud.Backend = (*Storage)(nil)
+
+// NewStorage returns a storage that keeps its images in a directory, made if missing. The path is to be short: that of a
+// socket in it has 107 bytes at most.
+func NewStorage(run Runner, dir string) (*Storage, error) {
+	s := &Storage{run: run, dir: dir, instances: map[string]instance{}, disks: map[string]*disk{}}
+	for _, sub := range s.dirs() {
+		if err := os.MkdirAll(sub, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Image returns the path of a disk's image.
+func (s *Storage) Image(disk string) string { return filepath.Join(s.dir, "disks", disk) }
+
+func (s *Storage) copy(snapshot string) string { return filepath.Join(s.dir, "snapshots", snapshot) }
+
+func (s *Storage) socket(name string) string { return filepath.Join(s.dir, "sockets", name) }
+
+func (s *Storage) dirs() []string { return []string{s.Image(""), s.copy(""), s.socket("")} }
+
+// Serial returns what a disk's controller shows: as with EBS, its id without the dash.
+func Serial(disk string) string { return strings.Replace(disk, "-", "", 1) }
+
+// Register tells which machine an instance is from now on. It is called again after each power on. A machine that has ended
+// has no devices; but its disks are attached to the instance, as far as the Storage knows, until they are detached.
+func (s *Storage) Register(name string, m *Machine, guest Guest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.instances[name] = instance{m, guest}
+}
+
+// CreateDisk makes a disk of so many bytes, blank or with what a snapshot holds.
+func (s *Storage) CreateDisk(name string, bytes int64, snapshot string) error {
+	d := &disk{}
+	d.mu.Lock() // until it is whole
+	defer d.mu.Unlock()
+	s.mu.Lock()
+	if s.disks[name] != nil {
+		s.mu.Unlock()
+		return fmt.Errorf("disk %s exists", name)
+	}
+	s.disks[name] = d
+	s.mu.Unlock()
+
+	from := ""
+	if snapshot != "" {
+		from = s.copy(snapshot)
+	}
+	if err := image.Make(s.Image(name), bytes, from); err != nil {
+		s.forget(name, d)
+		return err
+	}
+	return nil
+}
+
+// DeleteDisk deletes a disk that is attached nowhere.
+func (s *Storage) DeleteDisk(name string) error {
+	d, release, err := s.lock(name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if d.attachment != nil {
+		return fmt.Errorf("disk %s is attached to %s", name, d.attachment.instance)
+	}
+	if err := os.Remove(s.Image(name)); err != nil {
+		return err
+	}
+	s.forget(name, d)
+	return nil
+}
+
+func (s *Storage) forget(name string, d *disk) {
+	d.deleted = true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.disks, name)
+}
+
+// ResizeDisk makes a disk larger that is attached nowhere.
+func (s *Storage) ResizeDisk(name string, bytes int64) error {
+	d, release, err := s.lock(name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if d.attachment != nil {
+		return fmt.Errorf("disk %s is attached to %s, and QEMU's NVMe controllers cannot grow", name, d.attachment.instance)
+	}
+	return image.Grow(s.Image(name), bytes)
+}
+
+// CopyDisk makes a snapshot of a disk, also while it is attached: of what the guest has written, not of what it will write.
+func (s *Storage) CopyDisk(name, snapshot string) error {
+	_, release, err := s.lock(name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return image.Copy(s.Image(name), s.copy(snapshot))
+}
+
+// DeleteSnapshot deletes a snapshot. Disks made of it do not need it.
+func (s *Storage) DeleteSnapshot(snapshot string) error { return os.Remove(s.copy(snapshot)) }
+
+// Attach plugs the disk into the instance's machine. When it returns the guest shows the disk, unless it is frozen, or does
+// not answer, or is very slow.
+func (s *Storage) Attach(name, disk string) error {
+	d, release, err := s.lock(disk)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if d.attachment != nil {
+		return fmt.Errorf("disk %s is attached to %s already", disk, d.attachment.instance)
+	}
+	serial := Serial(disk)
+	if len(serial) > maxSerial {
+		return fmt.Errorf("%s does not fit into %d bytes", serial, maxSerial)
+	}
+	s.mu.Lock()
+	i, ok := s.instances[name]
+	s.sockets++
+	socket := s.socket(strconv.Itoa(s.sockets))
+	s.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("instance %s has no machine: Register has not been called for it", name)
+	}
+	// A guest may refuse a second controller of the same name.
+	if old := i.machine.device(serial); old != nil && !old.left(removalTime) {
+		return fmt.Errorf("instance %s has not let go of disk %s yet, which was taken from it by force", name, disk)
+	}
+	dev, err := i.machine.plug(serial, func() (*server, error) { return serve(s.run, s.Image(disk), socket) })
+	if err != nil {
+		return fmt.Errorf("attaching disk %s to %s: %w", disk, name, err)
+	}
+	d.attachment = &attachment{instance: name, guest: i.guest, device: dev}
+	d.attachment.awaitPresence()
+	return nil
+}
+
+func (a *attachment) awaitPresence() {
+	if a.guest.Present == nil || a.device.m.frozen() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), showTime)
+	defer cancel()
+	for {
+		ask, done := context.WithTimeout(ctx, answerTime)
+		present, err := a.guest.Present(ask, a.device.serial)
+		done()
+		if present || err != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.device.m.ended:
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Detach takes the disk from the instance's machine.
+//
+// Without force it fails with cloud.ErrDeviceBusy while the guest holds the disk, is frozen or does not answer, and all is as
+// it was. So it does if the guest does not hold the disk, but does not let it go in time either; then it may do so later.
+//
+// With force the disk is taken from the guest as if it were pulled: nothing that the guest writes reaches it from then on,
+// and it can be attached elsewhere. The guest sees it go as soon as it runs.
+//
+// From a machine that has ended a disk is detached at once.
+func (s *Storage) Detach(name, disk string, force bool) error {
+	d, release, err := s.lock(disk)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if d.attachment == nil || d.attachment.instance != name {
+		return fmt.Errorf("disk %s is not attached to %s", disk, name)
+	}
+	if force {
+		d.attachment.pull()
+	} else if err := d.attachment.ask(); err != nil {
+		return fmt.Errorf("detaching disk %s from %s: %w", disk, name, err)
+	}
+	d.attachment = nil
+	return nil
+}
+
+func (a *attachment) pull() {
+	a.device.server.kill()
+	a.device.remove()
+	if !a.device.left(0) && !a.device.m.frozen() {
+		a.device.left(pullTime)
+	}
+}
+
+func (a *attachment) ask() error {
+	if !a.device.isRemoving() {
+		if err := a.letsGo(); err != nil && !a.device.left(0) {
+			return err
+		}
+		a.device.remove()
+	} else if !a.device.left(0) && a.device.m.frozen() {
+		return fmt.Errorf("%w: the machine is frozen", cloud.ErrDeviceBusy)
+	}
+	if !a.device.left(removalTime) {
+		return fmt.Errorf("%w: it does not answer", cloud.ErrDeviceBusy)
+	}
+	return nil
+}
+
+// letsGo returns nil if the guest does not hold the device.
+func (a *attachment) letsGo() error {
+	if a.device.m.frozen() {
+		return fmt.Errorf("%w: the machine is frozen", cloud.ErrDeviceBusy)
+	}
+	if a.guest.Busy == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
+	defer cancel()
+	busy, err := a.guest.Busy(ctx, a.device.serial)
+	if err != nil {
+		return fmt.Errorf("%w: %w", cloud.ErrDeviceBusy, err)
+	}
+	if busy {
+		return cloud.ErrDeviceBusy
+	}
+	return nil
+}
+
+// Close takes all disks from their machines by force, and removes them and the snapshots. The machines go on.
+func (s *Storage) Close() error {
+	s.mu.Lock()
+	names := slices.Collect(maps.Keys(s.disks))
+	s.instances = map[string]instance{} // nothing is attached any more
+	s.mu.Unlock()
+
+	for _, name := range names {
+		if d, release, err := s.lock(name); err == nil {
+			if d.attachment != nil {
+				d.attachment.device.server.kill()
+				d.attachment.device.remove()
+				d.attachment = nil
+			}
+			release()
+		}
+	}
+	var errs []error
+	for _, dir := range s.dirs() {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// lock returns a disk that is there, and keeps other calls from it until release.
+func (s *Storage) lock(name string) (_ *disk, release func(), _ error) {
+	s.mu.Lock()
+	d := s.disks[name]
+	s.mu.Unlock()
+	if d != nil {
+		d.mu.Lock()
+		if !d.deleted {
+			return d, d.mu.Unlock, nil
+		}
+		d.mu.Unlock()
+	}
+	return nil, nil, fmt.Errorf("there is no disk %s", name)
+}

@@ -1,0 +1,379 @@
+package qemu_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cluster/qemu"
+)
+
+const mib = 1 << 20
+
+func vol(i int) string    { return fmt.Sprintf("vol-0123456789abcd%03d", i) }
+func serial(i int) string { return qemu.Serial(vol(i)) }
+
+// world is a storage with an instance.
+type world struct {
+	*qemu.Storage
+	t    *testing.T
+	dir  string
+	here *guest
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := newStorage(t)
+	w.here = w.instance("i-here")
+	return w
+}
+
+func newStorage(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, dir: filepath.Join(shared, fmt.Sprintf("s%d", machines.Add(1)))}
+	var err error
+	w.Storage, err = qemu.NewStorage(processes, w.dir)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, w.Close())
+		assert.Empty(t, running(t, w.dir), "Close leaves no server")
+	})
+	return w
+}
+
+func (w *world) instance(id string) *guest {
+	w.t.Helper()
+	g := newGuest(w.t)
+	w.Register(id, g.Machine, g.questions())
+	return g
+}
+
+func (w *world) create(disk string) {
+	w.t.Helper()
+	require.NoError(w.t, w.CreateDisk(disk, 64*mib, ""))
+}
+
+// createFS creates a disk with a file system.
+func (w *world) createFS(disk string) {
+	w.t.Helper()
+	w.create(disk)
+	out, err := exec.Command("mkfs.ext4", "-q", w.Image(disk)).CombinedOutput()
+	require.NoError(w.t, err, "%s", out)
+}
+
+func (w *world) attach(instance, disk string) {
+	w.t.Helper()
+	begin := time.Now()
+	require.NoError(w.t, w.Attach(instance, disk))
+	w.t.Logf("attach: %v", time.Since(begin).Round(time.Millisecond))
+}
+
+func (w *world) detach(instance, disk string) {
+	w.t.Helper()
+	begin := time.Now()
+	require.NoError(w.t, w.Detach(instance, disk, false))
+	w.t.Logf("detach: %v", time.Since(begin).Round(time.Millisecond))
+}
+
+func (w *world) checksum(disk string) string {
+	w.t.Helper()
+	content, err := os.ReadFile(w.Image(disk))
+	require.NoError(w.t, err)
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:])
+}
+
+// running returns the processes with a directory in their command lines.
+func running(t *testing.T, dir string) []string {
+	t.Helper()
+	var found []string
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	require.NoError(t, err)
+	for _, line := range lines {
+		if content, _ := os.ReadFile(line); strings.Contains(string(content), dir+"/") {
+			found = append(found, strings.ReplaceAll(string(content), "\x00", " "))
+		}
+	}
+	return found
+}
+
+// nodes returns how many nodes QEMU has for disks.
+func nodes(t *testing.T, m *qemu.Machine) (count int) {
+	t.Helper()
+	var all []struct {
+		Name string `json:"node-name"`
+	}
+	require.NoError(t, m.Monitor().Execute(t.Context(), "query-named-block-nodes", nil, &all))
+	for _, node := range all {
+		if strings.HasPrefix(node.Name, "disk") {
+			count++
+		}
+	}
+	return count
+}
+
+func TestADiskComesAndGoesTwentyTimes(t *testing.T) {
+	w := newWorld(t)
+	w.create(vol(0))
+	for i := range 20 {
+		w.attach("i-here", vol(0))
+		assert.Equal(t, serial(0), w.here.run("cat /sys/class/nvme/*/serial"))
+		if i > 0 {
+			assert.Equal(t, fmt.Sprint(i-1), w.here.run("head -n 1 $(device %s)", serial(0)))
+		}
+		w.here.run("echo %d | dd of=$(device %s)", i, serial(0))
+		w.detach("i-here", vol(0))
+		assert.Empty(t, w.here.run("ls /sys/class/nvme"))
+		assert.Empty(t, running(t, w.dir))
+		assert.Zero(t, nodes(t, w.here.Machine))
+	}
+}
+
+func TestSeveralDisksComeAndGoAtOnce(t *testing.T) {
+	w := newWorld(t)
+	const disks = 8
+	for i := range disks {
+		w.create(vol(i))
+	}
+	all := func(do func(i int) error) {
+		t.Helper()
+		begin := time.Now()
+		var group errgroup.Group
+		for i := range disks {
+			group.Go(func() error { return do(i) })
+		}
+		require.NoError(t, group.Wait())
+		t.Logf("%v", time.Since(begin).Round(time.Millisecond))
+	}
+	for range 2 {
+		all(func(i int) error { return w.Attach("i-here", vol(i)) })
+		for i := range disks {
+			w.here.run("echo %d | dd of=$(device %s)", i, serial(i))
+		}
+		all(func(i int) error { return w.Detach("i-here", vol(i), i%2 == 0) })
+		assert.Empty(t, w.here.run("ls /sys/class/nvme"))
+	}
+	for i := range disks {
+		content, err := os.ReadFile(w.Image(vol(i)))
+		require.NoError(t, err)
+		assert.Equal(t, fmt.Sprintln(i), string(content[:2]), "each has what was written to it")
+	}
+}
+
+func TestAMountedDiskIsBusyAndUnharmed(t *testing.T) {
+	w := newWorld(t)
+	w.createFS(vol(0))
+	w.attach("i-here", vol(0))
+	w.here.run("mount -t ext4 $(device %s) /mnt && echo before >/mnt/file", serial(0))
+	require.ErrorIs(t, w.Detach("i-here", vol(0), false), cloud.ErrDeviceBusy)
+	assert.Equal(t, "before", w.here.run("echo after >/mnt/file2; sync; sysctl -qw vm.drop_caches=3; cat /mnt/file"))
+	w.here.run("umount /mnt")
+	w.detach("i-here", vol(0))
+	assert.NotContains(t, w.here.run("dmesg"), "I/O error")
+}
+
+func TestAGuestThatDoesNotAnswerIsBusy(t *testing.T) {
+	w := newWorld(t)
+	silent := errors.New("it says nothing")
+	fail := func(context.Context, string) (bool, error) { return false, silent }
+	w.Register("i-here", w.here.Machine, qemu.Guest{Busy: fail, Present: fail})
+	w.create(vol(0))
+	w.attach("i-here", vol(0))
+	err := w.Detach("i-here", vol(0), false)
+	require.ErrorIs(t, err, cloud.ErrDeviceBusy)
+	require.ErrorIs(t, err, silent)
+	require.NoError(t, w.Detach("i-here", vol(0), true))
+}
+
+func TestAPulledDiskFailsInItsGuestAndWorksInAnother(t *testing.T) {
+	w := newWorld(t)
+	away := w.instance("i-away")
+	w.createFS(vol(0))
+	w.attach("i-here", vol(0))
+	w.here.run("mount -t ext4 $(device %s) /mnt && echo data | dd of=/mnt/file conv=fsync", serial(0))
+	require.ErrorContains(t, w.Attach("i-away", vol(0)), "attached to i-here")
+
+	begin := time.Now()
+	require.NoError(t, w.Detach("i-here", vol(0), true))
+	t.Logf("pulled in %v", time.Since(begin).Round(time.Millisecond))
+	w.attach("i-away", vol(0))
+	away.run("mount -t ext4 $(device %s) /mnt", serial(0))
+	assert.Equal(t, "data", away.run("cat /mnt/file"))
+
+	_, err := w.here.try("echo more | dd of=/mnt/file conv=fsync,notrunc")
+	require.ErrorContains(t, err, "I/O error")
+	w.here.run("umount /mnt")
+	assert.Empty(t, w.here.run("ls /sys/class/nvme"))
+	assert.Zero(t, nodes(t, w.here.Machine))
+	assert.Equal(t, "data", away.run("sysctl -qw vm.drop_caches=3; cat /mnt/file"))
+	away.run("umount /mnt")
+	w.detach("i-away", vol(0))
+
+	w.attach("i-here", vol(0)) // it is welcome again
+	w.detach("i-here", vol(0))
+}
+
+func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
+	w := newWorld(t)
+	away := w.instance("i-away")
+	w.create(vol(0))
+	w.create(vol(1))
+	w.attach("i-here", vol(0))
+	w.here.run(`(d=$(device %s); i=0
+		while echo $i | dd of=$d bs=4k seek=$((i %% 100)) conv=fsync,notrunc; do i=$((i+1)); done
+		echo $i >/ended) >/dev/null 2>&1 &`, serial(0))
+	before := w.checksum(vol(0))
+	require.Eventually(t, func() bool { return w.checksum(vol(0)) != before }, 10*time.Second, 10*time.Millisecond)
+
+	require.NoError(t, w.here.Freeze())
+	require.ErrorIs(t, w.Detach("i-here", vol(0), false), cloud.ErrDeviceBusy)
+	w.attach("i-here", vol(1)) // without a kernel that could show it
+
+	begin := time.Now()
+	require.NoError(t, w.Detach("i-here", vol(0), true))
+	assert.Less(t, time.Since(begin), time.Second, "a frozen guest is not waited for")
+	w.attach("i-away", vol(0))
+	away.run("echo new | dd of=$(device %s) conv=fsync,notrunc", serial(0))
+	sum := w.checksum(vol(0))
+
+	require.NoError(t, w.here.Thaw())
+	require.NotEmpty(t, w.here.run("while [ ! -e /ended ]; do sleep 0.1; done; cat /ended"), "its writer has failed")
+	assert.Equal(t, serial(1), w.here.run("sleep 1; cat /sys/class/nvme/*/serial"), "what came and went meanwhile has come and gone")
+	assert.Equal(t, 1, nodes(t, w.here.Machine))
+	assert.Equal(t, sum, w.checksum(vol(0)))
+	assert.Equal(t, "new", away.run("head -n 1 $(device %s)", serial(0)))
+	w.detach("i-here", vol(1))
+	w.detach("i-away", vol(0))
+}
+
+func TestPowerLossLosesWhatWasNotWritten(t *testing.T) {
+	w := newWorld(t)
+	away := w.instance("i-away")
+	w.createFS(vol(0))
+	w.attach("i-here", vol(0))
+	w.here.run(`mount -t ext4 $(device %s) /mnt && echo flushed | dd of=/mnt/flushed conv=fsync && echo not >/mnt/not`, serial(0))
+	w.here.PowerOff()
+	sum := w.checksum(vol(0))
+	assert.Empty(t, running(t, w.dir))
+	require.Error(t, w.Attach("i-here", vol(1)), "without power there are no devices")
+	w.detach("i-here", vol(0))
+
+	assert.Equal(t, sum, w.checksum(vol(0)))
+	w.attach("i-away", vol(0))
+	assert.Equal(t, "flushed", away.run("mount -t ext4 $(device %s) /mnt && cat /mnt/*", serial(0)))
+	away.run("umount /mnt")
+}
+
+func TestASnapshotOfAnAttachedDiskHoldsWhatWasWritten(t *testing.T) {
+	w := newWorld(t)
+	w.create(vol(0))
+	w.attach("i-here", vol(0))
+	w.here.run("echo written | dd of=$(device %s) bs=4k conv=sync oflag=direct", serial(0)) // and not flushed
+	require.NoError(t, w.CopyDisk(vol(0), "snap-1"))
+	w.here.run("echo later | dd of=$(device %s) bs=4k conv=sync oflag=direct", serial(0))
+	require.ErrorContains(t, w.ResizeDisk(vol(0), 128*mib), "cannot grow")
+	require.Error(t, w.DeleteDisk(vol(0)))
+	w.detach("i-here", vol(0))
+
+	require.NoError(t, w.CreateDisk(vol(1), 96*mib, "snap-1"))
+	require.NoError(t, w.DeleteSnapshot("snap-1"))
+	require.NoError(t, w.ResizeDisk(vol(0), 128*mib))
+	w.attach("i-here", vol(0))
+	w.attach("i-here", vol(1))
+	assert.Equal(t, "later", w.here.run("head -n 1 $(device %s)", serial(0)))
+	assert.Equal(t, "written", w.here.run("head -n 1 $(device %s)", serial(1)))
+	for i, size := range []int{128 * mib, 96 * mib} {
+		assert.Equal(t, fmt.Sprint(size), w.here.run("blockdev --getsize64 $(device %s)", serial(i)))
+	}
+	for i := range 2 {
+		w.detach("i-here", vol(i))
+		require.NoError(t, w.DeleteDisk(vol(i)))
+	}
+}
+
+// What fails here fails in QEMU or before, so that no guest is wanted: the machine has not booted yet.
+func TestAFailedAttachLeavesNothing(t *testing.T) {
+	cfg, err := golden()
+	require.NoError(t, err)
+	w := newStorage(t)
+	cfg.Dir, cfg.Root, cfg.Ports = filepath.Join(w.dir, "m"), filepath.Join(w.dir, "root.qcow2"), 1
+	out, err := exec.Command("qemu-img", "create", "-f", "qcow2", cfg.Root, "1M").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	m := start(t, cfg).Machine
+	require.NoError(t, m.Freeze())
+	w.create(vol(0))
+	w.create(vol(1))
+	servers := func() (n int) {
+		for _, command := range running(t, w.dir) {
+			if strings.HasPrefix(command, "qemu-nbd") {
+				n++
+			}
+		}
+		return n
+	}
+	none := func(why string) {
+		t.Helper()
+		require.ErrorContains(t, w.Attach("i-here", vol(0)), why)
+		assert.Zero(t, nodes(t, m))
+		assert.Zero(t, servers())
+		entries, err := os.ReadDir(filepath.Join(w.dir, "sockets"))
+		require.NoError(t, err)
+		assert.Empty(t, entries)
+	}
+	none("Register")
+	w.Register("i-here", m, qemu.Guest{})
+
+	// Another has the port.
+	busy := map[string]any{"driver": "virtio-rng-pci", "rng": "rng", "bus": "port0", "id": "other"}
+	require.NoError(t, m.Monitor().Execute(t.Context(), "device_add", busy, nil))
+	none("device_add")
+	none("device_add") // again: the first has given back what it took
+	m.PowerOff()
+	require.ErrorContains(t, w.Attach("i-here", vol(0)), "ended")
+
+	m = start(t, cfg).Machine
+	require.NoError(t, m.Freeze())
+	w.Register("i-here", m, qemu.Guest{})
+
+	// The server cannot start.
+	require.NoError(t, os.Rename(w.Image(vol(0)), w.Image("away")))
+	none("no such file")
+	require.NoError(t, os.Mkdir(w.Image(vol(0)), 0o700))
+	none("is a directory")
+	require.NoError(t, os.Remove(w.Image(vol(0))))
+	require.NoError(t, os.Rename(w.Image("away"), w.Image(vol(0))))
+
+	require.NoError(t, w.Attach("i-here", vol(1)), "the port is free")
+	require.ErrorContains(t, w.Attach("i-here", vol(0)), "all 1 ports")
+	assert.Equal(t, 1, servers())
+
+	// Another writes to the image: a second storage, as if of another process.
+	other, err := qemu.NewStorage(processes, w.dir)
+	require.NoError(t, err)
+	require.NoError(t, os.Rename(w.Image(vol(1)), w.Image("away")))
+	require.NoError(t, other.CreateDisk(vol(1), mib, ""))
+	require.NoError(t, os.Rename(w.Image("away"), w.Image(vol(1))))
+	second := start(t, func() qemu.Config {
+		cfg := cfg
+		cfg.Dir, cfg.Root = filepath.Join(w.dir, "m2"), filepath.Join(w.dir, "root2.qcow2")
+		out, err := exec.Command("qemu-img", "create", "-f", "qcow2", cfg.Root, "1M").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return cfg
+	}()).Machine
+	other.Register("i-there", second, qemu.Guest{})
+	require.ErrorContains(t, other.Attach("i-there", vol(1)), "being served")
+	assert.Equal(t, 1, servers())
+}
