@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -69,6 +70,7 @@ type Cluster struct {
 	t        T
 	cfg      Config
 	dir      string
+	files    string // that nodes fetch from the observer
 	image    *image.Image
 	space    *space.Space
 	network  *network
@@ -110,6 +112,10 @@ func Start(t T, cfg Config) *Cluster {
 	}
 	t.Cleanup(c.image.Release)
 	c.dir = space.Dir(t)
+	c.files = filepath.Join(c.dir, "files")
+	if err := buildWriter(ctx, c.files); err != nil {
+		t.Fatalf("cluster: %v", err)
+	}
 	if c.space, err = space.New(c.dir); err != nil {
 		t.Fatalf("cluster: %v", err)
 	}
@@ -133,6 +139,7 @@ func Start(t T, cfg Config) *Cluster {
 	if err := c.registry.push(cfg.Dir, "1"); err != nil {
 		t.Fatalf("cluster: %v", err)
 	}
+	begin := time.Now()
 	var launching errgroup.Group
 	for range cfg.Nodes {
 		n := c.newNode()
@@ -142,7 +149,9 @@ func Start(t T, cfg Config) *Cluster {
 	if err := launching.Wait(); err != nil {
 		t.Fatalf("cluster: %v", err)
 	}
+	c.logf("machines are up after %v", time.Since(begin).Round(100*time.Millisecond))
 	c.makeSwarm()
+	c.logf("the Swarm is ready after %v", time.Since(begin).Round(100*time.Millisecond))
 	return c
 }
 
@@ -166,6 +175,7 @@ func (c *Cluster) startCloud() {
 	c.t.Cleanup(func() { c.Ledger.Close() })
 	c.serve(api+":80", c.EC2)
 	c.serve(registry+":5000", c.registry)
+	c.serve(observer+":80", http.FileServer(http.Dir(c.files)))
 	c.serve(metadata+":80", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		c.mu.Lock()
@@ -201,6 +211,17 @@ func (c *Cluster) serve(address string, handler http.Handler) {
 	c.serving.Go(func() error { return server.Serve(listener) })
 }
 
+// buildWriter builds the program that writes acknowledged records.
+func buildWriter(ctx context.Context, dir string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(dir, "writer"),
+		"github.com/blockvol/blockvol/test/cluster/ledger/cmd/writer")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the writer: %w: %s", err, out)
+	}
+	return nil
+}
+
 // makeSwarm makes all nodes one Swarm, and waits until it knows of the plugins.
 func (c *Cluster) makeSwarm() {
 	c.t.Helper()
@@ -225,6 +246,7 @@ func (c *Cluster) makeSwarm() {
 	if err := joining.Wait(); err != nil {
 		c.t.Fatalf("cluster: %v", err)
 	}
+	c.logf("plugins are installed")
 	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
 }
 

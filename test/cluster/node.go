@@ -115,14 +115,15 @@ func (n *Node) power(snapshot string) error {
 	if err := guest.Await(ctx); err != nil {
 		return fmt.Errorf("%s: %w\n%s", n.Name, err, m.Console())
 	}
-	look := func(serial string) (string, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		return guest.Run(ctx, nil, "agent", "disk", serial)
-	}
 	n.c.storage.Register(n.Instance, m, qemu.Guest{
-		Busy:    func(serial string) (bool, error) { state, err := look(serial); return state == "held", err },
-		Present: func(serial string) (bool, error) { state, err := look(serial); return state != "absent", err },
+		Busy: func(ctx context.Context, serial string) (bool, error) {
+			state, err := guest.Run(ctx, nil, "agent", "disk", serial)
+			return state == "held", err
+		},
+		Present: func(ctx context.Context, serial string) (bool, error) {
+			state, err := guest.Run(ctx, nil, "agent", "disk", serial)
+			return state != "absent", err
+		},
 	})
 	return nil
 }
@@ -213,3 +214,5 @@ func (n *Node) installPlugins() error {
 	}
 	return nil
 }
+
+func (n *Node) Dir() string { return n.dir }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 )
 
 // A pluginRegistry serves plugins to `docker plugin install`, as a registry does: what a node gets is what its operator would.
@@ -131,5 +132,5 @@ func (r *pluginRegistry) ServeHTTP(w http.ResponseWriter, request *http.Request)
 		w.Header().Set("Content-Type", manifestType)
 	}
 	w.Header().Set("Docker-Content-Digest", digest(content))
-	http.ServeContent(w, request, "", noTime, bytes.NewReader(content))
+	http.ServeContent(w, request, "", time.Time{}, bytes.NewReader(content))
 }

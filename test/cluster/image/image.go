@@ -17,7 +17,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/test/cluster/agent"
@@ -171,27 +170,9 @@ func build(ctx context.Context, t space.T, root, dir string) (err error) {
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
 	}
-	containers := filepath.Join(work, "containers")
-	run := func(ctx context.Context, name string, args ...string) error {
-		cmd := exec.CommandContext(ctx, name, args...)
-		cmd.Dir = root
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w: %s", name, err, bytes.TrimSpace(out))
-		}
-		return nil
-	}
-	making, makingCtx := errgroup.WithContext(ctx)
-	making.Go(func() error { return run(makingCtx, "test/cluster/image/containers", containers) })
-	making.Go(func() error {
-		err := run(makingCtx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(work, "agent"), "./test/cluster/agent/cmd/agent")
-		if err != nil {
-			return err
-		}
-		return run(makingCtx, "test/cluster/image/tree", filepath.Join(work, "agent"), work)
-	})
-	if err := making.Wait(); err != nil {
-		return err
+	cmd := exec.CommandContext(ctx, filepath.Join(root, "test/cluster/image/tree"), work)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("test/cluster/image/tree: %w: %s", err, bytes.TrimSpace(out))
 	}
 	if err := os.Rename(work, dir); err != nil { // since the paths in qcow2 are absolute
 		return err
