@@ -215,4 +215,3 @@ func (n *Node) installPlugins() error {
 	return nil
 }
 
-func (n *Node) Dir() string { return n.dir }

@@ -1,0 +1,222 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cluster/agent"
+)
+
+// PowerOff takes the power from the machine, and the cloud notices: it says that the instance is stopped. What had not been
+// written is lost.
+func (n *Node) PowerOff() {
+	n.c.t.Helper()
+	n.fall()
+	n.c.Cloud.Stop(n.Instance)
+}
+
+// Terminate ends the instance for good.
+func (n *Node) Terminate() {
+	n.c.t.Helper()
+	n.fall()
+	n.c.Cloud.Terminate(n.Instance)
+}
+
+// fall is what the machine meets, whatever the cloud says of it.
+func (n *Node) fall() {
+	n.mu.Lock()
+	machine, guest := n.machine, n.guest
+	n.machine, n.guest, n.frozen = nil, nil, false
+	n.mu.Unlock()
+	if machine == nil {
+		n.c.t.Fatalf("%s has no power already", n.Name)
+	}
+	machine.PowerOff()
+	guest.Close() //nolint:errcheck // it is broken
+}
+
+// PowerOn starts a stopped instance. It returns when the engine answers.
+func (n *Node) PowerOn() {
+	n.c.t.Helper()
+	if err := n.power(""); err != nil {
+		n.c.t.Fatalf("%v", err)
+	}
+	n.c.Cloud.Start(n.Instance)
+	n.awaitEngine()
+}
+
+// Reboot restarts the machine in good order, as `reboot` does, and waits for the engine.
+func (n *Node) Reboot() {
+	n.c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	n.mu.Lock()
+	guest := n.guest
+	n.mu.Unlock()
+	before, err := guest.Greet(ctx)
+	if err != nil {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
+	}
+	if _, err := guest.Run(ctx, nil, "busybox", "reboot"); err != nil && !errors.Is(err, agent.ErrRestarted) {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
+	}
+	n.c.Eventually(n.Name+" has rebooted", func() error {
+		try, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		boot, err := guest.Greet(try)
+		if err == nil && boot == before {
+			err = errNotYet
+		}
+		return err
+	})
+	n.awaitEngine()
+}
+
+func (n *Node) awaitEngine() {
+	n.c.t.Helper()
+	n.c.Eventually("the engine of "+n.Name+" answers", func() error {
+		_, err := n.TryDocker("version")
+		return err
+	})
+}
+
+// Freeze stops the machine's processors. The cloud calls it running all the same.
+func (n *Node) Freeze() {
+	n.c.t.Helper()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.machine.Freeze(); err != nil {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
+	}
+	n.frozen = true
+}
+
+// Thaw lets a frozen machine go on. Its clock is set right, as a time service would.
+func (n *Node) Thaw() {
+	n.c.t.Helper()
+	n.mu.Lock()
+	err := n.machine.Thaw()
+	n.frozen = false
+	n.mu.Unlock()
+	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		err = n.setClock(ctx)
+	}
+	if err != nil {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
+	}
+}
+
+// CutFromNodes lets nothing pass between this node and all others.
+func (n *Node) CutFromNodes() {
+	n.c.t.Helper()
+	for _, other := range n.c.Nodes {
+		if other != n {
+			n.cut(other.Address)
+		}
+	}
+}
+
+// CutFromCloud lets nothing pass between this node and the cloud's API, its metadata service included.
+func (n *Node) CutFromCloud() {
+	n.c.t.Helper()
+	n.cut(api)
+	n.cut(metadata)
+}
+
+func (n *Node) cut(from string) {
+	if err := n.c.network.cut(n.Address, from); err != nil {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
+	}
+}
+
+// Heal undoes all cuts of this node.
+func (n *Node) Heal() {
+	n.c.t.Helper()
+	if err := n.c.network.heal(n.Address); err != nil {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
+	}
+}
+
+// CloudDown lets every call to the cloud's API fail, for everybody, until the function it returns is called.
+func (c *Cluster) CloudDown() (up func()) {
+	return c.Cloud.Inject(cloud.Rule{Fault: cloud.Fail, Code: "Unavailable"})
+}
+
+// KillEngine kills dockerd alone: its containers and plugins go on. What supervises it starts it again after 2 s, unless it
+// is to stay down.
+func (n *Node) KillEngine(stayDown bool) {
+	n.c.t.Helper()
+	script := "kill -9 $(cat /run/docker.pid)"
+	if stayDown {
+		script = "touch /run/no-engine; " + script
+	}
+	n.Run("sh", "-ec", script)
+}
+
+// StopEngine stops dockerd in good order, and keeps it down.
+func (n *Node) StopEngine() {
+	n.c.t.Helper()
+	n.Run("/etc/guest/stop")
+}
+
+// StartEngine lets dockerd start again and waits for it.
+func (n *Node) StartEngine() {
+	n.c.t.Helper()
+	n.Run("rm", "-f", "/run/no-engine")
+	n.awaitEngine()
+}
+
+// KillPlugin kills the processes of all plugins, and waits until the engine has started others.
+func (n *Node) KillPlugin() {
+	n.c.t.Helper()
+	before := n.Run("pgrep", "-x", "blockvol")
+	n.Run("pkill", "-9", "-x", "blockvol")
+	n.c.Eventually("the engine of "+n.Name+" starts the plugins again", func() error {
+		now, err := n.Try("pgrep", "-x", "blockvol")
+		if err != nil {
+			return err
+		}
+		for _, pid := range strings.Fields(now) {
+			if strings.Contains(" "+strings.ReplaceAll(before, "\n", " ")+" ", " "+pid+" ") {
+				return fmt.Errorf("process %s is of before", pid)
+			}
+		}
+		if len(strings.Fields(now)) < len(n.c.cfg.Plugins) {
+			return errNotYet
+		}
+		return nil
+	})
+}
+
+// Replace puts a new instance, started from the image, in the place of a node that is gone for good.
+func (n *Node) Replace() *Node {
+	n.c.t.Helper()
+	c := n.c
+	if _, err := c.Manager().TryDocker("node", "rm", "--force", n.Name); err != nil {
+		c.t.Fatalf("%v", err)
+	}
+	successor := c.newNode()
+	for i := range c.Nodes {
+		if c.Nodes[i] == n {
+			c.Nodes[i] = successor
+		}
+	}
+	err := successor.launch()
+	if err == nil {
+		_, err = successor.TryDocker("swarm", "join", "--token", c.token, c.Manager().Address)
+	}
+	if err == nil {
+		err = successor.installPlugins()
+	}
+	if err != nil {
+		c.t.Fatalf("%v", err)
+	}
+	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
+	return successor
+}
