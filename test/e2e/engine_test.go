@@ -95,9 +95,7 @@ func TestTheHostLosesPower(t *testing.T) {
 	eventuallyReleased(t, e)
 }
 
-func TestSwarmMovesFromTaskToTask(t *testing.T) {
-	e := start(t)
-	e.Docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1")
+func awaitPluginInSwarm(e *engine.Engine) {
 	e.Eventually("the node tells Swarm of the plugin", func() error {
 		plugins := e.Docker("node", "inspect", "--format", "{{range .Description.Engine.Plugins}}{{.Type}}/{{.Name}} {{end}}", "self")
 		if !strings.Contains(plugins, "Volume/blockvol:latest") {
@@ -105,6 +103,12 @@ func TestSwarmMovesFromTaskToTask(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+func TestSwarmMovesFromTaskToTask(t *testing.T) {
+	e := start(t)
+	e.Docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1")
+	awaitPluginInSwarm(e)
 	const mount = "type=volume,source=book-{{.Task.Slot}},target=/data,volume-driver=blockvol,volume-opt=size=64MiB"
 	e.Docker("service", "create", "--quiet", "--name", "guestbook", "--network", "host", "--no-resolve-image", "--mount", mount, "busybox",
 		"sh", "-ec", "echo first >>/data/book; exec sleep 1000")

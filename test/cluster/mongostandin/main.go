@@ -10,6 +10,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -88,13 +89,8 @@ func member(args []string) error {
 	if err != nil {
 		return err
 	}
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
-	go func() {
-		<-stop
-		say("%s stops", me.Name)
-		os.Exit(0)
-	}()
+	stopped, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(stopped, func() { os.Exit(0) })
 	for { // one client at a time is enough, and each has one line
 		conn, err := listener.Accept()
 		if err != nil {
@@ -145,16 +141,12 @@ func open(dir string, me identity) (*identity, *os.File, error) {
 		if was.Name != me.Name || was.Set != me.Set || was.Key != me.Key || me.Starts > 0 && was.ID != me.ID {
 			return nil, nil, fmt.Errorf("the data in %s are another's, or under another key: %+v; this is %+v", dir, was, me)
 		}
-		if was.Starts != me.Starts+1 && (was.Starts != me.Starts || was.Config == "") {
+		if was.Starts > me.Starts+1 || was.Starts < me.Starts {
 			return nil, nil, fmt.Errorf("the journal in %s leaps from start %d to %d", dir, me.Starts, was.Starts)
 		}
 		me = was
 	}
-	if me.Starts == 0 {
-		say("%s has an empty data directory", me.Name)
-	} else {
-		say("%s found its own data of %d earlier starts", me.Name, me.Starts)
-	}
+	say("%s found its own data of %d earlier starts", me.Name, me.Starts) // none: an empty directory
 	me.Starts++
 	return &me, journal, write(journal, &me)
 }
@@ -171,8 +163,6 @@ func write(journal *os.File, me *identity) error {
 	return unix.Syncfs(int(journal.Fd())) // the file's name too, which is new at the first start
 }
 
-var base64 = regexp.MustCompile(`^[A-Za-z0-9+/=\s]{6,}$`)
-
 // readKey returns a digest of a key file, with the demands that MongoDB has.
 func readKey(path string) (string, error) {
 	key, err := readSecret(path)
@@ -180,6 +170,7 @@ func readKey(path string) (string, error) {
 		return "", err
 	}
 	info, err := os.Stat(path)
+	base64 := regexp.MustCompile(`^[A-Za-z0-9+/=\s]{6,}$`)
 	if err == nil && (info.Mode().Perm()&0o077 != 0 || len(key) > 1024 || !base64.MatchString(key)) {
 		err = fmt.Errorf("%s, mode %v, is to be its owner's alone, and 6 to 1024 characters of base64", path, info.Mode())
 	}
