@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// ErrEnded is returned for a disk that was to be put into a machine that has ended, or that has ended meanwhile.
+var ErrEnded = errors.New("the machine has ended")
+
 // maxPorts is what eight slots of the machine's first bus hold: a port is one of eight functions of a slot.
 const maxPorts = 64
 
@@ -59,7 +62,7 @@ func (m *Machine) plug(serial string, serve func() (*server, error)) (*device, e
 	err = d.connect()
 	if err == nil {
 		err = m.execute("device_add", map[string]any{
-			"driver": "nvme", "id": d.name, "serial": serial, "drive": d.name, "bus": portName(d.port),
+			"driver": "nvme", "id": d.name, "serial": serial, "drive": d.name, "bus": portName(d.port), "addr": "0",
 		}, nil)
 	}
 	if err != nil {
@@ -68,6 +71,7 @@ func (m *Machine) plug(serial string, serve func() (*server, error)) (*device, e
 		select {
 		case <-d.cleared:
 		case <-m.monitor.Done():
+			err = fmt.Errorf("%w: %w", ErrEnded, err)
 		case <-time.After(patience):
 		}
 		return nil, err
@@ -80,7 +84,7 @@ func (m *Machine) allot(serial string) (*device, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.over {
-		return nil, errors.New("the machine has ended")
+		return nil, ErrEnded
 	}
 	port := slices.Index(m.ports, nil)
 	if port < 0 {

@@ -85,7 +85,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(shared)
+		defer func() { os.RemoveAll(shared) }() //nolint:errcheck // the system cleans up behind tests
 		return m.Run()
 	}())
 }
@@ -197,7 +197,7 @@ func (g *guest) command(ctx context.Context, line string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // all has been read
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {
 		return "", err

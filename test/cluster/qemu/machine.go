@@ -181,7 +181,8 @@ func (m *Machine) file(name string) string { return filepath.Join(m.cfg.Dir, nam
 // Monitor returns the connection to QEMU, for what Machine has no words for.
 func (m *Machine) Monitor() *Monitor { return m.monitor }
 
-// Agent returns the path of the socket at the other end of the guest's serial port AgentPort. One at a time is served.
+// Agent returns the path of the socket at the other end of the guest's serial port AgentPort. One at a time is served. While
+// nobody is connected the guest reads an end of file, and what it writes is lost.
 func (m *Machine) Agent() string { return m.file("agent") }
 
 // Console returns what the guest has written to its serial console, ttyS0.

@@ -1,7 +1,9 @@
 package qemu_test
 
 import (
+	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 )
 
 func TestASnapshotHoldsTheWholeMachine(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t)
 	g.run("echo then >/memory; echo then | dd of=/dev/vda conv=fsync")
 	require.NoError(t, g.SaveSnapshot("then"))
@@ -25,6 +28,7 @@ func TestASnapshotHoldsTheWholeMachine(t *testing.T) {
 }
 
 func TestASnapshotThatFailsSaysWhy(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.create(vol(0))
 	w.attach("i-here", vol(0))
@@ -34,6 +38,7 @@ func TestASnapshotThatFailsSaysWhy(t *testing.T) {
 }
 
 func TestAMachineThatDoesNotStartSaysWhy(t *testing.T) {
+	t.Parallel()
 	cfg, err := golden()
 	require.NoError(t, err)
 	cfg.Dir = t.TempDir()
@@ -44,6 +49,7 @@ func TestAMachineThatDoesNotStartSaysWhy(t *testing.T) {
 }
 
 func TestAGuestThatPowersOffEndsItsMachine(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t)
 	g.run("(sleep 0.2; poweroff -f) >/dev/null 2>&1 &")
 	select {
@@ -57,6 +63,7 @@ func TestAGuestThatPowersOffEndsItsMachine(t *testing.T) {
 
 // A machine that loses power boots again from what it has flushed, and reboots in place with the disks it has.
 func TestPowerOffColdStartAndReboot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.create(vol(0))
 	w.attach("i-here", vol(0))
@@ -73,14 +80,37 @@ func TestPowerOffColdStartAndReboot(t *testing.T) {
 
 	w.attach("i-here", vol(0))
 	w.here.run("echo kept | dd of=$(device %s) conv=fsync", serial(0))
-	resets := make(chan struct{}, 10)
+	reset, once := make(chan struct{}), sync.Once{}
 	w.here.Monitor().Watch(func(event qemu.Event) {
-		if event.Name == "RESET" {
-			resets <- struct{}{}
+		if event.Name == "RESET" { // once for each way of rebooting that Linux tries
+			once.Do(func() { close(reset) })
 		}
 	})
 	w.here.run("(sleep 0.2; reboot -f) >/dev/null 2>&1 &")
-	<-resets
+	<-reset
 	assert.Equal(t, "kept", w.here.run("head -n 1 $(device %s)", serial(0)))
 	w.detach("i-here", vol(0))
+}
+
+// A guest that boots may not hear that it is to let a disk go.
+func TestADiskPulledDuringBootIsGoneAfterIt(t *testing.T) {
+	t.Parallel()
+	w := newStorage(t)
+	cfg, err := golden()
+	require.NoError(t, err)
+	cfg.Dir, cfg.Root = filepath.Join(w.dir, "m"), filepath.Join(w.dir, "root.qcow2")
+	require.NoError(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", cfg.Root, "1M").Run())
+	g := start(t, cfg)
+	w.Register("i-here", g.Machine, qemu.Guest{})
+	for i := range 6 {
+		w.create(vol(i))
+		w.attach("i-here", vol(i))
+	}
+	for i := range 5 {
+		time.Sleep(500 * time.Millisecond)
+		require.NoError(t, w.Detach("i-here", vol(i), true))
+	}
+	g.run("true")
+	require.Eventually(t, func() bool { return nodes(t, g.Machine) == 1 }, 10*time.Second, 100*time.Millisecond)
+	assert.Equal(t, serial(5), g.run("cat /sys/class/nvme/*/serial"))
 }

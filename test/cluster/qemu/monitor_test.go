@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -22,13 +24,13 @@ func answering(t *testing.T, say func(command string, id int) []string) *qemu.Mo
 	path := filepath.Join(t.TempDir(), "qmp")
 	listener, err := net.Listen("unix", path)
 	require.NoError(t, err)
-	t.Cleanup(func() { listener.Close() })
+	t.Cleanup(func() { assert.NoError(t, listener.Close()) })
 	go func() {
 		conn, err := listener.Accept()
 		if err != nil {
 			return
 		}
-		defer conn.Close()
+		defer conn.Close() //nolint:errcheck // that is what is tested
 		fmt.Fprintln(conn, `{"QMP": {"version": {}, "capabilities": ["oob"]}}`)
 		for lines := bufio.NewScanner(conn); lines.Scan(); {
 			var command struct {
@@ -68,15 +70,14 @@ func TestAnswersReachWhoAskedForThem(t *testing.T) {
 			fmt.Sprintf(`{"return": %d, "id": %d}`, first, first),
 		}
 	})
-	results := make(chan int, 2)
-	for range 2 {
-		go func() {
-			result := -1
-			assert.NoError(t, m.Execute(t.Context(), "which", nil, &result))
-			results <- result
-		}()
+	results := make([]int, 2)
+	var group sync.WaitGroup
+	for i := range results {
+		group.Go(func() { assert.NoError(t, m.Execute(t.Context(), "which", nil, &results[i])) })
 	}
-	assert.NotEqual(t, <-results, <-results)
+	group.Wait()
+	assert.NotEqual(t, results[0], results[1])
+	assert.NotContains(t, results, 0)
 }
 
 func TestARefusalHasItsClass(t *testing.T) {
@@ -102,7 +103,7 @@ func TestNoEventIsLost(t *testing.T) {
 	var seen, ended int
 	stop := m.Watch(func(event qemu.Event) {
 		assert.Equal(t, "RESET", event.Name)
-		assert.Equal(t, fmt.Sprint(seen), string(event.Data))
+		assert.Equal(t, strconv.Itoa(seen), string(event.Data))
 		seen++
 	})
 	m.Watch(func(qemu.Event) { ended++ })
