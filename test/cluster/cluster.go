@@ -7,6 +7,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,6 +52,7 @@ type Config struct {
 // settings at a time.
 type Plugin struct {
 	Alias    string   // the volume driver's name; "blockvol", if empty
+	Cluster  string   // whose volumes it sees; "default", if empty
 	Settings []string // NAME=VALUE
 }
 
@@ -101,6 +103,9 @@ func Start(t T, cfg Config) *Cluster {
 	for i := range cfg.Plugins {
 		if cfg.Plugins[i].Alias == "" {
 			cfg.Plugins[i].Alias = "blockvol"
+		}
+		if cfg.Plugins[i].Cluster == "" {
+			cfg.Plugins[i].Cluster = "default"
 		}
 	}
 	c := &Cluster{t: t, cfg: cfg, metadata: map[string]http.Handler{}, registry: newRegistry()}
@@ -162,6 +167,11 @@ func (c *Cluster) startCloud() {
 	if err != nil {
 		c.t.Fatalf("cluster: %v", err)
 	}
+	var clusters []string
+	for _, p := range c.cfg.Plugins {
+		clusters = append(clusters, strconv.Quote(p.Cluster))
+	}
+	policy = bytes.ReplaceAll(policy, []byte(`"default"`), []byte("["+strings.Join(clusters, ", ")+"]"))
 	c.cfg.Cloud.Backend = c.storage
 	c.Cloud = cloud.New(c.cfg.Cloud)
 	c.t.Cleanup(func() {

@@ -99,7 +99,9 @@ func shared(t *testing.T) *cluster.Cluster {
 		}
 		for _, policy := range policies {
 			// Short, so that what is refused is told soon.
-			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{Alias: policy, Settings: []string{"TAKEOVER=" + policy, "CLUSTER=" + policy, "CALL_TIMEOUT=10s"}})
+			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{
+				Alias: policy, Cluster: policy, Settings: []string{"TAKEOVER=" + policy, "CALL_TIMEOUT=10s"},
+			})
 		}
 		outer.cluster = cluster.Start(&outer, cfg)
 	}

@@ -198,6 +198,7 @@ func (n *Node) docker(stdin []byte, args ...string) (string, error) {
 
 // installPlugins installs what the cluster's nodes have, as an operator does.
 func (n *Node) installPlugins() error {
+	begin := time.Now()
 	for _, p := range n.c.cfg.Plugins {
 		state := "/var/lib/blockvol/" + p.Alias + "/state"
 		volumes := "/var/lib/blockvol/" + p.Alias + "/volumes"
@@ -206,12 +207,12 @@ func (n *Node) installPlugins() error {
 		}
 		args := []string{
 			"plugin", "install", "--grant-all-permissions", "--alias", p.Alias, registry + ":5000/blockvol:1",
-			"PROVIDER=aws", "AWS_ENDPOINT_URL_EC2=http://" + api, "state.source=" + state, "volumes.source=" + volumes, "LOG_LEVEL=debug",
+			"PROVIDER=aws", "AWS_ENDPOINT_URL_EC2=http://" + api, "state.source=" + state, "volumes.source=" + volumes, "LOG_LEVEL=debug", "CLUSTER=" + p.Cluster,
 		}
 		if _, err := n.TryDocker(append(args, p.Settings...)...); err != nil {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
+		n.c.logf("%s has plugin %s after %v", n.Name, p.Alias, time.Since(begin))
 	}
 	return nil
 }
-

@@ -87,11 +87,12 @@ func digest(content []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// pack returns a directory as a compressed archive, and the digest of the archive. The version is a file in it.
+// pack returns a directory as an archive in the form of a compressed one, and the digest of the archive. To expand bytes costs an
+// emulated processor more than to receive them. The version is a file in it.
 func pack(dir, version string) (layer []byte, diff string, err error) {
 	var compressed bytes.Buffer
 	sum := sha256.New()
-	zip, err := gzip.NewWriterLevel(&compressed, gzip.BestSpeed)
+	zip, err := gzip.NewWriterLevel(&compressed, gzip.NoCompression)
 	if err != nil {
 		return nil, "", err
 	}

@@ -240,9 +240,10 @@ func (i *Image) boot(ctx context.Context, s *space.Space, dir, root string, do f
 	if err != nil {
 		return err
 	}
-	defer guest.Close()
+	defer guest.Close() //nolint:errcheck // it ends with the machine
 	ready := []string{"sh", "-c", "until docker version; do sleep 0.2; done"}
-	if err := guest.Await(ctx); err == nil {
+	err = guest.Await(ctx)
+	if err == nil {
 		_, err = guest.Run(ctx, nil, ready...)
 	}
 	if err == nil {

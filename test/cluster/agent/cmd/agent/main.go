@@ -106,12 +106,12 @@ func forward(address, socket string) {
 			return
 		}
 		go func() {
-			defer from.Close()
+			defer from.Close() //nolint:errcheck // nothing is kept
 			to, err := net.Dial("unix", socket)
 			if err != nil {
 				return
 			}
-			defer to.Close()
+			defer to.Close() //nolint:errcheck // nothing is kept
 			var both sync.WaitGroup
 			both.Go(func() { pass(to, from) })
 			both.Go(func() { pass(from, to) })
@@ -138,19 +138,20 @@ func disk(serial string) error {
 		if err != nil || strings.TrimSpace(string(shown)) != serial {
 			continue // it may be going
 		}
-		namespaces, err := filepath.Glob(filepath.Join(filepath.Dir(file), "nvme*n*"))
-		if err != nil || len(namespaces) == 0 {
+		namespaces, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "nvme*n*"))
+		if len(namespaces) == 0 {
 			break
 		}
 		device, err := os.OpenFile("/dev/"+filepath.Base(namespaces[0]), os.O_RDONLY|syscall.O_EXCL, 0)
-		switch {
-		case err == nil:
+		if err == nil {
 			fmt.Println("free")
 			return device.Close()
-		case errors.Is(err, syscall.EBUSY):
+		}
+		if errors.Is(err, syscall.EBUSY) {
 			fmt.Println("held")
 			return nil
 		}
+		break // it is going
 	}
 	fmt.Println("absent")
 	return nil
