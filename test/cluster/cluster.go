@@ -232,9 +232,18 @@ func buildWriter(ctx context.Context, dir string) error {
 	return nil
 }
 
-// makeSwarm makes all nodes one Swarm, and waits until it knows of the plugins.
+// makeSwarm makes all nodes one Swarm, with the plugins. A node tells the Swarm what it has when it joins, and later each 20 s
+// only: so the plugins come first.
 func (c *Cluster) makeSwarm() {
 	c.t.Helper()
+	var installing errgroup.Group
+	for _, n := range c.Nodes {
+		installing.Go(n.installPlugins)
+	}
+	if err := installing.Wait(); err != nil {
+		c.t.Fatalf("cluster: %v", err)
+	}
+	c.logf("plugins are installed")
 	first := c.Nodes[0]
 	first.Docker("swarm", "init", "--advertise-addr", first.Address, "--task-history-limit", "20")
 	c.token = first.Docker("swarm", "join-token", "--quiet", "worker")
@@ -250,13 +259,9 @@ func (c *Cluster) makeSwarm() {
 			return err
 		})
 	}
-	for _, n := range c.Nodes {
-		joining.Go(n.installPlugins)
-	}
 	if err := joining.Wait(); err != nil {
 		c.t.Fatalf("cluster: %v", err)
 	}
-	c.logf("plugins are installed")
 	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
 }
 

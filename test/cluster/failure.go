@@ -209,10 +209,10 @@ func (n *Node) Replace() *Node {
 	}
 	err := successor.launch()
 	if err == nil {
-		_, err = successor.TryDocker("swarm", "join", "--token", c.token, c.Manager().Address)
+		err = successor.installPlugins()
 	}
 	if err == nil {
-		err = successor.installPlugins()
+		_, err = successor.TryDocker("swarm", "join", "--token", c.token, c.Manager().Address)
 	}
 	if err != nil {
 		c.t.Fatalf("%v", err)
