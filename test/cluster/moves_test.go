@@ -20,16 +20,23 @@ func TestAServiceMovesWithItsVolume(t *testing.T) {
 	c := shared(t)
 	w := c.StartWriter("diary", "stopped")
 	at := w.Await("it writes")
-	step := func(what string, do func(from *cluster.Node) ledger.Ack) {
+	step := func(what string, do func(t *testing.T, from *cluster.Node) ledger.Ack) {
 		t.Helper()
-		begin, from := time.Now(), at.Node
-		at = do(c.Node(from))
-		gap := c.Ledger.Gap(w.Name, begin)
-		w.OnlyOn(c.Node(at.Node))
-		c.NoViolations()
-		t.Logf("%s: from %s to %s in %.1f s, gap between acks %.1f s", what, from, at.Node, at.At.Sub(begin).Seconds(), gap.Seconds())
+		well := t.Run(what, func(t *testing.T) {
+			c.Use(t)
+			begin, from := time.Now(), at.Node
+			at = do(t, c.Node(from))
+			gap := c.Ledger.Gap(w.Name, begin)
+			w.OnlyOn(c.Node(at.Node))
+			c.NoViolations()
+			t.Logf("%s: from %s to %s in %.1f s, gap between acks %.1f s", what, from, at.Node, at.At.Sub(begin).Seconds(), gap.Seconds())
+		})
+		c.Use(t)
+		if !well {
+			t.FailNow()
+		}
 	}
-	drain := func(from *cluster.Node) ledger.Ack {
+	drain := func(_ *testing.T, from *cluster.Node) ledger.Ack {
 		c.Availability(from, "drain")
 		defer c.Availability(from, "active")
 		return w.Await("it moves", ledger.NotOn(from.Name))
@@ -38,30 +45,30 @@ func TestAServiceMovesWithItsVolume(t *testing.T) {
 	w.OnlyOn(c.Node(at.Node))
 
 	step("drain", drain)
-	step("update", func(*cluster.Node) ledger.Ack {
+	step("update", func(*testing.T, *cluster.Node) ledger.Ack {
 		w.Update("--env-add", "CHANGED=1")
 		return newTask()
 	})
-	step("update --force", func(*cluster.Node) ledger.Ack {
+	step("update --force", func(*testing.T, *cluster.Node) ledger.Ack {
 		w.Update("--force")
 		return newTask()
 	})
-	step("scale to 0 and 1", func(*cluster.Node) ledger.Ack {
+	step("scale to 0 and 1", func(*testing.T, *cluster.Node) ledger.Ack {
 		w.Update("--replicas", "0")
 		c.Eventually("the volume is free", func() error { return available(w.Volume()) })
 		w.Update("--replicas", "1")
 		return newTask()
 	})
-	step("update start-first", func(from *cluster.Node) ledger.Ack { return startFirst(t, c, w, from, at) })
+	step("update start-first", func(t *testing.T, from *cluster.Node) ledger.Ack { return startFirst(t, c, w, from, at) })
 	if at.Node == c.Manager().Name { // without which nobody moves anything
 		step("drain", drain)
 	}
-	step("reboot", func(from *cluster.Node) ledger.Ack {
+	step("reboot", func(_ *testing.T, from *cluster.Node) ledger.Ack {
 		from.Reboot()
 		return newTask()
 	})
 	c.Settle()
-	step("restart of all engines", func(*cluster.Node) ledger.Ack {
+	step("restart of all engines", func(*testing.T, *cluster.Node) ledger.Ack {
 		for _, n := range c.Nodes {
 			n.StopEngine()
 			n.StartEngine()
@@ -71,7 +78,7 @@ func TestAServiceMovesWithItsVolume(t *testing.T) {
 	})
 	reference := c.PushPlugin()
 	_, version, _ := strings.Cut(reference, "blockvol:")
-	step("upgrade of the plugin", func(from *cluster.Node) ledger.Ack {
+	step("upgrade of the plugin", func(t *testing.T, from *cluster.Node) ledger.Ack {
 		for _, n := range c.Nodes {
 			if n != from { // where there is nothing to drain
 				c.Availability(n, "drain")

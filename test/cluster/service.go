@@ -78,13 +78,13 @@ func (w *Writer) Await(what string, conditions ...func(ledger.Ack) bool) ledger.
 	last, _ := w.c.Ledger.Last(w.Name)
 	ack, err := w.TryAwait(patience, append(conditions, ledger.After(last))...)
 	if err != nil {
-		w.c.t.Fatalf("%s: %s: %v\n%s", w.Name, what, err, w.story())
+		w.c.t.Fatalf("%s: %s: %v\n%s", w.Name, what, err, w.Story())
 	}
 	return ack
 }
 
-// story is what an engineer asks first when a writer does not write.
-func (w *Writer) story() string {
+// Story is what an engineer asks first when a writer does not write.
+func (w *Writer) Story() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, w.Tasks())
 	if v, err := w.c.Volume(w.Name); err != nil {
@@ -144,7 +144,21 @@ func (w *Writer) Errors() []string {
 // Update runs `docker service update` in the background.
 func (w *Writer) Update(arguments ...string) {
 	w.c.t.Helper()
-	w.c.Manager().Docker(append(append([]string{"service", "update", "--detach", "--no-resolve-image"}, arguments...), w.Service)...)
+	w.c.change(append(append([]string{"service", "update", "--detach", "--no-resolve-image"}, arguments...), w.Service)...)
+}
+
+// change changes an object of the Swarm. One that the Swarm itself changes at that moment has to be read again.
+func (c *Cluster) change(command ...string) {
+	c.t.Helper()
+	for {
+		_, err := c.Manager().TryDocker(command...)
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "update out of sequence") {
+			c.t.Fatalf("%v", err)
+		}
+	}
 }
 
 // Volume is the cloud's.
@@ -239,7 +253,7 @@ func (w *Writer) Check() {
 // That is for a test that has no other volumes.
 func (w *Writer) OnlyOn(node *Node) {
 	w.c.t.Helper()
-	w.c.eventually(w.Name+" is on "+node.Name+" alone", w.story, func() error {
+	w.c.eventually(w.Name+" is on "+node.Name+" alone", w.Story, func() error {
 		v := w.Volume()
 		if len(v.Attachments) != 1 || v.Attachments[0].Instance != node.Instance || v.Attachments[0].State != cloud.Attached {
 			return fmt.Errorf("the cloud has it %s: %+v", v.State, v.Attachments)
@@ -255,6 +269,40 @@ func (w *Writer) OnlyOn(node *Node) {
 		}
 		return nil
 	})
+}
+
+// Misplaced tells of disks that a node shows while the cloud has them on another. What is on its way is not meant.
+func (c *Cluster) Misplaced() (found []string) {
+	for _, n := range c.Nodes {
+		if !n.reachable() {
+			continue
+		}
+		before := c.held()
+		serials, err := n.Try("sh", "-c", "cat /sys/class/nvme/*/serial 2>/dev/null; true")
+		if err != nil {
+			continue // it has just been taken away
+		}
+		after := c.held()
+		for _, serial := range strings.Fields(serials) {
+			if a := before[serial]; a.Instance != "" && a.Instance != n.Instance && a == after[serial] {
+				found = append(found, fmt.Sprintf("%s (%s) shows disk %s, which the cloud has on %s since %s", n.Name, n.Instance, serial, a.Instance, a.Since.UTC().Format(time.TimeOnly)))
+			}
+		}
+	}
+	return found
+}
+
+// held returns the attachments that are not on their way, by the disks' serials.
+func (c *Cluster) held() map[string]cloud.Attachment {
+	held := map[string]cloud.Attachment{}
+	for _, v := range c.Cloud.Volumes() {
+		for _, a := range v.Attachments {
+			if a.State == cloud.Attached {
+				held[qemu.Serial(v.ID)] = a
+			}
+		}
+	}
+	return held
 }
 
 // NothingLeft waits until no node has a disk, or a file system of one mounted.
@@ -306,7 +354,7 @@ func (c *Cluster) Place(on *Node, do func()) {
 // Availability sets whether a node takes tasks: active, pause, drain.
 func (c *Cluster) Availability(n *Node, availability string) {
 	c.t.Helper()
-	c.Manager().Docker("node", "update", "--availability", availability, n.Name)
+	c.change("node", "update", "--availability", availability, n.Name)
 }
 
 // Use lets another test decide: what fails from now on is its failure.
