@@ -140,7 +140,7 @@ func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 	after, err := c.Volume("far")
 	require.NoError(t, err, "there is one volume, as before")
 	assert.Equal(t, before.ID, after.ID)
-	assert.NoError(t, available(after))
+	require.NoError(t, available(after))
 	assert.Len(t, c.Cloud.Volumes(), len(c.Nodes)+1)
 	for _, n := range c.Nodes {
 		assert.Empty(t, n.Run("sh", "-c", "ls /var/lib/blockvol/stopped/state/journal | grep far; true"), "the journal of %s", n.Name)

@@ -31,7 +31,7 @@ func TestSoak(t *testing.T) {
 	}
 	seed := *soakSeed
 	if seed == 0 {
-		seed = uint64(time.Now().UnixNano()) //nolint:gosec // any number will do
+		seed = uint64(time.Now().UnixNano())
 	}
 	fmt.Printf("soak: -soak.seed %d\n", seed) // at once, not when the test ends
 	s := &soak{t: t, c: shared(t), rand: rand.New(rand.NewPCG(seed, 0)), begin: time.Now()}
@@ -78,18 +78,18 @@ func (s *soak) logf(format string, args ...any) {
 	s.t.Logf("%s %7.1f s  %s", time.Now().UTC().Format("15:04:05.000"), time.Since(s.begin).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// A failure is something that goes wrong with a node, and returns how it is mended.
-type failure struct {
+// A mishap is something that goes wrong with a node, and returns how it is mended.
+type mishap struct {
 	name string
 	// alive: the node goes on where nobody sees it, or comes back as it was. TAKEOVER=always is the operator's word that no
-	// node does so with a volume in use; so such a failure meets only nodes without one.
+	// node does so with a volume in use; so such a one meets only nodes without one.
 	alive bool
 	// final: what is on the node is gone. A Swarm does not survive that of its only manager.
 	final bool
 	do    func(s *soak, n *cluster.Node) (mend func())
 }
 
-var failures = []failure{
+var mishaps = []mishap{
 	{name: "power off", do: func(_ *soak, n *cluster.Node) func() { n.PowerOff(); return n.PowerOn }},
 	{name: "power off", do: func(_ *soak, n *cluster.Node) func() { n.PowerOff(); return n.PowerOn }}, // the commonest
 	{name: "terminate", final: true, do: func(s *soak, n *cluster.Node) func() {
@@ -156,7 +156,7 @@ func pick[T any](s *soak, of []T) T { return of[s.rand.IntN(len(of))] }
 func (s *soak) round() {
 	s.t.Helper()
 	// All is chosen before anything is done, so that a seed means the same however things go.
-	f, n, lasting := pick(s, failures), pick(s, s.c.Nodes), time.Duration(5+s.rand.IntN(40))*time.Second
+	f, n, lasting := pick(s, mishaps), pick(s, s.c.Nodes), time.Duration(5+s.rand.IntN(40))*time.Second
 	early, fault := s.rand.IntN(2) == 0, cloud.Rule{}
 	if s.rand.IntN(2) == 0 {
 		fault = pick(s, faults)
@@ -184,10 +184,10 @@ func (s *soak) round() {
 	}
 	fail := func() {
 		if reason := s.forbids(f, n); reason != "" {
-			s.logf("no failure: %s of %s: %s", f.name, n.Name, reason)
+			s.logf("no mishap: %s of %s: %s", f.name, n.Name, reason)
 			return
 		}
-		s.logf("failure: %s of %s (%s) for %v", f.name, n.Name, n.Instance, lasting)
+		s.logf("mishap: %s of %s (%s) for %v", f.name, n.Name, n.Instance, lasting)
 		mends = append(mends, f.do(s, n))
 	}
 	if early {
@@ -215,8 +215,8 @@ func (s *soak) round() {
 	s.mended()
 }
 
-// forbids tells why a failure may not meet a node.
-func (s *soak) forbids(f failure, n *cluster.Node) string {
+// forbids tells why a mishap may not meet a node.
+func (s *soak) forbids(f mishap, n *cluster.Node) string {
 	if f.final && n == s.c.Nodes[0] {
 		return "it is the manager"
 	}
