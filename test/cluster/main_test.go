@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
+// logs is where the logs of a failure are kept.
+const logs = "../../build/cluster"
+
 // outer stands in for a test around all tests.
 var outer outerTest
 
@@ -106,6 +109,12 @@ func shared(t *testing.T) *cluster.Cluster {
 		outer.cluster = cluster.Start(&outer, cfg)
 	}
 	outer.cluster.Use(t)
-	t.Cleanup(func() { outer.cluster.Use(&outer) })
+	t.Cleanup(func() {
+		if t.Failed() {
+			outer.cluster.SaveLogs(logs)
+			t.Logf("the engines' logs are in %s", logs)
+		}
+		outer.cluster.Use(&outer)
+	})
 	return outer.cluster
 }

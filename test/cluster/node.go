@@ -216,3 +216,23 @@ func (n *Node) installPlugins() error {
 	}
 	return nil
 }
+
+// SaveLogs copies the log of each node's engine, which has the plugin's, to a directory.
+func (c *Cluster) SaveLogs(dir string) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		c.t.Logf("%v", err)
+		return
+	}
+	for _, n := range c.Nodes {
+		if !n.reachable() {
+			continue
+		}
+		log, err := n.Try("cat", "/var/log/dockerd.log")
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, n.Name+".log"), []byte(log), 0o644)
+		}
+		if err != nil {
+			c.t.Logf("the log of %s: %v", n.Name, err)
+		}
+	}
+}
