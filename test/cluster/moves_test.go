@@ -13,7 +13,7 @@ func TestAServiceMoves(t *testing.T) {
 	c := shared(t)
 	begin := time.Now()
 	step := func(what string) { t.Logf("%6.1f s  %s", time.Since(begin).Seconds(), what) }
-	w := c.StartWriter("diary", "stopped")
+	w := c.StartWriter("diary", driverOf("stopped"))
 	step("writes on " + w.Node().Name)
 	from := w.Node()
 	c.Availability(from, "drain")
