@@ -123,6 +123,19 @@ func (c *Cloud) Close() {
 	c.work.Wait()
 }
 
+// SetTimes changes how long things take from now on. What has begun goes on as it was, and calls that run end as they were.
+func (c *Cloud) SetTimes(latency time.Duration, times Times) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cfg.Latency, c.cfg.Times = latency, times
+}
+
+func (c *Cloud) times() Times {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cfg.Times
+}
+
 // Zones returns the zones, the default first.
 func (c *Cloud) Zones() []string { return slices.Clone(c.cfg.Zones) }
 

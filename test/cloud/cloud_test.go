@@ -664,3 +664,24 @@ func TestWhatIsReadCannotChangeTheTruth(t *testing.T) {
 	assert.Empty(t, again.Tags)
 	assert.Equal(t, i.ID, again.Attachments[0].Instance)
 }
+
+func TestTimesChangeWhileTheCloudRuns(t *testing.T) {
+	inBubble(t, cloud.Config{Times: times}, func(t *testing.T, c *cloud.Cloud) {
+		instance := c.AddInstance(cloud.Instance{}).ID
+		volume := create(t, c)
+		time.Sleep(times.Create + time.Millisecond)
+		attach(t, c, volume, instance)
+		slow := times
+		slow.Detach = time.Minute
+		c.SetTimes(time.Second, slow)
+		time.Sleep(times.Attach + time.Millisecond)
+		assert.Equal(t, "in-use attached", state(c, volume), "what had begun took what it took before")
+		begin := time.Now()
+		detach(t, c, volume, false)
+		assert.Equal(t, time.Second, time.Since(begin), "the latency")
+		time.Sleep(slow.Detach - 2*time.Second)
+		assert.Equal(t, "in-use detaching", state(c, volume))
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "available", state(c, volume))
+	})
+}

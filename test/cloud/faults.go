@@ -102,9 +102,9 @@ func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fa
 		c.throttled[call.Action]++
 		met.Fault = Throttle
 	}
+	half := c.cfg.Latency / 2
 	c.mu.Unlock()
 
-	half := c.cfg.Latency / 2
 	if call.Aside {
 		half = 0
 	}
