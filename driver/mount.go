@@ -205,12 +205,12 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 		case vol.HeldBy(node.ID):
 			v.step("being detached from this node first")
 		default:
-			taken, err := d.displace(ctx, v, vol, &held)
+			leaving, err := d.displace(ctx, v, vol, &held)
 			if err != nil {
 				return nil, false, err
 			}
-			if taken {
-				retry = backoff{}
+			if leaving {
+				retry.shorten()
 			}
 		}
 		if err := retry.wait(ctx); err != nil {
@@ -507,3 +507,6 @@ func (b *backoff) wait(ctx context.Context) error {
 	b.last = min(max(2*b.last, 500*time.Millisecond), 5*time.Second)
 	return pause(ctx, b.last/2+rand.N(b.last/2))
 }
+
+// shorten keeps the next wait under a second: what is waited for is under way, and its end is not to go unnoticed for long.
+func (b *backoff) shorten() { b.last = min(b.last, 400*time.Millisecond) }

@@ -9,35 +9,35 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
 )
 
 // Stack is a stack of services.
 type Stack struct {
-	Name  string
-	files []string
-	c     *Cluster
+	Name string
+	c    *Cluster
 }
 
 // Deploy deploys a stack from files, of which a later one overrides those before.
 func (c *Cluster) Deploy(name string, files ...string) *Stack {
 	c.t.Helper()
-	s := &Stack{Name: name, c: c}
 	args := []string{"stack", "deploy", "--resolve-image", "never", "--detach=true"}
 	for _, file := range files {
 		path, err := filepath.Abs(file)
 		if err != nil {
 			c.t.Fatalf("cluster: %v", err)
 		}
-		s.files = append(s.files, path)
 		args = append(args, "--compose-file", path)
 	}
 	c.Manager().Docker(append(args, name)...)
-	return s
+	return &Stack{name, c}
 }
 
 // Secret makes a secret of the Swarm.
@@ -140,33 +140,42 @@ func (t *Task) TryExec(args ...string) (string, error) {
 	return t.Node.TryDocker(append([]string{"exec", t.Container}, args...)...)
 }
 
-// Remove removes the stack and waits until nothing of it is left but its volumes, which are attached to no node.
-func (s *Stack) Remove() {
-	s.c.t.Helper()
-	manager := s.c.Manager()
-	volumes := map[string]bool{}
-	for _, n := range s.c.Nodes {
-		for _, name := range strings.Fields(n.Docker("volume", "ls", "--quiet", "--filter", "label=com.docker.stack.namespace="+s.Name)) {
-			volumes[name] = true
-		}
+// Remove removes stacks and waits until nothing of them is left but their volumes, which are attached to no node.
+func (c *Cluster) Remove(stacks ...*Stack) {
+	c.t.Helper()
+	args := []string{"stack", "rm"}
+	for _, s := range stacks {
+		args = append(args, s.Name)
 	}
-	manager.Docker("stack", "rm", s.Name)
-	s.c.Eventually("the stack "+s.Name+" is gone", func() error {
-		label := "label=com.docker.stack.namespace=" + s.Name
-		for _, n := range s.c.Nodes {
-			for _, what := range [][]string{{"ps", "--all", "--quiet"}, {"network", "ls", "--quiet"}} {
-				left, err := n.TryDocker(append(what, "--filter", label)...)
-				if err == nil && left != "" {
-					err = fmt.Errorf("%s: docker %s: %s", n.Name, strings.Join(what, " "), left)
-				}
-				if err != nil {
+	c.Manager().Docker(args...)
+	for _, n := range c.Nodes {
+		for _, what := range [][]string{{"ps", "--all", "--quiet"}, {"network", "ls", "--quiet"}} {
+			for _, s := range stacks {
+				what := append(what, "--filter", "label=com.docker.stack.namespace="+s.Name)
+				c.Eventually(s.Name+" is gone from "+n.Name, func() error {
+					left, err := n.TryDocker(what...)
+					if err == nil && left != "" {
+						err = fmt.Errorf("docker %s: %s", strings.Join(what, " "), left)
+					}
 					return err
-				}
+				})
 			}
 		}
-		return nil
-	})
-	s.c.NothingLeft()
+	}
+	c.NothingLeft()
+}
+
+// CheckFileSystem checks the file system in the image of a volume that is attached to no node.
+func (c *Cluster) CheckFileSystem(v cloud.Volume) {
+	c.t.Helper()
+	program := []string{"e2fsck", "-f", "-n"}
+	if v.Tags["blockvol:record:fstype"] == "xfs" {
+		program = []string{"xfs_repair", "-n"}
+	}
+	program = append(program, c.storage.Image(v.ID))
+	if out, err := exec.Command(program[0], program[1:]...).CombinedOutput(); err != nil {
+		c.t.Fatalf("%s: the file system of %s is not whole: %v: %s", v.ID, v.Tags["blockvol:name"], err, out)
+	}
 }
 
 // Output is what a program in the background has written so far.
