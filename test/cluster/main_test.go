@@ -66,10 +66,11 @@ func shared(t *testing.T) *cluster.Cluster {
 			Cloud: cloud.Config{Latency: 50 * time.Millisecond, Times: times, Lag: time.Second},
 		}
 		for _, policy := range policies {
-			// Short, so that what is refused is told soon.
-			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{
-				Alias: driverOf(policy), Cluster: policy, Settings: []string{"TAKEOVER=" + policy, "CALL_TIMEOUT=10s"},
-			})
+			settings := []string{"TAKEOVER=" + policy}
+			if policy != "stopped" { // which is to be as operators have it
+				settings = append(settings, "CALL_TIMEOUT=10s") // so that what is refused is told soon
+			}
+			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{Alias: driverOf(policy), Cluster: policy, Settings: settings})
 		}
 		if !outer.Try(func() { whole = cluster.Start(&outer, cfg) }) {
 			t.Fatal("the cluster does not start")
