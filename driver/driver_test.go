@@ -138,6 +138,45 @@ func TestAContainerThatDiedUnseenIsNoticed(t *testing.T) {
 	})
 }
 
+// An engine that was killed starts again: it starts the plugin, takes the plugin's mounts away, and only then ends the
+// containers, for which no Unmount comes. Their successors wait elsewhere.
+func TestContainersThatEndWithTheirEngineAreNoticedSoon(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		l.kill()
+		a.engineTakesMounts()
+		a.start(t)
+		time.Sleep(5 * time.Second)
+		assert.Equal(t, "a", w.holder("data"), "the container goes on")
+		a.containerEnds("1")
+		begin := time.Now()
+		lb := b.start(t)
+		mustMount(t, lb, "data", "2")
+		assert.Less(t, time.Since(begin), 10*time.Second)
+		synctest.Wait()
+		assert.Empty(t, a.journal)
+		mustUnmount(t, lb, "data", "2")
+	})
+}
+
+func TestAContainerGoesOnWhileThePluginIsDisabled(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		mustMount(t, l, "data", "1")
+		l.kill()
+		a.engineTakesMounts()
+		a.start(t)
+		time.Sleep(time.Hour)
+		assert.Equal(t, "a", w.holder("data"))
+		a.containerEnds("1")
+		time.Sleep(reconcileEvery + time.Second)
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
 func TestMountIDsOfAnEarlierBootAreVoid(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)

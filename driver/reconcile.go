@@ -13,13 +13,13 @@ import (
 // never Docker.
 func (d *Driver) reconcileLoop() {
 	var looked time.Time // when strays were last looked for
-	for {
+	for lookAfter := d.lookAfterStart; ; lookAfter = d.lookAfter {
 		if time.Since(looked) >= straysEvery && d.findStrays(d.ctx) {
 			looked = time.Now()
 		}
 		for _, name := range d.held() {
 			// Nobody waits for them: one that hangs in the kernel must not keep the others from their turn.
-			d.tasks.Go(func() { d.lookAfter(name) })
+			d.tasks.Go(func() { lookAfter(name) })
 		}
 		if pause(d.ctx, reconcileEvery) != nil {
 			return
@@ -32,6 +32,18 @@ func (d *Driver) lookAfter(name string) {
 	if v := d.tryEnter(name, "being looked after"); v != nil {
 		d.reconcile(d.ctx, v)
 		d.leave(v)
+	}
+}
+
+// lookAfterStart looks after one volume soon, again and again, for the first half minute: an engine that starts after a crash
+// starts its plugins, and then ends the containers that had outlived it, for which it sends no Unmount. Elsewhere their
+// successors wait for the volume.
+func (d *Driver) lookAfterStart(name string) {
+	for wait := time.Second; wait < reconcileEvery; wait *= 2 {
+		d.lookAfter(name)
+		if pause(d.ctx, wait) != nil {
+			return
+		}
 	}
 }
 
@@ -72,6 +84,8 @@ func (d *Driver) reconcile(ctx context.Context, v *volume) {
 		if !e.Releasing && time.Since(v.idleSince) < linger {
 			return
 		}
+	case d.orphaned(ctx, v, e):
+		log.WithField("ids", e.IDs).Warn("The volume's mount was taken away, as an engine does that starts after a crash, and no container has it: its mount IDs are dropped")
 	case d.active(v), v.staleSince.IsZero():
 		v.staleSince = time.Now()
 		return
@@ -108,6 +122,18 @@ func (d *Driver) growInUse(ctx context.Context, v *volume, e *entry) {
 	case grown:
 		log.Info("File system grown to its device, while in use")
 	}
+}
+
+// orphaned tells whether blockvol's own mount of the volume is gone. An engine that starts after a crash takes it away, and
+// so does one that disables the plugin. No container can come to use what was answered before; who wants the volume mounts it
+// again.
+func (d *Driver) orphaned(ctx context.Context, v *volume, e *entry) bool {
+	dev, err := d.deviceOf(ctx, v, e)
+	if err != nil || dev == (mount.Device{}) {
+		return false
+	}
+	published, err := d.host.IsPublished(ctx, v.dir, dev)
+	return err == nil && !published
 }
 
 // active tells whether anything was read from or written to the volume's device since the last look: the engine fills a new

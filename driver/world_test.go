@@ -847,6 +847,16 @@ func (m *machine) container(name, id string) bool {
 	return false
 }
 
+// engineTakesMounts takes the plugin's mounts away, as an engine does after a crash, and when it disables the plugin.
+func (m *machine) engineTakesMounts() {
+	m.world.mu.Lock()
+	defer m.world.mu.Unlock()
+	for _, s := range m.mounts {
+		s.dir = ""
+	}
+	m.settle()
+}
+
 // containerEnds takes the container's mounts away.
 func (m *machine) containerEnds(id string) {
 	m.world.mu.Lock()
