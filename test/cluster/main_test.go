@@ -54,6 +54,11 @@ var times = cloud.Times{
 	Snapshot: time.Second, Modify: time.Second, Stop: time.Second, Terminate: time.Second,
 }
 
+const (
+	latency = 50 * time.Millisecond // of each call
+	lag     = time.Second           // of what is read
+)
+
 // shared returns the cluster, all of whose nodes are well. What fails from now on is this test's failure.
 func shared(t *testing.T) *cluster.Cluster {
 	t.Helper()
@@ -63,7 +68,7 @@ func shared(t *testing.T) *cluster.Cluster {
 		}
 		cfg := cluster.Config{
 			Dir: "../../build/plugin", Log: outer.Logf,
-			Cloud: cloud.Config{Latency: 50 * time.Millisecond, Times: times, Lag: time.Second},
+			Cloud: cloud.Config{Latency: latency, Times: times, Lag: lag, Trace: trace.note},
 		}
 		for _, policy := range policies {
 			settings := []string{"TAKEOVER=" + policy}
