@@ -280,7 +280,7 @@ func (s *sessions) begin() {
 		s.nodes[slot] = task.Node
 		s.c.Eventually("the name is on the disk", func() error {
 			out, err := task.TryExec("sh", "-c", "printf 'set name "+slot+"\nwaitaof 1 0 5000\n' | redis-cli")
-			if err == nil && strings.Fields(out)[1] != "1" {
+			if err == nil && !strings.HasPrefix(out, "OK\n1\n") {
 				err = errors.New(out)
 			}
 			return err

@@ -170,7 +170,7 @@ func (c *Cluster) CheckFileSystem(v cloud.Volume) {
 	c.t.Helper()
 	program := []string{"e2fsck", "-f", "-n"}
 	if v.Tags["blockvol:record:fstype"] == "xfs" {
-		program = []string{"xfs_repair", "-n"}
+		program = []string{"xfs_repair", "-n", "-f"}
 	}
 	program = append(program, c.storage.Image(v.ID))
 	if out, err := exec.Command(program[0], program[1:]...).CombinedOutput(); err != nil {
