@@ -140,7 +140,7 @@ func TestFailover(t *testing.T) {
 	c := shared(t)
 	writers := map[string]*cluster.Writer{}
 	for _, policy := range policies {
-		writers[policy] = c.StartWriter("ledger-"+policy, policy)
+		writers[policy] = c.StartWriter("ledger-"+policy, driverOf(policy))
 	}
 	var table []string
 	for i, f := range failures {

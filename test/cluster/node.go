@@ -183,9 +183,8 @@ func (n *Node) docker(stdin []byte, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, errors.New("the client hangs"))
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "docker", args...)
+	cmd := n.client(ctx, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=tcp://"+n.Address+":2375", "DOCKER_CONTEXT=", "DOCKER_CONFIG="+filepath.Join(n.c.dir, "client"))
 	err := n.c.space.Enter(cmd)
 	if err == nil {
 		err = cmd.Wait()
@@ -194,6 +193,12 @@ func (n *Node) docker(stdin []byte, args ...string) (string, error) {
 		return "", fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return strings.TrimSuffix(stdout.String(), "\n"), nil
+}
+
+func (n *Node) client(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "docker", args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=tcp://"+n.Address+":2375", "DOCKER_CONTEXT=", "DOCKER_CONFIG="+filepath.Join(n.c.dir, "client"))
+	return cmd
 }
 
 // installPlugins installs what the cluster's nodes have, as an operator does.
