@@ -12,11 +12,14 @@ tools  := build/bin
 # How often `make fuzz` runs each target. (With a duration Go fails now and then when the time is up.)
 FUZZTIME ?= 2000000x
 
+# How long `make soak` goes on.
+SOAK ?= 30m
+
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install demo shell test unit lint fmt fuzz bench clean
+.PHONY: help build plugin install demo demo-swarm shell test test-cluster soak lint fmt fuzz bench clean
 
 help: ## list all targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the binary alone: build/blockvol
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o build/blockvol ./cmd/blockvol
@@ -33,6 +36,12 @@ demo: ## show it at work on a private engine; leaves nothing behind
 	@go build -buildvcs=false -o build/sandbox ./test/sandbox
 	@build/sandbox scripts/demo
 
+demo-swarm: ## show a database outlive its machine, in a Swarm of three emulated ones; takes 5 minutes the first time
+	@scripts/setup cluster
+	@$(MAKE) --no-print-directory plugin
+	@go build -buildvcs=false -o build/demo-swarm ./test/cluster/cmd/demo
+	@build/demo-swarm
+
 shell: ## a shell with a private engine and the plugin in it, to play with; gone at exit
 	@scripts/setup demo
 	@$(MAKE) --no-print-directory plugin
@@ -41,6 +50,16 @@ shell: ## a shell with a private engine and the plugin in it, to play with; gone
 
 test: ## everything: unit tests, real disks, real engines, under the race detector; brief fuzzing; arm64
 	@scripts/test
+
+test-cluster: ## three emulated machines as a Swarm: their failures, and databases that outlive them
+	@scripts/setup cluster
+	@$(MAKE) --no-print-directory plugin
+	go test -timeout 40m -v ./test/cluster
+
+soak: ## half an hour of random failures in that Swarm (SOAK=30m)
+	@scripts/setup cluster
+	@$(MAKE) --no-print-directory plugin
+	go test -run Soak -timeout 0 -v ./test/cluster -soak=$(SOAK)
 
 lint: $(tools)/golangci-lint $(tools)/govulncheck ## golangci-lint with gofumpt, govulncheck
 	$(tools)/golangci-lint run ./...

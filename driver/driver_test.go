@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	logtest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -715,4 +716,26 @@ func (s shrunk) Wait(ctx context.Context, serial string) (mount.Device, error) {
 func TestErrorsAreFoundThroughTheirSentences(t *testing.T) {
 	err := sentences(errors.Join(errors.New("a"), nil, errors.New("b")))
 	assert.EqualError(t, err, "a; b")
+}
+
+func TestTheLogSaysHowLongEachStepOfAMountTook(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		log, logged := logtest.NewNullLogger()
+		la, lb := a.start(t), b.start(t, func(c *Config) { c.Log = log })
+		require.NoError(t, la.Create(within(t), "data", nil))
+		mustMount(t, la, "data", "1")
+		time.AfterFunc(7*time.Second, func() { mustUnmount(t, la, "data", "1") })
+		begin := time.Now()
+		mustMount(t, lb, "data", "2")
+		mounted := logged.LastEntry()
+		require.Equal(t, "Volume mounted", mounted.Message)
+		took := func(step string) time.Duration {
+			d, ok := mounted.Data[step].(time.Duration)
+			require.True(t, ok, "%s in %v", step, mounted.Data)
+			return d
+		}
+		assert.Equal(t, time.Since(begin).Round(time.Millisecond), took("took"))
+		assert.InDelta(t, took("took"), took("acquire")+took("attach")+took("format")+took("mount"), float64(4*time.Millisecond), "rounded")
+		assert.GreaterOrEqual(t, took("acquire"), 7*time.Second, "the holder was waited for")
+	})
 }

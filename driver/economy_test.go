@@ -308,3 +308,24 @@ func TestRemoveWaitsForTheCloudToFinishADetach(t *testing.T) {
 		assert.Zero(t, w.count()["Detach"])
 	})
 }
+
+func TestATakeoverLosesNoTimeOnceTheCloudHasLetGo(t *testing.T) {
+	for _, departure := range []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second} {
+		t.Run(departure.String(), func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				w.setLag(0)
+				la, lb := a.start(t), b.start(t)
+				formatted(t, la, "data")
+				mustMount(t, la, "data", "1")
+				time.Sleep(time.Minute)
+				a.powerOff()
+				w.departure = departure
+				w.count()
+				begin := time.Now()
+				mustMount(t, lb, "data", "2")
+				assert.Less(t, time.Since(begin)-departure, time.Second)
+				assert.LessOrEqual(t, w.count()["Find"], 3+int(departure/(400*time.Millisecond)))
+			})
+		})
+	}
+}

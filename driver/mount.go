@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -37,6 +39,9 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 			return "", err
 		}
 	}
+	if err := d.mustBeSeen(ctx); err != nil {
+		return "", fmt.Errorf("%w: volume %q is not mounted for this container", err, v.name)
+	}
 	before := v.journaled()
 	if err := d.note(v, before.with(id, v.device)); err != nil {
 		v.setEntry(before.unwritten()) // Docker takes the error for "not mounted"
@@ -48,6 +53,22 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 		return "", v.unfinished(ctx)
 	}
 	return v.mountpoint(), nil
+}
+
+var errUnseen = errors.New("the engine does not see what the plugin mounts, as can happen when it was killed and has started again; the plugin restarts, try again")
+
+// mustBeSeen makes sure that the engine, and so a container, sees what is mounted here, and not the empty directory below. If
+// not, this process ends: the engine starts another, and gives that one a directory which it sees.
+func (d *Driver) mustBeSeen(ctx context.Context) error {
+	seen, err := d.host.Shared(ctx)
+	if err != nil || seen {
+		return err
+	}
+	d.log.Error("The engine does not see what this plugin mounts: this process ends, for the engine to start another")
+	if d.restart != nil {
+		d.restart()
+	}
+	return errUnseen
 }
 
 // enterOrJoin takes the volume's gate to mount it. If an attempt to bring it up, already running when the call came, has
@@ -89,6 +110,7 @@ func (d *Driver) isUp(ctx context.Context, v *volume) bool {
 // bringUp attaches the volume's disk to this node, formats it if it may, and mounts it.
 func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	defer func() { v.attemptEnded(err) }()
+	took := newLaps()
 	node, err := d.provider.Node(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: volume %q cannot be mounted before this node knows who it is", err, v.name)
@@ -97,11 +119,13 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	if err != nil {
 		return err
 	}
+	took.lap("acquire")
 	v.step("being attached: waiting for the device")
 	dev, err := d.awaitDevice(ctx, v, vol, node, attaching)
 	if err != nil {
 		return err
 	}
+	took.lap("attach")
 	v.setDevice(dev)
 	if dev.Size < vol.Size {
 		return fmt.Errorf("device %s has %d bytes where the cloud says that volume %q (%s) has %d: it is not mounted on node %s; if it has just been made larger, the kernel must look at it again",
@@ -111,6 +135,7 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	if vol, err = d.formatOnce(ctx, v, vol, node, dev, &set); err != nil {
 		return err
 	}
+	took.lap("format")
 	v.step("being checked and mounted")
 	v.fitted = 0
 	// Nothing is cut short: half an fsck is worse than a late one.
@@ -127,11 +152,33 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w: volume %q (%s) is not mounted on node %s", err, v.name, vol.ID, node.ID)
 	}
+	took.lap("mount")
 	v.setPath(path)
 	vol.Attachment = providers.Attachment{Node: node.ID, State: providers.Attached}
 	d.catalog.put(vol)
-	d.volumeLog(v).WithField("device", dev.Path).WithField("id", vol.ID).Info("Volume mounted")
+	d.volumeLog(v).WithField("device", dev.Path).WithField("id", vol.ID).WithFields(took.fields()).Info("Volume mounted")
 	return nil
+}
+
+// laps are how long the steps of a mount have taken, for whoever wonders why one was slow: "acquire" until the cloud accepted
+// the attach, the wait for a holder included, "attach" from then until the device was here, "format", or the proof that there
+// is nothing to format, and "mount", the check of the file system included.
+type laps struct {
+	begun, last time.Time
+	steps       logrus.Fields
+}
+
+func newLaps() *laps { return &laps{time.Now(), time.Now(), logrus.Fields{}} }
+
+func (l *laps) lap(step string) {
+	now := time.Now()
+	l.steps[step] = now.Sub(l.last).Round(time.Millisecond)
+	l.last = now
+}
+
+func (l *laps) fields() logrus.Fields {
+	l.steps["took"] = l.last.Sub(l.begun).Round(time.Millisecond)
+	return l.steps
 }
 
 // acquire makes the cloud attach the volume to this node: at once if it is free, after its holder has let go otherwise. It
@@ -177,12 +224,12 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 		case vol.HeldBy(node.ID):
 			v.step("being detached from this node first")
 		default:
-			taken, err := d.displace(ctx, v, vol, &held)
+			leaving, err := d.displace(ctx, v, vol, &held)
 			if err != nil {
 				return nil, false, err
 			}
-			if taken {
-				retry = backoff{}
+			if leaving {
+				retry.shorten()
 			}
 		}
 		if err := retry.wait(ctx); err != nil {
@@ -479,3 +526,6 @@ func (b *backoff) wait(ctx context.Context) error {
 	b.last = min(max(2*b.last, 500*time.Millisecond), 5*time.Second)
 	return pause(ctx, b.last/2+rand.N(b.last/2))
 }
+
+// shorten keeps the next wait under a second: what is waited for is under way, and its end is not to go unnoticed for long.
+func (b *backoff) shorten() { b.last = min(b.last, 400*time.Millisecond) }

@@ -31,13 +31,13 @@ type holderWatch struct {
 }
 
 // displace is called again and again while another node holds the volume. It takes the volume from the holder if the
-// policy allows; without an error, waiting makes sense.
-func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume, watch *holderWatch) (taken bool, err error) {
+// policy allows; without an error, waiting makes sense. It tells whether a detach is under way, which takes seconds.
+func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume, watch *holderWatch) (leaving bool, err error) {
 	holder := vol.Attachment.Node
 	if watch.taken == holder && time.Since(watch.at) < patience ||
 		vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience {
 		v.step(fmt.Sprintf("being detached from node %s", holder))
-		return false, nil
+		return true, nil
 	}
 	state := providers.NodeState{Life: providers.Unclear, Evidence: "the cloud does not tell which node it is"}
 	if holder != "" {

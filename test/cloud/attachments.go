@@ -40,7 +40,7 @@ func (r *Request) AttachVolume(volume, instance, device string, allow func(Insta
 	a, turn, err := c.beginAttach(volume, instance, device, allow)
 	c.mu.Unlock()
 	if err == nil && !r.never {
-		c.later(c.cfg.Times.Attach, func() { c.attached(volume, instance, turn) })
+		c.later(c.times().Attach, func() { c.attached(volume, instance, turn) })
 	}
 	return a, err
 }
@@ -166,7 +166,7 @@ func (r *Request) DetachVolume(volume, instance, device string, force bool) (Att
 	a, turn, begin, err := c.beginDetach(volume, instance, device, force, r.never)
 	c.mu.Unlock()
 	if begin {
-		c.later(c.cfg.Times.Detach, func() { c.detached(volume, a.Instance, turn) })
+		c.later(c.times().Detach, func() { c.detached(volume, a.Instance, turn) })
 	}
 	return a, err
 }
@@ -240,7 +240,7 @@ func (c *Cloud) abandon(volume string, a Attachment) {
 	c.change(volume, func(v *Volume) bool { v.Attachments[0].State = Detaching; return true })
 	c.mu.Unlock()
 	c.pullOut(volume, a.Instance)
-	c.later(c.cfg.Times.Detach, func() {
+	c.later(c.times().Detach, func() {
 		c.detached(volume, a.Instance, turn)
 		if !a.DeleteOnTermination {
 			return

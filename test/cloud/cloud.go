@@ -29,6 +29,7 @@ type Config struct {
 	Limits  func(bucket string) Bucket // token bucket per action; nil or a zero Bucket: no limit
 	Backend Backend                    // nil: attachments have nothing behind them
 	Seed    uint64                     // of ids and of lag
+	Trace   func(Call, time.Duration)  // told of each call to the API at its end, and how long it took; may be nil
 }
 
 // Times are how long what a call starts goes on in the background. What takes no time, and has no Backend behind it, is
@@ -121,6 +122,19 @@ func (c *Cloud) Close() {
 	c.mu.Unlock()
 	c.end()
 	c.work.Wait()
+}
+
+// SetPace changes how long things take from now on, and how old answers may be. What has begun goes on as it was.
+func (c *Cloud) SetPace(latency, lag time.Duration, times Times) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cfg.Latency, c.cfg.Lag, c.cfg.Times = latency, lag, times
+}
+
+func (c *Cloud) times() Times {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cfg.Times
 }
 
 // Zones returns the zones, the default first.

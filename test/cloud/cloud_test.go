@@ -664,3 +664,30 @@ func TestWhatIsReadCannotChangeTheTruth(t *testing.T) {
 	assert.Empty(t, again.Tags)
 	assert.Equal(t, i.ID, again.Attachments[0].Instance)
 }
+
+func TestTimesChangeWhileTheCloudRuns(t *testing.T) {
+	var traced []time.Duration
+	trace := func(call cloud.Call, took time.Duration) {
+		assert.Equal(t, "Act", call.Action)
+		traced = append(traced, took)
+	}
+	inBubble(t, cloud.Config{Times: times, Trace: trace}, func(t *testing.T, c *cloud.Cloud) {
+		instance := c.AddInstance(cloud.Instance{}).ID
+		volume := create(t, c)
+		time.Sleep(times.Create + time.Millisecond)
+		attach(t, c, volume, instance)
+		slow := times
+		slow.Detach = time.Minute
+		c.SetPace(time.Second, 0, slow)
+		time.Sleep(times.Attach + time.Millisecond)
+		assert.Equal(t, "in-use attached", state(c, volume), "what had begun took what it took before")
+		begin := time.Now()
+		detach(t, c, volume, false)
+		assert.Equal(t, time.Second, time.Since(begin), "the latency")
+		time.Sleep(slow.Detach - 2*time.Second)
+		assert.Equal(t, "in-use detaching", state(c, volume))
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "available", state(c, volume))
+		assert.Equal(t, []time.Duration{0, 0, time.Second}, traced)
+	})
+}

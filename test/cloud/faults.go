@@ -93,6 +93,9 @@ type Request struct {
 // The error is act's, ErrThrottled, a *FailedError, or the context's if the caller gave up; then act has been done only
 // if half of the latency had passed. The fault tells the front what to do to the answer: LoseAnswer, Truncate, Garbage.
 func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fault, error) {
+	if begin := time.Now(); c.cfg.Trace != nil && !call.Aside {
+		defer func() { c.cfg.Trace(call, time.Since(begin)) }()
+	}
 	c.mu.Lock()
 	if !call.Aside {
 		c.calls[call.Action]++
@@ -102,9 +105,9 @@ func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fa
 		c.throttled[call.Action]++
 		met.Fault = Throttle
 	}
+	half := c.cfg.Latency / 2
 	c.mu.Unlock()
 
-	half := c.cfg.Latency / 2
 	if call.Aside {
 		half = 0
 	}

@@ -123,7 +123,7 @@ func (c *Cloud) SetInterfaces(id string, n int) {
 // Start powers a stopped instance on. What was attached is there when it runs.
 func (c *Cloud) Start(id string) {
 	c.power(id, Stopped, Pending)
-	c.later(c.cfg.Times.Stop, func() {
+	c.later(c.times().Stop, func() {
 		if c.reach(id, Pending, Running) {
 			c.each(id, func(volume string, _ Attachment) { c.plugIn(volume, id) })
 		}
@@ -133,7 +133,7 @@ func (c *Cloud) Start(id string) {
 // Stop powers a running instance off. Its volumes stay attached; their devices are gone with its kernel.
 func (c *Cloud) Stop(id string) {
 	c.power(id, Running, Stopping)
-	c.later(c.cfg.Times.Stop, func() {
+	c.later(c.times().Stop, func() {
 		c.each(id, func(volume string, _ Attachment) { c.pullOut(volume, id) })
 		c.reach(id, Stopping, Stopped)
 	})
@@ -143,7 +143,7 @@ func (c *Cloud) Stop(id string) {
 // DeleteOnTermination deleted. It is shown for an hour more.
 func (c *Cloud) Terminate(id string) {
 	c.power(id, "", ShuttingDown)
-	c.later(c.cfg.Times.Terminate, func() {
+	c.later(c.times().Terminate, func() {
 		if !c.reach(id, ShuttingDown, Terminated) {
 			return
 		}

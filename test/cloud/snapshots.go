@@ -99,7 +99,7 @@ func (c *Cloud) copied(id, volume string, never bool) {
 	if never {
 		return
 	}
-	c.later(c.cfg.Times.Snapshot, func() {
+	c.later(c.times().Snapshot, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if s, ok := c.snapshots[id].now(); ok {

@@ -208,7 +208,7 @@ func (r *Request) CreateVolume(spec VolumeSpec) (Volume, error) {
 	if err != nil || r.never {
 		return v, err
 	}
-	c.later(c.cfg.Times.Create, func() { c.created(v, spec.Doomed) })
+	c.later(c.times().Create, func() { c.created(v, spec.Doomed) })
 	return v.clone(), nil
 }
 
@@ -253,7 +253,7 @@ func (c *Cloud) newVolume(spec VolumeSpec) (Volume, error) {
 func (c *Cloud) created(v Volume, doomed bool) {
 	if doomed {
 		c.settle(v.ID, func(v *Volume) bool { v.State = Broken; return true })
-		c.later(c.cfg.Times.Create, func() { c.gone(v.ID) })
+		c.later(c.times().Create, func() { c.gone(v.ID) })
 		return
 	}
 	c.exclusively(v.ID, func() {
@@ -301,7 +301,7 @@ func (c *Cloud) destroy(id string) {
 	c.mu.Lock()
 	hasDisk := c.cfg.Backend != nil && c.plugs[id].disk
 	c.mu.Unlock()
-	c.later(c.cfg.Times.Delete/2, func() {
+	c.later(c.times().Delete/2, func() {
 		c.exclusively(id, func() {
 			if hasDisk {
 				if err := c.cfg.Backend.DeleteDisk(id); err != nil {
@@ -310,7 +310,7 @@ func (c *Cloud) destroy(id string) {
 			}
 			c.settle(id, func(v *Volume) bool { v.State = Deleted; return true })
 		})
-		c.later(c.cfg.Times.Delete/2, func() { c.gone(id) })
+		c.later(c.times().Delete/2, func() { c.gone(id) })
 	})
 }
 
@@ -323,7 +323,7 @@ func (r *Request) ModifyVolume(id string, allow func(Volume) (target Shape, err 
 	m, err := c.modify(id, allow)
 	c.mu.Unlock()
 	if err == nil && !r.never {
-		c.later(c.cfg.Times.Modify/2, func() { c.modified(id, m.Target) })
+		c.later(c.times().Modify/2, func() { c.modified(id, m.Target) })
 	}
 	return m, err
 }
@@ -372,7 +372,7 @@ func (c *Cloud) modified(id string, target Shape) {
 		})
 	})
 	if ok {
-		c.later(c.cfg.Times.Modify/2, func() {
+		c.later(c.times().Modify/2, func() {
 			step(func(_ *Volume, m *Modification) { m.State, m.Progress, m.End = Completed, 100, time.Now() })
 		})
 	}

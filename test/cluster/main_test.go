@@ -2,10 +2,8 @@ package cluster_test
 
 import (
 	"flag"
-	"fmt"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -13,6 +11,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 	"github.com/blockvol/blockvol/test/cluster"
+	"github.com/blockvol/blockvol/test/standin"
 )
 
 // The tests share one cluster, since its start takes most of a minute, and run one after another. Each leaves all nodes
@@ -26,51 +25,31 @@ func TestMain(m *testing.M) {
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
 	go func() { <-stop; os.Exit(1) }()
 	status := m.Run()
-	if !outer.end() {
+	if !outer.End() {
 		status = 1
 	}
 	os.Exit(status)
 }
 
+// logs is where the logs of a failure are kept.
+const logs = "../../build/cluster"
+
 // outer stands in for a test around all tests.
-var outer outerTest
+var outer standin.Test
 
-type outerTest struct {
-	failed   bool
-	cleanups []func()
-	cluster  *cluster.Cluster
-}
+// whole is the cluster that they share.
+var whole *cluster.Cluster
 
-func (o *outerTest) Helper()          {}
-func (o *outerTest) Failed() bool     { return o.failed }
-func (o *outerTest) Cleanup(f func()) { o.cleanups = append(o.cleanups, f) }
-func (o *outerTest) Logf(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, format+"\n", args...)
-}
-
-func (o *outerTest) Fatalf(format string, args ...any) {
-	o.Logf(format, args...)
-	o.failed = true
-	panic(o)
-}
-
-func (o *outerTest) end() (well bool) {
-	for _, cleanup := range slices.Backward(o.cleanups) {
-		func() {
-			defer func() {
-				if r := recover(); r != nil && r != any(o) {
-					panic(r)
-				}
-			}()
-			cleanup()
-		}()
-	}
-	return !o.failed
-}
-
-// policies are the plugins on every node: one for each TAKEOVER, so that one failure meets all three. Their names are the
-// names of volume drivers.
+// policies are the plugins on every node: one for each TAKEOVER, so that one failure meets all three.
 var policies = []string{"never", "stopped", "always"}
+
+// driverOf is the name of a policy's volume driver. The default policy's is the one that the files in examples/ ask for.
+func driverOf(policy string) string {
+	if policy == "stopped" {
+		return "blockvol"
+	}
+	return policy
+}
 
 // times are what the simulated cloud takes, in the order of what EC2 does.
 var times = cloud.Times{
@@ -78,34 +57,40 @@ var times = cloud.Times{
 	Snapshot: time.Second, Modify: time.Second, Stop: time.Second, Terminate: time.Second,
 }
 
+const (
+	latency = 50 * time.Millisecond // of each call
+	lag     = time.Second           // of what is read
+)
+
 // shared returns the cluster, all of whose nodes are well. What fails from now on is this test's failure.
 func shared(t *testing.T) *cluster.Cluster {
 	t.Helper()
-	if outer.cluster == nil {
-		if outer.failed {
+	if whole == nil {
+		if outer.Failed() {
 			t.Fatal("there is no cluster")
 		}
-		defer func() {
-			if r := recover(); r != nil {
-				if r != any(&outer) {
-					panic(r)
-				}
-				t.Fatal("the cluster does not start")
-			}
-		}()
 		cfg := cluster.Config{
 			Dir: "../../build/plugin", Log: outer.Logf,
-			Cloud: cloud.Config{Latency: 50 * time.Millisecond, Times: times, Lag: time.Second},
+			Cloud: cloud.Config{Latency: latency, Times: times, Lag: lag, Trace: trace.note},
 		}
 		for _, policy := range policies {
-			// Short, so that what is refused is told soon.
-			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{
-				Alias: policy, Cluster: policy, Settings: []string{"TAKEOVER=" + policy, "CALL_TIMEOUT=10s"},
-			})
+			settings := []string{"TAKEOVER=" + policy}
+			if policy != "stopped" { // which is to be as operators have it
+				settings = append(settings, "CALL_TIMEOUT=10s") // so that what is refused is told soon
+			}
+			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{Alias: driverOf(policy), Cluster: policy, Settings: settings})
 		}
-		outer.cluster = cluster.Start(&outer, cfg)
+		if !outer.Try(func() { whole = cluster.Start(&outer, cfg) }) {
+			t.Fatal("the cluster does not start")
+		}
 	}
-	outer.cluster.Use(t)
-	t.Cleanup(func() { outer.cluster.Use(&outer) })
-	return outer.cluster
+	whole.Use(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			whole.SaveLogs(logs)
+			t.Logf("the engines' logs are in %s", logs)
+		}
+		whole.Use(&outer)
+	})
+	return whole
 }

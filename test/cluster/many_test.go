@@ -29,7 +29,7 @@ func TestTenVolumesOfANodeThatDies(t *testing.T) {
 
 	var specs []cluster.WriterSpec
 	for i := range 10 {
-		specs = append(specs, cluster.WriterSpec{Name: "ten" + strconv.Itoa(i), Driver: "stopped"})
+		specs = append(specs, cluster.WriterSpec{Name: "ten" + strconv.Itoa(i), Driver: driverOf("stopped")})
 	}
 	var writers []*cluster.Writer
 	begin := time.Now()
@@ -79,7 +79,7 @@ func steps(t *testing.T) func(what string) {
 func TestEachSlotFindsItsOwnDisk(t *testing.T) {
 	c := shared(t)
 	step := steps(t)
-	writers := c.StartWriters(cluster.WriterSpec{Name: "slots", Driver: "stopped", Volume: "data-{{.Service.Name}}-{{.Task.Slot}}", Slots: 3})
+	writers := c.StartWriters(cluster.WriterSpec{Name: "slots", Driver: driverOf("stopped"), Volume: "data-{{.Service.Name}}-{{.Task.Slot}}", Slots: 3})
 	step("they write")
 	from := writers[0].Node()
 	c.Availability(from, "drain")
@@ -117,7 +117,7 @@ func TestEachSlotFindsItsOwnDisk(t *testing.T) {
 // still has it.
 func TestAnImagesContentMovesOnce(t *testing.T) {
 	c := shared(t)
-	w := c.StartWriters(cluster.WriterSpec{Name: "copyup", Driver: "stopped", Target: "/copyup"})[0]
+	w := c.StartWriters(cluster.WriterSpec{Name: "copyup", Driver: driverOf("stopped"), Target: "/copyup"})[0]
 	from := w.Node()
 	inside := func(n *cluster.Node, command string) string {
 		container := n.Docker("ps", "--quiet", "--no-trunc", "--filter", "label=com.docker.swarm.service.name="+w.Service)
@@ -142,10 +142,10 @@ func TestAnImagesContentMovesOnce(t *testing.T) {
 func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 	c := shared(t)
 	zone := cluster.Region + "b"
-	c.Nodes[0].Docker("volume", "create", "--driver", "stopped", "--opt", "size=1GiB", "--opt", "zone="+zone, "far")
+	c.Nodes[0].Docker("volume", "create", "--driver", driverOf("stopped"), "--opt", "size=1GiB", "--opt", "zone="+zone, "far")
 	before, err := c.Volume("far")
 	require.NoError(t, err)
-	w := c.CreateWriters(cluster.WriterSpec{Name: "far", Driver: "stopped"})[0]
+	w := c.CreateWriters(cluster.WriterSpec{Name: "far", Driver: driverOf("stopped")})[0]
 	c.Eventually("a task tells what is wrong", func() error {
 		for _, told := range w.Errors() {
 			if _, told, is := strings.Cut(told, "VolumeDriver.Mount: "); is {
@@ -163,7 +163,7 @@ func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 	require.NoError(t, available(after))
 	assert.Len(t, c.Cloud.Volumes(), len(c.Nodes)+1)
 	for _, n := range c.Nodes {
-		assert.Empty(t, n.Run("sh", "-c", "ls /var/lib/blockvol/stopped/state/journal | grep far; true"), "the journal of %s", n.Name)
+		assert.Empty(t, n.Run("sh", "-c", "ls /var/lib/blockvol/"+driverOf("stopped")+"/state/journal | grep far; true"), "the journal of %s", n.Name)
 	}
 	c.RemoveVolume("far")
 	c.NothingLeft()
@@ -172,7 +172,7 @@ func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 // A volume declared external comes without the name of its driver: Docker asks all drivers for it.
 func TestAnExternalVolumeKeepsItsData(t *testing.T) {
 	c := shared(t)
-	w := c.StartWriter("external", "stopped")
+	w := c.StartWriter("external", driverOf("stopped"))
 	knows := w.Node()
 	before := w.Volume()
 	c.Manager().Docker("service", "rm", w.Service)

@@ -18,7 +18,7 @@ import (
 // writes, and what it read must be what was acknowledged.
 func TestAServiceMovesWithItsVolume(t *testing.T) {
 	c := shared(t)
-	w := c.StartWriter("diary", "stopped")
+	w := c.StartWriter("diary", driverOf("stopped"))
 	at := w.Await("it writes")
 	step := func(what string, do func(t *testing.T, from *cluster.Node) ledger.Ack) {
 		t.Helper()

@@ -183,9 +183,8 @@ func (n *Node) docker(stdin []byte, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, errors.New("the client hangs"))
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "docker", args...)
+	cmd := n.client(ctx, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	cmd.Env = append(os.Environ(), "DOCKER_HOST=tcp://"+n.Address+":2375", "DOCKER_CONTEXT=", "DOCKER_CONFIG="+filepath.Join(n.c.dir, "client"))
 	err := n.c.space.Enter(cmd)
 	if err == nil {
 		err = cmd.Wait()
@@ -194,6 +193,12 @@ func (n *Node) docker(stdin []byte, args ...string) (string, error) {
 		return "", fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
 	return strings.TrimSuffix(stdout.String(), "\n"), nil
+}
+
+func (n *Node) client(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "docker", args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=tcp://"+n.Address+":2375", "DOCKER_CONTEXT=", "DOCKER_CONFIG="+filepath.Join(n.c.dir, "client"))
+	return cmd
 }
 
 // installPlugins installs what the cluster's nodes have, as an operator does.
@@ -213,6 +218,26 @@ func (n *Node) installPlugins() error {
 		n.c.logf("%s has plugin %s after %v", n.Name, p.Alias, time.Since(begin))
 	}
 	return nil
+}
+
+// SaveLogs copies the log of each node's engine, which has the plugin's, to a directory.
+func (c *Cluster) SaveLogs(dir string) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		c.t.Logf("%v", err)
+		return
+	}
+	for _, n := range c.Nodes {
+		if !n.reachable() {
+			continue
+		}
+		log, err := n.Try("cat", "/var/log/dockerd.log")
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, n.Name+".log"), []byte(log), 0o644)
+		}
+		if err != nil {
+			c.t.Logf("the log of %s: %v", n.Name, err)
+		}
+	}
 }
 
 func stateDir(alias string) string   { return "/var/lib/blockvol/" + alias + "/state" }

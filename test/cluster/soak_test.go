@@ -36,7 +36,7 @@ func TestSoak(t *testing.T) {
 	fmt.Printf("soak: -soak.seed %d\n", seed) // at once, not when the test ends
 	s := &soak{t: t, c: shared(t), rand: rand.New(rand.NewPCG(seed, 0)), begin: time.Now()}
 	var specs []cluster.WriterSpec
-	for i, driver := range []string{"stopped", "always", "stopped", "always"} {
+	for i, driver := range []string{driverOf("stopped"), "always", driverOf("stopped"), "always"} {
 		specs = append(specs, cluster.WriterSpec{Name: "soak" + strconv.Itoa(i) + "-" + driver, Driver: driver})
 	}
 	s.writers = s.c.StartWriters(specs...)

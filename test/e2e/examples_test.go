@@ -41,6 +41,7 @@ func TestExamplesPinNothingToANode(t *testing.T) {
 					continue
 				}
 				volumes++
+				assert.True(t, mount.VolumeOptions.NoCopy, "%s: each start would attach the disk twice", s.Spec.Name)
 				assert.Equal(t, "blockvol", mount.VolumeOptions.DriverConfig.Name, s.Spec.Name)
 				if s.Spec.Mode.Replicated.Replicas > 1 {
 					assert.Contains(t, mount.Source, "{{.Task.Slot}}", s.Spec.Name)
@@ -62,7 +63,10 @@ type service struct {
 			ContainerSpec struct {
 				Mounts []struct {
 					Type, Source  string
-					VolumeOptions struct{ DriverConfig struct{ Name string } }
+					VolumeOptions struct {
+						NoCopy       bool
+						DriverConfig struct{ Name string }
+					}
 				}
 			}
 		}
@@ -101,7 +105,8 @@ type stack struct {
 // waits less; all else is as it is.
 func startStack(t *testing.T, example, image string, services ...string) *stack {
 	t.Helper()
-	const images = "../../build/containers"
+	images, err := filepath.Abs("../../build/containers")
+	require.NoError(t, err)
 	out, err := exec.Command("../cluster/image/containers", images).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	t.Parallel()

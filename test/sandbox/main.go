@@ -9,10 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"slices"
 	"syscall"
 
 	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/standin"
 )
 
 func main() {
@@ -27,16 +27,18 @@ func sandbox(args []string) (status int) {
 	// A Ctrl-C reaches the command too, which decides; this one stays to clean up. (Ignored, they would be so for the
 	// command as well.)
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	run := &run{}
+	var run standin.Test
 	defer func() {
-		if stopped := recover(); stopped != nil && stopped != any(run) {
-			panic(stopped)
-		}
-		run.cleanUp()
-		if run.failed {
+		if !run.End() {
 			status = 1
 		}
 	}()
+	run.Try(func() { status = inEngine(&run, args) })
+	return status
+}
+
+// inEngine runs the command with an engine and returns its status.
+func inEngine(run *standin.Test, args []string) (status int) {
 	e := engine.Start(run)
 	e.Busybox()
 	cmd := exec.Command(args[0], args[1:]...)
@@ -52,27 +54,4 @@ func sandbox(args []string) (status int) {
 		run.Fatalf("%v", err)
 	}
 	return 0
-}
-
-// run stands in for a test.
-type run struct {
-	failed   bool
-	cleanups []func()
-}
-
-func (r *run) Helper()                         {}
-func (r *run) Failed() bool                    { return r.failed }
-func (r *run) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
-func (r *run) Cleanup(f func())                { r.cleanups = append(r.cleanups, f) }
-
-func (r *run) Fatalf(format string, args ...any) {
-	r.Logf(format, args...)
-	r.failed = true
-	panic(r)
-}
-
-func (r *run) cleanUp() {
-	for _, cleanup := range slices.Backward(r.cleanups) {
-		cleanup()
-	}
 }
