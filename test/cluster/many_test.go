@@ -210,9 +210,9 @@ volumes:
 	// hides the disk for as long as it is there. No harm is done to the disk.
 	third := c.Nodes[slices.IndexFunc(c.Nodes, func(n *cluster.Node) bool { return n != knows && n.Name != moved.Node })]
 	show := []string{"run", "--rm", "--volume", "external:/data", "busybox", "ls", "-A", "/data"}
-	third.Docker("plugin", "disable", "--force", "stopped")
+	third.Docker("plugin", "disable", "--force", driverOf("stopped"))
 	assert.Empty(t, third.Docker(show...), "without the plugin there is an empty folder")
-	third.Docker("plugin", "enable", "stopped")
+	third.Docker("plugin", "enable", driverOf("stopped"))
 	assert.Empty(t, third.Docker(show...), "and so it stays")
 	third.Docker("volume", "rm", "external")
 	assert.Equal(t, "ledger", third.Docker(show...), "until Docker's volume is removed")

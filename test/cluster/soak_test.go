@@ -36,8 +36,8 @@ func TestSoak(t *testing.T) {
 	fmt.Printf("soak: -soak.seed %d\n", seed) // at once, not when the test ends
 	s := &soak{t: t, c: shared(t), rand: rand.New(rand.NewPCG(seed, 0)), begin: time.Now()}
 	var specs []cluster.WriterSpec
-	for i, driver := range []string{driverOf("stopped"), "always", driverOf("stopped"), "always"} {
-		specs = append(specs, cluster.WriterSpec{Name: "soak" + strconv.Itoa(i) + "-" + driver, Driver: driver})
+	for i, policy := range []string{"stopped", "always", "stopped", "always"} {
+		specs = append(specs, cluster.WriterSpec{Name: "soak" + strconv.Itoa(i) + "-" + policy, Driver: driverOf(policy)})
 	}
 	s.writers = s.c.StartWriters(specs...)
 	stop := make(chan struct{})
@@ -243,7 +243,7 @@ func (s *soak) forbids(f mishap, n *cluster.Node) (reason string) {
 		return err.Error()
 	}
 	for _, w := range s.writers {
-		if w.Driver != "always" {
+		if w.Driver != driverOf("always") {
 			continue
 		}
 		if s.holds(n, w) || regexp.MustCompile(`(?m)^`+w.Service+`\..* (Running|Ready|Accepted)$`).MatchString(tasks) {
