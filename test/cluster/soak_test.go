@@ -156,8 +156,15 @@ func pick[T any](s *soak, of []T) T { return of[s.rand.IntN(len(of))] }
 func (s *soak) round() {
 	s.t.Helper()
 	// All is chosen before anything is done, so that a seed means the same however things go.
-	f, n, lasting := pick(s, mishaps), pick(s, s.c.Nodes), time.Duration(5+s.rand.IntN(40))*time.Second
-	early, fault := s.rand.IntN(2) == 0, cloud.Rule{}
+	type candidate struct {
+		mishap
+		n *cluster.Node
+	}
+	var candidates []candidate // the first that is allowed is what happens
+	for range 5 {
+		candidates = append(candidates, candidate{pick(s, mishaps), pick(s, s.c.Nodes)})
+	}
+	early, lasting, fault := s.rand.IntN(2) == 0, time.Duration(5+s.rand.IntN(40))*time.Second, cloud.Rule{}
 	if s.rand.IntN(2) == 0 {
 		fault = pick(s, faults)
 		if action := pick(s, actions); fault.Action == "" {
@@ -182,16 +189,19 @@ func (s *soak) round() {
 		s.logf("fault: %s %s, %d times", fault.Action, fault.Fault, fault.Times)
 		mends = append(mends, s.c.Cloud.Inject(fault))
 	}
-	fail := func() {
-		if reason := s.forbids(f, n); reason != "" {
-			s.logf("no mishap: %s of %s: %s", f.name, n.Name, reason)
+	mishap := func() {
+		for _, m := range candidates {
+			if reason := s.forbids(m.mishap, m.n); reason != "" {
+				s.logf("no mishap: %s of %s: %s", m.name, m.n.Name, reason)
+				continue
+			}
+			s.logf("mishap: %s of %s (%s) for %v", m.name, m.n.Name, m.n.Instance, lasting)
+			mends = append(mends, m.do(s, m.n))
 			return
 		}
-		s.logf("mishap: %s of %s (%s) for %v", f.name, n.Name, n.Instance, lasting)
-		mends = append(mends, f.do(s, n))
 	}
 	if early {
-		fail()
+		mishap()
 	}
 	for _, o := range todo {
 		if !s.canOperate() {
@@ -203,11 +213,9 @@ func (s *soak) round() {
 		s.pause(o.pause)
 	}
 	if !early {
-		fail()
+		mishap()
 	}
-	if len(mends) > 0 {
-		s.pause(lasting)
-	}
+	s.pause(lasting)
 	s.logf("mending")
 	for _, mend := range mends {
 		mend()
@@ -216,7 +224,7 @@ func (s *soak) round() {
 }
 
 // forbids tells why a mishap may not meet a node.
-func (s *soak) forbids(f mishap, n *cluster.Node) string {
+func (s *soak) forbids(f mishap, n *cluster.Node) (reason string) {
 	if f.final && n == s.c.Nodes[0] {
 		return "it is the manager"
 	}
@@ -225,6 +233,11 @@ func (s *soak) forbids(f mishap, n *cluster.Node) string {
 	}
 	// None shall come to it any more, and none be on its way.
 	s.c.Availability(n, "pause")
+	defer func() {
+		if reason != "" {
+			s.c.Availability(n, "active")
+		}
+	}()
 	tasks, err := s.c.Manager().TryDocker("node", "ps", "--format", "{{.Name}} {{.DesiredState}}", n.Name)
 	if err != nil {
 		return err.Error()
