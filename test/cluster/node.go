@@ -215,7 +215,7 @@ func (n *Node) installPlugins() error {
 		if _, err := n.TryDocker(append(args, p.Settings...)...); err != nil {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
-		n.c.logf("%s has plugin %s after %v", n.Name, p.Alias, time.Since(begin))
+		n.c.logf("%s has plugin %s after %v", n.Name, p.Alias, time.Since(begin).Round(100*time.Millisecond))
 	}
 	return nil
 }

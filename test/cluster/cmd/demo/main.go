@@ -43,7 +43,7 @@ func main() {
 }
 
 func demo(t *standin.Test, tell func(format string, args ...any)) {
-	tell("Three machines, emulated, which is slow: 3 GB of memory, no network outside. Their cloud is a simulated EC2.")
+	tell("Three emulated machines with 3 GB of memory in all, and a simulated EC2 that has their disks. All is slow but real.")
 	c := cluster.Start(t, cluster.Config{Dir: plugin, Log: tell, Cloud: cloud.Config{
 		Latency: 50 * time.Millisecond,
 		Times:   cloud.Times{Create: 500 * time.Millisecond, Attach: 1500 * time.Millisecond, Detach: 2 * time.Second, Stop: time.Second},
