@@ -81,7 +81,7 @@ func (s *soak) logf(format string, args ...any) {
 // A mishap is something that goes wrong with a node, and returns how it is mended.
 type mishap struct {
 	name string
-	// alive: the node goes on where nobody sees it, or comes back as it was. TAKEOVER=always is the operator's word that no
+	// alive: what runs on the node goes on where the Swarm does not see it, or comes back as it was. TAKEOVER=always is the operator's word that no
 	// node does so with a volume in use; so such a one meets only nodes without one.
 	alive bool
 	// final: what is on the node is gone. A Swarm does not survive that of its only manager.
@@ -109,8 +109,8 @@ var mishaps = []mishap{
 		n.CutFromCloud()
 		return n.Heal
 	}},
-	{name: "kill engine", do: func(_ *soak, n *cluster.Node) func() { n.KillEngine(false); return func() {} }},
-	{name: "kill engine, which stays down", do: func(_ *soak, n *cluster.Node) func() { n.KillEngine(true); return n.StartEngine }},
+	{name: "kill engine", alive: true, do: func(_ *soak, n *cluster.Node) func() { n.KillEngine(false); return func() {} }},
+	{name: "kill engine, which stays down", alive: true, do: func(_ *soak, n *cluster.Node) func() { n.KillEngine(true); return n.StartEngine }},
 	{name: "stop engine", do: func(_ *soak, n *cluster.Node) func() { n.StopEngine(); return n.StartEngine }},
 	{name: "kill plugin", do: func(_ *soak, n *cluster.Node) func() { n.KillPlugin(); return func() {} }},
 	{name: "cloud down", do: func(s *soak, _ *cluster.Node) func() { return s.c.CloudDown() }},
