@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,13 +76,13 @@ func TestWhatTheEngineDoesNotSeeIsNotAnswered(t *testing.T) {
 
 func TestAPluginWhoseMountsTheEngineDoesNotSeeIsRestartedBeforeAnybodyNeedsIt(t *testing.T) {
 	scene(t, func(t *testing.T, _ *world, a, _ *machine) {
-		restarted := 0
-		l := a.start(t, func(c *Config) { c.Restart = func() { restarted++ } })
+		var restarted atomic.Int32
+		l := a.start(t, func(c *Config) { c.Restart = func() { restarted.Add(1) } })
 		time.Sleep(time.Hour)
-		assert.Zero(t, restarted)
+		assert.Zero(t, restarted.Load())
 		l.unseen.Store(true)
 		time.Sleep(reconcileEvery + time.Second)
-		assert.Positive(t, restarted)
+		assert.Positive(t, restarted.Load())
 	})
 }
 
