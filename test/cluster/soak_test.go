@@ -81,8 +81,8 @@ func (s *soak) logf(format string, args ...any) {
 // A mishap is something that goes wrong with a node, and returns how it is mended.
 type mishap struct {
 	name string
-	// alive: what runs on the node goes on where the Swarm does not see it, or comes back as it was. TAKEOVER=always is the operator's word that no
-	// node does so with a volume in use; so such a one meets only nodes without one.
+	// alive: what runs on the node goes on where the Swarm does not see it, or comes back as it was. TAKEOVER=always is the
+	// operator's word that no node does so with a volume in use; so such a one meets only nodes without one.
 	alive bool
 	// final: what is on the node is gone. A Swarm does not survive that of its only manager.
 	final bool
