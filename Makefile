@@ -54,7 +54,7 @@ test: ## everything: unit tests, real disks, real engines, under the race detect
 test-cluster: ## three emulated machines as a Swarm: their failures, and databases that outlive them
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
-	go test -timeout 40m -v ./test/cluster
+	go test -timeout 40m -v ./test/cluster -failover.table=$(CURDIR)/docs/failover.md
 
 soak: ## half an hour of random failures in that Swarm (SOAK=30m)
 	@scripts/setup cluster

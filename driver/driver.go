@@ -39,6 +39,7 @@ type Host interface {
 	WaitFree(ctx context.Context, dev mount.Device) error
 	InUse(ctx context.Context, dev mount.Device) (bool, error)
 	Activity(dev mount.Device) (string, error)
+	Shared(ctx context.Context) (bool, error)
 }
 
 // Config is what a Driver needs. Fields without a default are required.
@@ -52,6 +53,8 @@ type Config struct {
 	Takeover      Takeover // default TakeoverStopped
 	DefaultSize   int64    // bytes; default 10 GiB
 	DefaultFSType string   // default ext4
+
+	Restart func() // ends this process, of which the engine starts another: see mustBeSeen; nil where that cannot be needed
 
 	Boot string // identity of this boot of the machine; default is the kernel's boot_id
 	Log  logrus.FieldLogger
@@ -74,6 +77,7 @@ type Driver struct {
 	defaultSize   int64
 	defaultFSType string
 	boot          string
+	restart       func()
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -140,7 +144,7 @@ func start(cfg Config, store journalStore) (*Driver, error) {
 	d := &Driver{
 		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, log: cfg.Log,
 		published: cfg.PublishedDir, takeover: cfg.Takeover, defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType,
-		boot: cfg.Boot, volumes: make(map[string]*volume),
+		boot: cfg.Boot, restart: cfg.Restart, volumes: make(map[string]*volume),
 	}
 	d.snapshots, _ = cfg.Provider.(providers.Snapshotter)
 	if d.takeover == "" {

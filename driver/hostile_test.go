@@ -51,6 +51,40 @@ func TestTheSnapshotBeforeRemovalIsTheLatest(t *testing.T) {
 	})
 }
 
+// An engine that was killed may take its mount of the plugin's directory away from the plugin that it has just started.
+func TestWhatTheEngineDoesNotSeeIsNotAnswered(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		restarted := 0
+		l := a.start(t, func(c *Config) { c.Restart = func() { restarted++ } })
+		require.NoError(t, l.Create(within(t), "data", nil))
+		l.unseen.Store(true)
+		_, err := l.Mount(within(t), "data", "1")
+		require.ErrorContains(t, err, "the engine does not see what the plugin mounts")
+		require.ErrorContains(t, err, `volume "data" is not mounted for this container`)
+		assert.Equal(t, 1, restarted)
+		if e := a.journal["data"]; e != nil {
+			assert.Empty(t, e.IDs)
+		}
+
+		l.kill()
+		l = a.start(t)
+		mustMount(t, l, "data", "2")
+		mustUnmount(t, l, "data", "2")
+	})
+}
+
+func TestAPluginWhoseMountsTheEngineDoesNotSeeIsRestartedBeforeAnybodyNeedsIt(t *testing.T) {
+	scene(t, func(t *testing.T, _ *world, a, _ *machine) {
+		restarted := 0
+		l := a.start(t, func(c *Config) { c.Restart = func() { restarted++ } })
+		time.Sleep(time.Hour)
+		assert.Zero(t, restarted)
+		l.unseen.Store(true)
+		time.Sleep(reconcileEvery + time.Second)
+		assert.Positive(t, restarted)
+	})
+}
+
 func TestAMountBeginsTheGraceOfItsIDAnew(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)

@@ -39,6 +39,9 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 			return "", err
 		}
 	}
+	if err := d.mustBeSeen(ctx); err != nil {
+		return "", fmt.Errorf("%w: volume %q is not mounted for this container", err, v.name)
+	}
 	before := v.journaled()
 	if err := d.note(v, before.with(id, v.device)); err != nil {
 		v.setEntry(before.unwritten()) // Docker takes the error for "not mounted"
@@ -50,6 +53,22 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 		return "", v.unfinished(ctx)
 	}
 	return v.mountpoint(), nil
+}
+
+var errUnseen = errors.New("the engine does not see what the plugin mounts, as can happen when it was killed and has started again; the plugin restarts, try again")
+
+// mustBeSeen makes sure that the engine, and so a container, sees what is mounted here, and not the empty directory below. If
+// not, this process ends: the engine starts another, and gives that one a directory which it sees.
+func (d *Driver) mustBeSeen(ctx context.Context) error {
+	seen, err := d.host.Shared(ctx)
+	if err != nil || seen {
+		return err
+	}
+	d.log.Error("The engine does not see what this plugin mounts: this process ends, for the engine to start another")
+	if d.restart != nil {
+		d.restart()
+	}
+	return errUnseen
 }
 
 // enterOrJoin takes the volume's gate to mount it. If an attempt to bring it up, already running when the call came, has

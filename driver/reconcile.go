@@ -24,6 +24,10 @@ func (d *Driver) reconcileLoop() {
 		if pause(d.ctx, reconcileEvery) != nil {
 			return
 		}
+		// Here, so that no Mount has to fail first. (And not sooner: an engine disables a plugin that ends at once.)
+		if err := d.mustBeSeen(d.ctx); err != nil && !errors.Is(err, errUnseen) {
+			d.log.WithError(err).Warn("Whether the engine sees what is mounted cannot be told")
+		}
 	}
 }
 

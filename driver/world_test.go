@@ -104,6 +104,7 @@ type life struct {
 	*Driver
 	machine *machine
 	dead    atomic.Bool
+	unseen  atomic.Bool // the engine does not see what is mounted
 }
 
 type fault int
@@ -794,6 +795,8 @@ func (h *fakeHost) InUse(ctx context.Context, dev mount.Device) (used bool, err 
 	})
 	return used, err
 }
+
+func (h *fakeHost) Shared(context.Context) (bool, error) { return !h.unseen.Load(), nil }
 
 func (h *fakeHost) Activity(dev mount.Device) (string, error) {
 	w := h.machine.world

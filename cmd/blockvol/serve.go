@@ -68,7 +68,7 @@ func serve(ctx context.Context, p paths, getenv func(string) string) error {
 
 	volumes, release := plugin.Volumes(nil), func() {}
 	if err = wrong; err == nil {
-		volumes, release, err = open(p, s, getenv, log)
+		volumes, release, err = open(p, s, getenv, stop, log)
 	}
 	if err != nil {
 		log.WithError(err).Error("No volumes can be served, each call is answered with the reason")
@@ -80,8 +80,8 @@ func serve(ctx context.Context, p paths, getenv func(string) string) error {
 	return err
 }
 
-// open makes the driver and all that it stands on. release ends their work.
-func open(p paths, s settings, getenv func(string) string, log *logrus.Logger) (_ plugin.Volumes, release func(), _ error) {
+// open makes the driver and all that it stands on. release ends their work; stop ends this process.
+func open(p paths, s settings, getenv func(string) string, stop func(), log *logrus.Logger) (_ plugin.Volumes, release func(), _ error) {
 	var undo []func() error
 	release = func() {
 		for _, u := range slices.Backward(undo) {
@@ -121,7 +121,7 @@ func open(p paths, s settings, getenv func(string) string, log *logrus.Logger) (
 	undo = append(undo, host.Close)
 	d, err := driver.New(driver.Config{
 		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
-		Takeover: s.takeover, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Log: log,
+		Takeover: s.takeover, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Log: log,
 	})
 	if err != nil {
 		return fail(err)

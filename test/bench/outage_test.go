@@ -116,7 +116,9 @@ func (k *kernel) Format(context.Context, mount.Device, mount.FormatSpec) error {
 }
 func (k *kernel) Grow(context.Context, mount.Device, string) (bool, error) { return false, nil }
 func (k *kernel) WaitFree(context.Context, mount.Device) error             { return nil }
-func (k *kernel) Activity(mount.Device) (string, error)                    { return "", nil }
+func (k *kernel) Shared(context.Context) (bool, error)                     { return true, nil }
+
+func (k *kernel) Activity(mount.Device) (string, error) { return "", nil }
 
 const (
 	fleet   = 200

@@ -108,6 +108,18 @@ func (c *Cloud) listInstances(from map[string]*history[Instance]) []Instance {
 	return all
 }
 
+// SetInterfaces gives an instance so many network interfaces, which may take places of volumes.
+func (c *Cloud) SetInterfaces(id string, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i, ok := c.instances[id].now()
+	if !ok || n < 1 {
+		panic(fmt.Sprintf("cloud: instance %q cannot have %d network interfaces", id, n))
+	}
+	i.Interfaces = n
+	c.instances[id].put(i, false, c.cfg.Lag)
+}
+
 // Start powers a stopped instance on. What was attached is there when it runs.
 func (c *Cloud) Start(id string) {
 	c.power(id, Stopped, Pending)

@@ -78,6 +78,7 @@ type Cluster struct {
 	network  *network
 	storage  *qemu.Storage
 	registry *pluginRegistry
+	version  int // of the plugin, the latest
 	servers  []*http.Server
 	serving  errgroup.Group
 
@@ -141,9 +142,7 @@ func Start(t T, cfg Config) *Cluster {
 		}
 	})
 	c.startCloud()
-	if err := c.registry.push(cfg.Dir, "1"); err != nil {
-		t.Fatalf("cluster: %v", err)
-	}
+	c.PushPlugin()
 	begin := time.Now()
 	var launching errgroup.Group
 	for range cfg.Nodes {
@@ -265,6 +264,23 @@ func (c *Cluster) makeSwarm() {
 	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
 }
 
+// Settle waits until the Swarm calls all nodes ready, and knows of their plugins.
+func (c *Cluster) Settle() {
+	c.t.Helper()
+	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
+}
+
+// PushPlugin makes a new version of the plugin available, and returns its reference. Only its number is new.
+func (c *Cluster) PushPlugin() (reference string) {
+	c.t.Helper()
+	c.version++
+	tag := strconv.Itoa(c.version)
+	if err := c.registry.push(c.cfg.Dir, tag); err != nil {
+		c.t.Fatalf("cluster: %v", err)
+	}
+	return registry + ":5000/blockvol:" + tag
+}
+
 // pluginsKnown asks the Swarm which plugins its nodes have: the scheduler takes only those.
 func (c *Cluster) pluginsKnown() error {
 	for _, n := range c.Nodes {
@@ -311,6 +327,12 @@ func (c *Cluster) Node(name string) *Node {
 // Eventually waits until check returns nil.
 func (c *Cluster) Eventually(what string, check func() error) {
 	c.t.Helper()
+	c.eventually(what, func() string { return "" }, check)
+}
+
+// eventually is Eventually with more to tell when it gives up.
+func (c *Cluster) eventually(what string, more func() string, check func() error) {
+	c.t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
 		err := check()
@@ -318,7 +340,7 @@ func (c *Cluster) Eventually(what string, check func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			c.t.Fatalf("still not so after %v: %s: %v", patience, what, err)
+			c.t.Fatalf("still not so after %v: %s: %v\n%s", patience, what, err, more())
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

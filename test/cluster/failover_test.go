@@ -20,14 +20,15 @@ import (
 // task runs on the node that fails, and which write acknowledged records all the time: the same three through all failures.
 // The table goes into docs/failover.md.
 
-var writeTable = flag.String("failover.table", "", "a `file` of Markdown, in which the table of results is brought up to date")
+var writeTable = flag.String("failover.table", os.Getenv("FAILOVER_TABLE"), "a `file` of Markdown, in which the table of results is brought up to date")
 
 // An outcome is what becomes of a service while its node fails.
 type outcome string
 
 const (
 	moves   outcome = "moves"   // it goes on, on another node
-	stays   outcome = "stays"   // it goes on where it is
+	stays   outcome = "stays"   // the task goes on where it is
+	renewed outcome = "renewed" // another task goes on, wherever
 	refused outcome = "refused" // it does not go on elsewhere; `docker service ps` says why not
 )
 
@@ -37,8 +38,7 @@ type failure struct {
 	begin    func(t *testing.T, c *cluster.Cluster, victim *cluster.Node)
 	end      func(c *cluster.Cluster, victim *cluster.Node) // makes the node well again
 	expected map[string]outcome                             // by policy
-	told     string                                         // what a refusal begins with
-	advice   string                                         // and what else it says
+	advice   string                                         // what a refusal says to do
 	over     string                                         // what the end is, in the table
 }
 
@@ -57,14 +57,13 @@ var failures = []failure{
 	{
 		name:     "dockerd is killed; its supervisor starts it again after 2 s",
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.KillEngine(false) },
-		expected: each(stays, stays, stays),
+		expected: each(renewed, renewed, renewed),
 	},
 	{
 		name:     "dockerd is killed and stays down; its containers go on",
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.KillEngine(true) },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.StartEngine() },
 		expected: each(refused, refused, moves),
-		told:     `volume "%s" is not mounted on node`,
 		advice:   "stop what uses it on node",
 		over:     "dockerd is started",
 	},
@@ -132,6 +131,7 @@ var failures = []failure{
 type result struct {
 	outcome  outcome
 	pause    time.Duration // the longest between two acknowledged records
+	silent   bool          // nothing was written when the failure was about to end
 	sentence string        // of `docker service ps`
 	back     time.Duration // from the end of the failure to a record
 }
@@ -168,10 +168,10 @@ func fail(t *testing.T, c *cluster.Cluster, f failure, writers map[string]*clust
 	t.Helper()
 	gather(c, writers, victim)
 	results := map[string]*result{}
-	before := map[string]uint64{}
+	before := map[string]ledger.Ack{}
 	for _, policy := range policies {
-		results[policy] = &result{}
-		before[policy], _ = c.Ledger.Last(writers[policy].Name)
+		results[policy] = &result{outcome: f.expected[policy]}
+		before[policy] = writers[policy].Await("it writes")
 	}
 	begin := time.Now()
 	f.begin(t, c, victim)
@@ -187,22 +187,22 @@ func fail(t *testing.T, c *cluster.Cluster, f failure, writers map[string]*clust
 		}
 	}
 	end := time.Now()
+	for _, policy := range policies {
+		_, at := c.Ledger.Last(writers[policy].Name)
+		results[policy].silent = end.Sub(at) > 5*time.Second
+	}
 	if f.end != nil {
 		f.end(c, victim)
 	}
 	for _, policy := range policies {
 		w, r := writers[policy], results[policy]
-		w.Await("it writes when the failure is over")
+		r.back = w.Await("it writes when the failure is over", func(a ledger.Ack) bool { return a.At.After(end) }).At.Sub(end)
 		settled(t, c, w)
 		r.pause = c.Ledger.Gap(w.Name, begin)
-		if r.outcome == refused {
-			_, at := c.Ledger.Last(w.Name)
-			_ = at
-			r.back = c.Ledger.Gap(w.Name, end)
-		}
 		t.Logf("%-8s %-8s pause %6.1f s  back %6.1f s  %s", policy, r.outcome, r.pause.Seconds(), r.back.Seconds(), r.sentence)
 	}
 	c.NoViolations()
+	t.Logf("the failure took %.0f s, its end %.0f s", end.Sub(begin).Seconds(), time.Since(end).Seconds())
 	return row(f, results)
 }
 
@@ -221,18 +221,20 @@ func gather(c *cluster.Cluster, writers map[string]*cluster.Writer, to *cluster.
 }
 
 // observe waits for what is to become of a service while its node fails.
-func observe(t *testing.T, c *cluster.Cluster, f failure, w *cluster.Writer, victim *cluster.Node, policy string, before uint64, begin time.Time, r *result) {
+func observe(t *testing.T, c *cluster.Cluster, f failure, w *cluster.Writer, victim *cluster.Node, policy string, before ledger.Ack, begin time.Time, r *result) {
 	t.Helper()
-	r.outcome = f.expected[policy]
 	switch r.outcome {
 	case moves:
-		if _, err := w.TryAwait(3*time.Minute, ledger.NotOn(victim.Name), ledger.After(before)); err != nil {
+		if _, err := w.TryAwait(3*time.Minute, ledger.NotOn(victim.Name), ledger.After(before.Seq)); err != nil {
 			t.Fatalf("%s: %s does not go on elsewhere: %v\n%s", f.name, policy, err, w.Tasks())
 		}
 	case stays:
-		// dockerd may stop a container, and Swarm start the next one elsewhere.
-		later := func(a ledger.Ack) bool { return a.At.After(begin.Add(5 * time.Second)) }
-		if _, err := w.TryAwait(3*time.Minute, ledger.After(before), later); err != nil {
+		later := func(a ledger.Ack) bool { return a.At.After(begin.Add(5*time.Second)) && a.Task == before.Task }
+		if _, err := w.TryAwait(3*time.Minute, ledger.After(before.Seq), later); err != nil {
+			t.Fatalf("%s: %s does not go on: %v\n%s", f.name, policy, err, w.Tasks())
+		}
+	case renewed:
+		if _, err := w.TryAwait(3*time.Minute, ledger.After(before.Seq), func(a ledger.Ack) bool { return a.Task != before.Task }); err != nil {
 			t.Fatalf("%s: %s does not go on: %v\n%s", f.name, policy, err, w.Tasks())
 		}
 	case refused:
@@ -267,10 +269,14 @@ func row(f failure, results map[string]*result) string {
 		switch r.outcome {
 		case moves:
 			cells = append(cells, fmt.Sprintf("continues on another node after %.0f s", r.pause.Seconds()))
-		case stays:
+		case stays, renewed:
 			cells = append(cells, fmt.Sprintf("continues, pause %.0f s", r.pause.Seconds()))
 		case refused:
-			cells = append(cells, fmt.Sprintf("refused; continues %.0f s after %s", r.back.Seconds(), f.over))
+			if r.silent {
+				cells = append(cells, fmt.Sprintf("refused; continues %.0f s after %s", r.back.Seconds(), f.over))
+			} else {
+				cells = append(cells, fmt.Sprintf("refused elsewhere, and goes on where it is; when %s, it moves with a pause of %.0f s", f.over, r.pause.Seconds()))
+			}
 		}
 	}
 	return "| " + strings.Join(cells, " | ") + " |"

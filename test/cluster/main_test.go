@@ -31,6 +31,9 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
+// logs is where the logs of a failure are kept.
+const logs = "../../build/cluster"
+
 // outer stands in for a test around all tests.
 var outer standin.Test
 
@@ -82,6 +85,12 @@ func shared(t *testing.T) *cluster.Cluster {
 		}
 	}
 	whole.Use(t)
-	t.Cleanup(func() { whole.Use(&outer) })
+	t.Cleanup(func() {
+		if t.Failed() {
+			whole.SaveLogs(logs)
+			t.Logf("the engines' logs are in %s", logs)
+		}
+		whole.Use(&outer)
+	})
 	return whole
 }

@@ -205,14 +205,12 @@ func (n *Node) client(ctx context.Context, args ...string) *exec.Cmd {
 func (n *Node) installPlugins() error {
 	begin := time.Now()
 	for _, p := range n.c.cfg.Plugins {
-		state := "/var/lib/blockvol/" + p.Alias + "/state"
-		volumes := "/var/lib/blockvol/" + p.Alias + "/volumes"
-		if _, err := n.Try("mkdir", "-p", state, volumes); err != nil {
+		if _, err := n.Try("mkdir", "-p", stateDir(p.Alias), volumesDir(p.Alias)); err != nil {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
 		args := []string{
 			"plugin", "install", "--grant-all-permissions", "--alias", p.Alias, registry + ":5000/blockvol:1",
-			"PROVIDER=aws", "AWS_ENDPOINT_URL_EC2=http://" + api, "state.source=" + state, "volumes.source=" + volumes, "LOG_LEVEL=debug", "CLUSTER=" + p.Cluster,
+			"PROVIDER=aws", "AWS_ENDPOINT_URL_EC2=http://" + api, "state.source=" + stateDir(p.Alias), "volumes.source=" + volumesDir(p.Alias), "LOG_LEVEL=debug", "CLUSTER=" + p.Cluster,
 		}
 		if _, err := n.TryDocker(append(args, p.Settings...)...); err != nil {
 			return fmt.Errorf("%s: %w", n.Name, err)
@@ -220,4 +218,42 @@ func (n *Node) installPlugins() error {
 		n.c.logf("%s has plugin %s after %v", n.Name, p.Alias, time.Since(begin).Round(100*time.Millisecond))
 	}
 	return nil
+}
+
+// SaveLogs copies the log of each node's engine, which has the plugin's, to a directory.
+func (c *Cluster) SaveLogs(dir string) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		c.t.Logf("%v", err)
+		return
+	}
+	for _, n := range c.Nodes {
+		if !n.reachable() {
+			continue
+		}
+		log, err := n.Try("cat", "/var/log/dockerd.log")
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, n.Name+".log"), []byte(log), 0o644)
+		}
+		if err != nil {
+			c.t.Logf("the log of %s: %v", n.Name, err)
+		}
+	}
+}
+
+func stateDir(alias string) string   { return "/var/lib/blockvol/" + alias + "/state" }
+func volumesDir(alias string) string { return "/var/lib/blockvol/" + alias + "/volumes" }
+
+// UpgradePlugin makes a plugin another version while containers use its volumes, as an operator does, and returns the version
+// that then runs.
+func (n *Node) UpgradePlugin(alias, reference string) (version string) {
+	n.c.t.Helper()
+	n.Docker("plugin", "disable", "--force", alias)
+	n.Docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", alias, reference)
+	n.Docker("plugin", "set", alias, "state.source="+stateDir(alias), "volumes.source="+volumesDir(alias))
+	n.Docker("plugin", "enable", alias)
+	id := n.Docker("plugin", "inspect", "--format", "{{.Id}}", alias)
+	return n.Run("sh", "-ec", `
+		for pid in $(pgrep -x blockvol); do
+			! grep -q "$0" "/proc/$pid/cgroup" || cat "/proc/$pid/root/version"
+		done`, id)
 }

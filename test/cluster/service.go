@@ -2,38 +2,74 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cluster/ledger"
+	"github.com/blockvol/blockvol/test/cluster/qemu"
 )
 
-// Writer is a service of one task that writes acknowledged records to a volume of the same name.
-type Writer struct {
-	Name, Driver string
-	c            *Cluster
+// WriterSpec is a service of tasks that write acknowledged records, each to a volume of its own.
+type WriterSpec struct {
+	Name      string // of the service
+	Driver    string // of the volumes
+	Volume    string // a volume's name, with {{.Task.Slot}} in it if there are several; the service's, if empty
+	Slots     int    // how many; one, if 0
+	Target    string // where the volume is mounted; /data, if empty
+	Arguments []string
 }
 
-// StartWriter makes a writer's service, and waits for its first record. Arguments are further ones for
-// `docker service create`.
+// Writer is one slot of such a service. Its ledger has the volume's name.
+type Writer struct {
+	Service, Name, Driver string
+	c                     *Cluster
+}
+
+// StartWriter makes a writer's service, whose volume has the same name, and waits for its first record. Arguments are further
+// ones for `docker service create`.
 func (c *Cluster) StartWriter(name, driver string, arguments ...string) *Writer {
 	c.t.Helper()
-	w := &Writer{name, driver, c}
+	return c.StartWriters(WriterSpec{Name: name, Driver: driver, Arguments: arguments})[0]
+}
+
+// StartWriters makes services of writers, and waits until all write.
+func (c *Cluster) StartWriters(specs ...WriterSpec) []*Writer {
+	c.t.Helper()
+	var all []*Writer
+	for _, spec := range specs {
+		all = append(all, c.CreateWriters(spec)...)
+	}
+	for _, w := range all {
+		w.Await("it writes")
+	}
+	return all
+}
+
+// CreateWriters makes a service of writers, and waits for nothing.
+func (c *Cluster) CreateWriters(spec WriterSpec) []*Writer {
+	c.t.Helper()
+	volume, target, slots := cmp.Or(spec.Volume, spec.Name), cmp.Or(spec.Target, "/data"), max(1, spec.Slots)
 	args := append([]string{
-		"service", "create", "--detach", "--no-resolve-image", "--name", name, "--network", "host",
-		"--env", "NODE={{.Node.Hostname}}", "--env", "TASK={{.Task.ID}}", "--stop-grace-period", "10s",
+		"service", "create", "--detach", "--no-resolve-image", "--name", spec.Name, "--network", "host", "--replicas", strconv.Itoa(slots),
+		"--env", "NODE={{.Node.Hostname}}", "--env", "TASK={{.Task.ID}}", "--env", "LEDGER=" + volume, "--stop-grace-period", "10s",
 		"--mount", "type=bind,source=/usr/local/bin/writer,target=/writer,readonly",
-		"--mount", "type=volume,source=" + name + ",target=/data,volume-driver=" + driver + ",volume-opt=size=1GiB",
-	}, arguments...)
-	c.Manager().Docker(append(args, "busybox", "/writer", "--file", "/data/ledger", "--to", observer+":7000", "--name", name)...)
-	w.Await("it writes")
-	return w
+		"--mount", "type=volume,source=" + volume + ",target=" + target + ",volume-driver=" + spec.Driver + ",volume-opt=size=1GiB",
+	}, spec.Arguments...)
+	c.Manager().Docker(append(args, "busybox", "sh", "-c", `exec /writer --file `+target+`/ledger --to `+observer+`:7000 --name "$LEDGER"`)...)
+	var all []*Writer
+	for slot := range slots {
+		name := strings.NewReplacer("{{.Service.Name}}", spec.Name, "{{.Task.Slot}}", strconv.Itoa(slot+1)).Replace(volume)
+		all = append(all, &Writer{spec.Name, name, spec.Driver, c})
+	}
+	return all
 }
 
 // Await waits for a record that is not yet there and fulfils conditions.
@@ -42,9 +78,32 @@ func (w *Writer) Await(what string, conditions ...func(ledger.Ack) bool) ledger.
 	last, _ := w.c.Ledger.Last(w.Name)
 	ack, err := w.TryAwait(patience, append(conditions, ledger.After(last))...)
 	if err != nil {
-		w.c.t.Fatalf("%s: %s: %v\n%s", w.Name, what, err, w.Tasks())
+		w.c.t.Fatalf("%s: %s: %v\n%s", w.Name, what, err, w.Story())
 	}
 	return ack
+}
+
+// Story is what an engineer asks first when a writer does not write.
+func (w *Writer) Story() string {
+	var b strings.Builder
+	fmt.Fprintln(&b, w.Tasks())
+	if v, err := w.c.Volume(w.Name); err != nil {
+		fmt.Fprintln(&b, err)
+	} else {
+		fmt.Fprintf(&b, "%s is %s %+v\n", v.ID, v.State, v.Attachments)
+	}
+	for _, n := range w.c.Nodes {
+		fmt.Fprintf(&b, "--- %s, %s:\n", n.Name, n.Instance)
+		if n.reachable() {
+			// What the plugins say stands in the engine's log.
+			log, err := n.Try("sh", "-c", `grep -F "$0" /var/log/dockerd.log | tail -n 20`, w.Name)
+			fmt.Fprintln(&b, log)
+			if err != nil {
+				fmt.Fprintln(&b, err)
+			}
+		}
+	}
+	return b.String()
 }
 
 // TryAwait waits for a record that fulfils conditions.
@@ -66,7 +125,7 @@ func (w *Writer) Node() *Node {
 
 // Tasks is what `docker service ps` shows.
 func (w *Writer) Tasks() string {
-	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", w.Name)
+	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", w.Service)
 	if err != nil {
 		return err.Error()
 	}
@@ -75,7 +134,7 @@ func (w *Writer) Tasks() string {
 
 // Errors are what `docker service ps` shows as the tasks' errors, the newest first.
 func (w *Writer) Errors() []string {
-	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--format", "{{.Error}}", w.Name)
+	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--format", "{{.Error}}", w.Service)
 	if err != nil {
 		return nil
 	}
@@ -85,7 +144,21 @@ func (w *Writer) Errors() []string {
 // Update runs `docker service update` in the background.
 func (w *Writer) Update(arguments ...string) {
 	w.c.t.Helper()
-	w.c.Manager().Docker(append(append([]string{"service", "update", "--detach", "--no-resolve-image"}, arguments...), w.Name)...)
+	w.c.change(append(append([]string{"service", "update", "--detach", "--no-resolve-image"}, arguments...), w.Service)...)
+}
+
+// change changes an object of the Swarm. One that the Swarm itself changes at that moment has to be read again.
+func (c *Cluster) change(command ...string) {
+	c.t.Helper()
+	for {
+		_, err := c.Manager().TryDocker(command...)
+		if err == nil {
+			return
+		}
+		if !strings.Contains(err.Error(), "update out of sequence") {
+			c.t.Fatalf("%v", err)
+		}
+	}
 }
 
 // Volume is the cloud's.
@@ -116,10 +189,33 @@ func (c *Cluster) Volume(name string) (cloud.Volume, error) {
 // image, and deletes the volume.
 func (w *Writer) Remove() {
 	w.c.t.Helper()
-	w.c.Manager().Docker("service", "rm", w.Name)
-	w.Check()
-	w.c.Eventually("the volume is deleted", func() error {
-		_, err := w.c.Manager().TryDocker("volume", "rm", "--force", w.Name)
+	w.c.RemoveWriters(w)
+}
+
+// RemoveWriters does as Remove does, with all writers of services.
+func (c *Cluster) RemoveWriters(writers ...*Writer) {
+	c.t.Helper()
+	removed := map[string]bool{}
+	for _, w := range writers {
+		if !removed[w.Service] {
+			c.Manager().Docker("service", "rm", w.Service)
+		}
+		removed[w.Service] = true
+	}
+	for _, w := range writers {
+		w.Check()
+		c.RemoveVolume(w.Name)
+	}
+}
+
+// RemoveVolume deletes a volume that is about to be used no more.
+func (c *Cluster) RemoveVolume(name string) {
+	c.t.Helper()
+	c.Eventually("volume "+name+" is deleted", func() error {
+		_, err := c.Manager().TryDocker("volume", "rm", name)
+		if err != nil && strings.Contains(err.Error(), "no such volume") { // the answer to an earlier attempt was lost
+			return nil
+		}
 		return err
 	})
 }
@@ -153,25 +249,84 @@ func (w *Writer) Check() {
 	}
 }
 
-// NothingLeft waits until no node has a disk, or a file system of one mounted.
-func (c *Cluster) NothingLeft() {
-	c.t.Helper()
+// OnlyOn waits until the volume's disk is on one node alone, by the word of the cloud and of every kernel that can be asked.
+// That is for a test that has no other volumes.
+func (w *Writer) OnlyOn(node *Node) {
+	w.c.t.Helper()
+	w.c.eventually(w.Name+" is on "+node.Name+" alone", w.Story, func() error {
+		v := w.Volume()
+		if len(v.Attachments) != 1 || v.Attachments[0].Instance != node.Instance || v.Attachments[0].State != cloud.Attached {
+			return fmt.Errorf("the cloud has it %s: %+v", v.State, v.Attachments)
+		}
+		for _, n := range w.c.Nodes {
+			want := ""
+			if n == node {
+				want = "disk " + qemu.Serial(v.ID) + "\nmounted"
+			}
+			if err := n.shows(want); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Misplaced tells of disks that a node shows while the cloud has them on another. What is on its way is not meant.
+func (c *Cluster) Misplaced() (found []string) {
 	for _, n := range c.Nodes {
 		if !n.reachable() {
 			continue
 		}
-		c.Eventually("nothing is left on "+n.Name, func() error {
-			left, err := n.Try("sh", "-c", "ls /sys/class/nvme; grep nvme /proc/1/mountinfo")
-			if left != "" {
-				return errors.New(left)
+		before := c.held()
+		serials, err := n.Try("sh", "-c", "cat /sys/class/nvme/*/serial 2>/dev/null; true")
+		if err != nil {
+			continue // it has just been taken away
+		}
+		after := c.held()
+		for _, serial := range strings.Fields(serials) {
+			if a := before[serial]; a.Instance != "" && a.Instance != n.Instance && a == after[serial] {
+				found = append(found, fmt.Sprintf("%s (%s) shows disk %s, which the cloud has on %s since %s", n.Name, n.Instance, serial, a.Instance, a.Since.UTC().Format(time.TimeOnly)))
 			}
-			if err != nil && !strings.Contains(err.Error(), "status 1") { // grep finds nothing
-				return err
+		}
+	}
+	return found
+}
+
+// held returns the attachments that are not on their way, by the disks' serials.
+func (c *Cluster) held() map[string]cloud.Attachment {
+	held := map[string]cloud.Attachment{}
+	for _, v := range c.Cloud.Volumes() {
+		for _, a := range v.Attachments {
+			if a.State == cloud.Attached {
+				held[qemu.Serial(v.ID)] = a
 			}
-			return nil
-		})
+		}
+	}
+	return held
+}
+
+// NothingLeft waits until no node has a disk, or a file system of one mounted.
+func (c *Cluster) NothingLeft() {
+	c.t.Helper()
+	for _, n := range c.Nodes {
+		c.Eventually("nothing is left on "+n.Name, func() error { return n.shows("") })
 	}
 	c.NoViolations()
+}
+
+// shows compares what a node, if it can be asked, has of disks with what it shall have. A mount counts in whatever namespace
+// it is.
+func (n *Node) shows(want string) error {
+	if !n.reachable() {
+		return nil
+	}
+	shown, err := n.Try("sh", "-c", `
+		for disk in /sys/class/nvme/*; do [ ! -e "$disk" ] || echo disk $(cat "$disk/serial"); done
+		for mount in /sys/fs/*/nvme*; do [ ! -e "$mount" ] || echo mounted; done`)
+	if err == nil && shown != want {
+		err = fmt.Errorf("%s shows %q, not %q", n.Name, shown, want)
+	}
+	return err
 }
 
 // NoViolations fails the test if a ledger's rules have been broken.
@@ -199,7 +354,7 @@ func (c *Cluster) Place(on *Node, do func()) {
 // Availability sets whether a node takes tasks: active, pause, drain.
 func (c *Cluster) Availability(n *Node, availability string) {
 	c.t.Helper()
-	c.Manager().Docker("node", "update", "--availability", availability, n.Name)
+	c.change("node", "update", "--availability", availability, n.Name)
 }
 
 // Use lets another test decide: what fails from now on is its failure.

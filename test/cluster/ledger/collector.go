@@ -256,6 +256,9 @@ func On(node string) func(Ack) bool { return func(a Ack) bool { return a.Node ==
 // NotOn asks for an acknowledgement from any other node.
 func NotOn(node string) func(Ack) bool { return func(a Ack) bool { return a.Node != node } }
 
+// NotBy asks for an acknowledgement from any other task.
+func NotBy(task string) func(Ack) bool { return func(a Ack) bool { return a.Task != task } }
+
 // WaitAck waits until there is an acknowledgement, of now or of before, that is all that is asked for, and returns the
 // first. A violation of the ledger ends the wait, as the context does.
 func (c *Collector) WaitAck(ctx context.Context, name string, asked ...func(Ack) bool) (Ack, error) {

@@ -1,0 +1,354 @@
+package cluster_test
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cluster"
+	"github.com/blockvol/blockvol/test/cluster/ledger"
+)
+
+var (
+	soakFor  = flag.Duration("soak", 0, "how long TestSoak lets things fail; it is skipped otherwise")
+	soakSeed = flag.Uint64("soak.seed", 0, "makes TestSoak choose as a run that printed this seed did")
+)
+
+// TestSoak lets nodes and cloud fail at random while services are moved at random. After each round all is mended, and every
+// service must write again. What must never happen is looked for all along.
+//
+// A seed repeats the choices, not their timing.
+func TestSoak(t *testing.T) {
+	if *soakFor == 0 {
+		t.Skip("-soak is not given")
+	}
+	seed := *soakSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	fmt.Printf("soak: -soak.seed %d\n", seed) // at once, not when the test ends
+	s := &soak{t: t, c: shared(t), rand: rand.New(rand.NewPCG(seed, 0)), begin: time.Now()}
+	var specs []cluster.WriterSpec
+	for i, driver := range []string{driverOf("stopped"), "always", driverOf("stopped"), "always"} {
+		specs = append(specs, cluster.WriterSpec{Name: "soak" + strconv.Itoa(i) + "-" + driver, Driver: driver})
+	}
+	s.writers = s.c.StartWriters(specs...)
+	stop := make(chan struct{})
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer close(stop)
+	watching.Go(func() { s.watch(stop) })
+
+	for end := time.Now().Add(*soakFor); time.Now().Before(end); s.rounds++ {
+		s.round()
+	}
+	s.c.RemoveWriters(s.writers...)
+	s.c.NothingLeft()
+	s.check()
+	s.logf("%d rounds, the slowest recovery took %.1f s", s.rounds, s.slowest.Seconds())
+}
+
+type soak struct {
+	t       *testing.T
+	c       *cluster.Cluster
+	rand    *rand.Rand
+	writers []*cluster.Writer
+	begin   time.Time
+	rounds  int
+	slowest time.Duration // recovery
+
+	nodes sync.Mutex // held while they are looked at, or one is replaced
+
+	mu     sync.Mutex
+	broken []string // what must never happen and has happened
+}
+
+// recovery is how long services may take to write again when all is mended.
+const recovery = 5 * time.Minute
+
+func (s *soak) logf(format string, args ...any) {
+	s.t.Helper()
+	s.t.Logf("%s %7.1f s  %s", time.Now().UTC().Format("15:04:05.000"), time.Since(s.begin).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// A mishap is something that goes wrong with a node, and returns how it is mended.
+type mishap struct {
+	name string
+	// alive: the node goes on where nobody sees it, or comes back as it was. TAKEOVER=always is the operator's word that no
+	// node does so with a volume in use; so such a one meets only nodes without one.
+	alive bool
+	// final: what is on the node is gone. A Swarm does not survive that of its only manager.
+	final bool
+	do    func(s *soak, n *cluster.Node) (mend func())
+}
+
+var mishaps = []mishap{
+	{name: "power off", do: func(_ *soak, n *cluster.Node) func() { n.PowerOff(); return n.PowerOn }},
+	{name: "power off", do: func(_ *soak, n *cluster.Node) func() { n.PowerOff(); return n.PowerOn }}, // the commonest
+	{name: "terminate", final: true, do: func(s *soak, n *cluster.Node) func() {
+		n.Terminate()
+		return func() {
+			s.nodes.Lock()
+			defer s.nodes.Unlock()
+			s.logf("%s is replaced by %s", n.Name, n.Replace().Name)
+		}
+	}},
+	{name: "reboot", do: func(_ *soak, n *cluster.Node) func() { n.Reboot(); return func() {} }},
+	{name: "freeze", alive: true, do: func(_ *soak, n *cluster.Node) func() { n.Freeze(); return n.Thaw }},
+	{name: "cut from nodes", alive: true, do: func(_ *soak, n *cluster.Node) func() { n.CutFromNodes(); return n.Heal }},
+	{name: "cut from cloud", do: func(_ *soak, n *cluster.Node) func() { n.CutFromCloud(); return n.Heal }},
+	{name: "cut from all", alive: true, do: func(_ *soak, n *cluster.Node) func() {
+		n.CutFromNodes()
+		n.CutFromCloud()
+		return n.Heal
+	}},
+	{name: "kill engine", do: func(_ *soak, n *cluster.Node) func() { n.KillEngine(false); return func() {} }},
+	{name: "kill engine, which stays down", do: func(_ *soak, n *cluster.Node) func() { n.KillEngine(true); return n.StartEngine }},
+	{name: "stop engine", do: func(_ *soak, n *cluster.Node) func() { n.StopEngine(); return n.StartEngine }},
+	{name: "kill plugin", do: func(_ *soak, n *cluster.Node) func() { n.KillPlugin(); return func() {} }},
+	{name: "cloud down", do: func(s *soak, _ *cluster.Node) func() { return s.c.CloudDown() }},
+}
+
+// An operation is what an operator does to a service.
+type operation struct {
+	name string
+	do   func(s *soak, w *cluster.Writer, n *cluster.Node)
+}
+
+var operations = []operation{
+	{"update --force", func(_ *soak, w *cluster.Writer, _ *cluster.Node) { w.Update("--force") }},
+	{"update", func(s *soak, w *cluster.Writer, _ *cluster.Node) {
+		w.Update("--env-add", "ROUND="+strconv.Itoa(s.rounds))
+	}},
+	{"scale to 0", func(_ *soak, w *cluster.Writer, _ *cluster.Node) { w.Update("--replicas", "0") }},
+	{"scale to 1", func(_ *soak, w *cluster.Writer, _ *cluster.Node) { w.Update("--replicas", "1") }},
+	{"drain", func(s *soak, _ *cluster.Writer, n *cluster.Node) { s.c.Availability(n, "drain") }},
+	{"drain and back", func(s *soak, _ *cluster.Writer, n *cluster.Node) {
+		s.c.Availability(n, "drain")
+		s.c.Availability(n, "active")
+	}},
+}
+
+// faults of the cloud's API. An attach may be accepted and never end; a detach that never ends is for the operator.
+var faults = []cloud.Rule{
+	{Fault: cloud.Fail, Code: "InternalError"},
+	{Fault: cloud.Fail, Code: "Unavailable"},
+	{Fault: cloud.Throttle},
+	{Fault: cloud.LoseAnswer},
+	{Fault: cloud.Truncate},
+	{Fault: cloud.Garbage},
+	{Fault: cloud.Hang},
+	{Fault: cloud.NeverFinish, Action: "AttachVolume"},
+}
+
+var actions = []string{"AttachVolume", "DetachVolume", "DescribeVolumes", "DescribeInstances", "CreateTags"}
+
+func pick[T any](s *soak, of []T) T { return of[s.rand.IntN(len(of))] }
+
+// round lets things fail, mends all, and waits until every service writes.
+func (s *soak) round() {
+	s.t.Helper()
+	// All is chosen before anything is done, so that a seed means the same however things go.
+	type candidate struct {
+		mishap
+		n *cluster.Node
+	}
+	var candidates []candidate // the first that is allowed is what happens
+	for range 5 {
+		candidates = append(candidates, candidate{pick(s, mishaps), pick(s, s.c.Nodes)})
+	}
+	early, lasting, fault := s.rand.IntN(2) == 0, time.Duration(5+s.rand.IntN(40))*time.Second, cloud.Rule{}
+	if s.rand.IntN(2) == 0 {
+		fault = pick(s, faults)
+		if action := pick(s, actions); fault.Action == "" {
+			fault.Action = action
+		}
+		fault.Times = 1 + s.rand.IntN(3)
+	}
+	type chosen struct {
+		operation
+		w     *cluster.Writer
+		n     *cluster.Node
+		pause time.Duration
+	}
+	var todo []chosen
+	for range s.rand.IntN(4) {
+		todo = append(todo, chosen{pick(s, operations), pick(s, s.writers), pick(s, s.c.Nodes), time.Duration(s.rand.IntN(8)) * time.Second})
+	}
+
+	s.logf("round %d", s.rounds)
+	var mends []func()
+	if fault.Fault != "" {
+		s.logf("fault: %s %s, %d times", fault.Action, fault.Fault, fault.Times)
+		mends = append(mends, s.c.Cloud.Inject(fault))
+	}
+	mishap := func() {
+		for _, m := range candidates {
+			if reason := s.forbids(m.mishap, m.n); reason != "" {
+				s.logf("no mishap: %s of %s: %s", m.name, m.n.Name, reason)
+				continue
+			}
+			s.logf("mishap: %s of %s (%s) for %v", m.name, m.n.Name, m.n.Instance, lasting)
+			mends = append(mends, m.do(s, m.n))
+			return
+		}
+	}
+	if early {
+		mishap()
+	}
+	for _, o := range todo {
+		if !s.canOperate() {
+			s.logf("no operation: the manager cannot be asked")
+			break
+		}
+		s.logf("operation: %s: %s, %s", o.name, o.w.Name, o.n.Name)
+		o.do(s, o.w, o.n)
+		s.pause(o.pause)
+	}
+	if !early {
+		mishap()
+	}
+	s.pause(lasting)
+	s.logf("mending")
+	for _, mend := range mends {
+		mend()
+	}
+	s.mended()
+}
+
+// forbids tells why a mishap may not meet a node.
+func (s *soak) forbids(f mishap, n *cluster.Node) (reason string) {
+	if f.final && n == s.c.Nodes[0] {
+		return "it is the manager"
+	}
+	if !f.alive {
+		return ""
+	}
+	// None shall come to it any more, and none be on its way.
+	s.c.Availability(n, "pause")
+	defer func() {
+		if reason != "" {
+			s.c.Availability(n, "active")
+		}
+	}()
+	tasks, err := s.c.Manager().TryDocker("node", "ps", "--format", "{{.Name}} {{.DesiredState}}", n.Name)
+	if err != nil {
+		return err.Error()
+	}
+	for _, w := range s.writers {
+		if w.Driver != "always" {
+			continue
+		}
+		if s.holds(n, w) || regexp.MustCompile(`(?m)^`+w.Service+`\..* (Running|Ready|Accepted)$`).MatchString(tasks) {
+			return w.Name + " is on it"
+		}
+	}
+	return ""
+}
+
+func (s *soak) holds(n *cluster.Node, w *cluster.Writer) bool {
+	v, err := s.c.Volume(w.Name)
+	return err != nil || len(v.Attachments) > 0 && v.Attachments[0].Instance == n.Instance
+}
+
+// canOperate tells whether a manager answers.
+func (s *soak) canOperate() bool {
+	manager := s.c.Nodes[0]
+	if !manager.On() {
+		return false
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := manager.TryDocker("node", "ls")
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err == nil
+	case <-time.After(10 * time.Second):
+		return false
+	}
+}
+
+// mended undoes what operators have done, and waits for all services.
+func (s *soak) mended() {
+	s.t.Helper()
+	s.c.Settle()
+	begin := time.Now()
+	for _, n := range s.c.Nodes {
+		s.c.Availability(n, "active")
+	}
+	for _, w := range s.writers {
+		w.Update("--replicas", "1")
+	}
+	for _, w := range s.writers {
+		last, _ := s.c.Ledger.Last(w.Name)
+		ack, err := w.TryAwait(time.Until(begin.Add(recovery)), ledger.After(last))
+		if err != nil {
+			s.t.Fatalf("%s does not write again: %v\n%s", w.Name, err, w.Story())
+		}
+		s.logf("%s writes on %s, record %d, %.1f s after all was mended", w.Name, ack.Node, ack.Seq, time.Since(begin).Seconds())
+	}
+	s.slowest = max(s.slowest, time.Since(begin))
+	s.check()
+}
+
+// pause lets time pass, unless something happens that must not.
+func (s *soak) pause(d time.Duration) {
+	s.t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		s.check()
+	}
+}
+
+// check fails the test if what must never happen has happened.
+func (s *soak) check() {
+	s.t.Helper()
+	s.c.NoViolations()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.broken) == 0 {
+		return
+	}
+	for _, w := range s.writers {
+		s.t.Logf("%s", w.Story())
+	}
+	s.t.Fatalf("%s", strings.Join(s.broken, "\n"))
+}
+
+// watch looks for what must never happen.
+func (s *soak) watch(stop chan struct{}) {
+	seen := map[string]int{} // how often in a row
+	for {
+		s.nodes.Lock()
+		misplaced := s.c.Misplaced()
+		s.nodes.Unlock()
+		s.mu.Lock()
+		now := map[string]int{}
+		for _, what := range misplaced {
+			// A kernel that has just been thawed has not yet noticed which of its disks are gone.
+			if now[what] = seen[what] + 1; now[what] == 5 {
+				s.broken = append(s.broken, what)
+			}
+		}
+		seen = now
+		for _, v := range s.c.Cloud.Volumes() {
+			if len(v.Attachments) > 1 {
+				s.broken = append(s.broken, fmt.Sprintf("%s is attached more than once: %+v", v.ID, v.Attachments))
+			}
+		}
+		s.mu.Unlock()
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
