@@ -50,9 +50,14 @@ func TestFiguresOfAFailover(t *testing.T) {
 	c.Manager().Docker("secret", "rm", "postgres-password")
 
 	for _, f := range columns {
-		assert.Less(t, f.share["blockvol itself"], time.Second, "%+v", f.pace)
+		// Up to 0.8 s of it is how seldom the cloud is asked whether it has detached the disk. The rest is what test/bench
+		// measures without emulation, where it is 20 ms.
+		assert.Less(t, f.share["blockvol itself"], 800*time.Millisecond+emulated, "%+v", f.pace)
 	}
 }
+
+// emulated is what blockvol may take where it takes 20 ms otherwise.
+const emulated = 1200 * time.Millisecond
 
 // A pace is how slow the cloud is.
 type pace struct{ latency, detach, attach time.Duration }
@@ -72,14 +77,14 @@ var shares = []string{
 	"the cloud: detach, attach, calls",
 	"blockvol itself",
 	"the file system's check and mount",
-	"the engine starts the container",
+	"Swarm tries again, if need be; the container starts",
 	"PostgreSQL replays its journal",
 	"its first check, then Swarm lets clients in",
 }
 
 func table(columns []failover) (lines []string) {
 	row := func(what string, cell func(failover) string) {
-		cells := []string{fmt.Sprintf("%-46s", what)}
+		cells := []string{fmt.Sprintf("%-52s", what)}
 		for _, f := range columns {
 			cells = append(cells, fmt.Sprintf("%9s", cell(f)))
 		}
