@@ -157,7 +157,7 @@ func (p *postgres) sql(query string) string {
 // begin has clients come by the published port of a node that the database is not on.
 func (p *postgres) begin(node *cluster.Node) {
 	p.sql("create extension amcheck; create table kept (n bigint primary key)")
-	p.task.Exec("pgbench", "-i", "--quiet", "--username=postgres", "postgres")
+	p.task.Exec("pgbench", "-i", "-I", "dtGvp", "--quiet", "--username=postgres", "postgres")
 	p.clients = startClients(node, "postgres-clients", "host", "postgres:17",
 		"--env", "PGPASSWORD=c2VjcmV0", "--env", "PGUSER=postgres", "--env", "PGHOST="+node.Address)
 	p.clients.background("pgbench", "--client=2", "--time=1000", "postgres")

@@ -36,6 +36,7 @@ func TestFiguresOfAFailover(t *testing.T) {
 	c.Availability(c.Nodes[0], "pause") // so that a worker is what takes over
 	p.sql("create table load (n bigint primary key, filler text)")
 	var columns []failover
+	defer func() { t.Log("\n" + strings.Join(table(columns), "\n")) }() // what there is, if the rest fails
 	for i, pace := range []pace{
 		{latency: 20 * time.Millisecond, detach: time.Second, attach: time.Second},
 		{latency: 100 * time.Millisecond, detach: 5 * time.Second, attach: 5 * time.Second},
@@ -48,13 +49,15 @@ func TestFiguresOfAFailover(t *testing.T) {
 	c.Manager().Docker("volume", "rm", "shop_data")
 	c.Manager().Docker("secret", "rm", "postgres-password")
 
-	for _, line := range table(columns) {
-		t.Log(line)
-	}
 	for _, f := range columns {
-		assert.Less(t, f.share["blockvol itself"], time.Second, "%+v", f.pace)
+		// Up to 0.8 s of it is how seldom the cloud is asked whether it has detached the disk. The rest is what test/bench
+		// measures without emulation, where it is 20 ms.
+		assert.Less(t, f.share["blockvol itself"], 800*time.Millisecond+emulated, "%+v", f.pace)
 	}
 }
+
+// emulated is what blockvol may take where it takes 20 ms otherwise.
+const emulated = 1200 * time.Millisecond
 
 // A pace is how slow the cloud is.
 type pace struct{ latency, detach, attach time.Duration }
@@ -74,14 +77,14 @@ var shares = []string{
 	"the cloud: detach, attach, calls",
 	"blockvol itself",
 	"the file system's check and mount",
-	"the engine starts the container",
+	"Swarm tries again, if need be; the container starts",
 	"PostgreSQL replays its journal",
 	"its first check, then Swarm lets clients in",
 }
 
 func table(columns []failover) (lines []string) {
 	row := func(what string, cell func(failover) string) {
-		cells := []string{fmt.Sprintf("%-46s", what)}
+		cells := []string{fmt.Sprintf("%-52s", what)}
 		for _, f := range columns {
 			cells = append(cells, fmt.Sprintf("%9s", cell(f)))
 		}
@@ -239,14 +242,9 @@ func starts(t *testing.T, task *cluster.Task) (started, ready time.Time) {
 	skew := ahead(task.Node)
 	started, err := time.Parse(time.RFC3339Nano, task.Node.Docker("inspect", "--format", "{{.State.StartedAt}}", task.Container))
 	require.NoError(t, err)
-	log := task.Node.Docker("logs", "--timestamps", task.Container)
-	for line := range strings.Lines(log + "\n") {
-		if at, text, _ := strings.Cut(line, " "); strings.Contains(text, "ready to accept connections") {
-			ready, err = time.Parse(time.RFC3339Nano, at)
-			require.NoError(t, err)
-		}
-	}
-	require.False(t, ready.IsZero(), log)
+	at := task.Node.Run("sh", "-c", "docker logs --timestamps "+task.Container+" 2>&1 | grep 'ready to accept connections' | tail -n 1 | cut -d ' ' -f 1")
+	ready, err = time.Parse(time.RFC3339Nano, at)
+	require.NoError(t, err)
 	return started.Add(-skew), ready.Add(-skew)
 }
 
