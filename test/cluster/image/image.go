@@ -34,6 +34,9 @@ type Image struct {
 // Snapshot is the name of the snapshot in Root.
 const Snapshot = "ready"
 
+// whole is a file that an image has when all of it is made: a Ctrl-C may come at any moment before.
+const whole = "whole"
+
 // recipe is what the image is made of, besides Debian's packages, below the module's root.
 var recipe = []string{"test/cluster/image", "test/cluster/agent", "test/cluster/qemu/machine.go", "test/cluster/mongostandin"}
 
@@ -62,7 +65,7 @@ func Get(ctx context.Context, t space.T) (*Image, error) {
 	}
 	defer lock.Close()
 	dir := filepath.Join(cache, name)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, whole)); errors.Is(err, fs.ErrNotExist) {
 		if err := removeOld(cache); err != nil {
 			return nil, err
 		}
@@ -182,7 +185,10 @@ func build(ctx context.Context, t space.T, root, dir string) (err error) {
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-	return snapshot(ctx, t, dir)
+	if err := snapshot(ctx, t, dir); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, whole), nil, 0o600)
 }
 
 // snapshot boots a machine twice: once to import the containers' images, and once to be restored from, fresh.
