@@ -38,7 +38,8 @@ type failure struct {
 	begin    func(t *testing.T, c *cluster.Cluster, victim *cluster.Node)
 	end      func(c *cluster.Cluster, victim *cluster.Node) // makes the node well again
 	expected map[string]outcome                             // by policy
-	advice   string                                         // what a refusal says to do
+	told     string                                         // how a refusal begins, if not with the holder
+	advice   string                                         // and what it says to do
 	over     string                                         // what the end is, in the table
 }
 
@@ -116,7 +117,8 @@ var failures = []failure{
 			victim.PowerOn()
 		},
 		expected: each(refused, refused, refused),
-		advice:   "the cloud",
+		told:     "busy, try again: EC2",
+		advice:   "Unavailable",
 		over:     "the API answers and the node is started",
 	},
 	{
@@ -125,6 +127,14 @@ var failures = []failure{
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.Replace() },
 		expected: each(moves, moves, moves),
 	},
+}
+
+// cause is how a refusal begins.
+func (f *failure) cause(victim *cluster.Node) string {
+	if f.told != "" {
+		return f.told
+	}
+	return "held by node " + victim.Instance
 }
 
 // result is one cell of the table.
@@ -169,14 +179,16 @@ func fail(t *testing.T, c *cluster.Cluster, f failure, writers map[string]*clust
 	gather(c, writers, victim)
 	results := map[string]*result{}
 	before := map[string]ledger.Ack{}
+	tasks := map[string]map[string]string{} // that there are already
 	for _, policy := range policies {
+		tasks[policy] = writers[policy].TaskErrors()
 		results[policy] = &result{outcome: f.expected[policy]}
 		before[policy] = writers[policy].Await("it writes")
 	}
 	begin := time.Now()
 	f.begin(t, c, victim)
 	for _, policy := range policies {
-		observe(t, c, f, writers[policy], victim, policy, before[policy], begin, results[policy])
+		observe(t, c, f, writers[policy], victim, policy, before[policy], tasks[policy], begin, results[policy])
 	}
 	for _, policy := range policies { // nothing has changed meanwhile
 		if f.expected[policy] == refused {
@@ -221,7 +233,7 @@ func gather(c *cluster.Cluster, writers map[string]*cluster.Writer, to *cluster.
 }
 
 // observe waits for what is to become of a service while its node fails.
-func observe(t *testing.T, c *cluster.Cluster, f failure, w *cluster.Writer, victim *cluster.Node, policy string, before ledger.Ack, begin time.Time, r *result) {
+func observe(t *testing.T, c *cluster.Cluster, f failure, w *cluster.Writer, victim *cluster.Node, policy string, before ledger.Ack, tasks map[string]string, begin time.Time, r *result) {
 	t.Helper()
 	switch r.outcome {
 	case moves:
@@ -239,8 +251,11 @@ func observe(t *testing.T, c *cluster.Cluster, f failure, w *cluster.Writer, vic
 		}
 	case refused:
 		c.Eventually("the refusal is told", func() error {
-			for _, text := range w.Errors() {
-				if _, told, ok := strings.Cut(text, "VolumeDriver.Mount: "); ok && strings.Contains(told, f.advice) {
+			for id, text := range w.TaskErrors() {
+				if _, old := tasks[id]; old {
+					continue
+				}
+				if _, told, ok := strings.Cut(text, "VolumeDriver.Mount: "); ok && strings.HasPrefix(told, f.cause(victim)) && strings.Contains(told, f.advice) {
 					r.sentence = strings.TrimSuffix(told, `"`)
 					return nil
 				}

@@ -141,6 +141,20 @@ func (w *Writer) Errors() []string {
 	return slices.DeleteFunc(strings.Split(out, "\n"), func(line string) bool { return line == "" })
 }
 
+// TaskErrors are what `docker service ps` shows as the tasks' errors, by task.
+func (w *Writer) TaskErrors() map[string]string {
+	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--format", "{{.ID}} {{.Error}}", w.Service)
+	if err != nil {
+		return nil
+	}
+	errors := map[string]string{}
+	for line := range strings.Lines(out) {
+		id, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+		errors[id] = text
+	}
+	return errors
+}
+
 // Update runs `docker service update` in the background.
 func (w *Writer) Update(arguments ...string) {
 	w.c.t.Helper()
