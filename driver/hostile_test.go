@@ -86,6 +86,19 @@ func TestAPluginWhoseMountsTheEngineDoesNotSeeIsRestartedBeforeAnybodyNeedsIt(t 
 	})
 }
 
+func TestACloudThatDoesNotAnswerIsTheCause(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", nil))
+		time.Sleep(time.Hour) // what was asked before is forgotten
+		w.setFault(at("cloud.Find", hang))
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		assert.Regexp(t, `^the cloud has not answered yet, waited for \(25s so far\): volume "data" .*; what is mounted already is not affected`, err.Error())
+		w.setFault(calm)
+	})
+}
+
 func TestAMountBeginsTheGraceOfItsIDAnew(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)

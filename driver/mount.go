@@ -185,6 +185,7 @@ func (l *laps) fields() logrus.Fields {
 // tells whether the attach has still to end, and returns a description of the volume that is the caller's own.
 func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (vol *providers.Volume, attaching bool, err error) {
 	held := holderWatch{since: time.Now()}
+	v.stuck("the cloud has not answered yet, waited for", "; what is mounted already is not affected")
 	var retry backoff
 	for {
 		found, err := d.find(ctx, v.name)

@@ -117,8 +117,8 @@ var failures = []failure{
 			victim.PowerOn()
 		},
 		expected: each(refused, refused, refused),
-		told:     "busy, try again: EC2",
-		advice:   "Unavailable",
+		told:     "the cloud has not answered yet",
+		advice:   "what is mounted already is not affected",
 		over:     "the API answers and the node is started",
 	},
 	{
