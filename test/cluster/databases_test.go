@@ -18,6 +18,7 @@ import (
 // The stack files in examples/ as they are, with the real PostgreSQL and Redis and with what stands in for MongoDB, all on one
 // Swarm. A node that has tasks of each loses power while they are under load.
 func TestDatabasesOutliveTheirNode(t *testing.T) {
+	long(t)
 	c := shared(t)
 	begin := time.Now()
 	step := func(format string, args ...any) {

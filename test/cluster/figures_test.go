@@ -24,6 +24,7 @@ import (
 //
 // Everything but Swarm's patience and the cloud's times is as slow as emulation makes it, ten to twenty times.
 func TestFiguresOfAFailover(t *testing.T) {
+	long(t)
 	c := shared(t)
 	t.Cleanup(func() { c.Cloud.SetPace(latency, lag, times) })
 	c.Secret("postgres-password", "c2VjcmV0")

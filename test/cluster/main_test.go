@@ -62,6 +62,14 @@ const (
 	lag     = time.Second           // of what is read
 )
 
+// long marks a test that is for `make test-cluster`: with it, `make test` would take more than its 40 minutes.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("make test-cluster runs it")
+	}
+}
+
 // shared returns the cluster, all of whose nodes are well. What fails from now on is this test's failure.
 func shared(t *testing.T) *cluster.Cluster {
 	t.Helper()

@@ -20,6 +20,7 @@ import (
 
 // Ten services lose their node at once, and one of the two that are left cannot take its half.
 func TestTenVolumesOfANodeThatDies(t *testing.T) {
+	long(t)
 	const (
 		places = 3
 		soon   = 5 * time.Minute
@@ -81,6 +82,7 @@ func steps(t *testing.T) func(what string) {
 }
 
 func TestEachSlotFindsItsOwnDisk(t *testing.T) {
+	long(t)
 	c := shared(t)
 	step := steps(t)
 	writers := c.StartWriters(cluster.WriterSpec{Name: "slots", Driver: driverOf("stopped"), Volume: "data-{{.Service.Name}}-{{.Task.Slot}}", Slots: 3})
@@ -120,6 +122,7 @@ func TestEachSlotFindsItsOwnDisk(t *testing.T) {
 // An image with content at the target makes Docker mount the volume when the new container is created, while the old task
 // still has it.
 func TestAnImagesContentMovesOnce(t *testing.T) {
+	long(t)
 	c := shared(t)
 	w := c.StartWriters(cluster.WriterSpec{Name: "copyup", Driver: driverOf("stopped"), Target: "/copyup"})[0]
 	from := w.Node()
@@ -144,6 +147,7 @@ func TestAnImagesContentMovesOnce(t *testing.T) {
 }
 
 func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
+	long(t)
 	c := shared(t)
 	zone := cluster.Region + "b"
 	c.Nodes[0].Docker("volume", "create", "--driver", driverOf("stopped"), "--opt", "size=1GiB", "--opt", "zone="+zone, "far")
@@ -175,6 +179,7 @@ func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 
 // A volume declared external comes without the name of its driver: Docker asks all drivers for it.
 func TestAnExternalVolumeKeepsItsData(t *testing.T) {
+	long(t)
 	c := shared(t)
 	w := c.StartWriter("external", driverOf("stopped"))
 	knows := w.Node()
