@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -144,6 +145,9 @@ func (m *Monitor) send(ctx context.Context, id int, command string, args any) er
 	}
 	if _, err := m.conn.Write(append(line, '\n')); err != nil {
 		m.conn.Close() //nolint:errcheck // half a command may have been sent: no other can follow
+		if !errors.Is(err, os.ErrDeadlineExceeded) { // before the reader has noticed
+			err = fmt.Errorf("the monitor's connection has ended: %w", err)
+		}
 		return err
 	}
 	return nil
