@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -144,7 +145,7 @@ func (m *Monitor) send(ctx context.Context, id int, command string, args any) er
 		return err
 	}
 	if _, err := m.conn.Write(append(line, '\n')); err != nil {
-		m.conn.Close() //nolint:errcheck // half a command may have been sent: no other can follow
+		m.conn.Close()                               //nolint:errcheck // half a command may have been sent: no other can follow
 		if !errors.Is(err, os.ErrDeadlineExceeded) { // before the reader has noticed
 			err = fmt.Errorf("the monitor's connection has ended: %w", err)
 		}
