@@ -290,7 +290,7 @@ func row(f failure, results map[string]*result) string {
 			if r.silent {
 				cells = append(cells, fmt.Sprintf("refused; continues %.0f s after %s", r.back.Seconds(), f.over))
 			} else {
-				cells = append(cells, fmt.Sprintf("refused elsewhere, and goes on where it is; when %s, it moves with a pause of %.0f s", f.over, r.pause.Seconds()))
+				cells = append(cells, "refused elsewhere, goes on where it is")
 			}
 		}
 	}
