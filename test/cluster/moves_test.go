@@ -17,6 +17,7 @@ import (
 // One service goes through all that an operator does to it and to its nodes. Each new task reads the whole ledger before it
 // writes, and what it read must be what was acknowledged.
 func TestAServiceMovesWithItsVolume(t *testing.T) {
+	long(t)
 	c := shared(t)
 	w := c.StartWriter("diary", driverOf("stopped"))
 	at := w.Await("it writes")
