@@ -226,7 +226,7 @@ func watch(c *cluster.Cluster, volume string) (seen func() []span) {
 // laps are what blockvol's log says of its last mount on a node.
 func laps(t *testing.T, n *cluster.Node) map[string]time.Duration {
 	t.Helper()
-	log := n.Run("sh", "-c", "grep 'Volume mounted.*volume=shop_data' /var/log/dockerd.log | tail -n 1")
+	log := n.Run("sh", "-c", "grep --text 'Volume mounted.*volume=shop_data' /var/log/dockerd.log | tail -n 1")
 	took := map[string]time.Duration{}
 	for _, field := range regexp.MustCompile(`(took|acquire|attach|format|mount)=(\S+)`).FindAllStringSubmatch(log, -1) {
 		d, err := time.ParseDuration(field[2])
@@ -243,7 +243,7 @@ func starts(t *testing.T, task *cluster.Task) (started, ready time.Time) {
 	skew := ahead(task.Node)
 	started, err := time.Parse(time.RFC3339Nano, task.Node.Docker("inspect", "--format", "{{.State.StartedAt}}", task.Container))
 	require.NoError(t, err)
-	at := task.Node.Run("sh", "-c", "docker logs --timestamps "+task.Container+" 2>&1 | grep 'ready to accept connections' | tail -n 1 | cut -d ' ' -f 1")
+	at := task.Node.Run("sh", "-c", "docker logs --timestamps "+task.Container+" 2>&1 | grep --text 'ready to accept connections' | tail -n 1 | cut -d ' ' -f 1")
 	ready, err = time.Parse(time.RFC3339Nano, at)
 	require.NoError(t, err)
 	return started.Add(-skew), ready.Add(-skew)
