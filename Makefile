@@ -48,10 +48,10 @@ shell: ## a shell with a private engine and the plugin in it, to play with; gone
 	@go build -buildvcs=false -o build/sandbox ./test/sandbox
 	@build/sandbox $${SHELL:-sh}
 
-test: ## everything: unit tests, real disks, real engines, under the race detector; brief fuzzing; arm64
+test: ## unit tests under the race detector, real disks, real engines, a Swarm's failures; brief fuzzing; arm64 (40 minutes)
 	@scripts/test
 
-test-cluster: ## three emulated machines as a Swarm: their failures, and databases that outlive them
+test-cluster: ## all tests of a Swarm of emulated machines: failures, moves, many volumes, databases (an hour)
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
 	go test -timeout 40m -v ./test/cluster -failover.table=$(CURDIR)/docs/failover.md
