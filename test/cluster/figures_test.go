@@ -22,7 +22,8 @@ import (
 //
 //	go test -run Figures -v ./test/cluster
 //
-// Everything but Swarm's patience and the cloud's times is as slow as emulation makes it, ten to twenty times.
+// Everything but Swarm's patience and the cloud's times is as slow as emulation makes it, ten to twenty times. Of blockvol's
+// share up to 0.8 s is how seldom the cloud is asked whether it has detached the disk.
 func TestFiguresOfAFailover(t *testing.T) {
 	long(t)
 	c := shared(t)
@@ -49,16 +50,7 @@ func TestFiguresOfAFailover(t *testing.T) {
 	c.Remove(p.stack)
 	c.Manager().Docker("volume", "rm", "shop_data")
 	c.Manager().Docker("secret", "rm", "postgres-password")
-
-	for _, f := range columns {
-		// Up to 0.8 s of it is how seldom the cloud is asked whether it has detached the disk. The rest is what test/bench
-		// measures without emulation, where it is 20 ms.
-		assert.Less(t, f.share["blockvol itself"], 800*time.Millisecond+emulated, "%+v", f.pace)
-	}
 }
-
-// emulated is what blockvol may take where it takes 20 ms otherwise.
-const emulated = 1200 * time.Millisecond
 
 // A pace is how slow the cloud is.
 type pace struct{ latency, detach, attach time.Duration }
