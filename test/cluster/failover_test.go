@@ -20,7 +20,7 @@ import (
 // task runs on the node that fails, and which write acknowledged records all the time: the same three through all failures.
 // The table goes into docs/failover.md.
 
-var writeTable = flag.String("failover.table", os.Getenv("FAILOVER_TABLE"), "a `file` of Markdown, in which the table of results is brought up to date")
+var writeTable = flag.String("failover.table", "", "a `file` of Markdown, in which the table of results is brought up to date")
 
 // An outcome is what becomes of a service while its node fails.
 type outcome string

@@ -59,23 +59,17 @@ func (n *network) heal(address string) error {
 	return err
 }
 
+// run runs a program in the network and returns its output without the last newline.
 func (n *network) run(name string, args ...string) (string, error) {
-	return runIn(n.space, nil, name, args...)
-}
-
-// runIn runs a program in a space and returns its output without the last newline.
-func runIn(s *space.Space, environment []string, name string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	cmd.Env = append(cmd.Environ(), environment...)
-	p, err := s.Start(cmd)
+	err := n.space.Enter(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if err != nil {
-		return "", err
+		err = fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(stderr.String()))
 	}
-	<-p.Done
-	if p.Err != nil {
-		return strings.TrimSuffix(stdout.String(), "\n"), fmt.Errorf("%s: %w: %s", name, p.Err, strings.TrimSpace(stderr.String()))
-	}
-	return strings.TrimSuffix(stdout.String(), "\n"), nil
+	return strings.TrimSuffix(stdout.String(), "\n"), err
 }
