@@ -40,12 +40,11 @@ type T = space.T
 
 // Config is what a cluster is like.
 type Config struct {
-	Nodes    int          // three, if 0
-	Managers int          // of them; one, if 0
-	Cloud    cloud.Config // Backend is the cluster's own; Zones has a default
-	Plugins  []Plugin     // on every node; one of no settings, if empty
-	Dir      string       // what `make plugin` built
-	Log      func(format string, args ...any)
+	Nodes   int          // three, if 0; the first is the only manager, see Promote
+	Cloud   cloud.Config // Backend is the cluster's own; Zones has a default
+	Plugins []Plugin     // on every node; one of no settings, if empty
+	Dir     string       // what `make plugin` built
+	Log     func(format string, args ...any)
 }
 
 // A Plugin is one installation of blockvol. Several, each with a cluster name of its own, let one failure meet several
@@ -94,7 +93,6 @@ func Start(t T, cfg Config) *Cluster {
 	if cfg.Nodes == 0 {
 		cfg.Nodes = 3
 	}
-	cfg.Managers = max(1, cfg.Managers)
 	if len(cfg.Cloud.Zones) == 0 {
 		cfg.Cloud.Zones = []string{Zone, Region + "b"}
 	}
@@ -246,15 +244,11 @@ func (c *Cluster) makeSwarm() {
 	first := c.Nodes[0]
 	first.Docker("swarm", "init", "--advertise-addr", first.Address, "--task-history-limit", "20")
 	c.token = first.Docker("swarm", "join-token", "--quiet", "worker")
-	managers := first.Docker("swarm", "join-token", "--quiet", "manager")
+	first.manager = true
 	var joining errgroup.Group
-	for i, n := range c.Nodes[1:] {
-		token := c.token
-		if i+1 < c.cfg.Managers {
-			token = managers
-		}
+	for _, n := range c.Nodes[1:] {
 		joining.Go(func() error {
-			_, err := n.TryDocker("swarm", "join", "--token", token, first.Address)
+			_, err := n.TryDocker("swarm", "join", "--token", c.token, first.Address)
 			return err
 		})
 	}
@@ -300,16 +294,68 @@ func (c *Cluster) pluginsKnown() error {
 	return nil
 }
 
-// Manager is a node that is on and can be asked about the Swarm.
+// Manager is a node that can be asked about the Swarm: if it can be helped, one that is not cut off from the others.
 func (c *Cluster) Manager() *Node {
 	c.t.Helper()
-	for _, n := range c.Nodes[:min(c.cfg.Managers, len(c.Nodes))] {
-		if n.reachable() {
-			return n
+	var found *Node
+	for _, n := range c.Nodes {
+		if n.manager && n.reachable() && (found == nil || found.cut && !n.cut) {
+			found = n
 		}
 	}
-	c.t.Fatalf("cluster: no manager is on")
-	return nil
+	if found == nil {
+		c.t.Fatalf("cluster: no manager is on")
+	}
+	return found
+}
+
+// Leader is the manager that decides.
+func (c *Cluster) Leader() *Node {
+	c.t.Helper()
+	var leader *Node
+	c.Eventually("there is a leader", func() error {
+		managers, err := c.Manager().TryDocker("node", "ls", "--filter", "role=manager", "--format", "{{.ManagerStatus}} {{.Hostname}}")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(managers) {
+			if name, is := strings.CutPrefix(strings.TrimSpace(line), "Leader "); is {
+				leader = c.Node(name)
+				return nil
+			}
+		}
+		return errors.New(managers)
+	})
+	return leader
+}
+
+// Promote makes nodes managers, one after the other.
+func (c *Cluster) Promote(nodes ...*Node) {
+	c.t.Helper()
+	for _, n := range nodes {
+		c.change("node", "promote", n.Name)
+		c.Eventually(n.Name+" is a manager", func() error {
+			_, err := n.TryDocker("node", "ls")
+			return err
+		})
+		n.manager = true
+	}
+}
+
+// Demote makes managers workers, one after the other.
+func (c *Cluster) Demote(nodes ...*Node) {
+	c.t.Helper()
+	for _, n := range nodes {
+		n.manager = false
+		c.change("node", "demote", n.Name)
+		c.Eventually(n.Name+" is a worker", func() error {
+			control, err := n.TryDocker("info", "--format", "{{.Swarm.ControlAvailable}}")
+			if err == nil && control != "false" {
+				err = errNotYet
+			}
+			return err
+		})
+	}
 }
 
 // Node returns a node by its name.

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -137,20 +138,24 @@ func (f *failure) cause(victim *cluster.Node) string {
 	return "held by node " + victim.Instance
 }
 
-// result is one cell of the table.
-type result struct {
-	outcome  outcome
-	pause    time.Duration // the longest between two acknowledged records
-	silent   bool          // nothing was written when the failure was about to end
-	sentence string        // of `docker service ps`
-	back     time.Duration // from the end of the failure to a record
+// subject is a service that a failure meets: one cell of the table.
+type subject struct {
+	*cluster.Writer
+	outcome  outcome             // expected of the failure
+	before   ledger.Ack          // the last record before the failure
+	told     []cluster.TaskError // before
+	pause    time.Duration       // the longest between two acknowledged records
+	silent   bool                // nothing was written when the failure was about to end
+	sentence string              // of `docker service ps`
+	back     time.Duration       // from the end of the failure to a record
+	moving   time.Duration       // the longest pause from that record until the service has settled
 }
 
 func TestFailover(t *testing.T) {
 	c := shared(t)
-	writers := map[string]*cluster.Writer{}
+	var writers []*cluster.Writer // in the order of policies
 	for _, policy := range policies {
-		writers[policy] = c.StartWriter("ledger-"+policy, driverOf(policy))
+		writers = append(writers, c.StartWriter("ledger-"+policy, driverOf(policy)))
 	}
 	var table []string
 	for i, f := range failures {
@@ -163,9 +168,7 @@ func TestFailover(t *testing.T) {
 		}
 	}
 	c.Use(t)
-	for _, policy := range policies {
-		writers[policy].Remove()
-	}
+	c.RemoveWriters(writers...)
 	c.NothingLeft()
 	t.Logf("\n%s", strings.Join(table, "\n"))
 	if *writeTable != "" && len(table) == len(failures) {
@@ -174,52 +177,52 @@ func TestFailover(t *testing.T) {
 }
 
 // fail puts a node that runs all three services through a failure, and returns the table's row.
-func fail(t *testing.T, c *cluster.Cluster, f failure, writers map[string]*cluster.Writer, victim *cluster.Node) string {
+func fail(t *testing.T, c *cluster.Cluster, f failure, writers []*cluster.Writer, victim *cluster.Node) string {
 	t.Helper()
-	gather(c, writers, victim)
-	results := map[string]*result{}
-	before := map[string]ledger.Ack{}
-	tasks := map[string]map[string]string{} // that there are already
-	for _, policy := range policies {
-		tasks[policy] = writers[policy].TaskErrors()
-		results[policy] = &result{outcome: f.expected[policy]}
-		before[policy] = writers[policy].Await("it writes")
+	gather(c, victim, writers...)
+	var subjects []*subject
+	for i, w := range writers {
+		told := w.Errors()
+		subjects = append(subjects, &subject{Writer: w, outcome: f.expected[policies[i]], told: told, before: w.Await("it writes")})
 	}
 	begin := time.Now()
 	f.begin(t, c, victim)
-	for _, policy := range policies {
-		observe(t, c, f, writers[policy], victim, policy, before[policy], tasks[policy], begin, results[policy])
+	for _, s := range subjects {
+		s.observe(t, c, f, victim, begin)
 	}
-	for _, policy := range policies { // nothing has changed meanwhile
-		if f.expected[policy] == refused {
-			last, _ := c.Ledger.Last(writers[policy].Name)
-			for _, s := range c.Ledger.Sessions(writers[policy].Name) {
-				assert.False(t, s.Begun.After(begin) && s.Node != victim.Name, "%s: %s is refused, and writes elsewhere: %s, up to %d", f.name, policy, s, last)
+	for _, s := range subjects { // nothing has changed meanwhile
+		if s.outcome == refused {
+			for _, session := range c.Ledger.Sessions(s.Name) {
+				assert.False(t, session.Begun.After(begin) && session.Node != victim.Name, "%s is refused, and writes elsewhere: %s", s.Name, session)
 			}
 		}
 	}
 	end := time.Now()
-	for _, policy := range policies {
-		_, at := c.Ledger.Last(writers[policy].Name)
-		results[policy].silent = end.Sub(at) > 5*time.Second
+	for _, s := range subjects {
+		_, at := c.Ledger.Last(s.Name)
+		s.silent = end.Sub(at) > 5*time.Second
 	}
 	if f.end != nil {
 		f.end(c, victim)
 	}
-	for _, policy := range policies {
-		w, r := writers[policy], results[policy]
-		r.back = w.Await("it writes when the failure is over", func(a ledger.Ack) bool { return a.At.After(end) }).At.Sub(end)
-		settled(t, c, w)
-		r.pause = c.Ledger.Gap(w.Name, begin)
-		t.Logf("%-8s %-8s pause %6.1f s  back %6.1f s  %s", policy, r.outcome, r.pause.Seconds(), r.back.Seconds(), r.sentence)
+	for _, s := range subjects {
+		back := s.Await("it writes when the failure is over", func(a ledger.Ack) bool { return a.At.After(end) }).At
+		settled(c, s.Writer)
+		s.back, s.pause, s.moving = back.Sub(end), c.Ledger.Gap(s.Name, begin), c.Ledger.Gap(s.Name, back)
+		t.Logf("%-15s %-8s pause %6.1f s  back %6.1f s  moving %6.1f s  %s", s.Name, s.outcome,
+			s.pause.Seconds(), s.back.Seconds(), s.moving.Seconds(), s.sentence)
 	}
 	c.NoViolations()
 	t.Logf("the failure took %.0f s, its end %.0f s", end.Sub(begin).Seconds(), time.Since(end).Seconds())
-	return row(f, results)
+	cells := []string{f.name}
+	for _, s := range subjects {
+		cells = append(cells, s.cell(f))
+	}
+	return "| " + strings.Join(cells, " | ") + " |"
 }
 
 // gather moves all services to one node.
-func gather(c *cluster.Cluster, writers map[string]*cluster.Writer, to *cluster.Node) {
+func gather(c *cluster.Cluster, to *cluster.Node, writers ...*cluster.Writer) {
 	c.Place(to, func() {
 		for _, w := range writers {
 			if w.Node() != to {
@@ -232,69 +235,70 @@ func gather(c *cluster.Cluster, writers map[string]*cluster.Writer, to *cluster.
 	})
 }
 
-// observe waits for what is to become of a service while its node fails.
-func observe(t *testing.T, c *cluster.Cluster, f failure, w *cluster.Writer, victim *cluster.Node, policy string, before ledger.Ack, tasks map[string]string, begin time.Time, r *result) {
+// observe waits for what is to become of the service while its node fails.
+func (s *subject) observe(t *testing.T, c *cluster.Cluster, f failure, victim *cluster.Node, begin time.Time) {
 	t.Helper()
-	switch r.outcome {
+	goesOn := func(how string, condition func(ledger.Ack) bool) {
+		if _, err := s.TryAwait(3*time.Minute, ledger.After(s.before.Seq), condition); err != nil {
+			t.Fatalf("%s: %s does not go on %s: %v\n%s", f.name, s.Name, how, err, s.Story())
+		}
+	}
+	switch s.outcome {
 	case moves:
-		if _, err := w.TryAwait(3*time.Minute, ledger.NotOn(victim.Name), ledger.After(before.Seq)); err != nil {
-			t.Fatalf("%s: %s does not go on elsewhere: %v\n%s", f.name, policy, err, w.Tasks())
-		}
+		goesOn("elsewhere", ledger.NotOn(victim.Name))
 	case stays:
-		later := func(a ledger.Ack) bool { return a.At.After(begin.Add(5*time.Second)) && a.Task == before.Task }
-		if _, err := w.TryAwait(3*time.Minute, ledger.After(before.Seq), later); err != nil {
-			t.Fatalf("%s: %s does not go on: %v\n%s", f.name, policy, err, w.Tasks())
-		}
+		goesOn("where it is", func(a ledger.Ack) bool { return a.At.After(begin.Add(5*time.Second)) && a.Task == s.before.Task })
 	case renewed:
-		if _, err := w.TryAwait(3*time.Minute, ledger.After(before.Seq), func(a ledger.Ack) bool { return a.Task != before.Task }); err != nil {
-			t.Fatalf("%s: %s does not go on: %v\n%s", f.name, policy, err, w.Tasks())
-		}
+		goesOn("as another task", ledger.NotBy(s.before.Task))
 	case refused:
-		c.Eventually("the refusal is told", func() error {
-			for id, text := range w.TaskErrors() {
-				if _, old := tasks[id]; old {
-					continue
-				}
-				if _, told, ok := strings.Cut(text, "VolumeDriver.Mount: "); ok && strings.HasPrefix(told, f.cause(victim)) && strings.Contains(told, f.advice) {
-					r.sentence = strings.TrimSuffix(told, `"`)
-					return nil
-				}
-			}
-			return errors.New(w.Tasks())
-		})
+		s.sentence = refusal(c, s.Writer, s.told, f.cause(victim), f.advice)
 	}
 }
 
-// settled waits until the service has one task that wants to run, and its volume one holder: the node that writes.
-func settled(t *testing.T, c *cluster.Cluster, w *cluster.Writer) {
-	t.Helper()
+// refusal waits for what blockvol tells by a new error of a task: a cause first, then what to do.
+func refusal(c *cluster.Cluster, w *cluster.Writer, old []cluster.TaskError, cause, advice string) (told string) {
+	c.Eventually("the refusal is told", func() error {
+		for _, e := range w.Errors() {
+			told = e.Refusal()
+			if !slices.Contains(old, e) && strings.HasPrefix(told, cause) && strings.Contains(told, advice) {
+				return nil
+			}
+		}
+		return errors.New(w.Tasks())
+	})
+	return told
+}
+
+// settled waits until the one task that the Swarm wants is what writes, and its node the volume's only holder.
+func settled(c *cluster.Cluster, w *cluster.Writer) {
 	c.Eventually(w.Name+" has settled", func() error {
-		attachments := w.Volume().Attachments
-		if len(attachments) != 1 || attachments[0].Instance != w.Node().Instance {
-			return fmt.Errorf("%s writes, and the volume is attached to %v", w.Node().Name, attachments)
+		wanted, err := w.Wanted()
+		if err != nil {
+			return err
+		}
+		writes, held := w.Latest(), w.Volume().Attachments
+		if len(wanted) != 1 || wanted[0] != writes.Task || len(held) != 1 || held[0].Instance != c.Node(writes.Node).Instance {
+			return fmt.Errorf("%s on %s writes, %v are wanted, and the volume is attached to %v", writes.Task, writes.Node, wanted, held)
 		}
 		return nil
 	})
 }
 
-func row(f failure, results map[string]*result) string {
-	cells := []string{f.name}
-	for _, policy := range policies {
-		r := results[policy]
-		switch r.outcome {
-		case moves:
-			cells = append(cells, fmt.Sprintf("continues on another node after %.0f s", r.pause.Seconds()))
-		case stays, renewed:
-			cells = append(cells, fmt.Sprintf("continues, pause %.0f s", r.pause.Seconds()))
-		case refused:
-			if r.silent {
-				cells = append(cells, fmt.Sprintf("refused; continues %.0f s after %s", r.back.Seconds(), f.over))
-			} else {
-				cells = append(cells, "refused elsewhere, goes on where it is")
-			}
-		}
+func (s *subject) cell(f failure) string {
+	switch {
+	case s.outcome == moves:
+		return fmt.Sprintf("continues on another node after %.0f s", s.pause.Seconds())
+	case s.outcome != refused:
+		return fmt.Sprintf("continues, pause %.0f s", s.pause.Seconds())
 	}
-	return "| " + strings.Join(cells, " | ") + " |"
+	cell := "refused elsewhere, goes on where it is"
+	if s.silent {
+		cell = fmt.Sprintf("refused; continues %.0f s after %s", s.back.Seconds(), f.over)
+	}
+	if s.moving > 2*time.Second {
+		cell += fmt.Sprintf("; moves when %s, pause %.0f s", f.over, s.moving.Seconds())
+	}
+	return cell
 }
 
 const (

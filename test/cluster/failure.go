@@ -115,9 +115,10 @@ func (n *Node) Thaw() {
 // CutFromNodes lets nothing pass between this node and all others.
 func (n *Node) CutFromNodes() {
 	n.c.t.Helper()
+	n.cut = true
 	for _, other := range n.c.Nodes {
 		if other != n {
-			n.cut(other.Address)
+			n.cutFrom(other.Address)
 		}
 	}
 }
@@ -125,12 +126,12 @@ func (n *Node) CutFromNodes() {
 // CutFromCloud lets nothing pass between this node and the cloud's API, its metadata service included.
 func (n *Node) CutFromCloud() {
 	n.c.t.Helper()
-	n.cut(api)
-	n.cut(metadata)
+	n.cutFrom(api)
+	n.cutFrom(metadata)
 }
 
-func (n *Node) cut(from string) {
-	if err := n.c.network.cut(n.Address, from); err != nil {
+func (n *Node) cutFrom(address string) {
+	if err := n.c.network.cut(n.Address, address); err != nil {
 		n.c.t.Fatalf("%s: %v", n.Name, err)
 	}
 }
@@ -141,6 +142,7 @@ func (n *Node) Heal() {
 	if err := n.c.network.heal(n.Address); err != nil {
 		n.c.t.Fatalf("%s: %v", n.Name, err)
 	}
+	n.cut = false
 }
 
 // CloudDown lets every call to the cloud's API fail, for everybody, until the function it returns is called.

@@ -53,8 +53,8 @@ func TestTenVolumesOfANodeThatDies(t *testing.T) {
 	assert.Equal(t, len(writers), on[small.Name]+on[large.Name])
 	full := 0
 	for _, w := range writers {
-		for _, told := range w.Errors() {
-			if _, told, is := strings.Cut(told, "VolumeDriver.Mount: node holds as many volumes as it can: "); is {
+		for _, e := range w.Errors() {
+			if told, is := strings.CutPrefix(e.Refusal(), "node holds as many volumes as it can: "); is {
 				full++
 				assert.Contains(t, told, ": run the service on another node")
 			}
@@ -155,8 +155,8 @@ func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 	require.NoError(t, err)
 	w := c.CreateWriters(cluster.WriterSpec{Name: "far", Driver: driverOf("stopped")})[0]
 	c.Eventually("a task tells what is wrong", func() error {
-		for _, told := range w.Errors() {
-			if _, told, is := strings.Cut(told, "VolumeDriver.Mount: "); is {
+		for _, e := range w.Errors() {
+			if told := e.Refusal(); told != "" {
 				assert.Regexp(t, `^volume "far" \(`+before.ID+`\) is in zone `+zone+` and node i-\w+ in zone `+cluster.Zone+
 					`, where it cannot be attached: run the service in zone `+zone, told)
 				return nil

@@ -27,10 +27,12 @@ type Node struct {
 	Address  string
 	Instance string
 
-	c    *Cluster
-	dir  string
-	root string // its own disk
-	tap  string
+	c       *Cluster
+	dir     string
+	root    string // its own disk
+	tap     string
+	manager bool
+	cut     bool // from other nodes
 
 	mu      sync.Mutex
 	machine *qemu.Machine // nil while there is no power

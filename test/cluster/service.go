@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -113,14 +112,26 @@ func (w *Writer) TryAwait(patience time.Duration, conditions ...func(ledger.Ack)
 	return w.c.Ledger.WaitAck(ctx, w.Name, conditions...)
 }
 
-// Node is the node that wrote last.
-func (w *Writer) Node() *Node {
+// Latest is the session of who wrote last.
+func (w *Writer) Latest() ledger.Session {
 	w.c.t.Helper()
 	sessions := w.c.Ledger.Sessions(w.Name)
 	if len(sessions) == 0 {
 		w.c.t.Fatalf("%s has never written", w.Name)
 	}
-	return w.c.Node(sessions[len(sessions)-1].Node)
+	return sessions[len(sessions)-1]
+}
+
+// Node is the node that wrote last.
+func (w *Writer) Node() *Node {
+	w.c.t.Helper()
+	return w.c.Node(w.Latest().Node)
+}
+
+// Wanted are the service's tasks that the Swarm wants to run.
+func (w *Writer) Wanted() ([]string, error) {
+	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--quiet", "--filter", "desired-state=running", w.Service)
+	return strings.Fields(out), err
 }
 
 // Tasks is what `docker service ps` shows.
@@ -132,27 +143,27 @@ func (w *Writer) Tasks() string {
 	return out
 }
 
-// Errors are what `docker service ps` shows as the tasks' errors, the newest first.
-func (w *Writer) Errors() []string {
-	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--format", "{{.Error}}", w.Service)
-	if err != nil {
-		return nil
-	}
-	return slices.DeleteFunc(strings.Split(out, "\n"), func(line string) bool { return line == "" })
-}
+// TaskError is what `docker service ps` shows as a task's error.
+type TaskError struct{ Task, Text string }
 
-// TaskErrors are what `docker service ps` shows as the tasks' errors, by task.
-func (w *Writer) TaskErrors() map[string]string {
+// Errors are those of the service's tasks, the newest first.
+func (w *Writer) Errors() (told []TaskError) {
 	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--format", "{{.ID}} {{.Error}}", w.Service)
 	if err != nil {
 		return nil
 	}
-	errors := map[string]string{}
 	for line := range strings.Lines(out) {
-		id, text, _ := strings.Cut(strings.TrimSpace(line), " ")
-		errors[id] = text
+		if task, text, _ := strings.Cut(strings.TrimSpace(line), " "); text != "" {
+			told = append(told, TaskError{task, text})
+		}
 	}
-	return errors
+	return told
+}
+
+// Refusal is what blockvol has answered to the task's engine, "" if the error is another.
+func (e TaskError) Refusal() string {
+	_, told, _ := strings.Cut(e.Text, "VolumeDriver.Mount: ")
+	return strings.TrimSuffix(told, `"`)
 }
 
 // Update runs `docker service update` in the background.

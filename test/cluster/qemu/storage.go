@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,27 +40,19 @@ type Guest struct {
 // image file in a directory, and to attach it is to plug an NVMe controller into the machine, behind a server of its own,
 // without which the machine cannot reach the image. Its methods may be called from any number of goroutines; calls that
 // concern one disk wait for each other.
-//
-// What a snapshot or a new disk made of one holds is a copy made at no single moment, see package loop.
 type Storage struct {
+	*image.Disks[attachment]
 	run Runner
 	dir string
 
 	mu        sync.Mutex
 	instances map[string]instance
-	disks     map[string]*disk
 	sockets   int // so far: no path is used twice
 }
 
 type instance struct {
 	machine *Machine
 	guest   Guest
-}
-
-type disk struct {
-	mu         sync.Mutex
-	attachment *attachment // nil while there is none
-	deleted    bool
 }
 
 type attachment struct {
@@ -76,23 +66,15 @@ var _ cloud.Backend = (*Storage)(nil)
 // NewStorage returns a storage that keeps its images in a directory, made if missing. The path is to be short: that of a
 // socket in it has 107 bytes at most.
 func NewStorage(run Runner, dir string) (*Storage, error) {
-	s := &Storage{run: run, dir: dir, instances: map[string]instance{}, disks: map[string]*disk{}}
-	for _, sub := range s.dirs() {
-		if err := os.MkdirAll(sub, 0o700); err != nil {
-			return nil, err
-		}
+	disks, err := image.NewDisks[attachment](dir)
+	if err != nil {
+		return nil, err
 	}
-	return s, nil
+	s := &Storage{Disks: disks, run: run, dir: dir, instances: map[string]instance{}}
+	return s, os.MkdirAll(s.socket(""), 0o700)
 }
 
-// Image returns the path of a disk's image.
-func (s *Storage) Image(disk string) string { return filepath.Join(s.dir, "disks", disk) }
-
-func (s *Storage) copy(snapshot string) string { return filepath.Join(s.dir, "snapshots", snapshot) }
-
 func (s *Storage) socket(name string) string { return filepath.Join(s.dir, "sockets", name) }
-
-func (s *Storage) dirs() []string { return []string{s.Image(""), s.copy(""), s.socket("")} }
 
 // Serial returns what a disk's controller shows: as with EBS, its id without the dash.
 func Serial(disk string) string { return strings.Replace(disk, "-", "", 1) }
@@ -105,90 +87,29 @@ func (s *Storage) Register(name string, m *Machine, guest Guest) {
 	s.instances[name] = instance{m, guest}
 }
 
-// CreateDisk makes a disk of so many bytes, blank or with what a snapshot holds.
-func (s *Storage) CreateDisk(name string, bytes int64, snapshot string) error {
-	d := &disk{}
-	d.mu.Lock() // until it is whole
-	defer d.mu.Unlock()
-	s.mu.Lock()
-	if s.disks[name] != nil {
-		s.mu.Unlock()
-		return fmt.Errorf("disk %s exists", name)
-	}
-	s.disks[name] = d
-	s.mu.Unlock()
-
-	from := ""
-	if snapshot != "" {
-		from = s.copy(snapshot)
-	}
-	if err := image.Make(s.Image(name), bytes, from); err != nil {
-		s.forget(name, d)
-		return err
-	}
-	return nil
-}
-
-// DeleteDisk deletes a disk that is attached nowhere.
-func (s *Storage) DeleteDisk(name string) error {
-	d, release, err := s.lock(name)
-	if err != nil {
-		return err
-	}
-	defer release()
-	if d.attachment != nil {
-		return fmt.Errorf("disk %s is attached to %s", name, d.attachment.instance)
-	}
-	if err := os.Remove(s.Image(name)); err != nil {
-		return err
-	}
-	s.forget(name, d)
-	return nil
-}
-
-func (s *Storage) forget(name string, d *disk) {
-	d.deleted = true
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.disks, name)
-}
-
 // ResizeDisk makes a disk larger that is attached nowhere.
 func (s *Storage) ResizeDisk(name string, bytes int64) error {
-	d, release, err := s.lock(name)
+	d, release, err := s.Lock(name)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if d.attachment != nil {
-		return fmt.Errorf("disk %s is attached to %s, and QEMU's NVMe controllers cannot grow", name, d.attachment.instance)
+	if d.Attachment != nil {
+		return fmt.Errorf("disk %s is attached to %s, and QEMU's NVMe controllers cannot grow", name, d.Attachment.instance)
 	}
 	return image.Grow(s.Image(name), bytes)
 }
 
-// CopyDisk makes a snapshot of a disk, also while it is attached: of what the guest has written, not of what it will write.
-func (s *Storage) CopyDisk(name, snapshot string) error {
-	_, release, err := s.lock(name)
-	if err != nil {
-		return err
-	}
-	defer release()
-	return image.Copy(s.Image(name), s.copy(snapshot))
-}
-
-// DeleteSnapshot deletes a snapshot. Disks made of it do not need it.
-func (s *Storage) DeleteSnapshot(snapshot string) error { return os.Remove(s.copy(snapshot)) }
-
 // Attach plugs the disk into the instance's machine. When it returns the guest shows the disk, unless it is frozen, or does
 // not answer, or is very slow.
 func (s *Storage) Attach(name, disk string) error {
-	d, release, err := s.lock(disk)
+	d, release, err := s.Lock(disk)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if d.attachment != nil {
-		return fmt.Errorf("disk %s is attached to %s already", disk, d.attachment.instance)
+	if d.Attachment != nil {
+		return fmt.Errorf("disk %s is attached to %s already", disk, d.Attachment.instance)
 	}
 	serial := Serial(disk)
 	if len(serial) > maxSerial {
@@ -210,8 +131,8 @@ func (s *Storage) Attach(name, disk string) error {
 	if err != nil {
 		return fmt.Errorf("attaching disk %s to %s: %w", disk, name, err)
 	}
-	d.attachment = &attachment{instance: name, guest: i.guest, device: dev}
-	d.attachment.awaitPresence()
+	d.Attachment = &attachment{instance: name, guest: i.guest, device: dev}
+	d.Attachment.awaitPresence()
 	return nil
 }
 
@@ -248,20 +169,20 @@ func (a *attachment) awaitPresence() {
 //
 // From a machine that has ended a disk is detached at once.
 func (s *Storage) Detach(name, disk string, force bool) error {
-	d, release, err := s.lock(disk)
+	d, release, err := s.Lock(disk)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if d.attachment == nil || d.attachment.instance != name {
+	if d.Attachment == nil || d.Attachment.instance != name {
 		return fmt.Errorf("disk %s is not attached to %s", disk, name)
 	}
 	if force {
-		d.attachment.pull()
-	} else if err := d.attachment.ask(); err != nil {
+		d.Attachment.pull()
+	} else if err := d.Attachment.ask(); err != nil {
 		return fmt.Errorf("detaching disk %s from %s: %w", disk, name, err)
 	}
-	d.attachment = nil
+	d.Attachment = nil
 	return nil
 }
 
@@ -311,38 +232,12 @@ func (a *attachment) letsGo() error {
 // Close takes all disks from their machines by force, and removes them and the snapshots. The machines go on.
 func (s *Storage) Close() error {
 	s.mu.Lock()
-	names := slices.Collect(maps.Keys(s.disks))
 	s.instances = map[string]instance{} // nothing is attached any more
 	s.mu.Unlock()
-
-	for _, name := range names {
-		if d, release, err := s.lock(name); err == nil {
-			if d.attachment != nil {
-				d.attachment.device.server.kill()
-				d.attachment.device.remove()
-				d.attachment = nil
-			}
-			release()
-		}
-	}
-	var errs []error
-	for _, dir := range s.dirs() {
-		errs = append(errs, os.RemoveAll(dir))
-	}
-	return errors.Join(errs...)
-}
-
-// lock returns a disk that is there, and keeps other calls from it until release.
-func (s *Storage) lock(name string) (_ *disk, release func(), _ error) {
-	s.mu.Lock()
-	d := s.disks[name]
-	s.mu.Unlock()
-	if d != nil {
-		d.mu.Lock()
-		if !d.deleted {
-			return d, d.mu.Unlock, nil
-		}
-		d.mu.Unlock()
-	}
-	return nil, nil, fmt.Errorf("there is no disk %s", name)
+	return errors.Join(s.Remove(func(_ string, d *image.Disk[attachment]) error {
+		d.Attachment.device.server.kill()
+		d.Attachment.device.remove()
+		d.Attachment = nil
+		return nil
+	}), os.RemoveAll(s.socket("")))
 }
