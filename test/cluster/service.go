@@ -172,18 +172,17 @@ func (w *Writer) Update(arguments ...string) {
 	w.c.change(append(append([]string{"service", "update", "--detach", "--no-resolve-image"}, arguments...), w.Service)...)
 }
 
-// change changes an object of the Swarm. One that the Swarm itself changes at that moment has to be read again.
+// change changes an object of the Swarm. One that the Swarm itself changes at that moment has to be read again, and managers
+// that have just come back have to find each other.
 func (c *Cluster) change(command ...string) {
 	c.t.Helper()
-	for {
+	c.Eventually(strings.Join(command, " "), func() error {
 		_, err := c.Manager().TryDocker(command...)
-		if err == nil {
-			return
-		}
-		if !strings.Contains(err.Error(), "update out of sequence") {
+		if err != nil && !strings.Contains(err.Error(), "update out of sequence") && !strings.Contains(err.Error(), "loss of quorum") {
 			c.t.Fatalf("%v", err)
 		}
-	}
+		return err
+	})
 }
 
 // Volume is the cloud's.
