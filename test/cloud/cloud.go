@@ -29,8 +29,19 @@ type Config struct {
 	Limits  func(bucket string) Bucket // token bucket per action; nil or a zero Bucket: no limit
 	Backend Backend                    // nil: attachments have nothing behind them
 	Seed    uint64                     // of ids and of lag
+	ID      func(Kind, uint64) string  // words a number that was never used as the id of an object; nil: as EC2 does
 	Trace   func(Call, time.Duration)  // told of each call to the API at its end, and how long it took; may be nil
 }
+
+// Kind is what an id is of.
+type Kind string
+
+// The kinds of objects.
+const (
+	AnInstance Kind = "i"
+	AVolume    Kind = "vol"
+	ASnapshot  Kind = "snap"
+)
 
 // Times are how long what a call starts goes on in the background. What takes no time, and has no Backend behind it, is
 // over before the call returns, although the answer shows it as begun.
@@ -180,8 +191,11 @@ func (c *Cloud) later(after time.Duration, do func()) {
 }
 
 // id makes an identifier that was never used. The caller holds the lock.
-func (c *Cloud) id(prefix string) string {
-	return fmt.Sprintf("%s-0%016x", prefix, c.rand.Uint64())
+func (c *Cloud) id(of Kind) string {
+	if c.cfg.ID != nil {
+		return c.cfg.ID(of, c.rand.Uint64())
+	}
+	return fmt.Sprintf("%s-0%016x", of, c.rand.Uint64())
 }
 
 // zone resolves a zone's name, "" being the default.

@@ -46,7 +46,7 @@ func (c *Cloud) AddInstance(i Instance) Instance {
 	defer c.mu.Unlock()
 	i = i.clone()
 	if i.ID == "" {
-		i.ID = c.id("i")
+		i.ID = c.id(AnInstance)
 	}
 	if _, known := c.instances[i.ID]; known {
 		panic("cloud: there is an instance " + i.ID)

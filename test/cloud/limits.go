@@ -19,20 +19,28 @@ type bucket struct {
 
 // take tells whether a call may go on. The caller holds the lock.
 func (c *Cloud) take(call Call) bool {
-	if c.cfg.Limits == nil {
+	b, _ := c.fill(call.Bucket)
+	if b == nil {
+		b, _ = c.fill(call.Action)
+	}
+	if b == nil {
 		return true
 	}
-	name := call.Bucket
-	limit := Bucket{}
-	if name != "" {
-		limit = c.cfg.Limits(name)
+	if b.tokens < 1 {
+		return false
 	}
-	if limit == (Bucket{}) {
-		name = call.Action
-		limit = c.cfg.Limits(name)
+	b.tokens--
+	return true
+}
+
+// fill returns a bucket with what it has now, nil if it has no limit. The caller holds the lock.
+func (c *Cloud) fill(name string) (*bucket, Bucket) {
+	if c.cfg.Limits == nil || name == "" {
+		return nil, Bucket{}
 	}
+	limit := c.cfg.Limits(name)
 	if limit == (Bucket{}) {
-		return true
+		return nil, limit
 	}
 	now := time.Now()
 	b, ok := c.buckets[name]
@@ -42,11 +50,19 @@ func (c *Cloud) take(call Call) bool {
 	}
 	b.tokens = min(float64(limit.Size), b.tokens+now.Sub(b.filled).Seconds()*limit.PerSecond)
 	b.filled = now
-	if b.tokens < 1 {
-		return false
+	return b, limit
+}
+
+// Left tells what a bucket has: how many calls of how many, and when it will be full. It is of no limit if most is 0.
+func (c *Cloud) Left(bucket string) (left, most int, full time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b, limit := c.fill(bucket)
+	if b == nil {
+		return 0, 0, time.Time{}
 	}
-	b.tokens--
-	return true
+	missing := (float64(limit.Size) - b.tokens) / limit.PerSecond
+	return int(b.tokens), limit.Size, b.filled.Add(time.Duration(missing * float64(time.Second)))
 }
 
 // Calls returns how many calls arrived, by action, those that were refused or met a fault included.

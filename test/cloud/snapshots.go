@@ -72,7 +72,7 @@ func (r *Request) CreateSnapshot(volume, description string, tags map[string]str
 		return Snapshot{}, ErrState
 	}
 	s := Snapshot{
-		ID: c.id("snap"), VolumeID: volume, Size: v.Size, Description: description, State: SnapshotPending,
+		ID: c.id(ASnapshot), VolumeID: volume, Size: v.Size, Description: description, State: SnapshotPending,
 		Encrypted: v.Encrypted, KMSKey: v.KMSKey, StartedAt: time.Now(), Tags: maps.Clone(tags),
 	}
 	if s.Tags == nil {

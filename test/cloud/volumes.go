@@ -189,7 +189,7 @@ func (c *Cloud) add(v Volume) {
 
 // addRoot gives an instance its root volume. The caller holds the lock.
 func (c *Cloud) addRoot(i Instance) {
-	root := c.id("vol")
+	root := c.id(AVolume)
 	c.add(Volume{
 		ID: root, Size: 8 << 30, Type: "gp3", IOPS: 3000, Throughput: 125, Zone: i.Zone,
 		State: InUse, CreatedAt: i.LaunchedAt, Tags: map[string]string{},
@@ -241,7 +241,7 @@ func (c *Cloud) newVolume(spec VolumeSpec) (Volume, error) {
 		tags = map[string]string{}
 	}
 	v := Volume{
-		ID: c.id("vol"), Size: spec.Size, Type: spec.Type, IOPS: spec.IOPS, Throughput: spec.Throughput,
+		ID: c.id(AVolume), Size: spec.Size, Type: spec.Type, IOPS: spec.IOPS, Throughput: spec.Throughput,
 		Encrypted: spec.Encrypted, KMSKey: spec.KMSKey, Zone: zone, SnapshotID: spec.SnapshotID,
 		State: Creating, CreatedAt: time.Now(), Tags: tags,
 	}

@@ -3,7 +3,7 @@
 //
 // A loop device has no serial, and all instances of the simulation share one kernel. So each instance has a tree of its own
 // that stands where package mount looks for sysfs, and shows the devices that are attached to this instance, with their
-// serials as NVMe has them:
+// serials as NVMe has them, or another bus, see ShowAs:
 //
 //	<tree>/block/loop3/dev            → /sys/block/loop3/dev
 //	<tree>/block/loop3/size           → /sys/block/loop3/size
@@ -30,6 +30,7 @@ import (
 type Backend struct {
 	*image.Disks[attachment]
 
+	identity    func(disk string) Identity
 	configuring sync.Mutex // from the choice of a free loop device until it is set up, see attach
 
 	mu    sync.Mutex
@@ -48,8 +49,11 @@ func New(dir string) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Backend{Disks: disks, trees: map[string]string{}}, nil
+	return &Backend{Disks: disks, identity: NVMe, trees: map[string]string{}}, nil
 }
+
+// ShowAs tells how disks are shown from now on, instead of as NVMe.
+func (b *Backend) ShowAs(identity func(disk string) Identity) { b.identity = identity }
 
 // Sysfs tells where an instance's tree is, for mount.Config.Sysfs. The tree is the backend's: what is in it is removed, and
 // it is empty until a disk is attached. An instance without a tree can have no disk.
@@ -98,7 +102,7 @@ func (b *Backend) Attach(instance, name string) error {
 		return err
 	}
 	a := &attachment{instance: instance, tree: tree, device: device}
-	if err := a.show(serial(name)); err != nil {
+	if err := a.show(b.identity(name)); err != nil {
 		return errors.Join(err, clearDevice(device, b.Image(name), true, func(*os.File) error { return nil }))
 	}
 	d.Attachment = a
@@ -160,7 +164,23 @@ func (b *Backend) Close() error {
 	return errors.Join(errs...)
 }
 
-// serial is what NVMe shows for a disk of EBS: its id without the dash, padded with blanks to the 20 bytes of the field.
-func serial(disk string) string {
-	return fmt.Sprintf("%-20s\n", strings.Replace(disk, "-", "", 1))
+// Identity is the file of sysfs that tells who a device is, below its own directory, and what that holds.
+type Identity struct {
+	File    string
+	Content []byte
+}
+
+// NVMe is the identity of a disk of EBS: its id without the dash, padded with blanks to the 20 bytes of the field.
+func NVMe(disk string) Identity {
+	return Identity{"device/serial", fmt.Appendf(nil, "%-20s\n", strings.Replace(disk, "-", "", 1))}
+}
+
+// SCSI is the identity of a SCSI disk: page 0x80 of its vital product data (SPC-4, 7.8.15).
+func SCSI(serial string) Identity {
+	return Identity{"device/vpd_pg80", append([]byte{0, 0x80, byte(len(serial) >> 8), byte(len(serial))}, serial...)}
+}
+
+// Virtio is the identity of a virtio disk: up to 20 bytes (VIRTIO_BLK_ID_BYTES of the virtio specification).
+func Virtio(serial string) Identity {
+	return Identity{"serial", []byte(serial[:min(len(serial), 20)])}
 }

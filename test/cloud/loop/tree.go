@@ -13,11 +13,12 @@ func (a *attachment) path() string { return filepath.Join(a.tree, "block", a.dev
 // aside is where the device's directory is made and unmade, seen by nobody.
 func (a *attachment) aside() string { return filepath.Join(a.tree, "."+a.device) }
 
-func (a *attachment) show(serial string) error {
+func (a *attachment) show(as Identity) error {
+	file := filepath.Join(a.aside(), as.File)
 	err := errors.Join(
 		os.RemoveAll(a.aside()),
-		os.MkdirAll(filepath.Join(a.aside(), "device"), 0o755),
-		os.WriteFile(filepath.Join(a.aside(), "device", "serial"), []byte(serial), 0o444),
+		os.MkdirAll(filepath.Dir(file), 0o755),
+		os.WriteFile(file, as.Content, 0o444),
 		os.Symlink(filepath.Join("/sys/block", a.device, "dev"), filepath.Join(a.aside(), "dev")),
 		os.Symlink(filepath.Join("/sys/block", a.device, "size"), filepath.Join(a.aside(), "size")),
 	)
