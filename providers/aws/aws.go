@@ -32,6 +32,7 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
@@ -91,7 +92,7 @@ const maxFilterValues = 200
 
 // FromEnv is New with the environment's settings: AWS_REGION, and static keys, each also as …_FILE. All others the SDK
 // reads by itself. The node's own id is not used: an instance has one.
-func FromEnv(getenv func(string) string, _, cluster string) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger) (providers.Provider, error) {
 	keys, err := keysFromFiles(getenv)
 	if err != nil {
 		return nil, err
