@@ -1,0 +1,234 @@
+// Package hetzner is the front of package cloud that speaks as Hetzner Cloud does: version 1 of its API, as far as it is about
+// volumes and their actions, servers and locations; and each server's metadata service.
+//
+// It keeps the rules of the public reference, and is the stricter one where that leaves something open. While an action is
+// under way, its volume and its server refuse every other change, that of labels included. A volume shows its server from the
+// moment an attach is accepted, as the reference's example of a creation does (see Config.Late for the other way), until a
+// detach has ended. An attached volume is not deleted, resized only to more than it has. Fields and parameters that the API
+// does not have are refused, and so is what blockvol must never ask for: that Hetzner formats or mounts a volume.
+//
+// It does not simulate making and changing servers, the volumes of a server that is made, and quotas other than of volumes on
+// a server. The reference names no code for some refusals: of a volume that is attached and shall be deleted, or that is not
+// and shall be detached, of another location, and of a server's limit (there it is the one that Hetzner's own driver expects).
+package hetzner
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/rest"
+	"github.com/blockvol/blockvol/test/cloud/wire"
+)
+
+// Config is what is Hetzner's own about a cloud, whose zones are its locations.
+type Config struct {
+	Cloud *cloud.Cloud
+	Most  int  // volumes on one server; 0 is 16
+	Late  bool // a volume shows its server only when an attach has ended
+}
+
+// Front is Hetzner Cloud, seen by one project. Configure its limits with Limits, its ids with ID.
+type Front struct {
+	*rest.API
+
+	cfg   Config
+	cloud *cloud.Cloud
+
+	mu       sync.Mutex // held over what looks before it acts
+	tokens   map[string]*token
+	actions  []*action
+	statuses map[string]string // of servers, as a test wants them
+}
+
+// token is one instance's proof of who asks.
+type token struct {
+	instance          string
+	revoked, readOnly bool
+}
+
+// New returns a front.
+func New(cfg Config) *Front {
+	cfg.Most = cmp.Or(cfg.Most, 16)
+	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]*token{}, statuses: map[string]string{}}
+	f.API = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: f.translate, Headers: f.limits})
+	f.Handle("GET /v1/volumes", f.listVolumes)
+	f.Handle("POST /v1/volumes", f.createVolume)
+	f.Handle("GET /v1/volumes/{id}", f.getVolume)
+	f.Handle("PUT /v1/volumes/{id}", f.updateVolume)
+	f.Handle("DELETE /v1/volumes/{id}", f.deleteVolume)
+	f.Handle("POST /v1/volumes/{id}/actions/attach", f.attach)
+	f.Handle("POST /v1/volumes/{id}/actions/detach", f.detach)
+	f.Handle("POST /v1/volumes/{id}/actions/resize", f.resize)
+	f.Handle("POST /v1/volumes/{id}/actions/change_protection", f.changeProtection)
+	f.Handle("GET /v1/volumes/{id}/actions", f.listActions)
+	f.Handle("GET /v1/volumes/{id}/actions/{action}", f.getAction)
+	f.Handle("GET /v1/actions/{action}", f.getAction)
+	f.Handle("GET /v1/servers/{id}", f.getServer)
+	f.Handle("GET /v1/locations", f.listLocations)
+	return f
+}
+
+// ID is for cloud.Config.ID: numbers that JSON keeps whole.
+func ID(_ cloud.Kind, n uint64) string { return strconv.FormatUint(1<<24+n>>12, 10) }
+
+// Limits are those of one project: 3,600 requests at once, and one more each second.
+func Limits(string) cloud.Bucket { return cloud.Bucket{Size: 3600, PerSecond: 1} }
+
+// Token is what an instance's requests are known by. It may read and write.
+func (f *Front) Token(instance string) string {
+	sum := sha256.Sum256([]byte("token of " + instance))
+	value := hex.EncodeToString(sum[:]) // 64 characters, as Hetzner's
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tokens[value] == nil {
+		f.tokens[value] = &token{instance: instance}
+	}
+	return value
+}
+
+// Revoke makes a token worthless.
+func (f *Front) Revoke(value string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tokens[value].revoked = true
+}
+
+// ReadOnly makes a token one that may only read.
+func (f *Front) ReadOnly(value string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tokens[value].readOnly = true
+}
+
+// Serial returns what the kernel of a server shows as the serial of the volume's device.
+func (f *Front) Serial(volume string) string { return volume }
+
+func (f *Front) caller(r *http.Request) (instance string, err error) {
+	value, is := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.tokens[value]
+	switch {
+	case !is || t == nil:
+		return "", refuse("unauthorized", "unable to authenticate")
+	case t.revoked:
+		return t.instance, refuse("unauthorized", "unable to authenticate")
+	case t.readOnly && r.Method != http.MethodGet:
+		return t.instance, refuse("forbidden", "insufficient permissions for this request")
+	}
+	return t.instance, nil
+}
+
+// statuses are those of HTTP that go with the API's codes.
+var statuses = map[string]int{
+	"json_error": http.StatusBadRequest, "unauthorized": http.StatusUnauthorized, "forbidden": http.StatusForbidden,
+	"maintenance": http.StatusForbidden, "resource_limit_exceeded": http.StatusForbidden, "protected": http.StatusForbidden,
+	"token_readonly": http.StatusForbidden, "not_found": http.StatusNotFound, "method_not_allowed": http.StatusMethodNotAllowed,
+	"uniqueness_error": http.StatusConflict, "conflict": http.StatusConflict, "resource_in_use": http.StatusConflict,
+	"volume_already_attached": http.StatusConflict, "deprecated_api_endpoint": http.StatusGone, "resource_unavailable": http.StatusPreconditionFailed,
+	"no_space_left_in_location": http.StatusPreconditionFailed, "locked": http.StatusLocked, "resource_locked": http.StatusLocked,
+	"rate_limit_exceeded": http.StatusTooManyRequests, "server_error": http.StatusInternalServerError, "unsupported_error": http.StatusNotImplemented,
+	"bad_gateway": http.StatusBadGateway, "unavailable": http.StatusServiceUnavailable, "timeout": http.StatusGatewayTimeout,
+}
+
+// problem is an error as the API shows it.
+type problem struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Details any    `json:"details,omitempty"`
+}
+
+func refuse(code, format string, args ...any) *rest.Refusal {
+	return refusal(problem{Code: code, Message: fmt.Sprintf(format, args...)})
+}
+
+func refusal(p problem) *rest.Refusal {
+	status := cmp.Or(statuses[p.Code], http.StatusUnprocessableEntity)
+	return &rest.Refusal{Answer: rest.Answer{Status: status, Body: map[string]any{"error": p}}}
+}
+
+// invalid refuses the value of a field or a parameter.
+func invalid(field, format string, args ...any) *rest.Refusal {
+	message := fmt.Sprintf(format, args...)
+	return refusal(problem{"invalid_input", fmt.Sprintf("invalid input in field '%s': %s", field, message), map[string]any{
+		"fields": []any{map[string]any{"name": field, "messages": []string{message}}},
+	}})
+}
+
+func notFound(kind, id string) *rest.Refusal {
+	return refuse("not_found", "%s with ID '%s' not found", kind, id)
+}
+
+func locked(kind string) *rest.Refusal {
+	return refuse("locked", "cannot perform operation because %s is locked", kind)
+}
+
+// translate words what package cloud refuses. The code of a rule that makes a call fail is one of the API's, and perhaps a
+// message after it.
+func (f *Front) translate(err error) *rest.Refusal {
+	var failed *cloud.FailedError
+	switch {
+	case errors.As(err, &failed):
+		code, message, _ := strings.Cut(cmp.Or(failed.Code, "server_error"), " ")
+		return refuse(code, "%s", cmp.Or(message, "an error occurred"))
+	case errors.Is(err, cloud.ErrThrottled):
+		return refuse("rate_limit_exceeded", "limit of 3600 requests per hour reached")
+	case errors.Is(err, rest.ErrNoRoute):
+		return refuse("not_found", "route not found")
+	case errors.Is(err, cloud.ErrNoVolume):
+		return refuse("not_found", "volume not found")
+	case errors.Is(err, cloud.ErrState):
+		return locked("volume")
+	}
+	return refuse("server_error", "an error occurred: %v", err)
+}
+
+// limits adds what is left of the limit, which is told for an hour.
+func (f *Front) limits(h http.Header, _ string) {
+	left, most, full := f.cloud.Left(rest.Account)
+	if most == 0 {
+		return
+	}
+	h.Set("Ratelimit-Limit", strconv.Itoa(most))
+	h.Set("Ratelimit-Remaining", strconv.Itoa(left))
+	h.Set("Ratelimit-Reset", strconv.FormatInt(full.Add(time.Second-1).Unix(), 10))
+}
+
+// decode reads a body.
+func decode(r *rest.Request, into any) error {
+	if err := r.Decode(into); err != nil {
+		return refuse("json_error", "invalid JSON: %v", err)
+	}
+	return nil
+}
+
+// MetadataHost is where Transport finds the metadata service.
+const MetadataHost = "169.254.169.254"
+
+// Transport returns what connects the clients of one instance without sockets: to its metadata service under the address
+// that servers have it at, and under every other host to the API.
+func (f *Front) Transport(instance string) http.RoundTripper {
+	metadata := f.Metadata(instance)
+	return wire.Transport(func(host string) http.Handler {
+		if host == MetadataHost {
+			return metadata
+		}
+		return f
+	})
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05+00:00") }
+
+func number(id string) int64 {
+	n, _ := strconv.ParseInt(id, 10, 64) // as ID makes it
+	return n
+}

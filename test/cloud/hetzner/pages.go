@@ -1,0 +1,102 @@
+package hetzner
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/blockvol/blockvol/test/cloud/rest"
+)
+
+// query refuses parameters that a path does not have. Those that many may be named of have an asterisk.
+func query(r *rest.Request, known ...string) error {
+	for name, values := range r.HTTP.URL.Query() {
+		if !slices.Contains(known, name+"*") && (!slices.Contains(known, name) || len(values) != 1) {
+			return invalid(name, "unknown parameter")
+		}
+	}
+	return nil
+}
+
+type pagination struct {
+	Page         int  `json:"page"`
+	PerPage      int  `json:"per_page"`
+	PreviousPage *int `json:"previous_page"`
+	NextPage     *int `json:"next_page"`
+	LastPage     int  `json:"last_page"`
+	TotalEntries int  `json:"total_entries"`
+}
+
+// page answers with a part of all objects, under their name.
+func page[T any](r *rest.Request, name string, all []T) (rest.Answer, error) {
+	given := r.HTTP.URL.Query()
+	number := func(name string, usual, most int) (int, error) {
+		if !given.Has(name) {
+			return usual, nil
+		}
+		n, err := strconv.Atoi(given.Get(name))
+		if err != nil || n < 1 || n > most {
+			return 0, invalid(name, "must be between 1 and %d", most)
+		}
+		return n, nil
+	}
+	per, err := number("per_page", 25, 50)
+	if err != nil {
+		return rest.Answer{}, err
+	}
+	n, err := number("page", 1, 1<<31)
+	if err != nil {
+		return rest.Answer{}, err
+	}
+	p := pagination{Page: n, PerPage: per, LastPage: max(1, (len(all)+per-1)/per), TotalEntries: len(all)}
+	var links []string
+	link := func(rel string, n int) *int {
+		q := r.HTTP.URL.Query()
+		q.Set("page", strconv.Itoa(n))
+		links = append(links, fmt.Sprintf("<https://api.hetzner.cloud%s?%s>; rel=%q", r.HTTP.URL.Path, q.Encode(), rel))
+		return &n
+	}
+	if n > 1 {
+		p.PreviousPage = link("prev", n-1)
+	}
+	if n < p.LastPage {
+		p.NextPage = link("next", n+1)
+		link("last", p.LastPage)
+	}
+	answer := rest.Answer{Status: http.StatusOK, Body: map[string]any{"meta": map[string]any{"pagination": p}}}
+	if len(links) > 0 {
+		answer.Header = http.Header{"Link": {strings.Join(links, ", ")}}
+	}
+	from := min(len(all), (n-1)*per)
+	answer.Body.(map[string]any)[name] = append([]T{}, all[from:min(len(all), from+per)]...)
+	return answer, nil
+}
+
+// sorted puts objects into the order that the parameter wants, of those that it may want; by default the first.
+func sorted[T any](r *rest.Request, all []T, orders map[string]func(a, b T) int, usual string) error {
+	wanted := append(r.HTTP.URL.Query()["sort"], usual)
+	var by []func(a, b T) int
+	for _, word := range wanted {
+		field, direction, _ := strings.Cut(word, ":")
+		compare := orders[field]
+		if compare == nil || direction != "" && direction != "asc" && direction != "desc" {
+			return invalid("sort", "unknown order '%s'", word)
+		}
+		if direction == "desc" {
+			up := compare
+			compare = func(a, b T) int { return up(b, a) }
+		}
+		by = append(by, compare)
+	}
+	slices.SortStableFunc(all, func(a, b T) int {
+		for _, compare := range by {
+			if order := compare(a, b); order != 0 {
+				return order
+			}
+		}
+		return 0
+	})
+	return nil
+}
