@@ -1,0 +1,280 @@
+package hetzner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Attach asks for the volume when it is this volume's turn on the server, whose changes Hetzner takes one at a time.
+func (p *Provider) Attach(ctx context.Context, id string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	known, err := p.ensureOurs(ctx, id)
+	if err != nil {
+		return err
+	}
+	node, err := p.Node(ctx)
+	if err != nil {
+		return err
+	}
+	if !known.protected {
+		// A volume that is busy is protected the next time.
+		if err := p.protect(ctx, id, true); err != nil && !errors.Is(err, providers.ErrBusy) {
+			return err
+		}
+	}
+	return p.inLine(ctx, node.ID, func(ctx context.Context) error { return p.attach(ctx, id, node) })
+}
+
+// ensureOurs returns an error unless the volume is this cluster's. Hetzner is asked only if this process has not just seen it.
+func (p *Provider) ensureOurs(ctx context.Context, id string) (sighting, error) {
+	if isID.MatchString(id) {
+		if known, is := p.memory.knows(number(id)); is && known.ours {
+			return known, nil
+		}
+	}
+	v, err := p.getOurs(ctx, id)
+	if err != nil {
+		return sighting{}, err
+	}
+	return sighting{ours: true, protected: v.Protection.Delete}, nil
+}
+
+// inLine makes a change of a server when it is its turn, and again while the server is locked. A volume that is locked itself
+// does not keep the others waiting: that is told to its own caller.
+func (p *Provider) inLine(ctx context.Context, server string, change func(context.Context) error) error {
+	var busy error
+	err := p.servers.Do(ctx, "server "+server, func(ctx context.Context) error {
+		err := change(ctx)
+		if busy = nil; errors.Is(err, errVolumeLocked) && !errors.Is(err, errServerLocked) {
+			busy, err = err, nil
+		}
+		return err
+	})
+	if busy != nil {
+		return busy
+	}
+	return err
+}
+
+func (p *Provider) attach(ctx context.Context, id string, node providers.Node) error {
+	request := fmt.Sprintf("the request to attach volume %s to server %s", id, node.ID)
+	a, _, err := p.api.Volume.Attach(ctx, &hcloud.Volume{ID: number(id)}, &hcloud.Server{ID: number(node.ID)})
+	if err == nil {
+		if a.ID == 0 {
+			return p.notItsOwn(ctx, request)
+		}
+		p.memory.begin(number(id), move{action: a.ID, server: number(node.ID)})
+		return nil
+	}
+	err = p.explain(ctx, request, err)
+	var said *refusal
+	switch {
+	case !errors.As(err, &said), errors.Is(err, errServerLocked):
+		return err
+	case errors.Is(err, errLimit):
+		return fmt.Errorf("%w: %s: Hetzner Cloud attaches up to 16 volumes to a server: run the service on another node", providers.ErrAttachLimit, said.said)
+	case errors.Is(err, errAttached), errors.Is(err, errVolumeLocked):
+		return p.whyNotAttached(ctx, id, node.ID, err)
+	case errors.Is(err, providers.ErrNotFound):
+		if _, err := p.getOurs(ctx, id); err != nil {
+			return err
+		}
+		return fmt.Errorf("%s: the volume is there, so this server is not: take a token of the project that server %s is in", said.said, node.ID)
+	case errors.Is(err, providers.ErrInvalid):
+		if v, look := p.getOurs(ctx, id); look == nil && v.Location.Name != node.Zone {
+			return fmt.Errorf("%w: volume %s is in location %s and server %s in %s, where it cannot be attached: run the service in location %s (%s)",
+				providers.ErrInvalid, id, v.Location.Name, node.ID, node.Zone, v.Location.Name, said.said)
+		}
+	}
+	return err
+}
+
+// whyNotAttached finds out what it means for this node that a volume is attached, or that something is being done with it.
+func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal error) error {
+	running, err := p.running(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, a := range running {
+		server := serverOf(a)
+		switch {
+		case a.Command != "attach_volume" && server == number(node):
+			return fmt.Errorf("%w: volume %s is still being detached from it", errServerLocked, id)
+		case a.Command != "attach_volume", server == 0:
+			return fmt.Errorf("%w (%s): %w", errVolumeLocked, p.client.Clean(a.Command), refusal)
+		case server != number(node):
+			return &providers.HeldError{Volume: id, Node: text(server)}
+		}
+		p.memory.begin(number(id), move{action: a.ID, server: server}) // on its way here
+		return nil
+	}
+	v, err := p.getOurs(ctx, id)
+	switch {
+	case err != nil:
+		return err
+	case v.Server == nil: // by now
+		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
+	case v.Server.ID != number(node):
+		return &providers.HeldError{Volume: id, Node: text(v.Server.ID)}
+	}
+	return nil
+}
+
+// running are the actions of a volume that are under way.
+func (p *Provider) running(ctx context.Context, id string) ([]*hcloud.Action, error) {
+	request := "the question what is being done with volume " + id
+	all, answer, err := p.api.Volume.Action.ListFor(ctx, &hcloud.Volume{ID: number(id)}, hcloud.ActionListOpts{
+		ListOpts: hcloud.ListOpts{PerPage: perPage}, Status: []hcloud.ActionStatus{hcloud.ActionStatusRunning},
+	})
+	switch {
+	case err != nil:
+		return nil, p.explain(ctx, request, err)
+	case answer.Meta.Pagination == nil:
+		return nil, p.notItsOwn(ctx, request)
+	}
+	return all, nil
+}
+
+// Detach asks for the volume to be detached from that server.
+//
+// Hetzner's request does not name the server: it is of whichever has the volume when it is carried out. So the holder is read
+// right before, each time, and the request is never repeated after an answer that was lost. What remains is that, between the
+// read and the request, the volume is detached by somebody else, to the end, and taken by another server: both take seconds, in
+// which Hetzner refuses this request, so it would have to be held up for so long on its way. It cannot be undone then, and is
+// told as an error. Force is the same: Hetzner asks no guest.
+func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
+	if !isID.MatchString(node) || !isID.MatchString(id) {
+		return ctx.Err() // such a node holds nothing
+	}
+	return p.inLine(ctx, node, func(ctx context.Context) error { return p.detach(ctx, id, node) })
+}
+
+func (p *Provider) detach(ctx context.Context, id, node string) error {
+	held, err := p.heldBy(ctx, id, node)
+	switch {
+	case err != nil:
+		return err
+	case held == providers.Attaching:
+		return fmt.Errorf("%w: volume %s is still being attached to it", errServerLocked, id)
+	case held != providers.Attached:
+		return nil
+	}
+	request := fmt.Sprintf("the request to detach volume %s from server %s", id, node)
+	a, _, err := p.api.Volume.Detach(ctx, &hcloud.Volume{ID: number(id)})
+	if err == nil {
+		switch server := serverOf(a); {
+		case a.ID == 0:
+			return p.notItsOwn(ctx, request)
+		case server != 0 && server != number(node):
+			return fmt.Errorf("volume %s has been detached from server %d, which must have taken it from server %s in the moment of the request to detach it there: stop what uses it on server %d", id, server, node, server)
+		}
+		p.memory.begin(number(id), move{action: a.ID, server: number(node), leaves: true})
+		return nil
+	}
+	err = p.explain(ctx, request, err)
+	switch {
+	case errors.Is(err, errVolumeLocked):
+		return p.whyNotDetached(ctx, id, node, err)
+	case !isRefusal(err), errors.Is(err, providers.ErrBusy):
+		return err
+	}
+	// The reference does not say how a volume is refused that is not attached.
+	if held, look := p.heldBy(ctx, id, node); look == nil && held != providers.Attached {
+		return nil
+	}
+	return err
+}
+
+// heldBy tells how the server holds the volume, if it is this cluster's.
+func (p *Provider) heldBy(ctx context.Context, id, node string) (providers.AttachState, error) {
+	v, err := p.getOurs(ctx, id)
+	if errors.Is(err, providers.ErrNotFound) {
+		return providers.Detached, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	_, held, err := p.attachment(ctx, v, true)
+	if err != nil || held.Node != node {
+		return providers.Detached, err
+	}
+	if held.State == providers.AttachFailed { // nothing is left of it
+		if begun, is := p.memory.moving(v.ID); is {
+			p.memory.end(v.ID, begun)
+		}
+	}
+	return held.State, nil
+}
+
+// whyNotDetached finds out whether what is being done with the volume is the detach that was asked for. Otherwise that locks its
+// server too.
+func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal error) error {
+	running, err := p.running(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, a := range running {
+		if server := serverOf(a); a.Command == "detach_volume" && (server == 0 || server == number(node)) {
+			p.memory.begin(number(id), move{action: a.ID, server: number(node), leaves: true})
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %w", errServerLocked, refusal)
+}
+
+// leaving is how long a detach that this process has begun is taken to be under way without asking.
+const leaving = 20 * time.Second
+
+// attachment tells who holds the volume, by the volume itself and what this process has begun with it; and returns the volume as
+// it was when that was so. It asks what has become of that only if it may, and only if the volume does not show it.
+func (p *Provider) attachment(ctx context.Context, v *hcloud.Volume, ask bool) (*hcloud.Volume, providers.Attachment, error) {
+	begun, is := p.memory.moving(v.ID)
+	shown := int64(0)
+	if v.Server != nil {
+		shown = v.Server.ID
+	}
+	held := providers.Attachment{}
+	if shown != 0 {
+		held = providers.Attachment{Node: text(shown), State: providers.Attached}
+	}
+	var meanwhile providers.AttachState
+	switch {
+	case !is, !begun.leaves && shown == begun.server:
+		return v, held, nil
+	case begun.leaves && shown == begun.server:
+		meanwhile = providers.Detaching
+	case !begun.leaves && shown == 0:
+		meanwhile = providers.Attaching
+	default: // it is over
+		p.memory.end(v.ID, begun)
+		return v, held, nil
+	}
+	underway := providers.Attachment{Node: text(begun.server), State: meanwhile}
+	if !ask || begun.leaves && time.Since(begun.at) < leaving {
+		return v, underway, nil
+	}
+	a, err := p.action(ctx, begun.action)
+	switch {
+	case err != nil:
+		return nil, providers.Attachment{}, err
+	case a.Status == hcloud.ActionStatusRunning:
+		return v, underway, nil
+	case a.Status == hcloud.ActionStatusError && !begun.leaves:
+		return v, providers.Attachment{Node: underway.Node, State: providers.AttachFailed, Problem: p.failed("attach it", a).Error()}, nil
+	}
+	// The volume was read before the end.
+	p.memory.end(v.ID, begun)
+	now, err := p.get(ctx, text(v.ID))
+	if err != nil {
+		return nil, providers.Attachment{}, err
+	}
+	return p.attachment(ctx, now, false)
+}

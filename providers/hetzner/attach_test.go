@@ -1,0 +1,366 @@
+package hetzner
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/hetzner"
+)
+
+// both runs a test with a cloud that shows early, and one that shows late, that a volume is being attached.
+func both(t *testing.T, test func(*testing.T, *world)) {
+	t.Helper()
+	for _, late := range []bool{false, true} {
+		t.Run(map[bool]string{false: "early", true: "late"}[late], func(t *testing.T) {
+			inWorld(t, cloud.Config{Times: slow}, hetzner.Config{Late: late}, test)
+		})
+	}
+}
+
+func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		server := w.node("fsn1")
+		p := w.on(server)
+		var calls []func()
+		var ids []string
+		for i := range 5 {
+			v := w.create(p, fmt.Sprintf("v%d", i))
+			ids = append(ids, v.ID)
+			calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+		}
+		atOnce(calls...)
+		w.settle()
+		for _, id := range ids {
+			assert.Equal(t, server, w.holder(id))
+		}
+		calls = nil
+		for _, id := range ids {
+			calls = append(calls, func() { assert.NoError(t, p.Detach(t.Context(), id, server, false)) })
+		}
+		atOnce(calls...)
+		w.settle()
+		for _, id := range ids {
+			assert.Empty(t, w.holder(id))
+		}
+	})
+}
+
+func TestABusyServerIsAnErrorOnlyAtTheEndOfTheCallersTime(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		server := w.node("fsn1")
+		p := w.on(server)
+		v := w.create(p, "db")
+		w.cloud.Stop(server)
+		time.Sleep(2 * time.Second)
+		w.cloud.SetPace(0, 0, cloud.Times{Attach: time.Second, Stop: time.Minute})
+		w.cloud.Start(server)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		err := p.Attach(ctx, v.ID)
+		require.ErrorIs(t, err, providers.ErrBusy)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		sentence(t, err, "server is locked")
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+	})
+}
+
+// A volume with which something is being done elsewhere does not keep the others of this node waiting.
+func TestABusyVolumeIsInNobodysWay(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		a, b := w.node("fsn1"), w.node("fsn1")
+		pa, pb := w.on(a), w.on(b)
+		stuck, other := w.create(pa, "stuck"), w.create(pa, "other")
+		w.attach(pa, stuck)
+		w.attach(pb, other)
+		w.detach(pb, other, b)
+		w.cloud.SetPace(0, 0, cloud.Times{Attach: time.Second, Detach: time.Hour})
+		require.NoError(t, pa.Detach(t.Context(), stuck.ID, a, false))
+		begin := time.Now()
+		require.ErrorIs(t, pb.Attach(t.Context(), stuck.ID), providers.ErrBusy)
+		require.NoError(t, pb.Attach(t.Context(), other.ID))
+		assert.Less(t, time.Since(begin), 10*time.Second)
+	})
+}
+
+func TestWhatIsOnItsWayHereIsAttachedHere(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		a, b := w.node("fsn1"), w.node("fsn1")
+		v := w.create(w.on(a), "db")
+		require.NoError(t, w.on(a).Attach(t.Context(), v.ID))
+		for range 2 { // one in the middle of it, one afterwards
+			require.NoError(t, w.on(a).Attach(t.Context(), v.ID), "by a process that knows nothing of it")
+			var held *providers.HeldError
+			require.ErrorAs(t, w.on(b).Attach(t.Context(), v.ID), &held)
+			assert.Equal(t, providers.HeldError{Volume: v.ID, Node: a}, *held)
+			w.settle()
+		}
+	})
+}
+
+func TestAnAttachWaitsForTheDetachFromHere(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		a := w.node("fsn1")
+		p := w.on(a)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		for _, next := range []*Provider{p, w.on(a)} {
+			begin := time.Now()
+			require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
+			require.NoError(t, next.Attach(t.Context(), v.ID))
+			assert.GreaterOrEqual(t, time.Since(begin), slow.Detach, "what is leaving is not attached here")
+			w.settle()
+			assert.Equal(t, a, w.holder(v.ID))
+		}
+	})
+}
+
+func TestAnAttachThatFailsIsTold(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		a := w.node("fsn1")
+		p := w.on(a)
+		v := w.create(p, "db")
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		assert.True(t, w.find(p, "db").HeldBy(a))
+		w.front.Fail(v.ID, "action_failed", "no more room on the bus")
+		w.settle()
+		held := w.find(p, "db").Attachment
+		assert.Equal(t, providers.AttachFailed, held.State)
+		assert.Equal(t, a, held.Node)
+		assert.Contains(t, held.Problem, "no more room on the bus (action_failed)")
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, false), "the driver calls it off")
+		assert.False(t, w.find(p, "db").Held())
+		w.attach(p, v)
+		assert.Equal(t, a, w.holder(v.ID))
+		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
+	})
+}
+
+func TestAFailedAttachKeepsNobodyFromDeleting(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		p := w.on(w.node("fsn1"))
+		v := w.create(p, "db")
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.ErrorIs(t, p.Delete(t.Context(), v.ID), providers.ErrHeld)
+		w.front.Fail(v.ID, "action_failed", "failed")
+		w.settle()
+		require.NoError(t, p.Delete(t.Context(), v.ID))
+	})
+}
+
+func TestADetachThatFailsIsSeenInTheEnd(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, hetzner.Config{}, func(t *testing.T, w *world) {
+		a := w.node("fsn1")
+		p := w.on(a)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		inner := w.front.Transport(a)
+		p = w.onWith(a, way(func(r *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(r.URL.Path, "/actions/detach") {
+				return says(r, 201, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "running", "resources": []}}`)
+			}
+			if strings.HasSuffix(r.URL.Path, "/actions/77") {
+				return says(r, 200, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "error", "error": {"code": "action_failed", "message": "x"}}}`)
+			}
+			return inner.RoundTrip(r)
+		}))
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
+		assert.Equal(t, providers.Detaching, w.find(p, "db").Attachment.State)
+		time.Sleep(leaving)
+		assert.Equal(t, providers.Attachment{Node: a, State: providers.Attached}, w.find(p, "db").Attachment)
+	})
+}
+
+func TestAServerThatIsFullSaysSo(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node("fsn1"))
+		for i := range 16 {
+			require.NoError(t, p.Attach(t.Context(), w.create(p, fmt.Sprintf("v%d", i)).ID))
+		}
+		err := p.Attach(t.Context(), w.create(p, "more").ID)
+		require.ErrorIs(t, err, providers.ErrAttachLimit)
+		sentence(t, err, "16 volumes", "another node", "limit_exceeded_error")
+	})
+}
+
+func TestAVolumeElsewhereIsToldWithBothPlaces(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		v := w.create(w.on(w.node("nbg1")), "db")
+		assert.Equal(t, "nbg1", v.Zone)
+		err := w.on(w.node("fsn1")).Attach(t.Context(), v.ID)
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		sentence(t, err, "in location nbg1", "in fsn1", "run the service in location nbg1")
+	})
+}
+
+func TestAServerOfAnotherProjectIsToldFromAVolumeThatIsGone(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		a := w.node("fsn1")
+		v := w.create(w.on(a), "db")
+		p, err := New(Config{Cluster: "main", Server: a, Token: token(t, w.front.Token(a)), Transport: w.front.Transport(a)})
+		require.NoError(t, err)
+		_, err = p.Node(t.Context())
+		require.NoError(t, err)
+		w.cloud.Terminate(a)
+		err = p.Attach(t.Context(), v.ID)
+		require.NotErrorIs(t, err, providers.ErrNotFound)
+		sentence(t, err, "server "+a, "project")
+	})
+}
+
+// The request to detach names no server, so what comes late must not reach another node's volume.
+func TestADetachIsNeverSentTwice(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		a, b := w.node("fsn1"), w.node("fsn1")
+		inner := w.front.Transport(a)
+		pb := w.on(b)
+		p := w.onWith(a, way(func(r *http.Request) (*http.Response, error) {
+			answer, err := inner.RoundTrip(r)
+			if strings.HasSuffix(r.URL.Path, "/actions/detach") && err == nil {
+				answer.Body.Close() //nolint:errcheck // it is in memory
+				return nil, errReset
+			}
+			return answer, err
+		}))
+		v := w.create(p, "db")
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		w.since()
+		require.ErrorIs(t, p.Detach(t.Context(), v.ID, a, false), providers.ErrUnavailable)
+		sent := slices.DeleteFunc(w.since(), func(call string) bool { return !strings.Contains(call, "/actions/detach") })
+		assert.Len(t, sent, 1)
+		require.NoError(t, pb.Attach(t.Context(), v.ID))
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, true), "what it no longer holds")
+		assert.Equal(t, b, w.holder(v.ID))
+	})
+}
+
+// While a detach waits for its turn, the volume may go elsewhere.
+func TestADetachLooksForTheHolderEachTime(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, hetzner.Config{}, func(t *testing.T, w *world) {
+		a, b := w.node("fsn1"), w.node("fsn1")
+		pa, pb := w.on(a), w.on(b)
+		v, other := w.create(pa, "db"), w.create(pa, "other")
+		w.attach(pa, v)
+		w.cloud.SetPace(0, 0, cloud.Times{Attach: time.Minute})
+		require.NoError(t, pa.Attach(t.Context(), other.ID)) // locks the server for a minute
+		atOnce(func() {
+			assert.NoError(t, pa.Detach(t.Context(), v.ID, a, false))
+		}, func() {
+			time.Sleep(10 * time.Second) // the detach has been refused by now
+			w.cloud.SetPace(0, 0, cloud.Times{})
+			_, err := w.cloud.Do(t.Context(), cloud.Call{Action: "host", Aside: true}, func(r *cloud.Request) error {
+				_, err := r.DetachVolume(v.ID, a, "", true)
+				return err
+			})
+			assert.NoError(t, err)
+			assert.NoError(t, pb.Attach(t.Context(), v.ID))
+		})
+		w.settle()
+		assert.Equal(t, b, w.holder(v.ID))
+	})
+}
+
+func TestADetachThatHitAnotherServerIsTold(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		a, b := w.node("fsn1"), w.node("fsn1")
+		inner := w.front.Transport(a)
+		p := w.onWith(a, way(func(r *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(r.URL.Path, "/actions/detach") { // held up for long
+				id := strings.Split(r.URL.Path, "/")[3]
+				w.must(b, "POST", "/volumes/"+id+"/actions/detach", "")
+				w.must(b, "POST", "/volumes/"+id+"/actions/attach", `{"server": `+b+`}`)
+			}
+			return inner.RoundTrip(r)
+		}))
+		v := w.create(p, "db")
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		err := p.Detach(t.Context(), v.ID, a, false)
+		sentence(t, err, "detached from server "+b, "stop what uses it")
+	})
+}
+
+func TestDetachingComesTwice(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		a, b := w.node("fsn1"), w.node("fsn1")
+		p := w.on(a)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
+		w.since()
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, true))
+		require.NoError(t, w.on(b).Detach(t.Context(), v.ID, a, true), "by a process that knows nothing of it")
+		w.settle()
+		assert.Empty(t, w.holder(v.ID))
+		assert.False(t, w.find(p, "db").Held())
+	})
+}
+
+func TestAVolumeInUseIsProtectedFromDeletion(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		a := w.node("fsn1")
+		p := w.on(a)
+		v := w.create(p, "db")
+		assert.False(t, w.protected(v.ID), "there is nothing in it yet")
+		w.attach(p, v)
+		assert.True(t, w.protected(v.ID))
+		w.detach(p, v, a)
+		status, answer := w.as(a, "DELETE", "/volumes/"+v.ID, "")
+		assert.Equal(t, http.StatusForbidden, status, "as in the console: %s", answer)
+
+		// What was lifted by hand is there again from the next mount on.
+		w.must(a, "POST", "/volumes/"+v.ID+"/actions/change_protection", `{"delete": false}`)
+		w.find(p, "db")
+		w.attach(p, v)
+		assert.True(t, w.protected(v.ID))
+		require.ErrorIs(t, p.Delete(t.Context(), v.ID), providers.ErrHeld)
+		assert.True(t, w.protected(v.ID), "a refused deletion does not expose it")
+		w.detach(p, v, a)
+		require.NoError(t, p.Delete(t.Context(), v.ID))
+		_, there := w.cloud.Volume(v.ID)
+		assert.False(t, there)
+	})
+}
+
+func TestProtectionKeepsNobodyFromMountingOrRemoving(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		a, b := w.node("fsn1"), w.node("fsn1")
+		p := w.on(a)
+		v := w.create(p, "db")
+		remove := w.cloud.Inject(cloud.Rule{Action: "POST /v1/volumes/{id}/actions/change_protection", Fault: cloud.Fail, Code: "locked volume is locked"})
+		require.NoError(t, p.Attach(t.Context(), v.ID), "it is protected the next time")
+		remove()
+		w.detach(p, v, a)
+
+		// Protected after it was read, and taken by another node before it is deleted.
+		var meanwhile atomic.Value
+		meanwhile.Store("")
+		inner := w.front.Transport(a)
+		p = w.onWith(a, way(func(r *http.Request) (*http.Response, error) {
+			if r.Method == http.MethodDelete && meanwhile.Load() != "" {
+				path, body, _ := strings.Cut(meanwhile.Swap("").(string), " ")
+				w.must(b, "POST", path, body)
+			}
+			return inner.RoundTrip(r)
+		}))
+		w.find(p, "db")
+		meanwhile.Store("/volumes/" + v.ID + `/actions/attach {"server": ` + b + `}`)
+		var held *providers.HeldError
+		require.ErrorAs(t, p.Delete(t.Context(), v.ID), &held)
+		assert.Equal(t, b, held.Node)
+		assert.True(t, w.protected(v.ID), "it is in use")
+		w.must(b, "POST", "/volumes/"+v.ID+"/actions/detach", "")
+		w.must(b, "POST", "/volumes/"+v.ID+"/actions/change_protection", `{"delete": false}`)
+		meanwhile.Store("/volumes/" + v.ID + `/actions/change_protection {"delete": true}`)
+		require.NoError(t, p.Delete(t.Context(), v.ID))
+	})
+}

@@ -1,0 +1,184 @@
+package hetzner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+)
+
+// What a volume has, in GiB (API reference, "Create a Volume", which calls them GB).
+const leastGiB, mostGiB = 10, 10240
+
+// gibOf is what Hetzner sells for so many bytes.
+func gibOf(bytes int64) (int, error) {
+	const most = int64(mostGiB) * gib
+	if bytes < 0 || bytes > most {
+		return 0, fmt.Errorf("%w: the size is %d bytes, and volumes of Hetzner Cloud have %d to %d GiB", providers.ErrInvalid, bytes, leastGiB, mostGiB)
+	}
+	return max(leastGiB, int((bytes+gib-1)/gib)), nil
+}
+
+// Create returns the volume once Hetzner calls it available. Of nodes that make one name at once, Hetzner lets one have it.
+func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
+	size, err := gibOf(spec.Size)
+	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags), checkOptions(spec), err); err != nil {
+		return nil, err
+	}
+	v, err := p.find(ctx, spec.Name)
+	if errors.Is(err, providers.ErrNotFound) {
+		v, err = p.make(ctx, spec, size)
+	}
+	if errors.Is(err, errTaken) { // perhaps by the request itself, whose answer was lost
+		refusal := err
+		if v, err = p.find(ctx, spec.Name); errors.Is(err, providers.ErrNotFound) {
+			err = p.whoseName(ctx, spec.Name, refusal)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	retry := pace.Backoff{Most: 2 * time.Second}
+	for v.Status == hcloud.VolumeStatusCreating {
+		if err := retry.Wait(ctx); err != nil {
+			return nil, fmt.Errorf("volume %d is still being created: %w", v.ID, err)
+		}
+		if v, err = p.getOurs(ctx, text(v.ID)); err != nil {
+			return nil, err
+		}
+	}
+	return p.describe(ctx, v, true)
+}
+
+// checkOptions refuses what Hetzner's volumes do not have.
+func checkOptions(spec providers.Spec) error {
+	for option, set := range map[string]bool{
+		"type": spec.Type != "", "iops": spec.IOPS != 0, "throughput": spec.Throughput != 0,
+		"encrypted": spec.Encrypted, "kms-key": spec.KMSKey != "", "snapshot": spec.Snapshot != "",
+	} {
+		if set {
+			return fmt.Errorf("%w: volumes of Hetzner Cloud have no %s: leave it out", providers.ErrInvalid, option)
+		}
+	}
+	return nil
+}
+
+// make asks for a volume with all its labels, and waits for it.
+func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*hcloud.Volume, error) {
+	zone := spec.Zone
+	if zone == "" {
+		node, err := p.Node(ctx)
+		if err != nil {
+			return nil, err
+		}
+		zone = node.Zone
+	}
+	request, asked := fmt.Sprintf("the request to create volume %q in location %s", spec.Name, zone), time.Now()
+	made, _, err := p.api.Volume.Create(ctx, hcloud.VolumeCreateOpts{
+		Name: p.nameOf(spec.Name), Size: size, Location: &hcloud.Location{Name: zone}, Labels: p.marks(nil, spec),
+	})
+	switch {
+	case err != nil:
+		err = p.explain(ctx, request, err)
+		if errors.Is(err, providers.ErrNotFound) { // there is nothing else that it could be about
+			return nil, fmt.Errorf("%w: there is no such location: %s", providers.ErrInvalid, err.Error())
+		}
+		return nil, err
+	case made.Volume.ID == 0:
+		return nil, p.notItsOwn(ctx, request)
+	}
+	if made.Action != nil {
+		if err := p.await(ctx, fmt.Sprintf("create volume %d", made.Volume.ID), made.Action); err != nil {
+			return nil, err
+		}
+		made.Volume.Status = hcloud.VolumeStatusAvailable
+	}
+	p.saw(made.Volume, asked)
+	return made.Volume, nil
+}
+
+// await waits for the end of an action, which may be over when its beginning is told.
+func (p *Provider) await(ctx context.Context, change string, a *hcloud.Action) error {
+	retry := pace.Backoff{Most: 2 * time.Second}
+	for id, asked := a.ID, false; ; asked = true {
+		switch a.Status {
+		case hcloud.ActionStatusSuccess:
+			return nil
+		case hcloud.ActionStatusError:
+			return p.failed(change, a)
+		case hcloud.ActionStatusRunning:
+		default:
+			return p.notItsOwn(ctx, "the request to "+change)
+		}
+		if asked {
+			if err := retry.Wait(ctx); err != nil {
+				return fmt.Errorf("it is not finished to %s: %w", change, err)
+			}
+		}
+		var err error
+		if a, err = p.action(ctx, id); err != nil {
+			return err
+		}
+	}
+}
+
+// action asks what has become of an action.
+func (p *Provider) action(ctx context.Context, id int64) (*hcloud.Action, error) {
+	request := fmt.Sprintf("the question for action %d", id)
+	a, _, err := p.api.Action.GetByID(ctx, id)
+	switch {
+	case err != nil:
+		return nil, p.explain(ctx, request, err)
+	case a == nil: // it is kept for long, but not for ever
+		return &hcloud.Action{ID: id, Status: hcloud.ActionStatusSuccess}, nil
+	case a.ID != id:
+		return nil, p.notItsOwn(ctx, request)
+	}
+	return a, nil
+}
+
+// Modify enlarges the volume, in use or not, and returns when it has its size.
+func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
+	size, err := gibOf(change.Size)
+	if err := errors.Join(err, checkOptions(providers.Spec{Type: change.Type, IOPS: change.IOPS, Throughput: change.Throughput})); err != nil {
+		return nil, err
+	}
+	var v *hcloud.Volume
+	err = p.changing(ctx, id, func(ctx context.Context) error {
+		if v, err = p.getOurs(ctx, id); err != nil {
+			return err
+		}
+		switch {
+		case change.Size == 0, size == v.Size:
+			return nil
+		case size < v.Size:
+			return fmt.Errorf("%w: volume %s has %d GiB, and volumes of Hetzner Cloud cannot shrink: ask for more, or make a new volume and copy", providers.ErrInvalid, id, v.Size)
+		}
+		a, _, err := p.api.Volume.Resize(ctx, v, size)
+		if err != nil {
+			err = p.explain(ctx, "the request to enlarge volume "+id, err)
+			if !errors.Is(err, providers.ErrInvalid) {
+				return err
+			}
+			// Perhaps it has that size by a request whose answer was lost, or by another node's.
+			if now, look := p.getOurs(ctx, id); look == nil && now.Size == size {
+				v, err = now, nil
+			}
+			return err
+		}
+		if err := p.await(ctx, "enlarge volume "+id, a); err != nil {
+			return err
+		}
+		v, err = p.getOurs(ctx, id)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p.describe(ctx, v, true)
+}

@@ -1,0 +1,103 @@
+package hetzner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// What Hetzner may answer that means something to this package only.
+var (
+	errVolumeLocked = fmt.Errorf("%w: another change of the volume is under way", providers.ErrBusy)
+	errServerLocked = fmt.Errorf("%w: another change of the server is under way", providers.ErrBusy)
+	errAttached     = errors.New("volume is attached to a server")
+	errProtected    = errors.New("volume is protected from deletion")
+	errTaken        = fmt.Errorf("%w: another volume has this name at Hetzner Cloud", providers.ErrInvalid)
+	errLimit        = fmt.Errorf("%w: a limit is reached", providers.ErrNoSpace)
+)
+
+// refusal is an answer of Hetzner's that says no.
+type refusal struct {
+	kind   error  // what it means, nil if nothing in particular
+	said   string // in Hetzner's words
+	advice string // what to do, may be empty
+}
+
+func (r *refusal) Error() string {
+	text := r.said
+	if r.kind != nil {
+		text = r.kind.Error() + ": " + text
+	}
+	if r.advice != "" {
+		text += ": " + r.advice
+	}
+	return text
+}
+
+func (r *refusal) Unwrap() error { return r.kind }
+
+// explain turns what Hetzner or the way to it answered into the contract's errors and a sentence for the operator.
+func (p *Provider) explain(ctx context.Context, request string, err error) error {
+	var api hcloud.Error
+	if !errors.As(err, &api) {
+		return p.client.Unanswered(ctx, request, err)
+	}
+	return p.refused("Hetzner Cloud refuses "+request, string(api.Code), api.Message)
+}
+
+// failed explains an action that ended in an error.
+func (p *Provider) failed(change string, a *hcloud.Action) error {
+	return p.refused("Hetzner Cloud could not "+change, a.ErrorCode, a.ErrorMessage)
+}
+
+// refused words what Hetzner says no to, by the code (API reference, "Errors").
+func (p *Provider) refused(what, code, message string) error {
+	r := &refusal{said: fmt.Sprintf("%s: %s (%s)", what, p.client.Clean(message), p.client.Clean(code))}
+	switch code {
+	case "unauthorized":
+		r.advice = fmt.Sprintf("the token is wrong, or has been revoked: make one in the project's console, and set %s or the file that %s_FILE names", tokenSetting, tokenSetting)
+	case "forbidden", "token_readonly":
+		r.advice = "the token may not do that: make one with the permission to read and write"
+	case "not_found":
+		r.kind = providers.ErrNotFound
+	case "locked":
+		r.kind = errVolumeLocked
+		if strings.Contains(message, "server") && !strings.Contains(message, "volume") {
+			r.kind = errServerLocked
+		}
+	case "conflict", "maintenance", "unavailable", "resource_unavailable", "timeout", "bad_gateway":
+		r.kind = providers.ErrBusy
+	case "volume_already_attached":
+		r.kind = errAttached
+	case "protected":
+		r.kind = errProtected
+	case "uniqueness_error":
+		r.kind = errTaken
+	case "resource_limit_exceeded", "limit_exceeded_error", "limit_reached":
+		r.kind, r.advice = errLimit, "remove what is not needed, or ask Hetzner for a higher limit"
+	case "no_space_left_in_location":
+		r.kind, r.advice = providers.ErrNoSpace, "try again later, or another location with -o zone=…"
+	case "invalid_input", "json_error", "unsupported_error":
+		r.kind = providers.ErrInvalid
+	case "resource_locked":
+		r.advice = "Hetzner's support has to unlock it"
+	}
+	return r
+}
+
+// notItsOwn is the error for an answer that cannot be Hetzner's, though it looks like one.
+func (p *Provider) notItsOwn(ctx context.Context, request string) error {
+	return p.client.Unanswered(ctx, request, foreign{})
+}
+
+// foreign is, to rest.Client, an answer that cannot be read.
+type foreign struct{}
+
+func (foreign) Error() string        { return "it is about something else, or about nothing" }
+func (foreign) Is(target error) bool { return target == io.ErrUnexpectedEOF }

@@ -1,0 +1,250 @@
+// Package hetzner keeps volumes as Volumes of Hetzner Cloud.
+//
+// # What is trusted
+//
+// Hetzner Cloud's API shows what it has accepted: nothing in its reference says that reads lag, and it guards changes made at
+// once by locks (error "locked") and by refusing what is built on an old state ("conflict"). So a read is believed, and none is
+// repeated to be sure. What must not go wrong rests on what the API refuses all the same: an attached volume is not attached
+// again, nor deleted, and of two volumes that would get one name at once, the second is refused. The names are unique in a
+// project, and each volume of ours has one that is made of cluster and name.
+//
+// A volume shows which server it is attached to, and not whether it is still on its way there or away. That is known of changes
+// that this process began (move), and asked when a change is refused.
+//
+// # What it costs
+//
+// A project has 3,600 requests an hour, one more each second. A mount is one read and one attach. An unmount is one detach, with
+// a read right before it, since the request to detach does not name the server, and a read after it, which the driver asks for.
+// Questions for names that come together share a request, up to 50 names. The first attach of a volume costs one more request:
+// it protects the volume from deletion, in the console as by the API, and so it stays until Delete or Forget lift that.
+//
+// # How a volume is known
+//
+// By its labels, see labels.go. Its kernel device has its id for a serial (VPD page 0x80, /dev/disk/by-id/scsi-0HC_Volume_<id>).
+// What Hetzner calls GB are GiB: a volume of 10 has 10,737,418,240 bytes.
+package hetzner
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/rest"
+)
+
+// The settings.
+const (
+	tokenSetting    = "HCLOUD_TOKEN"
+	serverSetting   = "HCLOUD_SERVER_ID"
+	endpointSetting = "HCLOUD_ENDPOINT"
+	metadataSetting = "HCLOUD_METADATA_URL"
+)
+
+// Config is what a Provider needs to know. Only Cluster and Token have no default.
+type Config struct {
+	Cluster   string
+	Token     *rest.Token
+	Server    string             // this server's id; default: what its metadata service says
+	Endpoint  string             // URL of the API, version included
+	Metadata  string             // URL of the metadata service
+	Transport http.RoundTripper  // below all requests; nil: the usual one
+	Log       logrus.FieldLogger // for one line for each request; nil for none
+}
+
+// Provider is Hetzner Cloud as seen from one server. It keeps the contract of providers.Provider and Modifier.
+type Provider struct {
+	cfg      Config
+	cluster  string
+	client   *rest.Client
+	api      *hcloud.Client
+	metadata rest.Metadata
+
+	byName  *batch.Asker[[]*hcloud.Volume] // volumes by lookup key
+	node    *batch.Asker[providers.Node]   // this one, under any key
+	servers rest.Line                      // changes of one server
+	volumes rest.Line                      // changes of one volume by this process
+	memory  memory
+
+	mu   sync.Mutex
+	self providers.Node // empty before it is known
+}
+
+var (
+	_ providers.Provider = (*Provider)(nil)
+	_ providers.Modifier = (*Provider)(nil)
+)
+
+// New checks the configuration. It calls nobody.
+func New(cfg Config) (*Provider, error) {
+	cfg.Endpoint = strings.TrimRight(cmp.Or(cfg.Endpoint, hcloud.Endpoint), "/")
+	cfg.Metadata = strings.TrimRight(cmp.Or(cfg.Metadata, "http://169.254.169.254"), "/")
+	switch {
+	case cfg.Cluster == "":
+		return nil, fmt.Errorf("%w: the name of the cluster is empty: set CLUSTER", providers.ErrInvalid)
+	case cfg.Token == nil:
+		return nil, fmt.Errorf("%w: there is no token: set %s or %s_FILE", providers.ErrInvalid, tokenSetting, tokenSetting)
+	case cfg.Server != "" && !isID.MatchString(cfg.Server):
+		return nil, fmt.Errorf("%w: %s is %q, and a server's id is a number", providers.ErrInvalid, serverSetting, quote.Clip(cfg.Server))
+	}
+	for setting, value := range map[string]string{endpointSetting: cfg.Endpoint, metadataSetting: cfg.Metadata} {
+		if u, err := url.Parse(value); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return nil, fmt.Errorf("%w: %s is no URL that begins with https:// or http://", providers.ErrInvalid, setting)
+		}
+	}
+	p := &Provider{cfg: cfg, cluster: cfg.Cluster, metadata: rest.Metadata{Cloud: "Hetzner Cloud", Setting: serverSetting}}
+	p.client = rest.New(rest.Config{
+		Cloud: "Hetzner Cloud", Endpoint: endpointSetting, Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log,
+		Repeatable: repeatable, Refills: true,
+	})
+	if cfg.Transport != nil {
+		p.metadata.Client = &http.Client{Transport: cfg.Transport}
+	}
+	p.api = hcloud.NewClient(hcloud.WithEndpoint(cfg.Endpoint), hcloud.WithHTTPClient(p.client.HTTP),
+		hcloud.WithRetryOpts(hcloud.RetryOpts{}), hcloud.WithApplication("blockvol", ""))
+	p.byName = batch.New(p.askByName, perPage)
+	p.node = batch.New(p.askNode, 1)
+	return p, nil
+}
+
+// repeatable tells of a POST that does no harm twice. A volume's creation is refused the second time, since the name is taken,
+// and so is an attach. A detach is not among them: carried out late, it would be of whatever server has the volume then.
+func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/actions/detach") }
+
+// FromEnv is New with the environment's settings. The node's own name is not used: a server has an id.
+func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+	token, err := rest.TokenFrom(getenv, tokenSetting)
+	if err != nil {
+		return nil, err
+	}
+	p, err := New(Config{
+		Cluster: cluster, Token: token, Log: log,
+		Server: getenv(serverSetting), Endpoint: getenv(endpointSetting), Metadata: getenv(metadataSetting),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Supports lists the options that Hetzner's volumes have.
+func (p *Provider) Supports() []string { return []string{"tags", "zone"} }
+
+// isID is a number that JSON keeps whole (Hetzner's ids have up to 52 bits).
+var isID = regexp.MustCompile(`^[1-9][0-9]{0,15}$`)
+
+// Node tells which server this is, and its location, by the word of its metadata service, or of HCLOUD_SERVER_ID.
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+	p.mu.Lock()
+	self := p.self
+	p.mu.Unlock()
+	if self.ID != "" {
+		return self, nil
+	}
+	self, _, err := p.node.Get(ctx, "")
+	return self, err
+}
+
+func (p *Provider) askNode(ctx context.Context, _ []string) (map[string]providers.Node, error) {
+	id := p.cfg.Server
+	zone := ""
+	if id == "" {
+		answer, err := p.metadata.Get(ctx, p.cfg.Metadata+metadataPath+"instance-id", nil)
+		switch {
+		case err != nil:
+			return nil, err
+		case !isID.Match(answer):
+			return nil, fmt.Errorf("%w: the metadata service at %s does not answer with the id of a server of Hetzner Cloud, but with %q: blockvol must run on one, or %s be set",
+				providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(string(answer)), serverSetting)
+		}
+		id = string(answer)
+		zone = p.askLocation(ctx)
+	}
+	if zone == "" {
+		server, err := p.server(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if server == nil || server.Location == nil {
+			return nil, fmt.Errorf("%w: the project that %s is of has no server %s, which this one shall be: take a token of the project that the server is in, and check %s",
+				providers.ErrInvalid, tokenSetting, id, serverSetting)
+		}
+		zone = server.Location.Name
+	}
+	self := providers.Node{ID: id, Zone: zone}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.self = self
+	return map[string]providers.Node{"": self}, nil
+}
+
+const metadataPath = "/hetzner/v1/metadata/"
+
+var zoneAndPark = regexp.MustCompile(`^([a-z]{2,8}[0-9]{0,3})(-dc[0-9]+)?$`)
+
+// askLocation is the location as the metadata service tells it, in the name of the data centre: "fsn1" of "fsn1-dc14". Empty is
+// anything else: the API knows it too.
+func (p *Provider) askLocation(ctx context.Context) string {
+	answer, err := p.metadata.Get(ctx, p.cfg.Metadata+metadataPath+"availability-zone", nil)
+	if parts := zoneAndPark.FindSubmatch(bytes.TrimSpace(answer)); err == nil && parts != nil {
+		return string(parts[1])
+	}
+	return ""
+}
+
+// server asks for a server. It is nil if the cloud says that there is none.
+func (p *Provider) server(ctx context.Context, id string) (*hcloud.Server, error) {
+	asked := "the question for server " + id
+	s, _, err := p.api.Server.GetByID(ctx, number(id))
+	if err != nil {
+		return nil, p.explain(ctx, asked, err)
+	}
+	if s != nil && s.ID != number(id) {
+		return nil, p.notItsOwn(ctx, asked)
+	}
+	return s, nil
+}
+
+// NodeState says Stopped for a server that is off, and Gone for one that Hetzner does not know. One on its way there may still
+// write, and counts as running; so does one that is moved or set up anew, which runs again by itself.
+func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	if !isID.MatchString(node) {
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a server of Hetzner Cloud", quote.Clip(node))}, ctx.Err()
+	}
+	s, err := p.server(ctx, node)
+	if err != nil {
+		return providers.NodeState{}, err
+	}
+	if s == nil {
+		return providers.NodeState{Life: providers.Gone, Evidence: "Hetzner Cloud knows no server " + node}, nil
+	}
+	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Hetzner Cloud says that server %s is %q", node, quote.Clip(string(s.Status)))}
+	switch s.Status { //nolint:exhaustive // the others are unclear
+	case hcloud.ServerStatusRunning, hcloud.ServerStatusInitializing, hcloud.ServerStatusStarting, hcloud.ServerStatusStopping,
+		hcloud.ServerStatusMigrating, hcloud.ServerStatusRebuilding, hcloud.ServerStatusDeleting:
+		state.Life = providers.Running
+	case hcloud.ServerStatusOff:
+		state.Life = providers.Stopped
+	}
+	return state, nil
+}
+
+// number is an id that isID has matched.
+func number(id string) int64 {
+	n, _ := strconv.ParseInt(id, 10, 64) // up to 16 digits
+	return n
+}
+
+func text(id int64) string { return strconv.FormatInt(id, 10) }

@@ -1,0 +1,209 @@
+package hetzner
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/quote"
+)
+
+// The labels by which a volume is ours, each perhaps in pieces (package labels), since a value has up to 63 letters, digits and
+// some signs. The request that makes a volume sets them all, and a change of them replaces all at once, so that there are no
+// half-marked volumes.
+const (
+	prefix       = "blockvol."
+	labelCluster = "cluster"          // CLUSTER
+	labelName    = "name"             // Docker's name, exact
+	labelKey     = "key"              // what volumes are looked up by: nameOf
+	recordPrefix = prefix + "record." // followed by the entry's key
+	keyLabel     = prefix + labelKey  // as selectors have it
+	mostLabel    = 63                 // characters of a value
+	mostName     = mostLabel          // of a volume's own name there may be 64, but so it is a label's value too
+	reserved     = "hetzner.cloud/"   // keys of Hetzner's own
+)
+
+// nameOf is what the volume of that name is called at Hetzner, where it can be seen in the console, and what it is looked up
+// by: it is one for each cluster and name. As no two volumes of a project have the same name, no two are of the same name here.
+func (p *Provider) nameOf(name string) string { return labels.Name(p.cluster, name, mostName) }
+
+// bearing is what labels say of a volume.
+type bearing struct {
+	cluster, name, key string
+	owned              bool // somebody's: at least one of these is there, or a part of it
+	record             providers.Record
+	unreadable         []string // labels, as they begin
+}
+
+func read(from map[string]string) bearing {
+	marks, broken := labels.Unpack(cut(from, prefix))
+	record, lost := labels.Unpack(cut(from, recordPrefix))
+	b := bearing{cluster: marks[labelCluster], name: marks[labelName], key: marks[labelKey], record: record}
+	for _, mark := range []string{labelCluster, labelName, labelKey} {
+		_, there := marks[mark]
+		unreadable := slices.Contains(broken, mark)
+		b.owned = b.owned || there || unreadable
+		if unreadable {
+			b.unreadable = append(b.unreadable, prefix+mark)
+		}
+	}
+	for _, entry := range lost {
+		b.unreadable = append(b.unreadable, recordPrefix+entry)
+	}
+	return b
+}
+
+// cut returns the labels with that prefix, without it.
+func cut(from map[string]string, prefix string) map[string]string {
+	found := make(map[string]string)
+	for label, value := range from {
+		if rest, is := strings.CutPrefix(label, prefix); is {
+			found[rest] = value
+		}
+	}
+	return found
+}
+
+// put adds texts to labels, instead of those that are there under their keys, whole or in pieces.
+func put(to map[string]string, prefix string, texts map[string]string) {
+	for key := range texts {
+		take(to, prefix, key)
+	}
+	for label, value := range labels.Pack(texts, mostLabel) {
+		to[prefix+label] = value
+	}
+}
+
+var pieces = regexp.MustCompile(`^(_[0-9]+_[0-9]+)?$`)
+
+// take removes a text from labels.
+func take(from map[string]string, prefix, key string) {
+	maps.DeleteFunc(from, func(label, _ string) bool {
+		rest, is := strings.CutPrefix(label, prefix+key)
+		return is && pieces.MatchString(rest)
+	})
+}
+
+// marks are the labels of a volume that becomes this cluster's, those that it has included.
+func (p *Provider) marks(has map[string]string, spec providers.Spec) map[string]string {
+	all := maps.Clone(has)
+	if all == nil {
+		all = make(map[string]string)
+	}
+	maps.Copy(all, spec.Tags)
+	put(all, recordPrefix, spec.Record)
+	put(all, prefix, map[string]string{labelCluster: p.cluster, labelName: spec.Name, labelKey: p.nameOf(spec.Name)})
+	return all
+}
+
+// ours is the selector of this cluster's volumes.
+func (p *Provider) ours() string {
+	var all []string
+	for label, value := range labels.Pack(map[string]string{labelCluster: p.cluster}, mostLabel) {
+		all = append(all, prefix+label+"="+value)
+	}
+	slices.Sort(all)
+	return strings.Join(all, ",")
+}
+
+// isOurs tells whether the volume is this cluster's.
+func (p *Provider) isOurs(v *hcloud.Volume) bool {
+	b := read(v.Labels)
+	return b.cluster == p.cluster && b.name != "" && b.key == p.nameOf(b.name)
+}
+
+// damaged is the error for a volume whose labels somebody has changed. It is not called absent, since it may hold data, nor is
+// an entry of its record, since that may say that it does.
+func damaged(v *hcloud.Volume, unreadable []string) error {
+	return fmt.Errorf("the labels %s of volume %d (%s at Hetzner Cloud) cannot be read: pieces of them are missing or changed: put them back, or remove all labels that begin with %s and adopt the volume anew by -o volume-id=%d",
+		strings.Join(unreadable, ", "), v.ID, quote.Clip(v.Name), prefix, v.ID)
+}
+
+var (
+	tagPrefix = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`)
+	tagWord   = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
+)
+
+// checkTags refuses tags that cannot be labels, before anything is made.
+func checkTags(tags map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(tags)) {
+		before, word, prefixed := strings.Cut(key, "/")
+		if !prefixed {
+			before, word = "", key
+		}
+		shown := quote.Clip(key)
+		switch {
+		case strings.HasPrefix(key, reserved), strings.HasPrefix(key, prefix):
+			return fmt.Errorf("%w: tag %q: keys that begin with %s or %s are not for operators: choose another", providers.ErrInvalid, shown, reserved, prefix)
+		case prefixed && (!tagPrefix.MatchString(before) || len(before) > 253), !tagWord.MatchString(word):
+			return fmt.Errorf("%w: tag %q: a key has up to 63 letters, digits, dashes, underscores and dots, and begins and ends with a letter or a digit; before it there may be a domain and a slash", providers.ErrInvalid, shown)
+		case tags[key] != "" && !tagWord.MatchString(tags[key]):
+			return fmt.Errorf("%w: the value of tag %q: it has up to 63 letters, digits, dashes, underscores and dots, and begins and ends with a letter or a digit", providers.ErrInvalid, shown)
+		}
+	}
+	return nil
+}
+
+var recordKey = regexp.MustCompile(`^[a-z][a-z0-9-]{0,15}$`)
+
+func checkRecord(record providers.Record) error {
+	for key, value := range record {
+		if !recordKey.MatchString(key) || len(value) > 255 {
+			return fmt.Errorf("%w: entry %q of the record has %d bytes: keys are lower-case words of up to 16, values have up to 255", providers.ErrInvalid, quote.Clip(key), len(value))
+		}
+	}
+	return nil
+}
+
+// Mark stores one entry as a label.
+//
+// Hetzner replaces all labels at once, so they are read, changed and written. Within this process nothing comes between, see
+// Provider.volumes. Another node can: of two marks made in the same moment by two nodes one may be lost without either knowing,
+// and a mark may give back the name to a volume that another node forgets in that moment, which is then found as before, or
+// refused as one of two that bear it. The driver marks while its node holds the volume, when no other marks or forgets it, and
+// of what a lost mark may be, nothing alone lets it format a disk.
+func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
+	if err := checkRecord(providers.Record{key: value}); err != nil {
+		return err
+	}
+	return p.changing(ctx, id, func(ctx context.Context) error {
+		v, err := p.getOurs(ctx, id)
+		if err != nil {
+			return err
+		}
+		if has, marked := read(v.Labels).record[key]; marked && has == value {
+			return nil
+		}
+		all := maps.Clone(v.Labels)
+		put(all, recordPrefix, map[string]string{key: value})
+		_, err = p.update(ctx, id, hcloud.VolumeUpdateOpts{Labels: all})
+		return err
+	})
+}
+
+// changing carries out a change of a volume when no other of this process is under way, and again while Hetzner is too busy.
+func (p *Provider) changing(ctx context.Context, id string, change func(context.Context) error) error {
+	return p.volumes.Do(ctx, "volume "+id, change)
+}
+
+// update writes name and labels, and makes sure that they are there.
+func (p *Provider) update(ctx context.Context, id string, opts hcloud.VolumeUpdateOpts) (*hcloud.Volume, error) {
+	request := "the request to label volume " + id
+	v, _, err := p.api.Volume.Update(ctx, &hcloud.Volume{ID: number(id)}, opts)
+	switch {
+	case err != nil:
+		return nil, p.explain(ctx, request, err)
+	case v.ID != number(id):
+		return nil, p.notItsOwn(ctx, request)
+	case !maps.Equal(v.Labels, opts.Labels), opts.Name != "" && v.Name != opts.Name:
+		return nil, fmt.Errorf("%w: Hetzner Cloud has accepted %s, and shows other labels or another name in its answer", providers.ErrBusy, request)
+	}
+	return v, nil
+}
