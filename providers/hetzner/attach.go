@@ -103,7 +103,8 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 	if err != nil {
 		return err
 	}
-	for _, a := range running {
+	if len(running) > 0 { // there is no more than one
+		a := running[0]
 		server := serverOf(a)
 		switch {
 		case a.Command != "attach_volume" && server == number(node):

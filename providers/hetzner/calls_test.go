@@ -77,7 +77,11 @@ func TestQuestionsThatComeTogetherShareARequest(t *testing.T) {
 			calls[i] = func() { assert.Equal(t, name, w.find(p, name).Name) }
 		}
 		atOnce(calls...)
-		assert.Len(t, w.since(), 3, "the first alone, then 50, then the rest")
+		all := w.since()
+		assert.LessOrEqual(t, len(all), 3, "the first, perhaps alone, then 50, then the rest")
+		for _, call := range all {
+			assert.LessOrEqual(t, strings.Count(call, "%2C")+1, perPage)
+		}
 	})
 }
 
@@ -130,12 +134,15 @@ func TestAListIsWholeAlthoughAVolumeIsDeletedBetweenItsPages(t *testing.T) {
 		armed.Store(true)
 		list, err := p.List(t.Context())
 		require.NoError(t, err)
-		assert.Len(t, list, 109)
-		seen := map[string]bool{}
+		var got, want []string
 		for _, v := range list {
-			seen[v.ID] = true
+			got = append(got, v.ID)
 		}
-		assert.Len(t, seen, 109)
+		for _, v := range w.cloud.Volumes() {
+			want = append(want, v.ID)
+		}
+		assert.Len(t, want, 109)
+		assert.ElementsMatch(t, want, got)
 	})
 }
 
@@ -228,7 +235,7 @@ func TestNoSecretIsTold(t *testing.T) {
 			_, err := p.Find(t.Context(), "db")
 			require.Error(t, err)
 			assert.NotContains(t, err.Error(), secret[:20])
-			assert.False(t, strings.Contains(err.Error(), "\n"))
+			assert.NotContains(t, err.Error(), "\n")
 		}
 	})
 }

@@ -358,6 +358,9 @@ func (p *Provider) whoseName(ctx context.Context, name string, refusal error) er
 	case len(all) == 0:
 		return fmt.Errorf("%w: a volume named %q was there and is gone at the same moment", providers.ErrBusy, name)
 	}
+	if p.isOurs(all[0]) {
+		return fmt.Errorf("%w: %q is the name of volume %d by now", providers.ErrInvalid, name, all[0].ID)
+	}
 	return fmt.Errorf("%w: it is volume %d, which is not blockvol's, or whose labels have been changed: rename it, or adopt it by -o volume-id=%d", refusal, all[0].ID, all[0].ID)
 }
 

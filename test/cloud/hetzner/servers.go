@@ -157,8 +157,11 @@ func metadata(i cloud.Instance, r *http.Request) (status int, body string) {
 		return http.StatusMethodNotAllowed, ""
 	}
 	values := [][2]string{
-		{"availability-zone", i.Zone + "-dc14"}, {"hostname", "server-" + i.ID}, {"instance-id", i.ID},
-		{"public-ipv4", "192.0.2.1"}, {"region", locationOf(i.Zone).NetworkZone},
+		{"availability-zone", i.Zone + "-dc14"},
+		{"hostname", "server-" + i.ID},
+		{"instance-id", i.ID},
+		{"public-ipv4", "192.0.2.1"},
+		{"region", locationOf(i.Zone).NetworkZone},
 	}
 	leaf, ok := strings.CutPrefix(r.URL.Path, "/hetzner/v1/metadata")
 	if ok && leaf == "" {
