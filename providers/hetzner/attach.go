@@ -47,18 +47,21 @@ func (p *Provider) ensureOurs(ctx context.Context, id string) (sighting, error) 
 	return sighting{ours: true, protected: v.Protection.Delete}, nil
 }
 
+// errNothing says that a server need not be changed.
+var errNothing = errors.New("nothing has been changed")
+
 // inLine makes a change of a server when it is its turn, and again while the server is locked. A volume that is locked itself
 // does not keep the others waiting: that is told to its own caller.
 func (p *Provider) inLine(ctx context.Context, server string, change func(context.Context) error) error {
 	var busy error
-	err := p.servers.Do(ctx, "server "+server, func(ctx context.Context) error {
+	err := p.servers.Do(ctx, server, func(ctx context.Context) error {
 		err := change(ctx)
 		if busy = nil; errors.Is(err, errVolumeLocked) && !errors.Is(err, errServerLocked) {
-			busy, err = err, nil
+			busy, err = err, errNothing
 		}
 		return err
 	})
-	if busy != nil {
+	if errors.Is(err, errNothing) {
 		return busy
 	}
 	return err
@@ -115,7 +118,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 			return &providers.HeldError{Volume: id, Node: text(server)}
 		}
 		p.memory.begin(number(id), move{action: a.ID, server: server}) // on its way here
-		return nil
+		return errNothing
 	}
 	v, err := p.getOurs(ctx, id)
 	switch {
@@ -126,7 +129,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 	case v.Server.ID != number(node):
 		return &providers.HeldError{Volume: id, Node: text(v.Server.ID)}
 	}
-	return nil
+	return errNothing
 }
 
 // running are the actions of a volume that are under way.
@@ -166,7 +169,7 @@ func (p *Provider) detach(ctx context.Context, id, node string) error {
 	case held == providers.Attaching:
 		return fmt.Errorf("%w: volume %s is still being attached to it", errServerLocked, id)
 	case held != providers.Attached:
-		return nil
+		return errNothing
 	}
 	request := fmt.Sprintf("the request to detach volume %s from server %s", id, node)
 	a, _, err := p.api.Volume.Detach(ctx, &hcloud.Volume{ID: number(id)})
@@ -189,7 +192,7 @@ func (p *Provider) detach(ctx context.Context, id, node string) error {
 	}
 	// The reference does not say how a volume is refused that is not attached.
 	if held, look := p.heldBy(ctx, id, node); look == nil && held != providers.Attached {
-		return nil
+		return errNothing
 	}
 	return err
 }
@@ -225,7 +228,7 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 	for _, a := range running {
 		if server := serverOf(a); a.Command == "detach_volume" && (server == 0 || server == number(node)) {
 			p.memory.begin(number(id), move{action: a.ID, server: number(node), leaves: true})
-			return nil
+			return errNothing
 		}
 	}
 	return fmt.Errorf("%w: %w", errServerLocked, refusal)

@@ -75,7 +75,7 @@ type Provider struct {
 	byName  *batch.Asker[[]*hcloud.Volume] // volumes by lookup key
 	node    *batch.Asker[providers.Node]   // this one, under any key
 	servers rest.Line                      // changes of one server
-	volumes rest.Line                      // changes of one volume by this process
+	volumes turns                          // changes of one volume by this process
 	memory  memory
 
 	mu   sync.Mutex

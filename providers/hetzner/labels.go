@@ -188,11 +188,6 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 	})
 }
 
-// changing carries out a change of a volume when no other of this process is under way, and again while Hetzner is too busy.
-func (p *Provider) changing(ctx context.Context, id string, change func(context.Context) error) error {
-	return p.volumes.Do(ctx, "volume "+id, change)
-}
-
 // update writes name and labels, and makes sure that they are there.
 func (p *Provider) update(ctx context.Context, id string, opts hcloud.VolumeUpdateOpts) (*hcloud.Volume, error) {
 	request := "the request to label volume " + id

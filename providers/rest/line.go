@@ -13,8 +13,7 @@ import (
 )
 
 // Line lets callers change a node one after another, in the order in which they came, since clouds refuse a change of a
-// machine while another is under way. Callers for different nodes do not wait for each other. The zero Line is ready. What is
-// said of nodes is true of volumes, too.
+// machine while another is under way. Callers for different nodes do not wait for each other. The zero Line is ready.
 type Line struct {
 	mu    sync.Mutex
 	nodes map[string][]chan struct{} // those in line, the one being served first; each waits until its channel is closed
@@ -34,7 +33,7 @@ func (l *Line) Do(ctx context.Context, node string, call func(context.Context) e
 	select {
 	case <-turn:
 	case <-ctx.Done():
-		return fmt.Errorf("%w: other changes of %s are under way, and the call's time is over: %w", providers.ErrBusy, node, ctx.Err())
+		return fmt.Errorf("%w: other changes of node %s are under way, and the call's time is over: %w", providers.ErrBusy, node, ctx.Err())
 	}
 	retry := pace.Backoff{Most: mostBusy}
 	for {
