@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -23,8 +24,10 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-// kernels are the kernels of a fleet: what EC2 attaches is there, formatted, and can be mounted.
+// kernels are the kernels of a fleet: what the cloud attaches is there, formatted, and can be mounted.
 type kernels struct {
+	serial func(disk string) string
+
 	mu      sync.Mutex
 	devices map[string]string // instance by disk
 	changed chan struct{}
@@ -33,13 +36,15 @@ type kernels struct {
 func (k *kernels) change(disk, instance string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.devices[serialOf(disk)] = instance
+	k.devices[k.serial(disk)] = instance
 	close(k.changed)
 	k.changed = make(chan struct{})
 	return nil
 }
 
-func serialOf(disk string) string { return disk[:3] + disk[4:] }
+func newKernels(serial func(disk string) string) *kernels {
+	return &kernels{serial: serial, devices: map[string]string{}, changed: make(chan struct{})}
+}
 
 func (k *kernels) CreateDisk(string, int64, string) error { return nil }
 func (k *kernels) DeleteDisk(string) error                { return nil }
@@ -133,7 +138,7 @@ func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
 	log.SetLevel(logrus.PanicLevel)
 
 	synctest.Test(t, func(t *testing.T) {
-		kernels := &kernels{devices: map[string]string{}, changed: make(chan struct{})}
+		kernels := newKernels(func(disk string) string { return strings.Replace(disk, "-", "", 1) })
 		c := cloud.New(cloud.Config{
 			Zones: []string{"eu-bench-1a"}, Latency: 100 * time.Millisecond, Lag: 2 * time.Second, Limits: ec2.Limits,
 			Times: cloud.Times{Attach: 2 * time.Second, Detach: 2 * time.Second}, Backend: kernels,
@@ -189,7 +194,7 @@ func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
 func volumeName(i int) string { return fmt.Sprintf("volume-%04d", i) }
 
 // makeFormatted makes volumes that have been in use before.
-func makeFormatted(t *testing.T, p *aws.Provider, volumes int) {
+func makeFormatted(t *testing.T, p providers.Provider, volumes int) {
 	t.Helper()
 	var all sync.WaitGroup
 	for i := range volumes {

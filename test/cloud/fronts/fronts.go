@@ -3,7 +3,10 @@ package fronts
 
 import (
 	"net/http"
+	"strings"
 
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/aws"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 	"github.com/blockvol/blockvol/test/cloud/loop"
@@ -19,31 +22,65 @@ type Front interface {
 
 // Kind is one cloud.
 type Kind struct {
+	Name     string                    // as people know it
 	Provider string                    // PROVIDER, on its instances
 	Cloud    cloud.Config              // the zones and ids that it has; all else is the test's to choose
 	Limits   func(string) cloud.Bucket // that it documents, for cloud.Config
+	Hourly   int                       // how many calls it allows in an hour, 0 if it does not count so
 	Instance cloud.Instance            // a usual one
 	New      func(*cloud.Cloud) Front
 
 	// Settings are what blockvol needs on an instance, for which the API and the metadata service are at these URLs.
 	Settings func(f Front, instance, api, metadata string) []string
 
-	// Identity is how the kernel shows a volume's disk.
-	Identity func(f Front, volume string) loop.Identity
+	// Bus is how the kernel shows disks, Serial as what one.
+	Bus    Bus
+	Serial func(f Front, volume string) string
+
+	// Process starts blockvol's provider on an instance, without sockets.
+	Process func(f Front, instance, cluster string) (providers.Provider, error)
+}
+
+// Bus is how disks are shown by a kernel.
+type Bus string
+
+// The buses.
+const (
+	NVMe   Bus = "nvme"
+	SCSI   Bus = "scsi"
+	Virtio Bus = "virtio"
+)
+
+// Identity is the file of sysfs that tells who a volume's device is.
+func (k Kind) Identity(f Front, volume string) loop.Identity {
+	serial := k.Serial(f, volume)
+	switch k.Bus {
+	case SCSI:
+		return loop.SCSI(serial)
+	case Virtio:
+		return loop.Virtio(serial)
+	default:
+		return loop.NVMe(serial)
+	}
 }
 
 // All are the clouds, in the order of their names.
 var All = []Kind{
 	{
+		Name:     "EC2",
 		Provider: "aws",
 		Cloud:    cloud.Config{Zones: []string{"eu-test-1a", "eu-test-1b"}},
 		Limits:   ec2.Limits,
-		Instance: cloud.Instance{Type: "m5.large", RootDevice: "/dev/xvda"},
+		Instance: cloud.Instance{Type: "m7i.48xlarge", RootDevice: "/dev/xvda"},
 		New:      func(c *cloud.Cloud) Front { return amazon{ec2.New(ec2.Config{Cloud: c, Region: "eu-test-1"})} },
 		Settings: func(_ Front, _, api, metadata string) []string {
 			return []string{"AWS_ENDPOINT_URL_EC2=" + api, "AWS_EC2_METADATA_SERVICE_ENDPOINT=" + metadata}
 		},
-		Identity: func(_ Front, volume string) loop.Identity { return loop.NVMe(volume) },
+		Bus:    NVMe,
+		Serial: func(_ Front, volume string) string { return strings.Replace(volume, "-", "", 1) },
+		Process: func(f Front, instance, cluster string) (providers.Provider, error) {
+			return aws.New(aws.Config{Cluster: cluster, HTTPClient: &http.Client{Transport: f.(amazon).Transport(instance)}})
+		},
 	},
 }
 
