@@ -1,0 +1,177 @@
+package pace
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestPaceIsInNobodysWayWithoutThrottling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		begin := time.Now()
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() {
+				done, err := p.Wait(t.Context())
+				if assert.NoError(t, err) {
+					time.Sleep(time.Second) // all at once
+					done("", 0)
+				}
+			})
+		}
+		all.Wait()
+		assert.Equal(t, time.Second, time.Since(begin))
+	})
+}
+
+func TestAThrottledNodeAsksLikeOneHoweverManyItsVolumes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		p.learn(0, "refused", 0)
+		var mu sync.Mutex
+		asking, asked := 0, 0
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() {
+				for {
+					done, err := p.Wait(ctx)
+					if err != nil {
+						return
+					}
+					mu.Lock()
+					asking++
+					asked++
+					assert.Equal(t, 1, asking)
+					mu.Unlock()
+					time.Sleep(50 * time.Millisecond)
+					mu.Lock()
+					asking--
+					mu.Unlock()
+					done("refused", 0)
+				}
+			})
+		}
+		all.Wait()
+		assert.Greater(t, asked, 5)
+		assert.Less(t, asked, 25, "pauses grow to several seconds")
+	})
+}
+
+func TestWhatTheCloudAsksForIsHeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		p.learn(0, "refused", 30*time.Second)
+		begin := time.Now()
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, time.Since(begin), 30*time.Second)
+		assert.Less(t, time.Since(begin), 31*time.Second)
+		done("", 0)
+		begin = time.Now()
+		_, err = p.Wait(t.Context())
+		require.NoError(t, err)
+		assert.Zero(t, time.Since(begin), "one success, and all is as before")
+	})
+}
+
+func TestRefusalsThatComeTogetherCountAsOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		var all sync.WaitGroup
+		for i := range 100 {
+			all.Go(func() {
+				done, err := p.Wait(t.Context())
+				if assert.NoError(t, err) {
+					time.Sleep(100*time.Millisecond + time.Duration(i)*time.Microsecond)
+					if i%2 == 0 {
+						done("refused", 3*time.Second) // half of them, who are asked to wait
+					} else {
+						done("", 0)
+					}
+				}
+			})
+		}
+		all.Wait()
+		begin := time.Now()
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, time.Since(begin), 3*time.Second, "a success from before does not make it forgotten")
+		assert.LessOrEqual(t, time.Since(begin), 3*time.Second+leastDelay)
+		done("", 0)
+
+		// Whoever has queued meanwhile is let go of at once, not one after the other's answer.
+		begin = time.Now()
+		for range 50 {
+			all.Go(func() {
+				done, err := p.Wait(t.Context())
+				if assert.NoError(t, err) {
+					time.Sleep(time.Second)
+					done("", 0)
+				}
+			})
+		}
+		all.Wait()
+		assert.Equal(t, time.Second, time.Since(begin))
+	})
+}
+
+func TestTheLastRequestForNowIsNoRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		begin := time.Now()
+		for range 10 {
+			done, err := p.Wait(t.Context())
+			require.NoError(t, err)
+			done("", time.Second) // as often as it comes: the pause does not grow
+		}
+		assert.Equal(t, "its limit is used up", p.Why())
+		assert.GreaterOrEqual(t, time.Since(begin), 9*time.Second)
+		assert.LessOrEqual(t, time.Since(begin), 9*(time.Second+leastDelay))
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		done("", 0)
+		assert.Empty(t, p.Why())
+	})
+}
+
+// Callers that have less time than the cloud wants do not put the moment off for those who come later.
+func TestTheMomentToAskAgainStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		p.learn(0, "refused", 30*time.Second)
+		begin := time.Now()
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			_, err := p.Wait(ctx)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			cancel()
+		}
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		assert.Less(t, time.Since(begin), 31*time.Second)
+		done("", 0)
+	})
+}
+
+func TestQuestionsAboutWhatTakesTimeBecomeRarer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := Backoff{Most: 2 * time.Second}
+		for _, most := range []time.Duration{leastDelay, 2 * leastDelay, 4 * leastDelay, b.Most, b.Most} {
+			begin := time.Now()
+			require.NoError(t, b.Wait(t.Context()))
+			assert.GreaterOrEqual(t, time.Since(begin), most/2)
+			assert.LessOrEqual(t, time.Since(begin), most)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.ErrorIs(t, b.Wait(ctx), context.Canceled)
+	})
+}
