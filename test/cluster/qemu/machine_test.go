@@ -28,6 +28,7 @@ func TestASnapshotHoldsTheWholeMachine(t *testing.T) {
 }
 
 func TestASnapshotThatFailsSaysWhy(t *testing.T) {
+	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		w.create(vol(0))
 		w.attach("i-here", vol(0))

@@ -169,6 +169,7 @@ func nodes(t *testing.T, m *qemu.Machine) (count int) {
 }
 
 func TestADiskComesAndGoesTwentyTimes(t *testing.T) {
+	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		w.create(vol(0))
 		require.NoError(t, os.WriteFile(w.Image(vol(0)), append([]byte("0\n"), make([]byte, mib)...), 0o600))
@@ -185,6 +186,7 @@ func TestADiskComesAndGoesTwentyTimes(t *testing.T) {
 }
 
 func TestSeveralDisksComeAndGoAtOnce(t *testing.T) {
+	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		const disks = 8
 		for i := range disks {
@@ -217,6 +219,7 @@ func TestSeveralDisksComeAndGoAtOnce(t *testing.T) {
 }
 
 func TestAMountedDiskIsBusyAndUnharmed(t *testing.T) {
+	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		w.createFS(vol(0))
 		w.attach("i-here", vol(0))
@@ -244,6 +247,7 @@ func TestAGuestThatDoesNotAnswerIsBusy(t *testing.T) {
 }
 
 func TestAPulledDiskFailsInItsGuestAndWorksInAnother(t *testing.T) {
+	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		away := w.instance("i-away")
 		w.createFS(vol(0))
@@ -273,6 +277,7 @@ func TestAPulledDiskFailsInItsGuestAndWorksInAnother(t *testing.T) {
 }
 
 func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
+	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		away := w.instance("i-away")
 		w.create(vol(0))
@@ -286,14 +291,13 @@ func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
 
 		require.NoError(t, w.here.Freeze())
 		require.ErrorIs(t, w.Detach("i-here", vol(0), false), cloud.ErrDeviceBusy)
-		w.attach("i-here", vol(1)) // without a kernel that could show it
-
 		begin := time.Now()
 		require.NoError(t, w.Detach("i-here", vol(0), true))
 		assert.Less(t, time.Since(begin), time.Second, "a frozen guest is not waited for")
+		w.attach("i-here", vol(1)) // without a kernel that could show it, or tell it from the one that has gone
 		w.attach("i-away", vol(0))
 		away.run("echo new | dd of=$(device %s) conv=fsync,notrunc", w.serial(0))
-		sum := w.checksum(vol(0))
+		sum, blank := w.checksum(vol(0)), w.checksum(vol(1))
 
 		require.NoError(t, w.here.Thaw())
 		require.NotEmpty(t, w.here.run("while [ ! -e /ended ]; do sleep 0.1; done; cat /ended"), "its writer has failed")
@@ -302,6 +306,7 @@ func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
 			return shown == w.shown(1) && nodes(t, w.here.Machine) == 1
 		}, 20*time.Second, 100*time.Millisecond, "what came and went meanwhile has come and gone")
 		assert.Equal(t, sum, w.checksum(vol(0)))
+		assert.Equal(t, blank, w.checksum(vol(1)))
 		assert.Equal(t, "new", away.run("head -n 1 $(device %s)", w.serial(0)))
 		w.detach("i-here", vol(1))
 		w.detach("i-away", vol(0))
@@ -311,6 +316,7 @@ func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
 // A writer that is at work the whole time does not notice how the way to its disk is replaced, and neither way is left once
 // the disk is pulled.
 func TestADiskGrowsWhileItIsThere(t *testing.T) {
+	t.Parallel()
 	for _, bus := range []string{"SCSI", "virtio"} {
 		t.Run(bus, func(t *testing.T) {
 			t.Parallel()
@@ -363,7 +369,6 @@ func TestADiskGrowsWhileItIsThere(t *testing.T) {
 
 // What each cloud's disks look like in sysfs, and that blockvol finds them by it.
 func TestTheIdentitiesOfDisks(t *testing.T) {
-	t.Parallel()
 	g := newGuest(t)
 	const uuid = "0b1c8a53-1ca7-4a5b-a8c5-5e1c27a4f6d2"
 	type files map[string]string
