@@ -19,7 +19,8 @@ import (
 // Device is a block device of this node whose identity was read from sysfs when it was found. Its serial is
 //
 //   - /sys/block/<name>/device/serial for NVMe, without the blanks that pad it;
-//   - /sys/block/<name>/device/vpd_pg80 for SCSI: the unit serial number page, without its header and padding;
+//   - /sys/block/<name>/device/vpd_pg80 for SCSI: the unit serial number page, without its header and padding. QEMU cuts it
+//     off after 36 bytes, and a serial that is cut off is not found;
 //   - /sys/block/<name>/serial for virtio, which holds no more than 20 bytes: longer serials match by their first 20;
 //   - the base name of /sys/block/<name>/loop/backing_file for loop devices.
 //

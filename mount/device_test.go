@@ -30,6 +30,7 @@ func TestDevicesAreFoundByWhatSysfsSaysOfThem(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
 	const uuid = "0b1c8a53-1ca7-4a5b-a8c5-5e1c27a4f6d2"
+	const long = "volume-of-64-characters-0123456789abcdefghijklmnopqrstuvwxyz-end"
 	for _, c := range []struct {
 		name, file, content, serial string
 		found                       bool
@@ -41,10 +42,19 @@ func TestDevicesAreFoundByWhatSysfsSaysOfThem(t *testing.T) {
 		{"NVMe, a longer one", "device/serial", "vol0123456789abcdef0\n", "vol0123456789abcdef01", false},
 		{"SCSI", "device/vpd_pg80", "\x00\x80\x00\x0812345678", "12345678", true},
 		{"SCSI, padded", "device/vpd_pg80", "\x00\x80\x00\x0a  123456  ", "123456", true},
+		{"SCSI of DigitalOcean", "device/vpd_pg80", "\x00\x80\x00$volume-of-36-characters-0123456789ab", "volume-of-36-characters-0123456789ab", true},
+		{"SCSI of DigitalOcean, the longest name", "device/vpd_pg80", "\x00\x80\x00@" + long, long, true},
+		{"SCSI of DigitalOcean, cut off by QEMU", "device/vpd_pg80", "\x00\x80\x00$" + long[:36], long, false},
+		{"SCSI of Hetzner", "device/vpd_pg80", "\x00\x80\x00\t100123456", "100123456", true}, // the length is a blank
+		{"SCSI of Linode", "device/vpd_pg80", "\x00\x80\x00 label-of-32-characters-012345678", "label-of-32-characters-012345678", true},
+		{"SCSI of OpenStack", "device/vpd_pg80", "\x00\x80\x00$" + uuid, uuid, true},
+		{"SCSI of OpenStack, cut off as virtio does", "device/vpd_pg80", "\x00\x80\x00\x14" + uuid[:20], uuid, false},
+		{"SCSI of OpenStack, asked for what virtio shows", "device/vpd_pg80", "\x00\x80\x00$" + uuid, uuid[:20], false},
 		{"SCSI, cut off", "device/vpd_pg80", "\x00\x80\x00\x0912345678", "12345678", false},
 		{"SCSI, another page", "device/vpd_pg80", "\x00\x83\x00\x0812345678", "12345678", false},
 		{"SCSI, nothing", "device/vpd_pg80", "", "12345678", false},
 		{"virtio", "serial", uuid[:20], uuid, true},
+		{"virtio, another", "serial", "0b1c8a53-1ca7-4a5b-b", uuid, false},
 		{"virtio, short", "serial", "disk1", "disk1", true},
 		{"virtio, cut shorter", "serial", uuid[:19], uuid, false},
 		{"loop", "loop/backing_file", "/var/lib/blockvol/volumes/vol-1.img\n", "vol-1.img", true},

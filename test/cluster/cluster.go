@@ -131,7 +131,7 @@ func Start(t T, cfg Config) *Cluster {
 	if c.network, err = newNetwork(c.space); err != nil {
 		t.Fatalf("cluster: making the network: %v", err)
 	}
-	if c.storage, err = qemu.NewStorage(qemu.RunnerFunc(c.space.Enter), filepath.Join(c.dir, "storage")); err != nil {
+	if c.storage, err = qemu.NewStorage(qemu.RunnerFunc(c.space.Enter), filepath.Join(c.dir, "storage"), qemu.EBS); err != nil {
 		t.Fatalf("cluster: %v", err)
 	}
 	t.Cleanup(func() {

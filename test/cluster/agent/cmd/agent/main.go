@@ -126,23 +126,17 @@ func pass(to, from net.Conn) {
 	to.(interface{ CloseWrite() error }).CloseWrite() //nolint:errcheck // or have gone
 }
 
-// disk looks for an NVMe disk as blockvol does, by its serial in sysfs. A disk that cannot be opened for oneself alone is
-// held.
+// disk looks for a disk as blockvol does, by its serial in sysfs. A disk that cannot be opened for oneself alone is held.
 func disk(serial string) error {
-	files, err := filepath.Glob("/sys/class/nvme/*/serial")
+	disks, err := filepath.Glob("/sys/block/*")
 	if err != nil {
 		return err
 	}
-	for _, file := range files {
-		shown, err := os.ReadFile(file)
-		if err != nil || strings.TrimSpace(string(shown)) != serial {
-			continue // it may be going
+	for _, disk := range disks {
+		if !bears(disk, serial) {
+			continue
 		}
-		namespaces, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "nvme*n*"))
-		if len(namespaces) == 0 {
-			break
-		}
-		device, err := os.OpenFile("/dev/"+filepath.Base(namespaces[0]), os.O_RDONLY|syscall.O_EXCL, 0)
+		device, err := os.OpenFile("/dev/"+filepath.Base(disk), os.O_RDONLY|syscall.O_EXCL, 0)
 		if err == nil {
 			fmt.Println("free")
 			return device.Close()
@@ -155,6 +149,18 @@ func disk(serial string) error {
 	}
 	fmt.Println("absent")
 	return nil
+}
+
+// bears tells whether a disk of any bus has the serial. One that is going cannot be read.
+func bears(disk, serial string) bool {
+	if shown, err := os.ReadFile(filepath.Join(disk, "device/serial")); err == nil { // NVMe
+		return strings.TrimSpace(string(shown)) == serial
+	}
+	if page, err := os.ReadFile(filepath.Join(disk, "device/vpd_pg80")); err == nil { // SCSI: four bytes are before it
+		return len(page) > 4 && strings.TrimSpace(string(page[4:])) == serial
+	}
+	shown, err := os.ReadFile(filepath.Join(disk, "serial")) // virtio, with room for 20 bytes
+	return err == nil && strings.TrimSpace(string(shown)) == serial[:min(len(serial), 20)]
 }
 
 // seed makes this guest's random numbers others than those of all machines restored from the same snapshot.
