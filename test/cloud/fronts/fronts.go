@@ -33,9 +33,13 @@ type Kind struct {
 	// Settings are what blockvol needs on an instance, for which the API and the metadata service are at these URLs.
 	Settings func(f Front, instance, api, metadata string) []string
 
-	// Bus is how the kernel shows disks, Serial as what one.
-	Bus    Bus
-	Serial func(f Front, volume string) string
+	// Bus is how the kernel shows disks, Serial as what one. SCSI disks tell who made them.
+	Bus             Bus
+	Vendor, Product string
+	Serial          func(f Front, volume string) string
+
+	// Named tells whether a volume is what a cluster knows by that name.
+	Named func(v cloud.Volume, cluster, name string) bool
 
 	// Process starts blockvol's provider on an instance, without sockets.
 	Process func(f Front, instance, cluster string) (providers.Provider, error)
@@ -65,23 +69,29 @@ func (k Kind) Identity(f Front, volume string) loop.Identity {
 }
 
 // All are the clouds, in the order of their names.
-var All = []Kind{
-	{
+var All = []Kind{EC2(nil)}
+
+// EC2 is the front whose instances have a role with that IAM policy, nil being all rights.
+func EC2(policy []byte) Kind {
+	return Kind{
 		Name:     "EC2",
 		Provider: "aws",
 		Cloud:    cloud.Config{Zones: []string{"eu-test-1a", "eu-test-1b"}},
 		Limits:   ec2.Limits,
 		Instance: cloud.Instance{Type: "m7i.48xlarge", RootDevice: "/dev/xvda"},
-		New:      func(c *cloud.Cloud) Front { return amazon{ec2.New(ec2.Config{Cloud: c, Region: "eu-test-1"})} },
+		New: func(c *cloud.Cloud) Front {
+			return amazon{ec2.New(ec2.Config{Cloud: c, Region: "eu-test-1", Policy: policy})}
+		},
 		Settings: func(_ Front, _, api, metadata string) []string {
 			return []string{"AWS_ENDPOINT_URL_EC2=" + api, "AWS_EC2_METADATA_SERVICE_ENDPOINT=" + metadata}
 		},
 		Bus:    NVMe,
 		Serial: func(_ Front, volume string) string { return strings.Replace(volume, "-", "", 1) },
+		Named:  func(v cloud.Volume, _, name string) bool { return v.Tags["blockvol:name"] == name },
 		Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 			return aws.New(aws.Config{Cluster: cluster, HTTPClient: &http.Client{Transport: f.(amazon).Transport(instance)}})
 		},
-	},
+	}
 }
 
 type amazon struct{ *ec2.Front }

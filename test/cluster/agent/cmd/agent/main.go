@@ -3,6 +3,7 @@
 //
 //	agent               serves
 //	agent disk SERIAL   tells of a disk whether it is absent, free, or held by a file system or a program
+//	agent disks         tells the serials of all disks that have one, and which of them are mounted in any namespace
 //	agent seed          takes random bytes from standard input into the kernel's pool
 package main
 
@@ -34,12 +35,14 @@ func main() {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "disk":
 		err = disk(os.Args[2])
+	case len(os.Args) == 2 && os.Args[1] == "disks":
+		err = disks()
 	case len(os.Args) == 2 && os.Args[1] == "seed":
 		err = seed()
 	case len(os.Args) == 1:
 		serveForEver()
 	default:
-		err = errors.New("usage: agent [disk SERIAL | seed]")
+		err = errors.New("usage: agent [disk SERIAL | disks | seed]")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "agent:", err)
@@ -151,16 +154,38 @@ func disk(serial string) error {
 	return nil
 }
 
-// bears tells whether a disk of any bus has the serial. One that is going cannot be read.
+// bears tells whether a disk has the serial. Virtio has room for 20 bytes of it.
 func bears(disk, serial string) bool {
+	shown, cut := shownBy(disk)
+	return shown == serial || cut && shown == serial[:min(len(serial), 20)]
+}
+
+// shownBy is the serial of a disk of any bus, "" if it has none, as one that is going, and whether it may have been cut off.
+func shownBy(disk string) (serial string, cut bool) {
 	if shown, err := os.ReadFile(filepath.Join(disk, "device/serial")); err == nil { // NVMe
-		return strings.TrimSpace(string(shown)) == serial
+		return strings.TrimSpace(string(shown)), false
 	}
-	if page, err := os.ReadFile(filepath.Join(disk, "device/vpd_pg80")); err == nil { // SCSI: four bytes are before it
-		return len(page) > 4 && strings.TrimSpace(string(page[4:])) == serial
+	if page, err := os.ReadFile(filepath.Join(disk, "device/vpd_pg80")); err == nil && len(page) > 4 { // SCSI, after four bytes
+		return strings.TrimSpace(string(page[4:])), false
 	}
-	shown, err := os.ReadFile(filepath.Join(disk, "serial")) // virtio, with room for 20 bytes
-	return err == nil && strings.TrimSpace(string(shown)) == serial[:min(len(serial), 20)]
+	shown, _ := os.ReadFile(filepath.Join(disk, "serial")) // virtio
+	return strings.TrimSpace(string(shown)), true
+}
+
+func disks() error {
+	all, err := filepath.Glob("/sys/block/*")
+	for _, disk := range all {
+		serial, _ := shownBy(disk)
+		mounts, _ := filepath.Glob("/sys/fs/*/" + filepath.Base(disk))
+		switch {
+		case serial == "":
+		case len(mounts) > 0:
+			fmt.Println(serial, "mounted")
+		default:
+			fmt.Println(serial)
+		}
+	}
+	return err
 }
 
 // seed makes this guest's random numbers others than those of all machines restored from the same snapshot.
