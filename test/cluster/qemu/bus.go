@@ -53,7 +53,7 @@ func (d *device) arguments() map[string]any {
 		delete(args, "addr")
 		args["driver"], args["bus"] = "scsi-hd", scsiController+".0"
 		args["device_id"] = d.serial
-		// No number comes twice: a guest that was frozen would take the next disk for the one that was pulled.
+		// No number comes twice: a guest that was frozen could take the next disk for the one that was pulled.
 		args["lun"] = d.number
 		if d.model.Vendor != "" {
 			args["vendor"] = d.model.Vendor

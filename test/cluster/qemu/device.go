@@ -140,8 +140,8 @@ func (m *Machine) notice(event Event) {
 	}
 }
 
-// connectNode makes QEMU the server's one client. There is no second time: a node whose server has ended fails at once, and its
-// socket's path is gone, and never used for another server, which might have the same disk, in use by another machine.
+// connectNode makes QEMU the server's one client. There is no second time: a node whose server has ended fails at once, and
+// its socket's path is gone, and never used for another server, which might have the same disk, in use by another machine.
 func (m *Machine) connectNode(node string, server *server) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -227,7 +227,8 @@ func (m *Machine) dropNode(node string) bool {
 }
 
 // grow shows the guest that the image has become larger. A server and its client keep the size that they began with: so a
-// second pair takes the place of the first, between two requests of the guest. The device must not be on its way out.
+// second pair takes the place of the first, between two requests of the guest. Nothing else may be done about the device
+// meanwhile.
 func (d *device) grow(bytes int64, serve func() (*server, error)) error {
 	m := d.m
 	m.mu.Lock()
@@ -250,7 +251,9 @@ func (d *device) grow(bytes int64, serve func() (*server, error)) error {
 		return err
 	}
 	if err = m.connectNode(node, next); err == nil {
-		err = m.execute("qom-set", map[string]any{"path": "/machine/peripheral/" + d.name, "property": "drive", "value": node}, nil)
+		err = m.execute("qom-set", map[string]any{
+			"path": "/machine/peripheral/" + d.name, "property": "drive", "value": node,
+		}, nil)
 	}
 	if err != nil {
 		next.kill()

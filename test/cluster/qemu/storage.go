@@ -92,7 +92,7 @@ func (s *Storage) Register(name string, m *Machine, guest Guest) {
 	s.instances[name] = instance{m, guest}
 }
 
-// ResizeDisk makes a disk larger. The machine that it is attached to is told, unless it is NVMe's: that does not grow.
+// ResizeDisk makes a disk larger, also while it is attached, unless it is NVMe: the guest sees it as soon as it runs.
 func (s *Storage) ResizeDisk(name string, bytes int64) error {
 	d, release, err := s.Lock(name)
 	if err != nil {

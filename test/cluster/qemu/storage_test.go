@@ -3,7 +3,6 @@ package qemu_test
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -131,6 +130,20 @@ func (w *world) checksum(disk string) string {
 	require.NoError(w.t, err)
 	sum := sha256.Sum256(content)
 	return hex.EncodeToString(sum[:])
+}
+
+// writeUntilItFails has the guest write to a disk all the time, and make a file, failed, when it cannot any more.
+func (w *world) writeUntilItFails(i int) {
+	w.t.Helper()
+	w.here.run("(d=$(device %s); while dd if=/dev/urandom of=$d bs=4k count=4096 oflag=direct conv=notrunc; do :; done; "+
+		">/failed) >/dev/null 2>&1 &", w.serial(i))
+}
+
+// changes waits until a disk does.
+func (w *world) changes(disk string) {
+	w.t.Helper()
+	before := w.checksum(disk)
+	require.Eventually(w.t, func() bool { return w.checksum(disk) != before }, 20*time.Second, 10*time.Millisecond)
 }
 
 // running returns the processes with a directory in their command lines.
@@ -283,11 +296,8 @@ func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
 		w.create(vol(0))
 		w.create(vol(1))
 		w.attach("i-here", vol(0))
-		w.here.run("(d=$(device %s); i=0; "+
-			"while echo $i | dd of=$d bs=4k seek=$((i %% 100)) conv=fsync,notrunc; do i=$((i+1)); done; "+
-			"echo $i >/ended) >/dev/null 2>&1 &", w.serial(0))
-		before := w.checksum(vol(0))
-		require.Eventually(t, func() bool { return w.checksum(vol(0)) != before }, 10*time.Second, 10*time.Millisecond)
+		w.writeUntilItFails(0)
+		w.changes(vol(0))
 
 		require.NoError(t, w.here.Freeze())
 		require.ErrorIs(t, w.Detach("i-here", vol(0), false), cloud.ErrDeviceBusy)
@@ -300,7 +310,7 @@ func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
 		sum, blank := w.checksum(vol(0)), w.checksum(vol(1))
 
 		require.NoError(t, w.here.Thaw())
-		require.NotEmpty(t, w.here.run("while [ ! -e /ended ]; do sleep 0.1; done; cat /ended"), "its writer has failed")
+		w.here.run("until [ -e /failed ]; do sleep 0.1; done")
 		require.Eventually(t, func() bool {
 			shown, _ := w.here.try("shown")
 			return shown == w.shown(1) && nodes(t, w.here.Machine) == 1
@@ -324,27 +334,20 @@ func TestADiskGrowsWhileItIsThere(t *testing.T) {
 			w.here = w.instance("i-here")
 			w.create(vol(0))
 			w.attach("i-here", vol(0))
-			w.here.run("(d=$(device %s); i=0; "+
-				"while echo $i | dd of=$d bs=4k seek=$((i %% 100)) conv=fsync,notrunc; do i=$((i+1)); done; "+
-				"echo $i >/ended) >/dev/null 2>&1 &", w.serial(0))
-			moves := func() {
-				t.Helper()
-				before := w.checksum(vol(0))
-				require.Eventually(t, func() bool { return w.checksum(vol(0)) != before }, 20*time.Second, 10*time.Millisecond)
-			}
-			moves()
+			w.writeUntilItFails(0)
+			w.changes(vol(0))
 			for _, size := range []int64{96 * mib, 128 * mib} {
 				require.NoError(t, w.ResizeDisk(vol(0), size))
 				require.Eventually(t, func() bool {
 					return w.here.run("blockdev --getsize64 $(device %s)", w.serial(0)) == strconv.FormatInt(size, 10)
 				}, 20*time.Second, 100*time.Millisecond)
-				moves()
+				w.changes(vol(0))
 				assert.Equal(t, 1, nodes(t, w.here.Machine))
 				assert.Len(t, servers(t, w.dir), 1)
 			}
 			require.Error(t, w.ResizeDisk(vol(0), 64*mib), "never smaller")
 			w.here.run("echo end | dd of=$(device %s) bs=1M seek=127 conv=fsync", w.serial(0))
-			assert.Empty(t, w.here.run("cat /ended 2>/dev/null; true"), "no write has failed")
+			w.here.run("[ ! -e /failed ]")
 
 			other := newStorage(t, buses[bus]) // as if of another process
 			require.NoError(t, other.CreateDisk(vol(1), mib, ""))
@@ -355,7 +358,7 @@ func TestADiskGrowsWhileItIsThere(t *testing.T) {
 
 			require.NoError(t, w.Detach("i-here", vol(0), true))
 			sum := w.checksum(vol(0))
-			require.NotEmpty(t, w.here.run("while [ ! -e /ended ]; do sleep 0.1; done; cat /ended"))
+			w.here.run("until [ -e /failed ]; do sleep 0.1; done")
 			assert.Equal(t, sum, w.checksum(vol(0)))
 			assert.Empty(t, servers(t, w.dir))
 
@@ -370,7 +373,11 @@ func TestADiskGrowsWhileItIsThere(t *testing.T) {
 // What each cloud's disks look like in sysfs, and that blockvol finds them by it.
 func TestTheIdentitiesOfDisks(t *testing.T) {
 	g := newGuest(t)
-	const uuid = "0b1c8a53-1ca7-4a5b-a8c5-5e1c27a4f6d2"
+	const (
+		uuid  = "0b1c8a53-1ca7-4a5b-a8c5-5e1c27a4f6d2"
+		name  = "volume-of-36-characters-0123456789ab"
+		label = "label-of-32-characters-012345678"
+	)
 	type files map[string]string
 	scsi := func(vendor, product, serial string) files {
 		return files{
@@ -386,27 +393,28 @@ func TestTheIdentitiesOfDisks(t *testing.T) {
 		files           files
 	}{
 		{"AWS", qemu.NVMe, "", "", "vol0123456789abcdef0", files{"device/serial": "vol0123456789abcdef0\n"}},
-		{"DigitalOcean", qemu.SCSI, "DO", "Volume", "volume-of-36-characters-0123456789ab", scsi("DO", "Volume", "volume-of-36-characters-0123456789ab")},
+		{"DigitalOcean", qemu.SCSI, "DO", "Volume", name, scsi("DO", "Volume", name)},
 		{"Hetzner", qemu.SCSI, "HC", "Volume", "100123456", scsi("HC", "Volume", "100123456")},
-		{"Linode", qemu.SCSI, "Linode", "Volume", "label-of-32-characters-012345678", scsi("Linode", "Volume", "label-of-32-characters-012345678")},
+		{"Linode", qemu.SCSI, "Linode", "Volume", label, scsi("Linode", "Volume", label)},
 		{"OpenStack, virtio", qemu.Virtio, "", "", uuid, files{"serial": uuid[:20]}},
 		{"OpenStack, SCSI", qemu.SCSI, "", "", uuid, scsi("QEMU", "QEMU HARDDISK", uuid)},
 	} {
 		t.Run(c.cloud, func(t *testing.T) {
-			w := newStorage(t, qemu.Model{Bus: c.bus, Vendor: c.vendor, Product: c.product, Serial: func(string) string { return c.serial }})
+			model := qemu.Model{Bus: c.bus, Vendor: c.vendor, Product: c.product, Serial: func(string) string { return c.serial }}
+			w := newStorage(t, model)
 			w.Register("i-here", g.Machine, g.questions())
 			w.create(vol(0))
 			w.attach("i-here", vol(0))
 			path := g.run("device %s", c.serial)
 			for file, holds := range c.files {
-				shown, err := base64.StdEncoding.DecodeString(strings.ReplaceAll(g.run("base64 /sys/block/%s/%s", filepath.Base(path), file), "\n", ""))
+				shown, err := hex.DecodeString(g.run("xxd -p /sys/block/%s/%s | tr -d '\\n'", filepath.Base(path), file))
 				require.NoError(t, err)
-				t.Logf("%s: %q", file, shown)
 				assert.Equal(t, holds, string(shown), file)
 			}
 			assert.Equal(t, "free", g.run("agent disk %s", c.serial))
 			for _, other := range []string{c.serial[:len(c.serial)-1], c.serial + "0", c.serial[1:]} {
-				assert.Equal(t, c.bus == qemu.Virtio && other[:20] == uuid[:20], g.run("device %s 2>/dev/null; true", other) != "", other)
+				found := g.run("device %s 2>/dev/null; true", other) != ""
+				assert.Equal(t, c.bus == qemu.Virtio && other[:20] == uuid[:20], found, other)
 			}
 			w.detach("i-here", vol(0))
 			assert.Equal(t, "absent", g.run("agent disk %s", c.serial))
