@@ -29,8 +29,9 @@ var EBS = Model{Bus: NVMe, Serial: Serial}
 func Serial(disk string) string { return strings.Replace(disk, "-", "", 1) }
 
 // maxSerial is what QEMU has room for in a serial, in bytes: it says nothing when it cuts one off. Of a virtio disk's the
-// guest is shown the first 20, as the specification has it and clouds do it.
-var maxSerial = map[Bus]int{NVMe: 20, SCSI: 36}
+// guest is shown the first 20, as the specification has it and clouds do it; of a SCSI disk's the first 36 in the page of
+// serials, and all in the page of names.
+var maxSerial = map[Bus]int{NVMe: 20, SCSI: 247}
 
 // serial returns what a disk is to bear.
 func (m Model) serial(disk string) (string, error) {

@@ -377,11 +377,12 @@ func TestTheIdentitiesOfDisks(t *testing.T) {
 		uuid  = "0b1c8a53-1ca7-4a5b-a8c5-5e1c27a4f6d2"
 		name  = "volume-of-36-characters-0123456789ab"
 		label = "label-of-32-characters-012345678"
+		long  = "volume-of-64-characters-0123456789abcdefghijklmnopqrstuvwxyz-end"
 	)
 	type files map[string]string
 	scsi := func(vendor, product, serial string) files {
 		return files{
-			"device/vpd_pg80": "\x00\x80\x00" + string(rune(len(serial))) + serial,
+			"device/vpd_pg80": "\x00\x80\x00" + string(rune(min(len(serial), 36))) + serial[:min(len(serial), 36)],
 			"device/vendor":   fmt.Sprintf("%-8s\n", vendor), "device/model": fmt.Sprintf("%-16s\n", product),
 		}
 	}
@@ -394,6 +395,7 @@ func TestTheIdentitiesOfDisks(t *testing.T) {
 	}{
 		{"AWS", qemu.NVMe, "", "", "vol0123456789abcdef0", files{"device/serial": "vol0123456789abcdef0\n"}},
 		{"DigitalOcean", qemu.SCSI, "DO", "Volume", name, scsi("DO", "Volume", name)},
+		{"DigitalOcean, the longest name", qemu.SCSI, "DO", "Volume", long, scsi("DO", "Volume", long)},
 		{"Hetzner", qemu.SCSI, "HC", "Volume", "100123456", scsi("HC", "Volume", "100123456")},
 		{"Linode", qemu.SCSI, "Linode", "Volume", label, scsi("Linode", "Volume", label)},
 		{"OpenStack, virtio", qemu.Virtio, "", "", uuid, files{"serial": uuid[:20]}},
@@ -421,7 +423,7 @@ func TestTheIdentitiesOfDisks(t *testing.T) {
 		})
 	}
 	t.Run("what QEMU would cut off", func(t *testing.T) {
-		for bus, most := range map[qemu.Bus]int{qemu.NVMe: 20, qemu.SCSI: 36} {
+		for bus, most := range map[qemu.Bus]int{qemu.NVMe: 20, qemu.SCSI: 247} {
 			w := newStorage(t, qemu.Model{Bus: bus, Serial: func(string) string { return strings.Repeat("x", most+1) }})
 			w.Register("i-here", g.Machine, g.questions())
 			w.create(vol(0))

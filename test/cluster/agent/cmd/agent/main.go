@@ -154,22 +154,22 @@ func disk(serial string) error {
 	return nil
 }
 
-// bears tells whether a disk has the serial. Virtio has room for 20 bytes of it.
+// bears tells whether a disk has the serial, or shows as much of it as its bus has room for.
 func bears(disk, serial string) bool {
-	shown, cut := shownBy(disk)
-	return shown == serial || cut && shown == serial[:min(len(serial), 20)]
+	shown, room := shownBy(disk)
+	return shown == serial || len(shown) == room && strings.HasPrefix(serial, shown)
 }
 
-// shownBy is the serial of a disk of any bus, "" if it has none, as one that is going, and whether it may have been cut off.
-func shownBy(disk string) (serial string, cut bool) {
+// shownBy is the serial of a disk of any bus, "" if it has none, as one that is going, and how many bytes there is room for.
+func shownBy(disk string) (serial string, room int) {
 	if shown, err := os.ReadFile(filepath.Join(disk, "device/serial")); err == nil { // NVMe
-		return strings.TrimSpace(string(shown)), false
+		return strings.TrimSpace(string(shown)), 20
 	}
 	if page, err := os.ReadFile(filepath.Join(disk, "device/vpd_pg80")); err == nil && len(page) > 4 { // SCSI, after four bytes
-		return strings.TrimSpace(string(page[4:])), false
+		return strings.TrimSpace(string(page[4:])), 36
 	}
 	shown, _ := os.ReadFile(filepath.Join(disk, "serial")) // virtio
-	return strings.TrimSpace(string(shown)), true
+	return strings.TrimSpace(string(shown)), 20
 }
 
 func disks() error {
