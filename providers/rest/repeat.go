@@ -44,7 +44,7 @@ func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 		}
 	}
-	repeatable, sent := c.repeatable(r), 0
+	repeatable, sent := c.repeatable(req.Request), 0
 	repeating := retryablehttp.Client{
 		HTTPClient: &http.Client{Transport: sender(c), CheckRedirect: asItIs},
 		RetryMax:   attempts - 1,
