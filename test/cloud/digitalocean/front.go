@@ -83,7 +83,7 @@ func New(cfg Config) *Front {
 
 // handle adds a route that takes a scope.
 func (f *Front) handle(pattern, scope string, do func(*rest.Request) (rest.Answer, error)) {
-	f.API.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
+	f.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
 		if !f.may(r, scope) {
 			return rest.Answer{}, f.refuse(http.StatusForbidden, "You are not authorized to perform this operation")
 		}
