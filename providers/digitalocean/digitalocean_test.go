@@ -128,6 +128,7 @@ const (
 	garbage  providertest.Fault = "an answer that is not DigitalOcean's"
 )
 
+// contract runs the suite. Most of its time passes in waiting, so the runs are at once.
 func contract(t *testing.T, newRig func(*testing.T) *rig) {
 	t.Helper()
 	faults := map[providertest.Fault]cloud.Fault{
@@ -192,13 +193,16 @@ func contract(t *testing.T, newRig func(*testing.T) *rig) {
 }
 
 func TestDigitalOceanKeepsTheContract(t *testing.T) {
+	t.Parallel()
 	contract(t, func(t *testing.T) *rig { t.Helper(); return newRig(t, cloud.Config{}, front.Config{}) })
 }
 
 // What droplet_ids shows while an action is under way, no reference tells: both ways must do.
 func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
+	t.Parallel()
 	for name, early := range map[string]bool{"shown when they are over": false, "shown from the beginning": true} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			contract(t, func(t *testing.T) *rig {
 				t.Helper()
 				times := cloud.Times{Attach: 5 * time.Millisecond, Detach: 5 * time.Millisecond, Modify: 5 * time.Millisecond, Snapshot: 5 * time.Millisecond}
@@ -209,6 +213,7 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 }
 
 func TestDigitalOceanKeepsTheContractWithDisks(t *testing.T) {
+	t.Parallel()
 	contract(t, func(t *testing.T) *rig {
 		t.Helper()
 		disks, err := loop.New(t.TempDir())
