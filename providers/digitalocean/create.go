@@ -129,22 +129,26 @@ func (p *Provider) makeOnce(ctx context.Context, in *godo.VolumeCreateRequest, n
 	case err != nil:
 		return godo.Volume{}, err
 	}
-	if err := hidden(*v); err != nil {
-		return godo.Volume{}, err
-	}
 	// DigitalOcean lets one node have this name of its own; but an adopted volume, or one made when another name was taken, may
 	// have come to the same name of ours meanwhile. Whoever sees the other gives up the one that it has just made.
 	list, err := p.region(ctx, in.Region)
 	if err != nil {
 		return godo.Volume{}, err
 	}
+	at := slices.IndexFunc(list, func(listed godo.Volume) bool { return listed.ID == v.ID })
+	if at < 0 || !p.bears(list[at], name) {
+		if at >= 0 && hidden(list[at]) != nil {
+			return godo.Volume{}, hidden(list[at])
+		}
+		return godo.Volume{}, fmt.Errorf("%w: DigitalOcean has made volume %s (%s), and does not show it as it was asked for yet", providers.ErrBusy, v.ID, in.Name)
+	}
 	for _, other := range list {
 		if other.ID != v.ID && p.bears(other, name) {
-			return p.giveUp(ctx, *v, name)
+			return p.giveUp(ctx, list[at], name)
 		}
 	}
-	p.call(name, v.Name)
-	return *v, nil
+	p.call(name, in.Name)
+	return list[at], nil
 }
 
 // giveUp lets go of a volume that has just been made although there is another of that name, and returns the other. The disk

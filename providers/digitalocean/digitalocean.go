@@ -11,14 +11,17 @@
 //
 // # What it costs
 //
-// A mount is one read, of the volume by its name, and one attach; an unmount is one detach and one read. A name that no volume bears costs
-// one page more for each 200 volumes of the region, since a volume that was adopted has a name of its own there; where it was
-// found is remembered. Questions that come while one is under way share the next one, which reads the region's volumes.
+// A mount is one read, of the volume by its name, and one attach; an unmount is one detach and one read. A name that is not
+// found so costs one page more for each 200 volumes of the region, since a volume that was adopted has a name of its own there;
+// where it was found is remembered. Questions that come while one is under way share the next one, which reads the region's
+// volumes. A change of the record is one read and, for each tag, one call to give it and one to take the old one away; three to
+// give one that the account has not had yet. To create a volume is to look for it, to make it, and to read the region's volumes
+// once more.
 //
 // # How a volume is known
 //
-// By its tags alone, since its name and its description can never be changed: see tags.go. Its device is recognised by its serial, which
-// is the volume's name in DigitalOcean.
+// By its tags alone, since its name and its description can never be changed: see tags.go. Its device is recognised by its
+// serial, which is the volume's name in DigitalOcean.
 package digitalocean
 
 import (

@@ -44,8 +44,8 @@ func (p *Provider) bears(v godo.Volume, name string) bool {
 	return is.cluster == p.cluster() && is.name == name
 }
 
-// hidden is the error for a volume that blockvol has made and that is shown without its tags, nil for any other. Whose it is
-// cannot be known then; it may be the very one that is looked for.
+// hidden is the error for a volume that blockvol has made and that is shown without its tags, nil for any other: to a token
+// without the scope for them it looks as if it had none. It may be the very one that is looked for.
 func hidden(v godo.Volume) error {
 	if len(v.Tags) > 0 || !strings.HasPrefix(v.Description, described) {
 		return nil
@@ -353,8 +353,9 @@ func (p *Provider) heldAs(ctx context.Context, id string, refusal error) error {
 
 func isConflict(err error) bool { return errors.Is(err, errConflict) }
 
-// Forget takes the cluster from the tags. The name stays, as long as nobody gives the disk another, so that a disk of blockvol's is never without
-// a tag; the record stays too.
+// Forget takes the cluster from the tags. The name stays until the disk is given another, so that a disk of blockvol's is never
+// without a tag; the record stays too. An attach by another node that is under way may not be shown yet: then that node finds
+// the volume to be nobody's.
 func (p *Provider) Forget(ctx context.Context, id string) error {
 	asked := time.Now()
 	v, err := p.lookup(ctx, id)

@@ -228,6 +228,21 @@ func TestATokenThatSeesNoTagsMakesNoSecondVolume(t *testing.T) {
 	})
 }
 
+// What the answer to its making shows of the tags, no reference promises.
+func TestAVolumeIsOursByWhatReadsShow(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		there := w.front.Transport(w.node())
+		p := w.of(w.node(), "main", way(func(r *http.Request) (*http.Response, error) {
+			answer, err := there.RoundTrip(r)
+			if err == nil && r.Method == http.MethodPost {
+				rewrite(t, answer, `"tags":["blockvol:cluster:main","blockvol:name:db"]`, `"tags":null`)
+			}
+			return answer, err
+		}))
+		assert.Equal(t, w.create(p, "db"), w.find(p, "db"))
+	})
+}
+
 func TestAVolumeFromASnapshotIsEnlargedByWhoeverComesNext(t *testing.T) {
 	for last := range 10 {
 		inWorld(t, cloud.Config{Times: slow}, front.Config{}, func(t *testing.T, w *world) {
