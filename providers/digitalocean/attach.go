@@ -12,12 +12,13 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// move is an attach or a detach that this process has asked for, and no read has shown to be over.
+// move is the last attach or detach of a volume that this process has asked for.
 type move struct {
 	node    string
 	in      bool // attach
 	action  int
 	at      time.Time // when DigitalOcean had taken it
+	shown   bool      // a read shows that it is over, or at least begun
 	problem string    // why it failed
 }
 
@@ -30,7 +31,7 @@ func (p *Provider) moved(volume string, m move) {
 	p.moves[volume] = m
 }
 
-// moving returns what this process has asked for, if it is not known to be over.
+// moving returns what this process has asked for last, if it has not found that to be over.
 func (p *Provider) moving(volume string) (move, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -48,10 +49,17 @@ func (p *Provider) attachmentOf(v godo.Volume, asked time.Time) providers.Attach
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m, is := p.moves[v.ID]
-	if is && !asked.Before(m.at) && (m.in && shown != "" || !m.in && shown != m.node) {
-		delete(p.moves, v.ID) // over, or overtaken
-		is = false
+	if is && !asked.Before(m.at) {
+		switch {
+		case m.in && shown == m.node, !m.in && shown == "":
+			m.shown = true
+			p.moves[v.ID] = m
+		case shown != "" && shown != m.node: // another's since
+			delete(p.moves, v.ID)
+			is = false
+		}
 	}
+	is = is && !m.shown
 	switch {
 	case is && m.in && m.problem != "":
 		return providers.Attachment{Node: m.node, State: providers.AttachFailed, Problem: m.problem}
@@ -69,7 +77,7 @@ func (p *Provider) attachmentOf(v godo.Volume, asked time.Time) providers.Attach
 func (p *Provider) settle(ctx context.Context, v godo.Volume, asked time.Time) (*providers.Volume, error) {
 	d := p.describe(v, asked)
 	m, is := p.moving(v.ID)
-	if !is || m.problem != "" || time.Since(m.at) < unasked {
+	if !is || m.shown || m.problem != "" || time.Since(m.at) < unasked {
 		return d, nil
 	}
 	action, _, err := p.api.StorageActions.Get(ctx, v.ID, m.action)
@@ -179,7 +187,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 		case errors.Is(err, errNotAttached), isMissing(err):
 			return p.released(ctx, id, node, err)
 		case errors.Is(err, providers.ErrBusy):
-			if m, is := p.moving(id); is && !m.in && m.node == node && time.Since(m.at) < unasked {
+			if m, is := p.moving(id); is && !m.in && !m.shown && m.node == node && time.Since(m.at) < unasked {
 				return nil // with this very detach
 			}
 		}

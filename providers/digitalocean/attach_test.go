@@ -45,12 +45,16 @@ func TestWhatThisProcessHasAskedForIsTold(t *testing.T) {
 		now := w.find(p, "db").Attachment
 		assert.Equal(t, node, now.Node)
 		assert.Contains(t, []providers.AttachState{providers.Attaching, providers.Attached}, now.State)
+		begin := time.Now()
 		require.NoError(t, p.Attach(t.Context(), v.ID), "again, while it is under way")
+		assert.Zero(t, time.Since(begin), "its end is not waited for")
 		time.Sleep(time.Minute)
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Attached}, w.find(p, "db").Attachment)
 
 		require.NoError(t, p.Detach(t.Context(), v.ID, node, false))
+		begin = time.Now()
 		require.NoError(t, p.Detach(t.Context(), v.ID, node, false), "again, while it is under way")
+		assert.Zero(t, time.Since(begin), "its end is not waited for")
 		assert.NotEqual(t, providers.Attached, w.find(p, "db").Attachment.State)
 		time.Sleep(time.Minute)
 		assert.Equal(t, providers.Attachment{}, w.find(p, "db").Attachment)

@@ -205,7 +205,7 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 			t.Parallel()
 			contract(t, func(t *testing.T) *rig {
 				t.Helper()
-				times := cloud.Times{Attach: 5 * time.Millisecond, Detach: 5 * time.Millisecond, Modify: 5 * time.Millisecond, Snapshot: 5 * time.Millisecond}
+				times := cloud.Times{Attach: 3 * time.Millisecond, Detach: 3 * time.Millisecond}
 				return newRig(t, cloud.Config{Times: times}, front.Config{Early: early})
 			})
 		})

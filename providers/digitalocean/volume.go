@@ -328,27 +328,31 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 	} else if err != nil {
 		return err
 	}
-	err = p.line.Do(ctx, "volume "+id, func(ctx context.Context) error {
+	return p.line.Do(ctx, "volume "+id, func(ctx context.Context) error {
 		answer, err := p.api.Storage.DeleteVolume(ctx, id)
-		return p.done(ctx, "the request to delete volume "+id, answer, err)
+		err = p.done(ctx, "the request to delete volume "+id, answer, err)
+		switch {
+		case isMissing(err):
+			return nil
+		case isConflict(err):
+			return p.heldAs(ctx, id, err)
+		}
+		return err
 	})
-	switch {
-	case isMissing(err):
-		return nil
-	case isConflict(err):
-		return p.heldAs(ctx, id, err)
-	}
-	return err
 }
 
-// heldAs is the error for a volume that is held, as a refusal says.
+// heldAs is the error for a volume that is held, as a refusal says. If no read shows by whom, it is on its way in or out.
 func (p *Provider) heldAs(ctx context.Context, id string, refusal error) error {
 	asked := time.Now()
 	v, err := p.lookup(ctx, id)
 	if err != nil {
-		return fmt.Errorf("%w: %w", providers.ErrHeld, refusal)
+		return err
 	}
-	return &providers.HeldError{Volume: id, Node: p.attachmentOf(v, asked).Node}
+	held := p.attachmentOf(v, asked)
+	if held.Node == "" {
+		return fmt.Errorf("%w: volume %s is just being attached or detached: %w", providers.ErrBusy, id, refusal)
+	}
+	return &providers.HeldError{Volume: id, Node: held.Node}
 }
 
 func isConflict(err error) bool { return errors.Is(err, errConflict) }
