@@ -47,7 +47,7 @@ import (
 
 // The settings, as the environment has them.
 const (
-	settingToken    = "DIGITALOCEAN_TOKEN" //nolint:gosec // its name
+	settingToken    = "DIGITALOCEAN_TOKEN"
 	settingRegion   = "DIGITALOCEAN_REGION"
 	settingDroplet  = "DIGITALOCEAN_DROPLET_ID"
 	settingAPI      = "DIGITALOCEAN_API_URL"

@@ -129,7 +129,7 @@ const (
 )
 
 // contract runs the suite. Most of its time passes in waiting, so the runs are at once.
-func contract(t *testing.T, newRig func(*testing.T) *rig) {
+func contract(t *testing.T, faulty bool, newRig func(*testing.T) *rig) {
 	t.Helper()
 	faults := map[providertest.Fault]cloud.Fault{
 		providertest.Refuse: cloud.Fail, providertest.LoseAnswer: cloud.LoseAnswer, providertest.Hang: cloud.Hang,
@@ -182,6 +182,9 @@ func contract(t *testing.T, newRig func(*testing.T) *rig) {
 				return func() bool { remove(); return calls.count() >= before+n }
 			},
 		}
+		if !faulty {
+			c.Break, c.BreakCall = nil, nil
+		}
 		if r.disks != nil {
 			c.Device = func(t *testing.T, _ string, v *providers.Volume) string {
 				t.Helper()
@@ -194,7 +197,7 @@ func contract(t *testing.T, newRig func(*testing.T) *rig) {
 
 func TestDigitalOceanKeepsTheContract(t *testing.T) {
 	t.Parallel()
-	contract(t, func(t *testing.T) *rig { t.Helper(); return newRig(t, cloud.Config{}, front.Config{}) })
+	contract(t, true, func(t *testing.T) *rig { t.Helper(); return newRig(t, cloud.Config{}, front.Config{}) })
 }
 
 // What droplet_ids shows while an action is under way, no reference tells: both ways must do.
@@ -203,7 +206,7 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 	for name, early := range map[string]bool{"shown when they are over": false, "shown from the beginning": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			contract(t, func(t *testing.T) *rig {
+			contract(t, false, func(t *testing.T) *rig {
 				t.Helper()
 				times := cloud.Times{Attach: 3 * time.Millisecond, Detach: 3 * time.Millisecond}
 				return newRig(t, cloud.Config{Times: times}, front.Config{Early: early})
@@ -214,7 +217,7 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 
 func TestDigitalOceanKeepsTheContractWithDisks(t *testing.T) {
 	t.Parallel()
-	contract(t, func(t *testing.T) *rig {
+	contract(t, true, func(t *testing.T) *rig {
 		t.Helper()
 		disks, err := loop.New(t.TempDir())
 		require.NoError(t, err)

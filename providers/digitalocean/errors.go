@@ -105,9 +105,10 @@ func repeatable(r *http.Request) bool {
 	if err != nil {
 		return false
 	}
-	defer body.Close()
 	var action struct{ Type string }
-	return json.NewDecoder(body).Decode(&action) == nil && action.Type == "attach"
+	err = json.NewDecoder(body).Decode(&action)
+	body.Close() //nolint:errcheck // it is in memory
+	return err == nil && action.Type == "attach"
 }
 
 // all reads every page of a list. One that has changed its length meanwhile is read anew, since what was deleted moves the

@@ -59,6 +59,15 @@ type answer struct {
 	err     error
 }
 
+// answers tells whether a volume that is called as that of the name is an answer to the question for it.
+func (p *Provider) answers(v godo.Volume, name string) (a answer, is bool) {
+	if p.bears(v, name) {
+		return answer{volumes: []godo.Volume{v}}, true
+	}
+	a.err = hidden(v)
+	return a, a.err != nil
+}
+
 // askNames looks for one name under what its volume is called, and for several, or if that fails, among all volumes of the region.
 func (p *Provider) askNames(ctx context.Context, names []string) (map[string]answer, error) {
 	here, err := p.locate(ctx)
@@ -71,11 +80,8 @@ func (p *Provider) askNames(ctx context.Context, names []string) (map[string]ans
 			return nil, err
 		}
 		for _, v := range list {
-			if err := hidden(v); err != nil {
-				return map[string]answer{names[0]: {nil, err}}, nil
-			}
-			if p.bears(v, names[0]) {
-				return map[string]answer{names[0]: {[]godo.Volume{v}, nil}}, nil
+			if a, is := p.answers(v, names[0]); is {
+				return map[string]answer{names[0]: a}, nil
 			}
 		}
 	}

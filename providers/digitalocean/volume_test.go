@@ -21,7 +21,7 @@ import (
 func TestAnAdoptedVolumeIsFoundUnderTheNameThatItHas(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
-		id := w.disk(p, "postgres-2019")
+		id := w.disk("postgres-2019")
 		v, err := p.Adopt(t.Context(), id, providers.Spec{Name: "db", Record: providers.Record{"uid": "999"}})
 		require.NoError(t, err)
 		assert.Equal(t, "postgres-2019", v.Serial)
@@ -49,7 +49,7 @@ func TestAnAdoptThatIsCutShortCanBeMadeByAnother(t *testing.T) {
 		inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 			node := w.node()
 			p, other := w.on(node), w.on(w.node())
-			id := w.disk(p, "old")
+			id := w.disk("old")
 			w.cloud.Inject(cloud.Rule{Caller: node, Fault: cloud.Fail, Skip: last})
 			spec := providers.Spec{Name: "a name that takes code", Record: providers.Record{"layout": "data"}}
 			_, err := p.Adopt(t.Context(), id, spec)
@@ -66,6 +66,18 @@ func TestAnAdoptThatIsCutShortCanBeMadeByAnother(t *testing.T) {
 			require.NoError(t, err)
 		})
 	}
+}
+
+func TestADiskThatIsNotAdoptedStaysAsItIs(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		w.create(p, "taken")
+		id := w.disk("old")
+		_, err := p.Adopt(t.Context(), id, providers.Spec{Name: "taken", Record: providers.Record{"uid": "0"}})
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		truth, _ := w.cloud.Volume(id)
+		assert.Empty(t, trueTags(truth))
+	})
 }
 
 func TestADiskOfAnotherRegionIsNotAdopted(t *testing.T) {
@@ -119,8 +131,7 @@ func TestNodesThatFindDifferentNamesFreeMakeOneVolume(t *testing.T) {
 			}
 			atOnce(made(a), func() {
 				time.Sleep(time.Duration(ahead) * 50 * time.Millisecond)
-				_, err := w.cloud.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error { return r.DeleteVolume(old.ID) })
-				assert.NoError(t, err)
+				w.byHand(func(r *cloud.Request) error { return r.DeleteVolume(old.ID) })
 				made(b)()
 			})
 			v, err := a.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
@@ -137,7 +148,7 @@ func TestANameIsNotGivenTwiceByCreateAndAdoptAtOnce(t *testing.T) {
 			a, b := w.on(w.node()), w.on(w.node())
 			log, warned := logtest.NewNullLogger()
 			a.cfg.Log = log
-			id := w.disk(b, "old")
+			id := w.disk("old")
 			var created *providers.Volume
 			var failed error
 			atOnce(func() {
@@ -171,7 +182,7 @@ func TestDisksOfOneNameAreNamed(t *testing.T) {
 		w.create(p, "fine")
 		var ids []string
 		for _, name := range []string{"one", "two"} {
-			id := w.disk(p, name)
+			id := w.disk(name)
 			require.NoError(t, p.tag(t.Context(), id, append(textTags(textCluster, "main"), textTags(textName, "db")...)))
 			ids = append(ids, id)
 		}
@@ -189,14 +200,14 @@ func TestAVolumeWhoseNameCannotBeReadHidesNoOther(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		w.create(p, "fine")
-		id := w.disk(p, "half")
+		id := w.disk("half")
 		name := textTags(textName, string(slices.Repeat([]byte("é"), 127)))
 		require.Len(t, name, 2)
 		require.NoError(t, p.tag(t.Context(), id, append(textTags(textCluster, "main"), name[0])))
 		list, err := p.List(t.Context())
 		sentence(t, err, id, "cannot be read")
 		require.Len(t, list, 1)
-		require.ErrorIs(t, p.Delete(t.Context(), "none"), nil)
+		require.NoError(t, p.Delete(t.Context(), "none"))
 		require.NoError(t, p.Delete(t.Context(), id), "it is nobody's")
 		_, there := w.cloud.Volume(id)
 		assert.True(t, there)
@@ -215,6 +226,11 @@ func TestATokenThatSeesNoTagsMakesNoSecondVolume(t *testing.T) {
 		sentence(t, err, v.ID, "tag:read", "volume-id="+v.ID)
 		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		require.ErrorContains(t, err, "tag:read")
+		for _, name := range []string{"db", "other"} { // together, by one read of all
+			a, err := p.askNames(t.Context(), []string{"other", "db"})
+			require.NoError(t, err)
+			assert.Equal(t, name == "db", a[name].err != nil)
+		}
 		_, err = p.List(t.Context())
 		require.ErrorContains(t, err, "tag:read")
 		require.ErrorContains(t, p.Delete(t.Context(), v.ID), "tag:read")
@@ -287,7 +303,7 @@ func TestAListOfManyIsReadInPages(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		var first string
-		_, err := w.cloud.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error {
+		w.byHand(func(r *cloud.Request) error {
 			for i := range 450 {
 				name := fmt.Sprintf("v%03d", i)
 				tags := map[string]string{"name": name, "tag:blockvol:cluster:main": "", "tag:blockvol:name:" + name: ""}
@@ -299,7 +315,6 @@ func TestAListOfManyIsReadInPages(t *testing.T) {
 			}
 			return nil
 		})
-		require.NoError(t, err)
 		list, err := p.List(t.Context())
 		require.NoError(t, err)
 		assert.Len(t, list, 450)
@@ -336,14 +351,13 @@ func between(to http.RoundTripper, do func(*http.Request)) http.RoundTripper {
 func TestSnapshotsOfOthersAreSources(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
-		id := w.disk(p, "by-hand")
+		id := w.disk("by-hand")
 		var snap string
-		_, err := w.cloud.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error {
+		w.byHand(func(r *cloud.Request) error {
 			s, err := r.CreateSnapshot(id, "", map[string]string{"name": "backup", "region": region})
 			snap = s.ID
 			return err
 		})
-		require.NoError(t, err)
 		v, err := p.Create(t.Context(), providers.Spec{Name: "copy", Snapshot: snap})
 		require.NoError(t, err)
 		assert.Equal(t, int64(2*gib), v.Size)

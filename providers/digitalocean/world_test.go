@@ -124,17 +124,20 @@ func trueTags(v cloud.Volume) (tags []string) {
 	return tags
 }
 
+// byHand does something that no process of blockvol does.
+func (w *world) byHand(do func(*cloud.Request) error) {
+	_, err := w.cloud.Do(w.t.Context(), cloud.Call{Action: "by hand", Aside: true}, do)
+	assert.NoError(w.t, err)
+}
+
 // disk makes a volume as somebody does who does not know blockvol, and returns its id.
-func (w *world) disk(p *Provider, name string) string {
-	w.t.Helper()
-	tags := map[string]string{"name": name, "description": "by hand"}
-	var id string
-	_, err := w.cloud.Do(w.t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error {
+func (w *world) disk(name string) (id string) {
+	w.byHand(func(r *cloud.Request) error {
+		tags := map[string]string{"name": name, "description": "by hand"}
 		v, err := r.CreateVolume(cloud.VolumeSpec{Shape: cloud.Shape{Size: 2 * gib}, Tags: tags})
 		id = v.ID
 		return err
 	})
-	require.NoError(w.t, err)
 	return id
 }
 

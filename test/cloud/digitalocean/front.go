@@ -71,9 +71,10 @@ func New(cfg Config) *Front {
 	f.handle("GET /v2/volumes/{id}/actions/{action}", "block_storage_action:read", f.getAction)
 	f.handle("POST /v2/volumes/{id}/snapshots", "block_storage_snapshot:create", f.createSnapshot)
 	f.handle("GET /v2/volumes/{id}/snapshots", "block_storage_snapshot:read", f.listSnapshotsOf)
-	f.handle("GET /v2/snapshots", "snapshot:read", f.listSnapshots)
-	f.handle("GET /v2/snapshots/{id}", "snapshot:read", f.getSnapshot)
-	f.handle("DELETE /v2/snapshots/{id}", "snapshot:delete", f.deleteSnapshot)
+	// Which of both kinds the paths of all snapshots take for one of a volume, the reference leaves open.
+	f.handle("GET /v2/snapshots", "snapshot:read block_storage_snapshot:read", f.listSnapshots)
+	f.handle("GET /v2/snapshots/{id}", "snapshot:read block_storage_snapshot:read", f.getSnapshot)
+	f.handle("DELETE /v2/snapshots/{id}", "snapshot:delete block_storage_snapshot:delete", f.deleteSnapshot)
 	f.handle("POST /v2/tags", "tag:create", f.createTag)
 	f.handle("POST /v2/tags/{tag}/resources", "tag:create", f.tagResources)
 	f.handle("DELETE /v2/tags/{tag}/resources", "tag:delete", f.untagResources)
@@ -81,11 +82,13 @@ func New(cfg Config) *Front {
 	return f
 }
 
-// handle adds a route that takes a scope.
-func (f *Front) handle(pattern, scope string, do func(*rest.Request) (rest.Answer, error)) {
+// handle adds a route that takes scopes.
+func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answer, error)) {
 	f.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
-		if !f.may(r, scope) {
-			return rest.Answer{}, f.refuse(http.StatusForbidden, "You are not authorized to perform this operation")
+		for _, scope := range strings.Fields(scopes) {
+			if !f.may(r, scope) {
+				return rest.Answer{}, f.refuse(http.StatusForbidden, "You are not authorized to perform this operation")
+			}
 		}
 		return do(r)
 	})
