@@ -111,23 +111,24 @@ func repeatable(r *http.Request) bool {
 	return err == nil && action.Type == "attach"
 }
 
-// all reads every page of a list. One that has changed its length meanwhile is read anew, since what was deleted moves the
-// others to earlier pages.
+// all reads every page of a list, until it is as long as it says. One that has changed its length meanwhile is read anew, since
+// what was deleted moves the others to earlier pages.
 func all[T any](ctx context.Context, p *Provider, action string, fetch func(context.Context, *godo.ListOptions) ([]T, *godo.Response, error)) ([]T, error) {
 	const most, tries = 200, 5
 	var list []T
-	for try, total := 1, -1; ; {
-		part, answer, err := fetch(ctx, &godo.ListOptions{Page: len(list)/most + 1, PerPage: most})
+	for page, total, try := 1, -1, 1; ; page++ {
+		part, answer, err := fetch(ctx, &godo.ListOptions{Page: page, PerPage: most})
 		if err := p.explain(ctx, action, err, answer != nil && answer.Meta != nil); err != nil {
 			return nil, err
 		}
 		if total >= 0 && total != answer.Meta.Total && try < tries {
-			try, total, list = try+1, -1, nil
+			page, total, try, list = 0, -1, try+1, nil
 			continue
 		}
 		total = answer.Meta.Total
 		list = append(list, part...)
-		if answer.Links == nil || answer.Links.IsLastPage() || len(part) < most {
+		last := answer.Links == nil || answer.Links.IsLastPage()
+		if len(part) == 0 || last && len(list) >= total {
 			return list, nil
 		}
 	}

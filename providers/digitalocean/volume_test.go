@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -333,6 +334,22 @@ func TestAListOfManyIsReadInPages(t *testing.T) {
 		require.NoError(t, err)
 		assert.Len(t, list, 449)
 		assert.Equal(t, 2, pages)
+	})
+}
+
+// Pages are as long as DigitalOcean makes them, whatever was asked for.
+func TestAListIsReadToItsEnd(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		for i := range 9 {
+			w.create(p, fmt.Sprint("v", i))
+		}
+		p = w.of(w.node(), "main", between(w.front.Transport(w.node()), func(r *http.Request) {
+			r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "per_page=200", "per_page=4", 1)
+		}))
+		list, err := p.List(t.Context())
+		require.NoError(t, err)
+		assert.Len(t, list, 9)
 	})
 }
 
