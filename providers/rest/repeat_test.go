@@ -216,6 +216,7 @@ func TestOverRealConnections(t *testing.T) {
 	assert.Equal(t, "PUT all of it", string(body))
 	assert.EqualValues(t, 3, asked.Load())
 	assert.Empty(t, r.Header, "the caller's request stays as it is")
+	assert.Empty(t, answer.Request.Header, "and is the answer's: SDKs print it")
 
 	r, err = http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/moved", nil)
 	require.NoError(t, err)
