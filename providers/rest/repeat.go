@@ -166,7 +166,7 @@ func (c sender) send(r *http.Request) (*http.Response, error) {
 
 // readWhole puts an answer's body into memory, so that one that breaks off is a failure of this attempt.
 func readWhole(answer *http.Response) error {
-	defer answer.Body.Close()
+	defer answer.Body.Close() //nolint:errcheck // it has been read
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
 	if err != nil {
 		return err
