@@ -22,9 +22,9 @@ import (
 )
 
 var (
-	keys   = regexp.MustCompile(`^[a-z-]{1,16}$`)
+	keys   = regexp.MustCompile(`^[a-z0-9-]{1,16}$`)
 	simple = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
-	pieces = regexp.MustCompile(`^([a-z-]{1,16})_([1-9][0-9]{0,2})_([1-9][0-9]{0,2})$`)
+	pieces = regexp.MustCompile(`^([a-z0-9-]{1,16})_([1-9][0-9]{0,2})_([1-9][0-9]{0,2})$`)
 )
 
 // encoding has letters and digits only, and none of them twice.
@@ -32,7 +32,7 @@ var encoding = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPaddin
 
 // Pack makes labels of texts: keys of at most 24 and values of at most so many characters of [a-z0-9_-], all of which begin
 // and end with a letter or a digit, but for keys that begin with a hyphen themselves; the value of one label may be empty.
-// Keys of texts are words of [a-z-] up to 16 bytes; texts are any bytes, up to 255; most is 16 or more.
+// Keys of texts are words of [a-z0-9-] up to 16 bytes; texts are any bytes, up to 255; most is 16 or more.
 func Pack(texts map[string]string, most int) map[string]string {
 	labels := make(map[string]string)
 	for key, text := range texts {
