@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
+	"net/http"
 	"time"
 
 	sdk "github.com/linode/linodego"
@@ -87,17 +87,16 @@ func (p *Provider) attach(ctx context.Context, id, linode int) error {
 	return err
 }
 
-// detachWithin bounds the time between the look at who holds a volume and the end of the request that detaches it.
-const detachWithin = 10 * time.Second
-
 // Detach asks for the volume to be detached, if that node is seen to hold it right before.
 //
-// The request does not say from which Linode, so there is a moment, of the milliseconds between the two requests as a rule and of
-// detachWithin if they hang, in which the volume could be detached from that node by somebody else and attached to another, from
-// which this takes it then. The driver is the only one to detach from its own node, and does so once at a time; so this takes
-// two nodes that take a volume over from a third at the same moment, or hands in the console. For the same reason the request is
-// never repeated without another look, and not sent again while one that Linode has taken is under way. Linode has no force: its
-// detach never waits for the machine.
+// The request does not say from which Linode. So there is a moment, between the look and the request's arrival, in which somebody
+// else could detach the volume from that node and attach it to another, from which this takes it then. To keep it short the
+// request is sent once and soon after the look, or not at all: what has to wait, since the Linode is busy or the account asks
+// too much, looks again; and none is sent while one that Linode has taken is under way, see memory. The driver alone detaches
+// from its own node, once at a time; so what remains takes two nodes that take over from a third within the same moment, or
+// hands in the console.
+//
+// Linode has no force: its detach does not wait for the machine.
 func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 	n, err := numberOf(id)
 	if err != nil {
@@ -113,19 +112,45 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 		if held := p.attachmentOf(v, asked); held.Node != node || held.State != providers.Attached {
 			return nil
 		}
-		within, cancel := context.WithDeadline(ctx, asked.Add(detachWithin))
-		defer cancel()
-		_, err = call(within, p, fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) (struct{}, error) {
+		_, err = call(onceSoon(ctx), p, fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, p.api.DetachVolume(ctx, n)
 		})
 		switch {
 		case err == nil:
-			p.memory.leave(n, strconv.Itoa(*v.LinodeID))
+			p.memory.leave(n, node)
 		case errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
 			return nil
-		case within.Err() != nil && ctx.Err() == nil && !errors.Is(err, providers.ErrBusy):
-			return fmt.Errorf("%w: Linode has not answered the request to detach volume %d from Linode %s within %s", providers.ErrUnavailable, n, node, detachWithin)
 		}
 		return err
 	})
+}
+
+// soon is how long after a look at who holds a volume a detach may be sent.
+const soon = time.Second
+
+// permit is what lets a request go out, once.
+type permit struct {
+	until time.Time
+	used  bool
+}
+
+type permitKey struct{}
+
+// onceSoon lets the request that is made with the context go out once, and soon.
+func onceSoon(ctx context.Context) context.Context {
+	return context.WithValue(ctx, permitKey{}, &permit{until: time.Now().Add(soon)})
+}
+
+// errLookAgain is of a request that was not sent.
+var errLookAgain = fmt.Errorf("%w: the request had to wait too long", providers.ErrBusy)
+
+// permitted tells whether a request may be sent now: what needs a permit goes with one only.
+func permitted(r *http.Request) error {
+	if may, needed := r.Context().Value(permitKey{}).(*permit); needed {
+		if may.used || time.Now().After(may.until) {
+			return errLookAgain
+		}
+		may.used = true
+	}
+	return nil
 }

@@ -105,6 +105,8 @@ func call[T any](ctx context.Context, p *Provider, action string, ask func(conte
 	}
 	var none T
 	switch {
+	case errors.Is(o.err, errLookAgain):
+		return none, errLookAgain
 	case o.err != nil:
 		return none, p.rest.Unanswered(ctx, action, o.err)
 	case o.status < http.StatusBadRequest:

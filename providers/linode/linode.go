@@ -103,7 +103,8 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p := &Provider{cfg: cfg, cluster: cfg.Cluster}
 	p.rest = rest.New(rest.Config{
-		Cloud: "Linode", Endpoint: "LINODE_API_URL", Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
+		Cloud: "Linode", Endpoint: "LINODE_API_URL", Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log,
+		Repeatable: repeatable, Before: permitted,
 	})
 	p.api = sdk.NewClient(&http.Client{Transport: witness{p.rest.HTTP}})
 	if _, err := p.api.UseURL(cfg.API); err != nil {

@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -219,13 +218,6 @@ func TestLinodeKeepsTheContractWithDisksAndTime(t *testing.T) {
 		return newRig(t, cloud.Config{
 			Backend: disks, LetGo: true,
 			Times: cloud.Times{Create: moment, Delete: moment, Attach: moment, Detach: moment, Modify: moment},
-		}).harness(true)
+		}).harness(false) // the suite's hanging calls end before a question is asked again
 	}})
-}
-
-func number(t *testing.T, id string) int {
-	t.Helper()
-	n, err := strconv.Atoi(id)
-	require.NoError(t, err)
-	return n
 }

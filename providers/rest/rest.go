@@ -28,6 +28,10 @@ type Config struct {
 	// Repeatable tells of a request that may be carried out twice although its method does not say so; nil for none.
 	Repeatable func(*http.Request) bool
 
+	// Before is asked each time a request is about to be sent; its error is the request's, which is not repeated if that is
+	// providers.ErrBusy. May be nil.
+	Before func(*http.Request) error
+
 	// Refills is a cloud whose limit grows again bit by bit, and whose RateLimit-Reset is when it is whole.
 	// Otherwise it is when there will be a next request.
 	Refills bool

@@ -80,7 +80,7 @@ func statusOf(v cloud.Volume) string {
 		return "creating"
 	case v.State == cloud.Broken:
 		return "contact_support"
-	case v.Modification != nil && v.Modification.State == cloud.Modifying:
+	case v.Modification != nil && (v.Modification.State == cloud.Modifying || v.Modification.State == cloud.Optimizing):
 		return "resizing"
 	default:
 		return "active"
