@@ -39,7 +39,7 @@ func (c *cloud) RoundTrip(r *http.Request) (*http.Response, error) {
 	body := ""
 	if r.Body != nil {
 		all, err := io.ReadAll(r.Body)
-		r.Body.Close()
+		_ = r.Body.Close()
 		if err != nil {
 			return nil, err
 		}
@@ -124,7 +124,7 @@ func ask(ctx context.Context, c *Client, method, body string) (status int, text 
 	if err != nil {
 		return 0, "", err
 	}
-	defer got.Body.Close()
+	defer func() { _ = got.Body.Close() }()
 	all, err := io.ReadAll(got.Body)
 	return got.StatusCode, string(all), err
 }

@@ -3,6 +3,7 @@ package rest
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -31,8 +32,9 @@ func TestCallersForOneNodeGoInTheOrderInWhichTheyCame(t *testing.T) {
 			synctest.Wait()
 		}
 		all.Go(func() {
-			assert.NoError(t, l.Do(t.Context(), "b", func(context.Context) error { return nil }))
-			assert.Zero(t, time.Since(begin), "another node waits for nobody")
+			if assert.NoError(t, l.Do(t.Context(), "b", func(context.Context) error { return nil })) {
+				assert.Zero(t, time.Since(begin), "another node waits for nobody")
+			}
 		})
 		all.Wait()
 		assert.IsIncreasing(t, order)
@@ -92,13 +94,14 @@ func TestWhoLeavesTheLineLeavesNoTrace(t *testing.T) {
 		for range 5 {
 			all.Go(func() {
 				err := l.Do(ctx, "a", func(context.Context) error { t.Error("called"); return nil })
-				assert.ErrorIs(t, err, providers.ErrBusy)
-				assert.ErrorIs(t, err, context.DeadlineExceeded)
+				if assert.ErrorIs(t, err, providers.ErrBusy) {
+					assert.ErrorIs(t, err, context.DeadlineExceeded)
+				}
 			})
 		}
 		synctest.Wait()
 		begin := time.Now()
-		assert.NoError(t, l.Do(t.Context(), "a", second))
+		require.NoError(t, l.Do(t.Context(), "a", second))
 		assert.Equal(t, 2*time.Second, time.Since(begin))
 		all.Wait()
 		assert.Empty(t, l.nodes)
@@ -115,7 +118,7 @@ func TestTheLineMovesOnWhoeverLeaves(t *testing.T) {
 			all.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%7)*time.Millisecond*10+time.Millisecond)
 				defer cancel()
-				_ = l.Do(ctx, fmt.Sprint(i%3), func(context.Context) error {
+				_ = l.Do(ctx, strconv.Itoa(i%3), func(context.Context) error {
 					if i%3 == 0 {
 						inside++
 						assert.Equal(t, 1, inside)

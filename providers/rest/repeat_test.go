@@ -42,7 +42,14 @@ func TestWhatMayBeCarriedOutTwiceIsSentAgain(t *testing.T) {
 }
 
 func TestWhatMayNotBeCarriedOutTwiceIsSentAgainOnlyIfItHadNoEffect(t *testing.T) {
-	create := func(*http.Request) bool { return true }
+	create := func(r *http.Request) bool {
+		body, err := r.GetBody()
+		if err != nil {
+			return false
+		}
+		all, err := io.ReadAll(body)
+		return err == nil && string(all) == "body"
+	}
 	for _, kind := range []struct {
 		name       string
 		failure    answer
@@ -167,7 +174,7 @@ func TestTheCloudsOwnPauseIsHeededAfterAFailure(t *testing.T) {
 func TestAnAnswerWithoutEndIsRefused(t *testing.T) {
 	c, cloud := reached(Config{}, func(r *http.Request) (*http.Response, error) {
 		endless := reader(func(b []byte) (int, error) { return len(b), nil })
-		return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(endless), Request: r}, nil
+		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(endless), Request: r}, nil
 	})
 	_, _, err := ask(t.Context(), c, "GET", "")
 	require.ErrorIs(t, err, errTooLong)
@@ -192,7 +199,7 @@ func TestOverRealConnections(t *testing.T) {
 		assert.NoError(t, err)
 		if asked.Add(1) < 3 {
 			w.Header().Set("Content-Length", "100")
-			fmt.Fprint(w, "half")
+			fmt.Fprintf(w, "half")
 			return
 		}
 		fmt.Fprintf(w, "%s %s", r.Method, body)
@@ -209,6 +216,7 @@ func TestOverRealConnections(t *testing.T) {
 	assert.Equal(t, "PUT all of it", string(body))
 	assert.EqualValues(t, 3, asked.Load())
 	assert.Empty(t, r.Header, "the caller's request stays as it is")
+	assert.Empty(t, answer.Request.Header, "and is the answer's: SDKs print it")
 
 	r, err = http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/moved", nil)
 	require.NoError(t, err)

@@ -25,7 +25,8 @@ type Config struct {
 	Transport http.RoundTripper  // below it all; nil is a clone of http.DefaultTransport
 	Log       logrus.FieldLogger // for one line at debug level for each request; nil for none
 
-	// Repeatable tells of a request that may be carried out twice although its method does not say so; nil for none.
+	// Repeatable tells of a request that may be carried out twice although its method does not say so; nil for none. What it
+	// wants to know of the body it gets by GetBody.
 	Repeatable func(*http.Request) bool
 
 	// Before is asked each time a request is about to be sent; its error is the request's, which is not repeated if that is

@@ -102,7 +102,7 @@ func TestMetadataIsAskedAFewTimes(t *testing.T) {
 			_, service := reached(Config{}, kind.answers...)
 			m := Metadata{Cloud: "Nimbus", Setting: "NIMBUS_ID", Client: &http.Client{Transport: service, CheckRedirect: asItIs}}
 			begin := time.Now()
-			document, err := m.Get(t.Context(), "http://169.254.169.254/id", http.Header{"Metadata-Flavor": {"x"}})
+			document, err := m.Get(t.Context(), "http://169.254.169.254/id", http.Header{"Metadata-Token": {"x"}})
 			assert.Len(t, service.asked, kind.times, name)
 			assert.Less(t, time.Since(begin), 8*time.Second)
 			if kind.word == "" {
