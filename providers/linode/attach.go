@@ -57,7 +57,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 			if _, _, lookErr := p.getOurs(ctx, n); lookErr != nil {
 				return lookErr
 			}
-			return fmt.Errorf("this node is no Linode %s of the token's account (%q): check LINODE_INSTANCE_ID and the token", node.ID, err)
+			return fmt.Errorf("the token's account has volume %s and no Linode %s, which this node is: check LINODE_INSTANCE_ID and whose the token is", id, node.ID)
 		}
 		return err
 	})

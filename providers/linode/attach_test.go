@@ -193,6 +193,15 @@ func TestAVolumeOfAnotherRegionIsRefusedInASentence(t *testing.T) {
 	})
 }
 
+func TestANodeThatIsNoLinodeOfTheAccountIsTold(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node(), func(cfg *Config) { cfg.Instance, cfg.Region = "7", region })
+		err := p.Attach(t.Context(), w.create(p, "db").ID)
+		require.NotErrorIs(t, err, providers.ErrNotFound)
+		sentence(t, err, "linode_id: Linode not found")
+	})
+}
+
 func TestALinodeThatBootsIsWaitedFor(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())

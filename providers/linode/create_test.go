@@ -3,6 +3,7 @@ package linode
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -43,7 +44,7 @@ func TestAVolumeIsWhatWasAskedFor(t *testing.T) {
 			v, err := p.Create(t.Context(), c.spec)
 			require.NoError(t, err)
 			assert.Equal(t, c.gibs*gib, v.Size, name)
-			assert.Equal(t, map[string]string{"zone": region, "encrypted": fmt.Sprint(c.spec.Encrypted)}, v.Details)
+			assert.Equal(t, map[string]string{"zone": region, "encrypted": strconv.FormatBool(c.spec.Encrypted)}, v.Details)
 			truth, _ := w.cloud.Volume(v.ID)
 			assert.Equal(t, c.spec.Encrypted, truth.Encrypted)
 			if c.spec.Tags != nil {

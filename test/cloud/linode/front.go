@@ -43,18 +43,19 @@ type Front struct {
 
 	changing sync.Mutex // from the check whether a change may be until it is made
 
-	mu     sync.Mutex
-	tokens map[string]string   // the instance of each
-	dead   map[string]bool     // tokens that are revoked
-	scopes map[string][]string // of tokens that have not all
-	shown  map[string]string   // what the API says of an instance's status, whatever it is
+	mu       sync.Mutex
+	tokens   map[string]string   // the instance of each
+	dead     map[string]bool     // tokens that are revoked
+	scopes   map[string][]string // of tokens that have not all
+	shown    map[string]string   // what the API says of an instance's status, whatever it is
+	sessions map[string]session  // by the metadata service's tokens
 }
 
 // New returns the front of a cloud. It starts nothing.
 func New(cfg Config) *Front {
 	f := &Front{
 		cfg: cfg, cloud: cfg.Cloud, tokens: map[string]string{}, dead: map[string]bool{},
-		scopes: map[string][]string{}, shown: map[string]string{},
+		scopes: map[string][]string{}, shown: map[string]string{}, sessions: map[string]session{},
 	}
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Bucket: bucketOf, Translate: f.translate, Headers: f.headers})
 	f.handle("GET /v4/volumes", "volumes:read_only", f.listVolumes)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
@@ -22,20 +21,23 @@ const MetadataAction = "Metadata"
 type metadata struct {
 	front    *Front
 	instance string
+}
 
-	mu     sync.Mutex
-	tokens map[string]time.Time // until when each is good
+// session is what a token of the metadata service is for.
+type session struct {
+	instance string
+	until    time.Time
 }
 
 // Metadata returns the metadata service of one instance.
 func (f *Front) Metadata(instance string) http.Handler {
-	return &metadata{front: f, instance: instance, tokens: map[string]time.Time{}}
+	return metadata{f, instance}
 }
 
 const mostExpiry = 86400 // seconds
 
 // ServeHTTP implements http.Handler.
-func (m *metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (m metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	status, kind, body := http.StatusOK, "text/plain", ""
 	call := cloud.Call{Action: MetadataAction, Caller: m.instance, Aside: true}
 	fault, err := m.front.cloud.Do(r.Context(), call, func(*cloud.Request) error {
@@ -77,7 +79,7 @@ func failure(err error) (status int) {
 	return http.StatusInternalServerError
 }
 
-func (m *metadata) answer(r *http.Request) (status int, kind, body string) {
+func (m metadata) answer(r *http.Request) (status int, kind, body string) {
 	switch r.Method + " " + r.URL.Path {
 	case "PUT /v1/token":
 		return m.giveToken(r)
@@ -85,10 +87,10 @@ func (m *metadata) answer(r *http.Request) (status int, kind, body string) {
 	default:
 		return http.StatusNotFound, "text/plain", ""
 	}
-	m.mu.Lock()
-	until, known := m.tokens[r.Header.Get("Metadata-Token")]
-	m.mu.Unlock()
-	if !known || !time.Now().Before(until) {
+	m.front.mu.Lock()
+	of := m.front.sessions[r.Header.Get("Metadata-Token")]
+	m.front.mu.Unlock()
+	if of.instance != m.instance || !time.Now().Before(of.until) {
 		return http.StatusUnauthorized, "text/plain", ""
 	}
 	i, ok := m.front.cloud.Instance(m.instance)
@@ -109,15 +111,15 @@ func (m *metadata) answer(r *http.Request) (status int, kind, body string) {
 	return http.StatusOK, "application/json", string(document)
 }
 
-func (m *metadata) giveToken(r *http.Request) (status int, kind, body string) {
+func (m metadata) giveToken(r *http.Request) (status int, kind, body string) {
 	seconds, err := strconv.Atoi(r.Header.Get("Metadata-Token-Expiry-Seconds"))
 	if err != nil || seconds < 1 || seconds > mostExpiry {
 		return http.StatusBadRequest, "text/plain", ""
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	token := hex.EncodeToString(fmt.Appendf(nil, "%s %d token", m.instance, len(m.tokens)))
-	m.tokens[token] = time.Now().Add(time.Duration(seconds) * time.Second)
+	m.front.mu.Lock()
+	defer m.front.mu.Unlock()
+	token := hex.EncodeToString(fmt.Appendf(nil, "%s %d token", m.instance, len(m.front.sessions)))
+	m.front.sessions[token] = session{m.instance, time.Now().Add(time.Duration(seconds) * time.Second)}
 	if r.Header.Get("Accept") != "application/json" {
 		return http.StatusOK, "text/plain", token
 	}
