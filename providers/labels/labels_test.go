@@ -116,7 +116,7 @@ func TestWhatIsLeftOfAnotherTextDoesNotCount(t *testing.T) {
 func TestOthersLabelsAreIgnored(t *testing.T) {
 	texts, unreadable := Unpack(map[string]string{
 		"Name": "x", "name.x": "x", "name_1": "x", "name_1_1_1": "c4", "name_0_0": "c4", "name_01_1": "c4",
-		"name_1000_1": "c4", "name_-1_1": "c4", "": "x", "abcdefghijklmnopq": "x", "kubernetes.io/name": "x", "n2": "x",
+		"name_1000_1": "c4", "name_-1_1": "c4", "": "x", "abcdefghijklmnopq": "x", "kubernetes.io/name": "x", "n+2": "x",
 	})
 	assert.Empty(t, texts)
 	assert.Empty(t, unreadable)
