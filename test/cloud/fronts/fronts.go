@@ -7,8 +7,14 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws"
+	"github.com/blockvol/blockvol/providers/digitalocean"
+	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/linode"
+	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
+	doFront "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
+	linodeFront "github.com/blockvol/blockvol/test/cloud/linode"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 )
 
@@ -69,7 +75,7 @@ func (k Kind) Identity(f Front, volume string) loop.Identity {
 }
 
 // All are the clouds, in the order of their names.
-var All = []Kind{EC2(nil)}
+var All = []Kind{EC2(nil), droplets, linodes}
 
 // EC2 is the front whose instances have a role with that IAM policy, nil being all rights.
 func EC2(policy []byte) Kind {
@@ -92,6 +98,62 @@ func EC2(policy []byte) Kind {
 			return aws.New(aws.Config{Cluster: cluster, HTTPClient: &http.Client{Transport: f.(amazon).Transport(instance)}})
 		},
 	}
+}
+
+var droplets = Kind{
+	Name:     "DigitalOcean",
+	Provider: "digitalocean",
+	Cloud:    cloud.Config{Zones: []string{"fra1", "ams3"}, ID: doFront.ID},
+	Limits:   doFront.Limits,
+	Hourly:   5000,
+	New:      func(c *cloud.Cloud) Front { return doFront.New(doFront.Config{Cloud: c, Most: 15}) },
+	Settings: func(f Front, instance, api, metadata string) []string {
+		return []string{"DIGITALOCEAN_TOKEN=" + f.(*doFront.Front).Token(instance), "DIGITALOCEAN_API_URL=" + api, "DIGITALOCEAN_METADATA_URL=" + metadata}
+	},
+	Bus: SCSI, Vendor: "DO", Product: "Volume",
+	Serial: func(f Front, volume string) string { return f.(*doFront.Front).Serial(volume) },
+	Named: func(v cloud.Volume, cluster, name string) bool {
+		return v.Tags["name"] == labels.Name(cluster, name, 36)
+	},
+	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
+		front := f.(*doFront.Front)
+		return digitalocean.New(digitalocean.Config{Cluster: cluster, Token: token(front.Token(instance)), Transport: front.Transport(instance)})
+	},
+}
+
+var linodes = Kind{
+	Name:     "Linode",
+	Provider: "linode",
+	Cloud:    cloud.Config{Zones: []string{"eu-test", "us-test"}, ID: linodeFront.ID},
+	Limits:   linodeFront.Limits,
+	Instance: cloud.Instance{Type: "g6-dedicated-64"},
+	New:      func(c *cloud.Cloud) Front { return linodeFront.New(linodeFront.Config{Cloud: c}) },
+	Settings: func(f Front, instance, api, metadata string) []string {
+		return []string{"LINODE_TOKEN=" + f.(*linodeFront.Front).Token(instance), "LINODE_API_URL=" + api + "/v4", "LINODE_METADATA_URL=" + metadata}
+	},
+	Bus: SCSI, Vendor: "Linode", Product: "Volume",
+	Serial: func(f Front, volume string) string { return f.(*linodeFront.Front).Serial(volume) },
+	Named: func(v cloud.Volume, cluster, name string) bool {
+		return v.Tags["label"] == labels.Name(cluster, name, 32)
+	},
+	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
+		front := f.(*linodeFront.Front)
+		return linode.New(linode.Config{Cluster: cluster, Token: token(front.Token(instance)), Transport: front.Transport(instance)})
+	},
+}
+
+// token is one that a setting has.
+func token(secret string) *rest.Token {
+	t, err := rest.TokenFrom(func(name string) string {
+		if name == "TOKEN" {
+			return secret
+		}
+		return ""
+	}, "TOKEN")
+	if err != nil {
+		panic(err)
+	}
+	return t
 }
 
 type amazon struct{ *ec2.Front }
