@@ -26,6 +26,8 @@ var hard = map[string]string{
 	"bytes":            "\xff\x00",
 	"last-":            "plain",
 	"-first":           "plain",
+	"key0":             "plain",
+	"9":                "Not Plain",
 }
 
 func TestTextsAreKeptWhole(t *testing.T) {
@@ -127,7 +129,7 @@ func FuzzPack(f *testing.F) {
 		f.Add(key, text, 16)
 		f.Add(key, text, 63)
 	}
-	word := regexp.MustCompile(`^[a-z-]{1,16}$`)
+	word := regexp.MustCompile(`^[a-z0-9-]{1,16}$`)
 	f.Fuzz(func(t *testing.T, key, text string, most int) {
 		if !word.MatchString(key) || len(text) > 255 || most < 16 {
 			t.Skip()

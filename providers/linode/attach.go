@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	sdk "github.com/linode/linodego"
@@ -32,8 +33,8 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		if held := p.attachmentOf(v, asked); held.State != providers.Detached && held.State != providers.Detaching {
-			return p.heldFor(id, node.ID, held)
+		if err := p.standing(v, asked, node.ID); !errors.Is(err, providers.ErrBusy) {
+			return err
 		}
 	}
 	return p.linode.Do(ctx, node.ID, func(ctx context.Context) error {
@@ -48,11 +49,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 			if lookErr != nil {
 				return lookErr
 			}
-			held := p.attachmentOf(v, asked)
-			if held.State == providers.Detached { // since
-				return fmt.Errorf("%w: %w", providers.ErrBusy, err)
-			}
-			return p.heldFor(id, node.ID, held)
+			return p.standing(v, asked, node.ID)
 		case errors.Is(err, providers.ErrNotFound):
 			if _, _, lookErr := p.getOurs(ctx, n); lookErr != nil {
 				return lookErr
@@ -63,13 +60,18 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	})
 }
 
-// heldFor is what it means for this node that a volume is held so.
-func (p *Provider) heldFor(id, self string, held providers.Attachment) error {
+// standing is what it means for an attach to this node how a volume stands: nil if it is attached here, ErrBusy if it can be
+// tried again.
+func (p *Provider) standing(v *sdk.Volume, asked time.Time, self string) error {
+	held := p.attachmentOf(v, asked)
+	_, may := p.memory.leaves(v.ID, held.Node, asked)
 	switch {
+	case held.State == providers.Detached:
+		return fmt.Errorf("%w: volume %d is free", providers.ErrBusy, v.ID)
 	case held.Node != self:
-		return &providers.HeldError{Volume: id, Node: held.Node}
-	case held.State == providers.Detaching:
-		return fmt.Errorf("%w: volume %s is still being detached from this Linode", providers.ErrBusy, id)
+		return &providers.HeldError{Volume: strconv.Itoa(v.ID), Node: held.Node}
+	case may:
+		return fmt.Errorf("%w: volume %d is still being detached from this Linode, or may be", providers.ErrBusy, v.ID)
 	}
 	return nil
 }
@@ -117,9 +119,11 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 		})
 		switch {
 		case err == nil:
-			p.memory.leave(n, node)
+			p.memory.leave(n, node, true)
 		case errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
 			return nil
+		case errors.Is(err, providers.ErrUnavailable), ctx.Err() != nil:
+			p.memory.leave(n, node, false)
 		}
 		return err
 	})

@@ -109,6 +109,27 @@ func TestAVolumeOnItsWayOutIsAttachedAgainWhenItIsOut(t *testing.T) {
 	})
 }
 
+// The volume is shown as attached here, and may be on its way out all the same.
+func TestAnAttachAfterADetachWithoutAnAnswerIsSure(t *testing.T) {
+	for fault, times := range map[cloud.Fault]int{cloud.LoseAnswer: 2, cloud.Fail: 1} {
+		t.Run(string(fault), func(t *testing.T) {
+			inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+				a := w.node()
+				p := w.on(a)
+				v := w.create(p, "db")
+				w.attach(p, v)
+				w.calls()
+				w.cloud.Inject(cloud.Rule{Action: detaching, Fault: fault, Times: 1})
+				require.ErrorIs(t, p.Detach(t.Context(), v.ID, a, false), providers.ErrUnavailable)
+				require.NoError(t, p.Attach(t.Context(), v.ID))
+				assert.GreaterOrEqual(t, w.calls()[attaching], times)
+				time.Sleep(time.Minute) // whatever is under way ends
+				assert.Equal(t, a, w.holder(v.ID))
+			})
+		})
+	}
+}
+
 func TestADetachThatLinodeGaveUpCanBeAskedForAgain(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		a := w.node()

@@ -23,10 +23,11 @@ type memory struct {
 	going map[int]departure
 }
 
-// departure is a detach that Linode has taken.
+// departure is a detach that was asked for.
 type departure struct {
 	node  string
 	since time.Time
+	taken bool // by Linode's word; otherwise there was no answer
 }
 
 func (m *memory) self() (providers.Node, bool) {
@@ -66,14 +67,14 @@ func (m *memory) forget(volume int) {
 	delete(m.going, volume)
 }
 
-// leave notes that Linode has taken a detach of the volume from the node.
-func (m *memory) leave(volume int, node string) {
+// leave notes that a detach of the volume from the node was asked for, and whether Linode has said that it took it.
+func (m *memory) leave(volume int, node string, taken bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.going == nil {
 		m.going = make(map[int]departure)
 	}
-	m.going[volume] = departure{node, time.Now()}
+	m.going[volume] = departure{node, time.Now(), taken}
 }
 
 // enter notes that Linode has taken an attach of the volume, so that nothing is left of a detach.
@@ -83,18 +84,19 @@ func (m *memory) enter(volume int) {
 	delete(m.going, volume)
 }
 
-// leaves tells whether the volume, which a read asked at that time shows on the node, is on its way from there.
-func (m *memory) leaves(volume int, node string, asked time.Time) bool {
+// leaves tells whether the volume, which a read asked at that time shows on the node, is on its way from there, and whether it
+// may be, since a request was not answered.
+func (m *memory) leaves(volume int, node string, asked time.Time) (does, may bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d, going := m.going[volume]
 	switch {
 	case !going:
-		return false
+		return false, false
 	case node == d.node && time.Since(d.since) < leaving:
-		return true
+		return d.taken, true
 	case asked.After(d.since): // it has arrived
 		delete(m.going, volume)
 	}
-	return false
+	return false, false
 }

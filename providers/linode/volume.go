@@ -195,7 +195,7 @@ func (p *Provider) attachmentOf(v *sdk.Volume, asked time.Time) providers.Attach
 	if v.LinodeID != nil && *v.LinodeID != 0 {
 		held = providers.Attachment{Node: strconv.Itoa(*v.LinodeID), State: providers.Attached}
 	}
-	if p.memory.leaves(v.ID, held.Node, asked) {
+	if does, _ := p.memory.leaves(v.ID, held.Node, asked); does {
 		held.State = providers.Detaching
 	}
 	return held

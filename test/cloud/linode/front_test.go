@@ -53,9 +53,9 @@ func (w *world) send(method, url, body string, headers ...string) (*http.Respons
 	}
 	answer, err := w.front.Transport(w.instance).RoundTrip(r)
 	require.NoError(w.t, err)
-	defer answer.Body.Close()
 	content, err := io.ReadAll(answer.Body)
 	require.NoError(w.t, err)
+	require.NoError(w.t, answer.Body.Close())
 	return answer, string(content)
 }
 
