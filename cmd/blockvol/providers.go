@@ -1,13 +1,15 @@
 package main
 
 import (
+	"github.com/sirupsen/logrus"
+
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws"
 	"github.com/blockvol/blockvol/providers/local"
 )
 
 // constructors makes a provider from the environment, by the name that PROVIDER gives it. None calls its cloud.
-var constructors = map[string]func(getenv func(string) string, node, cluster string) (providers.Provider, error){
+var constructors = map[string]func(getenv func(string) string, node, cluster string, log logrus.FieldLogger) (providers.Provider, error){
 	"aws":   aws.FromEnv,
 	"local": local.FromEnv,
 }

@@ -108,7 +108,7 @@ func open(p paths, s settings, getenv func(string) string, stop func(), log *log
 	if err != nil {
 		return fail(err)
 	}
-	provider, err := constructors[s.provider](getenv, node, s.cluster)
+	provider, err := constructors[s.provider](getenv, node, s.cluster, log)
 	if err != nil {
 		return fail(fmt.Errorf("provider %s: %w", s.provider, err))
 	}

@@ -11,8 +11,8 @@
 // # What it costs
 //
 // A mount is one DescribeVolumes and one AttachVolume, an unmount one DetachVolume, besides what the driver asks to be sure.
-// Questions that come while one is under way share the next call (asker). Throttling is waited out per API, by one caller at
-// a time (pace), as long as the caller waits.
+// Questions that come while one is under way share the next call (package batch). Throttling is waited out per API, by one
+// caller at a time (package pace), as long as the caller waits.
 //
 // # How a volume is known
 //
@@ -32,8 +32,11 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/quote"
 )
 
 // Config is what a Provider needs to know. Only Cluster has no default; what is empty, the SDK finds in the environment,
@@ -54,14 +57,14 @@ type Provider struct {
 
 	mu        sync.Mutex
 	connected *session // nil before
-	sessions  asker[*session]
+	sessions  *batch.Asker[*session]
 
 	paces  paces
 	memory memory
 	slots  slots
-	byKey  asker[[]types.Volume] // volumes by lookup key
-	byID   asker[types.Volume]
-	nodes  asker[types.Instance]
+	byKey  *batch.Asker[[]types.Volume] // volumes by lookup key
+	byID   *batch.Asker[types.Volume]
+	nodes  *batch.Asker[types.Instance]
 }
 
 var (
@@ -76,10 +79,10 @@ func New(cfg Config) (*Provider, error) {
 		return nil, fmt.Errorf("%w: the name of the cluster is empty: set CLUSTER", providers.ErrInvalid)
 	}
 	p := &Provider{cfg: cfg, cluster: cfg.Cluster}
-	p.sessions = asker[*session]{ask: p.askSession, most: 1}
-	p.byKey = asker[[]types.Volume]{ask: p.askByKey, most: maxFilterValues}
-	p.byID = asker[types.Volume]{ask: p.askByID, most: maxFilterValues}
-	p.nodes = asker[types.Instance]{ask: p.askNodes, most: maxFilterValues}
+	p.sessions = batch.New(p.askSession, 1)
+	p.byKey = batch.New(p.askByKey, maxFilterValues)
+	p.byID = batch.New(p.askByID, maxFilterValues)
+	p.nodes = batch.New(p.askNodes, maxFilterValues)
 	p.slots.gate = make(chan struct{}, 1)
 	return p, nil
 }
@@ -89,7 +92,7 @@ const maxFilterValues = 200
 
 // FromEnv is New with the environment's settings: AWS_REGION, and static keys, each also as …_FILE. All others the SDK
 // reads by itself. The node's own id is not used: an instance has one.
-func FromEnv(getenv func(string) string, _, cluster string) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger) (providers.Provider, error) {
 	keys, err := keysFromFiles(getenv)
 	if err != nil {
 		return nil, err
@@ -122,10 +125,10 @@ var instanceID = regexp.MustCompile(`^i-[0-9a-f]{8}([0-9a-f]{9})?$`)
 // than an instance.
 func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
 	if !instanceID.MatchString(node) {
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of an EC2 instance", clip(node))}, ctx.Err()
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of an EC2 instance", quote.Clip(node))}, ctx.Err()
 	}
 	asked := time.Now()
-	i, found, err := p.nodes.get(ctx, node)
+	i, found, err := p.nodes.Get(ctx, node)
 	if err != nil {
 		return providers.NodeState{}, err
 	}

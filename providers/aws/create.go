@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // maxTurns bounds the search for a ClientToken that makes a volume: each turn that is behind is a volume of this name that
@@ -170,7 +171,7 @@ func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, t 
 
 // findSoon is find for a volume that reads may not show yet. It is errSpent if none appears.
 func (p *Provider) findSoon(ctx context.Context, name string) (types.Volume, error) {
-	retry := backoff{most: time.Second}
+	retry := pace.Backoff{Most: time.Second}
 	for begin := time.Now(); ; {
 		asked := time.Now()
 		v, err := p.find(ctx, name)
@@ -180,7 +181,7 @@ func (p *Provider) findSoon(ctx context.Context, name string) (types.Volume, err
 		case asked.Sub(begin) >= lagging:
 			return v, errSpent
 		}
-		if err := retry.wait(ctx); err != nil {
+		if err := retry.Wait(ctx); err != nil {
 			return v, err
 		}
 	}
@@ -192,14 +193,14 @@ var errNotMade = fmt.Errorf("%w: EC2 began to make the volume and gave up", prov
 // awaitAvailable waits until a volume that is being made can be attached. It is errSpent if it turns out to be gone: the
 // answer was of an old one, which the token made and which has been deleted, forgotten or renamed since.
 func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name string, old bool) (types.Volume, error) {
-	retry := backoff{most: 2 * time.Second}
+	retry := pace.Backoff{Most: 2 * time.Second}
 	id, of := *v.VolumeId, lifeOf(*v.VolumeId, tagMap(v.Tags))
 	for begin := time.Now(); v.State == types.VolumeStateCreating; {
 		if p.memory.hides(of) {
 			return v, errSpent
 		}
 		asked := time.Now()
-		now, found, err := p.byID.get(ctx, id)
+		now, found, err := p.byID.Get(ctx, id)
 		if err != nil {
 			return v, err
 		}
@@ -220,7 +221,7 @@ func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name stri
 		case now.State != types.VolumeStateCreating:
 			return now, nil
 		}
-		if err := retry.wait(ctx); err != nil {
+		if err := retry.Wait(ctx); err != nil {
 			return v, fmt.Errorf("volume %s is still being created: %w", id, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -282,7 +283,7 @@ func (l late) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	answer, err := l.RoundTripper.RoundTrip(r)
 	if action == l.action {
-		if err := pause(r.Context(), l.by); err != nil {
+		if err := pace.Pause(r.Context(), l.by); err != nil {
 			return nil, err
 		}
 	}

@@ -202,20 +202,20 @@ func TestAClockThatIsSetRightIsRightAtOnce(t *testing.T) {
 
 func TestSettingsThatContradictAreRefused(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} {
-		_, err := FromEnv(env(map[string]string{name: "hush", name + "_FILE": "/data/state/key"}), "", "main")
+		_, err := FromEnv(env(map[string]string{name: "hush", name + "_FILE": "/data/state/key"}), "", "main", nil)
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		sentence(t, err, name, name+"_FILE", "leave one")
 		assert.NotContains(t, err.Error(), "hush")
 	}
 	for _, half := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
-		_, err := FromEnv(env(map[string]string{half: "hush"}), "", "main")
+		_, err := FromEnv(env(map[string]string{half: "hush"}), "", "main", nil)
 		require.ErrorIs(t, err, providers.ErrInvalid, "the SDK would pass over it in silence")
 		sentence(t, err, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "both")
 		assert.NotContains(t, err.Error(), "hush")
 	}
-	_, err := FromEnv(env(nil), "", "")
+	_, err := FromEnv(env(nil), "", "", nil)
 	sentence(t, err, "CLUSTER")
-	_, err = FromEnv(env(map[string]string{"AWS_REGION": region}), "", "main")
+	_, err = FromEnv(env(map[string]string{"AWS_REGION": region}), "", "main", nil)
 	require.NoError(t, err)
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -74,7 +75,7 @@ func (e endless) Read(b []byte) (int, error) {
 		}
 		return len(b), nil
 	}
-	if err := pause(e.ctx, time.Second); err != nil {
+	if err := pace.Pause(e.ctx, time.Second); err != nil {
 		return 0, err
 	}
 	return copy(b, "x"), nil

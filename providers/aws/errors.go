@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"html"
-	"net/url"
 	"regexp"
 	"strings"
-	"unicode"
 
+	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/smithy-go"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/quote"
 )
 
 // What EC2 may answer that means something to this package only.
@@ -118,70 +117,25 @@ func (s *session) unanswered(ctx context.Context, action string, err error) erro
 
 // brief is the innermost cause of an error of the SDK, in a few clean words. It still matches what it was.
 func (s *session) brief(ctx context.Context, err error) error {
-	return &briefError{s.clean(ctx, cause(err)), err}
+	return quote.Error(s.clean(ctx, quote.Cause(err)), err)
 }
 
 // brief is session.brief before there are credentials that could show.
 func brief(ctx context.Context, err error) error {
 	if why := context.Cause(ctx); why != nil {
-		return &briefError{clip(why.Error()), err}
+		return quote.Error(quote.Clip(why.Error()), err)
 	}
-	return &briefError{clip(cause(err)), err}
-}
-
-type briefError struct {
-	text  string
-	cause error
-}
-
-func (e *briefError) Error() string { return e.text }
-func (e *briefError) Unwrap() error { return e.cause }
-
-// cause is the text of the innermost error that says more than that something failed.
-func cause(err error) string {
-	var refused *url.Error
-	if errors.As(err, &refused) {
-		return refused.Err.Error()
-	}
-	for {
-		inner := errors.Unwrap(err)
-		if inner == nil || inner.Error() == "" {
-			return err.Error()
-		}
-		err = inner
-	}
+	return quote.Error(quote.Clip(quote.Cause(err)), err)
 }
 
 // signed are the parts of a request by which it proves who sent it.
 var signed = regexp.MustCompile(`(?i)(Credential|Signature|X-Amz-[A-Z-]*Token)(\s|%20)*(=|:|%3D|%3A)(\s|\+|%20)*[^\s,;&<>"]+|[0-9a-f]{64}`)
 
-// clean makes a text from outside fit for logs: what a hostile or careless answer may repeat of the request is taken out.
+// clean makes a text from outside fit for logs.
 func (s *session) clean(ctx context.Context, text string) string {
-	const most, longest = 64 << 10, 8 << 10 // what is looked at, and what a secret can be long that is cut there
-	cut := len(text) > most
-	if cut {
-		text = text[:most]
+	keys, err := s.credentials.Retrieve(ctx)
+	if err != nil {
+		keys = sdk.Credentials{}
 	}
-	if keys, err := s.credentials.Retrieve(ctx); err == nil {
-		for _, secret := range []string{keys.SecretAccessKey, keys.SessionToken, keys.AccessKeyID} {
-			if secret != "" {
-				text = strings.NewReplacer(secret, "…", url.QueryEscape(secret), "…", html.EscapeString(secret), "…").Replace(text)
-			}
-		}
-	}
-	text = signed.ReplaceAllString(text, "…")
-	if cut {
-		text = text[:max(0, len(text)-longest)]
-	}
-	return clip(text)
-}
-
-// clip makes a text one line of bounded length.
-func clip(text string) string {
-	const most = 300
-	text = strings.Join(strings.FieldsFunc(text, func(c rune) bool { return unicode.IsSpace(c) || !unicode.IsPrint(c) }), " ")
-	if runes := []rune(text); len(runes) > most {
-		return string(runes[:most]) + "…"
-	}
-	return text
+	return quote.Clean(text, signed, keys.SecretAccessKey, keys.SessionToken, keys.AccessKeyID)
 }

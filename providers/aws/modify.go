@@ -13,6 +13,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/quote"
 )
 
 // modifiedIOPS is what EC2 gives a volume that becomes io1 or io2 without a word on IOPS (API reference, ModifyVolume).
@@ -72,7 +74,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		p.memory.resize(id, gibs*gib)
 	}
 	// The volume's own description may lag behind that of its modification.
-	retry := backoff{most: time.Second}
+	retry := pace.Backoff{Most: time.Second}
 	for settled := time.Now(); ; {
 		asked := time.Now()
 		v, err := p.lookupOurs(ctx, id)
@@ -80,7 +82,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 			(change.Type == "" || v.Details["type"] == change.Type) && same(change.IOPS, v.Details["iops"]) && same(change.Throughput, v.Details["throughput"]) {
 			return v, err
 		}
-		if err := retry.wait(ctx); err != nil {
+		if err := retry.Wait(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -88,7 +90,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 
 // awaitModified waits until the change is in effect, which began then. After a refusal, EC2 must be about that very change.
 func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyVolumeInput, began time.Time, refusal error) error {
-	retry := backoff{most: 5 * time.Second}
+	retry := pace.Backoff{Most: 5 * time.Second}
 	for {
 		answer, err := call(ctx, p, "DescribeVolumesModifications", func(ctx context.Context, api *ec2.Client) (*ec2.DescribeVolumesModificationsOutput, error) {
 			return api.DescribeVolumesModifications(ctx, &ec2.DescribeVolumesModificationsInput{Filters: []types.Filter{filter("volume-id", id)}})
@@ -113,11 +115,11 @@ func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyV
 			}
 			return fmt.Errorf("%w: %w: EBS takes one change of a volume at a time, and four in a day%s: try again later", providers.ErrBusy, refusal, since)
 		case is && now.ModificationState == types.VolumeModificationStateFailed:
-			return fmt.Errorf("EC2 could not change volume %s: %s", id, clip(sdk.ToString(now.StatusMessage)))
+			return fmt.Errorf("EC2 could not change volume %s: %s", id, quote.Clip(sdk.ToString(now.StatusMessage)))
 		case is && now.ModificationState != types.VolumeModificationStateModifying:
 			return nil
 		}
-		if err := retry.wait(ctx); err != nil {
+		if err := retry.Wait(ctx); err != nil {
 			return fmt.Errorf("the change of volume %s is still going on: %w", id, err)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 )
 
 const (
@@ -86,18 +86,19 @@ func try[T any](ctx context.Context, p *Provider, action string, most int, send 
 	if err != nil {
 		return answer, err
 	}
-	pace := p.paces.of(action)
+	way := p.paces.of(action)
 	for failed := 0; ; {
-		done, err := pace.wait(ctx)
+		done, err := way.Wait(ctx)
 		if err != nil {
-			return answer, fmt.Errorf("%w: EC2 takes no more %s from this account for now (%s), and the call's time is over: %w", providers.ErrBusy, action, cmp.Or(pace.said(), "it throttles"), err)
+			return answer, fmt.Errorf("%w: EC2 takes no more %s from this account for now (%s), and the call's time is over: %w", providers.ErrBusy, action, cmp.Or(way.Why(), "it throttles"), err)
 		}
 		err = attempt(ctx, s, func(ctx context.Context) (err error) { answer, err = send(ctx, s.api); return err })
 		throttled, after := throttling(err)
+		refusal := ""
 		if throttled {
-			pace.says(s.clean(ctx, codeOf(err)))
+			refusal = cmp.Or(s.clean(ctx, codeOf(err)), "it throttles")
 		}
-		done(throttled, after)
+		done(refusal, after)
 		switch {
 		case err == nil:
 			return answer, nil
@@ -110,7 +111,7 @@ func try[T any](ctx context.Context, p *Provider, action string, most int, send 
 		if failed >= most || !passing(err) {
 			return answer, s.explain(ctx, action, err)
 		}
-		if pause(ctx, jitter(retryAfter<<(failed-1))) != nil {
+		if pace.Pause(ctx, pace.Jitter(retryAfter<<(failed-1))) != nil {
 			return answer, s.explain(ctx, action, err)
 		}
 	}
@@ -156,6 +157,9 @@ func throttling(err error) (throttled bool, after time.Duration) {
 		"RequestThrottledException", "TooManyRequestsException", "EC2ThrottledException", "SlowDown":
 		throttled = true
 	}
+	if !throttled {
+		after = 0
+	}
 	return throttled, after
 }
 
@@ -171,122 +175,17 @@ func codeOf(err error) string {
 // paces are the paces of all APIs: EC2 has a token bucket for each (Amazon EC2 Developer Guide, "Request throttling").
 type paces struct {
 	mu     sync.Mutex
-	byName map[string]*pace
+	byName map[string]*pace.Pace
 }
 
-func (p *paces) of(action string) *pace {
+func (p *paces) of(action string) *pace.Pace {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.byName == nil {
-		p.byName = make(map[string]*pace)
+		p.byName = make(map[string]*pace.Pace)
 	}
 	if p.byName[action] == nil {
-		p.byName[action] = &pace{turn: make(chan struct{}, 1)}
+		p.byName[action] = pace.New()
 	}
 	return p.byName[action]
-}
-
-// pace spaces the requests of this process to one API while EC2 throttles it. Without throttling it is in nobody's way. With
-// it, one caller at a time tries, after a pause that doubles with each refusal and halves with each success: so however many
-// volumes a node wants, it asks like one, and a fleet of nodes takes all that the bucket gives and little more.
-type pace struct {
-	turn chan struct{} // held by the caller that tries
-
-	mu      sync.Mutex
-	delay   time.Duration // 0: not throttled
-	after   time.Duration // what EC2 asked for with its last refusal
-	refused int           // how often the delay has grown
-	code    string        // of the last refusal
-}
-
-const (
-	leastDelay = 250 * time.Millisecond
-	mostDelay  = 8 * time.Second
-)
-
-// wait returns when a request may be sent, and a function to be told of its outcome.
-func (p *pace) wait(ctx context.Context) (done func(throttled bool, after time.Duration), err error) {
-	delay, _, refused := p.state()
-	if delay == 0 {
-		return func(throttled bool, after time.Duration) { p.learn(refused, throttled, after) }, ctx.Err()
-	}
-	select {
-	case p.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	delay, after, refused := p.state()
-	if delay == 0 {
-		<-p.turn // it is over: nobody waits for another's answer
-		return func(throttled bool, after time.Duration) { p.learn(refused, throttled, after) }, ctx.Err()
-	}
-	if err := pause(ctx, after+jitter(delay)); err != nil {
-		<-p.turn
-		return nil, err
-	}
-	return func(throttled bool, after time.Duration) {
-		p.learn(refused, throttled, after)
-		<-p.turn
-	}, nil
-}
-
-func (p *pace) state() (delay, after time.Duration, refused int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.delay, p.after, p.refused
-}
-
-// learn takes an outcome of a request that was sent when there had been so many refusals. Those that were on their way
-// together when the bucket ran empty count as one, and the success of one from before says nothing.
-func (p *pace) learn(sent int, throttled bool, after time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case sent != p.refused:
-		p.after = max(p.after, after)
-	case throttled:
-		p.after = after
-		p.delay = min(max(2*p.delay, leastDelay), mostDelay)
-		p.refused++
-	case p.delay > leastDelay:
-		p.after = 0
-		p.delay /= 2
-	default:
-		p.after, p.delay = 0, 0
-	}
-}
-
-func (p *pace) says(code string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.code = code
-}
-
-func (p *pace) said() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.code
-}
-
-// jitter is between half of d and d, so that nodes do not ask in step.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
-
-// pause waits, or returns why ctx ended.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// backoff spaces the questions about something that EC2 has to finish.
-type backoff struct{ last, most time.Duration }
-
-func (b *backoff) wait(ctx context.Context) error {
-	b.last = min(max(2*b.last, retryAfter), b.most)
-	return pause(ctx, jitter(b.last))
 }

@@ -43,7 +43,7 @@ func (p *Provider) session(ctx context.Context) (*session, error) {
 	if s := p.begun(); s != nil {
 		return s, ctx.Err()
 	}
-	s, _, err := p.sessions.get(ctx, "")
+	s, _, err := p.sessions.Get(ctx, "")
 	if err != nil && ctx.Err() != nil {
 		return nil, fmt.Errorf("the instance's metadata is still waited for: %w", ctx.Err())
 	}

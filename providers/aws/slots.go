@@ -140,7 +140,7 @@ func (p *Provider) readSlots(ctx context.Context, s *session, reads int) error {
 	if sl.hasRead(reads) {
 		return nil
 	}
-	instance, found, err := p.nodes.get(ctx, s.instance)
+	instance, found, err := p.nodes.Get(ctx, s.instance)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/quote"
 )
 
 var snapshotID = regexp.MustCompile(`^snap-[0-9a-f]{8}([0-9a-f]{9})?$`)
@@ -51,7 +53,7 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 	// CreateSnapshot knows no ClientToken: sent again after a lost answer it would take a second one.
 	made, err := once(ctx, p, "CreateSnapshot", func(ctx context.Context, api *ec2.Client) (*ec2.CreateSnapshotOutput, error) {
 		return api.CreateSnapshot(ctx, &ec2.CreateSnapshotInput{
-			VolumeId: &id, Description: sdk.String(clip(description)),
+			VolumeId: &id, Description: sdk.String(quote.Clip(description)),
 			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeSnapshot, Tags: tagList(tags)}},
 		})
 	})
@@ -65,14 +67,14 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 
 // awaitSnapshot waits until the snapshot is complete, and returns it.
 func (p *Provider) awaitSnapshot(ctx context.Context, s types.Snapshot) (*providers.Snapshot, error) {
-	retry := backoff{most: 15 * time.Second}
+	retry := pace.Backoff{Most: 15 * time.Second}
 	id := sdk.ToString(s.SnapshotId)
 	for {
 		switch s.State {
 		case types.SnapshotStateCompleted:
 			return snapshotOf(s), nil
 		case types.SnapshotStateError:
-			return nil, fmt.Errorf("snapshot %s has failed: EC2 says %q", id, clip(sdk.ToString(s.StateMessage)))
+			return nil, fmt.Errorf("snapshot %s has failed: EC2 says %q", id, quote.Clip(sdk.ToString(s.StateMessage)))
 		default:
 		}
 		now, err := p.describeSnapshots(ctx, filter("snapshot-id", id))
@@ -85,7 +87,7 @@ func (p *Provider) awaitSnapshot(ctx context.Context, s types.Snapshot) (*provid
 		if s.State == types.SnapshotStateCompleted {
 			continue
 		}
-		if err := retry.wait(ctx); err != nil {
+		if err := retry.Wait(ctx); err != nil {
 			return nil, fmt.Errorf("snapshot %s is not complete yet (%s so far): %w", id, sdk.ToString(s.Progress), err)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -110,43 +109,6 @@ func TestAThrottledActionSlowsNoOther(t *testing.T) {
 		assert.Less(t, time.Since(begin), 2*time.Second)
 		mend()
 		all.Wait()
-	})
-}
-
-func TestRefusalsThatComeTogetherCountAsOne(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &pace{turn: make(chan struct{}, 1)}
-		var all sync.WaitGroup
-		for i := range 100 {
-			all.Go(func() {
-				done, err := p.wait(t.Context())
-				if assert.NoError(t, err) {
-					time.Sleep(100*time.Millisecond + time.Duration(i)*time.Microsecond)
-					done(i%2 == 0, 3*time.Second*time.Duration((i+1)%2)) // half of them, who are asked to wait
-				}
-			})
-		}
-		all.Wait()
-		begin := time.Now()
-		done, err := p.wait(t.Context())
-		require.NoError(t, err)
-		assert.GreaterOrEqual(t, time.Since(begin), 3*time.Second, "a success from before does not make it forgotten")
-		assert.LessOrEqual(t, time.Since(begin), 3*time.Second+leastDelay)
-		done(false, 0)
-
-		// Whoever has queued meanwhile is let go of at once, not one after the other's answer.
-		begin = time.Now()
-		for range 50 {
-			all.Go(func() {
-				done, err := p.wait(t.Context())
-				if assert.NoError(t, err) {
-					time.Sleep(time.Second)
-					done(false, 0)
-				}
-			})
-		}
-		all.Wait()
-		assert.Equal(t, time.Second, time.Since(begin))
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 )
 
 const gib = 1 << 30
@@ -79,7 +80,7 @@ func (p *Provider) find(ctx context.Context, name string) (types.Volume, error) 
 		return types.Volume{}, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
 	}
 	lately := p.memory.makes(name) // before the question, whose answer may come after it is forgotten
-	all, _, err := p.byKey.get(ctx, p.keyOf(name))
+	all, _, err := p.byKey.Get(ctx, p.keyOf(name))
 	if err != nil {
 		return types.Volume{}, err
 	}
@@ -120,10 +121,10 @@ func ambiguous(name string, all []types.Volume) error {
 // findMade settles whether a volume that no read shows is not there, or was made by this process so lately that reads do not
 // show it yet. Only a question asked when they must is answered with no.
 func (p *Provider) findMade(ctx context.Context, name string, lately made) (types.Volume, error) {
-	retry := backoff{most: time.Second}
+	retry := pace.Backoff{Most: time.Second}
 	for lately.id != "" {
 		asked := time.Now()
-		v, found, err := p.byID.get(ctx, lately.id)
+		v, found, err := p.byID.Get(ctx, lately.id)
 		switch {
 		case err != nil:
 			return types.Volume{}, err
@@ -135,7 +136,7 @@ func (p *Provider) findMade(ctx context.Context, name string, lately made) (type
 		if found && !exists(v) || asked.Sub(lately.at) >= lagging {
 			break
 		}
-		if err := retry.wait(ctx); err != nil {
+		if err := retry.Wait(ctx); err != nil {
 			return types.Volume{}, err
 		}
 	}
@@ -259,11 +260,11 @@ func (p *Provider) lookup(ctx context.Context, id string) (types.Volume, error) 
 	if !volumeID.MatchString(id) {
 		return types.Volume{}, fmt.Errorf("%w: %q is no id of an EBS volume, which looks like vol-0123456789abcdef0", providers.ErrNotFound, id)
 	}
-	retry := backoff{most: time.Second}
+	retry := pace.Backoff{Most: time.Second}
 	for {
 		ours, there := p.memory.known(id)
 		asked := time.Now()
-		v, found, err := p.byID.get(ctx, id)
+		v, found, err := p.byID.Get(ctx, id)
 		if err != nil {
 			return types.Volume{}, err
 		}
@@ -278,7 +279,7 @@ func (p *Provider) lookup(ctx context.Context, id string) (types.Volume, error) 
 			p.memory.lose(id)
 			return types.Volume{}, fmt.Errorf("%w: EC2 has no volume %s in this region", providers.ErrNotFound, id)
 		}
-		if err := retry.wait(ctx); err != nil {
+		if err := retry.Wait(ctx); err != nil {
 			return types.Volume{}, err
 		}
 	}

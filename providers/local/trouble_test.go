@@ -532,11 +532,11 @@ func TestSettings(t *testing.T) {
 		}
 	}
 	dir := filepath.Join(t.TempDir(), "not", "there", "yet")
-	p, err := FromEnv(env("LOCAL_DIR", dir, "LOCAL_OVERCOMMIT", "true"), "node-1", "main")
+	p, err := FromEnv(env("LOCAL_DIR", dir, "LOCAL_OVERCOMMIT", "true"), "node-1", "main", nil)
 	require.NoError(t, err)
 	assert.True(t, p.(*Provider).overcommit)
 	assert.DirExists(t, dir)
-	p, err = FromEnv(env("LOCAL_DIR", dir), "node-1", "main")
+	p, err = FromEnv(env("LOCAL_DIR", dir), "node-1", "main", nil)
 	require.NoError(t, err)
 	assert.False(t, p.(*Provider).overcommit)
 
@@ -554,7 +554,7 @@ func TestSettings(t *testing.T) {
 		{env("LOCAL_DIR", dir), "../a", "main", "node id"},
 		{env("LOCAL_DIR", dir), "a", "", "CLUSTER"},
 	} {
-		_, err := FromEnv(wrong.env, wrong.node, wrong.cluster)
+		_, err := FromEnv(wrong.env, wrong.node, wrong.cluster, nil)
 		require.ErrorContains(t, err, wrong.word)
 	}
 }

@@ -161,9 +161,12 @@ func idsAreUnique(w *world) {
 	for range 10 {
 		v := w.create(a, "db")
 		require.False(w.t, ids[v.ID], "%s is used again", v.ID)
-		require.False(w.t, serials[v.Serial], "%s is used again", v.Serial)
+		require.False(w.t, serials[v.Serial] && !w.SerialIsName, "%s is used again", v.Serial)
 		require.NotEmpty(w.t, v.Serial)
 		ids[v.ID], serials[v.Serial] = true, true
+		other := w.create(a, "other")
+		require.NotEqual(w.t, v.Serial, other.Serial, "two volumes that are there at once")
+		require.NoError(w.t, a.Delete(w.ctx, other.ID))
 		require.NoError(w.t, a.Delete(w.ctx, v.ID))
 	}
 }

@@ -1,4 +1,4 @@
-package aws
+package batch
 
 import (
 	"context"
@@ -24,8 +24,10 @@ func (a *answers) ask(ctx context.Context, keys []string) (map[string]string, er
 	a.mu.Lock()
 	a.asked = append(a.asked, keys)
 	a.mu.Unlock()
-	if err := pause(ctx, time.Second); err != nil {
-		return nil, err
+	select {
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 	found := make(map[string]string)
 	for _, key := range keys {
@@ -39,14 +41,14 @@ func (a *answers) ask(ctx context.Context, keys []string) (map[string]string, er
 func TestAQuestionThatComesAloneWaitsForNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cloud := &answers{}
-		a := asker[string]{ask: cloud.ask, most: 10}
+		a := New(cloud.ask, 10)
 		begin := time.Now()
-		value, found, err := a.get(t.Context(), "one")
+		value, found, err := a.Get(t.Context(), "one")
 		require.NoError(t, err)
 		assert.True(t, found)
 		assert.Equal(t, "the one", value)
 		assert.Equal(t, time.Second, time.Since(begin), "the cloud's own time")
-		_, found, err = a.get(t.Context(), "nobody")
+		_, found, err = a.Get(t.Context(), "nobody")
 		require.NoError(t, err)
 		assert.False(t, found)
 	})
@@ -55,14 +57,14 @@ func TestAQuestionThatComesAloneWaitsForNobody(t *testing.T) {
 func TestQuestionsThatComeTogetherShareACall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cloud := &answers{}
-		a := asker[string]{ask: cloud.ask, most: 40}
+		a := New(cloud.ask, 40)
 		var all sync.WaitGroup
-		all.Go(func() { _, _, _ = a.get(t.Context(), "first") })
+		all.Go(func() { _, _, _ = a.Get(t.Context(), "first") })
 		synctest.Wait()
 		for i := range 100 {
 			all.Go(func() {
 				key := fmt.Sprint("key ", i)
-				value, found, err := a.get(t.Context(), key)
+				value, found, err := a.Get(t.Context(), key)
 				if assert.NoError(t, err) {
 					assert.True(t, found)
 					assert.Equal(t, "the "+key, value)
@@ -81,12 +83,12 @@ func TestQuestionsThatComeTogetherShareACall(t *testing.T) {
 func TestAnAnswerIsNeverOlderThanItsQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cloud := &answers{}
-		a := asker[string]{ask: cloud.ask, most: 10}
+		a := New(cloud.ask, 10)
 		var all sync.WaitGroup
-		all.Go(func() { _, _, _ = a.get(t.Context(), "one") })
+		all.Go(func() { _, _, _ = a.Get(t.Context(), "one") })
 		time.Sleep(time.Second / 2) // the call is under way: what it sees may be old
 		begin := time.Now()
-		_, _, err := a.get(t.Context(), "one")
+		_, _, err := a.Get(t.Context(), "one")
 		require.NoError(t, err)
 		assert.Equal(t, 3*time.Second/2, time.Since(begin))
 		all.Wait()
@@ -96,17 +98,17 @@ func TestAnAnswerIsNeverOlderThanItsQuestion(t *testing.T) {
 func TestWhoLeavesDoesNotEndTheCallForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cloud := &answers{}
-		a := asker[string]{ask: cloud.ask, most: 10}
+		a := New(cloud.ask, 10)
 		var all sync.WaitGroup
-		all.Go(func() { _, _, _ = a.get(t.Context(), "first") })
+		all.Go(func() { _, _, _ = a.Get(t.Context(), "first") })
 		synctest.Wait()
 		ctx, cancel := context.WithCancel(t.Context())
 		all.Go(func() {
-			_, _, err := a.get(ctx, "two")
+			_, _, err := a.Get(ctx, "two")
 			assert.ErrorIs(t, err, context.Canceled)
 		})
 		all.Go(func() {
-			_, found, err := a.get(t.Context(), "three")
+			_, found, err := a.Get(t.Context(), "three")
 			if assert.NoError(t, err) {
 				assert.True(t, found)
 			}
@@ -116,13 +118,13 @@ func TestWhoLeavesDoesNotEndTheCallForOthers(t *testing.T) {
 		all.Wait()
 
 		// Nor does a question that nobody waits for any more spoil a later one.
-		all.Go(func() { _, _, _ = a.get(t.Context(), "first") })
+		all.Go(func() { _, _, _ = a.Get(t.Context(), "first") })
 		synctest.Wait()
 		gone, leave := context.WithTimeout(t.Context(), time.Millisecond)
 		defer leave()
-		_, _, err := a.get(gone, "left")
+		_, _, err := a.Get(gone, "left")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		_, found, err := a.get(t.Context(), "late")
+		_, found, err := a.Get(t.Context(), "late")
 		require.NoError(t, err)
 		assert.True(t, found)
 		all.Wait()
@@ -135,8 +137,8 @@ func TestWhoLeavesDoesNotEndTheCallForOthers(t *testing.T) {
 func TestAFailureIsEverybodys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cloud := &answers{err: errors.New("down")}
-		a := asker[string]{ask: cloud.ask, most: 10}
-		_, _, err := a.get(t.Context(), "one")
+		a := New(cloud.ask, 10)
+		_, _, err := a.Get(t.Context(), "one")
 		assert.ErrorContains(t, err, "down")
 	})
 }

@@ -1,4 +1,4 @@
-package aws
+package pace
 
 import (
 	"context"
@@ -13,15 +13,15 @@ import (
 
 func TestPaceIsInNobodysWayWithoutThrottling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pace{turn: make(chan struct{}, 1)}
+		p := New()
 		begin := time.Now()
 		var all sync.WaitGroup
 		for range 100 {
 			all.Go(func() {
-				done, err := p.wait(t.Context())
+				done, err := p.Wait(t.Context())
 				if assert.NoError(t, err) {
 					time.Sleep(time.Second) // all at once
-					done(false, 0)
+					done("", 0)
 				}
 			})
 		}
@@ -32,8 +32,8 @@ func TestPaceIsInNobodysWayWithoutThrottling(t *testing.T) {
 
 func TestAThrottledNodeAsksLikeOneHoweverManyItsVolumes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pace{turn: make(chan struct{}, 1)}
-		p.learn(0, true, 0)
+		p := New()
+		p.learn(0, "refused", 0)
 		var mu sync.Mutex
 		asking, asked := 0, 0
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -42,7 +42,7 @@ func TestAThrottledNodeAsksLikeOneHoweverManyItsVolumes(t *testing.T) {
 		for range 100 {
 			all.Go(func() {
 				for {
-					done, err := p.wait(ctx)
+					done, err := p.Wait(ctx)
 					if err != nil {
 						return
 					}
@@ -55,7 +55,7 @@ func TestAThrottledNodeAsksLikeOneHoweverManyItsVolumes(t *testing.T) {
 					mu.Lock()
 					asking--
 					mu.Unlock()
-					done(true, 0)
+					done("refused", 0)
 				}
 			})
 		}
@@ -67,17 +67,58 @@ func TestAThrottledNodeAsksLikeOneHoweverManyItsVolumes(t *testing.T) {
 
 func TestWhatTheCloudAsksForIsHeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pace{turn: make(chan struct{}, 1)}
-		p.learn(0, true, 30*time.Second)
+		p := New()
+		p.learn(0, "refused", 30*time.Second)
 		begin := time.Now()
-		done, err := p.wait(t.Context())
+		done, err := p.Wait(t.Context())
 		require.NoError(t, err)
 		assert.GreaterOrEqual(t, time.Since(begin), 30*time.Second)
 		assert.Less(t, time.Since(begin), 31*time.Second)
-		done(false, 0)
+		done("", 0)
 		begin = time.Now()
-		_, err = p.wait(t.Context())
+		_, err = p.Wait(t.Context())
 		require.NoError(t, err)
 		assert.Zero(t, time.Since(begin), "one success, and all is as before")
+	})
+}
+
+func TestRefusalsThatComeTogetherCountAsOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		var all sync.WaitGroup
+		for i := range 100 {
+			all.Go(func() {
+				done, err := p.Wait(t.Context())
+				if assert.NoError(t, err) {
+					time.Sleep(100*time.Millisecond + time.Duration(i)*time.Microsecond)
+					if i%2 == 0 {
+						done("refused", 3*time.Second) // half of them, who are asked to wait
+					} else {
+						done("", 0)
+					}
+				}
+			})
+		}
+		all.Wait()
+		begin := time.Now()
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, time.Since(begin), 3*time.Second, "a success from before does not make it forgotten")
+		assert.LessOrEqual(t, time.Since(begin), 3*time.Second+leastDelay)
+		done("", 0)
+
+		// Whoever has queued meanwhile is let go of at once, not one after the other's answer.
+		begin = time.Now()
+		for range 50 {
+			all.Go(func() {
+				done, err := p.Wait(t.Context())
+				if assert.NoError(t, err) {
+					time.Sleep(time.Second)
+					done("", 0)
+				}
+			})
+		}
+		all.Wait()
+		assert.Equal(t, time.Second, time.Since(begin))
 	})
 }

@@ -1,4 +1,5 @@
-package aws
+// Package batch answers many questions to a cloud with few calls.
+package batch
 
 import (
 	"context"
@@ -6,15 +7,21 @@ import (
 	"sync"
 )
 
-// asker answers many questions with few calls. A question that comes alone goes out at once; those that come while a call is
-// under way share the next one. So no answer is older than its question, and nobody waits for company.
-type asker[T any] struct {
+// Asker puts questions that come together into one call. A question that comes alone goes out at once; those that come while
+// a call is under way share the next one. So no answer is older than its question, and nobody waits for company.
+type Asker[T any] struct {
 	ask  func(ctx context.Context, keys []string) (map[string]T, error)
 	most int // keys in one call
 
 	mu    sync.Mutex
 	busy  bool
 	queue []*batch[T]
+}
+
+// New makes an Asker that asks with that function, for most keys at a time. What the function does not return of a key is not
+// there. Its ctx ends when nobody waits for the answer any more; it is called by one goroutine at a time, with each key once.
+func New[T any](ask func(ctx context.Context, keys []string) (map[string]T, error), most int) *Asker[T] {
+	return &Asker[T]{ask: ask, most: most}
 }
 
 // batch is one call and those who wait for it.
@@ -29,8 +36,9 @@ type batch[T any] struct {
 	err   error
 }
 
-// get returns what is found under the key.
-func (a *asker[T]) get(ctx context.Context, key string) (value T, found bool, err error) {
+// Get returns what is found under the key. An error of a call is that of all who wait for it; a caller whose ctx ends gets
+// ctx.Err() at once, and the call goes on for the others.
+func (a *Asker[T]) Get(ctx context.Context, key string) (value T, found bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return value, false, err
 	}
@@ -46,7 +54,7 @@ func (a *asker[T]) get(ctx context.Context, key string) (value T, found bool, er
 }
 
 // join puts the key into the next batch that has room, and sees to it that batches are carried out.
-func (a *asker[T]) join(key string) *batch[T] {
+func (a *Asker[T]) join(key string) *batch[T] {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var b *batch[T]
@@ -66,7 +74,7 @@ func (a *asker[T]) join(key string) *batch[T] {
 	return b
 }
 
-func (a *asker[T]) leave(b *batch[T]) {
+func (a *Asker[T]) leave(b *batch[T]) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if b.waiting--; b.waiting == 0 {
@@ -76,7 +84,7 @@ func (a *asker[T]) leave(b *batch[T]) {
 }
 
 // work carries out batches, one after another, until there is none.
-func (a *asker[T]) work() {
+func (a *Asker[T]) work() {
 	for {
 		a.mu.Lock()
 		if len(a.queue) == 0 {

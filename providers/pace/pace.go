@@ -1,0 +1,135 @@
+// Package pace keeps a process, and a fleet of them, from asking a cloud more than it bears.
+package pace
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// Pace spaces the requests of this process against one limit of a cloud. As long as the limit is not met it is in nobody's
+// way. After that one caller at a time tries, not before the cloud wants it and after a pause that doubles with each refusal
+// and halves with each success: so however many volumes a node wants, it asks like one, and a fleet of nodes takes all that
+// the limit gives and little more.
+type Pace struct {
+	turn chan struct{} // held by the caller that tries
+
+	mu    sync.Mutex
+	delay time.Duration // 0: not throttled
+	until time.Time     // when the cloud wants to be asked again
+	met   int           // how often the delay has grown
+	why   string        // the cloud's last word on it
+}
+
+const (
+	leastDelay = 250 * time.Millisecond
+	mostDelay  = 8 * time.Second
+)
+
+// New makes a Pace that nothing is known of yet.
+func New() *Pace { return &Pace{turn: make(chan struct{}, 1)} }
+
+// Wait returns when a request may be sent, or ctx.Err(). The caller sends it and then calls done, in any case and once: with
+// what the cloud said if it refused because it was asked too much, and with how long from now it wants to be left alone. Such
+// a time without a refusal says that this was the last request for now.
+func (p *Pace) Wait(ctx context.Context) (done func(refusal string, after time.Duration), err error) {
+	delay, _, met := p.state()
+	if delay == 0 {
+		return func(refusal string, after time.Duration) { p.learn(met, refusal, after) }, ctx.Err()
+	}
+	select {
+	case p.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	delay, until, met := p.state()
+	if delay == 0 {
+		<-p.turn // it is over: nobody waits for another's answer
+		return func(refusal string, after time.Duration) { p.learn(met, refusal, after) }, ctx.Err()
+	}
+	if err := Pause(ctx, max(time.Until(until), 0)+Jitter(delay)); err != nil {
+		<-p.turn
+		return nil, err
+	}
+	return func(refusal string, after time.Duration) {
+		p.learn(met, refusal, after)
+		<-p.turn
+	}, nil
+}
+
+// Why is the cloud's last refusal, empty while it does not throttle.
+func (p *Pace) Why() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.delay == 0 {
+		return ""
+	}
+	return p.why
+}
+
+func (p *Pace) state() (delay time.Duration, until time.Time, met int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.delay, p.until, p.met
+}
+
+// learn takes an outcome of a request that was sent when the limit had been met so many times. Those that were on their way
+// together when it was count as one, and the success of one from before says nothing.
+func (p *Pace) learn(sent int, refusal string, after time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	until := time.Now().Add(after)
+	if refusal != "" {
+		p.why = refusal
+	}
+	switch {
+	case sent != p.met:
+		if after > 0 && until.After(p.until) {
+			p.until = until
+		}
+	case refusal != "":
+		p.until = until
+		p.delay = min(max(2*p.delay, leastDelay), mostDelay)
+		p.met++
+	case after > 0:
+		p.until = until
+		if p.delay == 0 {
+			p.why = "its limit is used up"
+			p.met++
+		}
+		p.delay = max(p.delay/2, leastDelay)
+	case p.delay > leastDelay:
+		p.until = time.Time{}
+		p.delay /= 2
+	default:
+		p.until, p.delay = time.Time{}, 0
+	}
+}
+
+// Jitter is between half of d and d, so that nodes do not ask in step.
+func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
+
+// Pause waits, or returns ctx.Err() as soon as ctx ends.
+func Pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Backoff spaces the questions about something that a cloud has to finish: 250 ms at first, doubling up to Most, with jitter.
+type Backoff struct {
+	Most time.Duration
+	last time.Duration
+}
+
+// Wait waits once more, or returns ctx.Err() as soon as ctx ends.
+func (b *Backoff) Wait(ctx context.Context) error {
+	b.last = min(max(2*b.last, leastDelay), b.Most)
+	return Pause(ctx, Jitter(b.last))
+}

@@ -1,0 +1,204 @@
+package rest
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-retryablehttp"
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/quote"
+)
+
+var (
+	errSlow    = fmt.Errorf("no answer within %s", attemptTimeout)
+	errTooLong = errors.New("the answer has no end")
+)
+
+// repeater is the Client as the transport of its HTTP.
+type repeater struct{ *Client }
+
+// RoundTrip sends a request as often as it takes and may be.
+func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
+	req := &retryablehttp.Request{Request: r.Clone(r.Context())}
+	if r.Body != nil && r.Body != http.NoBody {
+		body, err := io.ReadAll(r.Body)
+		r.Body.Close() //nolint:errcheck // it has been read
+		if err != nil {
+			return nil, err
+		}
+		if req.Body = http.NoBody; len(body) > 0 {
+			if err := req.SetBody(body); err != nil {
+				return nil, err
+			}
+		}
+	}
+	repeatable, sent := c.repeatable(r), 0
+	repeating := retryablehttp.Client{
+		HTTPClient: &http.Client{Transport: sender(c), CheckRedirect: asItIs},
+		RetryMax:   attempts - 1,
+		CheckRetry: func(ctx context.Context, answer *http.Response, err error) (bool, error) {
+			sent++
+			return again(ctx, answer, err, repeatable), nil
+		},
+		Backoff:      backoff,
+		ErrorHandler: retryablehttp.PassthroughErrorHandler,
+	}
+	begin := time.Now()
+	answer, err := repeating.Do(req)
+	if wrapped, is := err.(*url.Error); is { //nolint:errorlint // the inner client's own, the outer one makes another
+		err = wrapped.Err
+	}
+	c.log(r, answer, err, time.Since(begin), sent-1)
+	return answer, err
+}
+
+func (c repeater) repeatable(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, "":
+		return true
+	}
+	return c.cfg.Repeatable != nil && c.cfg.Repeatable(r)
+}
+
+// again tells whether a request is worth sending again, and may be.
+func again(ctx context.Context, answer *http.Response, err error, repeatable bool) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	if err != nil {
+		var untrusted *tls.CertificateVerificationError
+		var token *tokenError
+		if errors.As(err, &untrusted) || errors.As(err, &token) || errors.Is(err, errTooLong) || errors.Is(err, providers.ErrBusy) {
+			return false // it will be so the next time
+		}
+		var way *net.OpError // to the cloud, or to the proxy: the request has not been sent
+		return repeatable || errors.As(err, &way) && (way.Op == "dial" || way.Op == "proxyconnect")
+	}
+	passing := answer.StatusCode == http.StatusRequestTimeout ||
+		answer.StatusCode >= http.StatusInternalServerError && answer.StatusCode != http.StatusNotImplemented
+	if end, bounded := ctx.Deadline(); bounded && time.Until(end) < retryAfter(answer) {
+		return false // the caller had better have this answer than none
+	}
+	return passing && repeatable
+}
+
+// backoff is the pause after a failure: up to 500 ms at first, doubling, and no less than the cloud asks for.
+func backoff(_, _ time.Duration, failed int, answer *http.Response) time.Duration {
+	pause := rand.N(500 * time.Millisecond << failed)
+	if answer != nil {
+		pause += retryAfter(answer)
+	}
+	return pause
+}
+
+// sender is the Client as what sends a request once, and again only while the cloud is asked too much.
+type sender struct{ *Client }
+
+func (c sender) RoundTrip(r *http.Request) (*http.Response, error) {
+	for {
+		done, err := c.pace.Wait(r.Context())
+		if err != nil {
+			if why := c.pace.Why(); why != "" {
+				err = c.throttled(why, err)
+			}
+			return nil, err
+		}
+		answer, err := c.send(r)
+		if err != nil {
+			done("", 0)
+			return nil, err
+		}
+		refused := answer.StatusCode == http.StatusTooManyRequests
+		refusal := ""
+		if refused {
+			refusal = "status 429"
+		}
+		done(refusal, c.silence(answer))
+		if !refused {
+			return answer, nil
+		}
+		if r.GetBody != nil {
+			r = r.Clone(r.Context())
+			if r.Body, err = r.GetBody(); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// send sends a request once, and reads its answer.
+func (c sender) send(r *http.Request) (*http.Response, error) {
+	caller := r.Context()
+	ctx, cancel := context.WithTimeout(caller, attemptTimeout)
+	defer cancel()
+	r = r.Clone(ctx)
+	if c.cfg.Token != nil {
+		token, err := c.cfg.Token.Value()
+		if err != nil {
+			return nil, err
+		}
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	answer, err := c.cfg.Transport.RoundTrip(r)
+	if err == nil {
+		err = readWhole(answer)
+	}
+	if err != nil && ctx.Err() != nil && caller.Err() == nil {
+		err = errSlow
+	}
+	if err != nil {
+		return nil, err
+	}
+	return answer, nil
+}
+
+// readWhole puts an answer's body into memory, so that one that breaks off is a failure of this attempt.
+func readWhole(answer *http.Response) error {
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
+	if err != nil {
+		return err
+	}
+	if len(body) > maxAnswer {
+		return errTooLong
+	}
+	answer.Body = io.NopCloser(bytes.NewReader(body))
+	return nil
+}
+
+// log writes what became of a request, without its query, its headers and its body.
+func (c *Client) log(r *http.Request, answer *http.Response, err error, took time.Duration, retries int) {
+	if c.cfg.Log == nil {
+		return
+	}
+	secrets := c.secrets()
+	for _, name := range []string{"Authorization", "X-Auth-Token", "X-Subject-Token"} {
+		secrets = append(secrets, strings.TrimPrefix(r.Header.Get(name), "Bearer "))
+		if answer != nil {
+			secrets = append(secrets, answer.Header.Get(name))
+		}
+	}
+	line := c.cfg.Log.WithFields(logrus.Fields{
+		"method": r.Method, "path": quote.Clean(r.URL.EscapedPath(), nil, secrets...),
+		"took": took.Round(time.Millisecond), "retries": retries,
+	})
+	if answer != nil {
+		line = line.WithField("status", answer.StatusCode)
+	}
+	if err != nil {
+		line = line.WithField("error", quote.Clean(quote.Cause(err), nil, secrets...))
+	}
+	line.Debug("Asked " + c.cfg.Cloud)
+}

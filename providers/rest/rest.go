@@ -1,0 +1,89 @@
+// Package rest is how blockvol talks to clouds whose API is JSON over HTTP: one policy of repeating, pacing and logging,
+// below whatever SDK makes the requests.
+//
+// A request is repeated after a failure that may be gone the next time, and only if it does no harm twice or certainly had no
+// effect. Being asked to slow down is no failure: it is waited out as long as the caller waits, by one caller at a time. So
+// SDKs are to be told not to repeat anything themselves. The last answer is theirs to read, whatever it is.
+package rest
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/quote"
+)
+
+// Config is a cloud, and how it is reached.
+type Config struct {
+	Cloud     string             // for people: "DigitalOcean"
+	Endpoint  string             // the setting that names the API's URL, to be checked when there is no answer; may be empty
+	Token     *Token             // sent as "Authorization: Bearer …"; nil if the SDK signs by itself
+	Secrets   func() []string    // what else no text may show, such as what the SDK signs with; may be nil
+	Transport http.RoundTripper  // below it all; nil is a clone of http.DefaultTransport
+	Log       logrus.FieldLogger // for one line at debug level for each request; nil for none
+
+	// Repeatable tells of a request that may be carried out twice although its method does not say so; nil for none.
+	Repeatable func(*http.Request) bool
+
+	// Refills is a cloud whose limit grows again bit by bit, and whose RateLimit-Reset is when it is whole (Hetzner).
+	// Otherwise it is when there will be a next request.
+	Refills bool
+}
+
+const (
+	// attempts is how often a request is sent whose answer did not come or was an error of the server's.
+	attempts = 3
+	// attemptTimeout bounds one request, its answer's last byte included. One that hangs is better sent again.
+	attemptTimeout = 20 * time.Second
+	// maxAnswer is how much of an answer is read, in bytes: more than any page of a list has.
+	maxAnswer = 16 << 20
+)
+
+// Client is a cloud as this process reaches it. All that one account is asked belongs through one Client, since its limit is
+// one.
+type Client struct {
+	// HTTP is for the SDK. What it returns has been read whole, and it follows no redirect. An error of its is for
+	// Unanswered to explain.
+	HTTP *http.Client
+
+	cfg  Config
+	pace *pace.Pace
+}
+
+// New makes a Client. It calls nobody.
+func New(cfg Config) *Client {
+	if cfg.Transport == nil {
+		cfg.Transport = transport()
+	}
+	c := &Client{cfg: cfg, pace: pace.New()}
+	c.HTTP = &http.Client{Transport: repeater{c}, CheckRedirect: asItIs}
+	return c
+}
+
+// transport is the default one, which notices that a connection shared by many requests is dead.
+func transport() http.RoundTripper {
+	t, is := http.DefaultTransport.(*http.Transport)
+	if !is {
+		return http.DefaultTransport
+	}
+	t = t.Clone()
+	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: attemptTimeout / 4, PingTimeout: attemptTimeout / 4}
+	return t
+}
+
+// asItIs follows no redirect: it could lead a token elsewhere.
+func asItIs(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// Clean makes a text from outside fit for errors and logs: one line of bounded length without the token and the other secrets.
+func (c *Client) Clean(text string) string { return quote.Clean(text, nil, c.secrets()...) }
+
+func (c *Client) secrets() []string {
+	secrets := c.cfg.Token.seen()
+	if c.cfg.Secrets != nil {
+		secrets = append(secrets, c.cfg.Secrets()...)
+	}
+	return secrets
+}

@@ -1,0 +1,73 @@
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/quote"
+)
+
+// Unanswered explains an error of HTTP, or of the SDK above it, that is no answer of the cloud's: none came in the caller's
+// time, or one that cannot be read. The action says what was sent, as a noun: "the request to attach volume 12". The result
+// matches what err does, or ctx.Err() if ctx is over.
+// Errors: providers.ErrBusy if the cloud throttles; one without a sentinel if ctx is over or there is no token; else
+// providers.ErrUnavailable.
+func (c *Client) Unanswered(ctx context.Context, action string, err error) error {
+	// SDKs may keep of an error no more than its text, so what is known here is not asked of it.
+	if c.cfg.Token != nil {
+		if _, none := c.cfg.Token.Value(); none != nil {
+			return fmt.Errorf("%s cannot be sent %s: %w", c.cfg.Cloud, action, none)
+		}
+	}
+	var busy *throttledError
+	if errors.As(err, &busy) {
+		return busy
+	}
+	if over := ctx.Err(); over != nil {
+		if why := c.pace.Why(); why != "" {
+			return c.throttled(why, over)
+		}
+		return fmt.Errorf("%s has not answered %s: %w", c.cfg.Cloud, action, over)
+	}
+	cause := quote.Error(c.Clean(quote.Cause(err)), err)
+	where := "the network"
+	if c.cfg.Endpoint != "" {
+		where += ", " + c.cfg.Endpoint
+	}
+	var (
+		way      *url.Error
+		network  net.Error
+		syntax   *json.SyntaxError
+		kind     *json.UnmarshalTypeError
+		format   = "%w: %s has given no answer to %s that can be used (%w): check %s and any proxy on the way"
+		unread   = errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.ErrUnexpectedEOF)
+		unspoken = errors.As(err, &way) || errors.As(err, &network)
+	)
+	switch {
+	case errors.Is(err, errTooLong):
+	case unspoken:
+		format = "%w: %s does not answer %s (%w): check %s and any proxy on the way"
+	case unread:
+		format = "%w: the answer of %s to %s is not its own, or is cut short (%w): check %s and any proxy on the way"
+	}
+	return fmt.Errorf(format, providers.ErrUnavailable, c.cfg.Cloud, action, cause, where)
+}
+
+// throttledError is providers.ErrBusy for a caller whose time was over before the cloud took its request.
+type throttledError struct {
+	text string
+	over error // why the caller's time was over
+}
+
+func (c *Client) throttled(why string, over error) error {
+	return &throttledError{fmt.Sprintf("%v: %s takes no more requests from this account for now (%s), and the call's time is over: %v", providers.ErrBusy, c.cfg.Cloud, why, over), over}
+}
+
+func (e *throttledError) Error() string   { return e.text }
+func (e *throttledError) Unwrap() []error { return []error{providers.ErrBusy, e.over} }
