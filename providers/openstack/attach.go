@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/volumeattach"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
 )
 
@@ -68,17 +70,27 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 	} else if err != nil {
 		return err
 	}
-	err = p.change(ctx, node, func(ctx context.Context) error {
-		_, err := call(ctx, p, fmt.Sprintf("to detach volume %s from server %s", id, node), func(ctx context.Context, s *session) (done, error) {
-			return done{}, volumeattach.Delete(ctx, s.compute, node, id).ExtractErr()
+	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+		err = p.change(ctx, node, func(ctx context.Context) error {
+			_, err := call(ctx, p, fmt.Sprintf("to detach volume %s from server %s", id, node), func(ctx context.Context, s *session) (done, error) {
+				return done{}, volumeattach.Delete(ctx, s.compute, node, id).ExtractErr()
+			})
+			return err
 		})
-		return err
-	})
-	if refused(err, http.StatusBadRequest, http.StatusNotFound) {
-		return p.whyNotDetached(ctx, id, node, err)
+		if refused(err, http.StatusBadRequest, http.StatusNotFound) {
+			err = p.whyNotDetached(ctx, id, node, err)
+		}
+		if !errors.Is(err, errArriving) {
+			return err
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w", err, over)
+		}
 	}
-	return err
 }
+
+// errArriving says that a volume is still on its way to the server, which Nova lets it finish.
+var errArriving = fmt.Errorf("%w: the volume is still on its way to the server", providers.ErrBusy)
 
 // whyNotDetached finds out whether a refusal means that there is nothing to detach.
 func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal error) error {
@@ -94,7 +106,11 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 		return err
 	case held.State == providers.Detached, held.Node != node && held.Node != "", held.State == providers.Detaching:
 		return nil
-	case held.State == providers.Attaching, held.Node == "":
+	case held.Node == "" && refused(refusal, http.StatusNotFound): // an old Cinder does not say which has it; Nova says that this one has not
+		return nil
+	case held.State == providers.Attaching:
+		return fmt.Errorf("%w: volume %s is %q: %w", errArriving, id, quote.Clip(v.Status), refusal)
+	case refused(refusal, http.StatusBadRequest), held.Node == "": // it has just arrived, or is being changed
 		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
 	case refused(refusal, http.StatusNotFound):
 		return fmt.Errorf("Cinder shows volume %s as attached to server %s, and Nova knows nothing of that: it takes an administrator of the cloud to end it (cinder reset-state --attach-status detached): %w", id, node, plain(refusal)) //nolint:staticcheck // a name

@@ -100,10 +100,11 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) (volumes.Vol
 	case err != nil:
 		return volumes.Volume{}, err
 	case all.settled.ID != "":
+		_ = p.withdraw(ctx, all.mine...) // of a Create that ended before it was done; if it fails, the next one tries again
 		return p.awaitAvailable(ctx, all.settled, nil)
 	}
 	switch {
-	case len(all.mine) > 0: // of a Create that ended before it was settled
+	case len(all.mine) > 0: // of such a Create, too
 	case len(all.others) > 0:
 		return volumes.Volume{}, fmt.Errorf("%w: %s", errLost, all.others[0].ID)
 	default:
@@ -307,7 +308,7 @@ func (p *Provider) withdraw(ctx context.Context, candidates ...volumes.Volume) e
 	return nil
 }
 
-// remove deletes a volume, once it is made.
+// remove deletes a candidate, once it is made.
 func (p *Provider) remove(ctx context.Context, id string) error {
 	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
 		err := p.destroy(ctx, id)
@@ -318,7 +319,7 @@ func (p *Provider) remove(ctx context.Context, id string) error {
 			return nil
 		} else if gone != nil {
 			return gone
-		} else if v.Status != "creating" && v.Status != "downloading" {
+		} else if !slices.Contains([]string{"creating", "downloading", "available", "error"}, v.Status) {
 			return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, v.Status, err)
 		}
 		if err := retry.Wait(ctx); err != nil {

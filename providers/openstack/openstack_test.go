@@ -20,7 +20,7 @@ import (
 )
 
 // quick are times for a cloud whose reads do not lag, and a test that does not wait.
-var quick = times{lag: 2 * time.Millisecond, life: 2 * time.Second, patience: 3 * time.Second, ancient: time.Hour}
+var quick = times{lag: 2 * time.Millisecond, life: time.Second, patience: 3 * time.Second / 2, ancient: time.Hour}
 
 // rig is a simulated OpenStack behind a socket, and servers with a metadata service each.
 type rig struct {

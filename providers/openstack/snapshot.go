@@ -19,7 +19,7 @@ import (
 // snapshotsOf lists the snapshots of a volume.
 func (p *Provider) snapshotsOf(ctx context.Context, id string) ([]snapshots.Snapshot, error) {
 	all, _, err := paged(ctx, p, "the request for the snapshots of volume "+id, fmt.Sprintf("limit=%d&volume_id=%s", perPage, id), func(s *session, query listOptions) pagination.Pager {
-		return snapshots.List(s.volume, query)
+		return snapshots.ListDetail(s.volume, query)
 	}, func(page pagination.Page) (some []snapshots.Snapshot, last string, header http.Header, err error) {
 		some, err = snapshots.ExtractSnapshots(page)
 		if len(some) > 0 {

@@ -99,7 +99,7 @@ func New(cfg Config) *Front {
 		"POST /volume/v3/{project}/volumes/{id}/metadata":         f.addMetadata,
 		"DELETE /volume/v3/{project}/volumes/{id}/metadata/{key}": f.dropMetadata,
 		"GET /volume/v3/{project}/attachments/detail":             f.listAttachments,
-		"GET /volume/v3/{project}/snapshots":                      f.listSnapshots,
+		"GET /volume/v3/{project}/snapshots/detail":               f.listSnapshots,
 		"POST /volume/v3/{project}/snapshots":                     f.createSnapshot,
 		"GET /volume/v3/{project}/snapshots/{id}":                 f.showSnapshot,
 		"DELETE /volume/v3/{project}/snapshots/{id}":              f.deleteSnapshot,

@@ -201,7 +201,7 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 	if err := errors.Join(checkMetadata(in.Metadata), checkText(in.Name), checkText(in.Text)); err != nil {
 		return rest.Answer{}, err
 	}
-	spec := cloud.VolumeSpec{SnapshotID: in.SnapshotID, Tags: maps.Clone(in.Metadata), Doomed: f.cfg.Unmakeable != nil && f.cfg.Unmakeable(in.Name)}
+	spec := cloud.VolumeSpec{SnapshotID: in.SnapshotID, Tags: maps.Clone(in.Metadata), Doomed: f.cfg.Unmakeable != nil && f.cfg.Unmakeable(in.Name), Stays: true}
 	if spec.Tags == nil {
 		spec.Tags = map[string]string{}
 	}
