@@ -48,13 +48,19 @@ func (p *Provider) end(s *session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.connected == s {
-		p.connected = nil
+		p.connected, p.spent = nil, s.token
 	}
 }
 
 // login asks Keystone for a token. Whether that has expired only the services tell, by refusing it: this node's clock may be
 // wrong.
 func (p *Provider) login(ctx context.Context, _ []string) (map[string]*session, error) {
+	p.mu.Lock()
+	s := p.connected
+	p.mu.Unlock()
+	if s != nil { // another has got it while this one waited
+		return map[string]*session{"": s}, nil
+	}
 	secret, err := p.cfg.Secret.Value()
 	if err != nil {
 		return nil, err
@@ -84,7 +90,7 @@ func (p *Provider) login(ctx context.Context, _ []string) (map[string]*session, 
 		return nil, p.way.Unanswered(ctx, action, err)
 	}
 	client.TokenID = token
-	s := &session{token: token}
+	s = &session{token: token}
 	if s.volume, err = p.service(client, catalogue, "Cinder", "block-storage", "volumev3", "block-store", "volume"); err != nil {
 		return nil, err
 	}
@@ -93,9 +99,6 @@ func (p *Provider) login(ctx context.Context, _ []string) (map[string]*session, 
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.connected != nil {
-		p.spent = p.connected.token
-	}
 	p.connected = s
 	return map[string]*session{"": s}, nil
 }

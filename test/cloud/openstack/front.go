@@ -54,7 +54,8 @@ type Front struct {
 	mu       sync.Mutex
 	tokens   map[string]token
 	issued   int
-	revoked  map[string]bool   // instances whose credentials are no more
+	revoked  map[string]bool // instances whose credentials are no more
+	page     int
 	statuses map[string]status // what Nova says of a server besides what package cloud knows
 }
 
@@ -84,7 +85,7 @@ func New(cfg Config) *Front {
 	if cfg.Gigabytes == 0 {
 		cfg.Gigabytes = 1000
 	}
-	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, revoked: map[string]bool{}, statuses: map[string]status{}}
+	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, revoked: map[string]bool{}, statuses: map[string]status{}, page: 1000}
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: translate, Headers: func(h http.Header, _ string) {
 		h.Set("X-Openstack-Request-Id", "req-00000000-0000-4000-8000-000000000000")
 		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))

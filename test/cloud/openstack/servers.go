@@ -168,7 +168,7 @@ func (f *Front) listAttachments(r *rest.Request) (rest.Answer, error) {
 	}
 	volume := r.HTTP.URL.Query().Get("volume_id")
 	all := slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool { return len(v.Attachments) == 0 || volume != "" && v.ID != volume })
-	return page(r, "attachments", all, func(v cloud.Volume) string { return attachmentID(v.ID, v.Attachments[0]) }, func(v cloud.Volume) map[string]any {
+	return page(f, r, "attachments", all, func(v cloud.Volume) string { return attachmentID(v.ID, v.Attachments[0]) }, func(v cloud.Volume) map[string]any {
 		a := v.Attachments[0]
 		word := "attached"
 		if a.State == cloud.Attaching {

@@ -29,7 +29,7 @@ func (f *Front) listSnapshots(r *rest.Request) (rest.Answer, error) {
 		return volume != "" && s.VolumeID != volume || !bears(s.Tags, wanted)
 	})
 	slices.Reverse(all)
-	return page(r, "snapshots", all, func(s cloud.Snapshot) string { return s.ID }, viewSnapshot, "volume_id", "metadata")
+	return page(f, r, "snapshots", all, func(s cloud.Snapshot) string { return s.ID }, viewSnapshot, "volume_id", "metadata")
 }
 
 func noSnapshot(id string) error { return missing("Snapshot %s could not be found.", id) }

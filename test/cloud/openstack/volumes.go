@@ -107,24 +107,31 @@ func (f *Front) showVolume(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"volume": f.viewVolume(r, v)}}, nil
 }
 
-// maxPage is how many of a list Cinder gives at once, however many are asked for (osapi_max_limit).
-const maxPage = 1000
+// SetPage changes how many of a list Cinder gives at once, however many are asked for (osapi_max_limit); it is 1000 at first.
+func (f *Front) SetPage(most int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.page = most
+}
 
 // page cuts a list: the answer's key is kind, of which a page that is full has a successor.
-func page[T any](r *rest.Request, kind string, all []T, id func(T) string, view func(T) map[string]any, filters ...string) (rest.Answer, error) {
+func page[T any](f *Front, r *rest.Request, kind string, all []T, id func(T) string, view func(T) map[string]any, filters ...string) (rest.Answer, error) {
 	query := r.HTTP.URL.Query()
 	for name := range query {
 		if !slices.Contains(append(filters, "limit", "marker"), name) {
 			return rest.Answer{}, bad("Invalid filters %s are found in query options.", name)
 		}
 	}
-	limit := maxPage
+	f.mu.Lock()
+	most := f.page
+	f.mu.Unlock()
+	limit := most
 	if text := query.Get("limit"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 {
 			return rest.Answer{}, bad("limit param must be an integer")
 		}
-		limit = min(n, maxPage)
+		limit = min(n, most)
 	}
 	if marker := query.Get("marker"); marker != "" {
 		at := slices.IndexFunc(all, func(one T) bool { return id(one) == marker })
@@ -156,7 +163,7 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 	}
 	all := slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool { return v.State == cloud.Deleted || !bears(v.Tags, wanted) })
 	slices.Reverse(all) // the newest first
-	return page(r, "volumes", all, func(v cloud.Volume) string { return v.ID }, func(v cloud.Volume) map[string]any { return f.viewVolume(r, v) }, "metadata")
+	return page(f, r, "volumes", all, func(v cloud.Volume) string { return v.ID }, func(v cloud.Volume) map[string]any { return f.viewVolume(r, v) }, "metadata")
 }
 
 var metadataKey = regexp.MustCompile(`^[a-zA-Z0-9_:. -]{1,255}$`)
