@@ -122,7 +122,7 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 func plain(err error) error {
 	var r *refusal
 	if errors.As(err, &r) {
-		return fmt.Errorf("%s says: %s", cloudName, quote.Clip(r.message)) //nolint:staticcheck // a name
+		return fmt.Errorf("%s says: %s", cloudName, quote.Clip(r.message))
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package openstack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -240,10 +241,14 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Vol
 		waits := !claimed && slices.ContainsFunc(all.others, func(v volumes.Volume) bool { return v.Metadata[keyState] == stateClaimed })
 		switch {
 		case p.isWithdrawn(mine.ID), all.settled.ID != "", lower && !waits, !time.Now().Before(end):
-			if err := p.withdraw(ctx, mine); err != nil {
-				return volumes.Volume{}, err
+			err := p.withdraw(ctx, mine)
+			if errors.Is(err, errInDoubt) {
+				if err := retry.Wait(ctx); err != nil {
+					return volumes.Volume{}, err
+				}
+				continue
 			}
-			return volumes.Volume{}, errLost
+			return volumes.Volume{}, cmp.Or(err, errLost)
 		case broken(mine) != nil:
 			return volumes.Volume{}, p.giveUp(ctx, mine)
 		case waits:
@@ -251,12 +256,14 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Vol
 				return volumes.Volume{}, err
 			}
 		case !claimed:
-			if err := p.advance(ctx, mine.ID, stateClaimed, end); err != nil {
+			if err := p.advance(ctx, mine.ID, stateClaimed, end); err != nil && !errors.Is(err, errLate) {
 				return volumes.Volume{}, err
 			}
-			claimed = true
+			claimed = true // if there was no time for it, it will be withdrawn
 		default:
-			if err := p.advance(ctx, mine.ID, stateSettled, end); err != nil {
+			if err := p.advance(ctx, mine.ID, stateSettled, end); errors.Is(err, errLate) {
+				continue
+			} else if err != nil {
 				return volumes.Volume{}, err
 			}
 			mine.Metadata[keyState] = stateSettled
@@ -265,16 +272,30 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Vol
 	}
 }
 
-// advance writes the state of a candidate of this process, before its end or not at all.
+// advance writes the state of a candidate of this process, before its end or not at all; with errLate there was no time for it.
 func (p *Provider) advance(ctx context.Context, id, state string, end time.Time) error {
-	ctx, cancel := context.WithDeadline(ctx, end)
+	timely, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	err := p.write(ctx, id, map[string]string{keyState: state})
-	if refused(err, http.StatusNotFound) {
+	err := p.write(timely, id, map[string]string{keyState: state})
+	var answer *refusal
+	if state == stateSettled && err != nil && (!errors.As(err, &answer) || answer.status >= http.StatusInternalServerError) {
+		p.mu.Lock()
+		p.doubts[id] = time.Now()
+		p.mu.Unlock()
+	}
+	switch {
+	case refused(err, http.StatusNotFound):
 		return errLost
+	case err != nil && timely.Err() != nil && ctx.Err() == nil:
+		return errLate
 	}
 	return err
 }
+
+var (
+	errLate    = errors.New("the candidate's time is over")
+	errInDoubt = fmt.Errorf("%w: the request that makes it the volume of its name was not answered, and may still be carried out", providers.ErrBusy)
+)
 
 // report tells the operator of orphans, once for each.
 func (p *Provider) report(name string, orphans []volumes.Volume) {
@@ -295,12 +316,20 @@ func (p *Provider) isWithdrawn(id string) bool {
 	return p.withdrawn[id]
 }
 
-// withdraw deletes candidates of this process. They are never settled from then on.
+// withdraw deletes candidates of this process. They are never settled from then on. It is errInDoubt for one that may be so by
+// a request on its way.
 func (p *Provider) withdraw(ctx context.Context, candidates ...volumes.Volume) error {
 	for _, v := range candidates {
 		p.mu.Lock()
-		p.withdrawn[v.ID] = true
+		asked, doubtful := p.doubts[v.ID]
+		doubtful = doubtful && time.Since(asked) < p.times.patience-p.times.life && v.Metadata[keyState] != stateSettled
+		if !doubtful {
+			p.withdrawn[v.ID] = true
+		}
 		p.mu.Unlock()
+		if doubtful {
+			return fmt.Errorf("volume %s: %w", v.ID, errInDoubt)
+		}
 		if err := p.remove(ctx, v.ID); err != nil {
 			return err
 		}

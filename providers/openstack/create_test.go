@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"strings"
@@ -306,4 +307,37 @@ func TestADeleteAmidCreatesEndsWithOneVolumeOrNone(t *testing.T) {
 			assert.Equal(t, len(w.bear("db", stateSettled)), w.volumes(), "no orphan")
 		})
 	})
+}
+
+// A request to settle that was given up may still be carried out: until that is certain, its maker deletes nothing.
+func TestWhatMayBecomeTheVolumeIsNotDeleted(t *testing.T) {
+	for _, late := range []time.Duration{20 * time.Second, 10 * time.Minute} {
+		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+			server := w.node()
+			link := &way{RoundTripper: w.front.Transport(server)}
+			p := w.onBy(server, link)
+			var first atomic.Bool
+			link.do(func(r *http.Request, body string) (*http.Response, error) {
+				if !strings.Contains(body, stateSettled) {
+					return nil, nil
+				}
+				if first.CompareAndSwap(false, true) { // it hangs in the cloud, and is carried out when nobody waits for it
+					again := r.Clone(context.Background())
+					time.AfterFunc(usual.life+late, func() {
+						again.Body = io.NopCloser(strings.NewReader(body))
+						if answer, err := link.RoundTripper.RoundTrip(again); err == nil {
+							answer.Body.Close() //nolint:errcheck // it is in memory
+						}
+					})
+				}
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			})
+			time.AfterFunc(usual.life+time.Second, func() { link.do(nil) })
+			v := w.create(p, "db")
+			time.Sleep(20 * time.Minute)
+			assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, 1, w.volumes())
+		})
+	}
 }

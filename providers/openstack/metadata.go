@@ -181,7 +181,7 @@ func checkTags(tags map[string]string) error {
 		case strings.HasPrefix(strings.ToLower(key), prefix):
 			return fmt.Errorf("%w: tag %q: keys that begin with %s are not for operators: choose another", providers.ErrInvalid, key, prefix)
 		case !tagKey.MatchString(key):
-			return fmt.Errorf("%w: the key of tag %q: Cinder's have 1 to 255 letters, digits, blanks and any of -_:.", providers.ErrInvalid, key)
+			return fmt.Errorf("%w: the key of tag %q: Cinder's have 1 to 255 letters, digits, blanks, or any of - _ : and the full stop", providers.ErrInvalid, key)
 		case utf8.RuneCountInString(value) > 255 || !utf8.ValidString(value):
 			return fmt.Errorf("%w: the value of tag %q: Cinder's have up to 255 characters of UTF-8", providers.ErrInvalid, key)
 		case strings.ContainsFunc(value, func(c rune) bool { return c > 0xFFFF }):

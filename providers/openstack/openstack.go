@@ -45,8 +45,8 @@
 // process is stopped for minutes between two instructions of step 3, so that all this fails, two volumes are settled: then
 // nothing is deleted, and every call says that the name is ambiguous.
 //
-// What a maker deletes was never settled, and it settles nothing that it has begun to delete; no other process settles it.
-// So a late or repeated deletion cannot meet a volume that holds data.
+// What a maker deletes was never settled, and it settles nothing that it has begun to delete; no other process settles it. If
+// the request to settle was not answered, it deletes nothing as long as that may still be carried out. So a late or repeated deletion cannot meet a volume that holds data.
 package openstack
 
 import (
@@ -114,6 +114,7 @@ type Provider struct {
 	ours      map[string]time.Time // by id: when a volume was last known to be this cluster's
 	sent      map[string]time.Time // by name: when this process last asked for a volume of it
 	withdrawn map[string]bool      // by id: candidates that this process has begun to delete
+	doubts    map[string]time.Time // by id: when a request that settles a candidate was not answered
 	seen      map[string]time.Time // by id: when this process first saw a candidate of another's
 }
 
@@ -151,7 +152,7 @@ func New(cfg Config) (*Provider, error) {
 	p := &Provider{
 		cfg: cfg, cluster: cfg.Cluster, maker: rand.Text(), times: usual, server: cfg.Server,
 		ours: make(map[string]time.Time), sent: make(map[string]time.Time),
-		withdrawn: make(map[string]bool), seen: make(map[string]time.Time),
+		withdrawn: make(map[string]bool), doubts: make(map[string]time.Time), seen: make(map[string]time.Time),
 	}
 	p.way = rest.New(rest.Config{
 		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,

@@ -233,12 +233,12 @@ func TestALoginGoesOnForThoseWhoStillWait(t *testing.T) {
 		var ended atomic.Bool
 		atOnce(func() {
 			_, err := p.List(ctx)
-			assert.ErrorIs(t, err, context.DeadlineExceeded)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
 			ended.Store(true)
 		}, func() {
 			time.Sleep(time.Second / 2)
 			_, err := p.List(t.Context())
-			assert.NoError(t, err)
+			require.NoError(t, err)
 			assert.True(t, ended.Load())
 		})
 	})

@@ -346,7 +346,7 @@ func (p *Provider) write(ctx context.Context, id string, marks map[string]string
 		var answer struct {
 			Metadata map[string]string `json:"metadata"`
 		}
-		_, err := s.volume.Post(ctx, s.volume.ServiceURL("volumes", id, "metadata"), map[string]any{"metadata": marks}, &answer, &gophercloud.RequestOpts{OkCodes: []int{http.StatusOK}})
+		_, err := s.volume.Post(ctx, s.volume.ServiceURL("volumes", id, "metadata"), map[string]any{"metadata": marks}, &answer, &gophercloud.RequestOpts{OkCodes: []int{http.StatusOK}}) //nolint:bodyclose // it closes it itself, as it decodes it
 		return done{}, err
 	})
 	if refused(err, http.StatusBadRequest) {

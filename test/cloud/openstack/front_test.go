@@ -55,7 +55,7 @@ func (w *world) ask(method, path, body string, header ...string) (status int, an
 	}
 	got, err := w.front.Transport(w.server).RoundTrip(r)
 	require.NoError(w.t, err)
-	defer got.Body.Close()
+	defer got.Body.Close() //nolint:errcheck // it is in memory
 	content, err := io.ReadAll(got.Body)
 	require.NoError(w.t, err)
 	return got.StatusCode, string(content), got.Header
@@ -142,7 +142,7 @@ func TestVolumesAreShownAsCinderShowsThem(t *testing.T) {
 				"links":[{"rel":"self","href":"`+link+"/"+id+`"},{"rel":"bookmark","href":"`+link+"/"+id+`"}]}}`, answer)
 		}
 		show("creating", "[]")
-		time.Sleep(time.Second)
+		time.Sleep(1100 * time.Millisecond)
 		show("available", "[]")
 		code, answer, _ := w.ask("POST", "/compute/v2.1/servers/"+w.server+"/os-volume_attachments", `{"volumeAttachment":{"volumeId":"`+id+`"}}`)
 		require.Equal(t, http.StatusOK, code)
@@ -151,7 +151,7 @@ func TestVolumesAreShownAsCinderShowsThem(t *testing.T) {
 		_, answer, _ = w.ask("GET", "/volume/v3/"+openstack.Project+"/attachments/detail?volume_id="+id, "", "OpenStack-API-Version", "volume 3.27")
 		assert.Contains(t, answer, `"instance":"`+w.server+`"`)
 		assert.Contains(t, answer, `"status":"reserved"`)
-		time.Sleep(2 * time.Second)
+		time.Sleep(2100 * time.Millisecond)
 		v, _ := w.cloud.Volume(id)
 		require.Len(t, v.Attachments, 1)
 		_, answer, _ = w.ask("GET", volumesPath+"/"+id, "")
@@ -292,7 +292,7 @@ func TestServersAndTheirMetadata(t *testing.T) {
 		require.NoError(t, err)
 		got, err := w.front.Transport(one).RoundTrip(r)
 		require.NoError(t, err)
-		defer got.Body.Close()
+		defer got.Body.Close() //nolint:errcheck // it is in memory
 		var document map[string]any
 		require.NoError(t, json.NewDecoder(got.Body).Decode(&document))
 		assert.Equal(t, one, document["uuid"])
