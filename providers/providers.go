@@ -126,9 +126,9 @@ type Record map[string]string
 // Volume is a disk of the cloud, as the cloud described it when it was asked.
 //
 // No two volumes of a cloud that are there at once, and could be attached to one node, have the same Serial; and a volume
-// keeps it for life, whatever its name becomes. But where the cloud takes it from the name (DigitalOcean, Linode), a volume that
-// is made after another was deleted may have that one's. So a Serial tells apart what is attached now, and the ID alone what
-// was from what is. See mount.Device for how it is read.
+// keeps it for life, whatever its name becomes. But where the cloud takes it from the name, a volume that is made after another
+// was deleted may have that one's. So a Serial tells apart what is attached now, and the ID alone what was from what is. See
+// mount.Device for how it is read.
 type Volume struct {
 	ID         string            // the cloud's own, never used again for another disk
 	Name       string            // Docker's, exact

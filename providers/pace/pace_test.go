@@ -122,3 +122,56 @@ func TestRefusalsThatComeTogetherCountAsOne(t *testing.T) {
 		assert.Equal(t, time.Second, time.Since(begin))
 	})
 }
+
+func TestTheLastRequestForNowIsNoRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		begin := time.Now()
+		for range 10 {
+			done, err := p.Wait(t.Context())
+			require.NoError(t, err)
+			done("", time.Second) // as often as it comes: the pause does not grow
+		}
+		assert.Equal(t, "its limit is used up", p.Why())
+		assert.GreaterOrEqual(t, time.Since(begin), 9*time.Second)
+		assert.LessOrEqual(t, time.Since(begin), 9*(time.Second+leastDelay))
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		done("", 0)
+		assert.Empty(t, p.Why())
+	})
+}
+
+// Callers that have less time than the cloud wants do not put the moment off for those who come later.
+func TestTheMomentToAskAgainStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		p.learn(0, "refused", 30*time.Second)
+		begin := time.Now()
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			_, err := p.Wait(ctx)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			cancel()
+		}
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		assert.Less(t, time.Since(begin), 31*time.Second)
+		done("", 0)
+	})
+}
+
+func TestQuestionsAboutWhatTakesTimeBecomeRarer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := Backoff{Most: 2 * time.Second}
+		for _, most := range []time.Duration{leastDelay, 2 * leastDelay, 4 * leastDelay, b.Most, b.Most} {
+			begin := time.Now()
+			require.NoError(t, b.Wait(t.Context()))
+			assert.GreaterOrEqual(t, time.Since(begin), most/2)
+			assert.LessOrEqual(t, time.Since(begin), most)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.ErrorIs(t, b.Wait(ctx), context.Canceled)
+	})
+}

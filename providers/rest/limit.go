@@ -29,6 +29,11 @@ func (c *Client) silence(answer *http.Response) time.Duration {
 			wait = max(wait, min(until, longest))
 		}
 	}
+	return later(wait)
+}
+
+// later is a wait as this node shall take it, while others that were told the same take another.
+func later(wait time.Duration) time.Duration {
 	if wait <= 0 {
 		return 0
 	}

@@ -16,7 +16,7 @@ import (
 
 // Metadata is the service that tells a machine of a cloud which one it is. It answers within milliseconds, or is not there.
 type Metadata struct {
-	Cloud   string       // for people: "DigitalOcean"
+	Cloud   string       // its name for people
 	Setting string       // the setting that makes asking needless; may be empty
 	Client  *http.Client // nil is one that goes through no proxy
 }
@@ -84,7 +84,7 @@ func (m Metadata) ask(ctx context.Context, method, url string, header http.Heade
 	}
 	answer, err := client.Do(r)
 	if err == nil {
-		defer answer.Body.Close()
+		defer answer.Body.Close() //nolint:errcheck // it has been read
 		document, err = io.ReadAll(io.LimitReader(answer.Body, maxMetadata+1))
 	}
 	switch {

@@ -44,7 +44,7 @@ func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 		}
 	}
-	repeatable, sent := c.repeatable(r), 0
+	repeatable, sent := c.repeatable(req.Request), 0
 	repeating := retryablehttp.Client{
 		HTTPClient: &http.Client{Transport: sender(c), CheckRedirect: asItIs},
 		RetryMax:   attempts - 1,
@@ -59,6 +59,9 @@ func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
 	answer, err := repeating.Do(req)
 	if wrapped, is := err.(*url.Error); is { //nolint:errorlint // the inner client's own, the outer one makes another
 		err = wrapped.Err
+	}
+	if answer != nil {
+		answer.Request = r // the caller's own, in which no token stands
 	}
 	c.log(r, answer, err, time.Since(begin), sent-1)
 	return answer, err
@@ -94,11 +97,11 @@ func again(ctx context.Context, answer *http.Response, err error, repeatable boo
 	return passing && repeatable
 }
 
-// backoff is the pause after a failure: up to 500 ms at first, doubling, and no less than the cloud asks for.
+// backoff is the pause after a failure: up to 500 ms at first, doubling, on top of what the cloud asks for.
 func backoff(_, _ time.Duration, failed int, answer *http.Response) time.Duration {
 	pause := rand.N(500 * time.Millisecond << failed)
 	if answer != nil {
-		pause += retryAfter(answer)
+		pause += later(retryAfter(answer))
 	}
 	return pause
 }
@@ -166,7 +169,7 @@ func (c sender) send(r *http.Request) (*http.Response, error) {
 
 // readWhole puts an answer's body into memory, so that one that breaks off is a failure of this attempt.
 func readWhole(answer *http.Response) error {
-	defer answer.Body.Close()
+	defer answer.Body.Close() //nolint:errcheck // it has been read
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
 	if err != nil {
 		return err

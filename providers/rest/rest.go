@@ -18,17 +18,18 @@ import (
 
 // Config is a cloud, and how it is reached.
 type Config struct {
-	Cloud     string             // for people: "DigitalOcean"
+	Cloud     string             // its name for people
 	Endpoint  string             // the setting that names the API's URL, to be checked when there is no answer; may be empty
 	Token     *Token             // sent as "Authorization: Bearer …"; nil if the SDK signs by itself
 	Secrets   func() []string    // what else no text may show, such as what the SDK signs with; may be nil
 	Transport http.RoundTripper  // below it all; nil is a clone of http.DefaultTransport
 	Log       logrus.FieldLogger // for one line at debug level for each request; nil for none
 
-	// Repeatable tells of a request that may be carried out twice although its method does not say so; nil for none.
+	// Repeatable tells of a request that may be carried out twice although its method does not say so; nil for none. What it
+	// wants to know of the body it gets by GetBody.
 	Repeatable func(*http.Request) bool
 
-	// Refills is a cloud whose limit grows again bit by bit, and whose RateLimit-Reset is when it is whole (Hetzner).
+	// Refills is a cloud whose limit grows again bit by bit, and whose RateLimit-Reset is when it is whole.
 	// Otherwise it is when there will be a next request.
 	Refills bool
 }

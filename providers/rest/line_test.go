@@ -1,0 +1,135 @@
+package rest
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+func TestCallersForOneNodeGoInTheOrderInWhichTheyCame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l Line
+		var order []int
+		var all sync.WaitGroup
+		begin := time.Now()
+		for i := range 20 {
+			all.Go(func() {
+				assert.NoError(t, l.Do(t.Context(), "a", func(context.Context) error {
+					order = append(order, i) // the race detector sees two at once
+					time.Sleep(time.Second)
+					return nil
+				}))
+			})
+			synctest.Wait()
+		}
+		all.Go(func() {
+			if assert.NoError(t, l.Do(t.Context(), "b", func(context.Context) error { return nil })) {
+				assert.Zero(t, time.Since(begin), "another node waits for nobody")
+			}
+		})
+		all.Wait()
+		assert.IsIncreasing(t, order)
+		assert.Equal(t, 20*time.Second, time.Since(begin), "the next one goes at once")
+		assert.Empty(t, l.nodes)
+	})
+}
+
+func TestABusyNodeIsTriedAgainUntilItIsNot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l Line
+		var at []time.Time
+		busyUntil := time.Now().Add(20 * time.Second)
+		require.NoError(t, l.Do(t.Context(), "a", func(context.Context) error {
+			at = append(at, time.Now())
+			if time.Now().Before(busyUntil) {
+				return fmt.Errorf("%w: locked", providers.ErrBusy)
+			}
+			return nil
+		}))
+		assert.LessOrEqual(t, at[1].Sub(at[0]), 250*time.Millisecond)
+		assert.Less(t, len(at), 18)
+		assert.Less(t, at[len(at)-1].Sub(busyUntil), 4*time.Second)
+
+		// Any other error is the caller's, at once, and the next one's turn.
+		err := l.Do(t.Context(), "a", func(context.Context) error { return errDown })
+		require.ErrorIs(t, err, errDown)
+		require.NoError(t, l.Do(t.Context(), "a", func(context.Context) error { return nil }))
+	})
+}
+
+func TestTheCallersTimeEndsTheTrying(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l Line
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		begin := time.Now()
+		err := l.Do(ctx, "a", func(context.Context) error { return fmt.Errorf("%w: pending event", providers.ErrBusy) })
+		require.ErrorIs(t, err, providers.ErrBusy)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "pending event")
+		assert.Equal(t, 10*time.Second, time.Since(begin))
+		require.ErrorIs(t, l.Do(ctx, "a", func(context.Context) error { t.Error("called"); return nil }), context.DeadlineExceeded)
+		assert.Empty(t, l.nodes)
+	})
+}
+
+func TestWhoLeavesTheLineLeavesNoTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l Line
+		var all sync.WaitGroup
+		second := func(context.Context) error { time.Sleep(time.Second); return nil }
+		all.Go(func() { assert.NoError(t, l.Do(t.Context(), "a", second)) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
+		defer cancel()
+		for range 5 {
+			all.Go(func() {
+				err := l.Do(ctx, "a", func(context.Context) error { t.Error("called"); return nil })
+				if assert.ErrorIs(t, err, providers.ErrBusy) {
+					assert.ErrorIs(t, err, context.DeadlineExceeded)
+				}
+			})
+		}
+		synctest.Wait()
+		begin := time.Now()
+		require.NoError(t, l.Do(t.Context(), "a", second))
+		assert.Equal(t, 2*time.Second, time.Since(begin))
+		all.Wait()
+		assert.Empty(t, l.nodes)
+	})
+}
+
+// Callers that leave at any moment, also in the one in which their turn comes, strand nobody.
+func TestTheLineMovesOnWhoeverLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l Line
+		var all sync.WaitGroup
+		inside := 0
+		for i := range 500 {
+			all.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i%7)*time.Millisecond*10+time.Millisecond)
+				defer cancel()
+				_ = l.Do(ctx, strconv.Itoa(i%3), func(context.Context) error {
+					if i%3 == 0 {
+						inside++
+						assert.Equal(t, 1, inside)
+						defer func() { inside-- }()
+					}
+					time.Sleep(time.Millisecond)
+					return nil
+				})
+			})
+		}
+		all.Wait()
+		assert.Empty(t, l.nodes)
+	})
+}

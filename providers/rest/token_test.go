@@ -1,0 +1,81 @@
+package rest
+
+import (
+	"html"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+func TestATokenIsOneOfTwoSettings(t *testing.T) {
+	for _, wrong := range []struct {
+		env  func(string) string
+		word string
+	}{
+		{env(), "neither"},
+		{env("NIMBUS_TOKEN", " \n"), "neither"},
+		{env("NIMBUS_TOKEN", secret, "NIMBUS_TOKEN_FILE", "/run/token"), "leave one"},
+		{env("NIMBUS_TOKEN", secret+"\nX-Evil: 1"), "more than one line"},
+		{env("NIMBUS_TOKEN", secret+"ü"), "characters"},
+	} {
+		_, err := TokenFrom(wrong.env, "NIMBUS_TOKEN")
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		sentence(t, err, "NIMBUS_TOKEN", "NIMBUS_TOKEN_FILE", wrong.word)
+	}
+	token, err := TokenFrom(env("NIMBUS_TOKEN", "  "+secret+"\n"), "NIMBUS_TOKEN")
+	require.NoError(t, err)
+	value, err := token.Value()
+	require.NoError(t, err)
+	assert.Equal(t, secret, value)
+}
+
+func TestATokenInAFileCanBeReplaced(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	token, err := TokenFrom(env("NIMBUS_TOKEN_FILE", file), "NIMBUS_TOKEN")
+	require.NoError(t, err, "the file may come later")
+	c, cloud := reached(Config{Token: token}, ok)
+
+	unusable := func(word string) {
+		_, _, err := ask(t.Context(), c, "GET", "")
+		require.ErrorContains(t, err, word)
+		asked := len(cloud.asked)
+		err = c.Unanswered(t.Context(), "the list of volumes", err)
+		require.NotErrorIs(t, err, providers.ErrUnavailable, "the cloud is not to blame")
+		sentence(t, err, "NIMBUS_TOKEN_FILE", word, "Nimbus", "the list of volumes")
+		assert.Len(t, cloud.asked, asked)
+	}
+	unusable("readable")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	unusable("empty")
+	assert.Empty(t, cloud.asked)
+	for _, value := range []string{"first", "second", "second", "first"} {
+		require.NoError(t, os.WriteFile(file, []byte(value+"\n"), 0o600))
+		_, _, err = ask(t.Context(), c, "GET", "")
+		require.NoError(t, err)
+		assert.Equal(t, "Bearer "+value, cloud.asked[len(cloud.asked)-1].authorization)
+	}
+	assert.Equal(t, "… and …", c.Clean("first and second"), "an answer may repeat the one of before")
+	require.NoError(t, os.Remove(file))
+	unusable("readable")
+}
+
+func TestCleaningLeavesNoShapeOfTheToken(t *testing.T) {
+	token := token(t)
+	for _, shape := range []string{secret, url.QueryEscape(secret), url.PathEscape(secret), html.EscapeString(secret), `dop_v1_s3cr3t/+\"\u0026\u003cx\u003e`} {
+		assert.Equal(t, "it was … there", token.Clean("it was\n"+shape+"\tthere"))
+	}
+	assert.LessOrEqual(t, len([]rune(token.Clean(strings.Repeat("long ", 1000)))), 301)
+	cut := strings.Repeat(" ", 64<<10-5) + secret
+	assert.NotContains(t, token.Clean(cut), "dop")
+	c, _ := reached(Config{Token: token, Secrets: func() []string { return []string{"pass", "password"} }}, ok)
+	assert.Equal(t, "… … …", c.Clean("password pass "+secret), "the longer one whole")
+	c, _ = reached(Config{}, ok)
+	assert.Equal(t, "text", c.Clean("text"))
+}
