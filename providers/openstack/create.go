@@ -301,8 +301,8 @@ var (
 func (p *Provider) report(name string, orphans []volumes.Volume) {
 	for _, v := range orphans {
 		p.mu.Lock()
-		told := p.withdrawn[v.ID]
-		p.withdrawn[v.ID] = true
+		told := p.told[v.ID]
+		p.told[v.ID] = true
 		p.mu.Unlock()
 		if !told && p.cfg.Log != nil {
 			p.cfg.Log.WithField("volume", name).Warnf("Cinder's volume %s is empty and nobody's: the process that made it has ended before it was done. It will be removed with volume %q, or by openstack volume delete %s", v.ID, name, v.ID)

@@ -115,6 +115,7 @@ type Provider struct {
 	sent      map[string]time.Time // by name: when this process last asked for a volume of it
 	withdrawn map[string]bool      // by id: candidates that this process has begun to delete
 	doubts    map[string]time.Time // by id: when a request that settles a candidate was not answered
+	told      map[string]bool      // by id: orphans that the operator has been told of
 	seen      map[string]time.Time // by id: when this process first saw a candidate of another's
 }
 
@@ -152,7 +153,7 @@ func New(cfg Config) (*Provider, error) {
 	p := &Provider{
 		cfg: cfg, cluster: cfg.Cluster, maker: rand.Text(), times: usual, server: cfg.Server,
 		ours: make(map[string]time.Time), sent: make(map[string]time.Time),
-		withdrawn: make(map[string]bool), doubts: make(map[string]time.Time), seen: make(map[string]time.Time),
+		withdrawn: make(map[string]bool), doubts: make(map[string]time.Time), told: make(map[string]bool), seen: make(map[string]time.Time),
 	}
 	p.way = rest.New(rest.Config{
 		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
