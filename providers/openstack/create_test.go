@@ -335,8 +335,50 @@ func TestWhatMayBecomeTheVolumeIsNotDeleted(t *testing.T) {
 			})
 			time.AfterFunc(usual.life+time.Second, func() { link.do(nil) })
 			v := w.create(p, "db")
+			made := 0
+			for _, call := range link.calls() {
+				if call == "POST /volume/v3/"+front.Project+"/volumes" {
+					made++
+				}
+			}
+			assert.Equal(t, late < time.Minute, made == 1, "it is waited for as long as others wait, and then made anew")
 			time.Sleep(20 * time.Minute)
 			assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, 1, w.volumes())
+		})
+	}
+}
+
+// What is claimed may be settled at any moment: also by a write that takes its time, and whatever the order of the ids.
+func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
+	for seed := range uint64(12) {
+		inWorld(t, cloud.Config{Times: slow, Latency: 50 * time.Millisecond, Seed: seed}, func(t *testing.T, w *world) {
+			server := w.node()
+			link := &way{RoundTripper: w.front.Transport(server)}
+			claimer, other := w.onBy(server, link), w.on(w.node())
+			link.do(func(_ *http.Request, body string) (*http.Response, error) {
+				if strings.Contains(body, stateSettled) {
+					time.Sleep(15 * time.Second)
+				}
+				return nil, nil
+			})
+			var first, second *providers.Volume
+			atOnce(func() { first = w.create(claimer, "db") }, func() {
+				for range 1000 {
+					if len(w.bear("db", stateClaimed)) == 1 {
+						break
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				// It has looked before the claim was there, and makes its candidate after the claimer has looked the second time.
+				_, err := other.begin(t.Context())
+				assert.NoError(t, err)
+				time.Sleep(usual.lag + time.Second)
+				assert.NoError(t, other.make(t.Context(), providers.Spec{Name: "db", Size: gib}))
+				second = w.create(other, "db")
+			})
+			assert.Equal(t, first.ID, second.ID)
+			assert.Equal(t, []string{first.ID}, w.bear("db", stateSettled))
 			assert.Equal(t, 1, w.volumes())
 		})
 	}
