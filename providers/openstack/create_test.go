@@ -372,9 +372,9 @@ func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
 				}
 				// It has looked before the claim was there, and makes its candidate after the claimer has looked the second time.
 				_, err := other.begin(t.Context())
-				assert.NoError(t, err)
+				require.NoError(t, err)
 				time.Sleep(usual.lag + time.Second)
-				assert.NoError(t, other.make(t.Context(), providers.Spec{Name: "db", Size: gib}))
+				require.NoError(t, other.make(t.Context(), providers.Spec{Name: "db", Size: gib}))
 				second = w.create(other, "db")
 			})
 			assert.Equal(t, first.ID, second.ID)
