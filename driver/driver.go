@@ -120,7 +120,7 @@ const (
 	reconcileEvery = 30 * time.Second
 	// straysEvery is how often the cloud is asked for volumes that this node holds unknowingly, straysDoubted how often if
 	// there may be one.
-	straysEvery, straysDoubted = time.Hour, 10 * time.Minute
+	straysEvery, straysDoubted = 6 * time.Hour, 10 * time.Minute
 )
 
 // New reads the journal and starts to reconcile it with the kernel and the cloud in the background. It makes no call to

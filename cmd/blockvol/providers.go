@@ -8,6 +8,7 @@ import (
 	"github.com/blockvol/blockvol/providers/digitalocean"
 	"github.com/blockvol/blockvol/providers/linode"
 	"github.com/blockvol/blockvol/providers/local"
+	"github.com/blockvol/blockvol/providers/openstack"
 )
 
 // constructors makes a provider from the environment, by the name that PROVIDER gives it. None calls its cloud.
@@ -15,5 +16,6 @@ var constructors = map[string]func(getenv func(string) string, node, cluster str
 	"aws":          aws.FromEnv,
 	"digitalocean": digitalocean.FromEnv,
 	"linode":       linode.FromEnv,
+	"openstack":    openstack.FromEnv,
 	"local":        local.FromEnv,
 }

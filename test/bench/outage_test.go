@@ -29,7 +29,8 @@ type kernels struct {
 	serial func(disk string) string
 
 	mu      sync.Mutex
-	devices map[string]string // instance by disk
+	devices map[string]string // instance by serial
+	sizes   map[string]int64  // bytes by serial
 	changed chan struct{}
 }
 
@@ -43,20 +44,26 @@ func (k *kernels) change(disk, instance string) error {
 }
 
 func newKernels(serial func(disk string) string) *kernels {
-	return &kernels{serial: serial, devices: map[string]string{}, changed: make(chan struct{})}
+	return &kernels{serial: serial, devices: map[string]string{}, sizes: map[string]int64{}, changed: make(chan struct{})}
 }
 
-func (k *kernels) CreateDisk(string, int64, string) error { return nil }
-func (k *kernels) DeleteDisk(string) error                { return nil }
-func (k *kernels) ResizeDisk(string, int64) error         { return nil }
-func (k *kernels) CopyDisk(string, string) error          { return nil }
-func (k *kernels) DeleteSnapshot(string) error            { return nil }
-func (k *kernels) Attach(instance, disk string) error     { return k.change(disk, instance) }
-func (k *kernels) Detach(_, disk string, _ bool) error    { return k.change(disk, "") }
-func (k *kernels) has(instance, serial string) (bool, <-chan struct{}) {
+func (k *kernels) CreateDisk(disk string, bytes int64, _ string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.devices[serial] == instance, k.changed
+	k.sizes[k.serial(disk)] = bytes
+	return nil
+}
+
+func (k *kernels) DeleteDisk(string) error             { return nil }
+func (k *kernels) ResizeDisk(string, int64) error      { return nil }
+func (k *kernels) CopyDisk(string, string) error       { return nil }
+func (k *kernels) DeleteSnapshot(string) error         { return nil }
+func (k *kernels) Attach(instance, disk string) error  { return k.change(disk, instance) }
+func (k *kernels) Detach(_, disk string, _ bool) error { return k.change(disk, "") }
+func (k *kernels) has(instance, serial string) (bool, int64, <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.devices[serial] == instance, k.sizes[serial], k.changed
 }
 
 // kernel is one of them, as blockvol sees it.
@@ -68,9 +75,9 @@ type kernel struct {
 
 func (k *kernel) await(ctx context.Context, serial string, here bool) (mount.Device, error) {
 	for {
-		has, changed := k.has(k.instance, serial)
+		has, size, changed := k.has(k.instance, serial)
 		if has == here {
-			return mount.Device{Name: serial, Path: "/dev/" + serial, Size: 1 << 30, Serial: serial}, nil
+			return mount.Device{Name: serial, Path: "/dev/" + serial, Size: size, Serial: serial}, nil
 		}
 		select {
 		case <-changed:
@@ -81,7 +88,7 @@ func (k *kernel) await(ctx context.Context, serial string, here bool) (mount.Dev
 }
 
 func (k *kernel) Find(_ context.Context, serial string) (mount.Device, error) {
-	if has, _ := k.has(k.instance, serial); !has {
+	if has, _, _ := k.has(k.instance, serial); !has {
 		return mount.Device{}, mount.ErrNoDevice
 	}
 	return k.await(context.Background(), serial, true)

@@ -5,17 +5,21 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/gophercloud/gophercloud/v2"
+
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws"
 	"github.com/blockvol/blockvol/providers/digitalocean"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/linode"
+	"github.com/blockvol/blockvol/providers/openstack"
 	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
 	doFront "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 	linodeFront "github.com/blockvol/blockvol/test/cloud/linode"
 	"github.com/blockvol/blockvol/test/cloud/loop"
+	stackFront "github.com/blockvol/blockvol/test/cloud/openstack"
 )
 
 // Front is a cloud's API for one account.
@@ -75,7 +79,7 @@ func (k Kind) Identity(f Front, volume string) loop.Identity {
 }
 
 // All are the clouds, in the order of their names.
-var All = []Kind{EC2(nil), droplets, linodes}
+var All = []Kind{EC2(nil), droplets, linodes, stack}
 
 // EC2 is the front whose instances have a role with that IAM policy, nil being all rights.
 func EC2(policy []byte) Kind {
@@ -126,7 +130,7 @@ var linodes = Kind{
 	Provider: "linode",
 	Cloud:    cloud.Config{Zones: []string{"eu-test", "us-test"}, ID: linodeFront.ID},
 	Limits:   linodeFront.Limits,
-	Instance: cloud.Instance{Type: "g6-dedicated-64"},
+	Instance: cloud.Instance{Type: "g6-standard-32"},
 	New:      func(c *cloud.Cloud) Front { return linodeFront.New(linodeFront.Config{Cloud: c}) },
 	Settings: func(f Front, instance, api, metadata string) []string {
 		return []string{"LINODE_TOKEN=" + f.(*linodeFront.Front).Token(instance), "LINODE_API_URL=" + api + "/v4", "LINODE_METADATA_URL=" + metadata}
@@ -139,6 +143,35 @@ var linodes = Kind{
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*linodeFront.Front)
 		return linode.New(linode.Config{Cluster: cluster, Token: token(front.Token(instance)), Transport: front.Transport(instance)})
+	},
+}
+
+var stack = Kind{
+	Name:     "OpenStack",
+	Provider: "openstack",
+	Cloud:    cloud.Config{Zones: []string{"nova"}, ID: stackFront.ID},
+	Limits:   stackFront.Limits,
+	New:      func(c *cloud.Cloud) Front { return stackFront.New(stackFront.Config{Cloud: c, Gigabytes: 100_000}) },
+	Settings: func(f Front, instance, api, metadata string) []string {
+		id, secret := f.(*stackFront.Front).Credentials(instance)
+		return []string{
+			"OS_AUTH_URL=" + api + "/identity/v3", "OS_APPLICATION_CREDENTIAL_ID=" + id, "OS_APPLICATION_CREDENTIAL_SECRET=" + secret,
+			"OS_METADATA_URL=" + metadata + "/openstack/latest/meta_data.json",
+		}
+	},
+	Bus:    Virtio,
+	Serial: func(_ Front, volume string) string { return stackFront.Serial(volume) },
+	Named: func(v cloud.Volume, cluster, name string) bool {
+		return v.Tags["blockvol:name"] == name
+	},
+	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
+		front := f.(*stackFront.Front)
+		id, secret := front.Credentials(instance)
+		way := front.Transport(instance)
+		return openstack.New(openstack.Config{
+			Cluster: cluster, Auth: gophercloud.AuthOptions{IdentityEndpoint: "http://openstack/identity/v3", ApplicationCredentialID: id},
+			Secret: token(secret), Transport: way, Neighbour: &http.Client{Transport: way},
+		})
 	},
 }
 
