@@ -181,9 +181,9 @@ func TestAFleetsHour(t *testing.T) {
 							if _, err := d.Get(context.Background(), volume); err != nil { // as dockerd does
 								t.Error(err)
 							}
-							mountAsSwarm(t, d, volume)
+							id := mountAsSwarm(t, d, volume)
 							time.Sleep(end - begin)
-							if err := d.Unmount(context.Background(), volume, "0"); err != nil {
+							if err := d.Unmount(context.Background(), volume, id); err != nil {
 								t.Error(err)
 							}
 						})

@@ -217,17 +217,18 @@ func makeFormatted(t *testing.T, p providers.Provider, volumes int) {
 }
 
 // mountAsSwarm is a task that is tried until it runs: each time with a new mount ID, five seconds after a failure.
-func mountAsSwarm(t *testing.T, d *driver.Driver, volume string) {
+func mountAsSwarm(t *testing.T, d *driver.Driver, volume string) (id string) {
 	for begin, try := time.Now(), 0; ; try++ {
 		ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
-		_, err := d.Mount(ctx, volume, strconv.Itoa(try))
+		id = strconv.Itoa(try)
+		_, err := d.Mount(ctx, volume, id)
 		cancel()
 		if err == nil {
-			return
+			return id
 		}
 		if time.Since(begin) > time.Hour {
 			t.Errorf("%s is not mounted after an hour: %v", volume, err)
-			return
+			return ""
 		}
 		time.Sleep(5 * time.Second)
 	}

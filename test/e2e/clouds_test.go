@@ -61,7 +61,7 @@ func (a *account) launch(t *testing.T) *server {
 	api, metadata := serve(t, s.Engine, "127.0.0.1:0", a.front), serve(t, s.Engine, "127.0.0.1:0", a.front.Metadata(s.id))
 	s.Busybox()
 	s.InstallPlugin(pluginDir, append(a.kind.Settings(a.front, s.id, "http://"+api, "http://"+metadata),
-		"PROVIDER="+a.kind.Provider, "LOG_LEVEL=debug", "CALL_TIMEOUT=5s", "args=--sysfs=/data/state/sysfs")...)
+		"PROVIDER="+a.kind.Provider, "LOG_LEVEL=debug", "CALL_TIMEOUT=10s", "args=--sysfs=/data/state/sysfs")...)
 	return s
 }
 

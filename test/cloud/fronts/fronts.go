@@ -160,7 +160,7 @@ var stack = Kind{
 		}
 	},
 	Bus:    Virtio,
-	Serial: func(_ Front, volume string) string { return stackFront.Serial(volume) },
+	Serial: func(_ Front, volume string) string { return volume },
 	Named: func(v cloud.Volume, cluster, name string) bool {
 		return v.Tags["blockvol:name"] == name
 	},
