@@ -54,7 +54,7 @@ test: ## unit tests under the race detector, real disks, real engines, a Swarm's
 test-cluster: ## all tests of a Swarm of emulated machines: failures, moves, many volumes, databases (an hour)
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
-	go test -timeout 40m -v ./test/cluster -failover.table=$(CURDIR)/docs/failover.md
+	go test -timeout 2h -v ./test/cluster -failover.table=$(CURDIR)/docs/failover.md
 
 soak: ## half an hour of random failures in that Swarm (SOAK=30m)
 	@scripts/setup cluster

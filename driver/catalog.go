@@ -47,6 +47,9 @@ type seen struct {
 const (
 	// fresh is how long an answer of the cloud is taken for the present.
 	fresh = 10 * time.Second
+	// momentary is how long an answer that no node holds a volume is good enough to try and attach it: Docker asks for a
+	// volume right before it mounts it. The attach itself tells if that has changed.
+	momentary = 2 * time.Second
 	// lag is how old an answer of the cloud may be when it comes.
 	lag = 10 * time.Second
 	// quick is the longest that a question lasts for which callers wait that must be quick. Work waits longer for a cloud
@@ -99,6 +102,16 @@ func (c *catalog) last(name string) *providers.Volume {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.entries[name].volume
+}
+
+// free returns the volume if the cloud has just said that no node holds it, nil otherwise.
+func (c *catalog) free(name string) *providers.Volume {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.entries[name]; s.volume != nil && !s.volume.Held() && time.Since(s.at) < momentary {
+		return s.volume
+	}
+	return nil
 }
 
 // list returns all volumes, sorted by name.
@@ -171,6 +184,19 @@ func (c *catalog) learn(asked uint64, name string, v *providers.Volume) {
 		s.volume, s.at = v, time.Now()
 		c.entries[name] = s
 	}
+}
+
+// leaving takes in that the cloud is detaching the volume of that id from a node.
+func (c *catalog) leaving(name, id, node string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.entries[name]
+	if s.volume == nil || s.volume.ID != id {
+		return
+	}
+	s.volume = ownCopy(s.volume)
+	s.volume.Attachment = providers.Attachment{Node: node, State: providers.Detaching}
+	c.entries[name] = s
 }
 
 // ours tells whether this node has made, changed or removed the volume so lately that the cloud's answers may be older.

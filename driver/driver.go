@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -83,7 +84,8 @@ type Driver struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	introduce sync.Once // logs who this node is
+	introduce sync.Once   // logs who this node is
+	doubted   atomic.Bool // the cloud may yet attach a volume that this node has given up
 
 	mu      sync.Mutex
 	volumes map[string]*volume // those that this node has something of, or that a call is about
@@ -116,8 +118,9 @@ const (
 	releaseTimeout = 15 * time.Minute
 	// reconcileEvery is the period of reconciliation.
 	reconcileEvery = 30 * time.Second
-	// straysEvery is how often the cloud is asked for volumes that this node holds unknowingly.
-	straysEvery = 10 * time.Minute
+	// straysEvery is how often the cloud is asked for volumes that this node holds unknowingly, straysDoubted how often if
+	// there may be one.
+	straysEvery, straysDoubted = 6 * time.Hour, 10 * time.Minute
 )
 
 // New reads the journal and starts to reconcile it with the kernel and the cloud in the background. It makes no call to

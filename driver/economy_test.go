@@ -60,7 +60,7 @@ func TestMountAndUnmountCostTheCloudFewCalls(t *testing.T) {
 					mustUnmount(t, l, "data", "1")
 					assert.Empty(t, w.count(), "it is still used")
 					mustUnmount(t, l, "data", "2")
-					assert.Equal(t, map[string]int{"Find": 1, "Detach": 1}, w.count())
+					assert.Equal(t, map[string]int{"Detach": 1}, w.count(), "the device's end tells the rest")
 					time.Sleep(2 * time.Minute)
 					assert.Empty(t, w.count(), "nothing is left to be asked")
 					w.arrival = 0
@@ -72,7 +72,44 @@ func TestMountAndUnmountCostTheCloudFewCalls(t *testing.T) {
 	}
 }
 
-func TestALaterReadOfADetachIsAskedForAgain(t *testing.T) {
+func TestDockersQuestionBeforeAMountIsNotAskedTwice(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		w.setLag(0)
+		la, lb := a.start(t), b.start(t)
+		formatted(t, la, "data")
+		time.Sleep(time.Minute)
+		w.count()
+		get := func(l *life) {
+			_, err := l.Get(within(t), "data")
+			require.NoError(t, err)
+		}
+		get(la)
+		mustMount(t, la, "data", "1")
+		assert.Equal(t, map[string]int{"Find": 1, "Attach": 1}, w.count())
+		mustUnmount(t, la, "data", "1")
+		time.Sleep(time.Minute)
+
+		get(la)
+		mustMount(t, lb, "data", "2") // between the two
+		w.count()
+		_, err := la.Mount(within(t), "data", "3")
+		require.ErrorContains(t, err, "held by node b")
+		calls := w.count()
+		assert.Equal(t, 1, calls["Attach"], "which was refused")
+		assert.Positive(t, calls["Find"])
+		mustUnmount(t, lb, "data", "2")
+		time.Sleep(time.Minute)
+
+		get(la)
+		require.NoError(t, lb.Remove(within(t), "data"))
+		require.NoError(t, lb.Create(within(t), "data", nil))
+		mustMount(t, la, "data", "4")
+		mustUnmount(t, la, "data", "4")
+		assert.Equal(t, 1, w.disk("data").formats, "it is another disk")
+	})
+}
+
+func TestAfterADetachTheNextNodeIsNotHeldUpByOldReads(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		w.setLag(0)
 		la, lb := a.start(t), b.start(t)
@@ -82,10 +119,38 @@ func TestALaterReadOfADetachIsAskedForAgain(t *testing.T) {
 		w.setLag(4 * time.Second)
 		w.count()
 		mustUnmount(t, la, "data", "1")
+		assert.Equal(t, map[string]int{"Detach": 1}, w.count())
+		mustMount(t, lb, "data", "2")
+		mustUnmount(t, lb, "data", "2")
+		mustMount(t, lb, "data", "3")
+	})
+}
+
+func TestWithoutADeviceADetachIsBelievedInWords(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		w.setLag(0)
+		la, lb := a.start(t), b.start(t)
+		formatted(t, la, "data")
+		w.arrival = time.Hour // it never comes
+		time.Sleep(time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		_, err := la.Mount(ctx, "data", "1")
+		require.Error(t, err)
+		w.setLag(4 * time.Second)
+		w.count()
+		time.Sleep(2 * time.Minute) // nobody comes back for it
 		calls := w.count()
-		assert.Equal(t, 1, calls["Detach"])
+		assert.Positive(t, calls["Detach"])
 		assert.Greater(t, calls["Find"], 1, "the first answers still said attached")
-		assert.Less(t, calls["Find"], 8)
+		assert.Less(t, calls["Find"], 10)
+		assert.Empty(t, w.holder("data"))
+		assert.LessOrEqual(t, calls["List"], 1)
+		time.Sleep(straysDoubted + reconcileEvery)
+		assert.Equal(t, 1, w.count()["List"], "it might have been attached after all")
+		time.Sleep(straysEvery / 2)
+		assert.Empty(t, w.count(), "which is settled")
+		w.arrival = 0
 		mustMount(t, lb, "data", "2")
 	})
 }

@@ -187,10 +187,11 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 	held := holderWatch{since: time.Now()}
 	v.stuck("the cloud has not answered yet, waited for", "; what is mounted already is not affected")
 	var retry backoff
-	for {
-		found, err := d.find(ctx, v.name)
-		if err != nil {
-			return nil, false, fmt.Errorf("%w: volume %q cannot be mounted on node %s", err, v.name, node.ID)
+	for found := d.catalog.free(v.name); ; found = nil {
+		if found == nil {
+			if found, err = d.find(ctx, v.name); err != nil {
+				return nil, false, fmt.Errorf("%w: volume %q cannot be mounted on node %s", err, v.name, node.ID)
+			}
 		}
 		vol := ownCopy(found)
 		if vol.Zone != "" && node.Zone != "" && vol.Zone != node.Zone {

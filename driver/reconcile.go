@@ -14,8 +14,12 @@ import (
 func (d *Driver) reconcileLoop() {
 	var looked time.Time // when strays were last looked for
 	for lookAfter := d.lookAfterStart; ; lookAfter = d.lookAfter {
-		if time.Since(looked) >= straysEvery && d.findStrays(d.ctx) {
-			looked = time.Now()
+		if age := time.Since(looked); age >= straysEvery || age >= straysDoubted && d.doubted.Swap(false) {
+			if d.findStrays(d.ctx) {
+				looked = time.Now()
+			} else {
+				d.doubted.Store(true)
+			}
 		}
 		for _, name := range d.held() {
 			// Nobody waits for them: one that hangs in the kernel must not keep the others from their turn.

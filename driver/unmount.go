@@ -130,8 +130,9 @@ func (d *Driver) awaitFree(ctx context.Context, v *volume, e *entry) error {
 var errDetachTimeout = fmt.Errorf("the cloud has not detached it within %s", detachTimeout)
 
 // detach has the cloud take the volume from this node. When it returns, the kernel has let the device go and the cloud has
-// said that it took the request.
+// said that it took the request: by the device, which nothing else takes away, or in words where there was none.
 func (d *Driver) detach(ctx context.Context, v *volume, e *entry, node providers.Node) error {
+	here := d.isHere(ctx, e.Serial)
 	var retry backoff
 	for begun := time.Now(); ; {
 		err := d.provider.Detach(ctx, e.Volume, node.ID, false)
@@ -152,6 +153,11 @@ func (d *Driver) detach(ctx context.Context, v *volume, e *entry, node providers
 		return err
 	}
 	v.detachedAt = time.Time{}
+	if here {
+		d.catalog.leaving(v.name, e.Volume, node.ID)
+		return nil
+	}
+	d.doubted.Store(true) // an attach that was given up may take effect yet
 	retry = backoff{}
 	for {
 		asked := d.catalog.now()

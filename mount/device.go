@@ -19,7 +19,9 @@ import (
 // Device is a block device of this node whose identity was read from sysfs when it was found. Its serial is
 //
 //   - /sys/block/<name>/device/serial for NVMe, without the blanks that pad it;
-//   - /sys/block/<name>/device/vpd_pg80 for SCSI: the unit serial number page, without its header and padding;
+//   - /sys/block/<name>/device/vpd_pg80 for SCSI: the unit serial number page, without its header and padding. QEMU cuts it
+//     off after 36 bytes; a longer serial is one that begins so and stands whole in the device identification page, vpd_pg83,
+//     of which udev makes the names under /dev/disk/by-id;
 //   - /sys/block/<name>/serial for virtio, which holds no more than 20 bytes: longer serials match by their first 20;
 //   - the base name of /sys/block/<name>/loop/backing_file for loop devices.
 //
@@ -138,18 +140,27 @@ func (h *Host) bearers(serial string) ([]string, error) {
 	return names, nil
 }
 
-// virtioSerialMax is VIRTIO_BLK_ID_BYTES of the virtio specification.
-const virtioSerialMax = 20
+const (
+	virtioSerialMax = 20 // VIRTIO_BLK_ID_BYTES of the virtio specification
+	scsiSerialMax   = 36 // what QEMU's hw/scsi/scsi-disk.c has room for in page 0x80
+)
 
 // identities are the files that tell a device's serial, below /sys/block/<name>, and how to read them.
 var identities = []struct {
 	file  string
-	bears func(content []byte, serial string) bool
+	bears func(dir string, content []byte, serial string) bool
 }{
-	{"loop/backing_file", func(b []byte, serial string) bool { return backingFile(b) == serial }},
-	{"device/serial", func(b []byte, serial string) bool { return plainSerial(b) == serial }},
-	{"device/vpd_pg80", func(b []byte, serial string) bool { return pageSerial(b) == serial }},
-	{"serial", func(b []byte, serial string) bool {
+	{"loop/backing_file", func(_ string, b []byte, serial string) bool { return backingFile(b) == serial }},
+	{"device/serial", func(_ string, b []byte, serial string) bool { return plainSerial(b) == serial }},
+	{"device/vpd_pg80", func(dir string, b []byte, serial string) bool {
+		shown := pageSerial(b)
+		if len(shown) != scsiSerialMax || len(serial) <= scsiSerialMax {
+			return shown == serial
+		}
+		page, err := os.ReadFile(filepath.Join(dir, "device/vpd_pg83"))
+		return err == nil && strings.HasPrefix(serial, shown) && designates(page, serial)
+	}},
+	{"serial", func(_ string, b []byte, serial string) bool {
 		return plainSerial(b) == serial[:min(len(serial), virtioSerialMax)]
 	}},
 }
@@ -158,7 +169,7 @@ func bearsSerial(dir, serial string) (bool, error) {
 	for _, id := range identities {
 		b, err := os.ReadFile(filepath.Join(dir, id.file))
 		if err == nil {
-			return id.bears(b, serial), nil
+			return id.bears(dir, b, serial), nil
 		}
 		// Devices come and go while we look, and a controller that is going away answers with an error of its own. One
 		// that cannot be identified bears no serial: an unverified device is never used.
@@ -191,6 +202,22 @@ func pageSerial(b []byte) string {
 		return ""
 	}
 	return plainSerial(b[4 : 4+n])
+}
+
+// designates tells whether the device identification page of SCSI (SPC-4, 7.8.6) names the disk itself so, in a descriptor of
+// the vendor's own kind in ASCII. A descriptor is the code set, the association and kind, a reserved byte, the length of what
+// follows, and that.
+func designates(b []byte, serial string) bool {
+	if len(b) < 4 || b[1] != 0x83 {
+		return false
+	}
+	const ascii, ofTheDisk, vendorsOwn = 2, 0, 0
+	for b = b[4:]; len(b) >= 4 && int(b[3]) <= len(b)-4; b = b[4+int(b[3]):] {
+		if b[0]&0xf == ascii && b[1]>>4&3 == ofTheDisk && b[1]&0xf == vendorsOwn && plainSerial(b[4:4+int(b[3])]) == serial {
+			return true
+		}
+	}
+	return false
 }
 
 // backingFile returns the base name of a loop device's file. A file that was deleted shows as "<path> (deleted)" and so

@@ -30,6 +30,7 @@ func TestDevicesAreFoundByWhatSysfsSaysOfThem(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
 	const uuid = "0b1c8a53-1ca7-4a5b-a8c5-5e1c27a4f6d2"
+	const long = "volume-of-64-characters-0123456789abcdefghijklmnopqrstuvwxyz-end"
 	for _, c := range []struct {
 		name, file, content, serial string
 		found                       bool
@@ -41,10 +42,19 @@ func TestDevicesAreFoundByWhatSysfsSaysOfThem(t *testing.T) {
 		{"NVMe, a longer one", "device/serial", "vol0123456789abcdef0\n", "vol0123456789abcdef01", false},
 		{"SCSI", "device/vpd_pg80", "\x00\x80\x00\x0812345678", "12345678", true},
 		{"SCSI, padded", "device/vpd_pg80", "\x00\x80\x00\x0a  123456  ", "123456", true},
+		{"SCSI of DigitalOcean", "device/vpd_pg80", "\x00\x80\x00$volume-of-36-characters-0123456789ab", "volume-of-36-characters-0123456789ab", true},
+		{"SCSI of DigitalOcean, the longest name", "device/vpd_pg80", "\x00\x80\x00@" + long, long, true},
+		{"SCSI of DigitalOcean, cut off by QEMU", "device/vpd_pg80", "\x00\x80\x00$" + long[:36], long, false},
+		{"SCSI of Hetzner", "device/vpd_pg80", "\x00\x80\x00\t100123456", "100123456", true}, // the length is a blank
+		{"SCSI of Linode", "device/vpd_pg80", "\x00\x80\x00 label-of-32-characters-012345678", "label-of-32-characters-012345678", true},
+		{"SCSI of OpenStack", "device/vpd_pg80", "\x00\x80\x00$" + uuid, uuid, true},
+		{"SCSI of OpenStack, cut off as virtio does", "device/vpd_pg80", "\x00\x80\x00\x14" + uuid[:20], uuid, false},
+		{"SCSI of OpenStack, asked for what virtio shows", "device/vpd_pg80", "\x00\x80\x00$" + uuid, uuid[:20], false},
 		{"SCSI, cut off", "device/vpd_pg80", "\x00\x80\x00\x0912345678", "12345678", false},
 		{"SCSI, another page", "device/vpd_pg80", "\x00\x83\x00\x0812345678", "12345678", false},
 		{"SCSI, nothing", "device/vpd_pg80", "", "12345678", false},
 		{"virtio", "serial", uuid[:20], uuid, true},
+		{"virtio, another", "serial", "0b1c8a53-1ca7-4a5b-b", uuid, false},
 		{"virtio, short", "serial", "disk1", "disk1", true},
 		{"virtio, cut shorter", "serial", uuid[:19], uuid, false},
 		{"loop", "loop/backing_file", "/var/lib/blockvol/volumes/vol-1.img\n", "vol-1.img", true},
@@ -186,6 +196,51 @@ func TestAPulledDeviceIsNotHeldAndNotFound(t *testing.T) {
 	require.ErrorIs(t, h.Format(context.Background(), pulled, FormatSpec{FSType: "ext4", Size: 1}), ErrNoDevice)
 }
 
+// QEMU's page 0x80 has room for 36 bytes. What does not fit stands in page 0x83, beside names of other kinds.
+func TestALongSerialOfAQEMUDiskIsReadWhole(t *testing.T) {
+	const long = "volume-of-64-characters-0123456789abcdefghijklmnopqrstuvwxyz-end"
+	name := func(set, kind byte, name string) string { return string([]byte{set, kind, 0, byte(len(name))}) + name }
+	page := func(names ...string) string {
+		all := strings.Join(names, "")
+		return string([]byte{0, 0x83, byte(len(all) >> 8), byte(len(all))}) + all
+	}
+	nid := name(1, 3, "\x50\x00\x00\x00\x00\x00\x00\x01") // binary, of the network address authority
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	for _, c := range []struct {
+		what, pg80, pg83 string
+		found            bool
+	}{
+		{"as QEMU has it", long[:36], page(name(2, 0, long), nid), true},
+		{"behind another", long[:36], page(nid, name(2, 0, long)), true},
+		{"another disk that begins so", long[:36], page(name(2, 0, long[:63]+"D"), nid), false},
+		{"a disk that begins otherwise", "another-of-36-characters-0123456789a", page(name(2, 0, long)), false},
+		{"a shorter serial", long[:35], page(name(2, 0, long)), false},
+		{"no such page", long[:36], "", false},
+		{"of a port", long[:36], page(name(2, 0x10, long)), false},
+		{"of the vendor and product", long[:36], page(name(2, 1, long)), false},
+		{"cut off", long[:36], page(name(2, 0, long))[:60], false},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			files := map[string]string{
+				"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": fmt.Sprintf("%d\n", d.Size/512),
+				"device/vpd_pg80": "\x00\x80\x00" + string(rune(len(c.pg80))) + c.pg80,
+			}
+			if c.pg83 != "" {
+				files["device/vpd_pg83"] = c.pg83
+			}
+			fakeSysfs(t, h, map[string]map[string]string{d.Name: files})
+			dev, err := h.Find(context.Background(), long)
+			if !c.found {
+				require.ErrorIs(t, err, ErrNoDevice)
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, long, dev.Serial)
+		})
+	}
+}
+
 func FuzzPageSerial(f *testing.F) {
 	f.Add([]byte("\x00\x80\x00\x0812345678"))
 	f.Add([]byte("\x00\x80\xff\xff1"))
@@ -198,12 +253,22 @@ func FuzzPageSerial(f *testing.F) {
 	})
 }
 
+func FuzzDesignates(f *testing.F) {
+	f.Add([]byte("\x00\x83\x00\x0c\x02\x00\x00\x0812345678"), "12345678")
+	f.Add([]byte("\x00\x83\xff\xff\x02\x00\x00\xff1"), "1")
+	f.Fuzz(func(t *testing.T, page []byte, serial string) {
+		if serial != "" && designates(page, serial) {
+			assert.Contains(t, string(page[8:]), serial)
+		}
+	})
+}
+
 func FuzzIdentities(f *testing.F) {
 	f.Add([]byte("vol0123456789abcdef0\n"), "vol0123456789abcdef0")
 	f.Add([]byte("/a/b (deleted)\n"), "b")
 	f.Fuzz(func(t *testing.T, content []byte, serial string) {
 		for _, id := range identities {
-			if serial != "" && id.bears(content, serial) {
+			if serial != "" && id.bears("", content, serial) {
 				assert.Contains(t, string(content), serial[:min(len(serial), virtioSerialMax)], id.file)
 			}
 		}

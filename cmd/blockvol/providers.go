@@ -5,11 +5,17 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws"
+	"github.com/blockvol/blockvol/providers/digitalocean"
+	"github.com/blockvol/blockvol/providers/linode"
 	"github.com/blockvol/blockvol/providers/local"
+	"github.com/blockvol/blockvol/providers/openstack"
 )
 
 // constructors makes a provider from the environment, by the name that PROVIDER gives it. None calls its cloud.
 var constructors = map[string]func(getenv func(string) string, node, cluster string, log logrus.FieldLogger) (providers.Provider, error){
-	"aws":   aws.FromEnv,
-	"local": local.FromEnv,
+	"aws":          aws.FromEnv,
+	"digitalocean": digitalocean.FromEnv,
+	"linode":       linode.FromEnv,
+	"openstack":    openstack.FromEnv,
+	"local":        local.FromEnv,
 }

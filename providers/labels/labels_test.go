@@ -26,6 +26,8 @@ var hard = map[string]string{
 	"bytes":            "\xff\x00",
 	"last-":            "plain",
 	"-first":           "plain",
+	"key0":             "plain",
+	"9":                "Not Plain",
 }
 
 func TestTextsAreKeptWhole(t *testing.T) {
@@ -116,7 +118,7 @@ func TestWhatIsLeftOfAnotherTextDoesNotCount(t *testing.T) {
 func TestOthersLabelsAreIgnored(t *testing.T) {
 	texts, unreadable := Unpack(map[string]string{
 		"Name": "x", "name.x": "x", "name_1": "x", "name_1_1_1": "c4", "name_0_0": "c4", "name_01_1": "c4",
-		"name_1000_1": "c4", "name_-1_1": "c4", "": "x", "abcdefghijklmnopq": "x", "kubernetes.io/name": "x", "n2": "x",
+		"name_1000_1": "c4", "name_-1_1": "c4", "": "x", "abcdefghijklmnopq": "x", "kubernetes.io/name": "x", "n+2": "x",
 	})
 	assert.Empty(t, texts)
 	assert.Empty(t, unreadable)
@@ -127,7 +129,7 @@ func FuzzPack(f *testing.F) {
 		f.Add(key, text, 16)
 		f.Add(key, text, 63)
 	}
-	word := regexp.MustCompile(`^[a-z-]{1,16}$`)
+	word := regexp.MustCompile(`^[a-z0-9-]{1,16}$`)
 	f.Fuzz(func(t *testing.T, key, text string, most int) {
 		if !word.MatchString(key) || len(text) > 255 || most < 16 {
 			t.Skip()

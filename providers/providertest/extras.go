@@ -215,6 +215,13 @@ func modifyReachesTheDevice(w *world) {
 	w.put(a, "a", v, "bytes")
 	v = w.attach(a, v)
 	_, err := m.Modify(w.ctx, v.ID, providers.Change{Size: 2 * w.Size})
+	if w.ModifyNeedsDetached {
+		require.ErrorIs(w.t, err, providers.ErrBusy)
+		require.Equal(w.t, w.Size, w.find(a, "db").Size)
+		w.detach(a, v)
+		_, err = m.Modify(w.ctx, v.ID, providers.Change{Size: 2 * w.Size})
+		w.attach(a, v)
+	}
 	require.NoError(w.t, err)
 	v = w.find(a, "db")
 	require.True(w.t, v.HeldBy(w.id(a)))

@@ -48,8 +48,8 @@ type Cloud struct {
 	// the name of one deleted has that one's serial. Ids are never used again by any cloud.
 	SerialIsName bool
 
-	// SnapshotNeedsDetached is a cloud that cannot copy a volume in use.
-	SnapshotNeedsDetached bool
+	// SnapshotNeedsDetached is a cloud that cannot copy a volume in use, ModifyNeedsDetached one that cannot change it.
+	SnapshotNeedsDetached, ModifyNeedsDetached bool
 
 	// Break lets every call that the node makes to the cloud meet the fault, until mend is called. A cloud whose
 	// provider reads without calls, as from a directory, may leave reads alone.
@@ -119,6 +119,7 @@ func Run(t *testing.T, h Harness) {
 	}
 	for _, s := range statements {
 		t.Run(s.name, func(t *testing.T) {
+			t.Parallel() // each has a cloud of its own, and mostly waits for it
 			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 			defer cancel()
 			s.check(&world{t: t, ctx: ctx, cluster: "main", Cloud: h.New(t)})

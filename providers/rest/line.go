@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -14,13 +15,22 @@ import (
 
 // Line lets callers change a node one after another, in the order in which they came, since clouds refuse a change of a
 // machine while another is under way. Callers for different nodes do not wait for each other. The zero Line is ready.
+//
+// To ask a busy node again and again costs calls, and the cloud counts them: so it learns how long a change keeps a node busy,
+// and who has queued lets that time pass before asking.
 type Line struct {
 	mu    sync.Mutex
 	nodes map[string][]chan struct{} // those in line, the one being served first; each waits until its channel is closed
+	begun map[string]time.Time       // when the node's last change was accepted, lately
+	lasts time.Duration              // what a change takes, as far as is known
 }
 
-// mostBusy is the longest pause before a change that the cloud was too busy for is tried again.
-const mostBusy = 4 * time.Second
+const (
+	// mostBusy is the longest pause before a change that the cloud was too busy for is tried again.
+	mostBusy = 4 * time.Second
+	// longestChange is more than a change of a node takes.
+	longestChange = time.Minute
+)
 
 // Do calls when it is the caller's turn at the node, again as long as it returns providers.ErrBusy, and returns what it
 // returned last. If ctx ends meanwhile, the error is that ErrBusy with ctx.Err(); so it is, too, if the turn did not come.
@@ -28,16 +38,22 @@ func (l *Line) Do(ctx context.Context, node string, call func(context.Context) e
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	turn := l.enter(node)
+	turn, first := l.enter(node)
 	defer l.leave(node, turn)
 	select {
 	case <-turn:
 	case <-ctx.Done():
-		return fmt.Errorf("%w: other changes of node %s are under way, and the call's time is over: %w", providers.ErrBusy, node, ctx.Err())
+		return tooLate(ctx, node)
+	}
+	if !first && pace.Pause(ctx, l.rest(node)) != nil {
+		return tooLate(ctx, node)
 	}
 	retry := pace.Backoff{Most: mostBusy}
-	for {
+	for busy := false; ; busy = true {
 		err := call(ctx)
+		if err == nil {
+			l.learn(node, busy, !first)
+		}
 		if !errors.Is(err, providers.ErrBusy) {
 			return err
 		}
@@ -52,18 +68,48 @@ func (l *Line) Do(ctx context.Context, node string, call func(context.Context) e
 	}
 }
 
-func (l *Line) enter(node string) chan struct{} {
+func tooLate(ctx context.Context, node string) error {
+	return fmt.Errorf("%w: other changes of node %s are under way, and the call's time is over: %w", providers.ErrBusy, node, ctx.Err())
+}
+
+// rest is how long the node will be busy yet with its last change.
+func (l *Line) rest(node string) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	turn := make(chan struct{})
-	if len(l.nodes[node]) == 0 {
+	return l.lasts - time.Since(l.begun[node])
+}
+
+// learn takes in that the node accepts a change now: of one that was busy before it is known how long the last one took, of one
+// that was not, to a caller who had queued, only that it was not longer.
+func (l *Line) learn(node string, busy, queued bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(l.begun, func(_ string, begun time.Time) bool { return now.Sub(begun) > longestChange })
+	if begun, lately := l.begun[node]; lately && busy {
+		l.lasts = now.Sub(begun)
+	} else if queued {
+		l.lasts -= l.lasts / 64
+	}
+	if l.begun == nil {
+		l.begun = make(map[string]time.Time)
+	}
+	l.begun[node] = now
+}
+
+// enter tells whether nobody was in line before.
+func (l *Line) enter(node string) (turn chan struct{}, first bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	turn, first = make(chan struct{}), len(l.nodes[node]) == 0
+	if first {
 		close(turn)
 	}
 	if l.nodes == nil {
 		l.nodes = make(map[string][]chan struct{})
 	}
 	l.nodes[node] = append(l.nodes[node], turn)
-	return turn
+	return turn, first
 }
 
 func (l *Line) leave(node string, turn chan struct{}) {

@@ -66,6 +66,44 @@ func TestABusyNodeIsTriedAgainUntilItIsNot(t *testing.T) {
 	})
 }
 
+func TestWhoHasQueuedDoesNotAskABusyNodeAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l Line
+		const took = 3 * time.Second
+		var free time.Time
+		tries := 0
+		change := func(context.Context) error {
+			tries++
+			if time.Now().Before(free) {
+				return providers.ErrBusy
+			}
+			free = time.Now().Add(took)
+			return nil
+		}
+		many := func(n int) {
+			var all sync.WaitGroup
+			for range n {
+				all.Go(func() { assert.NoError(t, l.Do(t.Context(), "a", change)) })
+			}
+			all.Wait()
+		}
+		begin := time.Now()
+		many(30)
+		assert.Less(t, tries, 45)
+		assert.Less(t, time.Since(begin), 29*took+29*took/10, "and loses little time")
+
+		time.Sleep(time.Second) // two seconds before the last is done
+		begin = time.Now()
+		require.NoError(t, l.Do(t.Context(), "a", change))
+		assert.Less(t, time.Since(begin), 2*took, "who comes alone asks at once, and again")
+		time.Sleep(time.Hour)
+		begin = time.Now()
+		many(1)
+		assert.Zero(t, time.Since(begin))
+		assert.Len(t, l.begun, 1)
+	})
+}
+
 func TestTheCallersTimeEndsTheTrying(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l Line

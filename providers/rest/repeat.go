@@ -143,6 +143,11 @@ func (c sender) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // send sends a request once, and reads its answer.
 func (c sender) send(r *http.Request) (*http.Response, error) {
+	if c.cfg.Before != nil {
+		if err := c.cfg.Before(r); err != nil {
+			return nil, err
+		}
+	}
 	caller := r.Context()
 	ctx, cancel := context.WithTimeout(caller, attemptTimeout)
 	defer cancel()

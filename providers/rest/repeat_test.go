@@ -41,6 +41,27 @@ func TestWhatMayBeCarriedOutTwiceIsSentAgain(t *testing.T) {
 	}
 }
 
+func TestARequestThatIsKeptBackIsNotSent(t *testing.T) {
+	for name, failure := range map[string]answer{"a failure": says(500), "too many requests": says(429)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				kept := fmt.Errorf("%w: not now", providers.ErrBusy)
+				sent := 0
+				c, cloud := reached(Config{Before: func(*http.Request) error {
+					if sent++; sent > 1 {
+						return kept
+					}
+					return nil
+				}}, failure, ok)
+				_, _, err := ask(t.Context(), c, "GET", "")
+				require.ErrorIs(t, err, kept)
+				assert.Equal(t, 1, cloud.times())
+				assert.Equal(t, 2, sent)
+			})
+		})
+	}
+}
+
 func TestWhatMayNotBeCarriedOutTwiceIsSentAgainOnlyIfItHadNoEffect(t *testing.T) {
 	create := func(r *http.Request) bool {
 		body, err := r.GetBody()

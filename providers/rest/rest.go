@@ -29,6 +29,10 @@ type Config struct {
 	// wants to know of the body it gets by GetBody.
 	Repeatable func(*http.Request) bool
 
+	// Before is asked each time a request is about to be sent; its error is the request's, which is not repeated if that is
+	// providers.ErrBusy. May be nil.
+	Before func(*http.Request) error
+
 	// Refills is a cloud whose limit grows again bit by bit, and whose RateLimit-Reset is when it is whole.
 	// Otherwise it is when there will be a next request.
 	Refills bool

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -23,35 +24,46 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-// kernels are the kernels of a fleet: what EC2 attaches is there, formatted, and can be mounted.
+// kernels are the kernels of a fleet: what the cloud attaches is there, formatted, and can be mounted.
 type kernels struct {
+	serial func(disk string) string
+
 	mu      sync.Mutex
-	devices map[string]string // instance by disk
+	devices map[string]string // instance by serial
+	sizes   map[string]int64  // bytes by serial
 	changed chan struct{}
 }
 
 func (k *kernels) change(disk, instance string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.devices[serialOf(disk)] = instance
+	k.devices[k.serial(disk)] = instance
 	close(k.changed)
 	k.changed = make(chan struct{})
 	return nil
 }
 
-func serialOf(disk string) string { return disk[:3] + disk[4:] }
+func newKernels(serial func(disk string) string) *kernels {
+	return &kernels{serial: serial, devices: map[string]string{}, sizes: map[string]int64{}, changed: make(chan struct{})}
+}
 
-func (k *kernels) CreateDisk(string, int64, string) error { return nil }
-func (k *kernels) DeleteDisk(string) error                { return nil }
-func (k *kernels) ResizeDisk(string, int64) error         { return nil }
-func (k *kernels) CopyDisk(string, string) error          { return nil }
-func (k *kernels) DeleteSnapshot(string) error            { return nil }
-func (k *kernels) Attach(instance, disk string) error     { return k.change(disk, instance) }
-func (k *kernels) Detach(_, disk string, _ bool) error    { return k.change(disk, "") }
-func (k *kernels) has(instance, serial string) (bool, <-chan struct{}) {
+func (k *kernels) CreateDisk(disk string, bytes int64, _ string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.devices[serial] == instance, k.changed
+	k.sizes[k.serial(disk)] = bytes
+	return nil
+}
+
+func (k *kernels) DeleteDisk(string) error             { return nil }
+func (k *kernels) ResizeDisk(string, int64) error      { return nil }
+func (k *kernels) CopyDisk(string, string) error       { return nil }
+func (k *kernels) DeleteSnapshot(string) error         { return nil }
+func (k *kernels) Attach(instance, disk string) error  { return k.change(disk, instance) }
+func (k *kernels) Detach(_, disk string, _ bool) error { return k.change(disk, "") }
+func (k *kernels) has(instance, serial string) (bool, int64, <-chan struct{}) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.devices[serial] == instance, k.sizes[serial], k.changed
 }
 
 // kernel is one of them, as blockvol sees it.
@@ -63,9 +75,9 @@ type kernel struct {
 
 func (k *kernel) await(ctx context.Context, serial string, here bool) (mount.Device, error) {
 	for {
-		has, changed := k.has(k.instance, serial)
+		has, size, changed := k.has(k.instance, serial)
 		if has == here {
-			return mount.Device{Name: serial, Path: "/dev/" + serial, Size: 1 << 30, Serial: serial}, nil
+			return mount.Device{Name: serial, Path: "/dev/" + serial, Size: size, Serial: serial}, nil
 		}
 		select {
 		case <-changed:
@@ -76,7 +88,7 @@ func (k *kernel) await(ctx context.Context, serial string, here bool) (mount.Dev
 }
 
 func (k *kernel) Find(_ context.Context, serial string) (mount.Device, error) {
-	if has, _ := k.has(k.instance, serial); !has {
+	if has, _, _ := k.has(k.instance, serial); !has {
 		return mount.Device{}, mount.ErrNoDevice
 	}
 	return k.await(context.Background(), serial, true)
@@ -133,7 +145,7 @@ func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
 	log.SetLevel(logrus.PanicLevel)
 
 	synctest.Test(t, func(t *testing.T) {
-		kernels := &kernels{devices: map[string]string{}, changed: make(chan struct{})}
+		kernels := newKernels(func(disk string) string { return strings.Replace(disk, "-", "", 1) })
 		c := cloud.New(cloud.Config{
 			Zones: []string{"eu-bench-1a"}, Latency: 100 * time.Millisecond, Lag: 2 * time.Second, Limits: ec2.Limits,
 			Times: cloud.Times{Attach: 2 * time.Second, Detach: 2 * time.Second}, Backend: kernels,
@@ -189,7 +201,7 @@ func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
 func volumeName(i int) string { return fmt.Sprintf("volume-%04d", i) }
 
 // makeFormatted makes volumes that have been in use before.
-func makeFormatted(t *testing.T, p *aws.Provider, volumes int) {
+func makeFormatted(t *testing.T, p providers.Provider, volumes int) {
 	t.Helper()
 	var all sync.WaitGroup
 	for i := range volumes {
@@ -205,17 +217,18 @@ func makeFormatted(t *testing.T, p *aws.Provider, volumes int) {
 }
 
 // mountAsSwarm is a task that is tried until it runs: each time with a new mount ID, five seconds after a failure.
-func mountAsSwarm(t *testing.T, d *driver.Driver, volume string) {
+func mountAsSwarm(t *testing.T, d *driver.Driver, volume string) (id string) {
 	for begin, try := time.Now(), 0; ; try++ {
 		ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
-		_, err := d.Mount(ctx, volume, strconv.Itoa(try))
+		id = strconv.Itoa(try)
+		_, err := d.Mount(ctx, volume, id)
 		cancel()
 		if err == nil {
-			return
+			return id
 		}
 		if time.Since(begin) > time.Hour {
 			t.Errorf("%s is not mounted after an hour: %v", volume, err)
-			return
+			return ""
 		}
 		time.Sleep(5 * time.Second)
 	}

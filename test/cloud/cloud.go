@@ -29,6 +29,7 @@ type Config struct {
 	Limits  func(bucket string) Bucket // token bucket per action; nil or a zero Bucket: no limit
 	Backend Backend                    // nil: attachments have nothing behind them
 	Seed    uint64                     // of ids and of lag
+	LetGo   bool                       // a volume is detached from an instance that is powered off
 	ID      func(Kind, uint64) string  // words a number that was never used as the id of an object; nil: as EC2 does
 	Trace   func(Call, time.Duration)  // told of each call to the API at its end, and how long it took; may be nil
 }

@@ -130,11 +130,17 @@ func (c *Cloud) Start(id string) {
 	})
 }
 
-// Stop powers a running instance off. Its volumes stay attached; their devices are gone with its kernel.
+// Stop powers a running instance off. Its volumes stay attached, unless Config.LetGo; their devices are gone with its kernel.
 func (c *Cloud) Stop(id string) {
 	c.power(id, Running, Stopping)
 	c.later(c.times().Stop, func() {
-		c.each(id, func(volume string, _ Attachment) { c.pullOut(volume, id) })
+		c.each(id, func(volume string, a Attachment) {
+			if c.cfg.LetGo {
+				c.abandon(volume, a)
+			} else {
+				c.pullOut(volume, id)
+			}
+		})
 		c.reach(id, Stopping, Stopped)
 	})
 }

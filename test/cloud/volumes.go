@@ -96,6 +96,7 @@ type VolumeSpec struct {
 	SnapshotID string // "" is a blank disk
 	Tags       map[string]string
 	Doomed     bool // it is accepted, then turns out to be impossible: it ends in error, and is gone
+	Stays      bool // in error, if it is Doomed, until it is deleted
 }
 
 // Shape returns what can be modified of the volume.
@@ -208,7 +209,7 @@ func (r *Request) CreateVolume(spec VolumeSpec) (Volume, error) {
 	if err != nil || r.never {
 		return v, err
 	}
-	c.later(c.times().Create, func() { c.created(v, spec.Doomed) })
+	c.later(c.times().Create, func() { c.created(v, spec) })
 	return v.clone(), nil
 }
 
@@ -250,10 +251,12 @@ func (c *Cloud) newVolume(spec VolumeSpec) (Volume, error) {
 }
 
 // created ends a creation.
-func (c *Cloud) created(v Volume, doomed bool) {
-	if doomed {
+func (c *Cloud) created(v Volume, spec VolumeSpec) {
+	if spec.Doomed {
 		c.settle(v.ID, func(v *Volume) bool { v.State = Broken; return true })
-		c.later(c.times().Create, func() { c.gone(v.ID) })
+		if !spec.Stays {
+			c.later(c.times().Create, func() { c.gone(v.ID) })
+		}
 		return
 	}
 	c.exclusively(v.ID, func() {

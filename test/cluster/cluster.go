@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cloud/fronts"
 	"github.com/blockvol/blockvol/test/cluster/image"
 	"github.com/blockvol/blockvol/test/cluster/ledger"
 	"github.com/blockvol/blockvol/test/cluster/qemu"
@@ -41,7 +41,8 @@ type T = space.T
 // Config is what a cluster is like.
 type Config struct {
 	Nodes   int          // three, if 0; the first is the only manager, see Promote
-	Cloud   cloud.Config // Backend is the cluster's own; Zones has a default
+	Kind    fronts.Kind  // of the cloud; EC2 with the policy that docs/ gives, if zero
+	Cloud   cloud.Config // Backend, Zones and ID are not the test's
 	Plugins []Plugin     // on every node; one of no settings, if empty
 	Dir     string       // what `make plugin` built
 	Log     func(format string, args ...any)
@@ -64,7 +65,7 @@ const (
 // Cluster is a Swarm of machines.
 type Cluster struct {
 	Cloud  *cloud.Cloud
-	EC2    *ec2.Front
+	Front  fronts.Front
 	Ledger *ledger.Collector
 	Nodes  []*Node
 
@@ -93,9 +94,6 @@ func Start(t T, cfg Config) *Cluster {
 	if cfg.Nodes == 0 {
 		cfg.Nodes = 3
 	}
-	if len(cfg.Cloud.Zones) == 0 {
-		cfg.Cloud.Zones = []string{Zone, Region + "b"}
-	}
 	if len(cfg.Plugins) == 0 {
 		cfg.Plugins = []Plugin{{}}
 	}
@@ -107,8 +105,14 @@ func Start(t T, cfg Config) *Cluster {
 			cfg.Plugins[i].Cluster = "default"
 		}
 	}
-	c := &Cluster{t: t, cfg: cfg, metadata: map[string]http.Handler{}, registry: newRegistry()}
 	var err error
+	if cfg.Kind.New == nil {
+		if cfg.Kind, err = cfg.usual(); err != nil {
+			t.Fatalf("cluster: %v", err)
+		}
+	}
+	cfg.Cloud.Zones, cfg.Cloud.ID = cfg.Kind.Cloud.Zones, cfg.Kind.Cloud.ID
+	c := &Cluster{t: t, cfg: cfg, metadata: map[string]http.Handler{}, registry: newRegistry()}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	if c.image, err = image.Get(ctx, t); err != nil {
@@ -131,7 +135,7 @@ func Start(t T, cfg Config) *Cluster {
 	if c.network, err = newNetwork(c.space); err != nil {
 		t.Fatalf("cluster: making the network: %v", err)
 	}
-	if c.storage, err = qemu.NewStorage(qemu.RunnerFunc(c.space.Enter), filepath.Join(c.dir, "storage")); err != nil {
+	if c.storage, err = qemu.NewStorage(qemu.RunnerFunc(c.space.Enter), filepath.Join(c.dir, "storage"), c.model()); err != nil {
 		t.Fatalf("cluster: %v", err)
 	}
 	t.Cleanup(func() {
@@ -157,18 +161,38 @@ func Start(t T, cfg Config) *Cluster {
 	return c
 }
 
+// usual is EC2 with the policy that docs/ gives, for the clusters that there are plugins of.
+func (cfg *Config) usual() (fronts.Kind, error) {
+	policy, err := os.ReadFile(filepath.Join(cfg.Dir, "../../docs/aws-policy.json"))
+	if err != nil {
+		return fronts.Kind{}, err
+	}
+	var clusters []string
+	for _, p := range cfg.Plugins {
+		clusters = append(clusters, strconv.Quote(p.Cluster))
+	}
+	return fronts.EC2(bytes.ReplaceAll(policy, []byte(`"default"`), []byte("["+strings.Join(clusters, ", ")+"]"))), nil
+}
+
+// model is how the disks of the cloud look in its machines.
+func (c *Cluster) model() qemu.Model {
+	kind := c.cfg.Kind
+	bus := map[fronts.Bus]qemu.Bus{fronts.NVMe: qemu.NVMe, fronts.SCSI: qemu.SCSI, fronts.Virtio: qemu.Virtio}[kind.Bus]
+	return qemu.Model{Bus: bus, Vendor: kind.Vendor, Product: kind.Product, Serial: func(disk string) string { return kind.Serial(c.Front, disk) }}
+}
+
+// serial is what a kernel shows of a volume's disk.
+func (c *Cluster) serial(volume string) string {
+	serial := c.cfg.Kind.Serial(c.Front, volume)
+	if c.cfg.Kind.Bus == fronts.Virtio {
+		serial = serial[:min(len(serial), 20)]
+	}
+	return serial
+}
+
 // startCloud starts what answers the nodes.
 func (c *Cluster) startCloud() {
 	c.t.Helper()
-	policy, err := os.ReadFile(filepath.Join(c.cfg.Dir, "../../docs/aws-policy.json"))
-	if err != nil {
-		c.t.Fatalf("cluster: %v", err)
-	}
-	var clusters []string
-	for _, p := range c.cfg.Plugins {
-		clusters = append(clusters, strconv.Quote(p.Cluster))
-	}
-	policy = bytes.ReplaceAll(policy, []byte(`"default"`), []byte("["+strings.Join(clusters, ", ")+"]"))
 	c.cfg.Cloud.Backend = c.storage
 	c.Cloud = cloud.New(c.cfg.Cloud)
 	c.t.Cleanup(func() {
@@ -177,10 +201,10 @@ func (c *Cluster) startCloud() {
 			c.t.Fatalf("the simulated cloud: %v", problem)
 		}
 	})
-	c.EC2 = ec2.New(ec2.Config{Cloud: c.Cloud, Region: Region, Policy: policy})
+	c.Front = c.cfg.Kind.New(c.Cloud)
 	c.Ledger = ledger.Collect(c.listen(observer + ":7000"))
 	c.t.Cleanup(func() { c.Ledger.Close() })
-	c.serve(api+":80", c.EC2)
+	c.serve(api+":80", c.Front)
 	c.serve(registry+":5000", c.registry)
 	c.serve(observer+":80", http.FileServer(http.Dir(c.files)))
 	c.serve(metadata+":80", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

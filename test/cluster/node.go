@@ -9,13 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/ec2"
 	"github.com/blockvol/blockvol/test/cluster/agent"
 	"github.com/blockvol/blockvol/test/cluster/image"
 	"github.com/blockvol/blockvol/test/cluster/qemu"
@@ -53,8 +52,10 @@ func (c *Cluster) newNode() *Node {
 	if err := c.network.connect(n.tap, n.Address); err != nil {
 		c.t.Fatalf("cluster: %v", err)
 	}
-	n.Instance = c.Cloud.AddInstance(cloud.Instance{Type: "m5.large", RootDevice: "/dev/xvda", Address: n.Address}).ID
-	service := c.EC2.Metadata(n.Instance, ec2.MetadataOptions{})
+	instance := c.cfg.Kind.Instance
+	instance.Address = n.Address
+	n.Instance = c.Cloud.AddInstance(instance).ID
+	service := c.Front.Metadata(n.Instance)
 	c.mu.Lock()
 	c.metadata[n.Address] = service
 	c.mu.Unlock()
@@ -212,9 +213,9 @@ func (n *Node) installPlugins() error {
 		}
 		args := []string{
 			"plugin", "install", "--grant-all-permissions", "--alias", p.Alias, registry + ":5000/blockvol:1",
-			"PROVIDER=aws", "AWS_ENDPOINT_URL_EC2=http://" + api, "state.source=" + stateDir(p.Alias), "volumes.source=" + volumesDir(p.Alias), "LOG_LEVEL=debug", "CLUSTER=" + p.Cluster,
+			"PROVIDER=" + n.c.cfg.Kind.Provider, "state.source=" + stateDir(p.Alias), "volumes.source=" + volumesDir(p.Alias), "LOG_LEVEL=debug", "CLUSTER=" + p.Cluster,
 		}
-		if _, err := n.TryDocker(append(args, p.Settings...)...); err != nil {
+		if _, err := n.TryDocker(slices.Concat(args, n.c.cfg.Kind.Settings(n.c.Front, n.Instance, "http://"+api, "http://"+metadata), p.Settings)...); err != nil {
 			return fmt.Errorf("%s: %w", n.Name, err)
 		}
 		n.c.logf("%s has plugin %s after %v", n.Name, p.Alias, time.Since(begin).Round(100*time.Millisecond))

@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cluster/ledger"
-	"github.com/blockvol/blockvol/test/cluster/qemu"
 )
 
 // WriterSpec is a service of tasks that write acknowledged records, each to a volume of its own.
@@ -199,7 +199,7 @@ func (w *Writer) Volume() cloud.Volume {
 func (c *Cluster) Volume(name string) (cloud.Volume, error) {
 	var found []cloud.Volume
 	for _, v := range c.Cloud.Volumes() {
-		if v.Tags["blockvol:name"] == name {
+		if slices.ContainsFunc(c.cfg.Plugins, func(p Plugin) bool { return c.cfg.Kind.Named(v, p.Cluster, name) }) {
 			found = append(found, v)
 		}
 	}
@@ -285,7 +285,7 @@ func (w *Writer) OnlyOn(node *Node) {
 		for _, n := range w.c.Nodes {
 			want := ""
 			if n == node {
-				want = "disk " + qemu.Serial(v.ID) + "\nmounted"
+				want = w.c.serial(v.ID) + " mounted"
 			}
 			if err := n.shows(want); err != nil {
 				return err
@@ -302,7 +302,7 @@ func (c *Cluster) Misplaced() (found []string) {
 			continue
 		}
 		before := c.held()
-		serials, err := n.Try("sh", "-c", "cat /sys/class/nvme/*/serial 2>/dev/null; true")
+		serials, err := n.Try("agent", "disks")
 		if err != nil {
 			continue // it has just been taken away
 		}
@@ -322,7 +322,7 @@ func (c *Cluster) held() map[string]cloud.Attachment {
 	for _, v := range c.Cloud.Volumes() {
 		for _, a := range v.Attachments {
 			if a.State == cloud.Attached {
-				held[qemu.Serial(v.ID)] = a
+				held[c.serial(v.ID)] = a
 			}
 		}
 	}
@@ -344,9 +344,7 @@ func (n *Node) shows(want string) error {
 	if !n.reachable() {
 		return nil
 	}
-	shown, err := n.Try("sh", "-c", `
-		for disk in /sys/class/nvme/*; do [ ! -e "$disk" ] || echo disk $(cat "$disk/serial"); done
-		for mount in /sys/fs/*/nvme*; do [ ! -e "$mount" ] || echo mounted; done`)
+	shown, err := n.Try("agent", "disks")
 	if err == nil && shown != want {
 		err = fmt.Errorf("%s shows %q, not %q", n.Name, shown, want)
 	}

@@ -111,19 +111,20 @@ func (c *ec2Cloud) launch(t *testing.T, kind ec2.MetadataOptions, settings ...st
 // connect gives the engine's host, which has been started, EC2 and the metadata service.
 func (i *instance) connect() {
 	i.t.Helper()
-	i.api = i.serve(i.api, i.cloud.front)
-	i.metadata = i.serve(i.metadata, i.cloud.front.Metadata(i.id, i.kind))
+	i.api = serve(i.t, i.Engine, i.api, i.cloud.front)
+	i.metadata = serve(i.t, i.Engine, i.metadata, i.cloud.front.Metadata(i.id, i.kind))
 }
 
-func (i *instance) serve(at string, handler http.Handler) (address string) {
-	i.t.Helper()
-	listener := i.Listen(at)
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(i.t.Output(), "", 0)}
+// serve lets a handler answer at an address on the engine's host.
+func serve(t *testing.T, e *engine.Engine, at string, handler http.Handler) (address string) {
+	t.Helper()
+	listener := e.Listen(at)
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(t.Output(), "", 0)}
 	var serving errgroup.Group
 	serving.Go(func() error { return server.Serve(listener) })
-	i.t.Cleanup(func() {
-		require.NoError(i.t, server.Close())
-		require.ErrorIs(i.t, serving.Wait(), http.ErrServerClosed)
+	t.Cleanup(func() {
+		require.NoError(t, server.Close())
+		require.ErrorIs(t, serving.Wait(), http.ErrServerClosed)
 	})
 	return listener.Addr().String()
 }

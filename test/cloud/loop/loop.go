@@ -49,10 +49,11 @@ func New(dir string) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Backend{Disks: disks, identity: NVMe, trees: map[string]string{}}, nil
+	ebs := func(disk string) Identity { return NVMe(strings.Replace(disk, "-", "", 1)) }
+	return &Backend{Disks: disks, identity: ebs, trees: map[string]string{}}, nil
 }
 
-// ShowAs tells how disks are shown from now on, instead of as NVMe.
+// ShowAs tells how disks are shown from now on, instead of as those of EBS.
 func (b *Backend) ShowAs(identity func(disk string) Identity) { b.identity = identity }
 
 // Sysfs tells where an instance's tree is, for mount.Config.Sysfs. The tree is the backend's: what is in it is removed, and
@@ -170,9 +171,9 @@ type Identity struct {
 	Content []byte
 }
 
-// NVMe is the identity of a disk of EBS: its id without the dash, padded with blanks to the 20 bytes of the field.
-func NVMe(disk string) Identity {
-	return Identity{"device/serial", fmt.Appendf(nil, "%-20s\n", strings.Replace(disk, "-", "", 1))}
+// NVMe is the identity of an NVMe disk: up to 20 bytes, padded with blanks.
+func NVMe(serial string) Identity {
+	return Identity{"device/serial", fmt.Appendf(nil, "%-20s\n", serial)}
 }
 
 // SCSI is the identity of a SCSI disk: page 0x80 of its vital product data (SPC-4, 7.8.15).

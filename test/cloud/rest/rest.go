@@ -146,7 +146,7 @@ func (a *API) write(w http.ResponseWriter, action string, answer Answer, fault c
 	for name, values := range answer.Header {
 		header[name] = values
 	}
-	if content != nil {
+	if content != nil && header.Get("Content-Type") == "" {
 		header.Set("Content-Type", "application/json; charset=utf-8")
 	}
 	status := answer.Status

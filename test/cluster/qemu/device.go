@@ -20,7 +20,7 @@ const maxPorts = 64
 const again = time.Second
 
 // portArguments are the sockets into which disks are plugged. They reserve no I/O space, of which there is too little for
-// so many and which NVMe does not want.
+// so many and which no disk wants.
 func portArguments(ports int) []string {
 	var args []string
 	for i := range ports {
@@ -33,15 +33,18 @@ func portArguments(ports int) []string {
 
 func portName(i int) string { return fmt.Sprintf("port%d", i) }
 
-// A device is an NVMe controller in a machine: its port, QEMU's node, which is a connection to a server, and the server.
-// It takes its port until nothing of it is left.
+// A device is a disk in a machine: QEMU's device, QEMU's node, which is a connection to a server, and the server. It takes
+// its port until nothing of it is left; on a bus without ports, that is its place among the disks that there can be.
 type device struct {
 	m       *Machine
-	name    string // of the controller and of the node
+	model   Model
+	number  int    // of all devices that the machine has had
+	name    string // of the device
+	node    string
 	serial  string
 	port    int
 	server  *server
-	gone    chan struct{} // closed when QEMU has no such controller any more
+	gone    chan struct{} // closed when QEMU has no such device any more
 	cleared chan struct{} // closed when nothing is left; never, if the machine ends before
 
 	removing bool // under m.mu
@@ -49,8 +52,8 @@ type device struct {
 
 // plug puts a disk into a machine. When it returns the machine has it, the guest may not have seen it yet. If it fails there
 // is no server any more, and nothing else is left unless QEMU has ceased to answer.
-func (m *Machine) plug(serial string, serve func() (*server, error)) (*device, error) {
-	d, err := m.allot(serial)
+func (m *Machine) plug(model Model, serial string, serve func() (*server, error)) (*device, error) {
+	d, err := m.allot(model, serial)
 	if err != nil {
 		return nil, err
 	}
@@ -59,11 +62,11 @@ func (m *Machine) plug(serial string, serve func() (*server, error)) (*device, e
 		d.free()
 		return nil, err
 	}
-	err = d.connect()
+	if err = d.server.lock(); err == nil {
+		err = m.connectNode(d.node, d.server)
+	}
 	if err == nil {
-		err = m.execute("device_add", map[string]any{
-			"driver": "nvme", "id": d.name, "serial": serial, "drive": d.name, "bus": portName(d.port), "addr": "0",
-		}, nil)
+		err = m.execute("device_add", d.arguments(), nil)
 	}
 	if err != nil {
 		d.server.kill()
@@ -80,7 +83,7 @@ func (m *Machine) plug(serial string, serve func() (*server, error)) (*device, e
 }
 
 // allot finds a port. If it finds one, the caller owes m.work an end.
-func (m *Machine) allot(serial string) (*device, error) {
+func (m *Machine) allot(model Model, serial string) (*device, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.over {
@@ -91,8 +94,9 @@ func (m *Machine) allot(serial string) (*device, error) {
 		return nil, fmt.Errorf("all %d ports of the machine are taken", len(m.ports))
 	}
 	m.named++
+	name := fmt.Sprintf("disk%d", m.named)
 	d := &device{
-		m: m, name: fmt.Sprintf("disk%d", m.named), serial: serial, port: port,
+		m: m, model: model, number: m.named, name: name, node: name, serial: serial, port: port,
 		gone: make(chan struct{}), cleared: make(chan struct{}),
 	}
 	m.ports[port] = d
@@ -136,25 +140,25 @@ func (m *Machine) notice(event Event) {
 	}
 }
 
-// connect makes QEMU the server's one client. There is no second time: a node whose server has ended fails at once, and its
-// socket's path is gone, and never used for another server, which might have the same disk, in use by another machine.
-func (d *device) connect() error {
+// connectNode makes QEMU the server's one client. There is no second time: a node whose server has ended fails at once, and
+// its socket's path is gone, and never used for another server, which might have the same disk, in use by another machine.
+func (m *Machine) connectNode(node string, server *server) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	for {
-		err := d.m.monitor.Execute(ctx, "blockdev-add", map[string]any{
-			"driver": "nbd", "node-name": d.name, "reconnect-delay": 0, "discard": "unmap",
-			"server": map[string]any{"type": "unix", "path": d.server.socket},
+		err := m.monitor.Execute(ctx, "blockdev-add", map[string]any{
+			"driver": "nbd", "node-name": node, "reconnect-delay": 0, "discard": "unmap",
+			"server": map[string]any{"type": "unix", "path": server.socket},
 		}, nil)
 		if err == nil {
-			return d.server.hide()
+			return server.hide()
 		}
 		if !errors.As(err, new(*Refusal)) {
 			return err
 		}
 		select { // it does not listen yet, in all likelihood
-		case <-d.server.ended:
-			return d.server.failure()
+		case <-server.ended:
+			return server.failure()
 		case <-ctx.Done():
 			return err
 		case <-time.After(5 * time.Millisecond):
@@ -200,19 +204,70 @@ func (d *device) clear() {
 			return
 		}
 	}
-	for {
-		err := d.m.execute("blockdev-del", map[string]any{"node-name": d.name}, nil)
-		if err == nil || errors.As(err, new(*Refusal)) && strings.Contains(err.Error(), "Failed to find node") {
-			break
-		}
-		select {
-		case <-time.After(again):
-		case <-d.m.monitor.Done():
-			return
-		}
+	if !d.m.dropNode(d.node) {
+		return
 	}
 	d.server.kill()
 	d.free()
+}
+
+// dropNode lasts until there is no such node, or the machine ends, which makes it false.
+func (m *Machine) dropNode(node string) bool {
+	for {
+		err := m.execute("blockdev-del", map[string]any{"node-name": node}, nil)
+		if err == nil || errors.As(err, new(*Refusal)) && strings.Contains(err.Error(), "Failed to find node") {
+			return true
+		}
+		select {
+		case <-time.After(again):
+		case <-m.monitor.Done():
+			return false
+		}
+	}
+}
+
+// grow shows the guest that the image has become larger. A server and its client keep the size that they began with: so a
+// second pair takes the place of the first, between two requests of the guest. Nothing else may be done about the device
+// meanwhile.
+func (d *device) grow(bytes int64, serve func() (*server, error)) error {
+	m := d.m
+	m.mu.Lock()
+	if m.over {
+		m.mu.Unlock()
+		return ErrEnded
+	}
+	if d.removing {
+		m.mu.Unlock()
+		return errors.New("the guest has been asked to let it go")
+	}
+	m.named++
+	node := fmt.Sprintf("disk%d", m.named)
+	m.work.Add(1)
+	m.mu.Unlock()
+	defer m.work.Done()
+
+	next, err := serve()
+	if err != nil {
+		return err
+	}
+	if err = m.connectNode(node, next); err == nil {
+		err = m.execute("qom-set", map[string]any{
+			"path": "/machine/peripheral/" + d.name, "property": "drive", "value": node,
+		}, nil)
+	}
+	if err != nil {
+		next.kill()
+		m.dropNode(node)
+		return err
+	}
+	before, last := d.server, d.node
+	d.server, d.node = next, node
+	m.dropNode(last)
+	before.kill()
+	if err := d.server.lock(); err != nil {
+		return err
+	}
+	return m.execute("block_resize", map[string]any{"node-name": node, "size": bytes}, nil)
 }
 
 // left waits until nothing is left of the device, or of the machine, but no longer than so long.

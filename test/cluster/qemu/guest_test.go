@@ -28,8 +28,11 @@ const ready = "ready"
 // modules are what the guest loads, in this order.
 var modules = []string{
 	"virtio/virtio_ring", "virtio/virtio", "virtio/virtio_pci_legacy_dev", "virtio/virtio_pci_modern_dev", "virtio/virtio_pci",
-	"block/virtio_blk", "char/virtio_console",
+	"block/virtio_blk", "char/virtio_console", "scsi/scsi_common", "scsi/scsi_mod", "scsi/sd_mod", "scsi/virtio_scsi",
 }
+
+// programs are what is built for the guest.
+var programs = map[string]string{"agent": "../agent/cmd/agent", "device": "./testdata/device"}
 
 // initScript is all that runs in the guest. It carries out the lines that come by the agent's port.
 const initScript = `#!/bin/busybox sh
@@ -38,10 +41,11 @@ mount -t devtmpfs none /dev
 mount -t proc none /proc
 mount -t sysfs none /sys
 for module in /modules/*; do insmod $module; done
-# device SERIAL prints the path of a disk that is there.
-device() {
-	for controller in /sys/class/nvme/*; do
-		read -r serial <$controller/serial && [ "$serial" = "$1" ] && [ -b /dev/${controller##*/}n1 ] && echo /dev/${controller##*/}n1
+# shown prints what all disks but the root bear.
+shown() {
+	for disk in /sys/block/*; do
+		[ $disk = /sys/block/vda ] && continue
+		echo $(cat $disk/device/serial || tail -c +5 $disk/device/vpd_pg80 || cat $disk/serial)
 	done 2>/dev/null
 }
 until port=$(grep -l blockvol.agent /sys/class/virtio-ports/*/name 2>/dev/null); do sleep 0.1; done
@@ -124,6 +128,13 @@ var golden = sync.OnceValues(func() (cfg qemu.Config, err error) {
 		}
 		if err := os.WriteFile(filepath.Join(tree, to), content, 0o755); err != nil {
 			return cfg, err
+		}
+	}
+	for program, source := range programs {
+		build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(tree, "bin", program), source)
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return cfg, fmt.Errorf("building %s: %w: %s", source, err, out)
 		}
 	}
 	for _, command := range []string{
@@ -245,16 +256,17 @@ func (g *guest) run(format string, args ...any) string {
 
 // questions are what a Storage asks the guest.
 func (g *guest) questions() qemu.Guest {
-	yes := func(ctx context.Context, format string, args ...any) (bool, error) {
-		out, err := g.command(ctx, fmt.Sprintf(format, args...)+" && echo yes; true")
-		return strings.HasSuffix(out, "yes"), err
+	state := func(ctx context.Context, serial string) (string, error) {
+		return g.command(ctx, "agent disk "+serial)
 	}
 	return qemu.Guest{
 		Busy: func(ctx context.Context, serial string) (bool, error) {
-			return yes(ctx, `grep -q "^$(device %s) " /proc/mounts`, serial)
+			is, err := state(ctx, serial)
+			return is == "held", err
 		},
 		Present: func(ctx context.Context, serial string) (bool, error) {
-			return yes(ctx, `[ -n "$(device %s)" ]`, serial)
+			is, err := state(ctx, serial)
+			return is != "absent", err
 		},
 	}
 }

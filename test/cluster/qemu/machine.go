@@ -1,5 +1,5 @@
 // Package qemu runs virtual machines whose disks come and go as a cloud's do, and has the storage behind these disks: a
-// machine shows an NVMe controller with the disk's serial in it, loses power, freezes, or has a disk pulled out.
+// machine shows a disk that bears its serial on the cloud's bus, loses power, freezes, or has a disk pulled out.
 //
 // Everything is emulated, so that nothing is asked of the host but the program qemu-system-x86_64.
 package qemu
@@ -16,6 +16,9 @@ import (
 	"sync"
 	"time"
 )
+
+// scsiController is QEMU's name for what all SCSI disks are plugged into.
+const scsiController = "scsi"
 
 // AgentPort is the name of the serial port by which the guest is spoken to, see Machine.Agent. The guest finds it as
 // /dev/virtio-ports/blockvol.agent, or by /sys/class/virtio-ports/*/name.
@@ -163,6 +166,7 @@ func (m *Machine) arguments() []string {
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,addr=0x5",
 		// The card is there without a cable too. Its boot ROM would only cost time.
 		"-device", "virtio-net-pci,romfile=,addr=0x6" + netdev + mac,
+		"-device", "virtio-scsi-pci,id=" + scsiController + ",addr=0x7",
 	}
 	if tap != "" {
 		args = append(args, "-netdev", tap)
@@ -223,7 +227,7 @@ func (m *Machine) frozen() bool {
 }
 
 // SaveSnapshot keeps the whole machine, memory included, in the root image under a name. The guest stands still meanwhile.
-// It fails while the machine has a disk of a Storage: QEMU cannot save an NVMe controller.
+// It fails while the machine has a disk of a Storage, which QEMU cannot save.
 func (m *Machine) SaveSnapshot(name string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -23,10 +22,7 @@ const (
 	pullTime    = 2 * time.Second  // to notice that a device was pulled out
 )
 
-// maxSerial is what an NVMe controller's serial has room for, in bytes.
-const maxSerial = 20
-
-// Guest asks the kernel of an instance about the disk with a serial, see Serial. What is nil is not asked.
+// Guest asks the kernel of an instance about the disk with a serial, see Model. What is nil is not asked.
 type Guest struct {
 	// Busy tells whether the guest holds the disk: has a file system on it mounted, or has it open exclusively. It is asked
 	// right before the disk goes; what takes the disk between the two loses it.
@@ -37,13 +33,14 @@ type Guest struct {
 }
 
 // Storage has the disks of one simulated cloud: it is a cloud.Backend for instances that are machines. A disk is a sparse
-// image file in a directory, and to attach it is to plug an NVMe controller into the machine, behind a server of its own,
-// without which the machine cannot reach the image. Its methods may be called from any number of goroutines; calls that
-// concern one disk wait for each other.
+// image file in a directory, and to attach it is to plug a device into the machine, behind a server of its own, without
+// which the machine cannot reach the image. Its methods may be called from any number of goroutines; calls that concern one
+// disk wait for each other.
 type Storage struct {
 	*image.Disks[attachment]
-	run Runner
-	dir string
+	run   Runner
+	dir   string
+	model Model
 
 	mu        sync.Mutex
 	instances map[string]instance
@@ -63,21 +60,29 @@ type attachment struct {
 
 var _ cloud.Backend = (*Storage)(nil)
 
-// NewStorage returns a storage that keeps its images in a directory, made if missing. The path is to be short: that of a
-// socket in it has 107 bytes at most.
-func NewStorage(run Runner, dir string) (*Storage, error) {
+// NewStorage returns a storage of disks of one model, which keeps its images in a directory, made if missing. The path is to
+// be short: that of a socket in it has 107 bytes at most.
+func NewStorage(run Runner, dir string, model Model) (*Storage, error) {
 	disks, err := image.NewDisks[attachment](dir)
 	if err != nil {
 		return nil, err
 	}
-	s := &Storage{Disks: disks, run: run, dir: dir, instances: map[string]instance{}}
+	s := &Storage{Disks: disks, run: run, dir: dir, model: model, instances: map[string]instance{}}
 	return s, os.MkdirAll(s.socket(""), 0o700)
 }
 
 func (s *Storage) socket(name string) string { return filepath.Join(s.dir, "sockets", name) }
 
-// Serial returns what a disk's controller shows: as with EBS, its id without the dash.
-func Serial(disk string) string { return strings.Replace(disk, "-", "", 1) }
+// server returns what starts a server for a disk, with a socket whose path was never used.
+func (s *Storage) server(disk string) func() (*server, error) {
+	return func() (*server, error) {
+		s.mu.Lock()
+		s.sockets++
+		socket := s.socket(strconv.Itoa(s.sockets))
+		s.mu.Unlock()
+		return serve(s.run, s.Image(disk), socket)
+	}
+}
 
 // Register tells which machine an instance is from now on. It is called again after each power on. A machine that has ended
 // has no devices; but its disks are attached to the instance, as far as the Storage knows, until they are detached.
@@ -87,17 +92,25 @@ func (s *Storage) Register(name string, m *Machine, guest Guest) {
 	s.instances[name] = instance{m, guest}
 }
 
-// ResizeDisk makes a disk larger that is attached nowhere.
+// ResizeDisk makes a disk larger, also while it is attached, unless it is NVMe: the guest sees it as soon as it runs.
 func (s *Storage) ResizeDisk(name string, bytes int64) error {
 	d, release, err := s.Lock(name)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if d.Attachment != nil {
-		return fmt.Errorf("disk %s is attached to %s, and QEMU's NVMe controllers cannot grow", name, d.Attachment.instance)
+	a := d.Attachment
+	if a != nil && s.model.Bus == NVMe {
+		return fmt.Errorf("disk %s is attached to %s, and QEMU's NVMe controllers cannot grow", name, a.instance)
 	}
-	return image.Grow(s.Image(name), bytes)
+	err = image.Grow(s.Image(name), bytes)
+	if err == nil && a != nil && !a.device.left(0) {
+		err = a.device.grow(bytes, s.server(name))
+	}
+	if err != nil {
+		return fmt.Errorf("making disk %s larger: %w", name, err)
+	}
+	return nil
 }
 
 // Attach plugs the disk into the instance's machine. When it returns the guest shows the disk, unless it is frozen, or does
@@ -111,42 +124,41 @@ func (s *Storage) Attach(name, disk string) error {
 	if d.Attachment != nil {
 		return fmt.Errorf("disk %s is attached to %s already", disk, d.Attachment.instance)
 	}
-	serial := Serial(disk)
-	if len(serial) > maxSerial {
-		return fmt.Errorf("%s does not fit into %d bytes", serial, maxSerial)
+	serial, err := s.model.serial(disk)
+	if err != nil {
+		return err
 	}
 	s.mu.Lock()
 	i, ok := s.instances[name]
-	s.sockets++
-	socket := s.socket(strconv.Itoa(s.sockets))
 	s.mu.Unlock()
 	if !ok {
 		return fmt.Errorf("instance %s has no machine: Register has not been called for it", name)
 	}
-	// A guest may refuse a second controller of the same name.
+	// A guest may refuse a second device of the same name.
 	if old := i.machine.device(serial); old != nil && !old.left(removalTime) {
 		return fmt.Errorf("instance %s has not let go of disk %s yet, which was taken from it by force", name, disk)
 	}
-	dev, err := i.machine.plug(serial, func() (*server, error) { return serve(s.run, s.Image(disk), socket) })
+	dev, err := i.machine.plug(s.model, serial, s.server(disk))
 	if err != nil {
 		return fmt.Errorf("attaching disk %s to %s: %w", disk, name, err)
 	}
 	d.Attachment = &attachment{instance: name, guest: i.guest, device: dev}
-	d.Attachment.awaitPresence()
+	d.Attachment.awaitGuest(true, showTime)
 	return nil
 }
 
-func (a *attachment) awaitPresence() {
+// awaitGuest waits until the guest shows the disk, or does not.
+func (a *attachment) awaitGuest(shows bool, limit time.Duration) {
 	if a.guest.Present == nil || a.device.m.frozen() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), showTime)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	for {
 		ask, done := context.WithTimeout(ctx, answerTime)
 		present, err := a.guest.Present(ask, a.device.serial)
 		done()
-		if present || err != nil {
+		if present == shows || err != nil {
 			return
 		}
 		select {
@@ -192,6 +204,7 @@ func (a *attachment) pull() {
 	if !a.device.left(0) && !a.device.m.frozen() {
 		a.device.left(pullTime)
 	}
+	a.awaitGone(pullTime)
 }
 
 func (a *attachment) ask() error {
@@ -206,7 +219,15 @@ func (a *attachment) ask() error {
 	if !a.device.left(removalTime) {
 		return fmt.Errorf("%w: it does not answer", cloud.ErrDeviceBusy)
 	}
+	a.awaitGone(removalTime)
 	return nil
+}
+
+// awaitGone waits until the guest has noticed, where it has no say.
+func (a *attachment) awaitGone(limit time.Duration) {
+	if a.device.model.Bus == SCSI {
+		a.awaitGuest(false, limit)
+	}
 }
 
 // letsGo returns nil if the guest does not hold the device.

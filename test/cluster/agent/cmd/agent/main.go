@@ -3,6 +3,7 @@
 //
 //	agent               serves
 //	agent disk SERIAL   tells of a disk whether it is absent, free, or held by a file system or a program
+//	agent disks         tells the serials of all disks that have one, and which of them are mounted in any namespace
 //	agent seed          takes random bytes from standard input into the kernel's pool
 package main
 
@@ -34,12 +35,14 @@ func main() {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "disk":
 		err = disk(os.Args[2])
+	case len(os.Args) == 2 && os.Args[1] == "disks":
+		err = disks()
 	case len(os.Args) == 2 && os.Args[1] == "seed":
 		err = seed()
 	case len(os.Args) == 1:
 		serveForEver()
 	default:
-		err = errors.New("usage: agent [disk SERIAL | seed]")
+		err = errors.New("usage: agent [disk SERIAL | disks | seed]")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "agent:", err)
@@ -126,23 +129,17 @@ func pass(to, from net.Conn) {
 	to.(interface{ CloseWrite() error }).CloseWrite() //nolint:errcheck // or have gone
 }
 
-// disk looks for an NVMe disk as blockvol does, by its serial in sysfs. A disk that cannot be opened for oneself alone is
-// held.
+// disk looks for a disk as blockvol does, by its serial in sysfs. A disk that cannot be opened for oneself alone is held.
 func disk(serial string) error {
-	files, err := filepath.Glob("/sys/class/nvme/*/serial")
+	disks, err := filepath.Glob("/sys/block/*")
 	if err != nil {
 		return err
 	}
-	for _, file := range files {
-		shown, err := os.ReadFile(file)
-		if err != nil || strings.TrimSpace(string(shown)) != serial {
-			continue // it may be going
+	for _, disk := range disks {
+		if !bears(disk, serial) {
+			continue
 		}
-		namespaces, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "nvme*n*"))
-		if len(namespaces) == 0 {
-			break
-		}
-		device, err := os.OpenFile("/dev/"+filepath.Base(namespaces[0]), os.O_RDONLY|syscall.O_EXCL, 0)
+		device, err := os.OpenFile("/dev/"+filepath.Base(disk), os.O_RDONLY|syscall.O_EXCL, 0)
 		if err == nil {
 			fmt.Println("free")
 			return device.Close()
@@ -155,6 +152,40 @@ func disk(serial string) error {
 	}
 	fmt.Println("absent")
 	return nil
+}
+
+// bears tells whether a disk has the serial, or shows as much of it as its bus has room for.
+func bears(disk, serial string) bool {
+	shown, room := shownBy(disk)
+	return shown == serial || len(shown) == room && strings.HasPrefix(serial, shown)
+}
+
+// shownBy is the serial of a disk of any bus, "" if it has none, as one that is going, and how many bytes there is room for.
+func shownBy(disk string) (serial string, room int) {
+	if shown, err := os.ReadFile(filepath.Join(disk, "device/serial")); err == nil { // NVMe
+		return strings.TrimSpace(string(shown)), 20
+	}
+	if page, err := os.ReadFile(filepath.Join(disk, "device/vpd_pg80")); err == nil && len(page) > 4 { // SCSI, after four bytes
+		return strings.TrimSpace(string(page[4:])), 36
+	}
+	shown, _ := os.ReadFile(filepath.Join(disk, "serial")) // virtio
+	return strings.TrimSpace(string(shown)), 20
+}
+
+func disks() error {
+	all, err := filepath.Glob("/sys/block/*")
+	for _, disk := range all {
+		serial, _ := shownBy(disk)
+		mounts, _ := filepath.Glob("/sys/fs/*/" + filepath.Base(disk))
+		switch {
+		case serial == "":
+		case len(mounts) > 0:
+			fmt.Println(serial, "mounted")
+		default:
+			fmt.Println(serial)
+		}
+	}
+	return err
 }
 
 // seed makes this guest's random numbers others than those of all machines restored from the same snapshot.

@@ -1,0 +1,253 @@
+package digitalocean
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
+)
+
+func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetachAndOneRead(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow, Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
+		node := w.node()
+		w.create(w.on(node), "db")
+		p := w.on(node)
+		_, err := p.Node(t.Context())
+		require.NoError(t, err)
+		w.calls()
+
+		v := w.find(p, "db")
+		w.attach(p, v)
+		assert.Equal(t, map[string]int{listVolumes: 1, act: 1}, w.calls())
+
+		time.Sleep(time.Hour)
+		require.NoError(t, p.Detach(t.Context(), v.ID, node, false))
+		v = w.find(p, "db")
+		assert.True(t, !v.Held() || v.Attachment.State == providers.Detaching)
+		assert.Equal(t, map[string]int{listVolumes: 1, act: 1}, w.calls())
+	})
+}
+
+func TestWhatThisProcessHasAskedForIsTold(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		v := w.create(p, "db")
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		time.Sleep(time.Second)
+		now := w.find(p, "db").Attachment
+		assert.Equal(t, node, now.Node)
+		assert.Contains(t, []providers.AttachState{providers.Attaching, providers.Attached}, now.State)
+		begin := time.Now()
+		require.NoError(t, p.Attach(t.Context(), v.ID), "again, while it is under way")
+		assert.Zero(t, time.Since(begin), "its end is not waited for")
+		time.Sleep(time.Minute)
+		w.calls()
+		assert.Equal(t, providers.Attachment{Node: node, State: providers.Attached}, w.find(p, "db").Attachment)
+		assert.Equal(t, map[string]int{listVolumes: 1}, w.calls(), "a read shows that it is over")
+
+		require.NoError(t, p.Detach(t.Context(), v.ID, node, false))
+		begin = time.Now()
+		require.NoError(t, p.Detach(t.Context(), v.ID, node, false), "again, while it is under way")
+		assert.Zero(t, time.Since(begin), "its end is not waited for")
+		assert.NotEqual(t, providers.Attached, w.find(p, "db").Attachment.State)
+		time.Sleep(time.Minute)
+		assert.Equal(t, providers.Attachment{}, w.find(p, "db").Attachment)
+	})
+}
+
+func TestAnAttachThatFailsIsTold(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, front.Config{}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		v := w.create(p, "db")
+		w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.NeverFinish, Times: 1})
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		time.Sleep(time.Minute)
+		w.calls()
+		assert.Equal(t, providers.Attachment{Node: node, State: providers.Attaching}, w.find(p, "db").Attachment)
+		assert.Equal(t, map[string]int{listVolumes: 1, getAction: 1}, w.calls())
+		w.front.Fail(v.ID)
+		w.until(v.ID, cloud.Available, "")
+		for range 2 {
+			now := w.find(p, "db").Attachment
+			assert.Equal(t, providers.AttachFailed, now.State)
+			assert.Equal(t, node, now.Node)
+			assert.Contains(t, now.Problem, `"errored"`)
+		}
+		require.NoError(t, p.Detach(t.Context(), v.ID, node, false))
+		assert.False(t, w.find(p, "db").Held())
+		w.attach(p, v)
+		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
+	})
+}
+
+func TestADetachThatFailsLeavesTheVolumeAttached(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		time.Sleep(time.Minute)
+		w.find(p, "db")
+		p.moved(v.ID, move{node: node, action: 1, at: time.Now()}) // one that DigitalOcean has forgotten
+		assert.Equal(t, providers.Detaching, w.find(p, "db").Attachment.State)
+		time.Sleep(time.Minute)
+		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
+	})
+}
+
+func TestAVolumeThatAnotherNodeTookSinceIsNotThisOnes(t *testing.T) {
+	inBoth(t, cloud.Config{Times: cloud.Times{Attach: time.Second, Detach: time.Second}}, func(t *testing.T, w *world) {
+		a, b := w.node(), w.node()
+		pa, pb := w.on(a), w.on(b)
+		v := w.create(pa, "db")
+		w.attach(pa, v)
+		w.detach(pb, v, a) // by force, say
+		w.attach(pb, v)
+		assert.Equal(t, providers.Attachment{Node: b, State: providers.Attached}, w.find(pa, "db").Attachment)
+		err := pa.Attach(t.Context(), v.ID)
+		var held *providers.HeldError
+		require.ErrorAs(t, err, &held)
+		assert.Equal(t, providers.HeldError{Volume: v.ID, Node: b}, *held)
+		require.NoError(t, pa.Detach(t.Context(), v.ID, a, true))
+		w.until(v.ID, cloud.InUse, cloud.Attached)
+
+		w.detach(pb, v, b)
+		w.attach(pa, v)
+		w.detach(pb, v, a)
+		time.Sleep(time.Minute)
+		assert.Equal(t, providers.Attachment{}, w.find(pa, "db").Attachment, "not even on its way")
+	})
+}
+
+func TestAttachWaitsForTheVolumeToComeFromAnotherNode(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		a, b := w.node(), w.node()
+		pa, pb := w.on(a), w.on(b)
+		v := w.create(pa, "db")
+		w.attach(pa, v)
+		require.NoError(t, pa.Detach(t.Context(), v.ID, a, false))
+		begin := time.Now()
+		require.NoError(t, pb.Attach(t.Context(), v.ID))
+		assert.GreaterOrEqual(t, time.Since(begin), 5*time.Second)
+		assert.Less(t, time.Since(begin), 10*time.Second)
+		w.until(v.ID, cloud.InUse, cloud.Attached)
+	})
+}
+
+func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		var calls []func()
+		var ids []string
+		for i := range 6 {
+			v := w.create(p, fmt.Sprint("v", i))
+			ids = append(ids, v.ID)
+			calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+		}
+		w.calls()
+		begin := time.Now()
+		atOnce(calls...)
+		for _, id := range ids {
+			w.until(id, cloud.InUse, cloud.Attached)
+		}
+		assert.Less(t, time.Since(begin), 6*10*time.Second)
+		assert.Less(t, w.calls()[act], 6*8, "one of them asks for all")
+	})
+}
+
+func TestADropletThatIsFullSaysSo(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{Most: 2}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		for _, name := range []string{"a", "b"} {
+			w.attach(p, w.create(p, name))
+		}
+		err := p.Attach(t.Context(), w.create(p, "c").ID)
+		require.ErrorIs(t, err, providers.ErrAttachLimit)
+		sentence(t, err, node, "cannot attach more volumes", "another node")
+	})
+}
+
+func TestAnAttachThatIsBusyUntilTheEndSaysWhy(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, front.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		stuck, next := w.create(p, "stuck"), w.create(p, "next")
+		w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.NeverFinish, Times: 1})
+		require.NoError(t, p.Attach(t.Context(), stuck.ID))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err := p.Attach(ctx, next.ID)
+		require.ErrorIs(t, err, providers.ErrBusy)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		sentence(t, err, "pending event", "one thing at a time")
+	})
+}
+
+func TestADropletThatIsNoneIsNotTakenForAMissingVolume(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		node := w.node()
+		v := w.create(w.on(node), "db")
+		p, err := New(Config{Cluster: "main", Token: tokenOf(t, w.front.Token(node)), Transport: w.front.Transport(node), Droplet: "12345", Region: region})
+		require.NoError(t, err)
+		err = p.Attach(t.Context(), v.ID)
+		require.NotErrorIs(t, err, providers.ErrNotFound)
+		sentence(t, err, "no droplet 12345", settingDroplet)
+	})
+}
+
+func TestADropletThatIsDestroyedHoldsNothing(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		a, b := w.node(), w.node()
+		pa, pb := w.on(a), w.on(b)
+		v := w.create(pa, "db")
+		w.attach(pa, v)
+		w.cloud.Terminate(a)
+		state, err := pb.NodeState(t.Context(), a)
+		require.NoError(t, err)
+		assert.Equal(t, providers.NodeState{Life: providers.Gone, Evidence: "DigitalOcean knows no droplet " + a}, state)
+		require.NoError(t, pb.Detach(t.Context(), v.ID, a, true))
+		w.attach(pb, v)
+	})
+}
+
+func TestADetachIsNotSentTwice(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		w.calls()
+		w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.LoseAnswer, Times: 1})
+		require.ErrorIs(t, p.Detach(t.Context(), v.ID, node, true), providers.ErrUnavailable)
+		assert.Equal(t, 1, w.calls()[act])
+		w.until(v.ID, cloud.Available, "")
+		require.NoError(t, p.Detach(t.Context(), v.ID, node, true))
+	})
+}
+
+func TestAVolumeInUseIsNotDeletedAndItsHolderNamed(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		v := w.create(p, "db")
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		for range 2 { // under way, and done
+			var held *providers.HeldError
+			require.ErrorAs(t, p.Delete(t.Context(), v.ID), &held)
+			assert.Equal(t, node, held.Node)
+			require.ErrorAs(t, w.on(w.node()).Delete(t.Context(), v.ID), &held)
+			assert.Equal(t, node, held.Node, "which a read need not show at once")
+			require.ErrorIs(t, p.Forget(t.Context(), v.ID), providers.ErrHeld)
+			time.Sleep(time.Minute)
+		}
+	})
+}

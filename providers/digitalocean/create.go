@@ -1,0 +1,187 @@
+package digitalocean
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/digitalocean/godo"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/quote"
+)
+
+const mostGiB = 16 << 10 // of a volume
+
+// mostTries bounds the search for a name that DigitalOcean has free: each that is taken is a disk that was forgotten.
+const mostTries = 100
+
+// Create returns the volume as DigitalOcean makes it, which is at once.
+func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
+	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+		return nil, err
+	}
+	if err := checkKind(spec.Type, spec.IOPS, spec.Throughput); err != nil {
+		return nil, err
+	}
+	if spec.Encrypted || spec.KMSKey != "" {
+		return nil, fmt.Errorf("%w: DigitalOcean offers no choice of encryption: leave encrypted and kms-key out", providers.ErrInvalid)
+	}
+	here, err := p.locate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Zone != "" && spec.Zone != here.region {
+		return nil, fmt.Errorf("%w: zone %q: on DigitalOcean volumes are made in the region of the node, which is %s", providers.ErrInvalid, spec.Zone, here.region)
+	}
+	asked := time.Now()
+	v, err := p.find(ctx, spec.Name)
+	if errors.Is(err, providers.ErrNotFound) {
+		asked = time.Now()
+		v, err = p.make(ctx, spec, here.region)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// One that is made from a snapshot has the snapshot's size at first, whoever made it.
+	if wanted := identityOf(v.Tags).size; wanted > v.SizeGigaBytes {
+		asked = time.Now()
+		if v, err = p.grow(ctx, v, wanted); err != nil {
+			return nil, err
+		}
+	}
+	return p.describe(v, asked), nil
+}
+
+// checkKind refuses what can be chosen on other clouds.
+func checkKind(kind string, iops, throughput int) error {
+	if kind != "" || iops != 0 || throughput != 0 {
+		return fmt.Errorf("%w: DigitalOcean has one kind of volume: leave type, iops and throughput out", providers.ErrInvalid)
+	}
+	return nil
+}
+
+// order puts a specification into DigitalOcean's words, and refuses what is not sold.
+func (p *Provider) order(ctx context.Context, spec providers.Spec, region string) (*godo.VolumeCreateRequest, error) {
+	gibs, rec := gibOf(spec.Size), maps.Clone(spec.Record)
+	var tags []string
+	if spec.Snapshot != "" {
+		from, err := p.source(ctx, spec.Snapshot, region)
+		if err != nil {
+			return nil, err
+		}
+		size := int64(from.MinDiskSize)
+		if gibs = cmp.Or(gibs, size); gibs < size {
+			return nil, fmt.Errorf("%w: snapshot %s holds %d GiB, more than the %d GiB asked for: leave the size out, or ask for more", providers.ErrInvalid, spec.Snapshot, size, gibs)
+		}
+		rec = recordOf(from.Tags)
+		maps.Copy(rec, spec.Record)
+		tags = textTags(textSnapshot, spec.Snapshot)
+		if gibs > size {
+			tags = append(tags, textTags(textSize, strconv.FormatInt(gibs, 10))...)
+		}
+	}
+	if err := checkSize(gibs); err != nil {
+		return nil, err
+	}
+	tags = slices.Concat(tags, textTags(textCluster, p.cluster()), textTags(textName, spec.Name), recordTags(rec), operatorTags(spec.Tags))
+	return &godo.VolumeCreateRequest{
+		Region: region, Description: fmt.Sprintf("%s%q of cluster %q", described, quote.Clip(spec.Name), quote.Clip(p.cluster())),
+		SizeGigaBytes: gibs, SnapshotID: spec.Snapshot, Tags: tags, // and no file system: an image of DigitalOcean's would mount it by itself
+	}, nil
+}
+
+// make makes a volume of a name that no volume bears.
+func (p *Provider) make(ctx context.Context, spec providers.Spec, region string) (godo.Volume, error) {
+	in, err := p.order(ctx, spec, region)
+	if err != nil {
+		return godo.Volume{}, err
+	}
+	for try := range mostTries {
+		in.Name = p.cloudName(spec.Name, try)
+		v, err := p.makeOnce(ctx, in, spec.Name)
+		if !isConflict(err) {
+			return v, err
+		}
+		// Another node has just made it; or a disk that was forgotten has the name.
+		if v, err := p.find(ctx, spec.Name); !errors.Is(err, providers.ErrNotFound) {
+			return v, err
+		}
+	}
+	return godo.Volume{}, fmt.Errorf("%w: more than %d disks that blockvol has forgotten are called as a volume named %q would be: adopt or delete some", providers.ErrInvalid, mostTries, spec.Name)
+}
+
+func (p *Provider) makeOnce(ctx context.Context, in *godo.VolumeCreateRequest, name string) (godo.Volume, error) {
+	var v *godo.Volume
+	err := p.line.Do(ctx, "name "+in.Name, func(ctx context.Context) (err error) {
+		v, _, err = p.api.Storage.CreateVolume(ctx, in)
+		return p.explain(ctx, fmt.Sprintf("the request to make volume %q", in.Name), err, v != nil && v.ID != "")
+	})
+	switch {
+	case isMissing(err): // the snapshot
+		return godo.Volume{}, fmt.Errorf("%w: %w", providers.ErrInvalid, err)
+	case err != nil:
+		return godo.Volume{}, err
+	}
+	// DigitalOcean lets one node have this name of its own; but an adopted volume, or one made when another name was taken, may
+	// have come to the same name of ours meanwhile. Whoever sees the other gives up the one that it has just made.
+	list, err := p.region(ctx, in.Region)
+	if err != nil {
+		return godo.Volume{}, err
+	}
+	at := slices.IndexFunc(list, func(listed godo.Volume) bool { return listed.ID == v.ID })
+	if at < 0 || !p.bears(list[at], name) {
+		if at >= 0 && hidden(list[at]) != nil {
+			return godo.Volume{}, hidden(list[at])
+		}
+		return godo.Volume{}, fmt.Errorf("%w: DigitalOcean has made volume %s (%s), and does not show it as it was asked for yet", providers.ErrBusy, v.ID, in.Name)
+	}
+	for _, other := range list {
+		if other.ID != v.ID && p.bears(other, name) {
+			return p.giveUp(ctx, list[at], name)
+		}
+	}
+	p.call(name, in.Name)
+	return list[at], nil
+}
+
+// giveUp lets go of a volume that has just been made although there is another of that name, and returns the other. The disk
+// stays: nothing is deleted but by Delete.
+func (p *Provider) giveUp(ctx context.Context, v godo.Volume, name string) (godo.Volume, error) {
+	if err := p.disown(ctx, v); err != nil {
+		return godo.Volume{}, err
+	}
+	if p.cfg.Log != nil {
+		p.cfg.Log.WithField("volume", name).WithField("id", v.ID).Warn("Two nodes made this volume at the same moment: the disk of that id is blank and nobody's, delete it")
+	}
+	retry := pace.Backoff{Most: time.Second}
+	if err := retry.Wait(ctx); err != nil { // the other may be given up, too
+		return godo.Volume{}, err
+	}
+	other, err := p.find(ctx, name)
+	if errors.Is(err, providers.ErrNotFound) {
+		return godo.Volume{}, fmt.Errorf("%w: several nodes made a volume named %q at the same moment, and all gave it up", providers.ErrBusy, name)
+	}
+	return other, err
+}
+
+func checkSize(gibs int64) error {
+	if gibs < 1 || gibs > mostGiB {
+		return fmt.Errorf("%w: DigitalOcean's volumes have 1 to %d GiB, and not %d", providers.ErrInvalid, mostGiB, gibs)
+	}
+	return nil
+}
+
+// gibOf rounds up.
+func gibOf(bytes int64) int64 {
+	if bytes <= 0 {
+		return bytes
+	}
+	return (bytes-1)/gib + 1
+}

@@ -1,0 +1,275 @@
+// Package digitalocean keeps volumes as block storage volumes of DigitalOcean.
+//
+// # What is trusted
+//
+// A write is the arbiter of whatever two nodes may do at once: a volume is attached if DigitalOcean took the action and held by
+// another if it refused, two nodes that create one name at once get one volume because a volume's name is unique in its
+// region, and a volume in use is not deleted because that is refused. Reads are taken for what is so at that moment: the
+// reference tells of none that may be old, and DigitalOcean's own programs rest on it. What does take its time is an action,
+// and a volume's droplet_ids need not show what is under way. So this process remembers what it has asked for until a read
+// shows it, and asks for the action itself if that is not so for a while; see moves.
+//
+// # What it costs
+//
+// A mount is one read, of the volume by its name, and one attach; an unmount is one detach and one read. A name that is not
+// found so costs one page more for each 200 volumes of the region, since a volume that was adopted has a name of its own there;
+// where it was found is remembered. Questions that come while one is under way share the next one, which reads the region's
+// volumes. A change of the record is one read and, for each tag, one call to give it and one to take the old one away; three to
+// give one that the account has not had yet. To create a volume is to look for it, to make it, and to read the region's volumes
+// once more.
+//
+// # How a volume is known
+//
+// By its tags alone, since its name and its description can never be changed: see tags.go. Its device is recognised by its
+// serial, which is the volume's name in DigitalOcean.
+package digitalocean
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/digitalocean/godo"
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/rest"
+)
+
+// The settings, as the environment has them.
+const (
+	settingToken    = "DIGITALOCEAN_TOKEN"
+	settingRegion   = "DIGITALOCEAN_REGION"
+	settingDroplet  = "DIGITALOCEAN_DROPLET_ID"
+	settingAPI      = "DIGITALOCEAN_API_URL"
+	settingMetadata = "DIGITALOCEAN_METADATA_URL"
+
+	defaultAPI      = "https://api.digitalocean.com"
+	defaultMetadata = "http://169.254.169.254"
+)
+
+// Config is what a Provider needs to know. Cluster and Token have no default.
+type Config struct {
+	Cluster   string
+	Token     *rest.Token
+	Region    string             // default: this droplet's
+	Droplet   string             // this node's id; default: what the metadata service says
+	API       string             // URL; default is DigitalOcean's
+	Metadata  string             // URL; default is where each droplet finds it
+	Transport http.RoundTripper  // for both; nil is the usual
+	Log       logrus.FieldLogger // may be nil
+}
+
+// Provider is DigitalOcean as seen from one droplet. It keeps the contract of providers.Provider, Snapshotter and Modifier.
+type Provider struct {
+	cfg  Config
+	http *rest.Client
+	api  *godo.Client
+
+	line    rest.Line
+	byName  *batch.Asker[answer]
+	byID    *batch.Asker[godo.Volume]
+	byNode  *batch.Asker[godo.Droplet]
+	locates chan struct{} // held by who asks the metadata service
+
+	mu      sync.Mutex
+	here    place
+	ours    map[string]time.Time // by id: when a volume was last seen as this cluster's
+	aliases map[string]string    // by name: what a volume is called in DigitalOcean, if not as create calls it first
+	moves   map[string]move      // by id: what this process has asked for
+}
+
+var (
+	_ providers.Provider    = (*Provider)(nil)
+	_ providers.Snapshotter = (*Provider)(nil)
+	_ providers.Modifier    = (*Provider)(nil)
+)
+
+// place is which droplet this is, and where.
+type place struct {
+	droplet int
+	region  string
+}
+
+var (
+	regionSlug = regexp.MustCompile(`^[a-z][a-z0-9-]{1,31}$`)
+	dropletID  = regexp.MustCompile(`^[1-9][0-9]{0,17}$`)
+)
+
+// New checks the configuration. It calls nobody.
+func New(cfg Config) (*Provider, error) {
+	refuse := func(format string, args ...any) (*Provider, error) {
+		return nil, fmt.Errorf("%w: %s", providers.ErrInvalid, fmt.Sprintf(format, args...))
+	}
+	cfg.API = strings.TrimSuffix(cmp.Or(cfg.API, defaultAPI), "/")
+	cfg.Metadata = strings.TrimSuffix(cmp.Or(cfg.Metadata, defaultMetadata), "/")
+	switch {
+	case cfg.Cluster == "":
+		return refuse("the name of the cluster is empty: set CLUSTER")
+	case len(cfg.Cluster) > maxText:
+		return refuse("the name of the cluster has %d bytes, and may have %d: set CLUSTER to a shorter one", len(cfg.Cluster), maxText)
+	case cfg.Token == nil:
+		return refuse("there is no token: set %s", settingToken)
+	case cfg.Region != "" && !regionSlug.MatchString(cfg.Region):
+		return refuse("%s is %q: a region is a word such as nyc3", settingRegion, quote.Clip(cfg.Region))
+	case cfg.Droplet != "" && !dropletID.MatchString(cfg.Droplet):
+		return refuse("%s is %q: the id of a droplet is a number", settingDroplet, quote.Clip(cfg.Droplet))
+	}
+	for setting, value := range map[string]string{settingAPI: cfg.API, settingMetadata: cfg.Metadata} {
+		if u, err := url.Parse(value); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
+			return refuse("%s is no URL such as %s", setting, defaultAPI)
+		}
+	}
+	p := &Provider{
+		cfg: cfg, locates: make(chan struct{}, 1),
+		ours: map[string]time.Time{}, aliases: map[string]string{}, moves: map[string]move{},
+	}
+	p.http = rest.New(rest.Config{
+		Cloud: "DigitalOcean", Endpoint: settingAPI, Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
+	})
+	var err error
+	if p.api, err = godo.New(p.http.HTTP, godo.SetBaseURL(cfg.API+"/"), godo.SetUserAgent("blockvol")); err != nil {
+		return refuse("%s cannot be used: %v", settingAPI, err)
+	}
+	p.byName = batch.New(p.askNames, mostAtOnce)
+	p.byID = batch.New(p.askIDs, mostAtOnce)
+	p.byNode = batch.New(p.askDroplet, 1)
+	return p, nil
+}
+
+// mostAtOnce is how many questions one read of the region's volumes answers; it is no limit of DigitalOcean's.
+const mostAtOnce = 1000
+
+// FromEnv is New with the environment's settings. The node's own id is not used: a droplet has one.
+func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+	token, err := rest.TokenFrom(getenv, settingToken)
+	if err != nil {
+		return nil, err
+	}
+	p, err := New(Config{
+		Cluster: cluster, Token: token, Region: getenv(settingRegion), Droplet: getenv(settingDroplet),
+		API: getenv(settingAPI), Metadata: getenv(settingMetadata), Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Supports lists the options that DigitalOcean has. There is one kind of volume.
+func (p *Provider) Supports() []string { return []string{"snapshot", "tags"} }
+
+// Node tells which droplet this is. Its zone is its region: a volume of another cannot be attached.
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+	here, err := p.locate(ctx)
+	if err != nil {
+		return providers.Node{}, err
+	}
+	return providers.Node{ID: strconv.Itoa(here.droplet), Zone: here.region}, nil
+}
+
+// locate asks the metadata service what no setting says, until it is known.
+func (p *Provider) locate(ctx context.Context) (place, error) {
+	if here, known := p.located(); known {
+		return here, ctx.Err()
+	}
+	select {
+	case p.locates <- struct{}{}:
+		defer func() { <-p.locates }()
+	case <-ctx.Done():
+		return place{}, ctx.Err()
+	}
+	if here, known := p.located(); known {
+		return here, ctx.Err()
+	}
+	droplet, err := p.metadata(ctx, "id", p.cfg.Droplet, settingDroplet, dropletID)
+	if err != nil {
+		return place{}, err
+	}
+	region, err := p.metadata(ctx, "region", p.cfg.Region, settingRegion, regionSlug)
+	if err != nil {
+		return place{}, err
+	}
+	here := place{region: region}
+	if here.droplet, err = strconv.Atoi(droplet); err != nil {
+		return place{}, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.here = here
+	return here, nil
+}
+
+func (p *Provider) located() (here place, known bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.here, p.here != place{}
+}
+
+// metadata returns what a setting says, or else the service.
+func (p *Provider) metadata(ctx context.Context, item, set, setting string, form *regexp.Regexp) (string, error) {
+	if set != "" {
+		return set, nil
+	}
+	service := rest.Metadata{Cloud: "DigitalOcean", Setting: setting}
+	if p.cfg.Transport != nil {
+		service.Client = &http.Client{Transport: p.cfg.Transport}
+	}
+	address := p.cfg.Metadata + "/metadata/v1/" + item
+	answer, err := service.Get(ctx, address, nil)
+	if err != nil {
+		return "", err
+	}
+	if !form.Match(answer) {
+		return "", fmt.Errorf("%w: what answers at %s is not the metadata service of DigitalOcean (it says %q): blockvol must run on a droplet, or %s be set",
+			providers.ErrUnavailable, address, p.http.Clean(string(answer)), setting)
+	}
+	return string(answer), nil
+}
+
+// NodeState says Stopped for a droplet that is off, and Gone if DigitalOcean knows none of that id. What "archive" means for
+// its disks, no reference tells.
+func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	if !dropletID.MatchString(node) {
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a droplet", quote.Clip(node))}, ctx.Err()
+	}
+	droplet, found, err := p.byNode.Get(ctx, node)
+	if err != nil {
+		return providers.NodeState{}, err
+	}
+	if !found {
+		return providers.NodeState{Life: providers.Gone, Evidence: "DigitalOcean knows no droplet " + node}, nil
+	}
+	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("DigitalOcean says that droplet %s is %q", node, p.http.Clean(droplet.Status))}
+	switch droplet.Status {
+	case "new", "active":
+		state.Life = providers.Running
+	case "off":
+		state.Life = providers.Stopped
+	}
+	return state, nil
+}
+
+func (p *Provider) askDroplet(ctx context.Context, ids []string) (map[string]godo.Droplet, error) {
+	id, err := strconv.Atoi(ids[0])
+	if err != nil {
+		return nil, err
+	}
+	droplet, _, err := p.api.Droplets.Get(ctx, id)
+	err = p.explain(ctx, "the request for droplet "+ids[0], err, droplet != nil && droplet.ID == id)
+	if isMissing(err) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	return map[string]godo.Droplet{ids[0]: *droplet}, nil
+}

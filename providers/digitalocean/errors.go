@@ -1,0 +1,135 @@
+package digitalocean
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
+
+	"github.com/digitalocean/godo"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// What DigitalOcean says besides the contract's errors, for those here who act upon it.
+var (
+	errMissing     = errors.New("the resource does not exist")
+	errConflict    = errors.New("the name is taken, or the volume in use")
+	errAttached    = errors.New("the volume is attached already")
+	errNotAttached = errors.New("the volume is not attached there")
+)
+
+func isMissing(err error) bool { return errors.Is(err, errMissing) }
+
+// words are those by which refusals of status 409 and 422 are told apart, as DigitalOcean documents no codes (the constants of
+// its SDK, and what its own programs look for).
+var words = []struct {
+	said   *regexp.Regexp
+	means  error
+	advice string
+}{
+	{regexp.MustCompile(`(?i)pending event`), providers.ErrBusy, ": DigitalOcean does one thing at a time with a droplet or a volume"},
+	{regexp.MustCompile(`(?i)already attached`), errAttached, ""},
+	{regexp.MustCompile(`(?i)attachment not found`), errNotAttached, ""},
+	{regexp.MustCompile(`(?i)attach more`), providers.ErrAttachLimit, ": run the service on another node"},
+	{regexp.MustCompile(`(?i)limit exceeded|quota|reached .*limit`), providers.ErrNoSpace, ": remove what is not needed, or ask DigitalOcean for a higher limit"},
+	{regexp.MustCompile(`(?i)already exists|attached to a droplet`), errConflict, ""},
+}
+
+// explain turns an error of the SDK into ours. The answer is whole if it has what an answer to this must have; the action is a
+// noun: "the request to delete volume 12".
+func (p *Provider) explain(ctx context.Context, action string, err error, whole bool) error {
+	var refused *godo.ErrorResponse
+	switch {
+	case err == nil && whole:
+		return nil
+	case err == nil:
+		return p.http.Unanswered(ctx, action, io.ErrUnexpectedEOF)
+	case !errors.As(err, &refused) || refused.Response == nil:
+		return p.http.Unanswered(ctx, action, err)
+	}
+	status := refused.Response.StatusCode
+	said := fmt.Sprintf("DigitalOcean refuses %s: %q (status %d)", action, p.http.Clean(refused.Message), status)
+	if refused.RequestID != "" {
+		said = strings.TrimSuffix(said, ")") + ", its request " + p.http.Clean(refused.RequestID) + ")"
+	}
+	as := func(kind error, advice string) error { return fmt.Errorf("%w: %s%s", kind, said, advice) }
+	if !strings.Contains(refused.Response.Header.Get("Content-Type"), "json") {
+		return fmt.Errorf("%w: what answers %s with status %d is not DigitalOcean's API: check %s, the network and any proxy on the way", providers.ErrUnavailable, action, status, settingAPI)
+	}
+	switch {
+	case status == http.StatusUnauthorized:
+		return errors.New(said + ": the token is wrong, revoked or expired: put another into " + settingToken + ", or into the file that " + settingToken + "_FILE names")
+	case status >= http.StatusInternalServerError:
+		return as(providers.ErrUnavailable, ": this is DigitalOcean's own failure: see its status page, and try again")
+	}
+	for _, w := range words {
+		if w.said.MatchString(refused.Message) {
+			return as(w.means, w.advice)
+		}
+	}
+	switch status {
+	case http.StatusForbidden:
+		return errors.New(said + ": the token lacks a scope: docs/digitalocean.md lists those that blockvol needs")
+	case http.StatusNotFound:
+		return as(errMissing, "")
+	case http.StatusConflict:
+		return as(errConflict, "")
+	case http.StatusBadRequest, http.StatusUnprocessableEntity:
+		return as(providers.ErrInvalid, "")
+	}
+	return errors.New(said)
+}
+
+// done is explain for calls that are answered with no content.
+func (p *Provider) done(ctx context.Context, action string, answer *godo.Response, err error) error {
+	return p.explain(ctx, action, err, answer != nil && answer.StatusCode == http.StatusNoContent)
+}
+
+// repeatable tells of the requests that may be carried out twice: a name is given to one volume only, a tag twice is once, and
+// what is attached is not attached again.
+func repeatable(r *http.Request) bool {
+	switch {
+	case r.URL == nil:
+		return false
+	case strings.HasSuffix(r.URL.Path, "/v2/volumes"), strings.Contains(r.URL.Path, "/v2/tags"):
+		return true
+	case !strings.HasSuffix(r.URL.Path, "/actions") || r.GetBody == nil:
+		return false
+	}
+	body, err := r.GetBody()
+	if err != nil {
+		return false
+	}
+	var action struct{ Type string }
+	err = json.NewDecoder(body).Decode(&action)
+	body.Close() //nolint:errcheck // it is in memory
+	return err == nil && action.Type == "attach"
+}
+
+// all reads every page of a list, until it is as long as it says. One that has changed its length meanwhile is read anew, since
+// what was deleted moves the others to earlier pages.
+func all[T any](ctx context.Context, p *Provider, action string, fetch func(context.Context, *godo.ListOptions) ([]T, *godo.Response, error)) ([]T, error) {
+	const most, tries = 200, 5
+	var list []T
+	for page, total, try := 1, -1, 1; ; page++ {
+		part, answer, err := fetch(ctx, &godo.ListOptions{Page: page, PerPage: most})
+		if err := p.explain(ctx, action, err, answer != nil && answer.Meta != nil); err != nil {
+			return nil, err
+		}
+		if total >= 0 && total != answer.Meta.Total && try < tries {
+			page, total, try, list = 0, -1, try+1, nil
+			continue
+		}
+		total = answer.Meta.Total
+		list = append(list, part...)
+		last := answer.Links == nil || answer.Links.IsLastPage()
+		if len(part) == 0 || last && len(list) >= total {
+			return list, nil
+		}
+	}
+}

@@ -1,0 +1,160 @@
+package linode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	sdk "github.com/linode/linodego"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Attach asks for the volume for as long as this Linode runs, see the package's comment. Linode takes one change of a Linode at a
+// time: callers of this node wait for each other, and for what others do to it.
+func (p *Provider) Attach(ctx context.Context, id string) error {
+	n, err := numberOf(id)
+	if err != nil {
+		return err
+	}
+	node, err := p.Node(ctx)
+	if err != nil {
+		return err
+	}
+	self, err := numberOf(node.ID)
+	if err != nil {
+		return err
+	}
+	if !p.memory.knows(n) {
+		v, asked, err := p.getOurs(ctx, n)
+		if err != nil {
+			return err
+		}
+		if err := p.standing(v, asked, node.ID); !errors.Is(err, providers.ErrBusy) {
+			return err
+		}
+	}
+	return p.linode.Do(ctx, node.ID, func(ctx context.Context) error {
+		err := p.attach(ctx, n, self)
+		switch {
+		case err == nil:
+			p.memory.enter(n)
+			p.memory.know(n)
+			return nil
+		case errors.Is(err, errAttached):
+			v, asked, lookErr := p.getOurs(ctx, n)
+			if lookErr != nil {
+				return lookErr
+			}
+			return p.standing(v, asked, node.ID)
+		case errors.Is(err, providers.ErrNotFound):
+			if _, _, lookErr := p.getOurs(ctx, n); lookErr != nil {
+				return lookErr
+			}
+			return fmt.Errorf("the token's account has volume %s and no Linode %s, which this node is: check LINODE_INSTANCE_ID and whose the token is", id, node.ID)
+		}
+		return err
+	})
+}
+
+// standing is what it means for an attach to this node how a volume stands: nil if it is attached here, ErrBusy if it can be
+// tried again.
+func (p *Provider) standing(v *sdk.Volume, asked time.Time, self string) error {
+	held := p.attachmentOf(v, asked)
+	_, may := p.memory.leaves(v.ID, held.Node, asked)
+	switch {
+	case held.State == providers.Detached:
+		return fmt.Errorf("%w: volume %d is free", providers.ErrBusy, v.ID)
+	case held.Node != self:
+		return &providers.HeldError{Volume: strconv.Itoa(v.ID), Node: held.Node}
+	case may:
+		return fmt.Errorf("%w: volume %d is still being detached from this Linode, or may be", providers.ErrBusy, v.ID)
+	}
+	return nil
+}
+
+// attach asks Linode once.
+func (p *Provider) attach(ctx context.Context, id, linode int) error {
+	persist := false
+	_, err := call(ctx, p, fmt.Sprintf("the request to attach volume %d", id), func(ctx context.Context) (*sdk.Volume, error) {
+		v, err := p.api.AttachVolume(ctx, id, &sdk.VolumeAttachOptions{LinodeID: linode, PersistAcrossBoots: &persist})
+		if err == nil && (v.ID != id || v.LinodeID == nil || *v.LinodeID != linode) {
+			err = errNotLinodes
+		}
+		return v, err
+	})
+	return err
+}
+
+// Detach asks for the volume to be detached, if that node is seen to hold it right before.
+//
+// The request does not say from which Linode. So there is a moment, between the look and the request's arrival, in which somebody
+// else could detach the volume from that node and attach it to another, from which this takes it then. To keep it short the
+// request is sent once and soon after the look, or not at all: what has to wait, since the Linode is busy or the account asks
+// too much, looks again; and none is sent while one that Linode has taken is under way, see memory. The driver alone detaches
+// from its own node, once at a time; so what remains takes two nodes that take over from a third within the same moment, or
+// hands in the console.
+//
+// Linode has no force: its detach does not wait for the machine.
+func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
+	n, err := numberOf(id)
+	if err != nil {
+		return ctx.Err() // what Linode cannot have, nobody holds
+	}
+	return p.linode.Do(ctx, node, func(ctx context.Context) error {
+		v, asked, err := p.getOurs(ctx, n)
+		if errors.Is(err, providers.ErrNotFound) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if held := p.attachmentOf(v, asked); held.Node != node || held.State != providers.Attached {
+			return nil
+		}
+		_, err = call(onceSoon(ctx), p, fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, p.api.DetachVolume(ctx, n)
+		})
+		switch {
+		case err == nil:
+			p.memory.leave(n, node, true)
+		case errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
+			return nil
+		case errors.Is(err, providers.ErrUnavailable), ctx.Err() != nil:
+			p.memory.leave(n, node, false)
+		}
+		return err
+	})
+}
+
+// soon is how long after a look at who holds a volume a detach may be sent.
+const soon = time.Second
+
+// permit is what lets a request go out, once.
+type permit struct {
+	until time.Time
+	used  bool
+}
+
+type permitKey struct{}
+
+// onceSoon lets the request that is made with the context go out once, and soon.
+func onceSoon(ctx context.Context) context.Context {
+	return context.WithValue(ctx, permitKey{}, &permit{until: time.Now().Add(soon)})
+}
+
+// errLookAgain is of a request that was not sent.
+var errLookAgain = fmt.Errorf("%w: the request had to wait too long", providers.ErrBusy)
+
+// permitted tells whether a request may be sent now: what needs a permit goes with one only.
+func permitted(r *http.Request) error {
+	if may, needed := r.Context().Value(permitKey{}).(*permit); needed {
+		if may.used || time.Now().After(may.until) {
+			return errLookAgain
+		}
+		may.used = true
+	}
+	return nil
+}

@@ -1,0 +1,233 @@
+package linode
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+)
+
+func TestAMountIsOneReadAndOneAttachAndAnUnmountTheSame(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		a := w.node()
+		w.create(w.on(a), "db")
+		w.calls()
+		p := w.on(a)
+		v, err := p.Find(t.Context(), "db")
+		require.NoError(t, err)
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		assert.Equal(t, map[string]int{listing: 1, attaching: 1}, w.calls())
+		require.NoError(t, p.Mark(t.Context(), v.ID, "formatted", "ext4"))
+		assert.Equal(t, map[string]int{looking: 1, tagging: 1}, w.calls())
+		require.NoError(t, p.Mark(t.Context(), v.ID, "formatted", "ext4"))
+		assert.Equal(t, map[string]int{looking: 1}, w.calls(), "it stands there already")
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
+		assert.Equal(t, map[string]int{looking: 1, detaching: 1}, w.calls())
+	})
+}
+
+// Otherwise it would take one of the eight places of the Linode's configuration profile.
+func TestAnAttachmentIsForThisBootOnly(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		a := w.node()
+		var bodies []string
+		p := w.on(a, func(cfg *Config) {
+			cfg.Transport = before{cfg.Transport, func(r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, "/attach") {
+					body, err := io.ReadAll(r.Body)
+					assert.NoError(t, err)
+					r.Body = io.NopCloser(bytes.NewReader(body))
+					bodies = append(bodies, string(body))
+				}
+			}}
+		})
+		w.attach(p, w.create(p, "db"))
+		require.Len(t, bodies, 1)
+		assert.JSONEq(t, `{"linode_id": `+a+`, "persist_across_boots": false}`, bodies[0])
+	})
+}
+
+func TestALinodeTakesVolumesOneAfterAnother(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		a := w.node()
+		p := w.on(a)
+		var volumes []*providers.Volume
+		var attaches []func()
+		for _, name := range []string{"a", "b", "c", "d"} {
+			v := w.create(p, name)
+			volumes = append(volumes, v)
+			attaches = append(attaches, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+		}
+		begin := time.Now()
+		atOnce(attaches...)
+		for _, v := range volumes {
+			assert.Equal(t, a, w.holder(v.ID))
+		}
+		assert.Less(t, time.Since(begin), time.Minute)
+	})
+}
+
+func TestALinodeThatIsFullSaysSo(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.cloud.AddInstance(cloud.Instance{Type: "g6-nanode-1"}).ID)
+		for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
+			w.attach(p, w.create(p, name))
+		}
+		err := p.Attach(t.Context(), w.create(p, "g").ID)
+		require.ErrorIs(t, err, providers.ErrAttachLimit)
+		sentence(t, err, "maximum number of Volumes (6)", "another node")
+	})
+}
+
+func TestAVolumeOnItsWayOutIsAttachedAgainWhenItIsOut(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		a := w.node()
+		p := w.on(a)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
+		shown, err := p.Find(t.Context(), "db")
+		require.NoError(t, err)
+		assert.Equal(t, providers.Attachment{Node: a, State: providers.Detaching}, shown.Attachment)
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, false), "it is under way")
+		assert.Equal(t, 1, w.calls()[detaching])
+
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		time.Sleep(time.Minute) // whatever is under way ends
+		assert.Equal(t, a, w.holder(v.ID))
+		shown, err = p.Find(t.Context(), "db")
+		require.NoError(t, err)
+		assert.Equal(t, providers.Attachment{Node: a, State: providers.Attached}, shown.Attachment)
+	})
+}
+
+// The volume is shown as attached here, and may be on its way out all the same.
+func TestAnAttachAfterADetachWithoutAnAnswerIsSure(t *testing.T) {
+	for fault, times := range map[cloud.Fault]int{cloud.LoseAnswer: 2, cloud.Fail: 1} {
+		t.Run(string(fault), func(t *testing.T) {
+			inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+				a := w.node()
+				p := w.on(a)
+				v := w.create(p, "db")
+				w.attach(p, v)
+				w.calls()
+				w.cloud.Inject(cloud.Rule{Action: detaching, Fault: fault, Times: 1})
+				require.ErrorIs(t, p.Detach(t.Context(), v.ID, a, false), providers.ErrUnavailable)
+				require.NoError(t, p.Attach(t.Context(), v.ID))
+				assert.GreaterOrEqual(t, w.calls()[attaching], times)
+				time.Sleep(time.Minute) // whatever is under way ends
+				assert.Equal(t, a, w.holder(v.ID))
+			})
+		})
+	}
+}
+
+func TestADetachThatLinodeGaveUpCanBeAskedForAgain(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		a := w.node()
+		p := w.on(a)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		w.cloud.Inject(cloud.Rule{Action: detaching, Fault: cloud.NeverFinish, Times: 1})
+		require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
+		time.Sleep(leaving)
+		shown, err := p.Find(t.Context(), "db")
+		require.NoError(t, err)
+		assert.Equal(t, providers.Attached, shown.Attachment.State, "Linode's word")
+	})
+}
+
+// What is refused as busy, or waits for the account's limit, is sent later: by then another node may have the volume.
+func TestADetachThatHadToWaitLooksAgainWhoHasTheVolume(t *testing.T) {
+	for name, rule := range map[string]cloud.Rule{
+		"the Linode is busy":       {Action: detaching, Fault: cloud.Fail, Code: "Linode busy."},
+		"the account is throttled": {Action: detaching, Fault: cloud.Throttle},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+				a, b := w.node(), w.node()
+				pa, pb := w.on(a), w.on(b)
+				v := w.create(pa, "db")
+				w.attach(pa, v)
+				rule.Caller = a
+				mend := w.cloud.Inject(rule)
+				atOnce(
+					func() { assert.NoError(t, pa.Detach(t.Context(), v.ID, a, false)) },
+					func() {
+						time.Sleep(time.Second)
+						assert.NoError(t, pb.Detach(t.Context(), v.ID, a, true))
+						assert.NoError(t, pb.Attach(t.Context(), v.ID))
+						mend()
+					},
+				)
+				assert.Equal(t, b, w.holder(v.ID))
+			})
+		})
+	}
+}
+
+func TestADetachIsNeverRepeatedUnseen(t *testing.T) {
+	for _, fault := range []cloud.Fault{cloud.Fail, cloud.LoseAnswer, cloud.Truncate, cloud.Garbage} {
+		t.Run(string(fault), func(t *testing.T) {
+			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+				a := w.node()
+				p := w.on(a)
+				v := w.create(p, "db")
+				w.attach(p, v)
+				w.calls()
+				w.cloud.Inject(cloud.Rule{Action: detaching, Fault: fault})
+				require.ErrorIs(t, p.Detach(t.Context(), v.ID, a, false), providers.ErrUnavailable)
+				assert.Equal(t, 1, w.calls()[detaching])
+			})
+		})
+	}
+}
+
+func TestAnAttachWhoseAnswerIsLostIsKnownByTheNextLook(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		a := w.node()
+		p := w.on(a)
+		v := w.create(p, "db")
+		w.cloud.Inject(cloud.Rule{Action: attaching, Fault: cloud.LoseAnswer, Times: 1})
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		assert.Equal(t, a, w.holder(v.ID))
+	})
+}
+
+func TestAVolumeOfAnotherRegionIsRefusedInASentence(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		v, err := p.Create(t.Context(), providers.Spec{Name: "far", Zone: "us-test"})
+		require.NoError(t, err)
+		assert.Equal(t, "us-test", v.Zone)
+		err = p.Attach(t.Context(), v.ID)
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		sentence(t, err, "same region")
+	})
+}
+
+func TestANodeThatIsNoLinodeOfTheAccountIsTold(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node(), func(cfg *Config) { cfg.Instance, cfg.Region = "7", region })
+		err := p.Attach(t.Context(), w.create(p, "db").ID)
+		require.NotErrorIs(t, err, providers.ErrNotFound)
+		sentence(t, err, "linode_id: Linode not found")
+	})
+}
+
+func TestALinodeThatBootsIsWaitedFor(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		v := w.create(p, "db")
+		w.cloud.Inject(cloud.Rule{Action: attaching, Fault: cloud.Fail, Code: "The Linode must be running", Times: 3})
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+	})
+}

@@ -1,0 +1,173 @@
+package linode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	sdk "github.com/linode/linodego"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+)
+
+// What Linode sells, in GiB ("Block Storage", limits).
+const (
+	leastSize = 10
+	mostSize  = 10240
+)
+
+// maxTurns bounds the search for a label that is free.
+const maxTurns = 100
+
+// Create returns the volume once Linode calls it active. A volume comes into being with its label and all its tags in one
+// request, so there is none without a name.
+func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
+	order, err := p.order(spec)
+	if err != nil {
+		return nil, err
+	}
+	v, asked, err := p.find(ctx, spec.Name)
+	if errors.Is(err, providers.ErrNotFound) {
+		v, asked, err = p.make(ctx, order, spec)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ready, asked, err := p.ready(ctx, &v, asked)
+	if err != nil {
+		return nil, err
+	}
+	return p.describe(ready, asked)
+}
+
+// order puts the specification into Linode's words, and refuses what Linode does not sell.
+func (p *Provider) order(spec providers.Spec) (sdk.VolumeCreateOptions, error) {
+	own, err := operatorTags(spec.Tags)
+	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), err); err != nil {
+		return sdk.VolumeCreateOptions{}, err
+	}
+	lacks := func(what string) (sdk.VolumeCreateOptions, error) {
+		return sdk.VolumeCreateOptions{}, fmt.Errorf("%w: volumes of Linode have no %s: leave it out", providers.ErrInvalid, what)
+	}
+	switch {
+	case spec.Type != "":
+		return lacks("type to choose")
+	case spec.IOPS != 0 || spec.Throughput != 0:
+		return lacks("IOPS or throughput to choose")
+	case spec.KMSKey != "":
+		return lacks("keys of your own")
+	case spec.Snapshot != "":
+		return lacks("snapshots")
+	}
+	gibs, err := gibOf(spec.Size)
+	if err != nil {
+		return sdk.VolumeCreateOptions{}, err
+	}
+	order := sdk.VolumeCreateOptions{Region: spec.Zone, Size: gibs, Tags: slices.Concat(own, p.marks(spec.Name), recordTags(spec.Record))}
+	if spec.Encrypted { // otherwise Linode's default holds
+		order.Encryption = "enabled"
+	}
+	return order, nil
+}
+
+// gibOf is the size that Linode sells for so many bytes; 0 is its default.
+func gibOf(bytes int64) (int, error) {
+	switch {
+	case bytes < 0:
+		return 0, fmt.Errorf("%w: the size is %d bytes", providers.ErrInvalid, bytes)
+	case bytes == 0:
+		return 0, nil
+	case bytes > mostSize*gib:
+		return 0, fmt.Errorf("%w: a volume of Linode has %d to %d GiB", providers.ErrInvalid, leastSize, mostSize)
+	}
+	return int(max(leastSize, (bytes+gib-1)/gib)), nil
+}
+
+// make makes a volume of a name that no volume bears, or finds the one that another node makes at this moment.
+func (p *Provider) make(ctx context.Context, order sdk.VolumeCreateOptions, spec providers.Spec) (sdk.Volume, time.Time, error) {
+	if order.Region == "" {
+		node, err := p.Node(ctx)
+		if err != nil {
+			return sdk.Volume{}, time.Time{}, err
+		}
+		order.Region = node.Zone
+	}
+	for turn := range maxTurns {
+		order.Label = p.label(spec.Name, turn)
+		made, err := p.makeOnce(ctx, order, spec.Record)
+		if err == nil {
+			return p.settle(ctx, made.ID, spec.Name)
+		}
+		if !errors.Is(err, errTaken) {
+			return sdk.Volume{}, time.Time{}, err
+		}
+		v, asked, err := p.find(ctx, spec.Name)
+		if !errors.Is(err, providers.ErrNotFound) {
+			return v, asked, err
+		}
+	}
+	return sdk.Volume{}, time.Time{}, fmt.Errorf("%w: the labels of volumes of this name, %s and %d others, are all taken, by disks that were forgotten: delete or rename what is not needed",
+		providers.ErrInvalid, p.label(spec.Name, 0), maxTurns-1)
+}
+
+// makeOnce makes the volume under one label. Errors: errTaken.
+func (p *Provider) makeOnce(ctx context.Context, order sdk.VolumeCreateOptions, rec providers.Record) (*sdk.Volume, error) {
+	made, err := call(ctx, p, "the request to create volume "+order.Label, func(ctx context.Context) (*sdk.Volume, error) {
+		v, err := p.api.CreateVolume(ctx, order)
+		if err == nil && (v.ID <= 0 || v.Label != order.Label) {
+			err = errNotLinodes
+		}
+		return v, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if stored, err := recordOf(made.Tags); err != nil || !p.isOurs(made.Tags) || !maps.Equal(stored, rec) {
+		err := fmt.Errorf("volume %d was made without all of its tags, and is deleted again: see whether the token's user may have tags", made.ID)
+		return nil, errors.Join(err, p.destroy(ctx, made.ID))
+	}
+	return made, nil
+}
+
+// settle returns the one volume of the name after this process has made one. If labels of different turns were free for two
+// nodes at the same moment, because a forgotten disk was deleted in between, there are two: then the younger one goes, which has
+// no data and nobody was given. As both nodes look after they have made theirs, at least the later one sees both.
+func (p *Provider) settle(ctx context.Context, made int, name string) (sdk.Volume, time.Time, error) {
+	all, asked, err := p.bearing(ctx, name)
+	switch {
+	case err != nil:
+		return sdk.Volume{}, asked, err
+	case len(all) == 0:
+		return sdk.Volume{}, asked, fmt.Errorf("%w: volume %d was made and is gone at the same moment", providers.ErrBusy, made)
+	case all[0].ID != made && slices.ContainsFunc(all, func(v sdk.Volume) bool { return v.ID == made }):
+		if err := p.destroy(ctx, made); err != nil {
+			return sdk.Volume{}, asked, err
+		}
+	}
+	return all[0], asked, nil
+}
+
+// ready waits until a volume is active.
+func (p *Provider) ready(ctx context.Context, v *sdk.Volume, asked time.Time) (*sdk.Volume, time.Time, error) {
+	retry := pace.Backoff{Most: 2 * time.Second}
+	for v.Status == sdk.VolumeCreating {
+		if err := retry.Wait(ctx); err != nil {
+			return nil, asked, fmt.Errorf("volume %d is still being created: %w", v.ID, err)
+		}
+		now, when, err := p.getOurs(ctx, v.ID)
+		if errors.Is(err, providers.ErrNotFound) {
+			return nil, when, fmt.Errorf("%w: volume %d was made and is gone at the same moment", providers.ErrBusy, v.ID)
+		} else if err != nil {
+			return nil, when, err
+		}
+		v, asked = now, when
+	}
+	if v.Status == sdk.VolumeContactSupport {
+		return nil, asked, fmt.Errorf("volume %d is %q in Linode's words: open a support ticket, or remove the volume", v.ID, v.Status)
+	}
+	return v, asked, nil
+}

@@ -1,0 +1,183 @@
+package linode
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+)
+
+func TestACreateIsOneRequestBetweenReads(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		w.create(p, "db")
+		calls := w.calls()
+		assert.Equal(t, 2, calls[listing], "before, and whether it is the only one")
+		assert.Equal(t, 1, calls[creating])
+		assert.LessOrEqual(t, calls[looking], 6, "while it is being made")
+	})
+}
+
+func TestAVolumeIsWhatWasAskedFor(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		for name, c := range map[string]struct {
+			spec providers.Spec
+			gibs int64
+		}{
+			"default": {providers.Spec{}, 20},
+			"least":   {providers.Spec{Size: 1}, 10},
+			"rounded": {providers.Spec{Size: 10*gib + 1}, 11},
+			"most":    {providers.Spec{Size: 10240 * gib}, 10240},
+			"secret":  {providers.Spec{Size: 10 * gib, Encrypted: true}, 10},
+			"tagged":  {providers.Spec{Size: 10 * gib, Tags: map[string]string{"team": "db", "Costly": ""}}, 10},
+		} {
+			c.spec.Name = name
+			v, err := p.Create(t.Context(), c.spec)
+			require.NoError(t, err)
+			assert.Equal(t, c.gibs*gib, v.Size, name)
+			assert.Equal(t, map[string]string{"zone": region, "encrypted": strconv.FormatBool(c.spec.Encrypted)}, v.Details)
+			truth, _ := w.cloud.Volume(v.ID)
+			assert.Equal(t, c.spec.Encrypted, truth.Encrypted)
+			if c.spec.Tags != nil {
+				assert.Contains(t, truth.Tags["tags"], `"Costly"`)
+				assert.Contains(t, truth.Tags["tags"], `"team:db"`)
+			}
+		}
+	})
+}
+
+func TestTheLongestNamesFitIntoTags(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		rec := providers.Record{"abcdefghijklmn-9": strings.Repeat("é", 127) + "x", "layout": "data"}
+		p := w.on(w.node(), func(cfg *Config) { cfg.Cluster = strings.Repeat("Ü", 127) })
+		name := strings.Repeat("数", 85)
+		v, err := p.Create(t.Context(), providers.Spec{Name: name, Record: rec})
+		require.NoError(t, err) // the front refuses what does not fit
+		assert.Equal(t, rec, v.Record)
+		list, err := p.List(t.Context())
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		assert.Equal(t, name, list[0].Name)
+	})
+}
+
+// A label stays with its disk, since it is the device's serial.
+func TestAForgottenDiskKeepsItsLabelAndTheNextOneHasAnother(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		serials := map[string]bool{}
+		var ids []string
+		for range 3 {
+			v := w.create(p, "db")
+			serials[v.Serial] = true
+			require.NoError(t, p.Forget(t.Context(), v.ID))
+			ids = append(ids, v.ID)
+		}
+		assert.Len(t, serials, 3)
+		v, err := p.Adopt(t.Context(), ids[0], providers.Spec{Name: "other"})
+		require.NoError(t, err)
+		assert.True(t, serials[v.Serial])
+		assert.Equal(t, 3, w.calls()[creating]-3, "each refused label is one request")
+	})
+}
+
+// Node a has seen that the first label is taken; before it takes the second, the disk that has the first is deleted and b
+// makes a volume of that name.
+func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
+	for _, aFirst := range []bool{false, true} {
+		t.Run(fmt.Sprint("a is first: ", aFirst), func(t *testing.T) {
+			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+				a, b := w.node(), w.node()
+				pb := w.on(b)
+				old := w.create(pb, "db")
+				require.NoError(t, pb.Forget(t.Context(), old.ID))
+				var made [2]*providers.Volume
+				create := func(i int, p *Provider) {
+					v, err := p.Create(t.Context(), providers.Spec{Name: "db"})
+					assert.NoError(t, err)
+					made[i] = v
+				}
+				foundNothing, created, posts := make(chan bool), make(chan bool), 0
+				pa := w.on(a, func(cfg *Config) {
+					cfg.Transport = before{cfg.Transport, func(r *http.Request) {
+						if r.Method != http.MethodPost {
+							return
+						}
+						if posts++; posts == 2 {
+							close(foundNothing)
+							<-created
+						}
+					}}
+				})
+				atOnce(func() { create(0, pa) }, func() {
+					<-foundNothing
+					disk, err := numberOf(old.ID)
+					assert.NoError(t, err)
+					assert.NoError(t, pb.destroy(t.Context(), disk))
+					if !aFirst {
+						create(1, pb)
+						close(created)
+						return
+					}
+					// b has looked before a made its volume, and makes its own after.
+					late := w.on(b, func(cfg *Config) {
+						cfg.Transport = before{cfg.Transport, func(r *http.Request) {
+							if r.Method == http.MethodPost {
+								close(created)
+								synctest.Wait() // until a has its volume
+							}
+						}}
+					})
+					create(1, late)
+				})
+				require.NotNil(t, made[0])
+				require.NotNil(t, made[1])
+				assert.Equal(t, made[0].ID, made[1].ID)
+				found, err := w.on(a).Find(t.Context(), "db")
+				require.NoError(t, err)
+				assert.Equal(t, made[0].ID, found.ID)
+			})
+		})
+	}
+}
+
+func TestAQuotaIsNoSpace(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		w.cloud.Inject(cloud.Rule{Action: creating, Fault: cloud.Fail, Code: "Account Limit reached. Please open a support ticket."})
+		_, err := w.on(w.node()).Create(t.Context(), providers.Spec{Name: "db"})
+		require.ErrorIs(t, err, providers.ErrNoSpace)
+		sentence(t, err, "Account Limit reached", "higher limit")
+	})
+}
+
+func TestARegionThatDoesNotExistIsRefused(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		_, err := p.Create(t.Context(), providers.Spec{Name: "db", Zone: "atlantis"})
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		sentence(t, err, "region is not valid")
+		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Zone: "us-test", Encrypted: true})
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		sentence(t, err, "Encryption is not available")
+	})
+}
+
+func TestAVolumeThatLinodeCannotMakeEndsInASentence(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		w.cloud.Inject(cloud.Rule{Action: creating, Fault: cloud.NeverFinish})
+		ctx, cancel := contextWithin(t)
+		defer cancel()
+		_, err := w.on(w.node()).Create(ctx, providers.Spec{Name: "db"})
+		require.ErrorIs(t, err, ctx.Err())
+		sentence(t, err, "still being created")
+	})
+}

@@ -1,0 +1,166 @@
+package linode
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// What this package asks of Linode's refusals, besides the contract's errors.
+var (
+	errTaken       = errors.New("the label is taken")
+	errAttached    = errors.New("the volume is attached")
+	errNotAttached = errors.New("the volume is not attached")
+
+	// errNotLinodes is of an answer that is of another service or page.
+	errNotLinodes = errors.New("it is not of Linode's form")
+)
+
+// repeatable tells of requests that do no harm twice although they are POSTs: a second one is refused, since the label is taken,
+// the volume attached, or as large. Only a detach that comes late could take the volume from its next holder.
+func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/detach") }
+
+// outcome is what became of a request. The SDK keeps of an error no more than its text, and takes an error of an unknown form
+// for a success.
+type outcome struct {
+	status  int
+	reasons []reason // of a refusal
+	err     error    // there was no answer of Linode's
+}
+
+type reason struct {
+	Reason string `json:"reason"`
+	Field  string `json:"field"`
+}
+
+type outcomeKey struct{}
+
+// witness writes down what became of a request, for the call that it belongs to, and lets no answer pass that is not Linode's.
+type witness struct{ *http.Client }
+
+// RoundTrip implements http.RoundTripper.
+func (w witness) RoundTrip(r *http.Request) (*http.Response, error) {
+	o, is := r.Context().Value(outcomeKey{}).(*outcome)
+	if !is {
+		o = new(outcome)
+	}
+	*o = outcome{}
+	answer, err := w.Transport.RoundTrip(r)
+	if err == nil {
+		o.status = answer.StatusCode
+		if err = o.read(answer); err != nil {
+			answer.Body.Close() //nolint:errcheck // it is in memory
+		}
+	}
+	o.err = err
+	if err != nil {
+		return nil, err
+	}
+	return answer, nil
+}
+
+// read checks that the answer is of Linode's form, and leaves it to be read again.
+func (o *outcome) read(answer *http.Response) error {
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	answer.Body = io.NopCloser(bytes.NewReader(body))
+	if o.status == http.StatusNoContent {
+		return nil
+	}
+	kind, _, err := mime.ParseMediaType(answer.Header.Get("Content-Type"))
+	if err != nil || kind != "application/json" {
+		return fmt.Errorf("status %d: %w", o.status, errNotLinodes)
+	}
+	answer.Header.Set("Content-Type", kind) // as the SDK wants it, to the letter
+	var said struct {
+		Errors []reason `json:"errors"`
+	}
+	if err := json.Unmarshal(body, &said); err != nil {
+		return err
+	}
+	o.reasons = said.Errors
+	accepted, refused := o.status/100 == 2, o.status >= http.StatusBadRequest
+	if accepted != (len(said.Errors) == 0) || !accepted && !refused {
+		return fmt.Errorf("status %d: %w", o.status, errNotLinodes)
+	}
+	return nil
+}
+
+// call makes one request. The action says what it is, as a noun.
+func call[T any](ctx context.Context, p *Provider, action string, ask func(context.Context) (T, error)) (T, error) {
+	var o outcome
+	answer, err := ask(context.WithValue(ctx, outcomeKey{}, &o))
+	if err == nil {
+		return answer, nil
+	}
+	var none T
+	switch {
+	case errors.Is(o.err, errLookAgain):
+		return none, errLookAgain
+	case o.err != nil:
+		return none, p.rest.Unanswered(ctx, action, o.err)
+	case o.status < http.StatusBadRequest:
+		return none, p.rest.Unanswered(ctx, action, err)
+	}
+	return none, p.translate(action, o)
+}
+
+// translate puts a refusal into the contract's words. Linode has no codes for refusals, so that what it says must do; what is
+// not known here stands in the error as Linode said it.
+func (p *Provider) translate(action string, o outcome) error {
+	said, plain := make([]string, len(o.reasons)), true // plain: it is about no field of the request
+	for i, r := range o.reasons {
+		said[i] = r.Reason
+		if r.Field != "" {
+			said[i] = r.Field + ": " + r.Reason
+		}
+		plain = plain && r.Field == ""
+	}
+	shown := p.rest.Clean(strings.Join(said, "; "))
+	word := strings.ToLower(strings.Join(said, "; "))
+	as := func(what error, advice string) error {
+		return fmt.Errorf("%w: Linode refuses %s: %q%s", what, action, shown, advice)
+	}
+	has := func(words ...string) bool {
+		for _, w := range words {
+			if strings.Contains(word, w) {
+				return true
+			}
+		}
+		return false
+	}
+	attaching, making := strings.Contains(action, "to attach"), strings.Contains(action, "to create")
+	switch {
+	case o.status == http.StatusUnauthorized:
+		return fmt.Errorf("the token is not accepted by Linode (%s): see that LINODE_TOKEN or LINODE_TOKEN_FILE holds a personal access token that has neither expired nor been revoked", shown)
+	case o.status == http.StatusForbidden:
+		return fmt.Errorf("the token may not do that: Linode refuses %s (%s): it needs the scopes volumes:read_write and linodes:read_write, and its user access to the cluster's volumes and Linodes", action, shown)
+	case o.status == http.StatusNotFound:
+		return fmt.Errorf("%w: Linode answers %s with %q", providers.ErrNotFound, action, shown)
+	case o.status >= http.StatusInternalServerError:
+		return fmt.Errorf("%w: Linode could not carry out %s (status %d, %q): try again, and see https://status.linode.com if it stays so", providers.ErrUnavailable, action, o.status, shown)
+	case has("busy", "must be running", "not running", "status of active", "not active", "migrat"):
+		return as(providers.ErrBusy, "")
+	case making && has("unique"):
+		return as(errTaken, "")
+	case has("not attached"):
+		return as(errNotAttached, "")
+	case has("already attached", "must be detached", "is attached"):
+		return as(errAttached, "")
+	case attaching && has("maximum", "too many", "limit"):
+		return as(providers.ErrAttachLimit, ": run the service on another node, or take a plan with more memory, which holds more volumes")
+	case making && plain && has("maximum", "too many", "limit", "quota"):
+		return as(providers.ErrNoSpace, ": remove what is not needed, or ask Linode for a higher limit")
+	}
+	return as(providers.ErrInvalid, "")
+}

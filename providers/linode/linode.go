@@ -1,0 +1,294 @@
+// Package linode keeps volumes as Block Storage volumes of Linode (Akamai Cloud).
+//
+// # What is trusted
+//
+// The API answers from one database: no reference or client of Linode's knows of a read that is older than a write which was
+// answered, so a read is the truth of its moment. What must not go wrong when two nodes act at once rests on what Linode
+// refuses: two volumes cannot have one label, so two nodes that create one name at once get one volume (see label); and a
+// volume that has a Linode is attached to no other. Only a detach does not say from which Linode, so who holds the volume is
+// read right before; see Detach for what remains possible.
+//
+// The API shows no attachment on its way: a volume has its Linode from the moment it is asked for, before the device is there,
+// and keeps it until the device is gone. So this process remembers what it has asked to be detached; see memory.
+//
+// # What it costs
+//
+// A mount is one GET of a list and one POST that attaches, an unmount one GET of the volume and one POST that detaches, besides
+// what the driver asks to be sure; a mark is a GET and a PUT. Lookups by name that come together share one list. "Linode busy."
+// is waited out by one caller per node (rest.Line), being asked to slow down by one caller at a time (rest.Client).
+//
+// # How a volume is known
+//
+// By its tags: see tags.go. Its label is its device's serial and is never changed, whatever becomes of its name.
+//
+// # Attachments end with the boot
+//
+// Volumes are attached with persist_across_boots=false: otherwise they would take places of the Linode's configuration
+// profile, which has 8 with the system's disks. Such an attachment ends when the Linode is shut down or rebooted, so after a boot
+// a node holds nothing, and the next mount attaches again, here or elsewhere.
+package linode
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	sdk "github.com/linode/linodego"
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/rest"
+)
+
+// Config is what a Provider needs to know. Cluster and Token have no default.
+type Config struct {
+	Cluster  string
+	Token    *rest.Token
+	Region   string // default: this Linode's own
+	Instance string // id of this Linode; default: what its metadata service says
+	API      string // URL
+	Metadata string // URL of the metadata service
+
+	Transport http.RoundTripper // to the API and to the metadata service; nil is a way of their own to each
+	Log       logrus.FieldLogger
+}
+
+const (
+	defaultAPI      = "https://api.linode.com/v4"
+	defaultMetadata = "http://169.254.169.254"
+)
+
+// Provider is Linode as seen from one of its instances. It keeps the contract of providers.Provider and Modifier.
+type Provider struct {
+	cfg     Config
+	cluster string
+	rest    *rest.Client
+	api     sdk.Client
+
+	nodes  *batch.Asker[providers.Node] // under "": this one
+	byKey  *batch.Asker[[]sdk.Volume]   // volumes by lookup key
+	memory memory
+	linode rest.Line // changes of a Linode
+	volume rest.Line // changes of a volume's tags, by this process
+}
+
+var (
+	_ providers.Provider = (*Provider)(nil)
+	_ providers.Modifier = (*Provider)(nil)
+)
+
+// New checks the configuration. It calls nobody.
+func New(cfg Config) (*Provider, error) {
+	cfg.API, cfg.Metadata = cmp.Or(cfg.API, defaultAPI), cmp.Or(cfg.Metadata, defaultMetadata)
+	if cfg.Cluster == "" {
+		return nil, fmt.Errorf("%w: the name of the cluster is empty: set CLUSTER", providers.ErrInvalid)
+	}
+	if cfg.Token == nil {
+		return nil, fmt.Errorf("%w: there is no token: set LINODE_TOKEN or LINODE_TOKEN_FILE", providers.ErrInvalid)
+	}
+	if _, err := numberOf(cfg.Instance); cfg.Instance != "" && err != nil {
+		return nil, fmt.Errorf("%w: LINODE_INSTANCE_ID is %q, and the id of a Linode is a number", providers.ErrInvalid, quote.Clip(cfg.Instance))
+	}
+	for setting, text := range map[string]string{"LINODE_API_URL": cfg.API, "LINODE_METADATA_URL": cfg.Metadata} {
+		if u, err := url.Parse(text); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+			return nil, fmt.Errorf("%w: %s is no URL such as %s", providers.ErrInvalid, setting, defaultAPI)
+		}
+	}
+	p := &Provider{cfg: cfg, cluster: cfg.Cluster}
+	p.rest = rest.New(rest.Config{
+		Cloud: "Linode", Endpoint: "LINODE_API_URL", Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log,
+		Repeatable: repeatable, Before: permitted,
+	})
+	p.api = sdk.NewClient(&http.Client{Transport: witness{p.rest.HTTP}})
+	if _, err := p.api.UseURL(cfg.API); err != nil {
+		return nil, fmt.Errorf("%w: LINODE_API_URL: %w", providers.ErrInvalid, err)
+	}
+	p.api.SetDebug(false).SetLogger(silence{}).SetRetryCount(0)
+	p.api.UseCache(false)
+	p.nodes = batch.New(p.askNode, 1)
+	p.byKey = batch.New(p.askByKey, maxAlternatives)
+	return p, nil
+}
+
+// FromEnv is New with the environment's settings. The node's own id is not used: a Linode has one.
+func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+	token, err := rest.TokenFrom(getenv, "LINODE_TOKEN")
+	if err != nil {
+		return nil, err
+	}
+	p, err := New(Config{
+		Cluster: cluster, Token: token, Region: getenv("LINODE_REGION"), Instance: getenv("LINODE_INSTANCE_ID"),
+		API: cmp.Or(getenv("LINODE_API_URL"), getenv("LINODE_URL")), Metadata: getenv("LINODE_METADATA_URL"), Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// silence is where the SDK's own words go.
+type silence struct{}
+
+func (silence) Errorf(string, ...any) {}
+func (silence) Warnf(string, ...any)  {}
+func (silence) Debugf(string, ...any) {}
+
+// Supports lists the options that Linode has.
+func (p *Provider) Supports() []string { return []string{"encrypted", "tags", "zone"} }
+
+// Node tells which Linode this is, by its metadata service unless the settings say it.
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+	if node, known := p.memory.self(); known {
+		return node, ctx.Err()
+	}
+	node, _, err := p.nodes.Get(ctx, "")
+	if err != nil && ctx.Err() != nil {
+		return node, fmt.Errorf("which Linode this is, is still being asked: %w", ctx.Err())
+	}
+	return node, err
+}
+
+func (p *Provider) askNode(ctx context.Context, keys []string) (map[string]providers.Node, error) {
+	node, known := p.memory.self()
+	if !known {
+		var err error
+		if node, err = p.identify(ctx); err != nil {
+			return nil, err
+		}
+		p.memory.be(node)
+	}
+	return map[string]providers.Node{keys[0]: node}, nil
+}
+
+func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
+	node := providers.Node{ID: p.cfg.Instance, Zone: p.cfg.Region}
+	var region string
+	switch {
+	case node.ID == "":
+		var err error
+		if node.ID, region, err = p.metadata(ctx); err != nil {
+			return node, err
+		}
+	case node.Zone == "":
+		i, err := p.instance(ctx, node.ID)
+		if errors.Is(err, providers.ErrNotFound) {
+			return node, fmt.Errorf("%w: this account has no Linode %s: check LINODE_INSTANCE_ID and the token's account", providers.ErrInvalid, node.ID)
+		} else if err != nil {
+			return node, err
+		}
+		region = i.Region
+	default:
+		return node, nil
+	}
+	if node.Zone != "" && node.Zone != region {
+		return node, fmt.Errorf("%w: LINODE_REGION is %s, but this Linode %s runs in %s, and a volume can be attached in its own region only: set LINODE_REGION=%s or leave it out",
+			providers.ErrInvalid, node.Zone, node.ID, region, region)
+	}
+	node.Zone = region
+	return node, nil
+}
+
+// metadata asks the metadata service, which wants a token of its own first.
+func (p *Provider) metadata(ctx context.Context) (id, region string, err error) {
+	service := rest.Metadata{Cloud: "Linode", Setting: "LINODE_INSTANCE_ID"}
+	if p.cfg.Transport != nil {
+		service.Client = &http.Client{Transport: p.cfg.Transport}
+	}
+	header := http.Header{}
+	header.Set("Metadata-Token-Expiry-Seconds", "300")
+	token, err := service.Ask(ctx, http.MethodPut, p.cfg.Metadata+"/v1/token", header)
+	if err != nil {
+		return "", "", err
+	}
+	header = http.Header{}
+	header.Set("Metadata-Token", string(token))
+	header.Set("Accept", "application/json")
+	document, err := service.Get(ctx, p.cfg.Metadata+"/v1/instance", header)
+	if err != nil {
+		return "", "", err
+	}
+	var about struct {
+		ID     int64  `json:"id"`
+		Region string `json:"region"`
+	}
+	if err := json.Unmarshal(document, &about); err != nil || about.ID <= 0 || about.Region == "" {
+		return "", "", fmt.Errorf("%w: what answers at %s is not Linode's metadata service: it names no id and region: check LINODE_METADATA_URL, or set LINODE_INSTANCE_ID and LINODE_REGION",
+			providers.ErrUnavailable, p.cfg.Metadata)
+	}
+	return strconv.FormatInt(about.ID, 10), about.Region, nil
+}
+
+// instance asks Linode about one of its instances.
+func (p *Provider) instance(ctx context.Context, id string) (*sdk.Instance, error) {
+	n, err := numberOf(id)
+	if err != nil {
+		return nil, err
+	}
+	return call(ctx, p, "the question for Linode "+id, func(ctx context.Context) (*sdk.Instance, error) {
+		i, err := p.api.GetInstance(ctx, n)
+		if err == nil && i.ID != n {
+			err = errNotLinodes
+		}
+		return i, err
+	})
+}
+
+// NodeState says Stopped for a Linode that is "offline", and Gone for one that is not there. One on its way there counts as
+// running; so does one that is migrated, cloned or restored, which may be done while it runs. "stopped" (Linode's own
+// maintenance) and "billing_suspension" are no evidence, since nothing says that the machine is off then.
+func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	if _, err := numberOf(node); err != nil {
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a Linode", quote.Clip(node))}, ctx.Err()
+	}
+	i, err := p.instance(ctx, node)
+	if errors.Is(err, providers.ErrNotFound) {
+		return p.missing(ctx, node)
+	} else if err != nil {
+		return providers.NodeState{}, err
+	}
+	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Linode says that instance %s is %q", node, p.rest.Clean(string(i.Status)))}
+	switch i.Status {
+	case sdk.InstanceOffline:
+		state.Life = providers.Stopped
+	case sdk.InstanceRunning, sdk.InstanceBooting, sdk.InstanceRebooting, sdk.InstanceShuttingDown, sdk.InstanceProvisioning, sdk.InstanceDeleting,
+		sdk.InstanceMigrating, sdk.InstanceRebuilding, sdk.InstanceCloning, sdk.InstanceRestoring, sdk.InstanceResizing:
+		state.Life = providers.Running
+	}
+	return state, nil
+}
+
+// missing tells what it means that Linode does not find an instance. Of a token that does not show this node either, as one of
+// another account, it means nothing.
+func (p *Provider) missing(ctx context.Context, node string) (providers.NodeState, error) {
+	self, err := p.Node(ctx)
+	if err != nil {
+		return providers.NodeState{}, err
+	}
+	switch _, err := p.instance(ctx, self.ID); {
+	case errors.Is(err, providers.ErrNotFound):
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Linode shows this token neither instance %s nor this node %s: it is of another account, or its user may not see them", node, self.ID)}, nil
+	case err != nil:
+		return providers.NodeState{}, err
+	}
+	return providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("Linode knows no instance %s", node)}, nil
+}
+
+// numberOf reads an id of Linode's. Errors: providers.ErrNotFound.
+func numberOf(id string) (int, error) {
+	n, err := strconv.Atoi(id)
+	if err != nil || n <= 0 || strconv.Itoa(n) != id {
+		return 0, fmt.Errorf("%w: %q is no id of Linode's, which are numbers", providers.ErrNotFound, quote.Clip(id))
+	}
+	return n, nil
+}
+
+func notOurs(id int) error {
+	return fmt.Errorf("%w: %d is no volume of this cluster", providers.ErrNotFound, id)
+}

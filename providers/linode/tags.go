@@ -1,0 +1,155 @@
+package linode
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	sdk "github.com/linode/linodego"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
+)
+
+// What a volume is stands in its tags, a set of texts of 3 to 50 characters whose case may not matter. The reference knows no
+// greatest number of them; a name of 255 bytes takes 12, an entry of the record of 255 bytes up to 20. A PUT replaces them all at
+// once, so they are never there in part.
+const (
+	markPrefix   = "bv:"  // cluster, name and key
+	recordPrefix = "bvr:" // the record's entries
+	leastTag     = 3
+	mostTag      = 50
+
+	textCluster = "cluster" // CLUSTER
+	textName    = "name"    // Docker's name, exact
+	textKey     = "key"     // what volumes are looked up by: a digest of cluster and name
+)
+
+// keyOf is the lookup key of a name.
+func (p *Provider) keyOf(name string) string {
+	h := sha256.New()
+	for _, w := range []string{p.cluster, name} {
+		fmt.Fprintf(h, "%d:%s", len(w), w)
+	}
+	return hex.EncodeToString(h.Sum(nil)[:20])
+}
+
+func keyTag(digest string) string { return markPrefix + textKey + ":" + digest }
+
+// clusterTag is a tag that all volumes of the cluster have, and perhaps others: the first piece of its name.
+func (p *Provider) clusterTag() string {
+	return labels.PackTags(markPrefix, map[string]string{textCluster: p.cluster}, mostTag)[0]
+}
+
+// marks are the tags that make a volume this cluster's under that name.
+func (p *Provider) marks(name string) []string {
+	return labels.PackTags(markPrefix, map[string]string{textCluster: p.cluster, textName: name, textKey: p.keyOf(name)}, mostTag)
+}
+
+func recordTags(rec providers.Record) []string { return labels.PackTags(recordPrefix, rec, mostTag) }
+
+// identity is whose a volume is, by its tags.
+type identity struct {
+	cluster, name string
+	owned         bool // it bears a cluster's mark, or what is left of one
+	whole         bool // its marks can be read, and belong together
+}
+
+func (p *Provider) identity(tags []string) identity {
+	texts, unreadable := labels.UnpackTags(markPrefix, tags)
+	is := identity{cluster: texts[textCluster], name: texts[textName], owned: len(texts)+len(unreadable) > 0}
+	is.whole = len(unreadable) == 0 && len(texts) == 3 && (is.cluster != p.cluster || texts[textKey] == p.keyOf(is.name))
+	return is
+}
+
+// isOurs tells whether the tags are those of a volume of this cluster.
+func (p *Provider) isOurs(tags []string) bool {
+	is := p.identity(tags)
+	return is.whole && is.cluster == p.cluster
+}
+
+// recordOf takes the record out of the tags.
+func recordOf(tags []string) (providers.Record, error) {
+	rec, unreadable := labels.UnpackTags(recordPrefix, tags)
+	if len(unreadable) > 0 {
+		return nil, fmt.Errorf("the tags of its record (%s%s…) have been changed by somebody and cannot be read", recordPrefix, unreadable[0])
+	}
+	return rec, nil
+}
+
+// without is the tags but those that begin with a prefix.
+func without(tags []string, prefix string) []string {
+	return slices.DeleteFunc(slices.Clone(tags), func(tag string) bool { return strings.HasPrefix(strings.ToLower(tag), prefix) })
+}
+
+// sameTags compares two sets of tags, whatever their order and case.
+func sameTags(a, b []string) bool {
+	set := func(tags []string) []string {
+		lower := make([]string, len(tags))
+		for i, tag := range tags {
+			lower[i] = strings.ToLower(tag)
+		}
+		slices.Sort(lower)
+		return slices.Compact(lower)
+	}
+	return slices.Equal(set(a), set(b))
+}
+
+// operatorTags are the operator's own: "key:value", or the key alone.
+func operatorTags(tags map[string]string) ([]string, error) {
+	var list []string
+	for _, key := range slices.Sorted(maps.Keys(tags)) {
+		tag := key
+		if tags[key] != "" {
+			tag += ":" + tags[key]
+		}
+		switch n := utf8.RuneCountInString(tag); {
+		case n < leastTag || n > mostTag:
+			return nil, fmt.Errorf("%w: tag %q: with its value it has %d characters, and a tag of Linode has %d to %d", providers.ErrInvalid, key, n, leastTag, mostTag)
+		case strings.HasPrefix(strings.ToLower(tag), markPrefix), strings.HasPrefix(strings.ToLower(tag), recordPrefix):
+			return nil, fmt.Errorf("%w: tag %q: tags that begin with %s or %s are not for operators: choose another", providers.ErrInvalid, key, markPrefix, recordPrefix)
+		case slices.ContainsFunc(list, func(t string) bool { return strings.EqualFold(t, tag) }):
+			return nil, fmt.Errorf("%w: tag %q is there twice, as Linode does not tell upper case from lower", providers.ErrInvalid, key)
+		}
+		list = append(list, tag)
+	}
+	return list, nil
+}
+
+func checkName(name string) error {
+	if name == "" || len(name) > 255 {
+		return fmt.Errorf("%w: a volume's name has 1 to 255 bytes, and this one %d", providers.ErrInvalid, len(name))
+	}
+	return nil
+}
+
+var recordKey = regexp.MustCompile(`^[a-z][a-z0-9-]{0,15}$`)
+
+func checkRecord(rec providers.Record) error {
+	for key, value := range rec {
+		if !recordKey.MatchString(key) || len(value) > 255 {
+			return fmt.Errorf("%w: entry %q of the record has %d bytes: keys are lower-case words of up to 16, values have up to 255", providers.ErrInvalid, key, len(value))
+		}
+	}
+	return nil
+}
+
+// label is what the volume of a name is called in the account, and its device's serial: at the first turn a digest of the
+// name. That label may be taken by a disk that was forgotten, which keeps it, or by one that is still being deleted; then the
+// next turn's is tried, by every node alike.
+func (p *Provider) label(name string, turn int) string {
+	if turn == 0 {
+		return labels.Name(p.cluster, name, mostLabel)
+	}
+	return labels.Name(fmt.Sprintf("%s\x00%d", p.cluster, turn), name, mostLabel)
+}
+
+const mostLabel = 32
+
+// byID orders volumes by their ids, which ascend as they are made.
+func byID(a, b sdk.Volume) int { return a.ID - b.ID }

@@ -1,0 +1,150 @@
+package openstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/volumeattach"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/quote"
+)
+
+// Attach asks Nova, which has Cinder reserve the volume before it answers. Where the device is, Nova only guesses.
+func (p *Provider) Attach(ctx context.Context, id string) error {
+	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+		return err
+	}
+	node, err := p.Node(ctx)
+	if err != nil {
+		return err
+	}
+	err = p.change(ctx, node.ID, func(ctx context.Context) error {
+		_, err := call(ctx, p, fmt.Sprintf("to attach volume %s to server %s", id, node.ID), func(ctx context.Context, s *session) (*volumeattach.VolumeAttachment, error) {
+			return volumeattach.Create(ctx, s.compute, node.ID, volumeattach.CreateOpts{VolumeID: id}).Extract()
+		})
+		return err
+	})
+	if refused(err, http.StatusBadRequest, http.StatusNotFound) {
+		return p.whyNotAttached(ctx, id, node.ID, err)
+	}
+	return err
+}
+
+// whyNotAttached finds out what a refusal means for this server.
+func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal error) error {
+	v, err := p.getOurs(ctx, id)
+	if err != nil {
+		return err
+	}
+	held, err := p.attachmentOf(ctx, v)
+	switch {
+	case err != nil:
+		return err
+	case held.State == providers.Detached && refused(refusal, http.StatusNotFound):
+		return fmt.Errorf("Nova does not know server %s, as which this node is known: check %s, and that the credentials are of this server's project and region: %w", node, serverSetting, plain(refusal)) //nolint:staticcheck // a name
+	case held.State == providers.Detached && says(refusal, "availability_zone"):
+		return fmt.Errorf("%w: %w: this cloud attaches volumes within a zone only: run the service in zone %s, or copy the volume by a snapshot", providers.ErrInvalid, refusal, quote.Clip(v.AvailabilityZone))
+	case held.State == providers.Detached && v.Status != "available" && broken(v) != nil:
+		return broken(v)
+	case held.State == providers.Detached, held.Node == "":
+		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
+	case held.Node != node:
+		return &providers.HeldError{Volume: id, Node: held.Node}
+	case held.State == providers.Detaching:
+		return fmt.Errorf("%w: volume %s is still being detached from this server", providers.ErrBusy, id)
+	}
+	return nil
+}
+
+// Detach asks for the volume to be detached from that server; Nova takes it from no other. Nova has no force for its users: it
+// takes a volume from a server that is shut off without its co-operation, and from one that is deleted by itself.
+func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
+	err := p.ensureOurs(ctx, id, whileHeld)
+	if errors.Is(err, providers.ErrNotFound) || err == nil && !isUUID(node) {
+		return ctx.Err()
+	} else if err != nil {
+		return err
+	}
+	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+		err = p.change(ctx, node, func(ctx context.Context) error {
+			_, err := call(ctx, p, fmt.Sprintf("to detach volume %s from server %s", id, node), func(ctx context.Context, s *session) (done, error) {
+				return done{}, volumeattach.Delete(ctx, s.compute, node, id).ExtractErr()
+			})
+			return err
+		})
+		if refused(err, http.StatusBadRequest, http.StatusNotFound) {
+			err = p.whyNotDetached(ctx, id, node, err)
+		}
+		if !errors.Is(err, errArriving) {
+			return err
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w", err, over)
+		}
+	}
+}
+
+// errArriving says that a volume is still on its way to the server, which Nova lets it finish.
+var errArriving = fmt.Errorf("%w: the volume is still on its way to the server", providers.ErrBusy)
+
+// whyNotDetached finds out whether a refusal means that there is nothing to detach.
+func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal error) error {
+	v, err := p.getOurs(ctx, id)
+	if errors.Is(err, providers.ErrNotFound) {
+		return ctx.Err()
+	} else if err != nil {
+		return err
+	}
+	held, err := p.attachmentOf(ctx, v)
+	switch {
+	case err != nil:
+		return err
+	case held.State == providers.Detached, held.Node != node && held.Node != "", held.State == providers.Detaching:
+		return nil
+	case held.Node == "" && refused(refusal, http.StatusNotFound): // an old Cinder does not say which has it; Nova says that this one has not
+		return nil
+	case held.State == providers.Attaching:
+		return fmt.Errorf("%w: volume %s is %q: %w", errArriving, id, quote.Clip(v.Status), refusal)
+	case refused(refusal, http.StatusBadRequest), held.Node == "": // it has just arrived, or is being changed
+		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
+	case refused(refusal, http.StatusNotFound):
+		return fmt.Errorf("Cinder shows volume %s as attached to server %s, and Nova knows nothing of that: it takes an administrator of the cloud to end it (cinder reset-state --attach-status detached): %w", id, node, plain(refusal)) //nolint:staticcheck // a name
+	}
+	return refusal
+}
+
+// plain is a refusal without what it usually means.
+func plain(err error) error {
+	var r *refusal
+	if errors.As(err, &r) {
+		return fmt.Errorf("%s says: %s", cloudName, quote.Clip(r.message))
+	}
+	return err
+}
+
+// change makes a change of a server. While that is busy with a task, callers of this process wait in line for it. What else
+// Nova calls a conflict does not pass by itself.
+func (p *Provider) change(ctx context.Context, node string, do func(context.Context) error) error {
+	try := func(ctx context.Context) error {
+		err := do(ctx)
+		switch {
+		case !refused(err, http.StatusConflict):
+			return err
+		case says(err, "locked"):
+			return fmt.Errorf("server %s is locked: unlock it (openstack server unlock): %w", node, err)
+		case says(err, "vm_state"):
+			return fmt.Errorf("server %s can give or take no volumes as it is: bring it into order, or stop or delete it: %w", node, err)
+		}
+		return fmt.Errorf("%w: server %s is busy with something else: %w", providers.ErrBusy, node, err)
+	}
+	err := try(ctx)
+	if errors.Is(err, providers.ErrBusy) && refused(err, http.StatusConflict) {
+		return p.line.Do(ctx, node, try)
+	}
+	return err
+}

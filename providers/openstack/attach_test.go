@@ -1,0 +1,267 @@
+package openstack
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+	front "github.com/blockvol/blockvol/test/cloud/openstack"
+)
+
+func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetach(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		server := w.node()
+		w.create(w.on(server), "db")
+		link := &way{RoundTripper: w.front.Transport(server)}
+		p := w.onBy(server, link)
+		_, err := p.Node(t.Context())
+		require.NoError(t, err)
+		_, err = p.List(t.Context())
+		require.NoError(t, err)
+		link.calls()
+
+		v, err := p.Find(t.Context(), "db")
+		require.NoError(t, err)
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		assert.Equal(t, []string{
+			"GET /volume/v3/" + front.Project + "/volumes/detail",
+			"POST /compute/v2.1/servers/" + server + "/os-volume_attachments",
+		}, link.calls())
+		time.Sleep(time.Hour - 5*time.Minute) // the token is still good
+		require.NoError(t, p.Detach(t.Context(), v.ID, server, false))
+		assert.Equal(t, []string{"DELETE /compute/v2.1/servers/" + server + "/os-volume_attachments/" + v.ID}, link.calls())
+	})
+}
+
+func TestManyMountsShareTheirReads(t *testing.T) {
+	inWorld(t, cloud.Config{Latency: 200 * time.Millisecond}, func(t *testing.T, w *world) {
+		server := w.node()
+		names := []string{"a", "b", "c", "d", "e", "f"}
+		for _, name := range names {
+			w.create(w.on(server), name)
+		}
+		link := &way{RoundTripper: w.front.Transport(server)}
+		p := w.onBy(server, link)
+		_, err := p.List(t.Context())
+		require.NoError(t, err)
+		link.calls()
+		var calls []func()
+		for _, name := range names {
+			calls = append(calls, func() {
+				v, err := p.Find(t.Context(), name)
+				if assert.NoError(t, err) {
+					assert.Equal(t, name, v.Name)
+				}
+			})
+		}
+		atOnce(calls...)
+		assert.LessOrEqual(t, len(link.calls()), 2)
+	})
+}
+
+// While a volume is on its way, Cinder's volume does not show where; its attachment does.
+func TestTheHolderIsToldFromTheFirstMoment(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		one, two := w.node(), w.node()
+		a, b := w.on(one), w.on(two)
+		v := w.create(a, "db")
+		require.NoError(t, a.Attach(t.Context(), v.ID))
+		for _, p := range []*Provider{a, b} {
+			found, err := p.Find(t.Context(), "db")
+			require.NoError(t, err)
+			assert.Equal(t, providers.Attachment{Node: one, State: providers.Attaching}, found.Attachment)
+		}
+		var held *providers.HeldError
+		require.ErrorAs(t, b.Attach(t.Context(), v.ID), &held)
+		assert.Equal(t, one, held.Node)
+		require.NoError(t, a.Attach(t.Context(), v.ID))
+
+		// A detach of what is on its way is carried out when it is there.
+		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
+		found, err := b.Find(t.Context(), "db")
+		require.NoError(t, err)
+		assert.Equal(t, providers.Attachment{Node: one, State: providers.Detaching}, found.Attachment)
+		require.ErrorIs(t, a.Attach(t.Context(), v.ID), providers.ErrBusy)
+	})
+}
+
+func TestAnOldCinderLeavesTheHolderOpenUntilItArrives(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		one, two := w.node(), w.node()
+		a, b := w.on(one), w.on(two)
+		v := w.create(a, "db")
+		require.NoError(t, a.Attach(t.Context(), v.ID))
+		found, err := b.Find(t.Context(), "db")
+		require.NoError(t, err)
+		assert.Equal(t, providers.Attachment{State: providers.Attaching}, found.Attachment)
+		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrBusy)
+		require.NoError(t, b.Detach(t.Context(), v.ID, two, false))
+		w.until(v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Attached })
+		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrHeld)
+	}, func(cfg *front.Config) { cfg.NoAttachments = true })
+}
+
+func TestABusyServerIsWaitedForAndOneInDisorderIsTold(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		server := w.node()
+		p := w.on(server)
+		v := w.create(p, "db")
+		w.front.SetStatus(server, "", "rebooting")
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		err := p.Attach(ctx, v.ID)
+		require.ErrorIs(t, err, providers.ErrBusy)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		sentence(t, err, "rebooting", server)
+
+		time.AfterFunc(30*time.Second, func() { w.front.SetStatus(server, "", "") })
+		begin := time.Now()
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		assert.GreaterOrEqual(t, time.Since(begin), 29*time.Second)
+
+		w.front.SetStatus(server, "ERROR", "")
+		begin = time.Now()
+		err = p.Detach(t.Context(), v.ID, server, true)
+		sentence(t, err, "ERROR", server)
+		require.NotErrorIs(t, err, providers.ErrBusy)
+		assert.Zero(t, time.Since(begin))
+	})
+}
+
+func TestAServerThatIsFullSaysSo(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		w.attach(p, w.create(p, "a"))
+		w.attach(p, w.create(p, "b"))
+		err := p.Attach(t.Context(), w.create(p, "c").ID)
+		require.ErrorIs(t, err, providers.ErrAttachLimit)
+		sentence(t, err, "(2)", "another node")
+	}, func(cfg *front.Config) { cfg.Devices = 2 })
+}
+
+func TestZonesKeepNoVolumeFromANodeUnlessTheCloudDoes(t *testing.T) {
+	inWorld(t, cloud.Config{Zones: []string{"nova", "edge"}}, func(t *testing.T, w *world) {
+		server := w.node()
+		p := w.on(server)
+		v := w.create(p, "db")
+		assert.Empty(t, v.Zone)
+		assert.Equal(t, "ceph-1", v.Details["zone"])
+		node, err := p.Node(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, providers.Node{ID: server}, node)
+		w.attach(p, v)
+
+		far, err := p.Create(t.Context(), providers.Spec{Name: "far", Size: gib, Zone: "edge"})
+		require.NoError(t, err)
+		assert.Equal(t, "edge", far.Details["zone"])
+		err = p.Attach(t.Context(), far.ID)
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		sentence(t, err, "availability_zone", "zone edge")
+	}, func(cfg *front.Config) { cfg.VolumeZone = "ceph-1" })
+}
+
+func TestWhatNovaSaysOfAServer(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p, server := w.on(w.node()), w.node()
+		for status, life := range map[string]providers.Life{
+			"ACTIVE": providers.Running, "BUILD": providers.Running, "HARD_REBOOT": providers.Running, "MIGRATING": providers.Running,
+			"PASSWORD": providers.Running, "PAUSED": providers.Running, "REBOOT": providers.Running, "REBUILD": providers.Running,
+			"RESCUE": providers.Running, "RESIZE": providers.Running, "REVERT_RESIZE": providers.Running, "SUSPENDED": providers.Running,
+			"VERIFY_RESIZE": providers.Running,
+			"SHUTOFF":       providers.Stopped, "SHELVED": providers.Stopped, "SHELVED_OFFLOADED": providers.Stopped, "SOFT_DELETED": providers.Stopped,
+			"DELETED": providers.Gone, "ERROR": providers.Unclear, "UNKNOWN": providers.Unclear, "A_WORD_OF_TOMORROW": providers.Unclear,
+		} {
+			w.front.SetStatus(server, status, "")
+			state, err := p.NodeState(t.Context(), server)
+			require.NoError(t, err)
+			assert.Equal(t, life, state.Life, status)
+			assert.Equal(t, `Nova says that server `+server+` is "`+status+`"`, state.Evidence)
+		}
+		w.front.SetStatus(server, "SHUTOFF", "powering-on")
+		state, err := p.NodeState(t.Context(), server)
+		require.NoError(t, err)
+		assert.Equal(t, providers.Running, state.Life, "it is on its way back")
+		assert.Contains(t, state.Evidence, "powering-on")
+	})
+}
+
+// A 404 that is not Nova's about that server, as of a proxy, is no evidence that it is gone.
+func TestOnlyNovaSaysThatAServerIsGone(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		one, two := w.node(), w.node()
+		link := &way{RoundTripper: w.front.Transport(one)}
+		p := w.onBy(one, link)
+		v := w.create(p, "db")
+		for _, body := range []string{"404 page not found", `{"itemNotFound":{"code":404,"message":"The resource could not be found."}}`} {
+			link.do(func(r *http.Request, _ string) (*http.Response, error) {
+				if strings.Contains(r.URL.Path, "/servers/") || strings.Contains(r.URL.Path, "/volumes/") && !strings.HasSuffix(r.URL.Path, "detail") {
+					return answers(r, http.StatusNotFound, body), nil
+				}
+				return nil, nil
+			})
+			_, err := p.NodeState(t.Context(), two)
+			require.Error(t, err)
+			require.NotErrorIs(t, w.on(one).Attach(t.Context(), v.ID), providers.ErrNotFound)
+			fresh := w.onBy(one, link)
+			err = fresh.Mark(t.Context(), v.ID, "layout", "data")
+			require.Error(t, err)
+			require.NotErrorIs(t, err, providers.ErrNotFound)
+			require.Error(t, fresh.Delete(t.Context(), v.ID), "nothing says that it is not there")
+		}
+	})
+}
+
+func TestAttachmentsThatOnlyCinderKnowsAreToldToTheOperator(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		one, two := w.node(), w.node()
+		a := w.on(one)
+		v := w.create(a, "db")
+		w.attach(a, v)
+		link := &way{RoundTripper: w.front.Transport(two)}
+		b := w.onBy(two, link)
+		link.do(func(r *http.Request, _ string) (*http.Response, error) {
+			if r.Method == http.MethodDelete {
+				return answers(r, http.StatusNotFound, `{"itemNotFound":{"code":404,"message":"Instance `+one+` could not be found."}}`), nil
+			}
+			return nil, nil
+		})
+		err := b.Detach(t.Context(), v.ID, one, true)
+		sentence(t, err, one, v.ID, "administrator")
+	})
+}
+
+func TestWordsOfCinder(t *testing.T) {
+	for _, c := range []struct {
+		status, server string
+		want           providers.AttachState
+	}{
+		{"available", "", providers.Detached},
+		{"creating", "", providers.Detached},
+		{"maintenance", "", providers.Detached},
+		{"awaiting-transfer", "", providers.Detached},
+		{"error", "", providers.Detached},
+		{"downloading", "", providers.Detached},
+		{"in-use", "s", providers.Attached},
+		{"extending", "s", providers.Attached},
+		{"extending", "", providers.Detached},
+		{"retyping", "s", providers.Attached},
+		{"uploading", "s", providers.Attached},
+		{"detaching", "s", providers.Detaching},
+		{"attaching", "s", providers.Attaching},
+		{"error", "s", providers.AttachFailed},
+		{"error_extending", "s", providers.AttachFailed},
+	} {
+		p := &Provider{}
+		held, err := p.attachmentOf(t.Context(), volumeOf(c.status, c.server))
+		require.NoError(t, err)
+		assert.Equal(t, c.want, held.State, "%+v", c)
+		assert.Equal(t, c.server, held.Node)
+	}
+}

@@ -1,0 +1,411 @@
+package openstack
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/pace"
+)
+
+// times are those that the making of volumes rests on. Patience is life, and as long as a write may take, and lag, together.
+type times struct {
+	lag      time.Duration // a read is not older than that
+	life     time.Duration // a candidate is settled so long after it was asked for, or not at all
+	patience time.Duration // one that was seen so long ago, and is not settled, will not be
+	ancient  time.Duration // and so will one of that age, by the cloud's clock
+}
+
+var usual = times{lag: 3 * time.Second, life: time.Minute, patience: 2 * time.Minute, ancient: time.Hour}
+
+// locks lets one at a time have a name.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+// lock returns when the caller has the name, until it unlocks, or ctx.Err().
+func (l *locks) lock(ctx context.Context, name string) (unlock func(), err error) {
+	for {
+		l.mu.Lock()
+		before, busy := l.held[name]
+		if !busy {
+			if l.held == nil {
+				l.held = make(map[string]chan struct{})
+			}
+			mine := make(chan struct{})
+			l.held[name] = mine
+			l.mu.Unlock()
+			return func() {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				delete(l.held, name)
+				close(mine)
+			}, nil
+		}
+		l.mu.Unlock()
+		select {
+		case <-before:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Create returns the volume once Cinder calls it available. How two nodes get one volume, the package's comment says.
+func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
+	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+		return nil, err
+	}
+	if spec.IOPS != 0 || spec.Throughput != 0 || spec.Encrypted || spec.KMSKey != "" || spec.Size < 0 {
+		return nil, fmt.Errorf("%w: Cinder has sizes of 1 GiB and more, and IOPS, throughput and encryption are matters of its volume types: choose a type", providers.ErrInvalid)
+	}
+	unlock, err := p.names.lock(ctx, spec.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	retry := pace.Backoff{Most: max(p.times.lag, time.Millisecond)}
+	for {
+		v, err := p.create(ctx, spec)
+		if err == nil {
+			return p.describe(ctx, v)
+		}
+		if !errors.Is(err, errLost) {
+			return nil, err
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return nil, fmt.Errorf("%w: volume %q is being made by another node (%w): %w", providers.ErrBusy, spec.Name, err, over)
+		}
+	}
+}
+
+// errLost says that it is another candidate's turn, or that there is none any more: whoever creates looks again.
+var errLost = errors.New("another candidate has the name, or is about to")
+
+// create is one attempt at a volume of the name.
+func (p *Provider) create(ctx context.Context, spec providers.Spec) (volumes.Volume, error) {
+	all, err := p.survey(ctx, spec.Name)
+	switch {
+	case err != nil:
+		return volumes.Volume{}, err
+	case all.settled.ID != "":
+		_ = p.withdraw(ctx, all.mine...) // of a Create that ended before it was done; if it fails, the next one tries again
+		return p.awaitAvailable(ctx, all.settled, nil)
+	}
+	switch {
+	case len(all.mine) > 0: // of such a Create, too
+	case len(all.others) > 0:
+		return volumes.Volume{}, fmt.Errorf("%w: %s", errLost, all.others[0].ID)
+	default:
+		if err := p.make(ctx, spec); err != nil {
+			return volumes.Volume{}, err
+		}
+	}
+	return p.settle(ctx, spec)
+}
+
+// bearers are the volumes that bear a name, those of the makers that are certainly dead left out.
+type bearers struct {
+	settled volumes.Volume   // the volume of the name; without an ID there is none
+	mine    []volumes.Volume // candidates of this process, by id
+	others  []volumes.Volume // other candidates
+	orphans []volumes.Volume // those left out
+}
+
+// survey asks for all that bear a name.
+func (p *Provider) survey(ctx context.Context, name string) (b bearers, err error) {
+	found, _, err := p.byName.Get(ctx, p.keyOf(name))
+	if err != nil {
+		return b, err
+	}
+	if b.settled, err = p.settledOf(name, found.all); errors.Is(err, providers.ErrNotFound) {
+		err = nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, v := range found.all {
+		if !p.isCandidate(v.Metadata) {
+			continue
+		}
+		first, known := p.seen[v.ID]
+		if !known {
+			first = time.Now()
+			p.seen[v.ID] = first
+		}
+		age := found.now.Sub(v.CreatedAt)
+		switch {
+		case v.Metadata[keyMaker] == p.maker:
+			b.mine = append(b.mine, v)
+		case time.Since(first) >= p.times.patience, !found.now.IsZero() && !v.CreatedAt.IsZero() && age >= p.times.ancient:
+			b.orphans = append(b.orphans, v)
+		default:
+			b.others = append(b.others, v)
+		}
+	}
+	slices.SortFunc(b.mine, func(a, b volumes.Volume) int { return strings.Compare(a.ID, b.ID) })
+	return b, err
+}
+
+// make asks for a candidate, once. If that is not answered, there may be one; the next survey shows it.
+func (p *Provider) make(ctx context.Context, spec providers.Spec) error {
+	in, err := p.order(ctx, spec)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.sent[spec.Name] = time.Now()
+	p.mu.Unlock()
+	_, err = call(ctx, p, fmt.Sprintf("volume %q", spec.Name), func(ctx context.Context, s *session) (*volumes.Volume, error) {
+		return volumes.Create(ctx, s.volume, in, nil).Extract()
+	})
+	if errors.Is(err, providers.ErrUnavailable) && ctx.Err() == nil {
+		// It may have been made all the same.
+		if over := pace.Pause(ctx, p.times.lag); over != nil {
+			return err
+		}
+		if all, again := p.survey(ctx, spec.Name); again == nil && len(all.mine) > 0 {
+			return nil
+		}
+	}
+	return invalid(err, ": check the options type, zone and snapshot")
+}
+
+// order puts the specification into Cinder's words, and refuses what Cinder does not sell.
+func (p *Provider) order(ctx context.Context, spec providers.Spec) (volumes.CreateOpts, error) {
+	gibs := gibOf(spec.Size)
+	marks := p.marks(spec)
+	if spec.Snapshot != "" {
+		from, err := p.sourceOf(ctx, spec.Snapshot)
+		if err != nil {
+			return volumes.CreateOpts{}, err
+		}
+		if gibs == 0 {
+			gibs = int64(from.Size)
+		}
+		if gibs < int64(from.Size) {
+			return volumes.CreateOpts{}, fmt.Errorf("%w: snapshot %s holds %d GiB, more than the %d GiB asked for: leave the size out, or ask for more", providers.ErrInvalid, spec.Snapshot, from.Size, gibs)
+		}
+		inherited := recordMarks(recordOf(from.Metadata))
+		maps.Copy(inherited, marks)
+		marks = inherited
+	}
+	if gibs < 1 || gibs > maxGiB {
+		return volumes.CreateOpts{}, fmt.Errorf("%w: the size is %d GiB, and Cinder's volumes have 1 to %d", providers.ErrInvalid, gibs, maxGiB)
+	}
+	marks[keyState], marks[keyMaker] = stateNew, p.maker
+	const longest = 255
+	return volumes.CreateOpts{
+		Name: labels.Name(p.cluster, spec.Name, longest), Size: int(gibs), VolumeType: spec.Type, AvailabilityZone: spec.Zone,
+		SnapshotID: spec.Snapshot, Metadata: marks,
+	}, nil
+}
+
+// settle brings this process's candidate through steps 2 and 3 of the package's comment. It is errLost if it is not to be.
+func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Volume, error) {
+	p.mu.Lock()
+	end := p.sent[spec.Name].Add(p.times.life)
+	p.mu.Unlock()
+	claimed := false
+	for retry := (pace.Backoff{Most: max(p.times.lag, time.Millisecond)}); ; {
+		if err := pace.Pause(ctx, p.times.lag); err != nil {
+			return volumes.Volume{}, err
+		}
+		all, err := p.survey(ctx, spec.Name)
+		if err != nil { // also that of a volume which has the name, and is broken
+			return volumes.Volume{}, errors.Join(err, p.withdraw(ctx, all.mine...))
+		}
+		p.report(spec.Name, all.orphans)
+		if len(all.mine) == 0 {
+			if all.settled.ID != "" && all.settled.Metadata[keyMaker] == p.maker {
+				return p.awaitAvailable(ctx, all.settled, recordOf(all.settled.Metadata)) // the write was not answered, and took effect
+			}
+			return volumes.Volume{}, errLost // deleted with the volume of the name
+		}
+		mine := all.mine[0]
+		if err := p.withdraw(ctx, all.mine[1:]...); err != nil { // of a request that was not answered in time
+			return volumes.Volume{}, err
+		}
+		lower := slices.ContainsFunc(all.others, func(v volumes.Volume) bool { return v.ID < mine.ID })
+		waits := !claimed && slices.ContainsFunc(all.others, func(v volumes.Volume) bool { return v.Metadata[keyState] == stateClaimed })
+		switch {
+		case p.isWithdrawn(mine.ID), all.settled.ID != "", lower && !waits, !time.Now().Before(end):
+			err := p.withdraw(ctx, mine)
+			if errors.Is(err, errInDoubt) {
+				if err := retry.Wait(ctx); err != nil {
+					return volumes.Volume{}, err
+				}
+				continue
+			}
+			return volumes.Volume{}, cmp.Or(err, errLost)
+		case broken(mine) != nil:
+			return volumes.Volume{}, p.giveUp(ctx, mine)
+		case waits:
+			if err := retry.Wait(ctx); err != nil {
+				return volumes.Volume{}, err
+			}
+		case !claimed:
+			if err := p.advance(ctx, mine.ID, stateClaimed, end); err != nil && !errors.Is(err, errLate) {
+				return volumes.Volume{}, err
+			}
+			claimed = true // if there was no time for it, it will be withdrawn
+		default:
+			if err := p.advance(ctx, mine.ID, stateSettled, end); errors.Is(err, errLate) {
+				continue
+			} else if err != nil {
+				return volumes.Volume{}, err
+			}
+			mine.Metadata[keyState] = stateSettled
+			return p.awaitAvailable(ctx, mine, recordOf(mine.Metadata))
+		}
+	}
+}
+
+// advance writes the state of a candidate of this process, before its end or not at all; with errLate there was no time for it.
+func (p *Provider) advance(ctx context.Context, id, state string, end time.Time) error {
+	timely, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	err := p.write(timely, id, map[string]string{keyState: state})
+	var answer *refusal
+	if state == stateSettled && err != nil && (!errors.As(err, &answer) || answer.status >= http.StatusInternalServerError) {
+		p.mu.Lock()
+		p.doubts[id] = time.Now()
+		p.mu.Unlock()
+	}
+	switch {
+	case refused(err, http.StatusNotFound):
+		return errLost
+	case err != nil && timely.Err() != nil && ctx.Err() == nil:
+		return errLate
+	}
+	return err
+}
+
+var (
+	errLate    = errors.New("the candidate's time is over")
+	errInDoubt = fmt.Errorf("%w: the request that makes it the volume of its name was not answered, and may still be carried out", providers.ErrBusy)
+)
+
+// report tells the operator of orphans, once for each.
+func (p *Provider) report(name string, orphans []volumes.Volume) {
+	for _, v := range orphans {
+		p.mu.Lock()
+		told := p.told[v.ID]
+		p.told[v.ID] = true
+		p.mu.Unlock()
+		if !told && p.cfg.Log != nil {
+			p.cfg.Log.WithField("volume", name).Warnf("Cinder's volume %s is empty and nobody's: the process that made it has ended before it was done. It will be removed with volume %q, or by openstack volume delete %s", v.ID, name, v.ID)
+		}
+	}
+}
+
+func (p *Provider) isWithdrawn(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.withdrawn[id]
+}
+
+// withdraw deletes candidates of this process. They are never settled from then on. It is errInDoubt for one that may be so by
+// a request on its way.
+func (p *Provider) withdraw(ctx context.Context, candidates ...volumes.Volume) error {
+	for _, v := range candidates {
+		p.mu.Lock()
+		asked, doubtful := p.doubts[v.ID]
+		doubtful = doubtful && time.Since(asked) < p.times.patience-p.times.life && v.Metadata[keyState] != stateSettled
+		if !doubtful {
+			p.withdrawn[v.ID] = true
+		}
+		p.mu.Unlock()
+		if doubtful {
+			return fmt.Errorf("volume %s: %w", v.ID, errInDoubt)
+		}
+		if err := p.remove(ctx, v.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remove deletes a candidate, once it is made.
+func (p *Provider) remove(ctx context.Context, id string) error {
+	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+		err := p.destroy(ctx, id)
+		if !refused(err, http.StatusBadRequest) {
+			return err
+		}
+		if v, gone := p.get(ctx, id); errors.Is(gone, providers.ErrNotFound) {
+			return nil
+		} else if gone != nil {
+			return gone
+		} else if !slices.Contains([]string{"creating", "downloading", "available", "error"}, v.Status) {
+			return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, v.Status, err)
+		}
+		if err := retry.Wait(ctx); err != nil {
+			return fmt.Errorf("volume %s is not removed yet: %w", id, err)
+		}
+	}
+}
+
+// removeOrphans deletes what dead makers have left of a name.
+func (p *Provider) removeOrphans(ctx context.Context, name string) error {
+	all, err := p.survey(ctx, name)
+	if err != nil && !errors.Is(err, providers.ErrAmbiguous) && all.settled.ID == "" {
+		return err
+	}
+	for _, v := range all.orphans {
+		if err := p.destroy(ctx, v.ID); err != nil && !refused(err, http.StatusBadRequest) {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitAvailable waits until a volume that is being made can be attached. If it cannot be made, its maker, who knows with what
+// record that was, removes it.
+func (p *Provider) awaitAvailable(ctx context.Context, v volumes.Volume, made providers.Record) (volumes.Volume, error) {
+	for retry := (pace.Backoff{Most: 2 * time.Second}); v.Status == "creating" || v.Status == "downloading"; {
+		if err := retry.Wait(ctx); err != nil {
+			return v, fmt.Errorf("volume %s is still being created: %w", v.ID, err)
+		}
+		now, err := p.getOurs(ctx, v.ID)
+		if errors.Is(err, providers.ErrNotFound) {
+			return v, errLost
+		} else if err != nil {
+			return v, err
+		}
+		v = now
+	}
+	err := broken(v)
+	if err != nil && made != nil && v.Status == "error" && maps.Equal(recordOf(v.Metadata), made) {
+		return v, p.giveUp(ctx, v)
+	}
+	return v, err
+}
+
+// giveUp removes a volume that Cinder could not make. Nobody's data are on it: whoever formats a volume notes that in its Record
+// before it is used.
+func (p *Provider) giveUp(ctx context.Context, v volumes.Volume) error {
+	err := fmt.Errorf("%w: Cinder began to make volume %s and gave up (%q): the backend of its type may be full or out of order; ask the cloud's operator, or choose another type", providers.ErrBusy, v.ID, v.Status)
+	if left := p.withdraw(ctx, v); left != nil {
+		return fmt.Errorf("%w; and it is still there: %w", err, left)
+	}
+	return err
+}
+
+func gibOf(bytes int64) int64 {
+	if bytes > 1<<62 { // the sum below must not overflow
+		return bytes / gib
+	}
+	return (bytes + gib - 1) / gib
+}

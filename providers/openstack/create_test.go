@@ -1,0 +1,385 @@
+package openstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+	front "github.com/blockvol/blockvol/test/cloud/openstack"
+)
+
+// interleavings tries so many courses of things, with reads that lag as much as they may and without.
+func interleavings(t *testing.T, n uint64, test func(t *testing.T, cfg cloud.Config, dice *rand.Rand)) {
+	t.Helper()
+	for seed := range n {
+		dice := rand.New(rand.NewPCG(seed, 1))
+		cfg := cloud.Config{Times: slow, Latency: time.Duration(dice.Int64N(int64(400 * time.Millisecond))), Seed: seed}
+		if seed%3 > 0 {
+			cfg.Lag = usual.lag
+		}
+		if seed%5 == 0 {
+			cfg.Times.Create = time.Duration(dice.Int64N(int64(30 * time.Second)))
+		}
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { test(t, cfg, dice) })
+	}
+}
+
+func TestNodesThatCreateOneNameAtOnceGetOneVolumeAndLeaveNoOther(t *testing.T) {
+	interleavings(t, 150, func(t *testing.T, cfg cloud.Config, dice *rand.Rand) {
+		inWorld(t, cfg, func(t *testing.T, w *world) {
+			nodes := 2 + dice.IntN(4)
+			within := time.Duration(dice.Int64N(int64(12 * time.Second)))
+			ids := make([]string, nodes)
+			var calls []func()
+			for i := range nodes {
+				p, after := w.on(w.node()), time.Duration(dice.Int64N(int64(within+1)))
+				calls = append(calls, func() {
+					time.Sleep(after)
+					v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: int64(1+i) * gib})
+					if assert.NoError(t, err) {
+						ids[i] = v.ID
+					}
+				})
+			}
+			atOnce(calls...)
+			for _, id := range ids {
+				assert.Equal(t, ids[0], id)
+			}
+			assert.Equal(t, []string{ids[0]}, w.bear("db", stateSettled))
+			assert.Equal(t, 1, w.volumes(), "no orphan")
+		})
+	})
+}
+
+// Whenever makers die, the others get one volume all the same; what the dead leave is no volume, and goes with the volume.
+func TestMakersThatDieAreInNobodysWay(t *testing.T) {
+	interleavings(t, 150, func(t *testing.T, cfg cloud.Config, dice *rand.Rand) {
+		inWorld(t, cfg, func(t *testing.T, w *world) {
+			nodes, doomed := 2+dice.IntN(3), 1+dice.IntN(2)
+			var ids [8]string
+			var calls []func()
+			for i := range nodes + doomed {
+				server := w.node()
+				link := &way{RoundTripper: w.front.Transport(server)}
+				p, after, life := w.onBy(server, link), time.Duration(dice.Int64N(int64(8*time.Second))), time.Duration(dice.Int64N(int64(15*time.Second)))
+				calls = append(calls, func() {
+					time.Sleep(after)
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel()
+					if i >= nodes {
+						time.AfterFunc(life, func() {
+							link.do(func(*http.Request, string) (*http.Response, error) { return nil, errors.New("dead") })
+							cancel()
+						})
+					}
+					v, err := p.Create(ctx, providers.Spec{Name: "db", Size: gib})
+					if err == nil {
+						ids[i] = v.ID
+					} else {
+						assert.GreaterOrEqual(t, i, nodes, "%v", err)
+					}
+				})
+			}
+			atOnce(calls...)
+			for _, id := range ids[:nodes+doomed] {
+				if id != "" {
+					assert.Equal(t, ids[0], id)
+				}
+			}
+			assert.Equal(t, []string{ids[0]}, w.bear("db", stateSettled))
+			assert.LessOrEqual(t, w.volumes(), 1+doomed)
+			p := w.on(w.node())
+			time.Sleep(usual.lag)
+			v, err := p.Find(t.Context(), "db")
+			require.NoError(t, err)
+			assert.Equal(t, ids[0], v.ID)
+
+			time.Sleep(usual.ancient + time.Minute)
+			require.NoError(t, p.Delete(t.Context(), v.ID))
+			time.Sleep(time.Minute)
+			assert.Zero(t, w.volumes(), "orphans go with the volume of their name")
+		})
+	})
+}
+
+func TestACandidateIsNoVolume(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		server := w.node()
+		link := &way{RoundTripper: w.front.Transport(server)}
+		a, b := w.onBy(server, link), w.on(w.node())
+		link.do(func(_ *http.Request, body string) (*http.Response, error) {
+			if strings.Contains(body, stateSettled) {
+				return nil, errors.New("no way")
+			}
+			return nil, nil
+		})
+		_, err := a.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
+		sentence(t, err, "no way")
+		require.Len(t, w.bear("db", stateClaimed), 1)
+		id := w.bear("db", stateClaimed)[0]
+
+		_, err = b.Find(t.Context(), "db")
+		require.ErrorIs(t, err, providers.ErrNotFound)
+		list, err := b.List(t.Context())
+		require.NoError(t, err)
+		assert.Empty(t, list)
+		require.ErrorIs(t, b.Attach(t.Context(), id), providers.ErrNotFound)
+		require.ErrorIs(t, b.Forget(t.Context(), id), providers.ErrNotFound)
+		require.NoError(t, b.Delete(t.Context(), id))
+		_, err = b.Adopt(t.Context(), id, providers.Spec{Name: "mine"})
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		assert.Equal(t, []string{id}, w.bear("db", stateClaimed))
+
+		// Its maker goes on with it.
+		link.do(nil)
+		v := w.create(a, "db")
+		assert.Equal(t, id, v.ID)
+		assert.Equal(t, 1, w.volumes())
+	})
+}
+
+// A maker that was stopped for longer than others wait for it settles nothing any more.
+func TestAMakerThatWasStoppedForMinutesFindsTheOthersVolume(t *testing.T) {
+	for _, at := range []string{stateClaimed, stateSettled} {
+		inWorld(t, cloud.Config{Times: slow, Lag: usual.lag, Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
+			server := w.node()
+			link := &way{RoundTripper: w.front.Transport(server)}
+			a, b := w.onBy(server, link), w.on(w.node())
+			var stopped atomic.Bool
+			link.do(func(r *http.Request, body string) (*http.Response, error) {
+				if strings.Contains(body, at) && stopped.CompareAndSwap(false, true) {
+					time.Sleep(10 * time.Minute)
+					return nil, r.Context().Err()
+				}
+				return nil, nil
+			})
+			var first, second *providers.Volume
+			atOnce(func() {
+				var err error
+				for range 3 { // its write fails, and it tries again
+					if first, err = a.Create(t.Context(), providers.Spec{Name: "db", Size: gib}); err == nil {
+						break
+					}
+				}
+				assert.NoError(t, err)
+			}, func() {
+				time.Sleep(10 * time.Second)
+				begin := time.Now()
+				second = w.create(b, "db")
+				assert.GreaterOrEqual(t, time.Since(begin), usual.patience-20*time.Second)
+			})
+			assert.Equal(t, second.ID, first.ID)
+			assert.Equal(t, []string{second.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, 1, w.volumes())
+		})
+	}
+}
+
+func TestTwoVolumesOfOneNameAreToldAndNeitherIsTouched(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		a := w.on(w.node())
+		one, two := w.create(a, "one"), w.create(a, "two")
+		require.NoError(t, a.write(t.Context(), two.ID, map[string]string{keyName: "one", keyDigest: a.keyOf("one")}))
+		for _, p := range []*Provider{a, w.on(w.node())} {
+			_, err := p.Find(t.Context(), "one")
+			require.ErrorIs(t, err, providers.ErrAmbiguous)
+			sentence(t, err, one.ID, two.ID)
+			_, err = p.Create(t.Context(), providers.Spec{Name: "one", Size: gib})
+			require.ErrorIs(t, err, providers.ErrAmbiguous)
+			list, err := p.List(t.Context())
+			require.ErrorIs(t, err, providers.ErrAmbiguous)
+			assert.Empty(t, list)
+		}
+		assert.Equal(t, 2, w.volumes())
+		require.NoError(t, a.Delete(t.Context(), two.ID), "by its id it can be deleted")
+		_, err := a.Find(t.Context(), "one")
+		require.NoError(t, err)
+	})
+}
+
+func TestACreateWhoseAnswerIsLostMakesOneVolume(t *testing.T) {
+	for _, fault := range []cloud.Fault{cloud.LoseAnswer, cloud.Truncate, cloud.Garbage} {
+		inWorld(t, cloud.Config{Times: slow, Lag: usual.lag}, func(t *testing.T, w *world) {
+			p := w.on(w.node())
+			w.cloud.Inject(cloud.Rule{Action: "POST /volume/v3/{project}/volumes", Times: 1, Fault: fault})
+			v := w.create(p, "db")
+			assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, 1, w.volumes())
+		})
+	}
+}
+
+func TestAVolumeThatCinderCannotMakeIsRemovedAndTheRightOneWorks(t *testing.T) {
+	for _, create := range []time.Duration{time.Second, 20 * time.Second} { // before it is settled, and after
+		inWorld(t, cloud.Config{Times: cloud.Times{Create: create}}, func(t *testing.T, w *world) {
+			bad := w.on(w.node())
+			_, err := bad.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
+			require.ErrorIs(t, err, providers.ErrBusy)
+			sentence(t, err, "gave up", "error")
+			assert.Zero(t, w.volumes())
+			_, err = bad.Find(t.Context(), "db")
+			require.ErrorIs(t, err, providers.ErrNotFound)
+		}, func(cfg *front.Config) { cfg.Unmakeable = func(string) bool { return true } })
+	}
+}
+
+// What fails after it was there may hold data: nobody removes it.
+func TestAVolumeThatFailsLaterIsToldAndKept(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		server := w.node()
+		link := &way{RoundTripper: w.front.Transport(server)}
+		p := w.onBy(server, link)
+		v := w.create(p, "db")
+		link.do(func(r *http.Request, _ string) (*http.Response, error) {
+			if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, "/volumes/detail") {
+				return nil, nil
+			}
+			answer, err := link.RoundTripper.RoundTrip(r)
+			if err != nil {
+				return nil, err
+			}
+			return replaced(answer, `"status":"available"`, `"status":"error"`), nil
+		})
+		_, err := p.Find(t.Context(), "db")
+		sentence(t, err, v.ID, "error", "openstack volume delete")
+		require.NotErrorIs(t, err, providers.ErrNotFound)
+		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
+		require.Error(t, err)
+		_, err = p.List(t.Context())
+		sentence(t, err, `"db"`, v.ID)
+		assert.Equal(t, 1, w.volumes())
+	})
+}
+
+func TestOneProcessMakesANameOnce(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow, Latency: 50 * time.Millisecond}, func(t *testing.T, w *world) {
+		server := w.node()
+		link := &way{RoundTripper: w.front.Transport(server)}
+		p := w.onBy(server, link)
+		var calls []func()
+		for range 5 {
+			calls = append(calls, func() { w.create(p, "db") })
+		}
+		atOnce(calls...)
+		made := 0
+		for _, call := range link.calls() {
+			if strings.HasPrefix(call, "POST") && strings.HasSuffix(call, "/volumes") {
+				made++
+			}
+		}
+		assert.Equal(t, 1, made)
+	})
+}
+
+func TestADeleteAmidCreatesEndsWithOneVolumeOrNone(t *testing.T) {
+	interleavings(t, 40, func(t *testing.T, cfg cloud.Config, dice *rand.Rand) {
+		cfg.Lag = 0
+		inWorld(t, cfg, func(t *testing.T, w *world) {
+			a, b, c := w.on(w.node()), w.on(w.node()), w.on(w.node())
+			v := w.create(a, "db")
+			after := func() { time.Sleep(time.Duration(dice.Int64N(int64(10 * time.Second)))) }
+			pauses := []time.Duration{time.Duration(dice.Int64N(int64(10 * time.Second))), time.Duration(dice.Int64N(int64(10 * time.Second)))}
+			after()
+			atOnce(func() {
+				assert.NoError(t, a.Delete(t.Context(), v.ID))
+			}, func() {
+				time.Sleep(pauses[0])
+				_, err := b.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
+				assert.NoError(t, err)
+			}, func() {
+				time.Sleep(pauses[1])
+				_, err := c.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
+				assert.NoError(t, err)
+			})
+			assert.LessOrEqual(t, len(w.bear("db", stateSettled)), 1)
+			assert.Equal(t, len(w.bear("db", stateSettled)), w.volumes(), "no orphan")
+		})
+	})
+}
+
+// A request to settle that was given up may still be carried out: until that is certain, its maker deletes nothing.
+func TestWhatMayBecomeTheVolumeIsNotDeleted(t *testing.T) {
+	for _, late := range []time.Duration{20 * time.Second, 10 * time.Minute} {
+		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+			server := w.node()
+			link := &way{RoundTripper: w.front.Transport(server)}
+			p := w.onBy(server, link)
+			var first atomic.Bool
+			link.do(func(r *http.Request, body string) (*http.Response, error) {
+				if !strings.Contains(body, stateSettled) {
+					return nil, nil
+				}
+				if first.CompareAndSwap(false, true) { // it hangs in the cloud, and is carried out when nobody waits for it
+					again := r.Clone(context.Background())
+					time.AfterFunc(usual.life+late, func() {
+						again.Body = io.NopCloser(strings.NewReader(body))
+						if answer, err := link.RoundTripper.RoundTrip(again); err == nil {
+							answer.Body.Close() //nolint:errcheck // it is in memory
+						}
+					})
+				}
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			})
+			time.AfterFunc(usual.life+time.Second, func() { link.do(nil) })
+			v := w.create(p, "db")
+			made := 0
+			for _, call := range link.calls() {
+				if call == "POST /volume/v3/"+front.Project+"/volumes" {
+					made++
+				}
+			}
+			assert.Equal(t, late < time.Minute, made == 1, "it is waited for as long as others wait, and then made anew")
+			time.Sleep(20 * time.Minute)
+			assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, 1, w.volumes())
+		})
+	}
+}
+
+// What is claimed may be settled at any moment: also by a write that takes its time, and whatever the order of the ids.
+func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
+	for seed := range uint64(12) {
+		inWorld(t, cloud.Config{Times: slow, Latency: 50 * time.Millisecond, Seed: seed}, func(t *testing.T, w *world) {
+			server := w.node()
+			link := &way{RoundTripper: w.front.Transport(server)}
+			claimer, other := w.onBy(server, link), w.on(w.node())
+			link.do(func(_ *http.Request, body string) (*http.Response, error) {
+				if strings.Contains(body, stateSettled) {
+					time.Sleep(15 * time.Second)
+				}
+				return nil, nil
+			})
+			var first, second *providers.Volume
+			atOnce(func() { first = w.create(claimer, "db") }, func() {
+				for range 1000 {
+					if len(w.bear("db", stateClaimed)) == 1 {
+						break
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				// It has looked before the claim was there, and makes its candidate after the claimer has looked the second time.
+				_, err := other.begin(t.Context())
+				require.NoError(t, err)
+				time.Sleep(usual.lag + time.Second)
+				require.NoError(t, other.make(t.Context(), providers.Spec{Name: "db", Size: gib}))
+				second = w.create(other, "db")
+			})
+			assert.Equal(t, first.ID, second.ID)
+			assert.Equal(t, []string{first.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, 1, w.volumes())
+		})
+	}
+}

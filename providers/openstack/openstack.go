@@ -1,0 +1,322 @@
+// Package openstack keeps volumes in Cinder, the block storage of OpenStack, and attaches them through Nova.
+//
+// # What is trusted
+//
+// Nova and Cinder decide who holds a volume: Cinder reserves it for one server in one step when Nova is asked to attach it, and
+// a detach names the server, so it never takes a volume from another. Reads come from the database that the writes went to,
+// and are taken for the truth; the making of a volume alone, which rests on what several nodes read of each other, allows for
+// reads that are seconds old, as of a cluster of databases: see below.
+//
+// Whether a token is good, the services tell: one that is refused is replaced once, whatever this node's clock says.
+//
+// # What it costs
+//
+// A mount of an existing volume is one list of Cinder, filtered by the name's digest, and one attach of Nova; an unmount one
+// detach. Questions for several volumes that come while a call is under way share the next one, which then is a list of the
+// cluster's volumes. A volume on its way to a server costs one more, as a volume does not show where it goes.
+//
+// # How a volume is known
+//
+// By its metadata, which Cinder keeps whole: see metadata.go. Cinder's own name of it is for people. A disk is recognised by
+// its serial, which is the volume's id; virtio shows the first 20 characters. The device that Nova names is a guess.
+//
+// # How one name has one volume
+//
+// Names are not unique in Cinder, and it has nothing by which to compare and set. So a volume is made in steps:
+//
+//  1. A node that finds no volume of the name makes a candidate: a volume that bears the name, the state "new" and its maker,
+//     which is a process. Nobody takes a candidate for a volume, so it never holds data.
+//  2. After as long as a read may be old, the maker lists all that bear the name. If none of them is settled or claimed, and
+//     no candidate has a lower id, it claims its own. If another's id is lower, or it is settled, the maker deletes its own.
+//     If another is claimed, it waits for what becomes of that.
+//  3. After as long again it lists once more. If another is settled, or has a lower id, it deletes its own. Otherwise it
+//     settles it: that one write makes it the volume of the name.
+//
+// Two candidates are never both settled. Let a be of the lower id. The maker of c settles c only if its second list did not
+// show a. So a was made after that list, or so shortly before that the list did not show it; in any case, all that a's maker
+// lists is asked when it must show c claimed. It waits, until c is settled or gone. No clock of the cloud's, and no two clocks
+// at once, are needed for that; only that a read is not older than lag.
+//
+// A maker may die. A candidate whose maker has not settled it within its life, counted from when it was asked for, is never
+// settled: the maker deletes it instead, and sends no write that could take effect later than patience. So another process that
+// has seen the candidate for that long goes on without it, and so does one that sees from the cloud's clock that it is an hour
+// old. Such an orphan is an empty disk that nobody uses. Its maker removes it when it creates the name again, and Delete does
+// with the volume of the name, since a volume may be deleted by its maker in Create, and in Delete, but nowhere else. If a
+// process is stopped for minutes between two instructions of step 3, so that all this fails, two volumes are settled: then
+// nothing is deleted, and every call says that the name is ambiguous.
+//
+// What a maker deletes was never settled, and it settles nothing that it has begun to delete; no other process settles it. If
+// the request to settle was not answered, it deletes nothing as long as that may still be carried out. So a late or repeated deletion cannot meet a volume that holds data.
+package openstack
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/rest"
+)
+
+const (
+	cloudName       = "OpenStack"
+	serverSetting   = "OS_INSTANCE_ID"
+	defaultMetadata = "http://169.254.169.254/openstack/latest/meta_data.json"
+)
+
+// Config is what a Provider needs to know.
+type Config struct {
+	Cluster   string
+	Auth      gophercloud.AuthOptions // whose credentials, without the secret
+	Secret    *rest.Token             // the password, or the application credential's secret
+	Region    string                  // default: the first in the catalogue
+	Interface string                  // of the services: public, internal or admin; default public
+	Server    string                  // the id of this server; default: the word of its metadata service
+	Metadata  string                  // URL of that service's document
+	Transport http.RoundTripper       // to the cloud; default: package rest's
+	Neighbour *http.Client            // for the metadata service; default: package rest's
+	Log       logrus.FieldLogger      // may be nil
+
+	settings string // that name the credentials, for errors
+}
+
+// Provider is an OpenStack cloud as seen from one server. It keeps the contract of providers.Provider, Snapshotter and Modifier.
+type Provider struct {
+	cfg     Config
+	cluster string
+	maker   string // this process, as the maker of volumes
+	times   times
+	way     *rest.Client
+	line    rest.Line
+
+	sessions *batch.Asker[*session]
+	byName   *batch.Asker[listing]
+	names    locks // creates of one name, one at a time
+
+	mu        sync.Mutex
+	connected *session             // nil before
+	spent     string               // the token before
+	server    string               // this server's id, empty before it is known
+	ours      map[string]time.Time // by id: when a volume was last known to be this cluster's
+	sent      map[string]time.Time // by name: when this process last asked for a volume of it
+	withdrawn map[string]bool      // by id: candidates that this process has begun to delete
+	doubts    map[string]time.Time // by id: when a request that settles a candidate was not answered
+	told      map[string]bool      // by id: orphans that the operator has been told of
+	seen      map[string]time.Time // by id: when this process first saw a candidate of another's
+}
+
+var (
+	_ providers.Provider    = (*Provider)(nil)
+	_ providers.Snapshotter = (*Provider)(nil)
+	_ providers.Modifier    = (*Provider)(nil)
+)
+
+// New checks the configuration. It calls nobody.
+func New(cfg Config) (*Provider, error) {
+	if cfg.Interface == "" {
+		cfg.Interface = "public"
+	}
+	if cfg.Metadata == "" {
+		cfg.Metadata = defaultMetadata
+	}
+	if cfg.settings == "" {
+		cfg.settings = "the credentials"
+	}
+	switch {
+	case cfg.Cluster == "":
+		return nil, fmt.Errorf("%w: the name of the cluster is empty: set CLUSTER", providers.ErrInvalid)
+	case len(cfg.Cluster) > 255:
+		return nil, fmt.Errorf("%w: the name of the cluster has %d bytes: set CLUSTER to one of up to 255", providers.ErrInvalid, len(cfg.Cluster))
+	case !strings.HasPrefix(cfg.Auth.IdentityEndpoint, "http://") && !strings.HasPrefix(cfg.Auth.IdentityEndpoint, "https://"):
+		return nil, fmt.Errorf("%w: OS_AUTH_URL is %q: set it to the URL of Keystone, such as https://keystone.example.com:5000/v3", providers.ErrInvalid, cfg.Auth.IdentityEndpoint)
+	case cfg.Secret == nil:
+		return nil, fmt.Errorf("%w: there is neither a password nor an application credential", providers.ErrInvalid)
+	case cfg.Interface != "public" && cfg.Interface != "internal" && cfg.Interface != "admin":
+		return nil, fmt.Errorf("%w: OS_INTERFACE is %q: it can be public, internal or admin", providers.ErrInvalid, cfg.Interface)
+	case cfg.Server != "" && !isUUID(cfg.Server):
+		return nil, fmt.Errorf("%w: %s is %q: a server's id looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", providers.ErrInvalid, serverSetting, cfg.Server)
+	}
+	p := &Provider{
+		cfg: cfg, cluster: cfg.Cluster, maker: rand.Text(), times: usual, server: cfg.Server,
+		ours: make(map[string]time.Time), sent: make(map[string]time.Time),
+		withdrawn: make(map[string]bool), doubts: make(map[string]time.Time), told: make(map[string]bool), seen: make(map[string]time.Time),
+	}
+	p.way = rest.New(rest.Config{
+		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
+	})
+	p.sessions = batch.New(p.login, 1)
+	p.byName = batch.New(p.askByName, maxNames)
+	return p, nil
+}
+
+// FromEnv is New with the environment's settings, under the names that OpenStack's own tools have for them. The node's own id is
+// not used: a server has one.
+func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+	cfg := Config{
+		Cluster: cluster, Region: getenv("OS_REGION_NAME"), Interface: strings.TrimSuffix(getenv("OS_INTERFACE"), "URL"),
+		Server: getenv(serverSetting), Metadata: getenv("OS_METADATA_URL"), Log: log,
+	}
+	cfg.Auth = gophercloud.AuthOptions{
+		IdentityEndpoint: getenv("OS_AUTH_URL"), Username: getenv("OS_USERNAME"),
+		DomainID: getenv("OS_USER_DOMAIN_ID"), DomainName: getenv("OS_USER_DOMAIN_NAME"),
+		ApplicationCredentialID: getenv("OS_APPLICATION_CREDENTIAL_ID"), ApplicationCredentialName: getenv("OS_APPLICATION_CREDENTIAL_NAME"),
+	}
+	if cfg.Auth.DomainID != "" {
+		cfg.Auth.DomainName = ""
+	} else if cfg.Auth.DomainName == "" {
+		cfg.Auth.DomainID = "default"
+	}
+	var err error
+	credential := cfg.Auth.ApplicationCredentialID != "" || cfg.Auth.ApplicationCredentialName != ""
+	switch {
+	case cfg.Auth.ApplicationCredentialID != "":
+		cfg.Auth.ApplicationCredentialName, cfg.Auth.Username, cfg.Auth.DomainID, cfg.Auth.DomainName = "", "", "", ""
+	case credential && cfg.Auth.Username == "":
+		return nil, fmt.Errorf("%w: OS_APPLICATION_CREDENTIAL_NAME says nothing without OS_USERNAME: set that, or OS_APPLICATION_CREDENTIAL_ID instead", providers.ErrInvalid)
+	case !credential && cfg.Auth.Username == "":
+		return nil, fmt.Errorf("%w: neither OS_APPLICATION_CREDENTIAL_ID nor OS_USERNAME is set: set one of them", providers.ErrInvalid)
+	}
+	if credential {
+		cfg.settings = "OS_APPLICATION_CREDENTIAL_ID (or _NAME) and OS_APPLICATION_CREDENTIAL_SECRET"
+		cfg.Secret, err = rest.TokenFrom(getenv, "OS_APPLICATION_CREDENTIAL_SECRET")
+	} else {
+		cfg.settings = "OS_USERNAME, OS_PASSWORD, OS_PROJECT_NAME and the domains of both"
+		cfg.Auth.Scope, err = scopeFrom(getenv)
+		if err == nil {
+			cfg.Secret, err = rest.TokenFrom(getenv, "OS_PASSWORD")
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if file := getenv("OS_CACERT"); file != "" {
+		if cfg.Transport, err = trusting(file); err != nil {
+			return nil, err
+		}
+	}
+	p, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// scopeFrom is the project that a user's token is for.
+func scopeFrom(getenv func(string) string) (*gophercloud.AuthScope, error) {
+	scope := gophercloud.AuthScope{ProjectID: getenv("OS_PROJECT_ID"), ProjectName: getenv("OS_PROJECT_NAME")}
+	switch {
+	case scope.ProjectID != "":
+		scope.ProjectName = ""
+	case scope.ProjectName == "":
+		return nil, fmt.Errorf("%w: neither OS_PROJECT_ID nor OS_PROJECT_NAME is set: set one of them", providers.ErrInvalid)
+	default:
+		if scope.DomainID, scope.DomainName = getenv("OS_PROJECT_DOMAIN_ID"), getenv("OS_PROJECT_DOMAIN_NAME"); scope.DomainID != "" {
+			scope.DomainName = ""
+		} else if scope.DomainName == "" {
+			scope.DomainID = "default"
+		}
+	}
+	return &scope, nil
+}
+
+// trusting is the usual way to the cloud, which trusts the authorities in the file besides the system's.
+func trusting(file string) (http.RoundTripper, error) {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("%w: OS_CACERT cannot be read: %w: the plugin sees the host's state directory as /data/state", providers.ErrInvalid, err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(content) {
+		return nil, fmt.Errorf("%w: OS_CACERT names %s, which holds no certificate in PEM", providers.ErrInvalid, file)
+	}
+	usual, is := http.DefaultTransport.(*http.Transport)
+	if !is {
+		usual = &http.Transport{Proxy: http.ProxyFromEnvironment}
+	}
+	usual = usual.Clone()
+	usual.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	return usual, nil
+}
+
+// Supports lists the options that Cinder has for everybody; encryption is a matter of the type.
+func (p *Provider) Supports() []string { return []string{"snapshot", "tags", "type", "zone"} }
+
+// Node tells which server this is, by the word of its metadata service. It has no zone: those of Cinder have names of their own,
+// and at most clouds any server can have any volume.
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+	p.mu.Lock()
+	known := p.server
+	p.mu.Unlock()
+	if known != "" {
+		return providers.Node{ID: known}, ctx.Err()
+	}
+	document, err := rest.Metadata{Cloud: cloudName, Setting: serverSetting, Client: p.cfg.Neighbour}.Get(ctx, p.cfg.Metadata, nil)
+	if err != nil {
+		return providers.Node{}, err
+	}
+	var server struct {
+		UUID string `json:"uuid"`
+	}
+	if err := json.Unmarshal(document, &server); err != nil || !isUUID(server.UUID) {
+		return providers.Node{}, fmt.Errorf("%w: what answers at %s is no metadata service of OpenStack (%q): set %s to this server's id", providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(string(document)), serverSetting)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.server = strings.ToLower(server.UUID)
+	return providers.Node{ID: p.server}, nil
+}
+
+// NodeState takes Nova's word. A server with a task under way may be on its way back, and counts as running. One that is
+// suspended or paused goes on where it was when it is resumed, and writes what it held in memory.
+func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	if !isUUID(node) {
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a server", quote.Clip(node))}, ctx.Err()
+	}
+	type server struct {
+		Status string `json:"status"`
+		Task   string `json:"OS-EXT-STS:task_state"`
+	}
+	is, err := call(ctx, p, "the question about server "+node, func(ctx context.Context, s *session) (is server, err error) {
+		return is, servers.Get(ctx, s.compute, node).ExtractInto(&is)
+	})
+	switch {
+	case refused(err, http.StatusNotFound) && says(err, node):
+		return providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("Nova says that there is no server %s", node)}, nil
+	case refused(err, http.StatusNotFound):
+		return providers.NodeState{}, fmt.Errorf("it is not known whether there is a server %s: %w", node, err)
+	case err != nil:
+		return providers.NodeState{}, err
+	}
+	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Nova says that server %s is %q", node, quote.Clip(is.Status))}
+	if is.Task != "" {
+		state.Evidence += fmt.Sprintf(" with the task %q under way", quote.Clip(is.Task))
+	}
+	switch is.Status {
+	case "DELETED":
+		state.Life = providers.Gone
+	case "SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "SOFT_DELETED":
+		if state.Life = providers.Stopped; is.Task != "" {
+			state.Life = providers.Running
+		}
+	case "ACTIVE", "BUILD", "HARD_REBOOT", "MIGRATING", "PASSWORD", "PAUSED", "REBOOT", "REBUILD", "RESCUE", "RESIZE", "REVERT_RESIZE", "SUSPENDED", "VERIFY_RESIZE":
+		state.Life = providers.Running
+	}
+	return state, nil
+}

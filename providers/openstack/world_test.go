@@ -1,0 +1,206 @@
+package openstack
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud"
+	front "github.com/blockvol/blockvol/test/cloud/openstack"
+)
+
+// world is a simulated OpenStack without sockets, for a bubble of synctest.
+type world struct {
+	t     *testing.T
+	cloud *cloud.Cloud
+	front *front.Front
+}
+
+// inWorld runs a test in a bubble of its own, where time costs nothing.
+func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also ...func(*front.Config)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		cfg.ID = front.ID
+		if cfg.Zones == nil {
+			cfg.Zones = []string{"nova"}
+		}
+		w := &world{t: t, cloud: cloud.New(cfg)}
+		defer w.cloud.Close()
+		of := front.Config{Cloud: w.cloud}
+		for _, change := range also {
+			change(&of)
+		}
+		w.front = front.New(of)
+		test(t, w)
+	})
+}
+
+// slow is what a cloud and its answers take.
+var slow = cloud.Times{Create: 4 * time.Second, Delete: 4 * time.Second, Attach: 3 * time.Second, Detach: 3 * time.Second, Modify: 10 * time.Second, Snapshot: 10 * time.Second}
+
+// node adds a server and returns its id.
+func (w *world) node() string { return w.cloud.AddInstance(cloud.Instance{}).ID }
+
+// on starts a process on a server: one that knows nothing yet.
+func (w *world) on(server string) *Provider {
+	w.t.Helper()
+	return w.onBy(server, w.front.Transport(server))
+}
+
+// onBy is on, with a way to the cloud of its own.
+func (w *world) onBy(server string, way http.RoundTripper) *Provider {
+	w.t.Helper()
+	id, secret := w.front.Credentials(server)
+	p, err := New(Config{
+		Cluster: "main", Auth: gophercloud.AuthOptions{IdentityEndpoint: "http://keystone.test/identity/v3", ApplicationCredentialID: id},
+		Secret: secretOf(w.t, secret), Transport: way, Neighbour: &http.Client{Transport: way},
+	})
+	require.NoError(w.t, err)
+	return p
+}
+
+// bear returns the ids of the volumes that truly bear a state of a name, whatever reads show.
+func (w *world) bear(name, state string) (ids []string) {
+	for _, v := range w.cloud.Volumes() {
+		if decode(v.Tags[keyName]) == name && v.Tags[keyState] == state && v.State != cloud.Deleting && v.State != cloud.Deleted {
+			ids = append(ids, v.ID)
+		}
+	}
+	return ids
+}
+
+// volumes counts the disks that are not being deleted.
+func (w *world) volumes() (n int) {
+	for _, v := range w.cloud.Volumes() {
+		if v.State != cloud.Deleting && v.State != cloud.Deleted {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) create(p *Provider, name string) *providers.Volume {
+	w.t.Helper()
+	v, err := p.Create(w.t.Context(), providers.Spec{Name: name, Size: gib})
+	require.NoError(w.t, err)
+	return v
+}
+
+func (w *world) until(id string, is func(cloud.Volume) bool) {
+	w.t.Helper()
+	for range 1000 {
+		if v, _ := w.cloud.Volume(id); is(v) {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	w.t.Fatalf("volume %s does not come to that", id)
+}
+
+// attach attaches a volume, and waits until the cloud has it so.
+func (w *world) attach(p *Provider, v *providers.Volume) {
+	w.t.Helper()
+	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
+	w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 1 && v.Attachments[0].State == cloud.Attached })
+}
+
+// atOnce makes the calls in goroutines of their own, and waits.
+func atOnce(calls ...func()) {
+	var all sync.WaitGroup
+	for _, call := range calls {
+		all.Go(call)
+	}
+	all.Wait()
+}
+
+// sentence is what every error for the operator must be: one line that says what is asked of it.
+func sentence(t *testing.T, err error, words ...string) {
+	t.Helper()
+	require.Error(t, err)
+	for _, word := range words {
+		require.ErrorContains(t, err, word)
+	}
+	assert.NotContains(t, err.Error(), "\n")
+	assert.NotContains(t, err.Error(), "secret-")
+	assert.NotContains(t, err.Error(), "gAAAAAB")
+	assert.Less(t, len(err.Error()), 1000)
+}
+
+// way is a way to the cloud that can be told to do something before a request goes on, or instead.
+type way struct {
+	http.RoundTripper
+
+	mu     sync.Mutex
+	before func(r *http.Request, body string) (*http.Response, error) // nil, nil: it goes on
+	asked  []string                                                   // method and path of all requests to the cloud
+}
+
+func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
+	var body []byte
+	if r.Body != nil {
+		var err error
+		if body, err = io.ReadAll(r.Body); err != nil {
+			return nil, err
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	w.mu.Lock()
+	if r.URL.Hostname() != front.MetadataHost {
+		w.asked = append(w.asked, r.Method+" "+r.URL.Path)
+	}
+	before := w.before
+	w.mu.Unlock()
+	if before != nil {
+		if answer, err := before(r, string(body)); answer != nil || err != nil {
+			return answer, err
+		}
+	}
+	return w.RoundTripper.RoundTrip(r)
+}
+
+// do is told of every request from now on.
+func (w *way) do(before func(r *http.Request, body string) (*http.Response, error)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.before = before
+}
+
+// calls returns what was asked since it was called last.
+func (w *way) calls() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	asked := w.asked
+	w.asked = nil
+	return asked
+}
+
+// answers is an answer of that status.
+func answers(r *http.Request, status int, body string, header ...string) *http.Response {
+	h := http.Header{"Content-Type": {"application/json"}}
+	for i := 0; i+1 < len(header); i += 2 {
+		h.Set(header[i], header[i+1])
+	}
+	return &http.Response{StatusCode: status, Header: h, Body: io.NopCloser(strings.NewReader(body)), Request: r}
+}
+
+// replaced is an answer with a text in place of another.
+func replaced(answer *http.Response, before, after string) *http.Response {
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		panic(err) // it is in memory
+	}
+	body = bytes.ReplaceAll(body, []byte(before), []byte(after))
+	answer.Body, answer.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	answer.Header.Del("Content-Length")
+	return answer
+}

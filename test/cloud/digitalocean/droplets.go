@@ -1,0 +1,118 @@
+package digitalocean
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/rest"
+)
+
+// statusOf is the word for an instance's state, "" if DigitalOcean does not know it any more. One on its way down is active.
+func statusOf(state cloud.InstanceState) string {
+	switch state {
+	case cloud.Pending:
+		return "new"
+	case cloud.Running, cloud.Stopping, cloud.ShuttingDown:
+		return "active"
+	case cloud.Stopped:
+		return "off"
+	case cloud.Terminated:
+	}
+	return ""
+}
+
+func (f *Front) getDroplet(r *rest.Request) (rest.Answer, error) {
+	for _, i := range r.Instances() {
+		status := statusOf(i.State)
+		if i.ID != r.HTTP.PathValue("id") || status == "" {
+			continue
+		}
+		held := []string{}
+		for _, v := range r.Volumes() {
+			for _, id := range f.show(r, v).DropletIDs {
+				if id == number(i.ID) {
+					held = append(held, v.ID)
+				}
+			}
+		}
+		return rest.Answer{Status: http.StatusOK, Body: map[string]any{"droplet": map[string]any{
+			"id": number(i.ID), "name": "droplet-" + i.ID, "memory": 1024, "vcpus": 1, "disk": 25, "locked": false, "status": status,
+			"created_at": stamp(i.LaunchedAt), "features": []string{"private_networking"}, "volume_ids": held,
+			"size_slug": "s-1vcpu-1gb", "region": regionOf(i.Zone), "tags": []string{},
+		}}}, nil
+	}
+	return rest.Answer{}, f.notFound()
+}
+
+// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is
+// an HTTP status then.
+const MetadataAction = "Metadata"
+
+// Metadata returns the metadata service of one instance.
+// See https://docs.digitalocean.com/reference/api/metadata/
+func (f *Front) Metadata(instance string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		status, body := http.StatusNotFound, "not found"
+		call := cloud.Call{Action: MetadataAction, Caller: instance, Aside: true}
+		fault, err := f.cloud.Do(r.Context(), call, func(*cloud.Request) error {
+			if i, ok := f.cloud.Instance(instance); ok {
+				status, body = metadata(i, r)
+			}
+			return nil
+		})
+		var failed *cloud.FailedError
+		switch {
+		case errors.As(err, &failed):
+			if status, err = strconv.Atoi(failed.Code); err != nil {
+				status = http.StatusInternalServerError
+			}
+			body = ""
+		case err != nil, fault == cloud.LoseAnswer:
+			panic(http.ErrAbortHandler)
+		}
+		if fault == cloud.Garbage {
+			status, body = http.StatusOK, "<html><body>Please sign in to the network</body></html"
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		if strings.HasSuffix(r.URL.Path, ".json") {
+			w.Header().Set("Content-Type", "application/json")
+		}
+		w.WriteHeader(status)
+		if fault == cloud.Truncate {
+			w.Write([]byte(body[:len(body)/2])) //nolint:errcheck // the connection breaks in any case
+			if flusher, ok := w.(http.Flusher); ok {
+				flusher.Flush()
+			}
+			panic(http.ErrAbortHandler)
+		}
+		w.Write([]byte(body)) //nolint:errcheck // a client that went away has nothing to be told
+	})
+}
+
+func metadata(i cloud.Instance, r *http.Request) (status int, body string) {
+	if r.Method != http.MethodGet {
+		return http.StatusMethodNotAllowed, ""
+	}
+	switch r.URL.Path {
+	case "/metadata/v1/":
+		return http.StatusOK, "id\nhostname\nregion"
+	case "/metadata/v1/id":
+		return http.StatusOK, i.ID
+	case "/metadata/v1/hostname":
+		return http.StatusOK, "droplet-" + i.ID
+	case "/metadata/v1/region":
+		return http.StatusOK, i.Zone
+	case "/metadata/v1.json":
+		all, err := json.Marshal(map[string]any{"droplet_id": number(i.ID), "hostname": "droplet-" + i.ID, "region": i.Zone})
+		if err != nil {
+			panic(err) // strings and a number
+		}
+		return http.StatusOK, string(all)
+	}
+	return http.StatusNotFound, "not found"
+}

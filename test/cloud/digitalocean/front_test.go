@@ -1,0 +1,464 @@
+package digitalocean_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/digitalocean"
+)
+
+// world is a cloud with a droplet, whose requests are made here byte by byte.
+type world struct {
+	t       *testing.T
+	cloud   *cloud.Cloud
+	front   *digitalocean.Front
+	droplet string
+}
+
+var times = cloud.Times{Attach: 5 * time.Second, Detach: 5 * time.Second, Modify: 4 * time.Second, Snapshot: 3 * time.Second, Stop: time.Second, Terminate: time.Second}
+
+// inWorld runs a test in a bubble, in which an action takes some seconds.
+func inWorld(t *testing.T, cfg cloud.Config, front digitalocean.Config, test func(*testing.T, *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		cfg.Zones, cfg.ID, cfg.Times = []string{"nyc1", "ams3"}, digitalocean.ID, times
+		w := &world{t: t, cloud: cloud.New(cfg)}
+		defer w.cloud.Close()
+		front.Cloud = w.cloud
+		w.front = digitalocean.New(front)
+		w.droplet = w.node("nyc1")
+		test(t, w)
+	})
+}
+
+func (w *world) node(region string) string {
+	return w.cloud.AddInstance(cloud.Instance{Zone: region}).ID
+}
+
+// send makes a request as the droplet does.
+func (w *world) send(method, path, body string) (status int, header http.Header, answer string) {
+	w.t.Helper()
+	return w.sendAs(w.front.Token(w.droplet), method, path, body)
+}
+
+func (w *world) sendAs(token, method, path, body string) (status int, header http.Header, answer string) {
+	w.t.Helper()
+	r, err := http.NewRequestWithContext(w.t.Context(), method, "https://api.digitalocean.com"+path, strings.NewReader(body))
+	require.NoError(w.t, err)
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	response, err := w.front.Transport(w.droplet).RoundTrip(r)
+	require.NoError(w.t, err)
+	b, err := io.ReadAll(response.Body)
+	require.NoError(w.t, err)
+	return response.StatusCode, response.Header, string(b)
+}
+
+// must makes a request that succeeds, and returns what is under the path of keys in its answer.
+func (w *world) must(method, path, body string, keys ...string) any {
+	w.t.Helper()
+	status, _, answer := w.send(method, path, body)
+	require.Less(w.t, status, 300, answer)
+	if answer == "" {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader([]byte(answer)))
+	d.UseNumber()
+	var value any
+	require.NoError(w.t, d.Decode(&value))
+	for _, key := range keys {
+		value = value.(map[string]any)[key]
+	}
+	return value
+}
+
+// refused makes a request that is refused so.
+func (w *world) refused(status int, words, method, path, body string) {
+	w.t.Helper()
+	got, _, answer := w.send(method, path, body)
+	assert.Equal(w.t, status, got, answer)
+	assert.Contains(w.t, answer, words)
+}
+
+func (w *world) create(name string) string {
+	w.t.Helper()
+	return w.must("POST", "/v2/volumes", `{"name": "`+name+`", "region": "nyc1", "size_gigabytes": 10}`, "volume", "id").(string)
+}
+
+func (w *world) attach(volume, droplet string) {
+	w.t.Helper()
+	w.must("POST", "/v2/volumes/"+volume+"/actions", `{"type": "attach", "droplet_id": `+droplet+`}`)
+}
+
+func (w *world) droplets(volume string) any {
+	w.t.Helper()
+	return w.must("GET", "/v2/volumes/"+volume, "", "volume", "droplet_ids")
+}
+
+const nyc1 = `{"name": "Region nyc1", "slug": "nyc1", "sizes": ["s-1vcpu-1gb", "s-2vcpu-4gb"],
+	"features": ["private_networking", "backups", "ipv6", "metadata", "storage"], "available": true}`
+
+func TestAnswersAreThoseOfTheReference(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		status, _, answer := w.send("POST", "/v2/volumes", `{"size_gigabytes": 10, "name": "example", "description": "Block store for examples",
+			"region": "nyc1", "tags": ["aninterestingtag"]}`)
+		assert.Equal(t, http.StatusCreated, status)
+		id := w.cloud.Volumes()[0].ID
+		volume := `{"id": "` + id + `", "region": ` + nyc1 + `, "droplet_ids": [], "name": "example", "description": "Block store for examples",
+			"size_gigabytes": 10, "created_at": "2000-01-01T00:00:00Z", "filesystem_type": "", "filesystem_label": "", "tags": ["aninterestingtag"]}`
+		assert.JSONEq(t, `{"volume": `+volume+`}`, answer)
+		_, _, answer = w.send("GET", "/v2/volumes?name=example&region=nyc1", "")
+		assert.JSONEq(t, `{"volumes": [`+volume+`], "links": {}, "meta": {"total": 1}}`, answer)
+
+		status, _, answer = w.send("POST", "/v2/volumes/"+id+"/actions", `{"type": "attach", "droplet_id": `+w.droplet+`, "region": "nyc1"}`)
+		assert.Equal(t, http.StatusAccepted, status)
+		action := func(status, end string) string {
+			return `{"action": {"id": 2400000000, "status": "` + status + `", "type": "attach_volume", "started_at": "2000-01-01T00:00:00Z", "completed_at": ` + end + `,
+				"resource_id": null, "resource_type": "volume", "region": ` + nyc1 + `, "region_slug": "nyc1"}}`
+		}
+		assert.JSONEq(t, action("in-progress", "null"), answer)
+		time.Sleep(6 * time.Second)
+		_, _, answer = w.send("GET", "/v2/volumes/"+id+"/actions/2400000000", "")
+		assert.JSONEq(t, action("completed", `"2000-01-01T00:00:06Z"`), answer)
+		assert.Equal(t, []any{json.Number(w.droplet)}, w.droplets(id))
+
+		status, _, answer = w.send("POST", "/v2/volumes/"+id+"/snapshots", `{"name": "nightly", "tags": ["one"]}`)
+		assert.Equal(t, http.StatusCreated, status)
+		snap := w.cloud.Snapshots()[0].ID
+		assert.JSONEq(t, `{"snapshot": {"id": "`+snap+`", "name": "nightly", "created_at": "2000-01-01T00:00:06Z", "regions": ["nyc1"], "resource_id": "`+id+`",
+			"resource_type": "volume", "min_disk_size": 10, "size_gigabytes": 2.5, "tags": ["one"]}}`, answer)
+
+		status, _, answer = w.send("GET", "/v2/volumes/none", "")
+		assert.Equal(t, http.StatusNotFound, status)
+		assert.JSONEq(t, `{"id": "not_found", "message": "The resource you requested could not be found.", "request_id": "`+field(t, answer, "request_id")+`"}`, answer)
+		status, _, answer = w.send("DELETE", "/v2/volumes/"+w.create("other"), "")
+		assert.Equal(t, http.StatusNoContent, status)
+		assert.Empty(t, answer)
+	})
+}
+
+func field(t *testing.T, answer, name string) string {
+	t.Helper()
+	var all map[string]string
+	require.NoError(t, json.Unmarshal([]byte(answer), &all))
+	return all[name]
+}
+
+func TestVolumesAreWhatDigitalOceanSells(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(_ *testing.T, w *world) {
+		w.create("taken")
+		for body, status := range map[string]int{
+			`{"name": "a", "region": "nyc1", "size_gigabytes": 1}`:                                                    201,
+			`{"name": "` + strings.Repeat("b", 64) + `", "region": "nyc1", "size_gigabytes": 16384}`:                  201,
+			`{"name": "taken", "region": "ams3", "size_gigabytes": 1}`:                                                201,
+			`{"name": "taken", "region": "nyc1", "size_gigabytes": 1}`:                                                409,
+			`{"name": "` + strings.Repeat("b", 65) + `", "region": "nyc1", "size_gigabytes": 1}`:                      422,
+			`{"name": "1a", "region": "nyc1", "size_gigabytes": 1}`:                                                   422,
+			`{"name": "A", "region": "nyc1", "size_gigabytes": 1}`:                                                    422,
+			`{"name": "c", "region": "nyc1", "size_gigabytes": 0}`:                                                    422,
+			`{"name": "c", "region": "nyc1", "size_gigabytes": 16385}`:                                                422,
+			`{"name": "c", "region": "lon1", "size_gigabytes": 1}`:                                                    422,
+			`{"name": "c", "size_gigabytes": 1}`:                                                                      422,
+			`{"name": "c", "region": "nyc1", "size_gigabytes": 1, "filesystem_type": "btrfs"}`:                        422,
+			`{"name": "c", "region": "nyc1", "size_gigabytes": 1, "filesystem_label": "x"}`:                           422,
+			`{"name": "c", "region": "nyc1", "size_gigabytes": 1, "tags": ["no blanks"]}`:                             422,
+			`{"name": "c", "region": "nyc1", "size_gigabytes": 1, "snapshot_id": "none"}`:                             404,
+			`{"name": "c", "region": "nyc1", "size_gigabytes": 1, "colour": "red"}`:                                   400,
+			`{"name": "c", "region": "nyc1", "size_gigabytes": "1"}`:                                                  400,
+			`{"name": "d", "region": "nyc1", "size_gigabytes": 1, "filesystem_type": "ext4", "snapshot_id": ""}`:      201,
+			`{"name": "e", "region": "nyc1", "size_gigabytes": 1, "tags": ["` + strings.Repeat("x", 255) + `", "T"]}`: 201,
+		} {
+			w.refused(status, "", "POST", "/v2/volumes", body)
+		}
+	})
+}
+
+func TestAVolumeIsOnOneDropletAndADropletDoesOneThingAtATime(t *testing.T) {
+	for name, early := range map[string]bool{"shown when it is there": false, "shown early": true} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, cloud.Config{}, digitalocean.Config{Early: early}, func(t *testing.T, w *world) {
+				a, b, other := w.create("a"), w.create("b"), w.node("nyc1")
+				attach := func(droplet string) string { return `{"type": "attach", "droplet_id": ` + droplet + `}` }
+				detach := strings.Replace(attach(w.droplet), "attach", "detach", 1)
+				w.attach(a, w.droplet)
+				assert.Len(t, w.droplets(a), map[bool]int{false: 0, true: 1}[early], "under way")
+				w.refused(422, "pending event", "POST", "/v2/volumes/"+b+"/actions", attach(w.droplet))
+				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", attach(other))
+				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", detach)
+				w.refused(409, "attached to a Droplet", "DELETE", "/v2/volumes/"+a, "")
+				w.attach(b, other)
+				time.Sleep(6 * time.Second)
+				assert.Equal(t, []any{json.Number(w.droplet)}, w.droplets(a))
+				assert.Equal(t, []any{a}, w.must("GET", "/v2/droplets/"+w.droplet, "", "droplet", "volume_ids"))
+				w.refused(422, "This volume is already attached", "POST", "/v2/volumes/"+a+"/actions", attach(w.droplet))
+				w.refused(422, "This volume is already attached", "POST", "/v2/volumes/"+a+"/actions", attach(other))
+				w.refused(422, "Attachment not found", "POST", "/v2/volumes/"+b+"/actions", detach)
+				w.refused(409, "attached to a Droplet", "DELETE", "/v2/volumes/"+a, "")
+				w.must("POST", "/v2/volumes/"+a+"/actions", detach)
+				assert.Len(t, w.droplets(a), map[bool]int{false: 0, true: 1}[early], "under way")
+				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", attach(other))
+				time.Sleep(6 * time.Second)
+				assert.Empty(t, w.droplets(a))
+				w.refused(422, "Attachment not found", "POST", "/v2/volumes/"+a+"/actions", detach)
+				w.must("DELETE", "/v2/volumes/"+a, "")
+			})
+		})
+	}
+}
+
+func TestActionsAreRefusedForWhatIsWrongWithThem(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(_ *testing.T, w *world) {
+		id, far := w.create("a"), w.node("ams3")
+		for body, status := range map[string]int{
+			`{"type": "attach", "droplet_id": ` + far + `}`:                         422,
+			`{"type": "attach", "droplet_id": ` + w.droplet + `, "region": "ams3"}`: 422,
+			`{"type": "attach", "droplet_id": 1}`:                                   404,
+			`{"type": "attach", "droplet_id": "` + w.droplet + `"}`:                 400,
+			`{"type": "attach"}`: 422,
+			`{"type": "detach"}`: 422,
+			`{"type": "move", "droplet_id": ` + w.droplet + `}`:                           422,
+			`{"type": "resize", "size_gigabytes": 10, "region": "nyc1"}`:                  422,
+			`{"type": "resize", "size_gigabytes": 9, "region": "nyc1"}`:                   422,
+			`{"type": "resize", "size_gigabytes": 16385, "region": "nyc1"}`:               422,
+			`{"type": "resize", "size_gigabytes": 11}`:                                    422,
+			`{"type": "resize", "size_gigabytes": 11, "region": "nyc1", "droplet_id": 1}`: 422,
+			`{"type": "attach", "droplet_id": ` + w.droplet + `, "volume_id": "x"}`:       400,
+			`{"type": "attach", "droplet_id": ` + w.droplet + `, "size_gigabytes": 1} `:   422,
+		} {
+			w.refused(status, "", "POST", "/v2/volumes/"+id+"/actions", body)
+		}
+		w.refused(404, "", "POST", "/v2/volumes/none/actions", `{"type": "attach", "droplet_id": `+w.droplet+`}`)
+	})
+}
+
+func TestADropletHoldsSoMany(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{Most: 2}, func(_ *testing.T, w *world) {
+		for _, name := range []string{"a", "b"} {
+			w.attach(w.create(name), w.droplet)
+			time.Sleep(6 * time.Second)
+		}
+		w.refused(422, "cannot attach more volumes to the Droplet", "POST", "/v2/volumes/"+w.create("c")+"/actions", `{"type": "attach", "droplet_id": `+w.droplet+`}`)
+	})
+}
+
+func TestAResizeIsInUseAndTakesItsTime(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		id := w.create("a")
+		w.attach(id, w.droplet)
+		time.Sleep(6 * time.Second)
+		resize := `{"type": "resize", "size_gigabytes": 11, "region": "nyc1"}`
+		w.must("POST", "/v2/volumes/"+id+"/actions", resize)
+		assert.Equal(t, json.Number("10"), w.must("GET", "/v2/volumes/"+id, "", "volume", "size_gigabytes"))
+		w.refused(422, "pending event", "POST", "/v2/volumes/"+id+"/actions", resize)
+		time.Sleep(5 * time.Second)
+		assert.Equal(t, json.Number("11"), w.must("GET", "/v2/volumes/"+id, "", "volume", "size_gigabytes"))
+	})
+}
+
+func TestAnAttachCanEndAsErrored(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		id := w.create("a")
+		w.cloud.Inject(cloud.Rule{Action: "POST /v2/volumes/{id}/actions", Fault: cloud.NeverFinish, Times: 1})
+		w.attach(id, w.droplet)
+		time.Sleep(time.Hour)
+		assert.Equal(t, "in-progress", w.must("GET", "/v2/volumes/"+id+"/actions/2400000000", "", "action", "status"))
+		w.front.Fail(id)
+		assert.Equal(t, "errored", w.must("GET", "/v2/volumes/"+id+"/actions/2400000000", "", "action", "status"))
+		time.Sleep(6 * time.Second)
+		w.attach(id, w.droplet)
+	})
+}
+
+func TestASnapshotIsACopyOfTheSameSize(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		id := w.create("a")
+		snap := w.must("POST", "/v2/volumes/"+id+"/snapshots", `{"name": "s"}`, "snapshot", "id").(string)
+		w.refused(409, "", "POST", "/v2/volumes/"+id+"/snapshots", `{"name": "s"}`)
+		from := func(region string) string {
+			return `{"name": "b", "region": "` + region + `", "size_gigabytes": 20, "snapshot_id": "` + snap + `"}`
+		}
+		w.refused(422, "pending event", "POST", "/v2/volumes", from("nyc1"))
+		w.refused(422, "pending event", "DELETE", "/v2/volumes/"+id, "")
+		time.Sleep(4 * time.Second)
+		w.refused(422, "", "POST", "/v2/volumes", from("ams3"))
+		assert.Equal(t, json.Number("10"), w.must("POST", "/v2/volumes", from("nyc1"), "volume", "size_gigabytes"), "what is asked for is ignored")
+		for _, path := range []string{"/v2/snapshots?resource_type=volume", "/v2/volumes/" + id + "/snapshots"} {
+			assert.Len(t, w.must("GET", path, "", "snapshots"), 1)
+		}
+		assert.Empty(t, w.must("GET", "/v2/snapshots?resource_type=droplet", "", "snapshots"))
+		w.must("DELETE", "/v2/snapshots/"+snap, "")
+		w.refused(404, "", "DELETE", "/v2/snapshots/"+snap, "")
+		w.refused(404, "", "GET", "/v2/snapshots/"+snap, "")
+	})
+}
+
+func TestTagsAreOfTheAccountAndInTheCapitalsOfTheirMaker(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		id := w.create("a")
+		resources := func(id, kind string) string {
+			return `{"resources": [{"resource_id": "` + id + `", "resource_type": "` + kind + `"}]}`
+		}
+		volume := resources(id, "volume")
+		w.refused(404, "", "POST", "/v2/tags/PROD/resources", volume)
+		w.must("POST", "/v2/tags", `{"name": "PROD"}`)
+		w.refused(422, "", "POST", "/v2/tags", `{"name": "prod"}`)
+		w.refused(422, "", "POST", "/v2/tags", `{"name": "pr od"}`)
+		w.refused(404, "", "POST", "/v2/tags/prod/resources", volume)
+		w.refused(404, "", "POST", "/v2/tags/PROD/resources", resources("none", "volume"))
+		w.refused(404, "", "POST", "/v2/tags/PROD/resources", resources(id, "droplet"))
+		w.refused(422, "", "POST", "/v2/tags/PROD/resources", `{"resources": []}`)
+		for range 2 {
+			w.must("POST", "/v2/tags/PROD/resources", volume)
+			assert.Equal(t, []any{"PROD"}, w.must("GET", "/v2/volumes/"+id, "", "volume", "tags"))
+		}
+		tags := w.must("POST", "/v2/volumes", `{"name": "b", "region": "nyc1", "size_gigabytes": 1, "tags": ["prod", "new"]}`, "volume", "tags")
+		assert.Equal(t, []any{"PROD", "new"}, tags)
+		for range 2 {
+			w.must("DELETE", "/v2/tags/PROD/resources", volume)
+			assert.Empty(t, w.must("GET", "/v2/volumes/"+id, "", "volume", "tags"))
+		}
+	})
+}
+
+func TestListsComeInPages(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		for i := range 45 {
+			w.create("v" + strconv.Itoa(i))
+		}
+		for query, want := range map[string]struct {
+			count int
+			links string
+		}{
+			"":              {20, `{"pages": {"next": "page=2", "last": "page=3"}}`},
+			"?page=2":       {20, `{"pages": {"first": "page=1", "prev": "page=1", "next": "page=3", "last": "page=3"}}`},
+			"?page=3":       {5, `{"pages": {"first": "page=1", "prev": "page=2"}}`},
+			"?page=9":       {0, `{"pages": {"first": "page=1", "prev": "page=8"}}`},
+			"?per_page=200": {45, `{}`},
+			"?region=ams3":  {0, `{}`},
+			"?name=v3":      {1, `{}`},
+			"?name=v":       {0, `{}`},
+		} {
+			_, _, answer := w.send("GET", "/v2/volumes"+query, "")
+			var got struct {
+				Volumes []any           `json:"volumes"`
+				Links   json.RawMessage `json:"links"`
+			}
+			require.NoError(t, json.Unmarshal([]byte(answer), &got))
+			assert.Len(t, got.Volumes, want.count, query)
+			assert.JSONEq(t, want.links, strings.ReplaceAll(string(got.Links), "https://api.digitalocean.com/v2/volumes?", ""), query)
+		}
+		for _, query := range []string{"?per_page=201", "?per_page=0", "?page=0", "?page=x"} {
+			w.refused(422, "", "GET", "/v2/volumes"+query, "")
+		}
+		w.refused(400, "colour", "GET", "/v2/volumes?colour=red", "")
+	})
+}
+
+func TestATokenIsOneInstancesAndMayWhatItsScopesSay(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		w.must("POST", "/v2/volumes", `{"name": "a", "region": "nyc1", "size_gigabytes": 1, "tags": ["x"]}`)
+		other := w.node("nyc1")
+		token := w.front.Token(other)
+		assert.NotEqual(t, w.front.Token(w.droplet), token)
+		w.cloud.Inject(cloud.Rule{Caller: other, Fault: cloud.Fail, Code: "503 not now", Times: 1})
+		w.must("GET", "/v2/volumes", "")
+		status, _, answer := w.sendAs(token, "GET", "/v2/volumes", "")
+		assert.Equal(t, http.StatusServiceUnavailable, status)
+		assert.Contains(t, answer, "not now")
+
+		w.front.Restrict(token, "block_storage:read", "block_storage:create")
+		status, _, answer = w.sendAs(token, "GET", "/v2/volumes", "")
+		assert.Equal(t, http.StatusOK, status)
+		assert.Contains(t, answer, `"tags":null`)
+		status, _, _ = w.sendAs(token, "GET", "/v2/droplets/"+other, "")
+		assert.Equal(t, http.StatusForbidden, status)
+		status, _, _ = w.sendAs(token, "POST", "/v2/volumes", `{"name": "b", "region": "nyc1", "size_gigabytes": 1, "tags": ["x"]}`)
+		assert.Equal(t, http.StatusForbidden, status)
+		w.front.Revoke(token)
+		for _, bad := range []string{token, "", "guess"} {
+			status, _, answer = w.sendAs(bad, "GET", "/v2/volumes", "")
+			assert.Equal(t, http.StatusUnauthorized, status)
+			assert.Contains(t, answer, "Unable to authenticate you.")
+		}
+	})
+}
+
+func TestTheLimitIsToldAndKept(t *testing.T) {
+	inWorld(t, cloud.Config{Limits: digitalocean.Limits}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		for left := 249; left >= 0; left-- {
+			status, header, _ := w.send("GET", "/v2/volumes", "")
+			require.Equal(t, http.StatusOK, status)
+			require.Equal(t, strconv.Itoa(left), header.Get("ratelimit-remaining"))
+			require.Equal(t, "250", header.Get("ratelimit-limit"))
+		}
+		status, header, answer := w.send("GET", "/v2/volumes", "")
+		assert.Equal(t, http.StatusTooManyRequests, status)
+		assert.Contains(t, answer, "too_many_requests")
+		assert.Equal(t, "1", header.Get("retry-after"))
+		assert.Equal(t, strconv.FormatInt(time.Now().Unix()+1, 10), header.Get("ratelimit-reset"))
+		time.Sleep(time.Second)
+		w.must("GET", "/v2/volumes", "")
+	})
+}
+
+func TestDropletsAreWhatTheyAre(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		status := func() any { return w.must("GET", "/v2/droplets/"+w.droplet, "", "droplet", "status") }
+		volume := w.create("a")
+		w.attach(volume, w.droplet)
+		time.Sleep(6 * time.Second)
+		assert.Equal(t, "active", status())
+		w.cloud.Stop(w.droplet)
+		assert.Equal(t, "active", status())
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "off", status())
+		assert.Equal(t, []any{json.Number(w.droplet)}, w.droplets(volume), "off, it keeps what it holds")
+		w.cloud.Start(w.droplet)
+		assert.Equal(t, "new", status())
+		time.Sleep(2 * time.Second)
+		w.cloud.Terminate(w.droplet)
+		assert.Equal(t, "active", status())
+		time.Sleep(10 * time.Second)
+		w.refused(404, "", "GET", "/v2/droplets/"+w.droplet, "")
+		assert.Empty(t, w.droplets(volume))
+	})
+}
+
+func TestMetadataTellsADropletWhichItIs(t *testing.T) {
+	inWorld(t, cloud.Config{Latency: time.Hour}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		get := func(path string) (int, string) {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://169.254.169.254"+path, nil)
+			require.NoError(t, err)
+			response, err := w.front.Transport(w.droplet).RoundTrip(r)
+			require.NoError(t, err)
+			b, err := io.ReadAll(response.Body)
+			require.NoError(t, err)
+			return response.StatusCode, string(b)
+		}
+		begin := time.Now()
+		for path, want := range map[string]string{"/metadata/v1/id": w.droplet, "/metadata/v1/region": "nyc1", "/metadata/v1/hostname": "droplet-" + w.droplet} {
+			status, got := get(path)
+			assert.Equal(t, http.StatusOK, status)
+			assert.Equal(t, want, got)
+		}
+		status, _ := get("/metadata/v1/colour")
+		assert.Equal(t, http.StatusNotFound, status)
+		w.cloud.Inject(cloud.Rule{Action: digitalocean.MetadataAction, Fault: cloud.Fail, Code: "503", Times: 1})
+		status, _ = get("/metadata/v1/id")
+		assert.Equal(t, http.StatusServiceUnavailable, status)
+		assert.Zero(t, time.Since(begin), "the API's latency is not theirs")
+		assert.Empty(t, w.cloud.Calls())
+	})
+}

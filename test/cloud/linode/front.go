@@ -1,0 +1,269 @@
+// Package linode is the front of package cloud that speaks as Linode (Akamai Cloud) does: volumes, and what is asked of
+// instances, by version 4 of its API, and each instance's metadata service.
+//
+// It keeps the rules of the reference (https://techdocs.akamai.com/linode-api/reference/api), and words its refusals as Linode
+// does where that is known: Linode has no codes for them. Where the reference leaves something open, this is strict: a field, a
+// query or a filter that it does not name is refused, a second change of a machine while one is under way is "Linode busy.", the
+// label of a volume is free again only when the volume is gone for good, and instances' own disks count as volumes do.
+//
+// The API shows no attachment on its way: a volume has its Linode from the moment that was asked for until the device is gone.
+//
+// It does not simulate making or changing instances, configuration profiles, tags as objects of their own, events, users with
+// less than all rights, clones, transfers and migrations; nor that the device of an attached volume keeps its size when the
+// volume is resized, until it is attached anew.
+package linode
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/rest"
+	"github.com/blockvol/blockvol/test/cloud/wire"
+)
+
+// Config is what is Linode's own about a cloud. Its zones are the regions.
+type Config struct {
+	Cloud *cloud.Cloud
+
+	Plain []string // the regions that do not have encryption of volumes
+}
+
+// Front is Linode's API, an http.Handler.
+type Front struct {
+	cfg   Config
+	cloud *cloud.Cloud
+	api   *rest.API
+
+	changing sync.Mutex // from the check whether a change may be until it is made
+
+	mu       sync.Mutex
+	tokens   map[string]string   // the instance of each
+	dead     map[string]bool     // tokens that are revoked
+	scopes   map[string][]string // of tokens that have not all
+	shown    map[string]string   // what the API says of an instance's status, whatever it is
+	sessions map[string]session  // by the metadata service's tokens
+}
+
+// New returns the front of a cloud. It starts nothing.
+func New(cfg Config) *Front {
+	f := &Front{
+		cfg: cfg, cloud: cfg.Cloud, tokens: map[string]string{}, dead: map[string]bool{},
+		scopes: map[string][]string{}, shown: map[string]string{}, sessions: map[string]session{},
+	}
+	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Bucket: bucketOf, Translate: f.translate, Headers: f.headers})
+	f.handle("GET /v4/volumes", "volumes:read_only", f.listVolumes)
+	f.handle("POST /v4/volumes", "volumes:read_write", f.createVolume)
+	f.handle("GET /v4/volumes/{id}", "volumes:read_only", f.getVolume)
+	f.handle("PUT /v4/volumes/{id}", "volumes:read_write", f.updateVolume)
+	f.handle("DELETE /v4/volumes/{id}", "volumes:read_write", f.deleteVolume)
+	f.handle("POST /v4/volumes/{id}/attach", "volumes:read_write linodes:read_write", f.attachVolume)
+	f.handle("POST /v4/volumes/{id}/detach", "volumes:read_write linodes:read_write", f.detachVolume)
+	f.handle("POST /v4/volumes/{id}/resize", "volumes:read_write", f.resizeVolume)
+	f.handle("GET /v4/linode/instances/{id}", "linodes:read_only", f.getInstance)
+	return f
+}
+
+// handle adds a route that takes these OAuth scopes.
+func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answer, error)) {
+	f.api.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
+		for _, scope := range strings.Fields(scopes) {
+			if !f.may(bearer(r.HTTP), scope) {
+				return rest.Answer{}, refuse(http.StatusForbidden, "", "Your OAuth token is not authorized to use this endpoint.")
+			}
+		}
+		if err := checkQuery(r, pattern); err != nil {
+			return rest.Answer{}, err
+		}
+		return do(r)
+	})
+}
+
+// ServeHTTP implements http.Handler.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) { f.api.ServeHTTP(w, r) }
+
+// MetadataHosts are where Transport finds the metadata service.
+var MetadataHosts = []string{"169.254.169.254", "metadata"}
+
+// Transport connects the clients of one instance without sockets: to the instance's metadata service, see MetadataHosts, and
+// under every other host to the API.
+func (f *Front) Transport(instance string) http.RoundTripper {
+	metadata := f.Metadata(instance)
+	return wire.Transport(func(host string) http.Handler {
+		for _, h := range MetadataHosts {
+			if h == host {
+				return metadata
+			}
+		}
+		return f
+	})
+}
+
+// Token is a personal access token of the account, with all scopes, for one instance's use.
+func (f *Front) Token(instance string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	token := fmt.Sprintf("%064x", "pat of "+instance)
+	f.tokens[token] = instance
+	return token
+}
+
+// Revoke makes a token worthless.
+func (f *Front) Revoke(token string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dead[token] = true
+}
+
+// Restrict leaves a token these scopes only, such as "volumes:read_only".
+func (f *Front) Restrict(token string, scopes ...string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.scopes[token] = scopes
+}
+
+// Show makes the API say that an instance has a status, whatever it is in truth; "" ends that.
+func (f *Front) Show(instance, status string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.shown[instance] = status
+}
+
+// Serial is what the kernel shows for the volume's device: its label.
+func (f *Front) Serial(volume string) string {
+	v, _ := f.cloud.Volume(volume)
+	return v.Tags[labelKey]
+}
+
+var lastID atomic.Int64
+
+// ID is for cloud.Config.ID: numbers that ascend, as those of Linode do.
+func ID(kind cloud.Kind, _ uint64) string {
+	n := lastID.Add(1)
+	if kind == cloud.AnInstance {
+		n += 71_000_000
+	} else {
+		n += 9_000_000
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// The buckets of requests. Calls that are in none have rest.Account's.
+const (
+	listing  = "listing"
+	creating = "creating"
+)
+
+func bucketOf(action string) string {
+	switch action {
+	case "GET /v4/volumes":
+		return listing
+	case "POST /v4/volumes":
+		return creating
+	default:
+		return rest.Account
+	}
+}
+
+// Limits are those of the reference, "Rate limits", as token buckets; Linode's own are windows of a minute.
+func Limits(bucket string) cloud.Bucket {
+	perMinute := map[string]int{listing: 200, creating: 100, rest.Account: 800}[bucket]
+	return cloud.Bucket{Size: perMinute, PerSecond: float64(perMinute) / 60}
+}
+
+func (f *Front) headers(h http.Header, action string) {
+	h.Set("Content-Type", "application/json")
+	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	h.Set("X-Spec-Version", "4.229.1")
+	left, most, full := f.cloud.Left(bucketOf(action))
+	if most == 0 {
+		return
+	}
+	h.Set("X-Ratelimit-Limit", strconv.Itoa(most))
+	h.Set("X-Ratelimit-Remaining", strconv.Itoa(left))
+	h.Set("X-Ratelimit-Reset", strconv.FormatInt(full.Unix(), 10))
+	if left == 0 {
+		h.Set("Retry-After", strconv.Itoa(max(1, int(time.Until(full).Seconds()))))
+	}
+}
+
+func bearer(r *http.Request) string {
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return token
+}
+
+func (f *Front) caller(r *http.Request) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	token := bearer(r)
+	instance, known := f.tokens[token]
+	if !known || f.dead[token] {
+		return instance, refuse(http.StatusUnauthorized, "", "Invalid Token")
+	}
+	return instance, nil
+}
+
+func (f *Front) may(token, scope string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	scopes, restricted := f.scopes[token]
+	if !restricted {
+		return true
+	}
+	for _, has := range scopes {
+		if has == scope || has == strings.Replace(scope, "read_only", "read_write", 1) {
+			return true
+		}
+	}
+	return false
+}
+
+type reason struct {
+	Reason string `json:"reason"`
+	Field  string `json:"field,omitempty"`
+}
+
+func refuse(status int, field, format string, args ...any) *rest.Refusal {
+	return &rest.Refusal{Answer: rest.Answer{Status: status, Body: map[string]any{
+		"errors": []reason{{fmt.Sprintf(format, args...), field}},
+	}}}
+}
+
+func bad(field, format string, args ...any) *rest.Refusal {
+	return refuse(http.StatusBadRequest, field, format, args...)
+}
+
+var errBusy = bad("", "Linode busy.")
+
+func notFound() *rest.Refusal { return refuse(http.StatusNotFound, "", "Not found") }
+
+// translate words what package cloud refuses. The code of Fail is what Linode says, as the reason of a 400.
+func (f *Front) translate(err error) *rest.Refusal {
+	var failed *cloud.FailedError
+	switch {
+	case errors.As(err, &failed) && failed.Code != "":
+		return bad("", "%s", failed.Code)
+	case errors.Is(err, cloud.ErrThrottled):
+		refusal := refuse(http.StatusTooManyRequests, "", "Too many requests")
+		refusal.Header = http.Header{"Retry-After": {"1"}}
+		return refusal
+	case errors.Is(err, rest.ErrNoRoute), errors.Is(err, cloud.ErrNoVolume), errors.Is(err, cloud.ErrNoInstance):
+		return notFound()
+	case errors.Is(err, cloud.ErrInUse):
+		return bad("", "Volume is already attached")
+	case errors.Is(err, cloud.ErrZoneMismatch):
+		return bad("linode_id", "The Volume and the Linode must be in the same region.")
+	case errors.Is(err, cloud.ErrState):
+		return bad("", "Volume busy.")
+	case errors.Is(err, cloud.ErrNotAttached):
+		return bad("", "Volume is not attached to a Linode")
+	default:
+		return refuse(http.StatusInternalServerError, "", "An unexpected error occurred")
+	}
+}

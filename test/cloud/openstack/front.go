@@ -1,0 +1,234 @@
+// Package openstack is the front of package cloud that speaks as an OpenStack does: Keystone v3 for tokens, Cinder v3 for
+// volumes and snapshots, Nova v2.1 for servers and attachments, under the paths /identity, /volume and /compute of one host; and
+// each server's metadata service.
+//
+// It keeps the rules of the API references, and of the services themselves where those are silent. Where it can be one way or
+// the other, this is the stricter: fields and filters that are not known are refused, names are not unique, the times of
+// volumes have whole seconds, filters of metadata do not tell upper case from lower, texts have no characters of four bytes
+// (many clouds' databases take none), a page that is full has a successor, a volume that is on its way to a server does not
+// show which, and a volume that has snapshots stays.
+//
+// It does not simulate launching servers, several projects and roles, images, groups, backups, transfers, retyping, volumes
+// that several servers hold, and microversions beyond those that the calls here depend on.
+package openstack
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/rest"
+)
+
+// Config is what is one cloud's own. Only Cloud has no default.
+type Config struct {
+	Cloud         *cloud.Cloud
+	Region        string                 // default RegionOne
+	TokenLife     time.Duration          // default an hour
+	Now           func() time.Time       // the cloud's clock; default time.Now
+	Types         []string               // of volumes, the default one first; default __DEFAULT__
+	Devices       int                    // how many volumes a server takes; default 26
+	Gigabytes     int64                  // quota of the project in GiB; default 1000
+	Unmakeable    func(name string) bool // tells of volumes that are accepted, and then end in error; may be nil
+	VolumeZone    string                 // how Cinder calls the cloud's first zone; default as Nova does
+	NoAttachments bool                   // an old Cinder, without microversion 3.27
+}
+
+// Front is one region of an OpenStack cloud, seen by one project. Its accounts are the instances' own, see Credentials.
+type Front struct {
+	cfg   Config
+	cloud *cloud.Cloud
+	api   *rest.API
+
+	mu       sync.Mutex
+	tokens   map[string]token
+	issued   int
+	revoked  map[string]bool // instances whose credentials are no more
+	page     int
+	statuses map[string]status // what Nova says of a server besides what package cloud knows
+}
+
+// Project and User are who all instances are to Keystone.
+const (
+	Project = "6f70656c0fd84a1e9c1d2c7c6d9f3b5a"
+	User    = "a3f5e2c19b7d4c0e8f6a5b4c3d2e1f00"
+)
+
+// New returns a front.
+func New(cfg Config) *Front {
+	if cfg.Region == "" {
+		cfg.Region = "RegionOne"
+	}
+	if cfg.TokenLife == 0 {
+		cfg.TokenLife = time.Hour
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Types == nil {
+		cfg.Types = []string{"__DEFAULT__"}
+	}
+	if cfg.Devices == 0 {
+		cfg.Devices = 26
+	}
+	if cfg.Gigabytes == 0 {
+		cfg.Gigabytes = 1000
+	}
+	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, revoked: map[string]bool{}, statuses: map[string]status{}, page: 1000}
+	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: translate, Headers: func(h http.Header, _ string) {
+		h.Set("X-Openstack-Request-Id", "req-00000000-0000-4000-8000-000000000000")
+		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
+	}})
+	f.api.Handle("POST /identity/v3/auth/tokens", f.issue)
+	for pattern, do := range map[string]func(*rest.Request) (rest.Answer, error){
+		"GET /volume/v3/{project}/volumes/detail":                 f.listVolumes,
+		"POST /volume/v3/{project}/volumes":                       f.createVolume,
+		"GET /volume/v3/{project}/volumes/{id}":                   f.showVolume,
+		"DELETE /volume/v3/{project}/volumes/{id}":                f.deleteVolume,
+		"POST /volume/v3/{project}/volumes/{id}/action":           f.act,
+		"POST /volume/v3/{project}/volumes/{id}/metadata":         f.addMetadata,
+		"DELETE /volume/v3/{project}/volumes/{id}/metadata/{key}": f.dropMetadata,
+		"GET /volume/v3/{project}/attachments/detail":             f.listAttachments,
+		"GET /volume/v3/{project}/snapshots/detail":               f.listSnapshots,
+		"POST /volume/v3/{project}/snapshots":                     f.createSnapshot,
+		"GET /volume/v3/{project}/snapshots/{id}":                 f.showSnapshot,
+		"DELETE /volume/v3/{project}/snapshots/{id}":              f.deleteSnapshot,
+	} {
+		f.api.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
+			if r.HTTP.PathValue("project") != Project {
+				return rest.Answer{}, bad("Malformed request url")
+			}
+			return do(r)
+		})
+	}
+	f.api.Handle("GET /compute/v2.1/servers/{server}", f.showServer)
+	f.api.Handle("POST /compute/v2.1/servers/{server}/os-volume_attachments", f.attach)
+	f.api.Handle("DELETE /compute/v2.1/servers/{server}/os-volume_attachments/{volume}", f.detach)
+	return f
+}
+
+// Limits has none: OpenStack leaves them to whoever runs it.
+func Limits(string) cloud.Bucket { return cloud.Bucket{} }
+
+// ID words ids as OpenStack does, see cloud.Config.ID.
+func ID(of cloud.Kind, n uint64) string { return uuid(fmt.Sprintf("%s %d", of, n)) }
+
+// uuid is of version 4, and always the same for the same text.
+func uuid(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	sum[6], sum[8] = sum[6]&0x0f|0x40, sum[8]&0x3f|0x80
+	h := hex.EncodeToString(sum[:16])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// Serial is what the kernel shows as the serial of a volume's device: virtio has no more than 20 characters for it.
+func Serial(volume string) string { return volume[:min(len(volume), 20)] }
+
+// ServeHTTP answers one request, see rest.API.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == authPath { // who asks stands in the body
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		r = r.WithContext(context.WithValue(r.Context(), claimed{}, body))
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	f.api.ServeHTTP(w, r)
+}
+
+// refuse is an error as Cinder and Nova word them.
+func refuse(status int, kind, format string, args ...any) *rest.Refusal {
+	return &rest.Refusal{Answer: rest.Answer{Status: status, Body: map[string]any{
+		kind: map[string]any{"code": status, "message": fmt.Sprintf(format, args...)},
+	}}}
+}
+
+func bad(format string, args ...any) *rest.Refusal {
+	return refuse(http.StatusBadRequest, "badRequest", format, args...)
+}
+
+func missing(format string, args ...any) *rest.Refusal {
+	return refuse(http.StatusNotFound, "itemNotFound", format, args...)
+}
+
+func conflict(format string, args ...any) *rest.Refusal {
+	return refuse(http.StatusConflict, "conflictingRequest", format, args...)
+}
+
+// overQuota is told with the status of too large a request, and with a time after which nothing will be different.
+func overQuota(format string, args ...any) *rest.Refusal {
+	refusal := refuse(http.StatusRequestEntityTooLarge, "overLimit", format, args...)
+	refusal.Header = http.Header{"Retry-After": {"0"}}
+	return refusal
+}
+
+func translate(err error) *rest.Refusal {
+	var failed *cloud.FailedError
+	switch {
+	case errors.Is(err, cloud.ErrThrottled):
+		refusal := refuse(http.StatusTooManyRequests, "overLimit", "This request was rate-limited.")
+		refusal.Header = http.Header{"Retry-After": {"1"}}
+		return refusal
+	case errors.As(err, &failed):
+		if status, err := strconv.Atoi(failed.Code); err == nil {
+			return refuse(status, "fault", "Made to fail")
+		}
+		return refuse(http.StatusInternalServerError, "computeFault", "Unexpected API Error. Please report this at http://bugs.launchpad.net/nova/ and attach the Nova API log if possible.")
+	case errors.Is(err, rest.ErrNoRoute):
+		return missing("The resource could not be found.")
+	case errors.Is(err, cloud.ErrNoVolume):
+		return missing("Volume could not be found.")
+	default:
+		return bad("%v", err)
+	}
+}
+
+// decode reads the body under its one key.
+func decode[T any](r *rest.Request, key string) (T, error) {
+	body := map[string]json.RawMessage{}
+	var value T
+	err := r.Decode(&body)
+	if err == nil && (len(body) != 1 || body[key] == nil) {
+		err = fmt.Errorf("it must have the one field %q", key)
+	}
+	if err == nil {
+		d := json.NewDecoder(bytes.NewReader(body[key]))
+		d.DisallowUnknownFields()
+		err = d.Decode(&value)
+	}
+	if err != nil {
+		return value, bad("Invalid input for field/attribute %s: %v", key, err)
+	}
+	return value, nil
+}
+
+// microversion tells whether the request asks for this microversion of Cinder or a later one.
+func microversion(r *rest.Request, least int) bool {
+	text, asked := strings.CutPrefix(r.HTTP.Header.Get("OpenStack-API-Version"), "volume 3.")
+	n, err := strconv.Atoi(text)
+	return asked && err == nil && n >= least
+}
+
+// stamp is how the services write times: without a zone.
+func stamp(t time.Time) string {
+	return t.UTC().Truncate(time.Second).Format("2006-01-02T15:04:05.000000")
+}
+
+func orNull(text string) any {
+	if text == "" {
+		return nil
+	}
+	return text
+}

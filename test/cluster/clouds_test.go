@@ -1,0 +1,62 @@
+package cluster_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/fronts"
+	"github.com/blockvol/blockvol/test/cluster"
+	"github.com/blockvol/blockvol/test/cluster/ledger"
+)
+
+// Clouds that show their disks otherwise than EC2: on each a service follows its disk from node to node, also when the
+// node loses power. They are clusters of their own, of two nodes.
+func TestAServiceFollowsItsDiskOnOtherClouds(t *testing.T) {
+	for _, kind := range fronts.All {
+		if kind.Bus == fronts.NVMe {
+			continue
+		}
+		t.Run(kind.Name, func(t *testing.T) {
+			if kind.Provider == "hetzner" || kind.Provider == "linode" {
+				long(t) // their disks are SCSI disks, as DigitalOcean's are
+			}
+			c := cluster.Start(t, cluster.Config{
+				Nodes: 2, Kind: kind, Dir: "../../build/plugin", Log: t.Logf,
+				Cloud: cloud.Config{Latency: latency, Times: times},
+			})
+			t.Cleanup(func() {
+				if t.Failed() {
+					c.SaveLogs(logs)
+				}
+			})
+			manager, worker := c.Nodes[0], c.Nodes[1]
+			var w *cluster.Writer
+			c.Place(worker, func() { w = c.StartWriter("diary", "blockvol") })
+			w.OnlyOn(worker)
+
+			begin := time.Now()
+			c.Availability(worker, "drain")
+			ack := w.Await("it moves", ledger.NotOn(worker.Name))
+			w.OnlyOn(manager)
+			t.Logf("drain: pause %.1f s", c.Ledger.Gap(w.Name, begin).Seconds())
+			assert.Equal(t, manager.Name, ack.Node)
+			c.Availability(worker, "active")
+
+			gather(c, worker, w)
+			begin = time.Now()
+			worker.PowerOff()
+			w.Await("it goes on", ledger.On(manager.Name))
+			t.Logf("power loss: pause %.1f s", c.Ledger.Gap(w.Name, begin).Seconds())
+			worker.PowerOn()
+			c.Settle()
+			w.OnlyOn(manager)
+			w.Remove()
+			c.NothingLeft()
+			require.Empty(t, fronts.Disks(c.Cloud))
+		})
+	}
+}

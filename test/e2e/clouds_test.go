@@ -1,0 +1,126 @@
+package e2e_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/fronts"
+	"github.com/blockvol/blockvol/test/cloud/loop"
+	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/space"
+)
+
+// account is one of any cloud, whose disks are loop devices.
+type account struct {
+	*cloud.Cloud
+	kind  fronts.Kind
+	front fronts.Front
+	disks *loop.Backend
+}
+
+// openAccount returns an account of a cloud where things take a moment.
+func openAccount(t *testing.T, kind fronts.Kind) *account {
+	t.Helper()
+	disks, err := loop.New(space.Dir(t))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, disks.Close()) })
+	cfg := kind.Cloud
+	cfg.Latency, cfg.Backend = 20*time.Millisecond, disks
+	cfg.Times = cloud.Times{
+		Create: 200 * time.Millisecond, Delete: 200 * time.Millisecond, Attach: 400 * time.Millisecond, Detach: 400 * time.Millisecond,
+		Stop: 200 * time.Millisecond,
+	}
+	a := &account{Cloud: cloud.New(cfg), kind: kind, disks: disks}
+	t.Cleanup(func() {
+		a.Close()
+		require.Empty(t, a.Problems())
+	})
+	a.front = kind.New(a.Cloud)
+	disks.ShowAs(func(volume string) loop.Identity { return kind.Identity(a.front, volume) })
+	return a
+}
+
+// server is an engine on an instance of any cloud.
+type server struct {
+	*engine.Engine
+	id      string
+	account *account
+}
+
+// launch returns an engine on a new instance, with the plugin and an image.
+func (a *account) launch(t *testing.T) *server {
+	t.Helper()
+	s := &server{Engine: engine.Start(t), id: a.AddInstance(a.kind.Instance).ID, account: a}
+	require.NoError(t, a.disks.Sysfs(s.id, filepath.Join(s.State, "sysfs")))
+	api, metadata := serve(t, s.Engine, "127.0.0.1:0", a.front), serve(t, s.Engine, "127.0.0.1:0", a.front.Metadata(s.id))
+	s.Busybox()
+	s.InstallPlugin(pluginDir, append(a.kind.Settings(a.front, s.id, "http://"+api, "http://"+metadata),
+		"PROVIDER="+a.kind.Provider, "LOG_LEVEL=debug", "CALL_TIMEOUT=10s", "args=--sysfs=/data/state/sysfs")...)
+	return s
+}
+
+// eventuallyReleased waits until the plugin has nothing mounted, and the instance has none of the disks.
+func (s *server) eventuallyReleased() {
+	s.Eventually("the volume is unmounted and detached", func() error {
+		for _, v := range fronts.Disks(s.account.Cloud) {
+			if len(v.Attachments) > 0 && v.Attachments[0].Instance == s.id {
+				return fmt.Errorf("%s is %s", v.ID, v.Attachments[0].State)
+			}
+		}
+		return held(s.Engine)
+	})
+}
+
+// A volume with a name that few clouds can hold is made, follows its container, outlives a server that is stopped, and is
+// deleted.
+func TestAVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
+	t.Parallel()
+	for _, kind := range fronts.All {
+		t.Run(kind.Provider, func(t *testing.T) {
+			t.Parallel()
+			const name = "Shop_data.2026-with-a-name-that-is-longer-than-most-clouds-allow-for-a-label"
+			a := openAccount(t, kind)
+			here, there := a.launch(t), a.launch(t)
+			create(here.Engine, name, "fstype=xfs", "size=10GiB")
+			require.Len(t, fronts.Disks(a.Cloud), 1)
+			there.Eventually("it is listed everywhere", func() error {
+				if listed := there.Docker("volume", "ls", "--quiet"); listed != name {
+					return fmt.Errorf("%q", listed)
+				}
+				return nil
+			})
+			startWriter(t, here.Engine, name)
+			assert.Equal(t, "xfs", here.Docker("exec", "writer", "awk", `$2 == "/data" { print $3 }`, "/proc/mounts"))
+			_, err := there.Try("run", "--rm", "--volume", name+":/data", "busybox", "true")
+			require.ErrorContains(t, err, "held by node "+here.id+" (running: ")
+			_, err = there.Try("volume", "rm", name)
+			require.Error(t, err, "nor removed")
+			awaitLines(t, here.Engine, 10)
+
+			here.Docker("rm", "--force", "writer")
+			assertNothingLost(t, there.Engine, name)
+			there.eventuallyReleased()
+
+			startWriter(t, here.Engine, name)
+			here.Docker("exec", "writer", "sync", "-f", "/data/log")
+			here.PowerOff()
+			a.Stop(here.id)
+			assert.Equal(t, "1", once(there.Engine, name, "head -n 1 /data/log"))
+			assert.Regexp(t, `Volume is taken over .*evidence=.*`+here.id, there.Log())
+			there.eventuallyReleased()
+			there.Docker("volume", "rm", name)
+			there.Eventually("the cloud has deleted it", func() error {
+				if left := fronts.Disks(a.Cloud); len(left) > 0 {
+					return fmt.Errorf("%+v", left)
+				}
+				return nil
+			})
+		})
+	}
+}
