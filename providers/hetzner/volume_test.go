@@ -1,6 +1,7 @@
 package hetzner
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -416,4 +417,30 @@ func TestWhatIsKnownIsTheLatest(t *testing.T) {
 	m.see(2, sighting{at: time.Now().Add(-sightingGood), ours: true})
 	_, is = m.knows(2)
 	assert.False(t, is, "it may have become another's")
+}
+
+func TestChangesOfAVolumeTakeTheirTurn(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, hetzner.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node("fsn1"))
+		v, other := w.create(p, "db"), w.create(p, "other")
+		w.cloud.SetPace(0, 0, cloud.Times{Modify: time.Minute})
+		var late error
+		atOnce(func() {
+			_, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 20 * gib})
+			assert.NoError(t, err)
+		}, func() {
+			time.Sleep(time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			assert.NoError(t, p.Mark(ctx, other.ID, "a", "b"), "others do not wait")
+			late = p.Mark(ctx, v.ID, "a", "b")
+		}, func() {
+			time.Sleep(2 * time.Second)
+			assert.NoError(t, p.Mark(t.Context(), v.ID, "c", "d"))
+		})
+		require.ErrorIs(t, late, providers.ErrBusy)
+		require.ErrorIs(t, late, context.DeadlineExceeded)
+		sentence(t, late, "another change of volume "+v.ID)
+		assert.Equal(t, providers.Record{"c": "d"}, w.find(p, "db").Record)
+	})
 }
