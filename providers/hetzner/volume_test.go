@@ -424,7 +424,7 @@ func TestChangesOfAVolumeTakeTheirTurn(t *testing.T) {
 		p := w.on(w.node("fsn1"))
 		v, other := w.create(p, "db"), w.create(p, "other")
 		w.cloud.SetPace(0, 0, cloud.Times{Modify: time.Minute})
-		var late error
+		var free, late error
 		atOnce(func() {
 			_, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 20 * gib})
 			assert.NoError(t, err)
@@ -432,12 +432,13 @@ func TestChangesOfAVolumeTakeTheirTurn(t *testing.T) {
 			time.Sleep(time.Second)
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			assert.NoError(t, p.Mark(ctx, other.ID, "a", "b"), "others do not wait")
+			free = p.Mark(ctx, other.ID, "a", "b")
 			late = p.Mark(ctx, v.ID, "a", "b")
 		}, func() {
 			time.Sleep(2 * time.Second)
 			assert.NoError(t, p.Mark(t.Context(), v.ID, "c", "d"))
 		})
+		require.NoError(t, free, "others do not wait")
 		require.ErrorIs(t, late, providers.ErrBusy)
 		require.ErrorIs(t, late, context.DeadlineExceeded)
 		sentence(t, late, "another change of volume "+v.ID)
