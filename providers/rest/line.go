@@ -89,7 +89,7 @@ func (l *Line) learn(node string, busy, queued bool) {
 	if begun, lately := l.begun[node]; lately && busy {
 		l.lasts = now.Sub(begun)
 	} else if queued {
-		l.lasts -= l.lasts / 64
+		l.lasts -= l.lasts / 16
 	}
 	if l.begun == nil {
 		l.begun = make(map[string]time.Time)
