@@ -1,11 +1,11 @@
 package cluster_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/fronts"
@@ -56,7 +56,12 @@ func TestAServiceFollowsItsDiskOnOtherClouds(t *testing.T) {
 			w.OnlyOn(manager)
 			w.Remove()
 			c.NothingLeft()
-			require.Empty(t, fronts.Disks(c.Cloud))
+			c.Eventually("the disk is deleted", func() error {
+				if left := fronts.Disks(c.Cloud); len(left) > 0 {
+					return fmt.Errorf("%+v", left)
+				}
+				return nil
+			})
 		})
 	}
 }
