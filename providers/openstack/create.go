@@ -77,12 +77,14 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	}
 	defer unlock()
 	retry := pace.Backoff{Most: max(p.times.lag, time.Millisecond)}
-	for {
+	for begun := time.Now(); ; {
 		v, err := p.create(ctx, spec)
 		if err == nil {
 			return p.describe(ctx, v)
 		}
-		if !errors.Is(err, errLost) {
+		// Two that are adopted under one name at once are both seen until one of them gives way.
+		giving := errors.Is(err, providers.ErrAmbiguous) && time.Since(begun) < 4*p.times.lag
+		if !errors.Is(err, errLost) && !giving {
 			return nil, err
 		}
 		if over := retry.Wait(ctx); over != nil {

@@ -120,7 +120,7 @@ func Run(t *testing.T, h Harness) {
 	for _, s := range statements {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel() // each has a cloud of its own, and mostly waits for it
-			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 			defer cancel()
 			s.check(&world{t: t, ctx: ctx, cluster: "main", Cloud: h.New(t)})
 		})
