@@ -30,6 +30,9 @@ const (
 	mostBusy = 4 * time.Second
 	// longestChange is more than a change of a node takes.
 	longestChange = time.Minute
+	// longestDoubt is how much longer than a node was seen to be busy its change is taken to last: pauses between two looks
+	// grow, and are no measure of it.
+	longestDoubt = 500 * time.Millisecond
 )
 
 // Do calls when it is the caller's turn at the node, again as long as it returns providers.ErrBusy, and returns what it
@@ -49,7 +52,8 @@ func (l *Line) Do(ctx context.Context, node string, call func(context.Context) e
 		return tooLate(ctx, node)
 	}
 	retry := pace.Backoff{Most: mostBusy}
-	for busy := false; ; busy = true {
+	for busy := (time.Time{}); ; {
+		asked := time.Now()
 		err := call(ctx)
 		if err == nil {
 			l.learn(node, busy, !first)
@@ -57,6 +61,7 @@ func (l *Line) Do(ctx context.Context, node string, call func(context.Context) e
 		if !errors.Is(err, providers.ErrBusy) {
 			return err
 		}
+		busy = asked
 		over := retry.Wait(ctx)
 		switch {
 		case over == nil:
@@ -79,17 +84,17 @@ func (l *Line) rest(node string) time.Duration {
 	return l.lasts - time.Since(l.begun[node])
 }
 
-// learn takes in that the node accepts a change now: of one that was busy before it is known how long the last one took, of one
-// that was not, to a caller who had queued, only that it was not longer.
-func (l *Line) learn(node string, busy, queued bool) {
+// learn takes in that the node accepts a change now. When it was last busy, if it was, and when it is so no more, is between what
+// the change before took; of one that was not, to a caller who had queued, it is known only that it took no longer.
+func (l *Line) learn(node string, busy time.Time, queued bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	maps.DeleteFunc(l.begun, func(_ string, begun time.Time) bool { return now.Sub(begun) > longestChange })
-	if begun, lately := l.begun[node]; lately && busy {
-		l.lasts = now.Sub(begun)
+	if begun, lately := l.begun[node]; lately && !busy.IsZero() {
+		l.lasts = min(now.Sub(begun), busy.Sub(begun)+longestDoubt)
 	} else if queued {
-		l.lasts -= l.lasts / 16
+		l.lasts -= l.lasts / 64
 	}
 	if l.begun == nil {
 		l.begun = make(map[string]time.Time)
