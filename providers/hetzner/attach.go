@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
 )
@@ -69,7 +69,7 @@ func (p *Provider) inLine(ctx context.Context, server string, change func(contex
 
 func (p *Provider) attach(ctx context.Context, id string, node providers.Node) error {
 	request := fmt.Sprintf("the request to attach volume %s to server %s", id, node.ID)
-	a, _, err := p.api.Volume.Attach(ctx, &hcloud.Volume{ID: number(id)}, &hcloud.Server{ID: number(node.ID)})
+	a, err := p.api.attach(ctx, number(id), number(node.ID))
 	if err == nil {
 		if a.ID == 0 {
 			return p.notItsOwn(ctx, request)
@@ -107,7 +107,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 		return err
 	}
 	if len(running) > 0 { // there is no more than one
-		a := running[0]
+		a := &running[0]
 		server := serverOf(a)
 		switch {
 		case a.Command != "attach_volume" && server == number(node):
@@ -126,25 +126,23 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 		return err
 	case v.Server == nil: // by now
 		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
-	case v.Server.ID != number(node):
-		return &providers.HeldError{Volume: id, Node: text(v.Server.ID)}
+	case *v.Server != number(node):
+		return &providers.HeldError{Volume: id, Node: text(*v.Server)}
 	}
 	return errNothing
 }
 
 // running are the actions of a volume that are under way.
-func (p *Provider) running(ctx context.Context, id string) ([]*hcloud.Action, error) {
+func (p *Provider) running(ctx context.Context, id string) ([]schema.Action, error) {
 	request := "the question what is being done with volume " + id
-	all, answer, err := p.api.Volume.Action.ListFor(ctx, &hcloud.Volume{ID: number(id)}, hcloud.ActionListOpts{
-		ListOpts: hcloud.ListOpts{PerPage: perPage}, Status: []hcloud.ActionStatus{hcloud.ActionStatusRunning},
-	})
+	answer, err := p.api.running(ctx, number(id))
 	switch {
 	case err != nil:
 		return nil, p.explain(ctx, request, err)
 	case answer.Meta.Pagination == nil:
 		return nil, p.notItsOwn(ctx, request)
 	}
-	return all, nil
+	return answer.Actions, nil
 }
 
 // Detach asks for the volume to be detached from that server.
@@ -172,7 +170,7 @@ func (p *Provider) detach(ctx context.Context, id, node string) error {
 		return errNothing
 	}
 	request := fmt.Sprintf("the request to detach volume %s from server %s", id, node)
-	a, _, err := p.api.Volume.Detach(ctx, &hcloud.Volume{ID: number(id)})
+	a, err := p.api.detach(ctx, number(id))
 	if err == nil {
 		switch server := serverOf(a); {
 		case a.ID == 0:
@@ -225,7 +223,8 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 	if err != nil {
 		return err
 	}
-	for _, a := range running {
+	for i := range running {
+		a := &running[i]
 		if server := serverOf(a); a.Command == "detach_volume" && (server == 0 || server == number(node)) {
 			p.memory.begin(number(id), move{action: a.ID, server: number(node), leaves: true})
 			return errNothing
@@ -239,11 +238,11 @@ const leaving = 20 * time.Second
 
 // attachment tells who holds the volume, by the volume itself and what this process has begun with it; and returns the volume as
 // it was when that was so. It asks what has become of that only if it may, and only if the volume does not show it.
-func (p *Provider) attachment(ctx context.Context, v *hcloud.Volume, ask bool) (*hcloud.Volume, providers.Attachment, error) {
+func (p *Provider) attachment(ctx context.Context, v *schema.Volume, ask bool) (*schema.Volume, providers.Attachment, error) {
 	begun, is := p.memory.moving(v.ID)
 	shown := int64(0)
 	if v.Server != nil {
-		shown = v.Server.ID
+		shown = *v.Server
 	}
 	held := providers.Attachment{}
 	if shown != 0 {
@@ -269,9 +268,9 @@ func (p *Provider) attachment(ctx context.Context, v *hcloud.Volume, ask bool) (
 	switch {
 	case err != nil:
 		return nil, providers.Attachment{}, err
-	case a.Status == hcloud.ActionStatusRunning:
+	case a.Status == actionRunning:
 		return v, underway, nil
-	case a.Status == hcloud.ActionStatusError && !begun.leaves:
+	case a.Status == actionError && !begun.leaves:
 		return v, providers.Attachment{Node: underway.Node, State: providers.AttachFailed, Problem: p.failed("attach it", a).Error()}, nil
 	}
 	// The volume was read before the end.

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
@@ -44,7 +44,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 		return nil, err
 	}
 	retry := pace.Backoff{Most: 2 * time.Second}
-	for v.Status == hcloud.VolumeStatusCreating {
+	for v.Status == volumeCreating {
 		if err := retry.Wait(ctx); err != nil {
 			return nil, fmt.Errorf("volume %d is still being created: %w", v.ID, err)
 		}
@@ -69,7 +69,7 @@ func checkOptions(spec providers.Spec) error {
 }
 
 // make asks for a volume with all its labels, and waits for it.
-func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*hcloud.Volume, error) {
+func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*schema.Volume, error) {
 	zone := spec.Zone
 	if zone == "" {
 		node, err := p.Node(ctx)
@@ -79,8 +79,9 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*hc
 		zone = node.Zone
 	}
 	request, asked := fmt.Sprintf("the request to create volume %q in location %s", spec.Name, zone), time.Now()
-	made, _, err := p.api.Volume.Create(ctx, hcloud.VolumeCreateOpts{
-		Name: p.nameOf(spec.Name), Size: size, Location: &hcloud.Location{Name: zone}, Labels: p.marks(nil, spec),
+	marks := p.marks(nil, spec)
+	made, err := p.api.create(ctx, schema.VolumeCreateRequest{
+		Name: p.nameOf(spec.Name), Size: size, Location: &schema.IDOrName{Name: zone}, Labels: &marks,
 	})
 	switch {
 	case err != nil:
@@ -96,22 +97,22 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*hc
 		if err := p.await(ctx, fmt.Sprintf("create volume %d", made.Volume.ID), made.Action); err != nil {
 			return nil, err
 		}
-		made.Volume.Status = hcloud.VolumeStatusAvailable
+		made.Volume.Status = volumeAvailable
 	}
-	p.saw(made.Volume, asked)
-	return made.Volume, nil
+	p.saw(&made.Volume, asked)
+	return &made.Volume, nil
 }
 
 // await waits for the end of an action, which may be over when its beginning is told.
-func (p *Provider) await(ctx context.Context, change string, a *hcloud.Action) error {
+func (p *Provider) await(ctx context.Context, change string, a *schema.Action) error {
 	retry := pace.Backoff{Most: 2 * time.Second}
 	for id, asked := a.ID, false; ; asked = true {
 		switch a.Status {
-		case hcloud.ActionStatusSuccess:
+		case actionSuccess:
 			return nil
-		case hcloud.ActionStatusError:
+		case actionError:
 			return p.failed(change, a)
-		case hcloud.ActionStatusRunning:
+		case actionRunning:
 		default:
 			return p.notItsOwn(ctx, "the request to "+change)
 		}
@@ -128,14 +129,14 @@ func (p *Provider) await(ctx context.Context, change string, a *hcloud.Action) e
 }
 
 // action asks what has become of an action.
-func (p *Provider) action(ctx context.Context, id int64) (*hcloud.Action, error) {
+func (p *Provider) action(ctx context.Context, id int64) (*schema.Action, error) {
 	request := fmt.Sprintf("the question for action %d", id)
-	a, _, err := p.api.Action.GetByID(ctx, id)
+	a, err := p.api.action(ctx, id)
 	switch {
 	case err != nil:
 		return nil, p.explain(ctx, request, err)
 	case a == nil: // it is kept for long, but not for ever
-		return &hcloud.Action{ID: id, Status: hcloud.ActionStatusSuccess}, nil
+		return &schema.Action{ID: id, Status: actionSuccess}, nil
 	case a.ID != id:
 		return nil, p.notItsOwn(ctx, request)
 	}
@@ -148,7 +149,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	if err := errors.Join(err, checkOptions(providers.Spec{Type: change.Type, IOPS: change.IOPS, Throughput: change.Throughput})); err != nil {
 		return nil, err
 	}
-	var v *hcloud.Volume
+	var v *schema.Volume
 	err = p.changing(ctx, id, func(ctx context.Context) error {
 		if v, err = p.getOurs(ctx, id); err != nil {
 			return err
@@ -159,7 +160,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		case size < v.Size:
 			return fmt.Errorf("%w: volume %s has %d GiB, and volumes of Hetzner Cloud cannot shrink: ask for more, or make a new volume and copy", providers.ErrInvalid, id, v.Size)
 		}
-		a, _, err := p.api.Volume.Resize(ctx, v, size)
+		a, err := p.api.resize(ctx, v.ID, size)
 		if err != nil {
 			err = p.explain(ctx, "the request to enlarge volume "+id, err)
 			if !errors.Is(err, providers.ErrInvalid) {

@@ -7,7 +7,7 @@ import (
 	"io"
 	"strings"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
 )
@@ -44,16 +44,20 @@ func (r *refusal) Unwrap() error { return r.kind }
 
 // explain turns what Hetzner or the way to it answered into the contract's errors and a sentence for the operator.
 func (p *Provider) explain(ctx context.Context, request string, err error) error {
-	var api hcloud.Error
-	if !errors.As(err, &api) {
+	var said *apiError
+	if !errors.As(err, &said) {
 		return p.client.Unanswered(ctx, request, err)
 	}
-	return p.refused("Hetzner Cloud refuses "+request, string(api.Code), api.Message)
+	return p.refused("Hetzner Cloud refuses "+request, said.code, said.message)
 }
 
 // failed explains an action that ended in an error.
-func (p *Provider) failed(change string, a *hcloud.Action) error {
-	return p.refused("Hetzner Cloud could not "+change, a.ErrorCode, a.ErrorMessage)
+func (p *Provider) failed(change string, a *schema.Action) error {
+	var said schema.ActionError
+	if a.Error != nil {
+		said = *a.Error
+	}
+	return p.refused("Hetzner Cloud could not "+change, said.Code, said.Message)
 }
 
 // refused words what Hetzner says no to, by the code (API reference, "Errors").

@@ -36,7 +36,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/providers"
@@ -69,10 +69,10 @@ type Provider struct {
 	cfg      Config
 	cluster  string
 	client   *rest.Client
-	api      *hcloud.Client
+	api      client
 	metadata rest.Metadata
 
-	byName  *batch.Asker[[]*hcloud.Volume] // volumes by lookup key
+	byName  *batch.Asker[[]*schema.Volume] // volumes by lookup key
 	node    *batch.Asker[providers.Node]   // this one, under any key
 	servers rest.Line                      // changes of one server
 	volumes turns                          // changes of one volume by this process
@@ -89,7 +89,7 @@ var (
 
 // New checks the configuration. It calls nobody.
 func New(cfg Config) (*Provider, error) {
-	cfg.Endpoint = strings.TrimRight(cmp.Or(cfg.Endpoint, hcloud.Endpoint), "/")
+	cfg.Endpoint = strings.TrimRight(cmp.Or(cfg.Endpoint, "https://api.hetzner.cloud/v1"), "/")
 	cfg.Metadata = strings.TrimRight(cmp.Or(cfg.Metadata, "http://169.254.169.254"), "/")
 	switch {
 	case cfg.Cluster == "":
@@ -112,8 +112,7 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Transport != nil {
 		p.metadata.Client = &http.Client{Transport: cfg.Transport}
 	}
-	p.api = hcloud.NewClient(hcloud.WithEndpoint(cfg.Endpoint), hcloud.WithHTTPClient(p.client.HTTP),
-		hcloud.WithRetryOpts(hcloud.RetryOpts{}), hcloud.WithApplication("blockvol", ""))
+	p.api = client{endpoint: cfg.Endpoint, http: p.client.HTTP}
 	p.byName = batch.New(p.askByName, perPage)
 	p.node = batch.New(p.askNode, 1)
 	return p, nil
@@ -177,7 +176,7 @@ func (p *Provider) askNode(ctx context.Context, _ []string) (map[string]provider
 		if err != nil {
 			return nil, err
 		}
-		if server == nil || server.Location == nil {
+		if server == nil || server.Location.Name == "" {
 			return nil, fmt.Errorf("%w: the project that %s is of has no server %s, which this one shall be: take a token of the project that the server is in, and check %s",
 				providers.ErrInvalid, tokenSetting, id, serverSetting)
 		}
@@ -205,9 +204,9 @@ func (p *Provider) askLocation(ctx context.Context) string {
 }
 
 // server asks for a server. It is nil if the cloud says that there is none.
-func (p *Provider) server(ctx context.Context, id string) (*hcloud.Server, error) {
+func (p *Provider) server(ctx context.Context, id string) (*schema.Server, error) {
 	asked := "the question for server " + id
-	s, _, err := p.api.Server.GetByID(ctx, number(id))
+	s, err := p.api.server(ctx, number(id))
 	if err != nil {
 		return nil, p.explain(ctx, asked, err)
 	}
@@ -230,12 +229,11 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 	if s == nil {
 		return providers.NodeState{Life: providers.Gone, Evidence: "Hetzner Cloud knows no server " + node}, nil
 	}
-	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Hetzner Cloud says that server %s is %q", node, quote.Clip(string(s.Status)))}
-	switch s.Status { //nolint:exhaustive // the others are unclear
-	case hcloud.ServerStatusRunning, hcloud.ServerStatusInitializing, hcloud.ServerStatusStarting, hcloud.ServerStatusStopping,
-		hcloud.ServerStatusMigrating, hcloud.ServerStatusRebuilding, hcloud.ServerStatusDeleting:
+	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Hetzner Cloud says that server %s is %q", node, quote.Clip(s.Status))}
+	switch s.Status { // the others are unclear
+	case "running", "initializing", "starting", "stopping", "migrating", "rebuilding", "deleting": //nolint:misspell // Hetzner's words
 		state.Life = providers.Running
-	case hcloud.ServerStatusOff:
+	case "off":
 		state.Life = providers.Stopped
 	}
 	return state, nil

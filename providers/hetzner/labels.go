@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
@@ -114,14 +114,14 @@ func (p *Provider) ours() string {
 }
 
 // isOurs tells whether the volume is this cluster's.
-func (p *Provider) isOurs(v *hcloud.Volume) bool {
+func (p *Provider) isOurs(v *schema.Volume) bool {
 	b := read(v.Labels)
 	return b.cluster == p.cluster && b.name != "" && b.key == p.nameOf(b.name)
 }
 
 // damaged is the error for a volume whose labels somebody has changed. It is not called absent, since it may hold data, nor is
 // an entry of its record, since that may say that it does.
-func damaged(v *hcloud.Volume, unreadable []string) error {
+func damaged(v *schema.Volume, unreadable []string) error {
 	return fmt.Errorf("the labels %s of volume %d (%s at Hetzner Cloud) cannot be read: pieces of them are missing or changed: put them back, or remove all labels that begin with %s and adopt the volume anew by -o volume-id=%d",
 		strings.Join(unreadable, ", "), v.ID, quote.Clip(v.Name), prefix, v.ID)
 }
@@ -183,21 +183,21 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 		}
 		all := maps.Clone(v.Labels)
 		put(all, recordPrefix, map[string]string{key: value})
-		_, err = p.update(ctx, id, hcloud.VolumeUpdateOpts{Labels: all})
+		_, err = p.update(ctx, id, "", all)
 		return err
 	})
 }
 
 // update writes name and labels, and makes sure that they are there.
-func (p *Provider) update(ctx context.Context, id string, opts hcloud.VolumeUpdateOpts) (*hcloud.Volume, error) {
+func (p *Provider) update(ctx context.Context, id, name string, marks map[string]string) (*schema.Volume, error) {
 	request := "the request to label volume " + id
-	v, _, err := p.api.Volume.Update(ctx, &hcloud.Volume{ID: number(id)}, opts)
+	v, err := p.api.update(ctx, number(id), name, marks)
 	switch {
 	case err != nil:
 		return nil, p.explain(ctx, request, err)
 	case v.ID != number(id):
 		return nil, p.notItsOwn(ctx, request)
-	case !maps.Equal(v.Labels, opts.Labels), opts.Name != "" && v.Name != opts.Name:
+	case !maps.Equal(v.Labels, marks), name != "" && v.Name != name:
 		return nil, fmt.Errorf("%w: Hetzner Cloud has accepted %s, and shows other labels or another name in its answer", providers.ErrBusy, request)
 	}
 	return v, nil

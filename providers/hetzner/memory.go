@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 )
 
 // memory is what this process has seen lately, and what it has begun.
@@ -89,9 +89,9 @@ func (m *memory) end(id int64, begun move) {
 }
 
 // serverOf is the server that an action is about, 0 if it does not tell.
-func serverOf(a *hcloud.Action) int64 {
+func serverOf(a *schema.Action) int64 {
 	for _, r := range a.Resources {
-		if r.Type == hcloud.ActionResourceTypeServer {
+		if r.Type == "server" {
 			return r.ID
 		}
 	}

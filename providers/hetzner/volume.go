@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud"
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/quote"
@@ -21,27 +22,30 @@ const gib = 1 << 30
 // perPage is the greatest page (API reference, "Pagination").
 const perPage = 50
 
-// list returns all volumes with such labels. A page is cut out of the whole at the moment when it is asked for, so that a
-// deletion meanwhile moves a volume to a page that has been read: then all are read again.
-func (p *Provider) list(ctx context.Context, opts hcloud.VolumeListOpts) ([]*hcloud.Volume, error) {
+// list returns all volumes that one of the API's filters lets through. A page is cut out of the whole at the moment when it is
+// asked for, so that a deletion meanwhile moves a volume to a page that has been read: then all are read again.
+func (p *Provider) list(ctx context.Context, filter, value string) ([]*schema.Volume, error) {
 	const request = "the request for a list of volumes"
-	opts.PerPage, opts.Sort = perPage, []string{"id:asc"}
+	query := url.Values{filter: {value}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}}
 	for range 5 {
 		asked := time.Now()
-		var all []*hcloud.Volume
+		var all []*schema.Volume
 		total, moved := 0, false
-		for opts.Page = 1; opts.Page > 0; {
-			page, answer, err := p.api.Volume.List(ctx, opts)
+		for page := 1; page > 0; {
+			query.Set("page", strconv.Itoa(page))
+			answer, err := p.api.volumes(ctx, query)
 			if err != nil {
 				return nil, p.explain(ctx, request, err)
 			}
 			if answer.Meta.Pagination == nil {
 				return nil, p.notItsOwn(ctx, request)
 			}
-			moved = moved || opts.Page > 1 && answer.Meta.Pagination.TotalEntries != total
+			moved = moved || page > 1 && answer.Meta.Pagination.TotalEntries != total
 			total = answer.Meta.Pagination.TotalEntries
-			all = append(all, page...)
-			opts.Page = answer.Meta.Pagination.NextPage
+			for i := range answer.Volumes {
+				all = append(all, &answer.Volumes[i])
+			}
+			page = answer.Meta.Pagination.NextPage
 		}
 		if !moved {
 			for _, v := range all {
@@ -53,14 +57,14 @@ func (p *Provider) list(ctx context.Context, opts hcloud.VolumeListOpts) ([]*hcl
 	return nil, fmt.Errorf("%w: volumes are made and deleted so fast that a list of all is never whole", providers.ErrBusy)
 }
 
-func (p *Provider) saw(v *hcloud.Volume, asked time.Time) {
+func (p *Provider) saw(v *schema.Volume, asked time.Time) {
 	p.memory.see(v.ID, sighting{asked, p.isOurs(v), v.Protection.Delete})
 }
 
-func (p *Provider) askByName(ctx context.Context, keys []string) (map[string][]*hcloud.Volume, error) {
+func (p *Provider) askByName(ctx context.Context, keys []string) (map[string][]*schema.Volume, error) {
 	slices.Sort(keys)
-	all, err := p.list(ctx, hcloud.VolumeListOpts{ListOpts: hcloud.ListOpts{LabelSelector: keyLabel + " in (" + strings.Join(keys, ",") + ")"}})
-	found := make(map[string][]*hcloud.Volume)
+	all, err := p.list(ctx, "label_selector", keyLabel+" in ("+strings.Join(keys, ",")+")")
+	found := make(map[string][]*schema.Volume)
 	for _, v := range all {
 		found[v.Labels[keyLabel]] = append(found[v.Labels[keyLabel]], v)
 	}
@@ -77,7 +81,7 @@ func (p *Provider) Find(ctx context.Context, name string) (*providers.Volume, er
 }
 
 // find is Find in Hetzner's words.
-func (p *Provider) find(ctx context.Context, name string) (*hcloud.Volume, error) {
+func (p *Provider) find(ctx context.Context, name string) (*schema.Volume, error) {
 	if name == "" {
 		return nil, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
 	}
@@ -85,7 +89,7 @@ func (p *Provider) find(ctx context.Context, name string) (*hcloud.Volume, error
 	if err != nil {
 		return nil, err
 	}
-	var ours []*hcloud.Volume
+	var ours []*schema.Volume
 	for _, v := range all {
 		b := read(v.Labels)
 		if len(b.unreadable) > 0 && (b.cluster == "" || b.cluster == p.cluster) && (b.name == "" || b.name == name) {
@@ -104,7 +108,7 @@ func (p *Provider) find(ctx context.Context, name string) (*hcloud.Volume, error
 	return nil, ambiguous(name, ours)
 }
 
-func ambiguous(name string, all []*hcloud.Volume) error {
+func ambiguous(name string, all []*schema.Volume) error {
 	ids := make([]string, 0, len(all))
 	for _, v := range all {
 		ids = append(ids, fmt.Sprintf("%d in location %s", v.ID, v.Location.Name))
@@ -116,12 +120,12 @@ func ambiguous(name string, all []*hcloud.Volume) error {
 
 // List returns the cluster's volumes. Those that share a name or have damaged labels are left out, and the error names them.
 func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
-	all, err := p.list(ctx, hcloud.VolumeListOpts{ListOpts: hcloud.ListOpts{LabelSelector: p.ours()}})
+	all, err := p.list(ctx, "label_selector", p.ours())
 	if err != nil {
 		return nil, err
 	}
 	var problems []error
-	byName := make(map[string][]*hcloud.Volume)
+	byName := make(map[string][]*schema.Volume)
 	for _, v := range all {
 		if b := read(v.Labels); len(b.unreadable) > 0 {
 			problems = append(problems, damaged(v, b.unreadable))
@@ -146,7 +150,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 }
 
 // describe puts Hetzner's description into the contract's words. It asks for what it does not tell only if it may.
-func (p *Provider) describe(ctx context.Context, from *hcloud.Volume, ask bool) (*providers.Volume, error) {
+func (p *Provider) describe(ctx context.Context, from *schema.Volume, ask bool) (*providers.Volume, error) {
 	from, held, err := p.attachment(ctx, from, ask)
 	if err != nil {
 		return nil, err
@@ -169,7 +173,7 @@ func (p *Provider) describe(ctx context.Context, from *hcloud.Volume, ask bool) 
 }
 
 // get asks for a volume by its id, whoever it belongs to.
-func (p *Provider) get(ctx context.Context, id string) (*hcloud.Volume, error) {
+func (p *Provider) get(ctx context.Context, id string) (*schema.Volume, error) {
 	if !isID.MatchString(id) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -177,7 +181,7 @@ func (p *Provider) get(ctx context.Context, id string) (*hcloud.Volume, error) {
 		return nil, fmt.Errorf("%w: %q is no id of a volume of Hetzner Cloud, which is a number", providers.ErrNotFound, quote.Clip(id))
 	}
 	request, asked := "the question for volume "+id, time.Now()
-	v, _, err := p.api.Volume.GetByID(ctx, number(id))
+	v, err := p.api.volume(ctx, number(id))
 	switch {
 	case err != nil:
 		return nil, p.explain(ctx, request, err)
@@ -191,7 +195,7 @@ func (p *Provider) get(ctx context.Context, id string) (*hcloud.Volume, error) {
 }
 
 // getOurs is get for a volume of this cluster.
-func (p *Provider) getOurs(ctx context.Context, id string) (*hcloud.Volume, error) {
+func (p *Provider) getOurs(ctx context.Context, id string) (*schema.Volume, error) {
 	v, err := p.get(ctx, id)
 	if err == nil && !p.isOurs(v) {
 		err = notOurs(id)
@@ -220,7 +224,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 		// The reference does not say how an attached volume is refused: whatever it was, its holder is the reason.
 		if now, look := p.get(ctx, id); look == nil && now.Server != nil {
 			_ = p.protect(ctx, id, true) // it is in use after all; the next attach sees to it, if this does not
-			return &providers.HeldError{Volume: id, Node: text(now.Server.ID)}
+			return &providers.HeldError{Volume: id, Node: text(*now.Server)}
 		}
 		return err
 	})
@@ -231,7 +235,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 }
 
 // unheld is an error if a server holds the volume. An attach that has failed holds nothing. The volume may have changed.
-func (p *Provider) unheld(ctx context.Context, v *hcloud.Volume) (*hcloud.Volume, error) {
+func (p *Provider) unheld(ctx context.Context, v *schema.Volume) (*schema.Volume, error) {
 	id := text(v.ID)
 	v, held, err := p.attachment(ctx, v, true)
 	switch {
@@ -246,7 +250,7 @@ func (p *Provider) unheld(ctx context.Context, v *hcloud.Volume) (*hcloud.Volume
 }
 
 // destroy lifts the protection, and deletes.
-func (p *Provider) destroy(ctx context.Context, v *hcloud.Volume) error {
+func (p *Provider) destroy(ctx context.Context, v *schema.Volume) error {
 	id := text(v.ID)
 	request := "the request to delete volume " + id
 	protected := v.Protection.Delete
@@ -256,11 +260,9 @@ func (p *Provider) destroy(ctx context.Context, v *hcloud.Volume) error {
 				return err
 			}
 		}
-		answer, err := p.api.Volume.Delete(ctx, v)
+		err := p.api.remove(ctx, v.ID)
 		if err != nil {
 			err = p.explain(ctx, request, err)
-		} else if answer.StatusCode != http.StatusNoContent {
-			err = p.notItsOwn(ctx, request)
 		}
 		if again && errors.Is(err, errProtected) { // since it was read
 			protected = true
@@ -279,7 +281,7 @@ func (p *Provider) protect(ctx context.Context, id string, on bool) error {
 	if !on {
 		request = "the request to lift the protection of volume " + id
 	}
-	a, _, err := p.api.Volume.ChangeProtection(ctx, &hcloud.Volume{ID: number(id)}, hcloud.VolumeChangeProtectionOpts{Delete: &on})
+	a, err := p.api.changeProtection(ctx, number(id), on)
 	if err != nil {
 		return p.explain(ctx, request, err)
 	}
@@ -297,7 +299,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
-	var adopted *hcloud.Volume
+	var adopted *schema.Volume
 	err := p.changing(ctx, id, func(ctx context.Context) (err error) {
 		adopted, err = p.adopt(ctx, id, spec)
 		return err
@@ -308,12 +310,12 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	return p.describe(ctx, adopted, true)
 }
 
-func (p *Provider) adopt(ctx context.Context, id string, spec providers.Spec) (*hcloud.Volume, error) {
+func (p *Provider) adopt(ctx context.Context, id string, spec providers.Spec) (*schema.Volume, error) {
 	v, err := p.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	refuse := func(format string, args ...any) (*hcloud.Volume, error) {
+	refuse := func(format string, args ...any) (*schema.Volume, error) {
 		return nil, fmt.Errorf("%w: volume %s %s", providers.ErrInvalid, id, fmt.Sprintf(format, args...))
 	}
 	b := read(v.Labels)
@@ -324,10 +326,10 @@ func (p *Provider) adopt(ctx context.Context, id string, spec providers.Spec) (*
 		return nil, fmt.Errorf("%w: %w", providers.ErrInvalid, damaged(v, b.unreadable))
 	case b.owned:
 		return refuse("is volume %q of cluster %q already: remove it there with reclaim=retain first", b.name, b.cluster)
-	case v.Status != hcloud.VolumeStatusAvailable:
-		return refuse("is %q at Hetzner Cloud: wait until it is available", quote.Clip(string(v.Status)))
+	case v.Status != volumeAvailable:
+		return refuse("is %q at Hetzner Cloud: wait until it is available", quote.Clip(v.Status))
 	case v.Server != nil:
-		return refuse("is attached to server %d: detach it first", v.Server.ID)
+		return refuse("is attached to server %d: detach it first", *v.Server)
 	}
 	switch other, err := p.find(ctx, spec.Name); {
 	case err == nil && other.ID != v.ID:
@@ -339,7 +341,7 @@ func (p *Provider) adopt(ctx context.Context, id string, spec providers.Spec) (*
 	if again && maps.Equal(marks, v.Labels) {
 		return v, nil
 	}
-	now, err := p.update(ctx, id, hcloud.VolumeUpdateOpts{Name: p.nameOf(spec.Name), Labels: marks})
+	now, err := p.update(ctx, id, p.nameOf(spec.Name), marks)
 	if errors.Is(err, errTaken) {
 		return nil, p.whoseName(ctx, spec.Name, err)
 	}
@@ -351,7 +353,7 @@ func (p *Provider) adopt(ctx context.Context, id string, spec providers.Spec) (*
 
 // whoseName explains that the name which a volume of ours would have at Hetzner is another's.
 func (p *Provider) whoseName(ctx context.Context, name string, refusal error) error {
-	all, err := p.list(ctx, hcloud.VolumeListOpts{Name: p.nameOf(name)})
+	all, err := p.list(ctx, "name", p.nameOf(name))
 	switch {
 	case err != nil:
 		return err
@@ -390,7 +392,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 		for _, mark := range []string{labelCluster, labelName, labelKey} {
 			take(left, prefix, mark)
 		}
-		now, err := p.update(ctx, id, hcloud.VolumeUpdateOpts{Name: forgotten(v), Labels: left})
+		now, err := p.update(ctx, id, forgotten(v), left)
 		if err == nil {
 			p.saw(now, time.Now())
 		}
@@ -399,7 +401,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 }
 
 // forgotten is what a volume is called that is nobody's: its name, and its id in place of the digest.
-func forgotten(v *hcloud.Volume) string {
+func forgotten(v *schema.Volume) string {
 	id := text(v.ID)
 	shown, _, _ := strings.Cut(v.Name, "-"+id)
 	if cut := strings.LastIndexByte(shown, '-'); cut > 0 {
