@@ -6,6 +6,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws"
 	"github.com/blockvol/blockvol/providers/digitalocean"
+	"github.com/blockvol/blockvol/providers/hetzner"
 	"github.com/blockvol/blockvol/providers/linode"
 	"github.com/blockvol/blockvol/providers/local"
 	"github.com/blockvol/blockvol/providers/openstack"
@@ -15,6 +16,7 @@ import (
 var constructors = map[string]func(getenv func(string) string, node, cluster string, log logrus.FieldLogger) (providers.Provider, error){
 	"aws":          aws.FromEnv,
 	"digitalocean": digitalocean.FromEnv,
+	"hetzner":      hetzner.FromEnv,
 	"linode":       linode.FromEnv,
 	"openstack":    openstack.FromEnv,
 	"local":        local.FromEnv,

@@ -129,7 +129,7 @@ func TestWrongSettingsAreTheAnswerToEachCall(t *testing.T) {
 		status, answer, err := m.call(t, call, `{"Name":"db"}`)
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusInternalServerError, status)
-		assert.Equal(t, `PROVIDER is "abacus" but must be one of aws, local; TAKEOVER is "perhaps" but must be one of never, stopped, always: mend the settings and restart blockvol`, answer["Err"])
+		assert.Equal(t, `PROVIDER is "abacus" but must be one of aws, digitalocean, hetzner, linode, local, openstack; TAKEOVER is "perhaps" but must be one of never, stopped, always: mend the settings and restart blockvol`, answer["Err"])
 	}
 	_, answer, err := m.call(t, "Get", `{"Name":"db"}`)
 	require.Error(t, err, "answered %v: an engine would take the volume for gone", answer)

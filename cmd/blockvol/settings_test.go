@@ -39,7 +39,7 @@ func TestSettingsAreReadAsGiven(t *testing.T) {
 
 func TestAWrongSettingNamesWhatIsAllowed(t *testing.T) {
 	for name, c := range map[string]struct{ value, says string }{
-		"PROVIDER":       {"abacus", "one of aws, local"},
+		"PROVIDER":       {"abacus", "one of aws, digitalocean, hetzner, linode, local, openstack"},
 		"CLUSTER":        {"two words", "letters, digits"},
 		"TAKEOVER":       {"Always", "one of never, stopped, always"},
 		"DEFAULT_SIZE":   {"much", "like 10, or with a unit"},

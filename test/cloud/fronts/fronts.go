@@ -10,6 +10,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws"
 	"github.com/blockvol/blockvol/providers/digitalocean"
+	"github.com/blockvol/blockvol/providers/hetzner"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/linode"
 	"github.com/blockvol/blockvol/providers/openstack"
@@ -17,6 +18,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	doFront "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
+	hetznerFront "github.com/blockvol/blockvol/test/cloud/hetzner"
 	linodeFront "github.com/blockvol/blockvol/test/cloud/linode"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	stackFront "github.com/blockvol/blockvol/test/cloud/openstack"
@@ -79,7 +81,7 @@ func (k Kind) Identity(f Front, volume string) loop.Identity {
 }
 
 // All are the clouds, in the order of their names.
-var All = []Kind{EC2(nil), droplets, linodes, stack}
+var All = []Kind{EC2(nil), droplets, hcloud, linodes, stack}
 
 // EC2 is the front whose instances have a role with that IAM policy, nil being all rights.
 func EC2(policy []byte) Kind {
@@ -122,6 +124,27 @@ var droplets = Kind{
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*doFront.Front)
 		return digitalocean.New(digitalocean.Config{Cluster: cluster, Token: token(front.Token(instance)), Transport: front.Transport(instance)})
+	},
+}
+
+var hcloud = Kind{
+	Name:     "Hetzner",
+	Provider: "hetzner",
+	Cloud:    cloud.Config{Zones: []string{"fsn1", "nbg1"}, ID: hetznerFront.ID},
+	Limits:   hetznerFront.Limits,
+	Hourly:   3600,
+	New:      func(c *cloud.Cloud) Front { return hetznerFront.New(hetznerFront.Config{Cloud: c}) },
+	Settings: func(f Front, instance, api, metadata string) []string {
+		return []string{"HCLOUD_TOKEN=" + f.(*hetznerFront.Front).Token(instance), "HCLOUD_ENDPOINT=" + api + "/v1", "HCLOUD_METADATA_URL=" + metadata}
+	},
+	Bus: SCSI, Vendor: "HC", Product: "Volume",
+	Serial: func(_ Front, volume string) string { return volume },
+	Named: func(v cloud.Volume, cluster, name string) bool {
+		return v.Tags["name"] == labels.Name(cluster, name, 63)
+	},
+	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
+		front := f.(*hetznerFront.Front)
+		return hetzner.New(hetzner.Config{Cluster: cluster, Token: token(front.Token(instance)), Transport: front.Transport(instance)})
 	},
 }
 
