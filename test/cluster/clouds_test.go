@@ -16,14 +16,12 @@ import (
 // Clouds that show their disks otherwise than EC2: on each a service follows its disk from node to node, also when the
 // node loses power. They are clusters of their own, of two nodes.
 func TestAServiceFollowsItsDiskOnOtherClouds(t *testing.T) {
+	long(t)
 	for _, kind := range fronts.All {
 		if kind.Bus == fronts.NVMe {
 			continue
 		}
 		t.Run(kind.Name, func(t *testing.T) {
-			if kind.Provider == "hetzner" || kind.Provider == "linode" {
-				long(t) // their disks are SCSI disks, as DigitalOcean's are
-			}
 			c := cluster.Start(t, cluster.Config{
 				Nodes: 2, Kind: kind, Dir: "../../build/plugin", Log: t.Logf,
 				Cloud: cloud.Config{Latency: latency, Times: times},
