@@ -39,7 +39,7 @@ func (p *Provider) tokenOf(name string, turn int) string {
 
 // Create returns the volume once EC2 calls it available.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
 	if spec.Size < 0 {

@@ -314,7 +314,7 @@ func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration)
 
 // Mark stores one entry as a tag.
 func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
-	if err := checkRecord(providers.Record{key: value}); err != nil {
+	if err := providers.CheckRecord(providers.Record{key: value}); err != nil {
 		return err
 	}
 	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
@@ -336,7 +336,7 @@ func (p *Provider) tag(ctx context.Context, id string, tags map[string]string) e
 
 // Adopt gives an existing volume the tags of one of ours.
 func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
 	v, err := p.lookup(ctx, id)
@@ -466,22 +466,4 @@ func (p *Provider) heldError(ctx context.Context, id string) error {
 		return &providers.HeldError{Volume: id}
 	}
 	return &providers.HeldError{Volume: id, Node: attachmentOf(v).Node}
-}
-
-func checkName(name string) error {
-	if name == "" || len(name) > 255 {
-		return fmt.Errorf("%w: a volume's name has 1 to 255 bytes, and this one %d", providers.ErrInvalid, len(name))
-	}
-	return nil
-}
-
-var recordKey = regexp.MustCompile(`^[a-z][a-z0-9-]{0,15}$`)
-
-func checkRecord(rec providers.Record) error {
-	for key, value := range rec {
-		if !recordKey.MatchString(key) || len(value) > 255 {
-			return fmt.Errorf("%w: entry %q of the record has %d bytes: keys are lower-case words of up to 16, values have up to 255", providers.ErrInvalid, key, len(value))
-		}
-	}
-	return nil
 }

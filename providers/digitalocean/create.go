@@ -24,7 +24,7 @@ const mostTries = 100
 
 // Create returns the volume as DigitalOcean makes it, which is at once.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
 	if err := checkKind(spec.Type, spec.IOPS, spec.Throughput); err != nil {

@@ -212,7 +212,7 @@ func (p *Provider) untag(ctx context.Context, id string, tags []string) error {
 
 // Mark adds what is new and then takes away what was before.
 func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
-	if err := checkRecord(providers.Record{key: value}); err != nil {
+	if err := providers.CheckRecord(providers.Record{key: value}); err != nil {
 		return err
 	}
 	v, err := p.lookupOurs(ctx, id)

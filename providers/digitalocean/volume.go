@@ -406,7 +406,7 @@ func tagsOf(v godo.Volume, key string) []string {
 
 // Adopt gives an existing volume the tags of one of ours. That of the cluster comes last: before, it is nobody's.
 func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
 	here, err := p.locate(ctx)
@@ -487,24 +487,6 @@ func (p *Provider) unique(ctx context.Context, region, name, id string) error {
 		}
 		if err := hidden(v); err != nil && v.ID != id && v.Name == p.cloudName(name, 0) {
 			return err
-		}
-	}
-	return nil
-}
-
-func checkName(name string) error {
-	if name == "" || len(name) > maxText {
-		return fmt.Errorf("%w: a volume's name has 1 to %d bytes, and this one %d", providers.ErrInvalid, maxText, len(name))
-	}
-	return nil
-}
-
-var recordKey = regexp.MustCompile(`^[a-z][a-z0-9-]{0,15}$`)
-
-func checkRecord(rec providers.Record) error {
-	for key, value := range rec {
-		if !recordKey.MatchString(key) || len(value) > maxText {
-			return fmt.Errorf("%w: entry %q of the record has %d bytes: keys are lower-case words of up to 16, values have up to %d", providers.ErrInvalid, key, len(value), maxText)
 		}
 	}
 	return nil

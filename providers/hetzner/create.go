@@ -27,7 +27,7 @@ func gibOf(bytes int64) (int, error) {
 // Create returns the volume once Hetzner calls it available. Of nodes that make one name at once, Hetzner lets one have it.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
 	size, err := gibOf(spec.Size)
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags), checkOptions(spec), err); err != nil {
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags), checkOptions(spec), err); err != nil {
 		return nil, err
 	}
 	v, err := p.find(ctx, spec.Name)

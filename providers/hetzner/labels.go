@@ -151,17 +151,6 @@ func checkTags(tags map[string]string) error {
 	return nil
 }
 
-var recordKey = regexp.MustCompile(`^[a-z][a-z0-9-]{0,15}$`)
-
-func checkRecord(record providers.Record) error {
-	for key, value := range record {
-		if !recordKey.MatchString(key) || len(value) > 255 {
-			return fmt.Errorf("%w: entry %q of the record has %d bytes: keys are lower-case words of up to 16, values have up to 255", providers.ErrInvalid, quote.Clip(key), len(value))
-		}
-	}
-	return nil
-}
-
 // Mark stores one entry as a label.
 //
 // Hetzner replaces all labels at once, so they are read, changed and written. Within this process nothing comes between, see
@@ -170,7 +159,7 @@ func checkRecord(record providers.Record) error {
 // refused as one of two that bear it. The driver marks while its node holds the volume, when no other marks or forgets it, and
 // of what a lost mark may be, nothing alone lets it format a disk.
 func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
-	if err := checkRecord(providers.Record{key: value}); err != nil {
+	if err := providers.CheckRecord(providers.Record{key: value}); err != nil {
 		return err
 	}
 	return p.changing(ctx, id, func(ctx context.Context) error {

@@ -296,7 +296,7 @@ func (p *Provider) protect(ctx context.Context, id string, on bool) error {
 // cluster's under the same name in that moment: Hetzner lets one have it. Two nodes that adopt one disk at once, under two
 // names or for two clusters, may both succeed: then it is what the last one has made of it, and not there for the other.
 func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
 	var adopted *schema.Volume
@@ -408,13 +408,6 @@ func forgotten(v *schema.Volume) string {
 		shown = shown[:cut]
 	}
 	return strings.TrimRight(shown[:min(len(shown), mostName-len(id)-1)], "-_.") + "-" + id
-}
-
-func checkName(name string) error {
-	if name == "" || len(name) > 255 {
-		return fmt.Errorf("%w: a volume's name has 1 to 255 bytes, and this one %d", providers.ErrInvalid, len(name))
-	}
-	return nil
 }
 
 func isRefusal(err error) bool {

@@ -47,7 +47,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 // order puts the specification into Linode's words, and refuses what Linode does not sell.
 func (p *Provider) order(spec providers.Spec) (sdk.VolumeCreateOptions, error) {
 	own, err := operatorTags(spec.Tags)
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), err); err != nil {
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), err); err != nil {
 		return sdk.VolumeCreateOptions{}, err
 	}
 	lacks := func(what string) (sdk.VolumeCreateOptions, error) {

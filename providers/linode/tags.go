@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -119,24 +118,6 @@ func operatorTags(tags map[string]string) ([]string, error) {
 		list = append(list, tag)
 	}
 	return list, nil
-}
-
-func checkName(name string) error {
-	if name == "" || len(name) > 255 {
-		return fmt.Errorf("%w: a volume's name has 1 to 255 bytes, and this one %d", providers.ErrInvalid, len(name))
-	}
-	return nil
-}
-
-var recordKey = regexp.MustCompile(`^[a-z][a-z0-9-]{0,15}$`)
-
-func checkRecord(rec providers.Record) error {
-	for key, value := range rec {
-		if !recordKey.MatchString(key) || len(value) > 255 {
-			return fmt.Errorf("%w: entry %q of the record has %d bytes: keys are lower-case words of up to 16, values have up to 255", providers.ErrInvalid, key, len(value))
-		}
-	}
-	return nil
 }
 
 // label is what the volume of a name is called in the account, and its device's serial: at the first turn a digest of the

@@ -264,7 +264,7 @@ func (p *Provider) retag(ctx context.Context, id int, change func(v *sdk.Volume,
 
 // Mark stores one entry of the record, beside the others.
 func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
-	if err := checkRecord(providers.Record{key: value}); err != nil {
+	if err := providers.CheckRecord(providers.Record{key: value}); err != nil {
 		return err
 	}
 	n, err := numberOf(id)
@@ -288,7 +288,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 // Adopt gives an existing volume the tags of one of ours. Its label stays.
 func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*providers.Volume, error) {
 	own, err := operatorTags(spec.Tags)
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), err); err != nil {
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), err); err != nil {
 		return nil, err
 	}
 	n, err := numberOf(id)

@@ -151,24 +151,19 @@ func (p *Provider) isCandidate(metadata map[string]string) bool {
 }
 
 func checkName(name string) error {
-	switch {
-	case name == "" || len(name) > 255:
-		return fmt.Errorf("%w: a volume's name has 1 to 255 bytes, and this one %d", providers.ErrInvalid, len(name))
-	case !utf8.ValidString(name):
+	if !utf8.ValidString(name) {
 		return fmt.Errorf("%w: the volume's name %q is not UTF-8", providers.ErrInvalid, name)
 	}
-	return nil
+	return providers.CheckName(name)
 }
-
-var recordKey = regexp.MustCompile(`^[a-z][a-z0-9-]{0,15}$`)
 
 func checkRecord(rec providers.Record) error {
 	for key, value := range rec {
-		if !recordKey.MatchString(key) || len(value) > 255 || !utf8.ValidString(value) {
-			return fmt.Errorf("%w: entry %q of the record has %d bytes: keys are lower-case words of up to 16, values are UTF-8 of up to 255", providers.ErrInvalid, key, len(value))
+		if !utf8.ValidString(value) {
+			return fmt.Errorf("%w: entry %q of the record is not UTF-8", providers.ErrInvalid, key)
 		}
 	}
-	return nil
+	return providers.CheckRecord(rec)
 }
 
 var tagKey = regexp.MustCompile(`^[a-zA-Z0-9_:. -]{1,255}$`)
