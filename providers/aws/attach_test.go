@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -67,7 +68,7 @@ func TestManyAttachesAtOnceHaveNamesOfTheirOwn(t *testing.T) {
 				calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
 			}
 			w.cloud.ResetCalls()
-			atOnce(calls...)
+			providertest.AtOnce(calls...)
 			names := map[string]bool{}
 			for _, v := range volumes {
 				names[w.device(v.ID)] = true
@@ -127,7 +128,7 @@ func TestAFullNodeSaysSo(t *testing.T) {
 				for _, p := range []*Provider{p, w.on(node)} {
 					err := p.Attach(t.Context(), more.ID)
 					require.ErrorIs(t, err, providers.ErrAttachLimit)
-					sentence(t, err, append(full.says, node, full.kind, "another node")...)
+					providertest.Sentence(t, err, append(full.says, node, full.kind, "another node")...)
 				}
 				assert.Empty(t, w.device(more.ID))
 				w.byHand(func(r *cloud.Request) error { // by another hand than this process's
@@ -146,7 +147,7 @@ func TestAnInstanceThatShowsNoSerialsIsRefused(t *testing.T) {
 		v := w.create(p, "db")
 		err := p.Attach(t.Context(), v.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "t2.micro", "Xen", "Nitro")
+		providertest.Sentence(t, err, "t2.micro", "Xen", "Nitro")
 		assert.Zero(t, w.cloud.Calls()["AttachVolume"])
 	})
 }
@@ -174,7 +175,7 @@ func TestAHeldVolumeStaysWhereItIs(t *testing.T) {
 			time.Sleep(lag)
 			_, err = b.Adopt(t.Context(), foreign, providers.Spec{Name: "mine"})
 			require.ErrorIs(t, err, providers.ErrInvalid)
-			sentence(t, err, one, "detach")
+			providertest.Sentence(t, err, one, "detach")
 		})
 	}
 }
@@ -287,7 +288,7 @@ func TestWhatBecomesOfInstancesIsTold(t *testing.T) {
 		assert.Equal(t, providers.Gone, life(goes))
 		err = doomed.Attach(t.Context(), w.create(p, "more").ID)
 		require.ErrorIs(t, err, providers.ErrBusy)
-		sentence(t, err, "instance")
+		providertest.Sentence(t, err, "instance")
 
 		require.ErrorIs(t, p.Attach(t.Context(), held[stops].ID), providers.ErrHeld)
 		require.NoError(t, p.Detach(t.Context(), held[stops].ID, stops, true))

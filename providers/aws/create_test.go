@@ -12,6 +12,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -52,7 +53,7 @@ func TestNodesThatCreateOneNameAtOnceGetOneVolumeWhateverTheyAskFor(t *testing.T
 					}
 				})
 			}
-			atOnce(calls...)
+			providertest.AtOnce(calls...)
 			for _, id := range ids {
 				assert.Equal(t, ids[0], id)
 			}
@@ -68,7 +69,7 @@ func TestACreateThatEC2GivesUpSaysWhyAndTheRightOneWorks(t *testing.T) {
 			a, b := w.on(w.node("a")), w.on(w.node("b"))
 			_, err := a.Create(t.Context(), providers.Spec{Name: "db", Size: gib, KMSKey: "invalid"})
 			require.ErrorIs(t, err, providers.ErrInvalid)
-			sentence(t, err, "KMS key", "vol-")
+			providertest.Sentence(t, err, "KMS key", "vol-")
 
 			v, err := a.Create(t.Context(), providers.Spec{Name: "db", Size: gib, KMSKey: "right"})
 			require.NoError(t, err)
@@ -93,7 +94,7 @@ func TestACreateThatEC2GivesUpSaysWhyAndTheRightOneWorks(t *testing.T) {
 func TestAVolumeThatEC2CannotMakeIsNotShownAsOne(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		a, b := w.on(w.node("a")), w.on(w.node("a"))
-		atOnce(func() {
+		providertest.AtOnce(func() {
 			_, err := a.Create(t.Context(), providers.Spec{Name: "db", Size: gib, KMSKey: "invalid"})
 			assert.Error(t, err)
 		}, func() {
@@ -103,10 +104,10 @@ func TestAVolumeThatEC2CannotMakeIsNotShownAsOne(t *testing.T) {
 		})
 		c := w.on(w.node("a")) // EC2 calls it error now
 		_, err := c.Find(t.Context(), "db")
-		sentence(t, err, "error", "vol-", "delete-volume")
+		providertest.Sentence(t, err, "error", "vol-", "delete-volume")
 		require.NotErrorIs(t, err, providers.ErrNotFound, "it could as well be a disk that has failed")
 		list, err := c.List(t.Context())
-		sentence(t, err, `"db"`, "error")
+		providertest.Sentence(t, err, `"db"`, "error")
 		assert.Empty(t, list)
 		_, err = c.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		require.Error(t, err)
@@ -175,7 +176,7 @@ func TestNodesThatKnowDifferentPastsOfANameMakeOneVolume(t *testing.T) {
 				time.Sleep(age)
 				require.NoError(t, a.Delete(t.Context(), v.ID))
 				time.Sleep(30 * time.Second)
-				atOnce(func() { w.create(a, "db") }, func() { w.create(b, "db") })
+				providertest.AtOnce(func() { w.create(a, "db") }, func() { w.create(b, "db") })
 				assert.Len(t, w.named("db"), 1)
 			})
 		})
@@ -192,7 +193,7 @@ func TestAnAdoptedVolumeTakesNothingFromTheTokensOfItsNewName(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		require.NoError(t, a.Delete(t.Context(), v.ID))
 		time.Sleep(30 * time.Second)
-		atOnce(func() { w.create(a, "new") }, func() { w.create(b, "new") })
+		providertest.AtOnce(func() { w.create(a, "new") }, func() { w.create(b, "new") })
 		assert.Len(t, w.named("new"), 1)
 	})
 }
@@ -305,7 +306,7 @@ func TestAnAnswerThatComesLateIsNoProofThatThereIsNone(t *testing.T) {
 			other := w.onWith(late{w.front.Transport(node), "DescribeVolumes", 15 * time.Second})
 			require.NoError(t, p.Delete(t.Context(), v.ID))
 			time.Sleep(time.Minute)
-			atOnce(func() { w.create(p, "db") }, func() {
+			providertest.AtOnce(func() { w.create(p, "db") }, func() {
 				_, err := other.Create(t.Context(), providers.Spec{Name: "db", Size: 2 * gib})
 				assert.NoError(t, err)
 			})
@@ -339,7 +340,7 @@ func TestAVolumeInAnotherZoneIsFoundByName(t *testing.T) {
 		assert.Equal(t, v.ID, w.create(b, "db").ID, "never a second, empty one")
 		err = b.Attach(t.Context(), v.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "zone", v.ID, "snapshot")
+		providertest.Sentence(t, err, "zone", v.ID, "snapshot")
 	})
 }
 
@@ -355,12 +356,12 @@ func TestTwoVolumesOfOneNameAreNamed(t *testing.T) {
 		fresh := w.on(w.node("a"))
 		_, err = fresh.Find(t.Context(), "db")
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
-		sentence(t, err, v.ID, twin.ID, region+"a", region+"b")
+		providertest.Sentence(t, err, v.ID, twin.ID, region+"a", region+"b")
 		_, err = fresh.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
 		list, err := fresh.List(t.Context())
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
-		sentence(t, err, v.ID, twin.ID)
+		providertest.Sentence(t, err, v.ID, twin.ID)
 		require.Len(t, list, 1)
 		assert.Equal(t, other.ID, list[0].ID)
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
@@ -164,7 +165,7 @@ func TestWhatIsWrongWithCredentialsIsSaid(t *testing.T) {
 				require.NoError(t, err)
 				begin := time.Now()
 				_, err = p.Find(t.Context(), "db")
-				sentence(t, err, wrong.says...)
+				providertest.Sentence(t, err, wrong.says...)
 				silent(t, w, err, node, "wrong+secret")
 				require.NotErrorIs(t, err, providers.ErrNotFound)
 				if wrong.is != nil {
@@ -204,17 +205,17 @@ func TestSettingsThatContradictAreRefused(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} {
 		_, err := FromEnv(env(map[string]string{name: "hush", name + "_FILE": "/data/state/key"}), "", "main", nil)
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, name, name+"_FILE", "leave one")
+		providertest.Sentence(t, err, name, name+"_FILE", "leave one")
 		assert.NotContains(t, err.Error(), "hush")
 	}
 	for _, half := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
 		_, err := FromEnv(env(map[string]string{half: "hush"}), "", "main", nil)
 		require.ErrorIs(t, err, providers.ErrInvalid, "the SDK would pass over it in silence")
-		sentence(t, err, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "both")
+		providertest.Sentence(t, err, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "both")
 		assert.NotContains(t, err.Error(), "hush")
 	}
 	_, err := FromEnv(env(nil), "", "", nil)
-	sentence(t, err, "CLUSTER")
+	providertest.Sentence(t, err, "CLUSTER")
 	_, err = FromEnv(env(map[string]string{"AWS_REGION": region}), "", "main", nil)
 	require.NoError(t, err)
 }
@@ -244,7 +245,7 @@ func TestKeysInFilesCanBeReplaced(t *testing.T) {
 		p, err := New(Config{Cluster: "main", HTTPClient: &http.Client{Transport: way}, Credentials: keys})
 		require.NoError(t, err)
 		_, err = p.Find(t.Context(), "db")
-		sentence(t, err, "SignatureDoesNotMatch")
+		providertest.Sentence(t, err, "SignatureDoesNotMatch")
 		require.NoError(t, os.WriteFile(secretFile, []byte(secret+"\r\n"), 0o600))
 		time.Sleep(keysLife + time.Second)
 		_, err = p.Find(t.Context(), "db")
@@ -262,7 +263,7 @@ func TestWhatEBSDoesNotSellIsSaidBeforeAnythingIsMade(t *testing.T) {
 			spec.Name = "db"
 			_, err := p.Create(t.Context(), spec)
 			require.ErrorIs(t, err, providers.ErrInvalid)
-			sentence(t, err, says)
+			providertest.Sentence(t, err, says)
 		}
 		assert.Zero(t, w.volumes())
 	})

@@ -17,6 +17,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -166,7 +167,7 @@ func TestAnAnswerThatIsNotEC2sEndsInASentence(t *testing.T) {
 				p := w.onWith(way)
 				begin := time.Now()
 				_, err := p.Find(t.Context(), "db")
-				sentence(t, err, "DescribeVolumes")
+				providertest.Sentence(t, err, "DescribeVolumes")
 				keyID, secret, token := w.front.Credentials(node)
 				silent(t, w, err, node, html.EscapeString(token), url.QueryEscape(token), url.QueryEscape(secret))
 				assert.NotRegexp(t, "[0-9a-f]{64}", err.Error(), "a signature")

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -42,7 +43,7 @@ func TestAVolumeBecomesWhatIsAsked(t *testing.T) {
 			}
 			_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 30 * gib})
 			require.ErrorIs(t, err, providers.ErrBusy, "four in a day")
-			sentence(t, err, "four in a day", "2000-01-01", "try again later")
+			providertest.Sentence(t, err, "four in a day", "2000-01-01", "try again later")
 			time.Sleep(24 * time.Hour)
 			_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 30 * gib})
 			require.NoError(t, err)
@@ -60,7 +61,7 @@ func TestAChangeWaitsForNoOtherChange(t *testing.T) {
 		require.NoError(t, err)
 		_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 3 * gib})
 		require.ErrorIs(t, err, providers.ErrBusy)
-		sentence(t, err, v.ID, "not modifiable", "one change of a volume at a time")
+		providertest.Sentence(t, err, v.ID, "not modifiable", "one change of a volume at a time")
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
@@ -134,7 +135,7 @@ func TestTheDocumentedPolicyHasNothingTooMuch(t *testing.T) {
 			t.Run(s.Sid+" without "+action, func(t *testing.T) {
 				inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 					err := wholeLife(t.Context(), w)
-					sentence(t, err, action, "IAM policy", "docs/aws.md")
+					providertest.Sentence(t, err, action, "IAM policy", "docs/aws.md")
 					for _, verdict := range []error{providers.ErrNotFound, providers.ErrInvalid, providers.ErrHeld} {
 						require.NotErrorIs(t, err, verdict)
 					}

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -54,7 +55,7 @@ func TestManyWhoAskAtOnceCostTwoCalls(t *testing.T) {
 			})
 		}
 		calls = append(calls, func() { time.Sleep(50 * time.Millisecond); leave() })
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		assert.LessOrEqual(t, w.cloud.Calls()["DescribeVolumes"], 2)
 		assert.LessOrEqual(t, time.Since(begin), 200*time.Millisecond, "who leaves disturbs nobody")
 	})
@@ -73,7 +74,7 @@ func TestTheFirstCallsOfAProcessShareItsStart(t *testing.T) {
 				assert.ErrorIs(t, err, providers.ErrUnavailable)
 			})
 		}
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		assert.LessOrEqual(t, time.Since(begin), time.Minute, "not twenty seconds for each, one after the other")
 		hangs.host = ""
 		_, err := p.Node(t.Context())
@@ -113,7 +114,7 @@ func TestPagesThatGoInACircleEnd(t *testing.T) {
 		p := w.onWith(circle{w.front.Transport(w.node("a"))})
 		_, err := p.List(t.Context())
 		require.ErrorIs(t, err, providers.ErrUnavailable)
-		sentence(t, err, "DescribeVolumes", "circle")
+		providertest.Sentence(t, err, "DescribeVolumes", "circle")
 	})
 }
 

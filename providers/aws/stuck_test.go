@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -28,7 +29,7 @@ func TestACreationThatNeverEndsIsNoSuccessAndNoSecondVolume(t *testing.T) {
 			_, err := p.Create(ctx, providers.Spec{Name: "db", Size: gib})
 			cancel()
 			require.ErrorIs(t, err, context.DeadlineExceeded)
-			sentence(t, err, "still being created", "vol-")
+			providertest.Sentence(t, err, "still being created", "vol-")
 		}
 		require.Len(t, w.named("db"), 1)
 		found, err := other.Find(t.Context(), "db")
@@ -47,7 +48,7 @@ func TestASnapshotThatNeverEndsKeepsTheVolume(t *testing.T) {
 			_, err := p.Snapshot(ctx, v.ID, "last state")
 			cancel()
 			require.ErrorIs(t, err, context.DeadlineExceeded)
-			sentence(t, err, "snap-", "not complete yet")
+			providertest.Sentence(t, err, "snap-", "not complete yet")
 		}
 		require.Len(t, w.cloud.Snapshots(), 1, "the second call waits for the first one's")
 		assert.Len(t, w.named("db"), 1)
@@ -63,7 +64,7 @@ func TestAChangeThatNeverEndsIsTold(t *testing.T) {
 		defer cancel()
 		_, err := p.Modify(ctx, v.ID, providers.Change{Size: 2 * gib})
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		sentence(t, err, v.ID, "still going on")
+		providertest.Sentence(t, err, v.ID, "still going on")
 		_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 3 * gib})
 		require.ErrorIs(t, err, providers.ErrBusy)
 	})

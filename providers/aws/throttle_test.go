@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -86,7 +87,7 @@ func TestThrottlingIsWaitedOut(t *testing.T) {
 				err := p.Attach(ctx, w.create(p, "more").ID)
 				require.ErrorIs(t, err, providers.ErrBusy)
 				require.ErrorIs(t, err, context.DeadlineExceeded)
-				sentence(t, err, "AttachVolume")
+				providertest.Sentence(t, err, "AttachVolume")
 				assert.Less(t, len(way.asked), 15)
 			})
 		})
@@ -129,7 +130,7 @@ func TestANodeFullOfVolumesComesUpThroughAnEmptyBucket(t *testing.T) {
 			calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
 		}
 		begin := time.Now()
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		assert.Less(t, time.Since(begin), time.Minute)
 		assert.Less(t, w.cloud.Throttled()["AttachVolume"], 20+20)
 	})

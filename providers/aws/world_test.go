@@ -2,12 +2,10 @@ package aws
 
 import (
 	"net/http"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
@@ -123,26 +121,6 @@ func (w *world) device(id string) string {
 		return ""
 	}
 	return v.Attachments[0].Device
-}
-
-// atOnce makes the calls in goroutines of their own, and waits.
-func atOnce(calls ...func()) {
-	var all sync.WaitGroup
-	for _, call := range calls {
-		all.Go(call)
-	}
-	all.Wait()
-}
-
-// sentence is what every error for the operator must be: one line that says what is asked of it.
-func sentence(t *testing.T, err error, words ...string) {
-	t.Helper()
-	require.Error(t, err)
-	for _, word := range words {
-		require.ErrorContains(t, err, word)
-	}
-	assert.NotContains(t, err.Error(), "\n")
-	assert.Less(t, len(err.Error()), 1000)
 }
 
 // slow is what EC2 and its answers take.

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 )
@@ -155,7 +156,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		}
 		w.calls()
 		begin := time.Now()
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		for _, id := range ids {
 			w.until(id, cloud.InUse, cloud.Attached)
 		}
@@ -173,7 +174,7 @@ func TestADropletThatIsFullSaysSo(t *testing.T) {
 		}
 		err := p.Attach(t.Context(), w.create(p, "c").ID)
 		require.ErrorIs(t, err, providers.ErrAttachLimit)
-		sentence(t, err, node, "cannot attach more volumes", "another node")
+		providertest.Sentence(t, err, node, "cannot attach more volumes", "another node")
 	})
 }
 
@@ -188,7 +189,7 @@ func TestAnAttachThatIsBusyUntilTheEndSaysWhy(t *testing.T) {
 		err := p.Attach(ctx, next.ID)
 		require.ErrorIs(t, err, providers.ErrBusy)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		sentence(t, err, "pending event", "one thing at a time")
+		providertest.Sentence(t, err, "pending event", "one thing at a time")
 	})
 }
 
@@ -200,7 +201,7 @@ func TestADropletThatIsNoneIsNotTakenForAMissingVolume(t *testing.T) {
 		require.NoError(t, err)
 		err = p.Attach(t.Context(), v.ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)
-		sentence(t, err, "no droplet 12345", settingDroplet)
+		providertest.Sentence(t, err, "no droplet 12345", settingDroplet)
 	})
 }
 

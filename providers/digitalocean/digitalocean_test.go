@@ -1,10 +1,7 @@
 package digitalocean
 
 import (
-	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,86 +13,22 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/loop"
+	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 const region = "nyc3"
 
-// rig is a simulated DigitalOcean behind a socket, and droplets with a metadata service each.
-type rig struct {
-	t     *testing.T
-	cloud *cloud.Cloud
-	front *front.Front
-	url   string
-	disks *loop.Backend // nil: attachments have nothing behind them
-
-	mu    sync.Mutex
-	nodes map[string]*node
-}
-
-// node is one droplet, and the way from it to DigitalOcean.
-type node struct {
-	id, metadata string
-	calls        *counter
-}
-
-// counter counts the calls to the API.
-type counter struct {
-	api string
-
-	mu sync.Mutex
-	n  int
-}
-
-func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
-	if strings.HasPrefix(r.URL.String(), c.api) {
-		c.mu.Lock()
-		c.n++
-		c.mu.Unlock()
-	}
-	return http.DefaultTransport.RoundTrip(r)
-}
-
-func (c *counter) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.n
-}
-
-func serve(t *testing.T, h http.Handler) (url string) {
-	t.Helper()
-	s := httptest.NewServer(h)
-	t.Cleanup(s.Close)
-	return s.URL
-}
-
-func newRig(t *testing.T, cfg cloud.Config, shown front.Config) *rig {
+func newRig(t *testing.T, cfg cloud.Config, shown front.Config) *rig.Rig[*front.Front] {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{region, "ams3"}, front.ID
-	r := &rig{t: t, cloud: cloud.New(cfg), nodes: map[string]*node{}}
-	t.Cleanup(r.cloud.Close)
-	shown.Cloud = r.cloud
-	r.front = front.New(shown)
-	r.url = serve(t, r.front)
-	if r.disks, _ = cfg.Backend.(*loop.Backend); r.disks != nil {
-		r.disks.ShowAs(func(disk string) loop.Identity { return loop.SCSI(r.front.Serial(disk)) })
+	r := rig.New(t, cfg, func(c *cloud.Cloud) *front.Front {
+		shown.Cloud = c
+		return front.New(shown)
+	}, func(string) cloud.Instance { return cloud.Instance{} })
+	if r.Disks != nil {
+		r.Disks.ShowAs(func(disk string) loop.Identity { return loop.SCSI(r.Front.Serial(disk)) })
 	}
 	return r
-}
-
-// node returns the droplet of that name, made when it is first named.
-func (r *rig) node(name string) *node {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := r.nodes[name]
-	if n == nil {
-		i := r.cloud.AddInstance(cloud.Instance{})
-		if r.disks != nil {
-			require.NoError(r.t, r.disks.Sysfs(i.ID, r.t.TempDir()))
-		}
-		n = &node{id: i.ID, metadata: serve(r.t, r.front.Metadata(i.ID)), calls: &counter{api: r.url}}
-		r.nodes[name] = n
-	}
-	return n
 }
 
 func tokenOf(t *testing.T, value string) *rest.Token {
@@ -105,42 +38,18 @@ func tokenOf(t *testing.T, value string) *rest.Token {
 	return token
 }
 
-func (r *rig) provider(name, cluster string) *Provider {
-	r.t.Helper()
-	n := r.node(name)
-	p, err := New(Config{Cluster: cluster, Token: tokenOf(r.t, r.front.Token(n.id)), API: r.url, Metadata: n.metadata, Transport: n.calls})
-	require.NoError(r.t, err)
-	return p
-}
-
-// until waits for a droplet's state.
-func (r *rig) until(instance string, state cloud.InstanceState) {
-	r.t.Helper()
-	require.Eventually(r.t, func() bool {
-		i, _ := r.cloud.Instance(instance)
-		return i.State == state
-	}, time.Minute, time.Millisecond)
-}
-
-// What may happen to DigitalOcean's answers besides.
-const (
-	truncate providertest.Fault = "truncated answer"
-	garbage  providertest.Fault = "an answer that is not DigitalOcean's"
-)
-
 // contract runs the suite. Most of its time passes in waiting, so the runs are at once.
-func contract(t *testing.T, faulty bool, newRig func(*testing.T) *rig) {
+func contract(t *testing.T, faulty bool, newRig func(*testing.T) *rig.Rig[*front.Front]) {
 	t.Helper()
-	faults := map[providertest.Fault]cloud.Fault{
-		providertest.Refuse: cloud.Fail, providertest.LoseAnswer: cloud.LoseAnswer, providertest.Hang: cloud.Hang,
-		providertest.Throttle: cloud.Throttle, truncate: cloud.Truncate, garbage: cloud.Garbage,
-	}
 	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
 		r := newRig(t)
-		c := &providertest.Cloud{
+		return r.Harness(providertest.Cloud{
 			Provider: func(t *testing.T, node, cluster string) providers.Provider {
 				t.Helper()
-				return r.provider(node, cluster)
+				n := r.Node(node)
+				p, err := New(Config{Cluster: cluster, Token: tokenOf(t, r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
+				require.NoError(t, err)
+				return p
 			},
 			Size:         gib,
 			SerialIsName: true,
@@ -163,41 +72,16 @@ func contract(t *testing.T, faulty bool, newRig func(*testing.T) *rig) {
 				{Size: gib, Record: providers.Record{"Upper": "x"}},
 				{Size: gib, Record: providers.Record{"layout": strings.Repeat("x", 256)}},
 			},
-			Stop: func(_ *testing.T, node string) {
-				r.cloud.Stop(r.node(node).id)
-				r.until(r.node(node).id, cloud.Stopped)
-			},
-			Remove: func(_ *testing.T, node string) {
-				r.cloud.Terminate(r.node(node).id)
-				r.until(r.node(node).id, cloud.Terminated)
-			},
-			Faults: []providertest.Fault{providertest.Refuse, providertest.LoseAnswer, providertest.Hang, providertest.Throttle, truncate, garbage},
-			Break: func(_ *testing.T, node string, fault providertest.Fault) func() {
-				return r.cloud.Inject(cloud.Rule{Caller: r.node(node).id, Fault: faults[fault]})
-			},
-			BreakCall: func(_ *testing.T, node string, n int, fault providertest.Fault) func() bool {
-				calls := r.node(node).calls
-				before := calls.count()
-				remove := r.cloud.Inject(cloud.Rule{Caller: r.node(node).id, Fault: faults[fault], Skip: n - 1, Times: 1})
-				return func() bool { remove(); return calls.count() >= before+n }
-			},
-		}
-		if !faulty {
-			c.Break, c.BreakCall = nil, nil
-		}
-		if r.disks != nil {
-			c.Device = func(t *testing.T, _ string, v *providers.Volume) string {
-				t.Helper()
-				return r.disks.Device(v.ID)
-			}
-		}
-		return c
+		}, faulty)
 	}})
 }
 
 func TestDigitalOceanKeepsTheContract(t *testing.T) {
 	t.Parallel()
-	contract(t, true, func(t *testing.T) *rig { t.Helper(); return newRig(t, cloud.Config{}, front.Config{}) })
+	contract(t, true, func(t *testing.T) *rig.Rig[*front.Front] {
+		t.Helper()
+		return newRig(t, cloud.Config{}, front.Config{})
+	})
 }
 
 // What droplet_ids shows while an action is under way, no reference tells: both ways must do.
@@ -206,7 +90,7 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 	for name, early := range map[string]bool{"shown when they are over": false, "shown from the beginning": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			contract(t, false, func(t *testing.T) *rig {
+			contract(t, false, func(t *testing.T) *rig.Rig[*front.Front] {
 				t.Helper()
 				times := cloud.Times{Attach: 3 * time.Millisecond, Detach: 3 * time.Millisecond}
 				return newRig(t, cloud.Config{Times: times}, front.Config{Early: early})
@@ -217,11 +101,8 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 
 func TestDigitalOceanKeepsTheContractWithDisks(t *testing.T) {
 	t.Parallel()
-	contract(t, true, func(t *testing.T) *rig {
+	contract(t, true, func(t *testing.T) *rig.Rig[*front.Front] {
 		t.Helper()
-		disks, err := loop.New(t.TempDir())
-		require.NoError(t, err)
-		t.Cleanup(func() { require.NoError(t, disks.Close()) })
-		return newRig(t, cloud.Config{Backend: disks}, front.Config{})
+		return newRig(t, cloud.Config{Backend: rig.Disks(t)}, front.Config{})
 	})
 }

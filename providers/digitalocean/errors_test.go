@@ -20,8 +20,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // rewrite changes the text of an answer.
@@ -94,7 +96,7 @@ func TestWhatIsNoAnswerOfDigitalOceansIsNone(t *testing.T) {
 				for _, verdict := range []error{providers.ErrNotFound, providers.ErrInvalid, providers.ErrHeld} {
 					require.NotErrorIs(t, err, verdict, "%s: %s", name, call)
 				}
-				sentence(t, err, "DigitalOcean")
+				providertest.Sentence(t, err, "DigitalOcean")
 			}
 		})
 	}
@@ -118,7 +120,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 			inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 				w.cloud.Inject(cloud.Rule{Action: createVolume, Fault: cloud.Fail, Code: strconv.Itoa(test.status) + " " + test.message})
 				_, err := w.on(w.node()).Create(t.Context(), providers.Spec{Name: "db", Size: gib})
-				sentence(t, err, append(test.words, "the request to make volume")...)
+				providertest.Sentence(t, err, append(test.words, "the request to make volume")...)
 				assert.NotContains(t, err.Error(), "\x1b")
 				if test.kind != nil {
 					require.ErrorIs(t, err, test.kind)
@@ -135,7 +137,7 @@ func TestARegionThatIsNoneIsSaid(t *testing.T) {
 		require.NoError(t, err)
 		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "xyz1")
+		providertest.Sentence(t, err, "xyz1")
 	})
 }
 
@@ -181,7 +183,7 @@ func TestARevokedTokenIsSaidAndANewOneInItsFileServes(t *testing.T) {
 			err := do()
 			require.Error(t, err, call)
 			require.NotErrorIs(t, err, providers.ErrNotFound, call)
-			sentence(t, err, "revoked", settingToken)
+			providertest.Sentence(t, err, "revoked", settingToken)
 			assert.NotContains(t, err.Error(), w.front.Token(old))
 		}
 		require.NoError(t, os.WriteFile(file, []byte(w.front.Token(replaced)), 0o600))
@@ -288,7 +290,7 @@ func TestSettingsAreChecked(t *testing.T) {
 			continue
 		}
 		require.ErrorIs(t, err, providers.ErrInvalid, name)
-		sentence(t, err, test.words...)
+		providertest.Sentence(t, err, test.words...)
 		assert.NotContains(t, err.Error(), "dop_v1_secret")
 		assert.Nil(t, p, name)
 	}
@@ -303,12 +305,12 @@ func TestANodeIsAskedForOnceAndKept(t *testing.T) {
 				asked++
 			}
 		}))
-		remove := w.cloud.Inject(cloud.Rule{Action: front.MetadataAction, Fault: cloud.Garbage})
+		remove := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Garbage})
 		_, err := p.Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrUnavailable)
-		sentence(t, err, "metadata", "sign in", settingDroplet)
+		providertest.Sentence(t, err, "metadata", "sign in", settingDroplet)
 		remove()
-		remove = w.cloud.Inject(cloud.Rule{Action: front.MetadataAction, Fault: cloud.Hang})
+		remove = w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Hang})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		_, err = p.Node(ctx)
 		cancel()
@@ -316,14 +318,14 @@ func TestANodeIsAskedForOnceAndKept(t *testing.T) {
 		remove()
 		asked = 0
 		want := providers.Node{ID: node, Zone: region}
-		atOnce(slicesOf(5, func() {
+		providertest.AtOnce(slicesOf(5, func() {
 			got, err := p.Node(t.Context())
 			if assert.NoError(t, err) {
 				assert.Equal(t, want, got)
 			}
 		})...)
 		assert.Equal(t, 2, asked)
-		w.cloud.Inject(cloud.Rule{Action: front.MetadataAction, Fault: cloud.Fail})
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail})
 		got, err := p.Node(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, want, got)

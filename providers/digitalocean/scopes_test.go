@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 )
@@ -71,7 +72,7 @@ func TestTheDocumentedScopesAreEnoughAndNoneTooMuch(t *testing.T) {
 				return
 			}
 			require.NotErrorIs(t, err, providers.ErrNotFound)
-			sentence(t, err, "scope")
+			providertest.Sentence(t, err, "scope")
 		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 )
@@ -111,7 +112,7 @@ func TestNodesThatMarkAtOnceLeaveOneValue(t *testing.T) {
 			a, b := w.on(w.node()), w.on(w.node())
 			v := w.create(a, "db")
 			require.NoError(t, a.Mark(t.Context(), v.ID, "layout", "data"))
-			atOnce(
+			providertest.AtOnce(
 				func() { assert.NoError(t, a.Mark(t.Context(), v.ID, "layout", "a")) },
 				func() {
 					time.Sleep(time.Duration(ahead) * 50 * time.Millisecond)
@@ -150,7 +151,7 @@ func TestATagInOtherCapitalsIsSaid(t *testing.T) {
 		assert.Equal(t, providers.Record{"uid": "999"}, v.Record)
 		err = p.Mark(t.Context(), w.create(p, "late").ID, "uid", "999")
 		require.NotErrorIs(t, err, providers.ErrNotFound)
-		sentence(t, err, "blockvol-record:0:uid:999", "other capitals", "delete that tag")
+		providertest.Sentence(t, err, "blockvol-record:0:uid:999", "other capitals", "delete that tag")
 	})
 }
 

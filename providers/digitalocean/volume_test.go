@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 )
@@ -89,7 +90,7 @@ func TestADiskOfAnotherRegionIsNotAdopted(t *testing.T) {
 		p := w.on(w.node())
 		_, err := p.Adopt(t.Context(), v.ID, providers.Spec{Name: "db"})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "ams3", region)
+		providertest.Sentence(t, err, "ams3", region)
 		w.create(p, "db")
 		assert.Len(t, w.bearers("db"), 1)
 		assert.Equal(t, region, w.find(p, "db").Zone)
@@ -130,7 +131,7 @@ func TestNodesThatFindDifferentNamesFreeMakeOneVolume(t *testing.T) {
 					}
 				}
 			}
-			atOnce(made(a), func() {
+			providertest.AtOnce(made(a), func() {
 				time.Sleep(time.Duration(ahead) * 50 * time.Millisecond)
 				w.byHand(func(r *cloud.Request) error { return r.DeleteVolume(old.ID) })
 				made(b)()
@@ -152,7 +153,7 @@ func TestANameIsNotGivenTwiceByCreateAndAdoptAtOnce(t *testing.T) {
 			id := w.disk("old")
 			var created *providers.Volume
 			var failed error
-			atOnce(func() {
+			providertest.AtOnce(func() {
 				time.Sleep(time.Duration(ahead) * 40 * time.Millisecond)
 				created, failed = a.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 			}, func() {
@@ -189,7 +190,7 @@ func TestDisksOfOneNameAreNamed(t *testing.T) {
 		}
 		_, err := p.Find(t.Context(), "db")
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
-		sentence(t, err, ids[0], ids[1], "blockvol:cluster")
+		providertest.Sentence(t, err, ids[0], ids[1], "blockvol:cluster")
 		list, err := p.List(t.Context())
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
 		require.Len(t, list, 1)
@@ -206,7 +207,7 @@ func TestAVolumeWhoseNameCannotBeReadHidesNoOther(t *testing.T) {
 		require.Len(t, name, 2)
 		require.NoError(t, p.tag(t.Context(), id, append(textTags(textCluster, "main"), name[0])))
 		list, err := p.List(t.Context())
-		sentence(t, err, id, "cannot be read")
+		providertest.Sentence(t, err, id, "cannot be read")
 		require.Len(t, list, 1)
 		require.NoError(t, p.Delete(t.Context(), "none"))
 		require.NoError(t, p.Delete(t.Context(), id), "it is nobody's")
@@ -224,7 +225,7 @@ func TestATokenThatSeesNoTagsMakesNoSecondVolume(t *testing.T) {
 		w.front.Restrict(w.front.Token(blind), "block_storage:read", "block_storage:create", "block_storage:delete", "tag:create", "tag:delete")
 		_, err := p.Find(t.Context(), "db")
 		require.NotErrorIs(t, err, providers.ErrNotFound)
-		sentence(t, err, v.ID, "tag:read", "volume-id="+v.ID)
+		providertest.Sentence(t, err, v.ID, "tag:read", "volume-id="+v.ID)
 		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		require.ErrorContains(t, err, "tag:read")
 		for _, name := range []string{"db", "other"} { // together, by one read of all
@@ -295,7 +296,7 @@ func TestQuestionsAtOnceShareCalls(t *testing.T) {
 			})
 		}
 		w.calls()
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		assert.LessOrEqual(t, w.calls()[listVolumes], 2)
 	})
 }
@@ -382,7 +383,7 @@ func TestSnapshotsOfOthersAreSources(t *testing.T) {
 		far := w.on(w.cloud.AddInstance(cloud.Instance{Zone: "ams3"}).ID)
 		_, err = far.Create(t.Context(), providers.Spec{Name: "copy", Snapshot: snap})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, region, "ams3")
+		providertest.Sentence(t, err, region, "ams3")
 		require.NoError(t, p.DeleteSnapshot(t.Context(), snap))
 		assert.Len(t, w.cloud.Snapshots(), 1, "one that is nobody's stays")
 	})
@@ -401,6 +402,6 @@ func TestAnEnlargementThatDigitalOceanGivesUpIsSaid(t *testing.T) {
 			return answer, err
 		}))
 		_, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 2 * gib})
-		sentence(t, err, v.ID, `"errored"`)
+		providertest.Sentence(t, err, v.ID, `"errored"`)
 	})
 }

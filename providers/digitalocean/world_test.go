@@ -2,7 +2,6 @@ package digitalocean
 
 import (
 	"net/http"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -145,26 +144,6 @@ func (w *world) disk(name string) (id string) {
 func (w *world) calls() map[string]int {
 	defer w.cloud.ResetCalls()
 	return w.cloud.Calls()
-}
-
-// atOnce makes the calls in goroutines of their own, and waits.
-func atOnce(calls ...func()) {
-	var all sync.WaitGroup
-	for _, call := range calls {
-		all.Go(call)
-	}
-	all.Wait()
-}
-
-// sentence is what every error for the operator must be: one line that says what is asked of it.
-func sentence(t *testing.T, err error, words ...string) {
-	t.Helper()
-	require.Error(t, err)
-	for _, word := range words {
-		require.ErrorContains(t, err, word)
-	}
-	assert.NotContains(t, err.Error(), "\n")
-	assert.Less(t, len(err.Error()), 1000)
 }
 
 // The actions, as the simulation counts them.

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 )
@@ -39,7 +40,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 			ids = append(ids, v.ID)
 			calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
 		}
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		w.settle()
 		for _, id := range ids {
 			assert.Equal(t, server, w.holder(id))
@@ -48,7 +49,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		for _, id := range ids {
 			calls = append(calls, func() { assert.NoError(t, p.Detach(t.Context(), id, server, false)) })
 		}
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		w.settle()
 		for _, id := range ids {
 			assert.Empty(t, w.holder(id))
@@ -70,7 +71,7 @@ func TestABusyServerIsAnErrorOnlyAtTheEndOfTheCallersTime(t *testing.T) {
 		err := p.Attach(ctx, v.ID)
 		require.ErrorIs(t, err, providers.ErrBusy)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		sentence(t, err, "server is locked")
+		providertest.Sentence(t, err, "server is locked")
 		require.NoError(t, p.Attach(t.Context(), v.ID))
 	})
 }
@@ -189,7 +190,7 @@ func TestAServerThatIsFullSaysSo(t *testing.T) {
 		}
 		err := p.Attach(t.Context(), w.create(p, "more").ID)
 		require.ErrorIs(t, err, providers.ErrAttachLimit)
-		sentence(t, err, "16 volumes", "another node", "limit_exceeded_error")
+		providertest.Sentence(t, err, "16 volumes", "another node", "limit_exceeded_error")
 	})
 }
 
@@ -199,7 +200,7 @@ func TestAVolumeElsewhereIsToldWithBothPlaces(t *testing.T) {
 		assert.Equal(t, "nbg1", v.Zone)
 		err := w.on(w.node("fsn1")).Attach(t.Context(), v.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "in location nbg1", "in fsn1", "run the service in location nbg1")
+		providertest.Sentence(t, err, "in location nbg1", "in fsn1", "run the service in location nbg1")
 	})
 }
 
@@ -214,7 +215,7 @@ func TestAServerOfAnotherProjectIsToldFromAVolumeThatIsGone(t *testing.T) {
 		w.cloud.Terminate(a)
 		err = p.Attach(t.Context(), v.ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)
-		sentence(t, err, "server "+a, "project")
+		providertest.Sentence(t, err, "server "+a, "project")
 	})
 }
 
@@ -253,7 +254,7 @@ func TestADetachLooksForTheHolderEachTime(t *testing.T) {
 		w.attach(pa, v)
 		w.cloud.SetPace(0, 0, cloud.Times{Attach: time.Minute})
 		require.NoError(t, pa.Attach(t.Context(), other.ID)) // locks the server for a minute
-		atOnce(func() {
+		providertest.AtOnce(func() {
 			assert.NoError(t, pa.Detach(t.Context(), v.ID, a, false))
 		}, func() {
 			time.Sleep(10 * time.Second) // the detach has been refused by now
@@ -285,7 +286,7 @@ func TestADetachThatHitAnotherServerIsTold(t *testing.T) {
 		v := w.create(p, "db")
 		require.NoError(t, p.Attach(t.Context(), v.ID))
 		err := p.Detach(t.Context(), v.ID, a, false)
-		sentence(t, err, "detached from server "+b, "stop what uses it")
+		providertest.Sentence(t, err, "detached from server "+b, "stop what uses it")
 	})
 }
 

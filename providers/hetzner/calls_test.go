@@ -15,6 +15,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 )
@@ -76,7 +77,7 @@ func TestQuestionsThatComeTogetherShareARequest(t *testing.T) {
 			name := fmt.Sprintf("v%d", i)
 			calls[i] = func() { assert.Equal(t, name, w.find(p, name).Name) }
 		}
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		all := w.since()
 		assert.LessOrEqual(t, len(all), 3, "the first, perhaps alone, then 50, then the rest")
 		for _, call := range all {
@@ -217,7 +218,7 @@ func TestForeignAnswersAreBelievedInNothing(t *testing.T) {
 					err := do()
 					require.ErrorIs(t, err, providers.ErrUnavailable, call)
 					require.NotErrorIs(t, err, providers.ErrNotFound, call)
-					sentence(t, err, "Hetzner Cloud", "HCLOUD_ENDPOINT")
+					providertest.Sentence(t, err, "Hetzner Cloud", "HCLOUD_ENDPOINT")
 				}
 			})
 		})

@@ -15,8 +15,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func cloudVolume(id int64, name string) *schema.Volume { return &schema.Volume{ID: id, Name: name} }
@@ -42,7 +44,7 @@ func TestRefusalsAreSentences(t *testing.T) {
 			p := w.on(w.node("fsn1"))
 			w.cloud.Inject(cloud.Rule{Action: "POST /v1/volumes", Fault: cloud.Fail, Code: code + " in Hetzner's\nown words"})
 			_, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: size})
-			sentence(t, err, append(want.words, "Hetzner Cloud refuses the request to create volume \"db\" in location fsn1", "in Hetzner's own words ("+code+")")...)
+			providertest.Sentence(t, err, append(want.words, "Hetzner Cloud refuses the request to create volume \"db\" in location fsn1", "in Hetzner's own words ("+code+")")...)
 			for _, kind := range []error{
 				providers.ErrNotFound, providers.ErrAmbiguous, providers.ErrInvalid, providers.ErrNoSpace, providers.ErrHeld,
 				providers.ErrAttachLimit, providers.ErrBusy, providers.ErrUnavailable,
@@ -64,11 +66,11 @@ func TestATokenThatIsRevokedOrReadsOnlyIsTold(t *testing.T) {
 		v := w.create(p, "db")
 		w.front.ReadOnly(w.front.Token(server))
 		assert.Equal(t, v.ID, w.find(p, "db").ID)
-		sentence(t, p.Attach(t.Context(), v.ID), "permission to read and write")
+		providertest.Sentence(t, p.Attach(t.Context(), v.ID), "permission to read and write")
 		w.front.Revoke(w.front.Token(server))
 		_, err := p.Find(t.Context(), "db")
 		require.NotErrorIs(t, err, providers.ErrNotFound)
-		sentence(t, err, "revoked", "HCLOUD_TOKEN")
+		providertest.Sentence(t, err, "revoked", "HCLOUD_TOKEN")
 	})
 }
 
@@ -77,7 +79,7 @@ func TestAnUnknownLocationIsTold(t *testing.T) {
 		p := w.on(w.node("fsn1"))
 		_, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: size, Zone: "ash9"})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "location ash9", "unknown location")
+		providertest.Sentence(t, err, "location ash9", "unknown location")
 	})
 }
 
@@ -87,7 +89,7 @@ func TestNoAnswerIsTold(t *testing.T) {
 		p := w.onWith(server, way(func(*http.Request) (*http.Response, error) { return nil, errReset }))
 		_, err := p.Find(t.Context(), "db")
 		require.ErrorIs(t, err, providers.ErrUnavailable)
-		sentence(t, err, "Hetzner Cloud does not answer the request for a list of volumes", "connection reset", "HCLOUD_ENDPOINT")
+		providertest.Sentence(t, err, "Hetzner Cloud does not answer the request for a list of volumes", "connection reset", "HCLOUD_ENDPOINT")
 	})
 }
 
@@ -123,17 +125,17 @@ func TestTheNodeIsKeptForGood(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("nbg1")
 		p := w.on(server)
-		remove := w.cloud.Inject(cloud.Rule{Action: hetzner.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		remove := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		_, err := p.Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrUnavailable)
-		sentence(t, err, "metadata service", "HCLOUD_SERVER_ID")
+		providertest.Sentence(t, err, "metadata service", "HCLOUD_SERVER_ID")
 		remove()
 		want := providers.Node{ID: server, Zone: "nbg1"}
 		n, err := p.Node(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, want, n)
 		assert.Empty(t, w.since(), "the API is not asked")
-		w.cloud.Inject(cloud.Rule{Action: hetzner.MetadataAction, Fault: cloud.Fail, Code: "500"})
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "500"})
 		n, err = p.Node(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, want, n)
@@ -162,7 +164,7 @@ func TestTheLocationIsFoundWhereverItIsTold(t *testing.T) {
 func TestTheServerCanBeSet(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("nbg1")
-		w.cloud.Inject(cloud.Rule{Action: hetzner.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		set := func(id string) *Provider {
 			p, err := New(Config{Cluster: "main", Server: id, Token: token(t, w.front.Token(server)), Transport: w.front.Transport(server)})
 			require.NoError(t, err)
@@ -173,7 +175,7 @@ func TestTheServerCanBeSet(t *testing.T) {
 		assert.Equal(t, providers.Node{ID: server, Zone: "nbg1"}, n)
 		_, err = set("42").Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "no server 42", "HCLOUD_SERVER_ID", "project")
+		providertest.Sentence(t, err, "no server 42", "HCLOUD_SERVER_ID", "project")
 	})
 }
 
@@ -202,9 +204,9 @@ func TestSettings(t *testing.T) {
 	} {
 		_, err := FromEnv(env(bad.env...), "node", "main", nil)
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, bad.word)
+		providertest.Sentence(t, err, bad.word)
 	}
 	_, err := FromEnv(env("HCLOUD_TOKEN", "a"), "node", "", nil)
 	require.ErrorIs(t, err, providers.ErrInvalid)
-	sentence(t, err, "CLUSTER")
+	providertest.Sentence(t, err, "CLUSTER")
 }

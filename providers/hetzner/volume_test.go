@@ -17,6 +17,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 )
@@ -98,7 +99,7 @@ func TestSizesAreWhatHetznerSells(t *testing.T) {
 		}
 		_, err := p.Create(t.Context(), providers.Spec{Name: "large", Size: 10240*gib + 1})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "10 to 10240 GiB")
+		providertest.Sentence(t, err, "10 to 10240 GiB")
 	})
 }
 
@@ -107,7 +108,7 @@ func TestAVolumeIsReturnedOnceItIsThere(t *testing.T) {
 		a, b := w.on(w.node("fsn1")), w.on(w.node("fsn1"))
 		begin := time.Now()
 		var ids [2]string
-		atOnce(func() { ids[0] = w.create(a, "db").ID }, func() { time.Sleep(time.Second); ids[1] = w.create(b, "db").ID })
+		providertest.AtOnce(func() { ids[0] = w.create(a, "db").ID }, func() { time.Sleep(time.Second); ids[1] = w.create(b, "db").ID })
 		assert.GreaterOrEqual(t, time.Since(begin), slow.Create)
 		assert.Less(t, time.Since(begin), slow.Create+3*time.Second)
 		assert.Equal(t, ids[0], ids[1])
@@ -127,7 +128,7 @@ func TestACreationThatFailsIsTold(t *testing.T) {
 		}))
 		_, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: size})
 		require.ErrorIs(t, err, providers.ErrNoSpace)
-		sentence(t, err, "could not create volume", "no space", "another location")
+		providertest.Sentence(t, err, "could not create volume", "no space", "another location")
 	})
 }
 
@@ -138,11 +139,11 @@ func TestANameThatIsTakenAtHetznerIsTold(t *testing.T) {
 		id := w.foreign(server, labels.Name("main", "db", 63), "")
 		_, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: size})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "volume "+id, "not blockvol's", "volume-id="+id)
+		providertest.Sentence(t, err, "volume "+id, "not blockvol's", "volume-id="+id)
 		other := w.foreign(server, "other", "")
 		_, err = p.Adopt(t.Context(), other, providers.Spec{Name: "db"})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "volume "+id)
+		providertest.Sentence(t, err, "volume "+id)
 		v, err := p.Adopt(t.Context(), id, providers.Spec{Name: "db"})
 		require.NoError(t, err)
 		assert.Equal(t, id, v.ID)
@@ -170,7 +171,7 @@ func TestAdoptedVolumesKeepLabelsAndGetAName(t *testing.T) {
 		w.must(server, "POST", "/volumes/"+attached+"/actions/attach", `{"server": `+server+`}`)
 		_, err = p.Adopt(t.Context(), attached, providers.Spec{Name: "mine"})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "attached to server "+server)
+		providertest.Sentence(t, err, "attached to server "+server)
 	})
 }
 
@@ -182,7 +183,7 @@ func TestOneNameIsGivenOnce(t *testing.T) {
 			one, two := w.foreign(server, "one", ""), w.foreign(server, "two", "")
 			a, b, c := w.on(server), w.on(w.node("fsn1")), w.on(w.node("fsn1"))
 			vols, errs := make([]*providers.Volume, 3), make([]error, 3)
-			atOnce(
+			providertest.AtOnce(
 				func() { vols[0], errs[0] = a.Adopt(t.Context(), one, providers.Spec{Name: "db"}) },
 				func() { vols[1], errs[1] = b.Adopt(t.Context(), two, providers.Spec{Name: "db"}) },
 				func() {
@@ -197,7 +198,7 @@ func TestOneNameIsGivenOnce(t *testing.T) {
 					assert.Equal(t, id, vols[i].ID)
 				} else {
 					require.ErrorIs(t, err, providers.ErrInvalid)
-					sentence(t, err, "volume "+id)
+					providertest.Sentence(t, err, "volume "+id)
 				}
 			}
 		})
@@ -327,9 +328,9 @@ func TestDamagedLabelsAreTold(t *testing.T) {
 
 				_, err = p.Find(t.Context(), long)
 				require.NotErrorIs(t, err, providers.ErrNotFound)
-				sentence(t, err, "volume "+v.ID, "blockvol."+strings.TrimPrefix(strings.TrimSuffix(damage, "_6_2"), "blockvol."))
+				providertest.Sentence(t, err, "volume "+v.ID, "blockvol."+strings.TrimPrefix(strings.TrimSuffix(damage, "_6_2"), "blockvol."))
 				list, err := p.List(t.Context())
-				sentence(t, err, "volume "+v.ID)
+				providertest.Sentence(t, err, "volume "+v.ID)
 				require.Len(t, list, 1)
 				assert.Equal(t, good.ID, list[0].ID)
 				_, err = p.Create(t.Context(), providers.Spec{Name: long, Size: size})
@@ -351,7 +352,7 @@ func TestTwoOfOneNameAreTold(t *testing.T) {
 		w.relabel(server, copied, func(all map[string]string) { maps.Copy(all, w.labels(v.ID)) })
 		_, err := p.Find(t.Context(), "db")
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
-		sentence(t, err, v.ID+" in location fsn1", copied, "blockvol.key")
+		providertest.Sentence(t, err, v.ID+" in location fsn1", copied, "blockvol.key")
 		list, err := p.List(t.Context())
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
 		require.Len(t, list, 1)
@@ -367,7 +368,7 @@ func TestVolumesGrowInUse(t *testing.T) {
 		v := w.create(a, "db")
 		w.attach(a, v)
 		begin := time.Now()
-		atOnce(func() {
+		providertest.AtOnce(func() {
 			now, err := a.Modify(t.Context(), v.ID, providers.Change{Size: 19*gib + 1})
 			if assert.NoError(t, err) {
 				assert.EqualValues(t, 20*gib, now.Size)
@@ -385,7 +386,7 @@ func TestVolumesGrowInUse(t *testing.T) {
 		}
 		_, err := a.Modify(t.Context(), v.ID, providers.Change{Size: 19 * gib})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "20 GiB", "cannot shrink")
+		providertest.Sentence(t, err, "20 GiB", "cannot shrink")
 		_, err = a.Modify(t.Context(), v.ID, providers.Change{Size: 10241 * gib})
 		require.ErrorIs(t, err, providers.ErrInvalid)
 	})
@@ -425,7 +426,7 @@ func TestChangesOfAVolumeTakeTheirTurn(t *testing.T) {
 		v, other := w.create(p, "db"), w.create(p, "other")
 		w.cloud.SetPace(0, 0, cloud.Times{Modify: time.Minute})
 		var free, late error
-		atOnce(func() {
+		providertest.AtOnce(func() {
 			_, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 20 * gib})
 			assert.NoError(t, err)
 		}, func() {
@@ -441,7 +442,7 @@ func TestChangesOfAVolumeTakeTheirTurn(t *testing.T) {
 		require.NoError(t, free, "others do not wait")
 		require.ErrorIs(t, late, providers.ErrBusy)
 		require.ErrorIs(t, late, context.DeadlineExceeded)
-		sentence(t, late, "another change of volume "+v.ID)
+		providertest.Sentence(t, late, "another change of volume "+v.ID)
 		assert.Equal(t, providers.Record{"c": "d"}, w.find(p, "db").Record)
 	})
 }

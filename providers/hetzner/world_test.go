@@ -10,7 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
@@ -173,24 +172,4 @@ func (w *world) protected(id string) bool {
 	v, _ := w.cloud.Volume(id)
 	_, is := v.Tags["protected"]
 	return is
-}
-
-// atOnce makes the calls in goroutines of their own, and waits.
-func atOnce(calls ...func()) {
-	var all sync.WaitGroup
-	for _, call := range calls {
-		all.Go(call)
-	}
-	all.Wait()
-}
-
-// sentence is what every error for the operator must be: one line that says what is asked of it.
-func sentence(t *testing.T, err error, words ...string) {
-	t.Helper()
-	require.Error(t, err)
-	for _, word := range words {
-		require.ErrorContains(t, err, word)
-	}
-	assert.NotContains(t, err.Error(), "\n")
-	assert.Less(t, len(err.Error()), 1000)
 }

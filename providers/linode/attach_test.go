@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -67,7 +68,7 @@ func TestALinodeTakesVolumesOneAfterAnother(t *testing.T) {
 			attaches = append(attaches, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
 		}
 		begin := time.Now()
-		atOnce(attaches...)
+		providertest.AtOnce(attaches...)
 		for _, v := range volumes {
 			assert.Equal(t, a, w.holder(v.ID))
 		}
@@ -83,7 +84,7 @@ func TestALinodeThatIsFullSaysSo(t *testing.T) {
 		}
 		err := p.Attach(t.Context(), w.create(p, "g").ID)
 		require.ErrorIs(t, err, providers.ErrAttachLimit)
-		sentence(t, err, "maximum number of Volumes (6)", "another node")
+		providertest.Sentence(t, err, "maximum number of Volumes (6)", "another node")
 	})
 }
 
@@ -159,7 +160,7 @@ func TestADetachThatHadToWaitLooksAgainWhoHasTheVolume(t *testing.T) {
 				w.attach(pa, v)
 				rule.Caller = a
 				mend := w.cloud.Inject(rule)
-				atOnce(
+				providertest.AtOnce(
 					func() { assert.NoError(t, pa.Detach(t.Context(), v.ID, a, false)) },
 					func() {
 						time.Sleep(time.Second)
@@ -210,7 +211,7 @@ func TestAVolumeOfAnotherRegionIsRefusedInASentence(t *testing.T) {
 		assert.Equal(t, "us-test", v.Zone)
 		err = p.Attach(t.Context(), v.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "same region")
+		providertest.Sentence(t, err, "same region")
 	})
 }
 
@@ -219,7 +220,7 @@ func TestANodeThatIsNoLinodeOfTheAccountIsTold(t *testing.T) {
 		p := w.on(w.node(), func(cfg *Config) { cfg.Instance, cfg.Region = "7", region })
 		err := p.Attach(t.Context(), w.create(p, "db").ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)
-		sentence(t, err, "linode_id: Linode not found")
+		providertest.Sentence(t, err, "linode_id: Linode not found")
 	})
 }
 

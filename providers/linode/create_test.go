@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -118,7 +119,7 @@ func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
 						}
 					}}
 				})
-				atOnce(func() { create(0, pa) }, func() {
+				providertest.AtOnce(func() { create(0, pa) }, func() {
 					<-foundNothing
 					disk, err := numberOf(old.ID)
 					assert.NoError(t, err)
@@ -155,7 +156,7 @@ func TestAQuotaIsNoSpace(t *testing.T) {
 		w.cloud.Inject(cloud.Rule{Action: creating, Fault: cloud.Fail, Code: "Account Limit reached. Please open a support ticket."})
 		_, err := w.on(w.node()).Create(t.Context(), providers.Spec{Name: "db"})
 		require.ErrorIs(t, err, providers.ErrNoSpace)
-		sentence(t, err, "Account Limit reached", "higher limit")
+		providertest.Sentence(t, err, "Account Limit reached", "higher limit")
 	})
 }
 
@@ -164,10 +165,10 @@ func TestARegionThatDoesNotExistIsRefused(t *testing.T) {
 		p := w.on(w.node())
 		_, err := p.Create(t.Context(), providers.Spec{Name: "db", Zone: "atlantis"})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "region is not valid")
+		providertest.Sentence(t, err, "region is not valid")
 		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Zone: "us-test", Encrypted: true})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "Encryption is not available")
+		providertest.Sentence(t, err, "Encryption is not available")
 	})
 }
 
@@ -178,6 +179,6 @@ func TestAVolumeThatLinodeCannotMakeEndsInASentence(t *testing.T) {
 		defer cancel()
 		_, err := w.on(w.node()).Create(ctx, providers.Spec{Name: "db"})
 		require.ErrorIs(t, err, ctx.Err())
-		sentence(t, err, "still being created")
+		providertest.Sentence(t, err, "still being created")
 	})
 }

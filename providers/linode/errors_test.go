@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -87,7 +88,7 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 					}
 					require.ErrorIs(t, err, providers.ErrUnavailable, method)
 					require.NotErrorIs(t, err, providers.ErrNotFound, method)
-					sentence(t, err, "Linode")
+					providertest.Sentence(t, err, "Linode")
 					assert.NotContains(t, err.Error(), secret)
 				}
 				for _, entry := range lines.AllEntries() {
@@ -112,7 +113,7 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 				})
 			})
 			for _, err := range every(t, p, "12", a) {
-				sentence(t, err, "very long")
+				providertest.Sentence(t, err, "very long")
 				assert.NotContains(t, err.Error(), secret)
 			}
 		})
@@ -134,7 +135,7 @@ func TestARefusedTokenSaysWhatItLacks(t *testing.T) {
 				v := w.create(p, "db")
 				c.change(w, w.front.Token(a))
 				for method, err := range every(t, p, v.ID, a) {
-					sentence(t, err, c.words...)
+					providertest.Sentence(t, err, c.words...)
 					for _, verdict := range []error{providers.ErrNotFound, providers.ErrHeld, providers.ErrBusy, providers.ErrInvalid} {
 						require.NotErrorIs(t, err, verdict, method)
 					}
@@ -148,7 +149,7 @@ func TestARefusedTokenSaysWhatItLacks(t *testing.T) {
 		p := w.on(a)
 		v := w.create(p, "db")
 		w.front.Restrict(w.front.Token(a), "volumes:read_write", "linodes:read_only")
-		sentence(t, p.Attach(t.Context(), v.ID), "linodes:read_write")
+		providertest.Sentence(t, p.Attach(t.Context(), v.ID), "linodes:read_write")
 	})
 }
 
@@ -175,7 +176,7 @@ func TestRefusalsMeanWhatTheySay(t *testing.T) {
 		} {
 			err := p.translate(c.action, outcome{status: 400, reasons: []reason{{c.said, c.field}}})
 			require.ErrorIs(t, err, c.want, fmt.Sprint(c))
-			sentence(t, err, c.said)
+			providertest.Sentence(t, err, c.said)
 		}
 	})
 }

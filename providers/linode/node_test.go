@@ -10,8 +10,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/linode"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestANodeIsWhatItsMetadataServiceSaysForGood(t *testing.T) {
@@ -30,7 +31,7 @@ func TestANodeIsWhatItsMetadataServiceSaysForGood(t *testing.T) {
 				assert.Equal(t, providers.Node{ID: a, Zone: region}, node)
 			}
 		}
-		atOnce(ask, ask, ask)
+		providertest.AtOnce(ask, ask, ask)
 		ask()
 		assert.EqualValues(t, 2, asked.Load(), "a token, and the answer")
 		assert.Empty(t, w.calls())
@@ -40,10 +41,10 @@ func TestANodeIsWhatItsMetadataServiceSaysForGood(t *testing.T) {
 func TestANodeWithoutMetadataIsWhatTheSettingsSay(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		a := w.node()
-		w.cloud.Inject(cloud.Rule{Action: linode.MetadataAction, Fault: cloud.Fail})
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail})
 		_, err := w.on(a).Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrUnavailable)
-		sentence(t, err, "169.254.169.254", "LINODE_INSTANCE_ID", "status 500")
+		providertest.Sentence(t, err, "169.254.169.254", "LINODE_INSTANCE_ID", "status 500")
 
 		node, err := w.on(a, func(cfg *Config) { cfg.Instance = a }).Node(t.Context())
 		require.NoError(t, err)
@@ -57,7 +58,7 @@ func TestANodeWithoutMetadataIsWhatTheSettingsSay(t *testing.T) {
 
 		_, err = w.on(a, func(cfg *Config) { cfg.Instance = "1" }).Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "no Linode 1", "LINODE_INSTANCE_ID")
+		providertest.Sentence(t, err, "no Linode 1", "LINODE_INSTANCE_ID")
 	})
 }
 
@@ -66,17 +67,17 @@ func TestANodeOfAnotherRegionThanTheSettingIsAMistake(t *testing.T) {
 		a := w.node()
 		_, err := w.on(a, func(cfg *Config) { cfg.Region = "us-test" }).Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		sentence(t, err, "LINODE_REGION is us-test", "runs in "+region)
+		providertest.Sentence(t, err, "LINODE_REGION is us-test", "runs in "+region)
 	})
 }
 
 func TestMetadataThatIsNotLinodesIsNoAnswer(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		for _, fault := range []cloud.Fault{cloud.Garbage, cloud.Truncate, cloud.LoseAnswer} {
-			mend := w.cloud.Inject(cloud.Rule{Action: linode.MetadataAction, Fault: fault})
+			mend := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: fault})
 			_, err := w.on(w.node()).Node(t.Context())
 			require.ErrorIs(t, err, providers.ErrUnavailable, "%s", fault)
-			sentence(t, err, "metadata service", "LINODE_INSTANCE_ID")
+			providertest.Sentence(t, err, "metadata service", "LINODE_INSTANCE_ID")
 			mend()
 		}
 	})
@@ -148,13 +149,13 @@ func TestSettingsAreChecked(t *testing.T) {
 			}
 			_, err := FromEnv(getenv, "", "main", logrus.New())
 			require.ErrorIs(t, err, providers.ErrInvalid)
-			sentence(t, err, c.words...)
+			providertest.Sentence(t, err, c.words...)
 			assert.NotContains(t, err.Error(), "secret")
 		})
 	}
 	_, err := FromEnv(func(setting string) string { return good[setting] }, "", "", logrus.New())
 	require.ErrorIs(t, err, providers.ErrInvalid)
-	sentence(t, err, "CLUSTER")
+	providertest.Sentence(t, err, "CLUSTER")
 }
 
 // Where requests go is this package's business, not that of the SDK's own variables.

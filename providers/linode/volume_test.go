@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/linode"
 )
@@ -63,7 +64,7 @@ func TestLookupsThatComeTogetherShareAList(t *testing.T) {
 			})
 		}
 		w.calls()
-		atOnce(lookups...)
+		providertest.AtOnce(lookups...)
 		assert.LessOrEqual(t, w.calls()[listing], 4, "one goes out at once, the others by fifties")
 	})
 }
@@ -138,14 +139,14 @@ func TestWhatSomebodyDidToTheTagsIsNoticed(t *testing.T) {
 			w.retagged(v.ID, c.tags...)
 			_, err := p.Find(t.Context(), "A Name")
 			require.NotErrorIs(t, err, providers.ErrNotFound, name)
-			sentence(t, err, v.ID, "somebody")
+			providertest.Sentence(t, err, v.ID, "somebody")
 			_, err = p.Create(t.Context(), providers.Spec{Name: "A Name"})
-			sentence(t, err, "somebody")
+			providertest.Sentence(t, err, "somebody")
 			list, err := p.List(t.Context())
 			require.Len(t, list, 1, name)
 			assert.Equal(t, "good", list[0].Name)
 			if name != "the cluster is gone" {
-				sentence(t, err, v.ID, "somebody")
+				providertest.Sentence(t, err, v.ID, "somebody")
 			}
 		}
 		w.retagged(v.ID, whole...)
@@ -163,7 +164,7 @@ func TestTwoVolumesWithOneNameAreBothNamed(t *testing.T) {
 		w.retagged(two.ID, w.tags(one.ID)...)
 		_, err := p.Find(t.Context(), "db")
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
-		sentence(t, err, one.ID, two.ID)
+		providertest.Sentence(t, err, one.ID, two.ID)
 		list, err := p.List(t.Context())
 		require.ErrorIs(t, err, providers.ErrAmbiguous)
 		require.Len(t, list, 1)
@@ -204,8 +205,8 @@ func TestAMarkThatLinodeDropsIsAnError(t *testing.T) {
 				return way.RoundTrip(r)
 			})
 		})
-		sentence(t, p.Mark(t.Context(), v.ID, "formatted", "ext4"), "not all of the tags")
-		sentence(t, p.Forget(t.Context(), v.ID), "not all of the tags")
+		providertest.Sentence(t, p.Mark(t.Context(), v.ID, "formatted", "ext4"), "not all of the tags")
+		providertest.Sentence(t, p.Forget(t.Context(), v.ID), "not all of the tags")
 	})
 }
 
@@ -221,7 +222,7 @@ func TestAVolumeMadeWithoutItsTagsIsNotLeftBehind(t *testing.T) {
 			})
 		})
 		_, err := p.Create(t.Context(), providers.Spec{Name: "db"})
-		sentence(t, err, "without all of its tags")
+		providertest.Sentence(t, err, "without all of its tags")
 	})
 }
 
@@ -235,7 +236,7 @@ func TestOneNameIsGivenToOneDisk(t *testing.T) {
 		require.NoError(t, pa.Forget(t.Context(), one.ID))
 		require.NoError(t, pa.Forget(t.Context(), two.ID))
 		var errs [2]error
-		atOnce(
+		providertest.AtOnce(
 			func() { _, errs[0] = pa.Adopt(t.Context(), one.ID, providers.Spec{Name: "db"}) },
 			func() { _, errs[1] = pb.Adopt(t.Context(), two.ID, providers.Spec{Name: "db"}) },
 		)
@@ -271,7 +272,7 @@ func TestOnlyAVolumeThatIsDetachedIsEnlarged(t *testing.T) {
 		w.calls()
 		_, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 20 * gib})
 		require.ErrorIs(t, err, providers.ErrBusy)
-		sentence(t, err, "attached to Linode "+a, "when it is detached")
+		providertest.Sentence(t, err, "attached to Linode "+a, "when it is detached")
 		same, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 10 * gib})
 		require.NoError(t, err, "it has that size")
 		assert.True(t, same.HeldBy(a))
@@ -287,12 +288,12 @@ func TestOnlyAVolumeThatIsDetachedIsEnlarged(t *testing.T) {
 				}
 			}
 		}
-		atOnce(ask(20*gib), ask(20*gib))
+		providertest.AtOnce(ask(20*gib), ask(20*gib))
 		w.cloud.Inject(cloud.Rule{Action: resizing, Fault: cloud.NeverFinish, Times: 1})
 		ctx, cancel := contextWithin(t)
 		defer cancel()
 		_, err = p.Modify(ctx, v.ID, providers.Change{Size: 30 * gib})
 		require.ErrorIs(t, err, ctx.Err())
-		sentence(t, err, "still being resized")
+		providertest.Sentence(t, err, "still being resized")
 	})
 }

@@ -4,12 +4,10 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
@@ -102,26 +100,6 @@ func (w *world) calls() map[string]int {
 	calls := w.cloud.Calls()
 	w.cloud.ResetCalls()
 	return calls
-}
-
-// atOnce makes the calls in goroutines of their own, and waits.
-func atOnce(calls ...func()) {
-	var all sync.WaitGroup
-	for _, call := range calls {
-		all.Go(call)
-	}
-	all.Wait()
-}
-
-// sentence is what every error for the operator must be: one line that says what is asked of it.
-func sentence(t *testing.T, err error, words ...string) {
-	t.Helper()
-	require.Error(t, err)
-	for _, word := range words {
-		require.ErrorContains(t, err, word)
-	}
-	assert.NotContains(t, err.Error(), "\n")
-	assert.Less(t, len(err.Error()), 1000)
 }
 
 // before is a way on which something happens before a request goes on.

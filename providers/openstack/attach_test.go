@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
 )
@@ -61,7 +62,7 @@ func TestManyMountsShareTheirReads(t *testing.T) {
 				}
 			})
 		}
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		assert.LessOrEqual(t, len(link.calls()), 2)
 	})
 }

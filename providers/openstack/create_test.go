@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
 )
@@ -53,7 +54,7 @@ func TestNodesThatCreateOneNameAtOnceGetOneVolumeAndLeaveNoOther(t *testing.T) {
 					}
 				})
 			}
-			atOnce(calls...)
+			providertest.AtOnce(calls...)
 			for _, id := range ids {
 				assert.Equal(t, ids[0], id)
 			}
@@ -92,7 +93,7 @@ func TestMakersThatDieAreInNobodysWay(t *testing.T) {
 					}
 				})
 			}
-			atOnce(calls...)
+			providertest.AtOnce(calls...)
 			for _, id := range ids[:nodes+doomed] {
 				if id != "" {
 					assert.Equal(t, ids[0], id)
@@ -166,7 +167,7 @@ func TestAMakerThatWasStoppedForMinutesFindsTheOthersVolume(t *testing.T) {
 				return nil, nil
 			})
 			var first, second *providers.Volume
-			atOnce(func() {
+			providertest.AtOnce(func() {
 				var err error
 				for range 3 { // its write fails, and it tries again
 					if first, err = a.Create(t.Context(), providers.Spec{Name: "db", Size: gib}); err == nil {
@@ -272,7 +273,7 @@ func TestOneProcessMakesANameOnce(t *testing.T) {
 		for range 5 {
 			calls = append(calls, func() { w.create(p, "db") })
 		}
-		atOnce(calls...)
+		providertest.AtOnce(calls...)
 		made := 0
 		for _, call := range link.calls() {
 			if strings.HasPrefix(call, "POST") && strings.HasSuffix(call, "/volumes") {
@@ -292,7 +293,7 @@ func TestADeleteAmidCreatesEndsWithOneVolumeOrNone(t *testing.T) {
 			after := func() { time.Sleep(time.Duration(dice.Int64N(int64(10 * time.Second)))) }
 			pauses := []time.Duration{time.Duration(dice.Int64N(int64(10 * time.Second))), time.Duration(dice.Int64N(int64(10 * time.Second)))}
 			after()
-			atOnce(func() {
+			providertest.AtOnce(func() {
 				assert.NoError(t, a.Delete(t.Context(), v.ID))
 			}, func() {
 				time.Sleep(pauses[0])
@@ -363,7 +364,7 @@ func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
 				return nil, nil
 			})
 			var first, second *providers.Volume
-			atOnce(func() { first = w.create(claimer, "db") }, func() {
+			providertest.AtOnce(func() { first = w.create(claimer, "db") }, func() {
 				for range 1000 {
 					if len(w.bear("db", stateClaimed)) == 1 {
 						break

@@ -18,9 +18,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func volumeOf(status, server string) volumes.Volume {
@@ -44,7 +46,7 @@ func TestATokenThatExpiresIsReplacedOnceForAll(t *testing.T) {
 			for range 5 {
 				calls = append(calls, func() { assert.NoError(t, p.Mark(t.Context(), v.ID, "layout", "data")) })
 			}
-			atOnce(calls...)
+			providertest.AtOnce(calls...)
 			logins := 0
 			for _, call := range link.calls() {
 				if strings.HasSuffix(call, "/auth/tokens") {
@@ -231,7 +233,7 @@ func TestALoginGoesOnForThoseWhoStillWait(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		var ended atomic.Bool
-		atOnce(func() {
+		providertest.AtOnce(func() {
 			_, err := p.List(ctx)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			ended.Store(true)
@@ -249,7 +251,7 @@ func TestAServerWithoutMetadataNeedsTheSetting(t *testing.T) {
 		server := w.node()
 		p := w.on(server)
 		for _, fault := range []cloud.Fault{cloud.Fail, cloud.Garbage, cloud.Truncate, cloud.LoseAnswer, cloud.Hang} {
-			mend := w.cloud.Inject(cloud.Rule{Action: front.MetadataAction, Fault: fault})
+			mend := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: fault})
 			_, err := p.Node(t.Context())
 			require.ErrorIs(t, err, providers.ErrUnavailable, fault)
 			sentence(t, err, "OS_INSTANCE_ID")
@@ -258,7 +260,7 @@ func TestAServerWithoutMetadataNeedsTheSetting(t *testing.T) {
 		node, err := p.Node(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, server, node.ID)
-		w.cloud.Inject(cloud.Rule{Action: front.MetadataAction, Fault: cloud.Fail})
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail})
 		again, err := p.Node(t.Context())
 		require.NoError(t, err, "it is known for good")
 		assert.Equal(t, node, again)

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
@@ -95,7 +96,7 @@ func TestNamesThatAreAdoptedAtOnceAreOneVolumes(t *testing.T) {
 			require.NoError(t, a.Forget(t.Context(), v.ID))
 		}
 		var errs [2]error
-		atOnce(func() {
+		providertest.AtOnce(func() {
 			_, errs[0] = a.Adopt(t.Context(), one.ID, providers.Spec{Name: "db"})
 		}, func() {
 			_, errs[1] = b.Adopt(t.Context(), two.ID, providers.Spec{Name: "db"})

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+
+	"github.com/blockvol/blockvol/providers/providertest"
 )
 
 const secret = `dop_v1_s3cr3t/+"&<x>`
@@ -132,15 +134,10 @@ func ask(ctx context.Context, c *Client, method, body string) (status int, text 
 // sentence asserts that an error is fit for an operator, and says all that.
 func sentence(t *testing.T, err error, words ...string) {
 	t.Helper()
-	text := err.Error()
-	for _, word := range words {
-		assert.Contains(t, text, word)
-	}
+	providertest.Sentence(t, err, words...)
 	for _, shape := range []string{secret, url.QueryEscape(secret), `\u003cx\u003e`} {
-		assert.NotContains(t, text, shape)
+		assert.NotContains(t, err.Error(), shape)
 	}
-	assert.NotContains(t, text, "\n")
-	assert.Less(t, len(text), 1000)
 }
 
 func token(t *testing.T) *Token {

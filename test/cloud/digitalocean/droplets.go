@@ -2,13 +2,12 @@ package digitalocean
 
 import (
 	"encoding/json"
-	"errors"
 	"net/http"
-	"strconv"
 	"strings"
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/rest"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // statusOf is the word for an instance's state, "" if DigitalOcean does not know it any more. One on its way down is active.
@@ -48,49 +47,20 @@ func (f *Front) getDroplet(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{}, f.notFound()
 }
 
-// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is
-// an HTTP status then.
-const MetadataAction = "Metadata"
-
 // Metadata returns the metadata service of one instance.
 // See https://docs.digitalocean.com/reference/api/metadata/
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		status, body := http.StatusNotFound, "not found"
-		call := cloud.Call{Action: MetadataAction, Caller: instance, Aside: true}
-		fault, err := f.cloud.Do(r.Context(), call, func(*cloud.Request) error {
-			if i, ok := f.cloud.Instance(instance); ok {
-				status, body = metadata(i, r)
+		wire.Metadata(f.cloud, instance, w, r, func() (int, string) {
+			i, ok := f.cloud.Instance(instance)
+			if !ok {
+				return http.StatusNotFound, "not found"
 			}
-			return nil
+			if strings.HasSuffix(r.URL.Path, ".json") {
+				w.Header().Set("Content-Type", "application/json")
+			}
+			return metadata(i, r)
 		})
-		var failed *cloud.FailedError
-		switch {
-		case errors.As(err, &failed):
-			if status, err = strconv.Atoi(failed.Code); err != nil {
-				status = http.StatusInternalServerError
-			}
-			body = ""
-		case err != nil, fault == cloud.LoseAnswer:
-			panic(http.ErrAbortHandler)
-		}
-		if fault == cloud.Garbage {
-			status, body = http.StatusOK, "<html><body>Please sign in to the network</body></html"
-		}
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		if strings.HasSuffix(r.URL.Path, ".json") {
-			w.Header().Set("Content-Type", "application/json")
-		}
-		w.WriteHeader(status)
-		if fault == cloud.Truncate {
-			w.Write([]byte(body[:len(body)/2])) //nolint:errcheck // the connection breaks in any case
-			if flusher, ok := w.(http.Flusher); ok {
-				flusher.Flush()
-			}
-			panic(http.ErrAbortHandler)
-		}
-		w.Write([]byte(body)) //nolint:errcheck // a client that went away has nothing to be told
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/digitalocean"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a cloud with a droplet, whose requests are made here byte by byte.
@@ -455,7 +456,7 @@ func TestMetadataTellsADropletWhichItIs(t *testing.T) {
 		}
 		status, _ := get("/metadata/v1/colour")
 		assert.Equal(t, http.StatusNotFound, status)
-		w.cloud.Inject(cloud.Rule{Action: digitalocean.MetadataAction, Fault: cloud.Fail, Code: "503", Times: 1})
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "503", Times: 1})
 		status, _ = get("/metadata/v1/id")
 		assert.Equal(t, http.StatusServiceUnavailable, status)
 		assert.Zero(t, time.Since(begin), "the API's latency is not theirs")

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // Config is what is EC2's own about a cloud.
@@ -155,22 +156,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("X-Amzn-Requestid", id)
 	header.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
 	header.Set("Server", "AmazonEC2")
-	switch fault {
-	case cloud.LoseAnswer:
-		panic(http.ErrAbortHandler)
-	case cloud.Garbage:
-		status, answer = http.StatusOK, []byte("<html><body>Please sign in to the network</body></html")
-	}
-	header.Set("Content-Length", strconv.Itoa(len(answer)))
-	w.WriteHeader(status)
-	if fault == cloud.Truncate {
-		w.Write(answer[:len(answer)/2]) //nolint:errcheck // the connection breaks in any case
-		if flusher, ok := w.(http.Flusher); ok {
-			flusher.Flush()
-		}
-		panic(http.ErrAbortHandler)
-	}
-	w.Write(answer) //nolint:errcheck // a client that went away has nothing to be told
+	wire.Write(w, status, answer, fault)
 }
 
 func (f *Front) serve(r *http.Request, body []byte, answer *[]byte) (cloud.Fault, error) {

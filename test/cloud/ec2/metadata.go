@@ -3,7 +3,6 @@ package ec2
 import (
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // MetadataOptions are an instance's own.
@@ -20,10 +20,6 @@ type MetadataOptions struct {
 	Off    bool // the service is disabled
 	NoRole bool // the instance has no role, hence no credentials
 }
-
-// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is
-// an HTTP status then.
-const MetadataAction = "Metadata"
 
 // metadata is the service of one instance.
 // See https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
@@ -52,46 +48,7 @@ const (
 func (m *metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Server", "EC2ws")
 	w.Header().Set("Date", m.front.cfg.Now().UTC().Format(http.TimeFormat))
-	status, body := http.StatusOK, ""
-	call := cloud.Call{Action: MetadataAction, Caller: m.instance, Aside: true}
-	fault, err := m.front.cloud.Do(r.Context(), call, func(*cloud.Request) error {
-		status, body = m.answer(w, r)
-		return nil
-	})
-	switch {
-	case err == nil:
-	case r.Context().Err() != nil:
-		panic(http.ErrAbortHandler)
-	default:
-		status, body = statusOf(err), ""
-	}
-	switch fault {
-	case cloud.LoseAnswer:
-		panic(http.ErrAbortHandler)
-	case cloud.Garbage:
-		status, body = http.StatusOK, "<html><body>Please sign in to the network</body></html"
-	}
-	w.Header().Set("Content-Type", "text/plain")
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	if fault == cloud.Truncate {
-		w.Write([]byte(body[:len(body)/2])) //nolint:errcheck // the connection breaks in any case
-		if flusher, ok := w.(http.Flusher); ok {
-			flusher.Flush()
-		}
-		panic(http.ErrAbortHandler)
-	}
-	w.Write([]byte(body)) //nolint:errcheck // a client that went away has nothing to be told
-}
-
-// statusOf is how a request is made to fail: the rule's code is an HTTP status here.
-func statusOf(err error) int {
-	if failed := new(cloud.FailedError); errors.As(err, &failed) {
-		if status, err := strconv.Atoi(failed.Code); err == nil {
-			return status
-		}
-	}
-	return http.StatusInternalServerError
+	wire.Metadata(m.front.cloud, m.instance, w, r, func() (int, string) { return m.answer(w, r) })
 }
 
 func (m *metadata) answer(w http.ResponseWriter, r *http.Request) (status int, body string) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // ask sends one request to a metadata service.
@@ -124,11 +125,11 @@ func TestCredentialsFromMetadataSignRequests(t *testing.T) {
 func TestMetadataServicesFailToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Latency: time.Hour}, ec2.Config{})
-		remove := w.cloud.Inject(cloud.Rule{Action: ec2.MetadataAction, Fault: cloud.Fail, Code: "503"})
+		remove := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "503"})
 		_, err := w.metadata.GetMetadata(t.Context(), &imds.GetMetadataInput{Path: "instance-id"})
 		require.Error(t, err)
 		remove()
-		remove = w.cloud.Inject(cloud.Rule{Action: ec2.MetadataAction, Fault: cloud.Hang})
+		remove = w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Hang})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err = w.metadata.GetMetadata(ctx, &imds.GetMetadataInput{Path: "instance-id"})

@@ -16,6 +16,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a project with a server, whose requests are made here byte by byte.
@@ -373,7 +374,7 @@ func TestAServerLearnsWhichItIs(t *testing.T) {
 		assert.Equal(t, "200 eu-central", get("/hetzner/v1/metadata/region"))
 		assert.Contains(t, get("/hetzner/v1/metadata"), "instance-id: "+w.server+"\n")
 		assert.Equal(t, "404 not found", get("/hetzner/v1/metadata/ip"))
-		w.cloud.Inject(cloud.Rule{Action: hetzner.MetadataAction, Fault: cloud.Fail, Code: "503"})
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "503"})
 		assert.Equal(t, "503 ", get("/hetzner/v1/metadata/instance-id"))
 	})
 }

@@ -1,13 +1,12 @@
 package hetzner
 
 import (
-	"errors"
 	"net/http"
-	"strconv"
 	"strings"
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/rest"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // location is how locations are shown.
@@ -109,46 +108,17 @@ func (f *Front) getServer(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{}, notFound("server", id)
 }
 
-// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is
-// an HTTP status then.
-const MetadataAction = "Metadata"
-
 // Metadata returns the metadata service of one instance.
 // See https://docs.hetzner.cloud/reference/cloud#description/server-metadata
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		status, body := http.StatusNotFound, "not found"
-		call := cloud.Call{Action: MetadataAction, Caller: instance, Aside: true}
-		fault, err := f.cloud.Do(r.Context(), call, func(*cloud.Request) error {
-			if i, ok := f.cloud.Instance(instance); ok {
-				status, body = metadata(i, r)
+		wire.Metadata(f.cloud, instance, w, r, func() (int, string) {
+			i, ok := f.cloud.Instance(instance)
+			if !ok {
+				return http.StatusNotFound, "not found"
 			}
-			return nil
+			return metadata(i, r)
 		})
-		var failed *cloud.FailedError
-		switch {
-		case errors.As(err, &failed):
-			if status, err = strconv.Atoi(failed.Code); err != nil {
-				status = http.StatusInternalServerError
-			}
-			body = ""
-		case err != nil, fault == cloud.LoseAnswer:
-			panic(http.ErrAbortHandler)
-		}
-		if fault == cloud.Garbage {
-			status, body = http.StatusOK, "<html><body>Please sign in to the network</body></html"
-		}
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-		w.WriteHeader(status)
-		if fault == cloud.Truncate {
-			w.Write([]byte(body[:len(body)/2])) //nolint:errcheck // the connection breaks in any case
-			if flusher, ok := w.(http.Flusher); ok {
-				flusher.Flush()
-			}
-			panic(http.ErrAbortHandler)
-		}
-		w.Write([]byte(body)) //nolint:errcheck // a client that went away has nothing to be told
 	})
 }
 

@@ -3,18 +3,13 @@ package linode
 import (
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
 	"time"
 
-	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
-
-// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is
-// an HTTP status then.
-const MetadataAction = "Metadata"
 
 // metadata is the service of one instance.
 // See https://techdocs.akamai.com/cloud-computing/docs/metadata-service-api
@@ -38,45 +33,11 @@ const mostExpiry = 86400 // seconds
 
 // ServeHTTP implements http.Handler.
 func (m metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	status, kind, body := http.StatusOK, "text/plain", ""
-	call := cloud.Call{Action: MetadataAction, Caller: m.instance, Aside: true}
-	fault, err := m.front.cloud.Do(r.Context(), call, func(*cloud.Request) error {
-		status, kind, body = m.answer(r)
-		return nil
+	wire.Metadata(m.front.cloud, m.instance, w, r, func() (int, string) {
+		status, kind, body := m.answer(r)
+		w.Header().Set("Content-Type", kind)
+		return status, body
 	})
-	switch {
-	case err == nil:
-	case r.Context().Err() != nil:
-		panic(http.ErrAbortHandler)
-	default:
-		status, body = failure(err), ""
-	}
-	switch fault {
-	case cloud.LoseAnswer:
-		panic(http.ErrAbortHandler)
-	case cloud.Garbage:
-		status, kind, body = http.StatusOK, "text/html", "<html><body>Please sign in to the network</body></html"
-	}
-	w.Header().Set("Content-Type", kind)
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(status)
-	if fault == cloud.Truncate {
-		w.Write([]byte(body[:len(body)/2])) //nolint:errcheck // the connection breaks in any case
-		if flusher, ok := w.(http.Flusher); ok {
-			flusher.Flush()
-		}
-		panic(http.ErrAbortHandler)
-	}
-	w.Write([]byte(body)) //nolint:errcheck // a client that went away has nothing to be told
-}
-
-func failure(err error) (status int) {
-	if failed := new(cloud.FailedError); errors.As(err, &failed) {
-		if status, err := strconv.Atoi(failed.Code); err == nil {
-			return status
-		}
-	}
-	return http.StatusInternalServerError
 }
 
 func (m metadata) answer(r *http.Request) (status int, kind, body string) {

@@ -8,38 +8,19 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
-// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is an
-// HTTP status then.
-const MetadataAction = "Metadata"
-
 // MetadataHost is where Transport finds the metadata service.
 const MetadataHost = "169.254.169.254"
 
 // Metadata returns the metadata service of one instance.
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		status, body := http.StatusNotFound, []byte("404 Not Found")
-		call := cloud.Call{Action: MetadataAction, Caller: instance, Aside: true}
-		fault, err := f.cloud.Do(r.Context(), call, func(*cloud.Request) error {
+		wire.Metadata(f.cloud, instance, w, r, func() (int, string) {
+			w.Header().Set("Content-Type", "application/json")
 			if i, ok := f.cloud.Instance(instance); ok && r.Method == http.MethodGet && r.URL.Path == "/openstack/latest/meta_data.json" {
-				status, body = http.StatusOK, f.document(i)
+				return http.StatusOK, string(f.document(i))
 			}
-			return nil
+			return http.StatusNotFound, "404 Not Found"
 		})
-		switch {
-		case r.Context().Err() != nil, fault == cloud.LoseAnswer:
-			panic(http.ErrAbortHandler)
-		case err != nil:
-			refusal := translate(err)
-			status, body = refusal.Status, nil
-		case fault == cloud.Garbage:
-			body = []byte("<html><body>Please sign in to the network</body></html")
-		case fault == cloud.Truncate:
-			body = body[:len(body)/2]
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		w.Write(body) //nolint:errcheck // a client that went away has nothing to be told
 	})
 }
 

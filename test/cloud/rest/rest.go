@@ -10,9 +10,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // Config is what is one cloud's own.
@@ -149,24 +149,8 @@ func (a *API) write(w http.ResponseWriter, action string, answer Answer, fault c
 	if content != nil && header.Get("Content-Type") == "" {
 		header.Set("Content-Type", "application/json; charset=utf-8")
 	}
-	status := answer.Status
-	switch fault {
-	case cloud.LoseAnswer:
-		panic(http.ErrAbortHandler)
-	case cloud.Garbage:
+	if fault == cloud.Garbage {
 		header.Set("Content-Type", "text/html")
-		status, content = http.StatusOK, []byte("<html><body>Please sign in to the network</body></html")
 	}
-	if status != http.StatusNoContent {
-		header.Set("Content-Length", strconv.Itoa(len(content)))
-	}
-	w.WriteHeader(status)
-	if fault == cloud.Truncate && len(content) > 1 {
-		w.Write(content[:len(content)/2]) //nolint:errcheck // the connection breaks in any case
-		if flusher, ok := w.(http.Flusher); ok {
-			flusher.Flush()
-		}
-		panic(http.ErrAbortHandler)
-	}
-	w.Write(content) //nolint:errcheck // a client that went away has nothing to be told
+	wire.Write(w, answer.Status, content, fault)
 }

@@ -1,0 +1,66 @@
+package wire
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+
+	"github.com/blockvol/blockvol/test/cloud"
+)
+
+// Write writes an answer, or what a fault makes of it. What breaks the connection panics with http.ErrAbortHandler, as net/http
+// wants it.
+func Write(w http.ResponseWriter, status int, content []byte, fault cloud.Fault) {
+	switch fault {
+	case cloud.LoseAnswer:
+		panic(http.ErrAbortHandler)
+	case cloud.Garbage:
+		status, content = http.StatusOK, []byte("<html><body>Please sign in to the network</body></html")
+	}
+	if status != http.StatusNoContent {
+		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+	}
+	w.WriteHeader(status)
+	if fault == cloud.Truncate && len(content) > 1 {
+		w.Write(content[:len(content)/2]) //nolint:errcheck // the connection breaks in any case
+		if flusher, ok := w.(http.Flusher); ok {
+			flusher.Flush()
+		}
+		panic(http.ErrAbortHandler)
+	}
+	w.Write(content) //nolint:errcheck // a client that went away has nothing to be told
+}
+
+// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is
+// an HTTP status then.
+const MetadataAction = "Metadata"
+
+// Metadata carries a request of an instance to its metadata service. Answer is what that says, of type text/plain unless it sets
+// another.
+func Metadata(c *cloud.Cloud, instance string, w http.ResponseWriter, r *http.Request, answer func() (status int, body string)) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	var status int
+	var body string
+	fault, err := c.Do(r.Context(), cloud.Call{Action: MetadataAction, Caller: instance, Aside: true}, func(*cloud.Request) error {
+		status, body = answer()
+		return nil
+	})
+	switch {
+	case err == nil:
+	case r.Context().Err() != nil:
+		panic(http.ErrAbortHandler)
+	default:
+		status, body = statusOf(err), ""
+	}
+	Write(w, status, []byte(body), fault)
+}
+
+// statusOf is how a request is made to fail: the rule's code is an HTTP status.
+func statusOf(err error) int {
+	if failed := new(cloud.FailedError); errors.As(err, &failed) {
+		if status, err := strconv.Atoi(failed.Code); err == nil {
+			return status
+		}
+	}
+	return http.StatusInternalServerError
+}
