@@ -56,12 +56,6 @@ type Plugin struct {
 	Settings []string // NAME=VALUE
 }
 
-// Region and the first zone of the simulated cloud.
-const (
-	Region = "eu-test-1"
-	Zone   = "eu-test-1a"
-)
-
 // Cluster is a Swarm of machines.
 type Cluster struct {
 	Cloud  *cloud.Cloud

@@ -149,7 +149,8 @@ func TestAnImagesContentMovesOnce(t *testing.T) {
 func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 	long(t)
 	c := shared(t)
-	zone := cluster.Region + "b"
+	zones := c.Cloud.Zones()
+	here, zone := zones[0], zones[1]
 	c.Nodes[0].Docker("volume", "create", "--driver", driverOf("stopped"), "--opt", "size=1GiB", "--opt", "zone="+zone, "far")
 	before, err := c.Volume("far")
 	require.NoError(t, err)
@@ -157,7 +158,7 @@ func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 	c.Eventually("a task tells what is wrong", func() error {
 		for _, e := range w.Errors() {
 			if told := e.Refusal(); told != "" {
-				assert.Regexp(t, `^volume "far" \(`+before.ID+`\) is in zone `+zone+` and node i-\w+ in zone `+cluster.Zone+
+				assert.Regexp(t, `^volume "far" \(`+before.ID+`\) is in zone `+zone+` and node i-\w+ in zone `+here+
 					`, where it cannot be attached: run the service in zone `+zone, told)
 				return nil
 			}
