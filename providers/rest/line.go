@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,17 +20,22 @@ import (
 // To ask a busy node again and again costs calls, and the cloud counts them: so it learns how long a change keeps a node busy,
 // and who has queued lets that time pass before asking.
 type Line struct {
-	mu    sync.Mutex
-	nodes map[string][]chan struct{} // those in line, the one being served first; each waits until its channel is closed
-	begun map[string]time.Time       // when the node's last change was accepted, lately
-	lasts time.Duration              // what a change takes, as far as is known
+	mu       sync.Mutex
+	nodes    map[string][]chan struct{} // those in line, the one being served first; each waits until its channel is closed
+	begun    map[string]time.Time       // when the node's last change was accepted, lately
+	lasts    time.Duration              // what a change takes, as far as is known
+	measured bool                       // by a node that was busy
 }
 
 const (
+	// usualChange is what a change is taken to last before one was measured.
+	usualChange = 2 * time.Second
 	// mostBusy is the longest pause before a change that the cloud was too busy for is tried again.
 	mostBusy = 4 * time.Second
 	// longestChange is more than a change of a node takes.
 	longestChange = time.Minute
+	// longestRest is how long a caller waits at most without asking: a node that was slow once is not always so.
+	longestRest = 8 * time.Second
 	// longestDoubt is how much longer than a node was seen to be busy its change is taken to last: pauses between two looks
 	// grow, and are no measure of it.
 	longestDoubt = 500 * time.Millisecond
@@ -62,7 +68,12 @@ func (l *Line) Do(ctx context.Context, node string, call func(context.Context) e
 			return err
 		}
 		busy = asked
-		over := retry.Wait(ctx)
+		var over error
+		if yet := l.rest(node); yet > 0 {
+			over = pace.Pause(ctx, yet)
+		} else {
+			over = retry.Wait(ctx)
+		}
 		switch {
 		case over == nil:
 			continue
@@ -81,20 +92,29 @@ func tooLate(ctx context.Context, node string) error {
 func (l *Line) rest(node string) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.lasts - time.Since(l.begun[node])
+	return cmp.Or(l.lasts, usualChange) - time.Since(l.begun[node])
 }
 
-// learn takes in that the node accepts a change now. When it was last busy, if it was, and when it is so no more, is between what
-// the change before took; of one that was not, to a caller who had queued, it is known only that it took no longer.
-func (l *Line) learn(node string, busy time.Time, queued bool) {
+// learn takes in that the node accepts a change now: the one before took longer than to when it was last busy, if it was, and no
+// longer than to this moment.
+func (l *Line) learn(node string, busy time.Time, rested bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	maps.DeleteFunc(l.begun, func(_ string, begun time.Time) bool { return now.Sub(begun) > longestChange })
-	if begun, lately := l.begun[node]; lately && !busy.IsZero() {
-		l.lasts = min(now.Sub(begun), busy.Sub(begun)+longestDoubt)
-	} else if queued {
-		l.lasts -= l.lasts / 64
+	begun, lately := l.begun[node]
+	lasts := cmp.Or(l.lasts, usualChange)
+	switch {
+	case !lately:
+	case !busy.IsZero():
+		if least := busy.Sub(begun); lasts <= least || !l.measured {
+			lasts = least + longestDoubt
+		}
+		l.lasts, l.measured = min(lasts, now.Sub(begun), longestRest), true
+	case rested && l.measured:
+		l.lasts -= l.lasts / 128
+	case rested:
+		l.lasts = lasts - lasts/4
 	}
 	if l.begun == nil {
 		l.begun = make(map[string]time.Time)

@@ -38,7 +38,7 @@ func TestCallersForOneNodeGoInTheOrderInWhichTheyCame(t *testing.T) {
 		})
 		all.Wait()
 		assert.IsIncreasing(t, order)
-		assert.Equal(t, 20*time.Second, time.Since(begin), "the next one goes at once")
+		assert.Less(t, time.Since(begin), 30*time.Second, "before it is known how long a change lasts, soon")
 		assert.Empty(t, l.nodes)
 	})
 }
@@ -69,7 +69,7 @@ func TestABusyNodeIsTriedAgainUntilItIsNot(t *testing.T) {
 func TestWhoHasQueuedDoesNotAskABusyNodeAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l Line
-		const took = 3 * time.Second
+		took := 3 * time.Second
 		var free time.Time
 		tries := 0
 		change := func(context.Context) error {
@@ -88,17 +88,27 @@ func TestWhoHasQueuedDoesNotAskABusyNodeAllTheTime(t *testing.T) {
 			all.Wait()
 		}
 		many(20) // by which it learns
+		assert.Less(t, tries, 20+10)
 		time.Sleep(time.Minute)
 		begin := time.Now()
 		tries = 0
 		many(30)
-		assert.Less(t, tries, 50)
-		assert.Less(t, time.Since(begin), 29*took+29*took/4, "and loses little time")
+		assert.Less(t, tries, 30+10)
+		assert.Less(t, time.Since(begin), 29*took+29*took/8, "and loses little time")
 
 		time.Sleep(time.Second) // two seconds before the last is done
-		begin = time.Now()
+		begin, tries = time.Now(), 0
 		require.NoError(t, l.Do(t.Context(), "a", change))
-		assert.Less(t, time.Since(begin), 2*took, "who comes alone asks at once, and again")
+		assert.Less(t, time.Since(begin), took, "who comes alone asks at once, and when it should be over")
+		assert.LessOrEqual(t, tries, 3)
+
+		took = 50 * time.Second
+		many(2)
+		took = 3 * time.Second
+		time.Sleep(time.Minute)
+		begin = time.Now()
+		many(10)
+		assert.Less(t, time.Since(begin), 9*longestRest+time.Second, "once slow is not always slow")
 		time.Sleep(time.Hour)
 		begin = time.Now()
 		many(1)
@@ -143,7 +153,7 @@ func TestWhoLeavesTheLineLeavesNoTrace(t *testing.T) {
 		synctest.Wait()
 		begin := time.Now()
 		require.NoError(t, l.Do(t.Context(), "a", second))
-		assert.Equal(t, 2*time.Second, time.Since(begin))
+		assert.Equal(t, 2*time.Second+usualChange, time.Since(begin))
 		all.Wait()
 		assert.Empty(t, l.nodes)
 	})

@@ -133,7 +133,7 @@ func BenchmarkOver(b *testing.B) {
 }
 
 // TestAFleetsHour counts, in fake time, what 100 nodes ask of a cloud in an hour in which each mounts ten volumes, or as many as
-// the cloud attaches to one, at a moment of its own, and unmounts them later.
+// the cloud attaches to one, at a moment of its own, and unmounts them later, as it did in the hour before.
 func TestAFleetsHour(t *testing.T) {
 	const hour = time.Hour
 	nodes := 100
@@ -169,27 +169,29 @@ func TestAFleetsHour(t *testing.T) {
 					fleet = append(fleet, d)
 				}
 				time.Sleep(hour) // the start is over
-				c.ResetCalls()
 				random := rand.New(rand.NewPCG(1, 1))
 				var all sync.WaitGroup
-				for n, d := range fleet {
-					begin, end := time.Duration(random.Int64N(int64(hour/2))), hour/2+time.Duration(random.Int64N(int64(hour/2)))
-					for v := range volumesPerNode {
-						all.Go(func() {
-							time.Sleep(begin)
-							volume := volumeName(n*volumesPerNode + v)
-							if _, err := d.Get(context.Background(), volume); err != nil { // as dockerd does
-								t.Error(err)
-							}
-							id := mountAsSwarm(t, d, volume)
-							time.Sleep(end - begin)
-							if err := d.Unmount(context.Background(), volume, id); err != nil {
-								t.Error(err)
-							}
-						})
+				for range 2 { // the first hour finds out what is asked only once
+					c.ResetCalls()
+					for n, d := range fleet {
+						begin, end := time.Duration(random.Int64N(int64(hour/2))), hour/2+time.Duration(random.Int64N(int64(hour/2)))
+						for v := range volumesPerNode {
+							all.Go(func() {
+								time.Sleep(begin)
+								volume := volumeName(n*volumesPerNode + v)
+								if _, err := d.Get(context.Background(), volume); err != nil { // as dockerd does
+									t.Error(err)
+								}
+								id := mountAsSwarm(t, d, volume)
+								time.Sleep(end - begin)
+								if err := d.Unmount(context.Background(), volume, id); err != nil {
+									t.Error(err)
+								}
+							})
+						}
 					}
+					all.Wait()
 				}
-				all.Wait()
 				calls := 0
 				for _, n := range c.Calls() {
 					calls += n
