@@ -223,7 +223,7 @@ func (n *Node) installPlugins() error {
 	return nil
 }
 
-// SaveLogs copies the log of each node's engine, which has the plugin's, to a directory.
+// SaveLogs copies the log of each node's engine, which has the plugin's, and its console to a directory.
 func (c *Cluster) SaveLogs(dir string) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		c.t.Logf("%v", err)
@@ -233,14 +233,32 @@ func (c *Cluster) SaveLogs(dir string) {
 		if !n.reachable() {
 			continue
 		}
-		log, err := n.Try("cat", "/var/log/dockerd.log")
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, n.Name+".log"), []byte(log), 0o644)
-		}
-		if err != nil {
-			c.t.Logf("the log of %s: %v", n.Name, err)
+		if err := n.saveLogs(dir); err != nil {
+			c.t.Logf("the logs of %s: %v", n.Name, err)
 		}
 	}
+}
+
+// saveLogs adds to the console of a node that does not answer what its processors are at: it is all that can be had of one.
+func (n *Node) saveLogs(dir string) error {
+	const soon = 20 * time.Second
+	ctx, cancel := context.WithTimeoutCause(context.Background(), soon, errors.New("the node does not answer"))
+	defer cancel()
+	n.mu.Lock()
+	machine, guest := n.machine, n.guest
+	n.mu.Unlock()
+	log, err := guest.Run(ctx, nil, "cat", "/var/log/dockerd.log")
+	console := machine.Console()
+	if err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), soon)
+		defer cancel()
+		registers, unknown := machine.Monitor().Human(ctx, "info registers -a")
+		err = errors.Join(err, unknown)
+		console += registers + "\n"
+	}
+	return errors.Join(err,
+		os.WriteFile(filepath.Join(dir, n.Name+".log"), []byte(log), 0o644),
+		os.WriteFile(filepath.Join(dir, n.Name+".console"), []byte(console), 0o644))
 }
 
 func stateDir(alias string) string   { return "/var/lib/blockvol/" + alias + "/state" }
