@@ -16,8 +16,7 @@ import (
 // formatted is a volume with a file system on it that no node holds.
 func formatted(t *testing.T, l *life, name string) {
 	t.Helper()
-	require.NoError(t, l.Create(within(t), name, nil))
-	mustMount(t, l, name, "first")
+	mounted(t, l, name, "first")
 	mustUnmount(t, l, name, "first")
 }
 
@@ -243,8 +242,7 @@ func TestAFormatIsDecidedOnAFreshWordOfTheCloud(t *testing.T) {
 func TestNothingIsFormattedThatTheCloudDoesNotSayIsHere(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.setLag(0)
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		time.Sleep(2 * time.Minute)
 		w.setLag(time.Minute)
 		_, err := l.Mount(within(t), "data", "1")
@@ -296,8 +294,7 @@ func TestAnswersMayBeSecondsOld(t *testing.T) {
 				assert.Len(t, all, 1)
 				require.NoError(t, lb.Remove(within(t), "data"))
 				assert.Nil(t, w.disk("data"), "it had just been made")
-				require.NoError(t, lb.Create(within(t), "data", nil))
-				mustMount(t, lb, "data", "4")
+				mounted(t, lb, "data", "4")
 				mustUnmount(t, lb, "data", "4")
 				require.NoError(t, lb.Remove(within(t), "data"), "right after it was held")
 				assert.Nil(t, w.disk("data"))
@@ -309,8 +306,7 @@ func TestAnswersMayBeSecondsOld(t *testing.T) {
 func TestAFormatCutShortIsFinishedWhateverAnOldAnswerSays(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.setLag(5 * time.Second)
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		time.Sleep(time.Minute)
 		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
@@ -332,8 +328,7 @@ func TestAFormatCutShortIsFinishedWhateverAnOldAnswerSays(t *testing.T) {
 func TestAVolumeThatWasRemovedDoesNotComeBack(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.setLag(0)
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		time.Sleep(time.Minute)
 		require.NoError(t, l.Remove(within(t), "data"))
 		for _, age := range []time.Duration{0, 5 * time.Second, 0, 5 * time.Second} { // one copy of the cloud knows, another does not
