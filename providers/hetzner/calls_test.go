@@ -18,6 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestWhatHetznerIsAsked(t *testing.T) {
@@ -191,7 +192,7 @@ func TestForeignAnswersAreBelievedInNothing(t *testing.T) {
 				var broken atomic.Bool
 				inner := w.front.Transport(server)
 				p := w.onWith(server, way(func(r *http.Request) (*http.Response, error) {
-					if broken.Load() && r.URL.Hostname() != hetzner.MetadataHost {
+					if broken.Load() && r.URL.Hostname() != wire.MetadataHost {
 						status, err := strconv.Atoi(body[0])
 						require.NoError(t, err)
 						return says(r, status, body[1], body[2])

@@ -15,6 +15,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a simulated Hetzner Cloud without sockets, for a bubble of synctest.
@@ -80,7 +81,7 @@ func (s *sent) RoundTrip(r *http.Request) (*http.Response, error) {
 		r = r.Clone(r.Context())
 		r.Body = io.NopCloser(strings.NewReader(body))
 	}
-	if r.URL.Hostname() != hetzner.MetadataHost {
+	if r.URL.Hostname() != wire.MetadataHost {
 		s.to.mu.Lock()
 		s.to.all = append(s.to.all, strings.TrimSpace(r.Method+" "+r.URL.RequestURI()+" "+body))
 		s.to.mu.Unlock()

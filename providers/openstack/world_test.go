@@ -18,6 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a simulated OpenStack without sockets, for a bubble of synctest.
@@ -142,7 +143,7 @@ func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
 	w.mu.Lock()
-	if r.URL.Hostname() != front.MetadataHost {
+	if r.URL.Hostname() != wire.MetadataHost {
 		w.asked = append(w.asked, r.Method+" "+r.URL.Path)
 	}
 	before := w.before

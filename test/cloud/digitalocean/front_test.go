@@ -3,7 +3,6 @@ package digitalocean_test
 import (
 	"bytes"
 	"encoding/json"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -55,16 +54,13 @@ func (w *world) send(method, path, body string) (status int, header http.Header,
 
 func (w *world) sendAs(token, method, path, body string) (status int, header http.Header, answer string) {
 	w.t.Helper()
-	r, err := http.NewRequestWithContext(w.t.Context(), method, "https://api.digitalocean.com"+path, strings.NewReader(body))
-	require.NoError(w.t, err)
+	var headers []string
 	if token != "" {
-		r.Header.Set("Authorization", "Bearer "+token)
+		headers = []string{"Authorization", "Bearer " + token}
 	}
-	response, err := w.front.Transport(w.droplet).RoundTrip(r)
+	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.droplet), method, "https://api.digitalocean.com"+path, body, headers...)
 	require.NoError(w.t, err)
-	b, err := io.ReadAll(response.Body)
-	require.NoError(w.t, err)
-	return response.StatusCode, response.Header, string(b)
+	return status, header, answer
 }
 
 // must makes a request that succeeds, and returns what is under the path of keys in its answer.
@@ -440,13 +436,9 @@ func TestDropletsAreWhatTheyAre(t *testing.T) {
 func TestMetadataTellsADropletWhichItIs(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: time.Hour}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		get := func(path string) (int, string) {
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://169.254.169.254"+path, nil)
+			status, _, answer, err := wire.Send(t.Context(), w.front.Transport(w.droplet), http.MethodGet, "http://"+wire.MetadataHost+path, "")
 			require.NoError(t, err)
-			response, err := w.front.Transport(w.droplet).RoundTrip(r)
-			require.NoError(t, err)
-			b, err := io.ReadAll(response.Body)
-			require.NoError(t, err)
-			return response.StatusCode, string(b)
+			return status, answer
 		}
 		begin := time.Now()
 		for path, want := range map[string]string{"/metadata/v1/id": w.droplet, "/metadata/v1/region": "nyc1", "/metadata/v1/hostname": "droplet-" + w.droplet} {

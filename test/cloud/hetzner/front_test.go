@@ -2,7 +2,6 @@ package hetzner_test
 
 import (
 	"encoding/json"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -55,16 +54,13 @@ func (w *world) send(method, path, body string) (status int, header http.Header,
 
 func (w *world) sendAs(token, method, path, body string) (status int, header http.Header, answer string) {
 	w.t.Helper()
-	r, err := http.NewRequestWithContext(w.t.Context(), method, "https://api.hetzner.cloud/v1"+path, strings.NewReader(body))
-	require.NoError(w.t, err)
+	var headers []string
 	if token != "" {
-		r.Header.Set("Authorization", "Bearer "+token)
+		headers = []string{"Authorization", "Bearer " + token}
 	}
-	response, err := w.front.Transport(w.server).RoundTrip(r)
+	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.server), method, "https://api.hetzner.cloud/v1"+path, body, headers...)
 	require.NoError(w.t, err)
-	b, err := io.ReadAll(response.Body)
-	require.NoError(w.t, err)
-	return response.StatusCode, response.Header, string(b)
+	return status, header, answer
 }
 
 // must makes a request that succeeds, and returns what is under the path of keys in its answer.
@@ -361,13 +357,9 @@ func TestOnlyGoodTokensAreTaken(t *testing.T) {
 func TestAServerLearnsWhichItIs(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		get := func(path string) string {
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+hetzner.MetadataHost+path, http.NoBody)
+			status, _, answer, err := wire.Send(t.Context(), w.front.Transport(w.server), http.MethodGet, "http://"+wire.MetadataHost+path, "")
 			require.NoError(t, err)
-			response, err := w.front.Transport(w.server).RoundTrip(r)
-			require.NoError(t, err)
-			b, err := io.ReadAll(response.Body)
-			require.NoError(t, err)
-			return strconv.Itoa(response.StatusCode) + " " + string(b)
+			return strconv.Itoa(status) + " " + answer
 		}
 		assert.Equal(t, "200 "+w.server, get("/hetzner/v1/metadata/instance-id"))
 		assert.Equal(t, "200 fsn1-dc14", get("/hetzner/v1/metadata/availability-zone"))
