@@ -6,13 +6,13 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/linode"
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
@@ -28,13 +28,12 @@ type world struct {
 // inWorld runs a test in a bubble, at midnight of 1 January 2000.
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.Zones, cfg.ID = []string{"eu-central", "us-east"}, linode.ID
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		w.front = linode.New(linode.Config{Cloud: w.cloud, Plain: []string{"us-east"}})
-		w.instance = w.cloud.AddInstance(cloud.Instance{Type: "g6-standard-2"}).ID
-		test(t, w)
+	cfg.Zones, cfg.ID = []string{"eu-central", "us-east"}, linode.ID
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		test(t, &world{
+			t: t, cloud: c, front: linode.New(linode.Config{Cloud: c, Plain: []string{"us-east"}}),
+			instance: c.AddInstance(cloud.Instance{Type: "g6-standard-2"}).ID,
+		})
 	})
 }
 
@@ -79,11 +78,7 @@ func (w *world) create(label string, tags ...string) string {
 	require.NoError(w.t, err)
 	status, _, content := w.send("POST", "/volumes", string(body))
 	require.Equal(w.t, http.StatusOK, status, content)
-	var v struct {
-		ID json.Number `json:"id"`
-	}
-	require.NoError(w.t, json.Unmarshal([]byte(content), &v))
-	return v.ID.String()
+	return bubble.Field(w.t, content, "id").(json.Number).String()
 }
 
 func TestAVolumeIsShownAsTheReferenceHasIt(t *testing.T) {

@@ -5,13 +5,13 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/openstack"
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
@@ -32,13 +32,10 @@ type world struct {
 
 func inWorld(t *testing.T, cfg cloud.Config, of openstack.Config, test func(*testing.T, *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.Zones, cfg.ID = []string{"nova"}, openstack.ID
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		of.Cloud = w.cloud
-		w.front = openstack.New(of)
-		w.server = w.cloud.AddInstance(cloud.Instance{}).ID
+	cfg.Zones, cfg.ID = []string{"nova"}, openstack.ID
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		of.Cloud = c
+		w := &world{t: t, cloud: c, front: openstack.New(of), server: c.AddInstance(cloud.Instance{}).ID}
 		w.token = w.front.Token(w.server)
 		test(t, w)
 	})
@@ -58,13 +55,7 @@ func (w *world) create(body string) string {
 	w.t.Helper()
 	status, answer, _ := w.ask("POST", volumesPath, body)
 	require.Equal(w.t, http.StatusAccepted, status, answer)
-	var made struct {
-		Volume struct {
-			ID string `json:"id"`
-		} `json:"volume"`
-	}
-	require.NoError(w.t, json.Unmarshal([]byte(answer), &made))
-	return made.Volume.ID
+	return bubble.Field(w.t, answer, "volume", "id").(string)
 }
 
 // says asserts that a request is refused in these words.
