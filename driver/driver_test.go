@@ -295,10 +295,10 @@ func TestAnAttachOfAnEarlierLifeThatNeverEndsIsCalledOff(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
 		synctest.Wait()
-		for _, d := range w.disks {
+		w.alter(func(d *disk) {
 			d.Attachment = providers.Attachment{Node: "a", State: providers.Attaching}
 			d.present = time.Now().Add(time.Hour)
-		}
+		})
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
@@ -381,9 +381,7 @@ func TestABlankDiskIsFormattedOnceOnly(t *testing.T) {
 		l := mounted(t, a.start(t), "data", "1")
 		mustUnmount(t, l, "data", "1")
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.fstype = "" // the cloud gives another disk, or the data is gone
-		}
+		w.alter(func(d *disk) { d.fstype = "" }) // the cloud gives another disk, or the data is gone
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "blank but was formatted before")
 		assert.Equal(t, 1, w.disk("data").formats)
@@ -397,9 +395,7 @@ func TestACopyOfASnapshotIsNeverFormatted(t *testing.T) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "copy", map[string]string{"snapshot": "snap-1"}))
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.fstype = ""
-		}
+		w.alter(func(d *disk) { d.fstype = "" })
 		_, err := l.Mount(within(t), "copy", "1")
 		require.ErrorContains(t, err, "blank but was formatted before")
 	})
@@ -443,9 +439,7 @@ func TestAFormatThatWasCutShortIsFinished(t *testing.T) {
 				l.kill()
 				synctest.Wait()
 				w.setFault(calm)
-				for _, d := range w.disks {
-					d.half = true
-				}
+				w.alter(func(d *disk) { d.half = true })
 				next(t, w, a, b)
 				assert.False(t, w.disk("data").half)
 				assert.Equal(t, 1, w.disk("data").formats)
@@ -463,9 +457,7 @@ func TestAFormatOfAnEarlierBootIsNotFinished(t *testing.T) {
 		require.Error(t, err)
 		a.powerOff()
 		w.setFault(calm)
-		for _, d := range w.disks {
-			d.half = true // or what another node has written meanwhile
-		}
+		w.alter(func(d *disk) { d.half = true }) // or what another node has written meanwhile
 		a.powerOn()
 		_, err = a.start(t).Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "left as it is")
@@ -476,9 +468,7 @@ func TestADiskWithForeignContentsIsRefused(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.foreign = "crypto_LUKS"
-		}
+		w.alter(func(d *disk) { d.foreign = "crypto_LUKS" })
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "crypto_LUKS")
 		require.ErrorContains(t, err, "left as it is")

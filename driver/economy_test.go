@@ -174,13 +174,7 @@ func TestAnAttachThatCameToNothingFailsSoon(t *testing.T) {
 		l := a.start(t)
 		formatted(t, l, "data")
 		w.arrival = time.Hour
-		time.AfterFunc(time.Second, func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			for _, d := range w.disks {
-				d.Attachment = providers.Attachment{}
-			}
-		})
+		time.AfterFunc(time.Second, func() { w.alter(func(d *disk) { d.Attachment = providers.Attachment{} }) })
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -196,11 +190,7 @@ func TestAnAttachThatNeverEndsIsExplained(t *testing.T) {
 		formatted(t, l, "data")
 		w.arrival = time.Hour
 		time.AfterFunc(time.Minute, func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			for _, d := range w.disks {
-				d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the slot is stuck"
-			}
+			w.alter(func(d *disk) { d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the slot is stuck" })
 		})
 		w.count()
 		var err error
@@ -223,9 +213,7 @@ func TestAFormatIsDecidedOnAFreshWordOfTheCloud(t *testing.T) {
 		mustMount(t, lb, "data", "1") // it is formatted and marked, elsewhere
 		mustUnmount(t, lb, "data", "1")
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.fstype, d.data = "", false // and now it is blank
-		}
+		w.alter(func(d *disk) { d.fstype, d.data = "", false }) // and now it is blank
 		time.Sleep(30 * time.Second)
 		w.mu.Lock()
 		w.lag = func() time.Duration { // this node is told that it was never formatted, the first time it asks
@@ -315,9 +303,7 @@ func TestAFormatCutShortIsFinishedWhateverAnOldAnswerSays(t *testing.T) {
 		w.setFault(calm)
 		w.setLag(30 * time.Second) // it was not held then
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.half = true
-		}
+		w.alter(func(d *disk) { d.half = true })
 		l = a.start(t)
 		time.AfterFunc(2*time.Second, func() { w.setLag(0) })
 		mustMount(t, l, "data", "1")

@@ -204,9 +204,9 @@ func TestAnAttachThatFailedIsCleared(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
 		synctest.Wait()
-		for _, d := range w.disks {
+		w.alter(func(d *disk) {
 			d.Attachment = providers.Attachment{Node: "a", State: providers.AttachFailed, Problem: "no slot"}
-		}
+		})
 		var err error
 		for range 100 { // Swarm, for 50 minutes
 			if _, err = l.Mount(within(t), "data", "1"); err == nil {
@@ -348,10 +348,10 @@ func TestADiskThatWasElsewhereIsNotCleared(t *testing.T) {
 		l.kill()
 		w.setFault(calm)
 		synctest.Wait()
-		for _, d := range w.disks { // the operator moved the disk, put a backup on it and moved it back: no mark
+		w.alter(func(d *disk) { // the operator moved the disk, put a backup on it and moved it back: no mark
 			d.Attachment = providers.Attachment{}
 			d.fstype, d.data = "ext4", true
-		}
+		})
 		mustMount(t, a.start(t), "data", "1")
 		assert.Zero(t, w.disk("data").formats)
 	})
@@ -361,9 +361,7 @@ func TestAHolderWithoutANameIsNotTakenForGone(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := made(t, a.start(t), "data")
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.Attachment = providers.Attachment{State: providers.Detaching}
-		}
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{State: providers.Detaching} })
 		forced := false
 		w.setFault(func(_, c string) fault {
 			forced = forced || c == "cloud.Detach"
@@ -373,9 +371,7 @@ func TestAHolderWithoutANameIsNotTakenForGone(t *testing.T) {
 		require.ErrorContains(t, err, "the cloud does not tell which node it is")
 		assert.False(t, forced)
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.Attachment = providers.Attachment{}
-		}
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 	})
 }
 
