@@ -51,6 +51,21 @@ func mustMount(t *testing.T, l *life, name, id string) {
 	require.True(t, l.machine.container(name, id), "the path shows no file system")
 }
 
+// made creates a volume by a plugin that has just started.
+func made(t *testing.T, l *life, name string) *life {
+	t.Helper()
+	require.NoError(t, l.Create(within(t), name, nil))
+	return l
+}
+
+// mounted is made, for a container that uses the volume.
+func mounted(t *testing.T, l *life, name, id string) *life {
+	t.Helper()
+	made(t, l, name)
+	mustMount(t, l, name, id)
+	return l
+}
+
 func mustUnmount(t *testing.T, l *life, name, id string) {
 	t.Helper()
 	l.machine.containerEnds(id)
@@ -81,9 +96,7 @@ func TestAVolumeFollowsItsServiceFromNodeToNode(t *testing.T) {
 
 func TestSecondContainerKeepsTheVolumeMounted(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		mustMount(t, l, "data", "2")
 		mustUnmount(t, l, "data", "1")
 		assert.Equal(t, "a", w.holder("data"))
@@ -96,9 +109,7 @@ func TestSecondContainerKeepsTheVolumeMounted(t *testing.T) {
 
 func TestTheSameMountIDTwiceIsOneUse(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		mustMount(t, l, "data", "1")
 		mustUnmount(t, l, "data", "1")
 		assert.Empty(t, w.holder("data"))
@@ -107,9 +118,7 @@ func TestTheSameMountIDTwiceIsOneUse(t *testing.T) {
 
 func TestTheJournalSurvivesKill9(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
 		l = a.start(t)
 		path, err := l.Path(within(t), "data")
@@ -125,9 +134,7 @@ func TestTheJournalSurvivesKill9(t *testing.T) {
 
 func TestAContainerThatDiedUnseenIsNoticed(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		mounted(t, a.start(t), "data", "1")
 		a.containerEnds("1") // and no Unmount comes
 		time.Sleep(staleAfter / 2)
 		assert.Equal(t, "a", w.holder("data"), "the grace is not over")
@@ -142,9 +149,7 @@ func TestAContainerThatDiedUnseenIsNoticed(t *testing.T) {
 // containers, for which no Unmount comes. Their successors wait elsewhere.
 func TestContainersThatEndWithTheirEngineAreNoticedSoon(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
 		a.engineTakesMounts()
 		a.start(t)
@@ -163,9 +168,7 @@ func TestContainersThatEndWithTheirEngineAreNoticedSoon(t *testing.T) {
 
 func TestAContainerGoesOnWhileThePluginIsDisabled(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
 		a.engineTakesMounts()
 		a.start(t)
@@ -179,9 +182,7 @@ func TestAContainerGoesOnWhileThePluginIsDisabled(t *testing.T) {
 
 func TestMountIDsOfAnEarlierBootAreVoid(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		mounted(t, a.start(t), "data", "1")
 		a.powerOff()
 		a.powerOn()
 		a.start(t)
@@ -192,14 +193,9 @@ func TestMountIDsOfAnEarlierBootAreVoid(t *testing.T) {
 
 func TestDisabledByForceTheContainerKeepsItsDisk(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
-		synctest.Wait()
-		for _, s := range a.mounts { // dockerd unmounts all under the plugin's folder
-			s.dir = ""
-		}
+		a.engineTakesMounts()
 		l = a.start(t)
 		time.Sleep(time.Hour)
 		assert.Equal(t, "a", w.holder("data"), "the container writes on")
@@ -235,8 +231,7 @@ func TestAVolumeLeftAttachedByALostJournalIsReleased(t *testing.T) {
 func TestASlowAttachGoesOnAndARetryJoinsIt(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = 40 * time.Second
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorIs(t, err, errUnfinished)
 		require.ErrorContains(t, err, "being attached")
@@ -256,8 +251,7 @@ func TestWhatNobodyComesBackForIsReleased(t *testing.T) {
 	for _, arrival := range []time.Duration{30 * time.Second, 40 * time.Second, 80 * time.Second, time.Hour} {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			w.arrival = arrival
-			l := a.start(t)
-			require.NoError(t, l.Create(within(t), "data", nil))
+			l := made(t, a.start(t), "data")
 			_, err := l.Mount(within(t), "data", "1")
 			require.Error(t, err)
 			time.Sleep(5 * time.Minute)
@@ -273,8 +267,7 @@ func TestWhatNobodyComesBackForIsReleased(t *testing.T) {
 func TestACancelledMountLeavesNothingHeld(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = 3 * time.Second
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
@@ -289,8 +282,7 @@ func TestACancelledMountLeavesNothingHeld(t *testing.T) {
 func TestAnAttachThatNeverEndsIsCalledOff(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = time.Hour
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
@@ -301,13 +293,12 @@ func TestAnAttachThatNeverEndsIsCalledOff(t *testing.T) {
 
 func TestAnAttachOfAnEarlierLifeThatNeverEndsIsCalledOff(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		synctest.Wait()
-		for _, d := range w.disks {
+		w.alter(func(d *disk) {
 			d.Attachment = providers.Attachment{Node: "a", State: providers.Attaching}
 			d.present = time.Now().Add(time.Hour)
-		}
+		})
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
@@ -320,8 +311,7 @@ func TestAnAttachOfAnEarlierLifeThatNeverEndsIsCalledOff(t *testing.T) {
 func TestMountWaitsForTheHolderToLetGo(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la, lb := a.start(t), b.start(t)
-		require.NoError(t, la.Create(within(t), "data", nil))
-		mustMount(t, la, "data", "1")
+		mounted(t, la, "data", "1")
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			time.Sleep(10 * time.Second)
@@ -337,8 +327,7 @@ func TestALiveHolderIsNeverRobbed(t *testing.T) {
 	for _, policy := range []Takeover{TakeoverNever, TakeoverStopped} {
 		scene(t, func(t *testing.T, w *world, a, b *machine) {
 			la, lb := a.start(t), b.start(t, func(c *Config) { c.Takeover = policy })
-			require.NoError(t, la.Create(within(t), "data", nil))
-			mustMount(t, la, "data", "1")
+			mounted(t, la, "data", "1")
 			for range 10 {
 				_, err := lb.Mount(within(t), "data", "2")
 				require.ErrorIs(t, err, errUnfinished)
@@ -368,8 +357,7 @@ func TestTakeoverFollowsThePolicy(t *testing.T) {
 		t.Run(string(c.policy)+" "+string(c.life), func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, b *machine) {
 				la, lb := a.start(t), b.start(t, func(cfg *Config) { cfg.Takeover = c.policy })
-				require.NoError(t, la.Create(within(t), "data", nil))
-				mustMount(t, la, "data", "1")
+				mounted(t, la, "data", "1")
 				if c.life == providers.Stopped || c.life == providers.Gone {
 					a.powerOff()
 				}
@@ -390,14 +378,10 @@ func TestTakeoverFollowsThePolicy(t *testing.T) {
 
 func TestABlankDiskIsFormattedOnceOnly(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		mustUnmount(t, l, "data", "1")
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.fstype = "" // the cloud gives another disk, or the data is gone
-		}
+		w.alter(func(d *disk) { d.fstype = "" }) // the cloud gives another disk, or the data is gone
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "blank but was formatted before")
 		assert.Equal(t, 1, w.disk("data").formats)
@@ -411,9 +395,7 @@ func TestACopyOfASnapshotIsNeverFormatted(t *testing.T) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "copy", map[string]string{"snapshot": "snap-1"}))
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.fstype = ""
-		}
+		w.alter(func(d *disk) { d.fstype = "" })
 		_, err := l.Mount(within(t), "copy", "1")
 		require.ErrorContains(t, err, "blank but was formatted before")
 	})
@@ -421,8 +403,7 @@ func TestACopyOfASnapshotIsNeverFormatted(t *testing.T) {
 
 func TestAFormatWhoseMarkWasLostIsNotRepeated(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		once := sync.OnceValue(func() fault { return crashBefore })
 		synctest.Wait()
 		w.setFault(func(_, call string) fault {
@@ -450,8 +431,7 @@ func TestAFormatThatWasCutShortIsFinished(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, b *machine) {
-				l := a.start(t)
-				require.NoError(t, l.Create(within(t), "data", nil))
+				l := made(t, a.start(t), "data")
 				synctest.Wait()
 				w.setFault(at("host.Format mkfs", crashBefore))
 				_, err := l.Mount(within(t), "data", "1")
@@ -459,9 +439,7 @@ func TestAFormatThatWasCutShortIsFinished(t *testing.T) {
 				l.kill()
 				synctest.Wait()
 				w.setFault(calm)
-				for _, d := range w.disks {
-					d.half = true
-				}
+				w.alter(func(d *disk) { d.half = true })
 				next(t, w, a, b)
 				assert.False(t, w.disk("data").half)
 				assert.Equal(t, 1, w.disk("data").formats)
@@ -472,17 +450,14 @@ func TestAFormatThatWasCutShortIsFinished(t *testing.T) {
 
 func TestAFormatOfAnEarlierBootIsNotFinished(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		synctest.Wait()
 		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		a.powerOff()
 		w.setFault(calm)
-		for _, d := range w.disks {
-			d.half = true // or what another node has written meanwhile
-		}
+		w.alter(func(d *disk) { d.half = true }) // or what another node has written meanwhile
 		a.powerOn()
 		_, err = a.start(t).Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "left as it is")
@@ -491,12 +466,9 @@ func TestAFormatOfAnEarlierBootIsNotFinished(t *testing.T) {
 
 func TestADiskWithForeignContentsIsRefused(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.foreign = "crypto_LUKS"
-		}
+		w.alter(func(d *disk) { d.foreign = "crypto_LUKS" })
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "crypto_LUKS")
 		require.ErrorContains(t, err, "left as it is")
@@ -543,8 +515,7 @@ func TestReclaim(t *testing.T) {
 func TestRemoveRefusesWhileAnyNodeUsesTheVolume(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la, lb := a.start(t), b.start(t)
-		require.NoError(t, la.Create(within(t), "data", nil))
-		mustMount(t, la, "data", "1")
+		mounted(t, la, "data", "1")
 		require.ErrorContains(t, la.Remove(within(t), "data"), "in use by 1 container(s)")
 		require.ErrorContains(t, lb.Remove(within(t), "data"), "in use on node a")
 		require.NotNil(t, w.disk("data"))
@@ -585,8 +556,7 @@ func TestGetNeverSaysNoSuchVolumeForACloudThatIsAway(t *testing.T) {
 func TestReadsDoNotWaitForAMount(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = 20 * time.Second
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		var wg sync.WaitGroup
 		wg.Go(func() { _, _ = l.Mount(within(t), "data", "1") })
 		time.Sleep(time.Second)
@@ -606,8 +576,7 @@ func TestReadsDoNotWaitForAMount(t *testing.T) {
 func TestCallersOfOneMountShareItsFailure(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = time.Second
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		attaches := 0
 		synctest.Wait()
 		w.setFault(func(_, call string) fault {
@@ -633,9 +602,7 @@ func TestCallersOfOneMountShareItsFailure(t *testing.T) {
 
 func TestABusyUnmountIsTriedAgain(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		err := l.Unmount(within(t), "data", "1") // the container's mounts are still there
 		require.ErrorContains(t, err, "stays attached")
 		assert.Equal(t, "a", w.holder("data"))
@@ -647,8 +614,7 @@ func TestABusyUnmountIsTriedAgain(t *testing.T) {
 
 func TestAJournalThatCannotBeWrittenLosesNothing(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		require.NoError(t, l.Create(within(t), "other", nil))
 		mustMount(t, l, "data", "1")
 		synctest.Wait()
@@ -694,8 +660,7 @@ func TestTwoNodesThatCreateOneNameGetOneVolume(t *testing.T) {
 
 func TestADeviceSmallerThanTheCloudSaysIsRefused(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		synctest.Wait()
 		l.host = shrunk{l.host}
 		_, err := l.Mount(within(t), "data", "1")
@@ -722,8 +687,7 @@ func TestTheLogSaysHowLongEachStepOfAMountTook(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		log, logged := logtest.NewNullLogger()
 		la, lb := a.start(t), b.start(t, func(c *Config) { c.Log = log })
-		require.NoError(t, la.Create(within(t), "data", nil))
-		mustMount(t, la, "data", "1")
+		mounted(t, la, "data", "1")
 		time.AfterFunc(7*time.Second, func() { mustUnmount(t, la, "data", "1") })
 		begin := time.Now()
 		mustMount(t, lb, "data", "2")

@@ -364,7 +364,7 @@ func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
 	if x.dead.Load() {
 		return nil, errDead
 	}
-	if slices.Contains(ec2.MetadataHosts, r.URL.Hostname()) {
+	if r.URL.Hostname() == ec2.MetadataHost {
 		return x.next.RoundTrip(r)
 	}
 	body, err := io.ReadAll(r.Body)

@@ -16,8 +16,7 @@ import (
 // formatted is a volume with a file system on it that no node holds.
 func formatted(t *testing.T, l *life, name string) {
 	t.Helper()
-	require.NoError(t, l.Create(within(t), name, nil))
-	mustMount(t, l, name, "first")
+	mounted(t, l, name, "first")
 	mustUnmount(t, l, name, "first")
 }
 
@@ -175,13 +174,7 @@ func TestAnAttachThatCameToNothingFailsSoon(t *testing.T) {
 		l := a.start(t)
 		formatted(t, l, "data")
 		w.arrival = time.Hour
-		time.AfterFunc(time.Second, func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			for _, d := range w.disks {
-				d.Attachment = providers.Attachment{}
-			}
-		})
+		time.AfterFunc(time.Second, func() { w.alter(func(d *disk) { d.Attachment = providers.Attachment{} }) })
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -197,11 +190,7 @@ func TestAnAttachThatNeverEndsIsExplained(t *testing.T) {
 		formatted(t, l, "data")
 		w.arrival = time.Hour
 		time.AfterFunc(time.Minute, func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			for _, d := range w.disks {
-				d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the slot is stuck"
-			}
+			w.alter(func(d *disk) { d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the slot is stuck" })
 		})
 		w.count()
 		var err error
@@ -224,9 +213,7 @@ func TestAFormatIsDecidedOnAFreshWordOfTheCloud(t *testing.T) {
 		mustMount(t, lb, "data", "1") // it is formatted and marked, elsewhere
 		mustUnmount(t, lb, "data", "1")
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.fstype, d.data = "", false // and now it is blank
-		}
+		w.alter(func(d *disk) { d.fstype, d.data = "", false }) // and now it is blank
 		time.Sleep(30 * time.Second)
 		w.mu.Lock()
 		w.lag = func() time.Duration { // this node is told that it was never formatted, the first time it asks
@@ -243,8 +230,7 @@ func TestAFormatIsDecidedOnAFreshWordOfTheCloud(t *testing.T) {
 func TestNothingIsFormattedThatTheCloudDoesNotSayIsHere(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.setLag(0)
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		time.Sleep(2 * time.Minute)
 		w.setLag(time.Minute)
 		_, err := l.Mount(within(t), "data", "1")
@@ -296,8 +282,7 @@ func TestAnswersMayBeSecondsOld(t *testing.T) {
 				assert.Len(t, all, 1)
 				require.NoError(t, lb.Remove(within(t), "data"))
 				assert.Nil(t, w.disk("data"), "it had just been made")
-				require.NoError(t, lb.Create(within(t), "data", nil))
-				mustMount(t, lb, "data", "4")
+				mounted(t, lb, "data", "4")
 				mustUnmount(t, lb, "data", "4")
 				require.NoError(t, lb.Remove(within(t), "data"), "right after it was held")
 				assert.Nil(t, w.disk("data"))
@@ -309,8 +294,7 @@ func TestAnswersMayBeSecondsOld(t *testing.T) {
 func TestAFormatCutShortIsFinishedWhateverAnOldAnswerSays(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.setLag(5 * time.Second)
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		time.Sleep(time.Minute)
 		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
@@ -319,9 +303,7 @@ func TestAFormatCutShortIsFinishedWhateverAnOldAnswerSays(t *testing.T) {
 		w.setFault(calm)
 		w.setLag(30 * time.Second) // it was not held then
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.half = true
-		}
+		w.alter(func(d *disk) { d.half = true })
 		l = a.start(t)
 		time.AfterFunc(2*time.Second, func() { w.setLag(0) })
 		mustMount(t, l, "data", "1")
@@ -332,8 +314,7 @@ func TestAFormatCutShortIsFinishedWhateverAnOldAnswerSays(t *testing.T) {
 func TestAVolumeThatWasRemovedDoesNotComeBack(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.setLag(0)
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		time.Sleep(time.Minute)
 		require.NoError(t, l.Remove(within(t), "data"))
 		for _, age := range []time.Duration{0, 5 * time.Second, 0, 5 * time.Second} { // one copy of the cloud knows, another does not

@@ -12,9 +12,7 @@ import (
 
 func TestAVolumeThatWasEnlargedInUseGrows(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		time.Sleep(time.Minute)
 		size := w.disk("data").Size
 		for range 3 {
@@ -35,9 +33,7 @@ func TestAVolumeThatWasEnlargedInUseGrows(t *testing.T) {
 
 func TestAVolumeThatWasEnlargedWhileThePluginWasDownGrows(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
 		w.cloud.enlarge("data")
 		a.start(t)
@@ -49,9 +45,7 @@ func TestAVolumeThatWasEnlargedWhileThePluginWasDownGrows(t *testing.T) {
 func TestAFileSystemThatCannotGrowIsToldOncePerSize(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		log, hook := logtest.NewNullLogger()
-		l := a.start(t, func(c *Config) { c.Log = log })
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		mounted(t, a.start(t, func(c *Config) { c.Log = log }), "data", "1")
 		w.setFault(at("host.Grow", failBefore))
 		for size := range 2 {
 			w.cloud.enlarge("data")

@@ -56,8 +56,7 @@ func TestTheSnapshotBeforeRemovalIsTheLatest(t *testing.T) {
 func TestWhatTheEngineDoesNotSeeIsNotAnswered(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		restarted := 0
-		l := a.start(t, func(c *Config) { c.Restart = func() { restarted++ } })
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t, func(c *Config) { c.Restart = func() { restarted++ } }), "data")
 		l.unseen.Store(true)
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "the engine does not see what the plugin mounts")
@@ -88,8 +87,7 @@ func TestAPluginWhoseMountsTheEngineDoesNotSeeIsRestartedBeforeAnybodyNeedsIt(t 
 
 func TestACloudThatDoesNotAnswerIsTheCause(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		time.Sleep(time.Hour) // what was asked before is forgotten
 		w.setFault(at("cloud.Find", hang))
 		_, err := l.Mount(within(t), "data", "1")
@@ -101,9 +99,7 @@ func TestACloudThatDoesNotAnswerIsTheCause(t *testing.T) {
 
 func TestAMountBeginsTheGraceOfItsIDAnew(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		synctest.Wait()
 		time.Sleep(time.Second)
 		a.containerEnds("1") // the Unmount is lost
@@ -122,8 +118,7 @@ func TestTheMountOfADiskThatWasTakenAwayIsNotAnswered(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		always := func(c *Config) { c.Takeover = TakeoverAlways }
 		la, lb := a.start(t, always), b.start(t, always)
-		require.NoError(t, la.Create(within(t), "data", nil))
-		mustMount(t, la, "data", "1")
+		mounted(t, la, "data", "1")
 		mustMount(t, lb, "data", "2") // a is cut off; its disk is taken by force
 		require.Equal(t, "b", w.holder("data"))
 		_, err := la.Mount(within(t), "data", "3") // a is back
@@ -138,8 +133,7 @@ func TestAVolumeThatWasMadeAnewElsewhereIsNotTheOneMountedHere(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		always := func(c *Config) { c.Takeover = TakeoverAlways }
 		la, lb := a.start(t, always), b.start(t, always)
-		require.NoError(t, la.Create(within(t), "data", nil))
-		mustMount(t, la, "data", "1")
+		mounted(t, la, "data", "1")
 		mustMount(t, lb, "data", "2")
 		mustUnmount(t, lb, "data", "2")
 		require.NoError(t, lb.Remove(within(t), "data"))
@@ -183,9 +177,7 @@ func (h *blindHost) Unpublish(ctx context.Context, dir string) error {
 func TestADeviceThatCannotBeSeenMayStillBeHeld(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		var h *blindHost
-		l := a.start(t, func(c *Config) { h = &blindHost{Host: c.Host}; c.Host = h })
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t, func(c *Config) { h = &blindHost{Host: c.Host}; c.Host = h }), "data", "1")
 		h.find = true
 		_ = l.Unmount(within(t), "data", "1") // the container's mounts are not torn down yet
 		assert.Equal(t, "a", w.holder("data"))
@@ -195,14 +187,9 @@ func TestADeviceThatCannotBeSeenMayStillBeHeld(t *testing.T) {
 
 func TestAnAttachThatOthersUseIsNotCalledOff(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
-		synctest.Wait()
-		for _, s := range a.mounts { // disable -f
-			s.dir = ""
-		}
+		a.engineTakesMounts() // disable -f
 		l = a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, wait: true} })
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Second)
 		defer cancel()
@@ -215,12 +202,11 @@ func TestAnAttachThatOthersUseIsNotCalledOff(t *testing.T) {
 
 func TestAnAttachThatFailedIsCleared(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		synctest.Wait()
-		for _, d := range w.disks {
+		w.alter(func(d *disk) {
 			d.Attachment = providers.Attachment{Node: "a", State: providers.AttachFailed, Problem: "no slot"}
-		}
+		})
 		var err error
 		for range 100 { // Swarm, for 50 minutes
 			if _, err = l.Mount(within(t), "data", "1"); err == nil {
@@ -254,9 +240,7 @@ func TestAnUnmountThatHangsKeepsNoOtherVolumeFromBeingReleased(t *testing.T) {
 
 func TestACancelledMountDoesNotForgetThePath(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		w.setFault(func(_, c string) fault {
 			if len(c) > 6 && c[:6] == "cloud." {
 				return failBefore
@@ -284,14 +268,9 @@ func TestACancelledMountDoesNotForgetThePath(t *testing.T) {
 
 func TestAnUnmountThatHadToWaitTooLongIsCarriedOutLater(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
-		synctest.Wait()
-		for _, s := range a.mounts { // disable -f
-			s.dir = ""
-		}
+		a.engineTakesMounts() // disable -f
 		l = a.start(t)
 		time.Sleep(time.Second)
 		w.setFault(at("cloud.Find", hang))
@@ -340,8 +319,7 @@ func TestAnAttachThatTakesEffectLateIsNoticed(t *testing.T) {
 
 func TestAVolumeWhoseFormatCannotBeFinishedCanBeRemoved(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
@@ -363,18 +341,17 @@ func TestAVolumeWhoseFormatCannotBeFinishedCanBeRemoved(t *testing.T) {
 
 func TestADiskThatWasElsewhereIsNotCleared(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		w.setFault(at("host.Format mkfs", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		l.kill()
 		w.setFault(calm)
 		synctest.Wait()
-		for _, d := range w.disks { // the operator moved the disk, put a backup on it and moved it back: no mark
+		w.alter(func(d *disk) { // the operator moved the disk, put a backup on it and moved it back: no mark
 			d.Attachment = providers.Attachment{}
 			d.fstype, d.data = "ext4", true
-		}
+		})
 		mustMount(t, a.start(t), "data", "1")
 		assert.Zero(t, w.disk("data").formats)
 	})
@@ -382,12 +359,9 @@ func TestADiskThatWasElsewhereIsNotCleared(t *testing.T) {
 
 func TestAHolderWithoutANameIsNotTakenForGone(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
+		l := made(t, a.start(t), "data")
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.Attachment = providers.Attachment{State: providers.Detaching}
-		}
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{State: providers.Detaching} })
 		forced := false
 		w.setFault(func(_, c string) fault {
 			forced = forced || c == "cloud.Detach"
@@ -397,17 +371,13 @@ func TestAHolderWithoutANameIsNotTakenForGone(t *testing.T) {
 		require.ErrorContains(t, err, "the cloud does not tell which node it is")
 		assert.False(t, forced)
 		synctest.Wait()
-		for _, d := range w.disks {
-			d.Attachment = providers.Attachment{}
-		}
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 	})
 }
 
 func TestAMountCancelledWhileTheJournalIsWrittenLeavesNoID(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		ctx, cancel := context.WithCancel(context.Background())
 		w.setFault(func(_, c string) fault {
 			if c == "journal.put" {
@@ -430,8 +400,7 @@ func TestAForcedDetachWithoutEffectIsRepeated(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la := a.start(t)
 		lb := b.start(t)
-		require.NoError(t, la.Create(within(t), "data", nil))
-		mustMount(t, la, "data", "1")
+		mounted(t, la, "data", "1")
 		a.powerOff()
 		lost := true
 		_ = lb
@@ -464,8 +433,7 @@ func (p *deafDetach) Detach(ctx context.Context, id, node string, force bool) er
 func TestAVolumeHeldByAGoneNodeCanBeRemoved(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la, lb := a.start(t), b.start(t)
-		require.NoError(t, la.Create(within(t), "data", nil))
-		mustMount(t, la, "data", "1")
+		mounted(t, la, "data", "1")
 		a.powerOff()
 		synctest.Wait()
 		a.life = providers.Gone
@@ -478,8 +446,7 @@ func TestAnUnmountOfAnIDThatTheJournalLostReleasesTheVolume(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := a.start(t)
 		lb := b.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		mounted(t, l, "data", "1")
 		l.kill()
 		synctest.Wait()
 		clear(a.journal)
@@ -504,8 +471,7 @@ func TestAForcedDetachDoesNotOutliveItsEvidence(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la := a.start(t)
 		lb := b.start(t, func(c *Config) { c.Provider = &slowDetach{c.Provider.(*fakeProvider)} })
-		require.NoError(t, la.Create(within(t), "data", nil))
-		mustMount(t, la, "data", "1")
+		mounted(t, la, "data", "1")
 		a.powerOff()
 		var wg sync.WaitGroup
 		wg.Go(func() { // Swarm
@@ -529,9 +495,7 @@ func TestAForcedDetachDoesNotOutliveItsEvidence(t *testing.T) {
 
 func TestARestartAfterTheDiskWasPulledDropsNoIDs(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", nil))
-		mustMount(t, l, "data", "1")
+		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
 		// the node is missing from /dev for the new life, or sysfs answers EIO: "no device", though the kernel writes on it
 		a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, find: true} })

@@ -870,6 +870,15 @@ func (m *machine) containerEnds(id string) {
 	m.settle()
 }
 
+// alter changes the disks as no call does.
+func (w *world) alter(change func(*disk)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, d := range w.disks {
+		change(d)
+	}
+}
+
 func (w *world) disk(name string) *disk {
 	w.mu.Lock()
 	defer w.mu.Unlock()

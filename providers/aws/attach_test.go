@@ -12,6 +12,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 )
 
 // byHand does what an operator or another tool does with the API.
@@ -30,7 +31,7 @@ func (w *world) foreign(instance, device string) (id string) {
 		id = v.ID
 		return err
 	})
-	w.until(id, func(v cloud.Volume) bool { return v.State == cloud.Available })
+	bubble.Until(w.t, w.cloud, id, bubble.Free)
 	w.byHand(func(r *cloud.Request) error {
 		_, err := r.AttachVolume(id, instance, device, func(cloud.Instance, []cloud.Volume) error { return nil })
 		return err
@@ -244,7 +245,7 @@ func TestADiskThatItsKernelDoesNotLetGoIsStillHeld(t *testing.T) {
 		v := w.create(p, "db")
 		w.attach(p, v)
 		require.NoError(t, p.Detach(t.Context(), v.ID, node, false))
-		w.until(v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
+		bubble.Until(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
 		found, err := b.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Detaching}, found.Attachment)
@@ -256,9 +257,9 @@ func TestADiskThatItsKernelDoesNotLetGoIsStillHeld(t *testing.T) {
 		kernel.lets = false
 		w.attach(b, v)
 		require.NoError(t, p.Detach(t.Context(), v.ID, other, true))
-		w.until(v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
+		bubble.Until(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
 		require.NoError(t, p.Detach(t.Context(), v.ID, other, true), "a plain detach does not end, so this one is forced")
-		w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 0 })
+		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // actionOf tells what a request asks for, "" if it is none to EC2.
@@ -130,10 +131,7 @@ func (c circle) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // said is an answer.
 func said(r *http.Request, status int, body string) *http.Response {
-	return &http.Response{
-		StatusCode: status, Status: http.StatusText(status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{"Content-Type": {"text/xml"}}, Body: io.NopCloser(bytes.NewBufferString(body)), ContentLength: int64(len(body)), Request: r,
-	}
+	return wire.Answer(r, status, "text/xml", body)
 }
 
 func TestANodeThatEC2DoesNotShowIsNotGoneAtOnce(t *testing.T) {

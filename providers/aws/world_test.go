@@ -3,13 +3,13 @@ package aws
 import (
 	"net/http"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
@@ -23,18 +23,15 @@ type world struct {
 // inWorld runs a test in a bubble of its own, where time costs nothing.
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also ...func(*ec2.Config)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		if cfg.Zones == nil {
-			cfg.Zones = []string{region + "a", region + "b"}
-		}
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		front := ec2.Config{Cloud: w.cloud, Region: region}
+	if cfg.Zones == nil {
+		cfg.Zones = []string{region + "a", region + "b"}
+	}
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		front := ec2.Config{Cloud: c, Region: region}
 		for _, change := range also {
 			change(&front)
 		}
-		w.front = ec2.New(front)
-		test(t, w)
+		test(t, &world{t: t, cloud: c, front: ec2.New(front)})
 	})
 }
 
@@ -94,24 +91,13 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
-	w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 1 && v.Attachments[0].State == cloud.Attached })
+	bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
 }
 
 func (w *world) detach(p *Provider, v *providers.Volume, node string) {
 	w.t.Helper()
 	require.NoError(w.t, p.Detach(w.t.Context(), v.ID, node, false))
-	w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 0 })
-}
-
-func (w *world) until(id string, is func(cloud.Volume) bool) {
-	w.t.Helper()
-	for range 1000 {
-		if v, _ := w.cloud.Volume(id); is(v) {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	w.t.Fatalf("volume %s does not come to that", id)
+	bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
 }
 
 // device returns the name under which the volume is truly attached.

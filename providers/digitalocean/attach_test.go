@@ -12,7 +12,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
+	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetachAndOneRead(t *testing.T) {
@@ -76,7 +78,7 @@ func TestAnAttachThatFailsIsTold(t *testing.T) {
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Attaching}, w.find(p, "db").Attachment)
 		assert.Equal(t, map[string]int{listVolumes: 1, getAction: 1}, w.calls())
 		w.front.Fail(v.ID)
-		w.until(v.ID, cloud.Available, "")
+		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
 		for range 2 {
 			now := w.find(p, "db").Attachment
 			assert.Equal(t, providers.AttachFailed, now.State)
@@ -119,7 +121,7 @@ func TestAVolumeThatAnotherNodeTookSinceIsNotThisOnes(t *testing.T) {
 		require.ErrorAs(t, err, &held)
 		assert.Equal(t, providers.HeldError{Volume: v.ID, Node: b}, *held)
 		require.NoError(t, pa.Detach(t.Context(), v.ID, a, true))
-		w.until(v.ID, cloud.InUse, cloud.Attached)
+		bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
 
 		w.detach(pb, v, b)
 		w.attach(pa, v)
@@ -140,7 +142,7 @@ func TestAttachWaitsForTheVolumeToComeFromAnotherNode(t *testing.T) {
 		require.NoError(t, pb.Attach(t.Context(), v.ID))
 		assert.GreaterOrEqual(t, time.Since(begin), 5*time.Second)
 		assert.Less(t, time.Since(begin), 10*time.Second)
-		w.until(v.ID, cloud.InUse, cloud.Attached)
+		bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
 	})
 }
 
@@ -158,7 +160,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		begin := time.Now()
 		providertest.AtOnce(calls...)
 		for _, id := range ids {
-			w.until(id, cloud.InUse, cloud.Attached)
+			bubble.Until(w.t, w.cloud, id, bubble.Attached)
 		}
 		assert.Less(t, time.Since(begin), 6*10*time.Second)
 		assert.Less(t, w.calls()[act], 6*8, "one of them asks for all")
@@ -197,7 +199,7 @@ func TestADropletThatIsNoneIsNotTakenForAMissingVolume(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		node := w.node()
 		v := w.create(w.on(node), "db")
-		p, err := New(Config{Cluster: "main", Token: tokenOf(t, w.front.Token(node)), Transport: w.front.Transport(node), Droplet: "12345", Region: region})
+		p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, w.front.Token(node)), Transport: w.front.Transport(node), Droplet: "12345", Region: region})
 		require.NoError(t, err)
 		err = p.Attach(t.Context(), v.ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)
@@ -230,7 +232,7 @@ func TestADetachIsNotSentTwice(t *testing.T) {
 		w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.LoseAnswer, Times: 1})
 		require.ErrorIs(t, p.Detach(t.Context(), v.ID, node, true), providers.ErrUnavailable)
 		assert.Equal(t, 1, w.calls()[act])
-		w.until(v.ID, cloud.Available, "")
+		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
 		require.NoError(t, p.Detach(t.Context(), v.ID, node, true))
 	})
 }

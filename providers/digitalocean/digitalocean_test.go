@@ -9,7 +9,6 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
-	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/loop"
@@ -31,13 +30,6 @@ func newRig(t *testing.T, cfg cloud.Config, shown front.Config) *rig.Rig[*front.
 	return r
 }
 
-func tokenOf(t *testing.T, value string) *rest.Token {
-	t.Helper()
-	token, err := rest.TokenFrom(func(name string) string { return map[string]string{settingToken: value}[name] }, settingToken)
-	require.NoError(t, err)
-	return token
-}
-
 // contract runs the suite. Most of its time passes in waiting, so the runs are at once.
 func contract(t *testing.T, faulty bool, newRig func(*testing.T) *rig.Rig[*front.Front]) {
 	t.Helper()
@@ -47,7 +39,7 @@ func contract(t *testing.T, faulty bool, newRig func(*testing.T) *rig.Rig[*front
 			Provider: func(t *testing.T, node, cluster string) providers.Provider {
 				t.Helper()
 				n := r.Node(node)
-				p, err := New(Config{Cluster: cluster, Token: tokenOf(t, r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
+				p, err := New(Config{Cluster: cluster, Token: rig.Token(settingToken, r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
 				require.NoError(t, err)
 				return p
 			},

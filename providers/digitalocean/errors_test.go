@@ -1,10 +1,8 @@
 package digitalocean
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -23,26 +21,13 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
+	"github.com/blockvol/blockvol/test/cloud/rig"
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
-// rewrite changes the text of an answer.
-func rewrite(t *testing.T, answer *http.Response, from, to string) {
-	t.Helper()
-	body, err := io.ReadAll(answer.Body)
-	require.NoError(t, err)
-	body = bytes.ReplaceAll(body, []byte(from), []byte(to))
-	answer.Body, answer.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-}
-
 // says is a way on which every request is answered so.
 func says(status int, kind, body string) http.RoundTripper {
-	return way(func(r *http.Request) (*http.Response, error) {
-		return &http.Response{
-			StatusCode: status, Header: http.Header{"Content-Type": {kind}}, Body: io.NopCloser(strings.NewReader(body)),
-			ContentLength: int64(len(body)), Request: r,
-		}, nil
-	})
+	return wire.Way(func(r *http.Request) (*http.Response, error) { return wire.Answer(r, status, kind, body), nil })
 }
 
 const volume = "506f78a4-e098-11e5-ad9f-000f53306ae1"
@@ -51,7 +36,7 @@ const volume = "506f78a4-e098-11e5-ad9f-000f53306ae1"
 func away(t *testing.T, to http.RoundTripper) *Provider {
 	t.Helper()
 	log, _ := logtest.NewNullLogger()
-	p, err := New(Config{Cluster: "main", Token: tokenOf(t, "dop_v1_secret"), Region: region, Droplet: "123", Transport: to, Log: log})
+	p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, "dop_v1_secret"), Region: region, Droplet: "123", Transport: to, Log: log})
 	require.NoError(t, err)
 	return p
 }
@@ -84,7 +69,7 @@ func TestWhatIsNoAnswerOfDigitalOceansIsNone(t *testing.T) {
 		"an object without a key": says(http.StatusOK, "application/json", `{}`),
 		"half an answer":          says(http.StatusOK, "application/json", `{"volumes": [{"id"`),
 		"nothing":                 says(http.StatusOK, "application/json", ""),
-		"no connection": way(func(*http.Request) (*http.Response, error) {
+		"no connection": wire.Way(func(*http.Request) (*http.Response, error) {
 			return nil, errors.New("connection refused")
 		}),
 		"a failure": says(http.StatusInternalServerError, "application/json", `{"id": "server_error", "message": "Unexpected server-side error"}`),
@@ -133,7 +118,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 func TestARegionThatIsNoneIsSaid(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		node := w.node()
-		p, err := New(Config{Cluster: "main", Token: tokenOf(t, w.front.Token(node)), Region: "xyz1", Transport: w.front.Transport(node)})
+		p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, w.front.Token(node)), Region: "xyz1", Transport: w.front.Transport(node)})
 		require.NoError(t, err)
 		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		require.ErrorIs(t, err, providers.ErrInvalid)
@@ -148,7 +133,7 @@ func TestAPageIsNoSuccess(t *testing.T) {
 		v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib, Record: providers.Record{"uid": "0"}})
 		require.NoError(t, err)
 		there := w.front.Transport(w.node())
-		p = w.of(w.node(), "main", way(func(r *http.Request) (*http.Response, error) {
+		p = w.of(w.node(), "main", wire.Way(func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodGet {
 				return there.RoundTrip(r)
 			}
@@ -194,19 +179,19 @@ func TestARevokedTokenIsSaidAndANewOneInItsFileServes(t *testing.T) {
 // Whatever answers, the token is in no error and no log.
 func TestTheTokenIsNowhere(t *testing.T) {
 	const secret = "dop_v1_secret"
-	echo := way(func(r *http.Request) (*http.Response, error) {
+	echo := wire.Way(func(r *http.Request) (*http.Response, error) {
 		body := `{"id": "` + r.Header.Get("Authorization") + `", "message": "you said ` + r.Header.Get("Authorization") + `", "request_id": "` + secret + `"}`
 		return says(http.StatusUnprocessableEntity, "application/json", body).RoundTrip(r)
 	})
 	for name, to := range map[string]http.RoundTripper{
 		"refused": echo,
-		"broken":  way(func(*http.Request) (*http.Response, error) { return nil, errors.New("cannot dial with " + secret) }),
+		"broken":  wire.Way(func(*http.Request) (*http.Response, error) { return nil, errors.New("cannot dial with " + secret) }),
 		"page":    says(http.StatusOK, "text/html", secret),
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			log, lines := logtest.NewNullLogger()
 			log.SetLevel(logrus.DebugLevel)
-			p, err := New(Config{Cluster: "main", Token: tokenOf(t, secret), Region: region, Droplet: "123", Transport: to, Log: log})
+			p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, secret), Region: region, Droplet: "123", Transport: to, Log: log})
 			require.NoError(t, err)
 			for call, do := range everything(t.Context(), p) {
 				err := do()
@@ -299,7 +284,7 @@ func TestSettingsAreChecked(t *testing.T) {
 func TestANodeIsAskedForOnceAndKept(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		node, asked := w.node(), 0
-		p := w.of(node, "main", between(w.front.Transport(node), func(r *http.Request) {
+		p := w.of(node, "main", wire.Before(w.front.Transport(node), func(r *http.Request) {
 			if r.URL.Hostname() == "169.254.169.254" {
 				assert.Empty(t, r.Header.Get("Authorization"), "the token is not for it")
 				asked++

@@ -18,6 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestAnAdoptedVolumeIsFoundUnderTheNameThatItHas(t *testing.T) {
@@ -250,10 +251,10 @@ func TestATokenThatSeesNoTagsMakesNoSecondVolume(t *testing.T) {
 func TestAVolumeIsOursByWhatReadsShow(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		there := w.front.Transport(w.node())
-		p := w.of(w.node(), "main", way(func(r *http.Request) (*http.Response, error) {
+		p := w.of(w.node(), "main", wire.Way(func(r *http.Request) (*http.Response, error) {
 			answer, err := there.RoundTrip(r)
 			if err == nil && r.Method == http.MethodPost {
-				rewrite(t, answer, `"tags":["blockvol:cluster:main","blockvol:name:db"]`, `"tags":null`)
+				wire.Replace(answer, `"tags":["blockvol:cluster:main","blockvol:name:db"]`, `"tags":null`)
 			}
 			return answer, err
 		}))
@@ -324,7 +325,7 @@ func TestAListOfManyIsReadInPages(t *testing.T) {
 
 		// What is deleted while the pages are read moves the others.
 		pages := 0
-		moving := w.of(w.node(), "main", between(w.front.Transport(w.node()), func(r *http.Request) {
+		moving := w.of(w.node(), "main", wire.Before(w.front.Transport(w.node()), func(r *http.Request) {
 			if r.URL.Query().Get("page") == "2" {
 				if pages++; pages == 1 {
 					require.NoError(t, p.Delete(t.Context(), first))
@@ -345,24 +346,12 @@ func TestAListIsReadToItsEnd(t *testing.T) {
 		for i := range 9 {
 			w.create(p, fmt.Sprint("v", i))
 		}
-		p = w.of(w.node(), "main", between(w.front.Transport(w.node()), func(r *http.Request) {
+		p = w.of(w.node(), "main", wire.Before(w.front.Transport(w.node()), func(r *http.Request) {
 			r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "per_page=200", "per_page=4", 1)
 		}))
 		list, err := p.List(t.Context())
 		require.NoError(t, err)
 		assert.Len(t, list, 9)
-	})
-}
-
-type way func(*http.Request) (*http.Response, error)
-
-func (w way) RoundTrip(r *http.Request) (*http.Response, error) { return w(r) }
-
-// between does something before each request.
-func between(to http.RoundTripper, do func(*http.Request)) http.RoundTripper {
-	return way(func(r *http.Request) (*http.Response, error) {
-		do(r)
-		return to.RoundTrip(r)
 	})
 }
 
@@ -394,10 +383,10 @@ func TestAnEnlargementThatDigitalOceanGivesUpIsSaid(t *testing.T) {
 		p := w.on(w.node())
 		v := w.create(p, "db")
 		answers := w.front.Transport(w.node())
-		p = w.of(w.node(), "main", way(func(r *http.Request) (*http.Response, error) {
+		p = w.of(w.node(), "main", wire.Way(func(r *http.Request) (*http.Response, error) {
 			answer, err := answers.RoundTrip(r)
 			if err == nil && r.Method == http.MethodGet && r.URL.Path != "/v2/volumes/"+v.ID {
-				rewrite(t, answer, `"in-progress"`, `"errored"`)
+				wire.Replace(answer, `"in-progress"`, `"errored"`)
 			}
 			return answer, err
 		}))

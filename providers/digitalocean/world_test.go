@@ -3,7 +3,6 @@ package digitalocean
 import (
 	"net/http"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/digitalocean/godo"
@@ -13,7 +12,9 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
+	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // world is a simulated DigitalOcean without sockets, for a bubble of synctest.
@@ -30,13 +31,10 @@ var slow = cloud.Times{Attach: 5 * time.Second, Detach: 5 * time.Second, Modify:
 // inWorld runs a test in a bubble of its own, where time costs nothing.
 func inWorld(t *testing.T, cfg cloud.Config, shown front.Config, test func(*testing.T, *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.Zones, cfg.ID = []string{region, "ams3"}, front.ID
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		shown.Cloud = w.cloud
-		w.front = front.New(shown)
-		test(t, w)
+	cfg.Zones, cfg.ID = []string{region, "ams3"}, front.ID
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		shown.Cloud = c
+		test(t, &world{t: t, cloud: c, front: front.New(shown)})
 	})
 }
 
@@ -59,7 +57,7 @@ func (w *world) on(node string) *Provider {
 
 func (w *world) of(node, cluster string, way http.RoundTripper) *Provider {
 	w.t.Helper()
-	p, err := New(Config{Cluster: cluster, Token: tokenOf(w.t, w.front.Token(node)), Transport: way, Log: w.log})
+	p, err := New(Config{Cluster: cluster, Token: rig.Token(settingToken, w.front.Token(node)), Transport: way, Log: w.log})
 	require.NoError(w.t, err)
 	return p
 }
@@ -82,26 +80,13 @@ func (w *world) find(p *Provider, name string) *providers.Volume {
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
-	w.until(v.ID, cloud.InUse, cloud.Attached)
+	bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
 }
 
 func (w *world) detach(p *Provider, v *providers.Volume, node string) {
 	w.t.Helper()
 	require.NoError(w.t, p.Detach(w.t.Context(), v.ID, node, false))
-	w.until(v.ID, cloud.Available, "")
-}
-
-// until waits until the volume truly is in that state.
-func (w *world) until(id string, state cloud.VolumeState, attachment cloud.AttachmentState) {
-	w.t.Helper()
-	for range 1000 {
-		v, _ := w.cloud.Volume(id)
-		if v.State == state && (attachment == "" || v.Attachments[0].State == attachment) {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	w.t.Fatalf("volume %s does not come to that", id)
+	bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
 }
 
 // bearers returns the ids of the volumes that truly bear a name of this cluster.

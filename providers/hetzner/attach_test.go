@@ -16,7 +16,10 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/rig"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // both runs a test with a cloud that shows early, and one that shows late, that a volume is being attached.
@@ -43,7 +46,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		providertest.AtOnce(calls...)
 		w.settle()
 		for _, id := range ids {
-			assert.Equal(t, server, w.holder(id))
+			assert.Equal(t, server, bubble.Holder(w.cloud, id))
 		}
 		calls = nil
 		for _, id := range ids {
@@ -52,7 +55,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		providertest.AtOnce(calls...)
 		w.settle()
 		for _, id := range ids {
-			assert.Empty(t, w.holder(id))
+			assert.Empty(t, bubble.Holder(w.cloud, id))
 		}
 	})
 }
@@ -121,7 +124,7 @@ func TestAnAttachWaitsForTheDetachFromHere(t *testing.T) {
 			require.NoError(t, next.Attach(t.Context(), v.ID))
 			assert.GreaterOrEqual(t, time.Since(begin), slow.Detach, "what is leaving is not attached here")
 			w.settle()
-			assert.Equal(t, a, w.holder(v.ID))
+			assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
 		}
 	})
 }
@@ -142,7 +145,7 @@ func TestAnAttachThatFailsIsTold(t *testing.T) {
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, false), "the driver calls it off")
 		assert.False(t, w.find(p, "db").Held())
 		w.attach(p, v)
-		assert.Equal(t, a, w.holder(v.ID))
+		assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
 		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
 	})
 }
@@ -166,12 +169,12 @@ func TestADetachThatFailsIsSeenInTheEnd(t *testing.T) {
 		v := w.create(p, "db")
 		w.attach(p, v)
 		inner := w.front.Transport(a)
-		p = w.onWith(a, way(func(r *http.Request) (*http.Response, error) {
+		p = w.onWith(a, wire.Way(func(r *http.Request) (*http.Response, error) {
 			if strings.HasSuffix(r.URL.Path, "/actions/detach") {
-				return says(r, 201, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "running", "resources": []}}`)
+				return wire.Answer(r, 201, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "running", "resources": []}}`), nil
 			}
 			if strings.HasSuffix(r.URL.Path, "/actions/77") {
-				return says(r, 200, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "error", "error": {"code": "action_failed", "message": "x"}}}`)
+				return wire.Answer(r, 200, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "error", "error": {"code": "action_failed", "message": "x"}}}`), nil
 			}
 			return inner.RoundTrip(r)
 		}))
@@ -208,7 +211,7 @@ func TestAServerOfAnotherProjectIsToldFromAVolumeThatIsGone(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		a := w.node("fsn1")
 		v := w.create(w.on(a), "db")
-		p, err := New(Config{Cluster: "main", Server: a, Token: token(t, w.front.Token(a)), Transport: w.front.Transport(a)})
+		p, err := New(Config{Cluster: "main", Server: a, Token: rig.Token(tokenSetting, w.front.Token(a)), Transport: w.front.Transport(a)})
 		require.NoError(t, err)
 		_, err = p.Node(t.Context())
 		require.NoError(t, err)
@@ -225,7 +228,7 @@ func TestADetachIsNeverSentTwice(t *testing.T) {
 		a, b := w.node("fsn1"), w.node("fsn1")
 		inner := w.front.Transport(a)
 		pb := w.on(b)
-		p := w.onWith(a, way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(a, wire.Way(func(r *http.Request) (*http.Response, error) {
 			answer, err := inner.RoundTrip(r)
 			if strings.HasSuffix(r.URL.Path, "/actions/detach") && err == nil {
 				answer.Body.Close() //nolint:errcheck // it is in memory
@@ -241,7 +244,7 @@ func TestADetachIsNeverSentTwice(t *testing.T) {
 		assert.Len(t, sent, 1)
 		require.NoError(t, pb.Attach(t.Context(), v.ID))
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, true), "what it no longer holds")
-		assert.Equal(t, b, w.holder(v.ID))
+		assert.Equal(t, b, bubble.Holder(w.cloud, v.ID))
 	})
 }
 
@@ -267,7 +270,7 @@ func TestADetachLooksForTheHolderEachTime(t *testing.T) {
 			assert.NoError(t, pb.Attach(t.Context(), v.ID))
 		})
 		w.settle()
-		assert.Equal(t, b, w.holder(v.ID))
+		assert.Equal(t, b, bubble.Holder(w.cloud, v.ID))
 	})
 }
 
@@ -275,7 +278,7 @@ func TestADetachThatHitAnotherServerIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		a, b := w.node("fsn1"), w.node("fsn1")
 		inner := w.front.Transport(a)
-		p := w.onWith(a, way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(a, wire.Way(func(r *http.Request) (*http.Response, error) {
 			if strings.HasSuffix(r.URL.Path, "/actions/detach") { // held up for long
 				id := strings.Split(r.URL.Path, "/")[3]
 				w.must(b, "POST", "/volumes/"+id+"/actions/detach", "")
@@ -301,7 +304,7 @@ func TestDetachingComesTwice(t *testing.T) {
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, true))
 		require.NoError(t, w.on(b).Detach(t.Context(), v.ID, a, true), "by a process that knows nothing of it")
 		w.settle()
-		assert.Empty(t, w.holder(v.ID))
+		assert.Empty(t, bubble.Holder(w.cloud, v.ID))
 		assert.False(t, w.find(p, "db").Held())
 	})
 }
@@ -346,7 +349,7 @@ func TestProtectionKeepsNobodyFromMountingOrRemoving(t *testing.T) {
 		var meanwhile atomic.Value
 		meanwhile.Store("")
 		inner := w.front.Transport(a)
-		p = w.onWith(a, way(func(r *http.Request) (*http.Response, error) {
+		p = w.onWith(a, wire.Way(func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodDelete && meanwhile.Load() != "" {
 				path, body, _ := strings.Cut(meanwhile.Swap("").(string), " ")
 				w.must(b, "POST", path, body)

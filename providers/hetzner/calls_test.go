@@ -18,6 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestWhatHetznerIsAsked(t *testing.T) {
@@ -117,7 +118,7 @@ func TestAListIsWholeAlthoughAVolumeIsDeletedBetweenItsPages(t *testing.T) {
 		server := w.node("fsn1")
 		var armed atomic.Bool
 		inner := w.front.Transport(server)
-		p := w.onWith(server, way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Query().Get("page") == "2" && armed.CompareAndSwap(true, false) {
 				first := w.cloud.Volumes()[0]
 				for _, v := range w.cloud.Volumes() {
@@ -190,11 +191,11 @@ func TestForeignAnswersAreBelievedInNothing(t *testing.T) {
 				server := w.node("fsn1")
 				var broken atomic.Bool
 				inner := w.front.Transport(server)
-				p := w.onWith(server, way(func(r *http.Request) (*http.Response, error) {
-					if broken.Load() && r.URL.Hostname() != hetzner.MetadataHost {
+				p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
+					if broken.Load() && r.URL.Hostname() != wire.MetadataHost {
 						status, err := strconv.Atoi(body[0])
 						require.NoError(t, err)
-						return says(r, status, body[1], body[2])
+						return wire.Answer(r, status, body[1], body[2]), nil
 					}
 					return inner.RoundTrip(r)
 				}))
@@ -229,9 +230,9 @@ func TestNoSecretIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("fsn1")
 		secret := w.front.Token(server)
-		for _, answer := range []way{
+		for _, answer := range []wire.Way{
 			func(r *http.Request) (*http.Response, error) {
-				return says(r, 422, "application/json", `{"error": {"code": "`+secret+`", "message": "Authorization: Bearer `+secret+`"}}`)
+				return wire.Answer(r, 422, "application/json", `{"error": {"code": "`+secret+`", "message": "Authorization: Bearer `+secret+`"}}`), nil
 			},
 			func(*http.Request) (*http.Response, error) { return nil, fmt.Errorf("bad header %q", secret) },
 		} {

@@ -18,6 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/rig"
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
@@ -86,7 +87,7 @@ func TestAnUnknownLocationIsTold(t *testing.T) {
 func TestNoAnswerIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("fsn1")
-		p := w.onWith(server, way(func(*http.Request) (*http.Response, error) { return nil, errReset }))
+		p := w.onWith(server, wire.Way(func(*http.Request) (*http.Response, error) { return nil, errReset }))
 		_, err := p.Find(t.Context(), "db")
 		require.ErrorIs(t, err, providers.ErrUnavailable)
 		providertest.Sentence(t, err, "Hetzner Cloud does not answer the request for a list of volumes", "connection reset", "HCLOUD_ENDPOINT")
@@ -147,9 +148,9 @@ func TestTheLocationIsFoundWhereverItIsTold(t *testing.T) {
 		inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 			server := w.node("nbg1")
 			inner := w.front.Transport(server)
-			p := w.onWith(server, way(func(r *http.Request) (*http.Response, error) {
+			p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
 				if strings.HasSuffix(r.URL.Path, "/availability-zone") {
-					return says(r, 200, "text/plain", zone+"\n")
+					return wire.Answer(r, 200, "text/plain", zone+"\n"), nil
 				}
 				return inner.RoundTrip(r)
 			}))
@@ -166,7 +167,7 @@ func TestTheServerCanBeSet(t *testing.T) {
 		server := w.node("nbg1")
 		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		set := func(id string) *Provider {
-			p, err := New(Config{Cluster: "main", Server: id, Token: token(t, w.front.Token(server)), Transport: w.front.Transport(server)})
+			p, err := New(Config{Cluster: "main", Server: id, Token: rig.Token(tokenSetting, w.front.Token(server)), Transport: w.front.Transport(server)})
 			require.NoError(t, err)
 			return p
 		}

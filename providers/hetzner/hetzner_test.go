@@ -10,7 +10,6 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
-	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 	"github.com/blockvol/blockvol/test/cloud/loop"
@@ -37,13 +36,6 @@ func newRig(t *testing.T, cfg cloud.Config, front hetzner.Config) *rig.Rig[*hetz
 	}, func(string) cloud.Instance { return cloud.Instance{Zone: "fsn1"} })
 }
 
-func token(t *testing.T, value string) *rest.Token {
-	t.Helper()
-	token, err := rest.TokenFrom(env(tokenSetting, value), tokenSetting)
-	require.NoError(t, err)
-	return token
-}
-
 // env is an environment of names and values.
 func env(pairs ...string) func(string) string {
 	return func(name string) string {
@@ -68,7 +60,7 @@ func keepsTheContract(t *testing.T, newRig func(t *testing.T) *rig.Rig[*hetzner.
 				t.Helper()
 				n := r.Node(node)
 				p, err := New(Config{
-					Cluster: cluster, Token: token(t, r.Front.Token(n.ID)), Endpoint: r.URL + "/v1", Metadata: n.Metadata, Transport: n.Transport,
+					Cluster: cluster, Token: rig.Token(tokenSetting, r.Front.Token(n.ID)), Endpoint: r.URL + "/v1", Metadata: n.Metadata, Transport: n.Transport,
 				})
 				require.NoError(t, err)
 				return p

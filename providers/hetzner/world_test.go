@@ -7,14 +7,16 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/rig"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a simulated Hetzner Cloud without sockets, for a bubble of synctest.
@@ -31,13 +33,10 @@ var slow = cloud.Times{Create: 2 * time.Second, Delete: time.Second, Attach: 4 *
 // inWorld runs a test in a bubble of its own, where time costs nothing.
 func inWorld(t *testing.T, cfg cloud.Config, front hetzner.Config, test func(*testing.T, *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.Zones, cfg.ID = []string{"fsn1", "nbg1"}, hetzner.ID
-		w := &world{t: t, cloud: cloud.New(cfg), sent: &sent{}}
-		defer w.cloud.Close()
-		front.Cloud = w.cloud
-		w.front = hetzner.New(front)
-		test(t, w)
+	cfg.Zones, cfg.ID = []string{"fsn1", "nbg1"}, hetzner.ID
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		front.Cloud = c
+		test(t, &world{t: t, cloud: c, front: hetzner.New(front), sent: &sent{}})
 	})
 }
 
@@ -55,7 +54,7 @@ func (w *world) on(server string) *Provider {
 func (w *world) onWith(server string, way http.RoundTripper) *Provider {
 	w.t.Helper()
 	w.sent.way = way
-	p, err := New(Config{Cluster: "main", Token: token(w.t, w.front.Token(server)), Transport: &sent{way: way, to: w.sent}})
+	p, err := New(Config{Cluster: "main", Token: rig.Token(tokenSetting, w.front.Token(server)), Transport: &sent{way: way, to: w.sent}})
 	require.NoError(w.t, err)
 	return p
 }
@@ -80,7 +79,7 @@ func (s *sent) RoundTrip(r *http.Request) (*http.Response, error) {
 		r = r.Clone(r.Context())
 		r.Body = io.NopCloser(strings.NewReader(body))
 	}
-	if r.URL.Hostname() != hetzner.MetadataHost {
+	if r.URL.Hostname() != wire.MetadataHost {
 		s.to.mu.Lock()
 		s.to.all = append(s.to.all, strings.TrimSpace(r.Method+" "+r.URL.RequestURI()+" "+body))
 		s.to.mu.Unlock()
@@ -95,16 +94,6 @@ func (w *world) since() []string {
 	all := w.sent.all
 	w.sent.all = nil
 	return all
-}
-
-// way is a RoundTripper that is a function.
-type way func(*http.Request) (*http.Response, error)
-
-func (w way) RoundTrip(r *http.Request) (*http.Response, error) { return w(r) }
-
-// says answers with that.
-func says(r *http.Request, status int, kind, body string) (*http.Response, error) {
-	return &http.Response{StatusCode: status, Header: http.Header{"Content-Type": {kind}}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
 }
 
 var errReset = errors.New("connection reset by peer")
@@ -139,26 +128,13 @@ func (w *world) detach(p *Provider, v *providers.Volume, node string) {
 // settle lets all actions end.
 func (w *world) settle() { time.Sleep(10 * time.Second) }
 
-// holder is the server that truly has the volume, "" for none.
-func (w *world) holder(id string) string {
-	v, _ := w.cloud.Volume(id)
-	if len(v.Attachments) == 0 {
-		return ""
-	}
-	return v.Attachments[0].Instance
-}
-
 // as makes a request as the console does, beside all providers.
 func (w *world) as(server, method, path, body string) (status int, answer string) {
 	w.t.Helper()
-	r, err := http.NewRequestWithContext(w.t.Context(), method, "https://api.hetzner.cloud/v1"+path, strings.NewReader(body))
+	status, _, answer, err := wire.Send(w.t.Context(), w.front.Transport(server), method, "https://api.hetzner.cloud/v1"+path, body,
+		"Authorization", "Bearer "+w.front.Token(server))
 	require.NoError(w.t, err)
-	r.Header.Set("Authorization", "Bearer "+w.front.Token(server))
-	response, err := w.front.Transport(server).RoundTrip(r)
-	require.NoError(w.t, err)
-	b, err := io.ReadAll(response.Body)
-	require.NoError(w.t, err)
-	return response.StatusCode, string(b)
+	return status, answer
 }
 
 func (w *world) must(server, method, path, body string) string {

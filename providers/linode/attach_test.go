@@ -14,6 +14,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestAMountIsOneReadAndOneAttachAndAnUnmountTheSame(t *testing.T) {
@@ -41,14 +43,14 @@ func TestAnAttachmentIsForThisBootOnly(t *testing.T) {
 		a := w.node()
 		var bodies []string
 		p := w.on(a, func(cfg *Config) {
-			cfg.Transport = before{cfg.Transport, func(r *http.Request) {
+			cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
 				if strings.HasSuffix(r.URL.Path, "/attach") {
 					body, err := io.ReadAll(r.Body)
 					assert.NoError(t, err)
 					r.Body = io.NopCloser(bytes.NewReader(body))
 					bodies = append(bodies, string(body))
 				}
-			}}
+			})
 		})
 		w.attach(p, w.create(p, "db"))
 		require.Len(t, bodies, 1)
@@ -70,7 +72,7 @@ func TestALinodeTakesVolumesOneAfterAnother(t *testing.T) {
 		begin := time.Now()
 		providertest.AtOnce(attaches...)
 		for _, v := range volumes {
-			assert.Equal(t, a, w.holder(v.ID))
+			assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
 		}
 		assert.Less(t, time.Since(begin), time.Minute)
 	})
@@ -103,7 +105,7 @@ func TestAVolumeOnItsWayOutIsAttachedAgainWhenItIsOut(t *testing.T) {
 
 		require.NoError(t, p.Attach(t.Context(), v.ID))
 		time.Sleep(time.Minute) // whatever is under way ends
-		assert.Equal(t, a, w.holder(v.ID))
+		assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
 		shown, err = p.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: a, State: providers.Attached}, shown.Attachment)
@@ -125,7 +127,7 @@ func TestAnAttachAfterADetachWithoutAnAnswerIsSure(t *testing.T) {
 				require.NoError(t, p.Attach(t.Context(), v.ID))
 				assert.GreaterOrEqual(t, w.calls()[attaching], times)
 				time.Sleep(time.Minute) // whatever is under way ends
-				assert.Equal(t, a, w.holder(v.ID))
+				assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
 			})
 		})
 	}
@@ -169,7 +171,7 @@ func TestADetachThatHadToWaitLooksAgainWhoHasTheVolume(t *testing.T) {
 						mend()
 					},
 				)
-				assert.Equal(t, b, w.holder(v.ID))
+				assert.Equal(t, b, bubble.Holder(w.cloud, v.ID))
 			})
 		})
 	}
@@ -199,7 +201,7 @@ func TestAnAttachWhoseAnswerIsLostIsKnownByTheNextLook(t *testing.T) {
 		v := w.create(p, "db")
 		w.cloud.Inject(cloud.Rule{Action: attaching, Fault: cloud.LoseAnswer, Times: 1})
 		require.NoError(t, p.Attach(t.Context(), v.ID))
-		assert.Equal(t, a, w.holder(v.ID))
+		assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestACreateIsOneRequestBetweenReads(t *testing.T) {
@@ -109,7 +110,7 @@ func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
 				}
 				foundNothing, created, posts := make(chan bool), make(chan bool), 0
 				pa := w.on(a, func(cfg *Config) {
-					cfg.Transport = before{cfg.Transport, func(r *http.Request) {
+					cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
 						if r.Method != http.MethodPost {
 							return
 						}
@@ -117,7 +118,7 @@ func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
 							close(foundNothing)
 							<-created
 						}
-					}}
+					})
 				})
 				providertest.AtOnce(func() { create(0, pa) }, func() {
 					<-foundNothing
@@ -131,12 +132,12 @@ func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
 					}
 					// b has looked before a made its volume, and makes its own after.
 					late := w.on(b, func(cfg *Config) {
-						cfg.Transport = before{cfg.Transport, func(r *http.Request) {
+						cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
 							if r.Method == http.MethodPost {
 								close(created)
 								synctest.Wait() // until a has its volume
 							}
-						}}
+						})
 					})
 					create(1, late)
 				})

@@ -15,6 +15,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/rig"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // every calls each method that asks the API, for a volume that is this cluster's.
@@ -36,10 +38,12 @@ func every(t *testing.T, p *Provider, id, node string) map[string]error {
 func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 	const secret = "0123456789abcdef-my-token"
 	json := func(status int, body string) func(*http.Request) (*http.Response, error) {
-		return func(r *http.Request) (*http.Response, error) { return said(r, status, "application/json", body), nil }
+		return func(r *http.Request) (*http.Response, error) {
+			return wire.Answer(r, status, "application/json", body), nil
+		}
 	}
 	html := func(status int, body string) func(*http.Request) (*http.Response, error) {
-		return func(r *http.Request) (*http.Response, error) { return said(r, status, "text/html", body), nil }
+		return func(r *http.Request) (*http.Response, error) { return wire.Answer(r, status, "text/html", body), nil }
 	}
 	refusal := `{"errors": [{"reason": "` + strings.Repeat("very long ", 1000) + secret + `"}]}`
 	answers := map[string]func(*http.Request) (*http.Response, error){
@@ -60,7 +64,7 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 			return nil, errors.New("connection reset by peer, " + secret)
 		},
 		"a redirect": func(r *http.Request) (*http.Response, error) {
-			answer := said(r, 302, "text/html", "")
+			answer := wire.Answer(r, 302, "text/html", "")
 			answer.Header.Set("Location", "https://elsewhere.example/")
 			return answer, nil
 		},
@@ -73,8 +77,8 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 				log.SetLevel(logrus.DebugLevel)
 				p := w.on(a, func(cfg *Config) {
 					way := cfg.Transport
-					cfg.Token, cfg.Log = tokenOf(t, secret), log
-					cfg.Transport = instead(func(r *http.Request) (*http.Response, error) {
+					cfg.Token, cfg.Log = rig.Token("LINODE_TOKEN", secret), log
+					cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
 						if r.URL.Hostname() == "169.254.169.254" {
 							return way.RoundTrip(r)
 						}
@@ -104,12 +108,12 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 			a := w.node()
 			p := w.on(a, func(cfg *Config) {
 				way := cfg.Transport
-				cfg.Token = tokenOf(t, secret)
-				cfg.Transport = instead(func(r *http.Request) (*http.Response, error) {
+				cfg.Token = rig.Token("LINODE_TOKEN", secret)
+				cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
 					if r.URL.Hostname() == "169.254.169.254" {
 						return way.RoundTrip(r)
 					}
-					return said(r, 400, "application/json", refusal), nil
+					return wire.Answer(r, 400, "application/json", refusal), nil
 				})
 			})
 			for _, err := range every(t, p, "12", a) {

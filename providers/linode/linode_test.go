@@ -10,7 +10,6 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
-	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/linode"
 	"github.com/blockvol/blockvol/test/cloud/loop"
@@ -36,20 +35,13 @@ func newRig(t *testing.T, cfg cloud.Config) *rig.Rig[*linode.Front] {
 	return r
 }
 
-func tokenOf(t *testing.T, text string) *rest.Token {
-	t.Helper()
-	token, err := rest.TokenFrom(func(setting string) string { return map[string]string{"LINODE_TOKEN": text}[setting] }, "LINODE_TOKEN")
-	require.NoError(t, err)
-	return token
-}
-
 func harness(r *rig.Rig[*linode.Front], faulty bool) *providertest.Cloud {
 	const size = 10 * gib
 	return r.Harness(providertest.Cloud{
 		Provider: func(t *testing.T, node, cluster string) providers.Provider {
 			t.Helper()
 			n := r.Node(node)
-			p, err := New(Config{Cluster: cluster, Token: tokenOf(t, r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
+			p, err := New(Config{Cluster: cluster, Token: rig.Token("LINODE_TOKEN", r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
 			require.NoError(t, err)
 			return p
 		},

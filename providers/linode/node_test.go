@@ -20,11 +20,11 @@ func TestANodeIsWhatItsMetadataServiceSaysForGood(t *testing.T) {
 		a := w.node()
 		var asked atomic.Int32
 		p := w.on(a, func(cfg *Config) {
-			cfg.Transport = before{cfg.Transport, func(r *http.Request) {
+			cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
 				if r.URL.Hostname() == "169.254.169.254" {
 					asked.Add(1)
 				}
-			}}
+			})
 		})
 		ask := func() {
 			if node, err := p.Node(t.Context()); assert.NoError(t, err) {
@@ -166,7 +166,7 @@ func TestTheEnvironmentOfTheSDKChangesNothing(t *testing.T) {
 		var hosts []string
 		p := w.on(w.node(), func(cfg *Config) {
 			cfg.API = "https://api.example/v4"
-			cfg.Transport = before{cfg.Transport, func(r *http.Request) { hosts = append(hosts, r.URL.Host+" "+r.URL.Path) }}
+			cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) { hosts = append(hosts, r.URL.Host+" "+r.URL.Path) })
 		})
 		_, err := p.List(t.Context())
 		require.NoError(t, err)

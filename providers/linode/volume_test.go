@@ -16,7 +16,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/linode"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func contextWithin(t *testing.T) (context.Context, context.CancelFunc) {
@@ -88,12 +90,12 @@ func TestALongListIsWhole(t *testing.T) {
 		// One of the first page goes between the pages: what slips to the first page is not missed.
 		deleted := false
 		p = w.on(a, func(cfg *Config) {
-			cfg.Transport = before{cfg.Transport, func(r *http.Request) {
+			cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
 				if r.URL.Query().Get("page") == "2" && !deleted {
 					deleted = true
 					assert.NoError(t, w.on(a).Delete(t.Context(), list[3].ID))
 				}
-			}}
+			})
 		})
 		again, err := p.List(t.Context())
 		require.NoError(t, err)
@@ -198,9 +200,9 @@ func TestAMarkThatLinodeDropsIsAnError(t *testing.T) {
 		require.NoError(t, err)
 		p := w.on(a, func(cfg *Config) {
 			way := cfg.Transport
-			cfg.Transport = instead(func(r *http.Request) (*http.Response, error) {
+			cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
 				if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/volumes/") {
-					return said(r, 200, "application/json", `{"id": `+v.ID+`, "label": "x", "tags": []}`), nil
+					return wire.Answer(r, 200, "application/json", `{"id": `+v.ID+`, "label": "x", "tags": []}`), nil
 				}
 				return way.RoundTrip(r)
 			})
@@ -214,9 +216,9 @@ func TestAVolumeMadeWithoutItsTagsIsNotLeftBehind(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node(), func(cfg *Config) {
 			way := cfg.Transport
-			cfg.Transport = instead(func(r *http.Request) (*http.Response, error) {
+			cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
 				if r.Method == http.MethodPost {
-					return said(r, 200, "application/json", `{"id": 7, "label": "db-`+strings.Split(labelOf("db"), "db-")[1]+`", "status": "active", "tags": []}`), nil
+					return wire.Answer(r, 200, "application/json", `{"id": 7, "label": "db-`+strings.Split(labelOf("db"), "db-")[1]+`", "status": "active", "tags": []}`), nil
 				}
 				return way.RoundTrip(r)
 			})
@@ -279,7 +281,7 @@ func TestOnlyAVolumeThatIsDetachedIsEnlarged(t *testing.T) {
 		assert.Zero(t, w.calls()[resizing])
 
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
-		w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 0 })
+		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
 		ask := func(size int64) func() {
 			return func() {
 				v, err := w.on(a).Modify(t.Context(), v.ID, providers.Change{Size: size})

@@ -13,7 +13,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetach(t *testing.T) {
@@ -104,7 +106,7 @@ func TestAnOldCinderLeavesTheHolderOpenUntilItArrives(t *testing.T) {
 		assert.Equal(t, providers.Attachment{State: providers.Attaching}, found.Attachment)
 		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrBusy)
 		require.NoError(t, b.Detach(t.Context(), v.ID, two, false))
-		w.until(v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Attached })
+		bubble.Until(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Attached })
 		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrHeld)
 	}, func(cfg *front.Config) { cfg.NoAttachments = true })
 }
@@ -203,7 +205,7 @@ func TestOnlyNovaSaysThatAServerIsGone(t *testing.T) {
 		for _, body := range []string{"404 page not found", `{"itemNotFound":{"code":404,"message":"The resource could not be found."}}`} {
 			link.do(func(r *http.Request, _ string) (*http.Response, error) {
 				if strings.Contains(r.URL.Path, "/servers/") || strings.Contains(r.URL.Path, "/volumes/") && !strings.HasSuffix(r.URL.Path, "detail") {
-					return answers(r, http.StatusNotFound, body), nil
+					return wire.Answer(r, http.StatusNotFound, "application/json", body), nil
 				}
 				return nil, nil
 			})
@@ -229,7 +231,7 @@ func TestAttachmentsThatOnlyCinderKnowsAreToldToTheOperator(t *testing.T) {
 		b := w.onBy(two, link)
 		link.do(func(r *http.Request, _ string) (*http.Response, error) {
 			if r.Method == http.MethodDelete {
-				return answers(r, http.StatusNotFound, `{"itemNotFound":{"code":404,"message":"Instance `+one+` could not be found."}}`), nil
+				return wire.Answer(r, http.StatusNotFound, "application/json", `{"itemNotFound":{"code":404,"message":"Instance `+one+` could not be found."}}`), nil
 			}
 			return nil, nil
 		})

@@ -19,6 +19,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // interleavings tries so many courses of things, with reads that lag as much as they may and without.
@@ -251,7 +252,8 @@ func TestAVolumeThatFailsLaterIsToldAndKept(t *testing.T) {
 			if err != nil {
 				return nil, err
 			}
-			return replaced(answer, `"status":"available"`, `"status":"error"`), nil
+			wire.Replace(answer, `"status":"available"`, `"status":"error"`)
+			return answer, nil
 		})
 		_, err := p.Find(t.Context(), "db")
 		sentence(t, err, v.ID, "error", "openstack volume delete")

@@ -10,7 +10,6 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
-	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
@@ -19,13 +18,6 @@ import (
 
 // quick are times for a cloud whose reads do not lag, and a test that does not wait.
 var quick = times{lag: 2 * time.Millisecond, life: time.Second, patience: 3 * time.Second / 2, ancient: time.Hour}
-
-func secretOf(t *testing.T, secret string) *rest.Token {
-	t.Helper()
-	token, err := rest.TokenFrom(func(name string) string { return map[string]string{"SECRET": secret}[name] }, "SECRET")
-	require.NoError(t, err)
-	return token
-}
 
 // keepsTheContract runs the suite over HTTP, with a cloud of that kind.
 func keepsTheContract(t *testing.T, configure func(t *testing.T) cloud.Config) {
@@ -43,7 +35,7 @@ func keepsTheContract(t *testing.T, configure func(t *testing.T) cloud.Config) {
 				id, secret := r.Front.Credentials(n.ID)
 				p, err := New(Config{
 					Cluster: cluster, Auth: gophercloud.AuthOptions{IdentityEndpoint: r.URL + "/identity/v3", ApplicationCredentialID: id},
-					Secret: secretOf(t, secret), Metadata: n.Metadata + "/openstack/latest/meta_data.json", Transport: n.Transport,
+					Secret: rig.Token("SECRET", secret), Metadata: n.Metadata + "/openstack/latest/meta_data.json", Transport: n.Transport,
 				})
 				require.NoError(t, err)
 				p.times = quick

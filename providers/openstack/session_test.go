@@ -196,7 +196,9 @@ func TestRefusalsAreSentences(t *testing.T) {
 			{200, "<html>Please sign in</html>", providers.ErrUnavailable, []string{"OS_AUTH_URL"}},
 			{404, "404 page not found", providers.ErrUnavailable, []string{"404"}},
 		} {
-			link.do(func(r *http.Request, _ string) (*http.Response, error) { return answers(r, c.status, c.body), nil })
+			link.do(func(r *http.Request, _ string) (*http.Response, error) {
+				return wire.Answer(r, c.status, "application/json", c.body), nil
+			})
 			_, err := p.Find(t.Context(), "db")
 			sentence(t, err, c.words...)
 			if c.is != nil {

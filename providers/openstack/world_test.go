@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
@@ -17,7 +15,10 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
+	"github.com/blockvol/blockvol/test/cloud/rig"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a simulated OpenStack without sockets, for a bubble of synctest.
@@ -30,19 +31,16 @@ type world struct {
 // inWorld runs a test in a bubble of its own, where time costs nothing.
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also ...func(*front.Config)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.ID = front.ID
-		if cfg.Zones == nil {
-			cfg.Zones = []string{"nova"}
-		}
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		of := front.Config{Cloud: w.cloud}
+	cfg.ID = front.ID
+	if cfg.Zones == nil {
+		cfg.Zones = []string{"nova"}
+	}
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		of := front.Config{Cloud: c}
 		for _, change := range also {
 			change(&of)
 		}
-		w.front = front.New(of)
-		test(t, w)
+		test(t, &world{t: t, cloud: c, front: front.New(of)})
 	})
 }
 
@@ -64,7 +62,7 @@ func (w *world) onBy(server string, way http.RoundTripper) *Provider {
 	id, secret := w.front.Credentials(server)
 	p, err := New(Config{
 		Cluster: "main", Auth: gophercloud.AuthOptions{IdentityEndpoint: "http://keystone.test/identity/v3", ApplicationCredentialID: id},
-		Secret: secretOf(w.t, secret), Transport: way, Neighbour: &http.Client{Transport: way},
+		Secret: rig.Token("SECRET", secret), Transport: way, Neighbour: &http.Client{Transport: way},
 	})
 	require.NoError(w.t, err)
 	return p
@@ -97,22 +95,11 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 	return v
 }
 
-func (w *world) until(id string, is func(cloud.Volume) bool) {
-	w.t.Helper()
-	for range 1000 {
-		if v, _ := w.cloud.Volume(id); is(v) {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	w.t.Fatalf("volume %s does not come to that", id)
-}
-
 // attach attaches a volume, and waits until the cloud has it so.
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
-	w.until(v.ID, func(v cloud.Volume) bool { return len(v.Attachments) == 1 && v.Attachments[0].State == cloud.Attached })
+	bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
 }
 
 // sentence is what every error for the operator must be, without secrets.
@@ -142,7 +129,7 @@ func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
 	w.mu.Lock()
-	if r.URL.Hostname() != front.MetadataHost {
+	if r.URL.Hostname() != wire.MetadataHost {
 		w.asked = append(w.asked, r.Method+" "+r.URL.Path)
 	}
 	before := w.before
@@ -169,25 +156,4 @@ func (w *way) calls() []string {
 	asked := w.asked
 	w.asked = nil
 	return asked
-}
-
-// answers is an answer of that status.
-func answers(r *http.Request, status int, body string, header ...string) *http.Response {
-	h := http.Header{"Content-Type": {"application/json"}}
-	for i := 0; i+1 < len(header); i += 2 {
-		h.Set(header[i], header[i+1])
-	}
-	return &http.Response{StatusCode: status, Header: h, Body: io.NopCloser(strings.NewReader(body)), Request: r}
-}
-
-// replaced is an answer with a text in place of another.
-func replaced(answer *http.Response, before, after string) *http.Response {
-	body, err := io.ReadAll(answer.Body)
-	if err != nil {
-		panic(err) // it is in memory
-	}
-	body = bytes.ReplaceAll(body, []byte(before), []byte(after))
-	answer.Body, answer.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-	answer.Header.Del("Content-Length")
-	return answer
 }

@@ -18,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,28 +38,21 @@ type Config struct {
 // Front is DigitalOcean, seen by one account. Configure its limits with Limits, its ids with ID.
 type Front struct {
 	*rest.API
+	*rest.Tokens
 
 	cfg   Config
 	cloud *cloud.Cloud
 
 	mu       sync.Mutex // held over what looks before it acts
 	requests int
-	tokens   map[string]*token
 	tags     map[string]string // all that were ever given, by their small letters
 	actions  []*action
-}
-
-// token is one instance's proof of who asks.
-type token struct {
-	instance string
-	revoked  bool
-	scopes   []string // nil is all
 }
 
 // New returns a front.
 func New(cfg Config) *Front {
 	cfg.Most = cmp.Or(cfg.Most, 7)
-	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]*token{}, tags: map[string]string{}}
+	f := &Front{Tokens: rest.NewTokens(tokenOf), cfg: cfg, cloud: cfg.Cloud, tags: map[string]string{}}
 	f.API = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: f.translate, Headers: f.limits})
 	f.handle("GET /v2/volumes", "block_storage:read", f.listVolumes)
 	f.handle("POST /v2/volumes", "block_storage:create", f.createVolume)
@@ -86,7 +78,7 @@ func New(cfg Config) *Front {
 func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answer, error)) {
 	f.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
 		for _, scope := range strings.Fields(scopes) {
-			if !f.may(r, scope) {
+			if !f.May(r.HTTP, scope) {
 				return rest.Answer{}, f.refuse(http.StatusForbidden, "You are not authorized to perform this operation")
 			}
 		}
@@ -105,54 +97,17 @@ func ID(of cloud.Kind, n uint64) string {
 // Limits are those of one token: 250 requests at once, and 5,000 in each hour.
 func Limits(string) cloud.Bucket { return cloud.Bucket{Size: 250, PerSecond: 5000. / 3600} }
 
-// Token is what an instance's requests are known by. It may do everything.
-func (f *Front) Token(instance string) string {
+func tokenOf(instance string) string {
 	sum := sha256.Sum256([]byte("token of " + instance))
-	value := "dop_v1_" + hex.EncodeToString(sum[:])
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.tokens[value] == nil {
-		f.tokens[value] = &token{instance: instance}
-	}
-	return value
-}
-
-// Revoke makes a token worthless.
-func (f *Front) Revoke(value string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.tokens[value].revoked = true
-}
-
-// Restrict leaves a token these scopes.
-func (f *Front) Restrict(value string, scopes ...string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.tokens[value].scopes = append([]string{}, scopes...)
-}
-
-func (f *Front) tokenOf(r *http.Request) *token {
-	value, is := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !is || f.tokens[value] == nil {
-		return &token{revoked: true}
-	}
-	t := *f.tokens[value]
-	return &t
+	return "dop_v1_" + hex.EncodeToString(sum[:])
 }
 
 func (f *Front) caller(r *http.Request) (instance string, err error) {
-	t := f.tokenOf(r)
-	if t.revoked {
-		return t.instance, f.refuse(http.StatusUnauthorized, "Unable to authenticate you.")
+	instance, good := f.Bearer(r)
+	if !good {
+		return instance, f.refuse(http.StatusUnauthorized, "Unable to authenticate you.")
 	}
-	return t.instance, nil
-}
-
-func (f *Front) may(r *rest.Request, scope string) bool {
-	t := f.tokenOf(r.HTTP)
-	return t.scopes == nil || slices.Contains(t.scopes, scope)
+	return instance, nil
 }
 
 // ids are DigitalOcean's words for statuses.
@@ -174,10 +129,9 @@ func (f *Front) refuse(status int, format string, args ...any) *rest.Refusal {
 	f.requests++
 	sum := sha256.Sum256([]byte("request " + strconv.Itoa(f.requests)))
 	f.mu.Unlock()
-	h := hex.EncodeToString(sum[:16])
 	return &rest.Refusal{Answer: rest.Answer{Status: status, Body: failure{
 		ID: cmp.Or(ids[status], "server_error"), Message: fmt.Sprintf(format, args...),
-		RequestID: h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:],
+		RequestID: wire.UUID(sum[:16]),
 	}}}
 }
 
@@ -243,16 +197,9 @@ func (f *Front) decode(r *rest.Request, into any) error {
 	return nil
 }
 
-// Transport returns what connects the clients of one instance without sockets: to its metadata service under the address
-// that droplets have it at, and under every other host to the API.
+// Transport returns what connects the clients of one instance without sockets, see wire.Instance.
 func (f *Front) Transport(instance string) http.RoundTripper {
-	metadata := f.Metadata(instance)
-	return wire.Transport(func(host string) http.Handler {
-		if host == "169.254.169.254" {
-			return metadata
-		}
-		return f
-	})
+	return wire.Instance(f, f.Metadata(instance))
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

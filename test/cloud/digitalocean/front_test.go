@@ -1,20 +1,18 @@
 package digitalocean_test
 
 import (
-	"bytes"
 	"encoding/json"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
@@ -32,12 +30,10 @@ var times = cloud.Times{Attach: 5 * time.Second, Detach: 5 * time.Second, Modify
 // inWorld runs a test in a bubble, in which an action takes some seconds.
 func inWorld(t *testing.T, cfg cloud.Config, front digitalocean.Config, test func(*testing.T, *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.Zones, cfg.ID, cfg.Times = []string{"nyc1", "ams3"}, digitalocean.ID, times
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		front.Cloud = w.cloud
-		w.front = digitalocean.New(front)
+	cfg.Zones, cfg.ID, cfg.Times = []string{"nyc1", "ams3"}, digitalocean.ID, times
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		front.Cloud = c
+		w := &world{t: t, cloud: c, front: digitalocean.New(front)}
 		w.droplet = w.node("nyc1")
 		test(t, w)
 	})
@@ -55,16 +51,13 @@ func (w *world) send(method, path, body string) (status int, header http.Header,
 
 func (w *world) sendAs(token, method, path, body string) (status int, header http.Header, answer string) {
 	w.t.Helper()
-	r, err := http.NewRequestWithContext(w.t.Context(), method, "https://api.digitalocean.com"+path, strings.NewReader(body))
-	require.NoError(w.t, err)
+	var headers []string
 	if token != "" {
-		r.Header.Set("Authorization", "Bearer "+token)
+		headers = []string{"Authorization", "Bearer " + token}
 	}
-	response, err := w.front.Transport(w.droplet).RoundTrip(r)
+	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.droplet), method, "https://api.digitalocean.com"+path, body, headers...)
 	require.NoError(w.t, err)
-	b, err := io.ReadAll(response.Body)
-	require.NoError(w.t, err)
-	return response.StatusCode, response.Header, string(b)
+	return status, header, answer
 }
 
 // must makes a request that succeeds, and returns what is under the path of keys in its answer.
@@ -72,17 +65,7 @@ func (w *world) must(method, path, body string, keys ...string) any {
 	w.t.Helper()
 	status, _, answer := w.send(method, path, body)
 	require.Less(w.t, status, 300, answer)
-	if answer == "" {
-		return nil
-	}
-	d := json.NewDecoder(bytes.NewReader([]byte(answer)))
-	d.UseNumber()
-	var value any
-	require.NoError(w.t, d.Decode(&value))
-	for _, key := range keys {
-		value = value.(map[string]any)[key]
-	}
-	return value
+	return bubble.Field(w.t, answer, keys...)
 }
 
 // refused makes a request that is refused so.
@@ -143,18 +126,11 @@ func TestAnswersAreThoseOfTheReference(t *testing.T) {
 
 		status, _, answer = w.send("GET", "/v2/volumes/none", "")
 		assert.Equal(t, http.StatusNotFound, status)
-		assert.JSONEq(t, `{"id": "not_found", "message": "The resource you requested could not be found.", "request_id": "`+field(t, answer, "request_id")+`"}`, answer)
+		assert.JSONEq(t, `{"id": "not_found", "message": "The resource you requested could not be found.", "request_id": "`+bubble.Field(t, answer, "request_id").(string)+`"}`, answer)
 		status, _, answer = w.send("DELETE", "/v2/volumes/"+w.create("other"), "")
 		assert.Equal(t, http.StatusNoContent, status)
 		assert.Empty(t, answer)
 	})
-}
-
-func field(t *testing.T, answer, name string) string {
-	t.Helper()
-	var all map[string]string
-	require.NoError(t, json.Unmarshal([]byte(answer), &all))
-	return all[name]
 }
 
 func TestVolumesAreWhatDigitalOceanSells(t *testing.T) {
@@ -440,13 +416,9 @@ func TestDropletsAreWhatTheyAre(t *testing.T) {
 func TestMetadataTellsADropletWhichItIs(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: time.Hour}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		get := func(path string) (int, string) {
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://169.254.169.254"+path, nil)
+			status, _, answer, err := wire.Send(t.Context(), w.front.Transport(w.droplet), http.MethodGet, "http://"+wire.MetadataHost+path, "")
 			require.NoError(t, err)
-			response, err := w.front.Transport(w.droplet).RoundTrip(r)
-			require.NoError(t, err)
-			b, err := io.ReadAll(response.Body)
-			require.NoError(t, err)
-			return response.StatusCode, string(b)
+			return status, answer
 		}
 		begin := time.Now()
 		for path, want := range map[string]string{"/metadata/v1/id": w.droplet, "/metadata/v1/region": "nyc1", "/metadata/v1/hostname": "droplet-" + w.droplet} {

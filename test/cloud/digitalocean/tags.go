@@ -24,7 +24,7 @@ func (f *Front) canonical(name string) string {
 
 // shownTags are those of a volume or snapshot, if the caller may see tags.
 func (f *Front) shownTags(r *rest.Request, own map[string]string) []string {
-	if !f.may(r, "tag:read") {
+	if !f.May(r.HTTP, "tag:read") {
 		return nil
 	}
 	tags := []string{}

@@ -139,7 +139,7 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 		return rest.Answer{}, f.invalid("filesystem_type must be ext4 or xfs")
 	case in.FilesystemLabel != "" && in.FilesystemType == "":
 		return rest.Answer{}, f.invalid("filesystem_label may only be used in conjunction with filesystem_type")
-	case len(in.Tags) > 0 && !f.may(r, "tag:create"):
+	case len(in.Tags) > 0 && !f.May(r.HTTP, "tag:create"):
 		return rest.Answer{}, f.refuse(http.StatusForbidden, "You are not authorized to perform this operation")
 	}
 	spec := cloud.VolumeSpec{Shape: cloud.Shape{Size: in.SizeGigabytes * gib}, Zone: in.Region, SnapshotID: in.SnapshotID, Tags: map[string]string{

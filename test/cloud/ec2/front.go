@@ -15,7 +15,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -206,8 +205,7 @@ func (f *Front) requestID() string {
 	f.requests++
 	sum := sha256.Sum256([]byte("request " + strconv.Itoa(f.requests)))
 	f.mu.Unlock()
-	h := hex.EncodeToString(sum[:16])
-	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+	return wire.UUID(sum[:16])
 }
 
 // requestIDHere is where the id goes that is not known when an answer is encoded.

@@ -2,7 +2,6 @@ package ec2_test
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -24,16 +23,9 @@ import (
 // ask sends one request to a metadata service.
 func ask(t *testing.T, transport http.RoundTripper, method, path string, headers ...string) (status int, body string) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, "http://169.254.169.254"+path, nil)
+	status, _, body, err := wire.Send(t.Context(), transport, method, "http://"+wire.MetadataHost+path, "", headers...)
 	require.NoError(t, err)
-	for i := 0; i < len(headers); i += 2 {
-		r.Header.Set(headers[i], headers[i+1])
-	}
-	response, err := transport.RoundTrip(r)
-	require.NoError(t, err)
-	b, err := io.ReadAll(response.Body)
-	require.NoError(t, err)
-	return response.StatusCode, string(b)
+	return status, body
 }
 
 const (

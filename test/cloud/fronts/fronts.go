@@ -14,7 +14,6 @@ import (
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/linode"
 	"github.com/blockvol/blockvol/providers/openstack"
-	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
 	doFront "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
@@ -22,6 +21,7 @@ import (
 	linodeFront "github.com/blockvol/blockvol/test/cloud/linode"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	stackFront "github.com/blockvol/blockvol/test/cloud/openstack"
+	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // Front is a cloud's API for one account.
@@ -123,7 +123,7 @@ var droplets = Kind{
 	},
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*doFront.Front)
-		return digitalocean.New(digitalocean.Config{Cluster: cluster, Token: token(front.Token(instance)), Transport: front.Transport(instance)})
+		return digitalocean.New(digitalocean.Config{Cluster: cluster, Token: rig.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
 	},
 }
 
@@ -144,7 +144,7 @@ var hcloud = Kind{
 	},
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*hetznerFront.Front)
-		return hetzner.New(hetzner.Config{Cluster: cluster, Token: token(front.Token(instance)), Transport: front.Transport(instance)})
+		return hetzner.New(hetzner.Config{Cluster: cluster, Token: rig.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
 	},
 }
 
@@ -165,7 +165,7 @@ var linodes = Kind{
 	},
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*linodeFront.Front)
-		return linode.New(linode.Config{Cluster: cluster, Token: token(front.Token(instance)), Transport: front.Transport(instance)})
+		return linode.New(linode.Config{Cluster: cluster, Token: rig.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
 	},
 }
 
@@ -193,23 +193,9 @@ var stack = Kind{
 		way := front.Transport(instance)
 		return openstack.New(openstack.Config{
 			Cluster: cluster, Auth: gophercloud.AuthOptions{IdentityEndpoint: "http://openstack/identity/v3", ApplicationCredentialID: id},
-			Secret: token(secret), Transport: way, Neighbour: &http.Client{Transport: way},
+			Secret: rig.Token("SECRET", secret), Transport: way, Neighbour: &http.Client{Transport: way},
 		})
 	},
-}
-
-// token is one that a setting has.
-func token(secret string) *rest.Token {
-	t, err := rest.TokenFrom(func(name string) string {
-		if name == "TOKEN" {
-			return secret
-		}
-		return ""
-	}, "TOKEN")
-	if err != nil {
-		panic(err)
-	}
-	return t
 }
 
 type amazon struct{ *ec2.Front }

@@ -39,26 +39,20 @@ type Config struct {
 // Front is Hetzner Cloud, seen by one project. Configure its limits with Limits, its ids with ID.
 type Front struct {
 	*rest.API
+	*rest.Tokens
 
 	cfg   Config
 	cloud *cloud.Cloud
 
 	mu       sync.Mutex // held over what looks before it acts
-	tokens   map[string]*token
 	actions  []*action
 	statuses map[string]string // of servers, as a test wants them
-}
-
-// token is one instance's proof of who asks.
-type token struct {
-	instance          string
-	revoked, readOnly bool
 }
 
 // New returns a front.
 func New(cfg Config) *Front {
 	cfg.Most = cmp.Or(cfg.Most, 16)
-	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]*token{}, statuses: map[string]string{}}
+	f := &Front{Tokens: rest.NewTokens(tokenOf), cfg: cfg, cloud: cfg.Cloud, statuses: map[string]string{}}
 	f.API = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: f.translate, Headers: f.limits})
 	f.Handle("GET /v1/volumes", f.listVolumes)
 	f.Handle("POST /v1/volumes", f.createVolume)
@@ -83,49 +77,26 @@ func ID(_ cloud.Kind, n uint64) string { return strconv.FormatUint(1<<24+n>>12, 
 // Limits are those of one project: 3,600 requests at once, and one more each second.
 func Limits(string) cloud.Bucket { return cloud.Bucket{Size: 3600, PerSecond: 1} }
 
-// Token is what an instance's requests are known by. It may read and write.
-func (f *Front) Token(instance string) string {
+func tokenOf(instance string) string {
 	sum := sha256.Sum256([]byte("token of " + instance))
-	value := hex.EncodeToString(sum[:]) // 64 characters, as Hetzner's
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.tokens[value] == nil {
-		f.tokens[value] = &token{instance: instance}
-	}
-	return value
-}
-
-// Revoke makes a token worthless.
-func (f *Front) Revoke(value string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.tokens[value].revoked = true
+	return hex.EncodeToString(sum[:]) // 64 characters, as Hetzner's
 }
 
 // ReadOnly makes a token one that may only read.
-func (f *Front) ReadOnly(value string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.tokens[value].readOnly = true
-}
+func (f *Front) ReadOnly(token string) { f.Restrict(token, "read") }
 
 // Serial returns what the kernel of a server shows as the serial of the volume's device.
 func (f *Front) Serial(volume string) string { return volume }
 
 func (f *Front) caller(r *http.Request) (instance string, err error) {
-	value, is := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	t := f.tokens[value]
+	instance, good := f.Bearer(r)
 	switch {
-	case !is || t == nil:
-		return "", refuse("unauthorized", "unable to authenticate")
-	case t.revoked:
-		return t.instance, refuse("unauthorized", "unable to authenticate")
-	case t.readOnly && r.Method != http.MethodGet:
-		return t.instance, refuse("forbidden", "insufficient permissions for this request")
+	case !good:
+		return instance, refuse("unauthorized", "unable to authenticate")
+	case r.Method != http.MethodGet && !f.May(r, "write"):
+		return instance, refuse("forbidden", "insufficient permissions for this request")
 	}
-	return t.instance, nil
+	return instance, nil
 }
 
 // statuses are those of HTTP that go with the API's codes.
@@ -211,19 +182,9 @@ func decode(r *rest.Request, into any) error {
 	return nil
 }
 
-// MetadataHost is where Transport finds the metadata service.
-const MetadataHost = "169.254.169.254"
-
-// Transport returns what connects the clients of one instance without sockets: to its metadata service under the address
-// that servers have it at, and under every other host to the API.
+// Transport returns what connects the clients of one instance without sockets, see wire.Instance.
 func (f *Front) Transport(instance string) http.RoundTripper {
-	metadata := f.Metadata(instance)
-	return wire.Transport(func(host string) http.Handler {
-		if host == MetadataHost {
-			return metadata
-		}
-		return f
-	})
+	return wire.Instance(f, f.Metadata(instance))
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05+00:00") }

@@ -2,19 +2,18 @@ package hetzner_test
 
 import (
 	"encoding/json"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
@@ -32,12 +31,10 @@ var times = cloud.Times{Attach: 4 * time.Second, Detach: 4 * time.Second, Modify
 // inWorld runs a test in a bubble, in which an action takes some seconds. A volume is made at once.
 func inWorld(t *testing.T, cfg cloud.Config, front hetzner.Config, test func(*testing.T, *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.Zones, cfg.ID, cfg.Times = []string{"fsn1", "nbg1"}, hetzner.ID, times
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		front.Cloud = w.cloud
-		w.front = hetzner.New(front)
+	cfg.Zones, cfg.ID, cfg.Times = []string{"fsn1", "nbg1"}, hetzner.ID, times
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		front.Cloud = c
+		w := &world{t: t, cloud: c, front: hetzner.New(front)}
 		w.server = w.node("fsn1")
 		test(t, w)
 	})
@@ -55,16 +52,13 @@ func (w *world) send(method, path, body string) (status int, header http.Header,
 
 func (w *world) sendAs(token, method, path, body string) (status int, header http.Header, answer string) {
 	w.t.Helper()
-	r, err := http.NewRequestWithContext(w.t.Context(), method, "https://api.hetzner.cloud/v1"+path, strings.NewReader(body))
-	require.NoError(w.t, err)
+	var headers []string
 	if token != "" {
-		r.Header.Set("Authorization", "Bearer "+token)
+		headers = []string{"Authorization", "Bearer " + token}
 	}
-	response, err := w.front.Transport(w.server).RoundTrip(r)
+	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.server), method, "https://api.hetzner.cloud/v1"+path, body, headers...)
 	require.NoError(w.t, err)
-	b, err := io.ReadAll(response.Body)
-	require.NoError(w.t, err)
-	return response.StatusCode, response.Header, string(b)
+	return status, header, answer
 }
 
 // must makes a request that succeeds, and returns what is under the path of keys in its answer.
@@ -72,15 +66,7 @@ func (w *world) must(method, path, body string, keys ...string) any {
 	w.t.Helper()
 	status, _, answer := w.send(method, path, body)
 	require.Less(w.t, status, 300, answer)
-	if answer == "" {
-		return nil
-	}
-	var value any
-	require.NoError(w.t, json.Unmarshal([]byte(answer), &value))
-	for _, key := range keys {
-		value = value.(map[string]any)[key]
-	}
-	return value
+	return bubble.Field(w.t, answer, keys...)
 }
 
 // refused makes a request that is refused so.
@@ -318,7 +304,10 @@ func TestListsAreSelectedSortedAndPaged(t *testing.T) {
 		second := w.must("GET", "/volumes?page=2&per_page=25&sort=name:desc", "").(map[string]any)
 		assert.Len(t, second["volumes"], 25)
 		assert.Equal(t, "v134", second["volumes"].([]any)[0].(map[string]any)["name"])
-		assert.Equal(t, map[string]any{"page": 2., "per_page": 25., "previous_page": 1., "next_page": 3., "last_page": 3., "total_entries": 60.}, second["meta"].(map[string]any)["pagination"])
+		assert.Equal(t, map[string]any{
+			"page": json.Number("2"), "per_page": json.Number("25"), "previous_page": json.Number("1"),
+			"next_page": json.Number("3"), "last_page": json.Number("3"), "total_entries": json.Number("60"),
+		}, second["meta"].(map[string]any)["pagination"])
 		assert.Len(t, w.must("GET", "/volumes?page=3&per_page=25", "", "volumes"), 10)
 		assert.Len(t, w.must("GET", "/volumes", "", "volumes"), 25)
 		assert.Len(t, w.must("GET", "/volumes?name=v103", "", "volumes"), 1)
@@ -361,13 +350,9 @@ func TestOnlyGoodTokensAreTaken(t *testing.T) {
 func TestAServerLearnsWhichItIs(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		get := func(path string) string {
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+hetzner.MetadataHost+path, http.NoBody)
+			status, _, answer, err := wire.Send(t.Context(), w.front.Transport(w.server), http.MethodGet, "http://"+wire.MetadataHost+path, "")
 			require.NoError(t, err)
-			response, err := w.front.Transport(w.server).RoundTrip(r)
-			require.NoError(t, err)
-			b, err := io.ReadAll(response.Body)
-			require.NoError(t, err)
-			return strconv.Itoa(response.StatusCode) + " " + string(b)
+			return strconv.Itoa(status) + " " + answer
 		}
 		assert.Equal(t, "200 "+w.server, get("/hetzner/v1/metadata/instance-id"))
 		assert.Equal(t, "200 fsn1-dc14", get("/hetzner/v1/metadata/availability-zone"))

@@ -37,6 +37,8 @@ type Config struct {
 
 // Front is Linode's API, an http.Handler.
 type Front struct {
+	*rest.Tokens // personal access tokens of the account
+
 	cfg   Config
 	cloud *cloud.Cloud
 	api   *rest.API
@@ -44,18 +46,15 @@ type Front struct {
 	changing sync.Mutex // from the check whether a change may be until it is made
 
 	mu       sync.Mutex
-	tokens   map[string]string   // the instance of each
-	dead     map[string]bool     // tokens that are revoked
-	scopes   map[string][]string // of tokens that have not all
-	shown    map[string]string   // what the API says of an instance's status, whatever it is
-	sessions map[string]session  // by the metadata service's tokens
+	shown    map[string]string  // what the API says of an instance's status, whatever it is
+	sessions map[string]session // by the metadata service's tokens
 }
 
 // New returns the front of a cloud. It starts nothing.
 func New(cfg Config) *Front {
 	f := &Front{
-		cfg: cfg, cloud: cfg.Cloud, tokens: map[string]string{}, dead: map[string]bool{},
-		scopes: map[string][]string{}, shown: map[string]string{}, sessions: map[string]session{},
+		Tokens: rest.NewTokens(func(instance string) string { return fmt.Sprintf("%064x", "pat of "+instance) }),
+		cfg:    cfg, cloud: cfg.Cloud, shown: map[string]string{}, sessions: map[string]session{},
 	}
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Bucket: bucketOf, Translate: f.translate, Headers: f.headers})
 	f.handle("GET /v4/volumes", "volumes:read_only", f.listVolumes)
@@ -74,7 +73,7 @@ func New(cfg Config) *Front {
 func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answer, error)) {
 	f.api.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
 		for _, scope := range strings.Fields(scopes) {
-			if !f.may(bearer(r.HTTP), scope) {
+			if !f.May(r.HTTP, scope, strings.Replace(scope, "read_only", "read_write", 1)) {
 				return rest.Answer{}, refuse(http.StatusForbidden, "", "Your OAuth token is not authorized to use this endpoint.")
 			}
 		}
@@ -88,44 +87,9 @@ func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answ
 // ServeHTTP implements http.Handler.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) { f.api.ServeHTTP(w, r) }
 
-// MetadataHosts are where Transport finds the metadata service.
-var MetadataHosts = []string{"169.254.169.254", "metadata"}
-
-// Transport connects the clients of one instance without sockets: to the instance's metadata service, see MetadataHosts, and
-// under every other host to the API.
+// Transport returns what connects the clients of one instance without sockets, see wire.Instance.
 func (f *Front) Transport(instance string) http.RoundTripper {
-	metadata := f.Metadata(instance)
-	return wire.Transport(func(host string) http.Handler {
-		for _, h := range MetadataHosts {
-			if h == host {
-				return metadata
-			}
-		}
-		return f
-	})
-}
-
-// Token is a personal access token of the account, with all scopes, for one instance's use.
-func (f *Front) Token(instance string) string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	token := fmt.Sprintf("%064x", "pat of "+instance)
-	f.tokens[token] = instance
-	return token
-}
-
-// Revoke makes a token worthless.
-func (f *Front) Revoke(token string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.dead[token] = true
-}
-
-// Restrict leaves a token these scopes only, such as "volumes:read_only".
-func (f *Front) Restrict(token string, scopes ...string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.scopes[token] = scopes
+	return wire.Instance(f, f.Metadata(instance))
 }
 
 // Show makes the API say that an instance has a status, whatever it is in truth; "" ends that.
@@ -193,35 +157,12 @@ func (f *Front) headers(h http.Header, action string) {
 	}
 }
 
-func bearer(r *http.Request) string {
-	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	return token
-}
-
 func (f *Front) caller(r *http.Request) (string, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	token := bearer(r)
-	instance, known := f.tokens[token]
-	if !known || f.dead[token] {
+	instance, good := f.Bearer(r)
+	if !good {
 		return instance, refuse(http.StatusUnauthorized, "", "Invalid Token")
 	}
 	return instance, nil
-}
-
-func (f *Front) may(token, scope string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	scopes, restricted := f.scopes[token]
-	if !restricted {
-		return true
-	}
-	for _, has := range scopes {
-		if has == scope || has == strings.Replace(scope, "read_only", "read_write", 1) {
-			return true
-		}
-	}
-	return false
 }
 
 type reason struct {

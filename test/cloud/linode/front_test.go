@@ -3,18 +3,18 @@ package linode_test
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/linode"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a front and one of its instances.
@@ -28,45 +28,35 @@ type world struct {
 // inWorld runs a test in a bubble, at midnight of 1 January 2000.
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.Zones, cfg.ID = []string{"eu-central", "us-east"}, linode.ID
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		w.front = linode.New(linode.Config{Cloud: w.cloud, Plain: []string{"us-east"}})
-		w.instance = w.cloud.AddInstance(cloud.Instance{Type: "g6-standard-2"}).ID
-		test(t, w)
+	cfg.Zones, cfg.ID = []string{"eu-central", "us-east"}, linode.ID
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		test(t, &world{
+			t: t, cloud: c, front: linode.New(linode.Config{Cloud: c, Plain: []string{"us-east"}}),
+			instance: c.AddInstance(cloud.Instance{Type: "g6-standard-2"}).ID,
+		})
 	})
 }
 
-// send makes a request with the instance's token. Header lines follow the body.
-func (w *world) send(method, url, body string, headers ...string) (*http.Response, string) {
+// send makes a request with the instance's token, and with headers of name, value, name, value.
+func (w *world) send(method, url, body string, headers ...string) (status int, header http.Header, answer string) {
 	w.t.Helper()
 	if strings.HasPrefix(url, "/") {
 		url = "https://api.linode.com/v4" + url
 	}
-	r, err := http.NewRequestWithContext(w.t.Context(), method, url, strings.NewReader(body))
+	headers = append([]string{"Authorization", "Bearer " + w.front.Token(w.instance)}, headers...)
+	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.instance), method, url, body, headers...)
 	require.NoError(w.t, err)
-	r.Header.Set("Authorization", "Bearer "+w.front.Token(w.instance))
-	for _, line := range headers {
-		name, value, _ := strings.Cut(line, ": ")
-		r.Header.Set(name, value)
-	}
-	answer, err := w.front.Transport(w.instance).RoundTrip(r)
-	require.NoError(w.t, err)
-	content, err := io.ReadAll(answer.Body)
-	require.NoError(w.t, err)
-	require.NoError(w.t, answer.Body.Close())
-	return answer, string(content)
+	return status, header, answer
 }
 
 // says asserts what a request is answered with. Of the wanted text, {v} is the id of a volume and {i} that of the instance.
 func (w *world) says(volume string, status int, want, method, path, body string, headers ...string) {
 	w.t.Helper()
 	fill := strings.NewReplacer("{v}", volume, "{i}", w.instance)
-	answer, got := w.send(method, fill.Replace(path), fill.Replace(body), headers...)
-	assert.Equal(w.t, status, answer.StatusCode, "%s %s: %s", method, path, got)
+	answered, header, got := w.send(method, fill.Replace(path), fill.Replace(body), headers...)
+	assert.Equal(w.t, status, answered, "%s %s: %s", method, path, got)
 	assert.JSONEq(w.t, fill.Replace(want), got, "%s %s", method, path)
-	assert.Equal(w.t, "application/json", answer.Header.Get("Content-Type"))
+	assert.Equal(w.t, "application/json", header.Get("Content-Type"))
 }
 
 // refuses is says for an error about a field, which may be empty.
@@ -86,19 +76,15 @@ func (w *world) create(label string, tags ...string) string {
 	w.t.Helper()
 	body, err := json.Marshal(map[string]any{"label": label, "region": "eu-central", "size": 10, "tags": tags})
 	require.NoError(w.t, err)
-	answer, content := w.send("POST", "/volumes", string(body))
-	require.Equal(w.t, http.StatusOK, answer.StatusCode, content)
-	var v struct {
-		ID json.Number `json:"id"`
-	}
-	require.NoError(w.t, json.Unmarshal([]byte(content), &v))
-	return v.ID.String()
+	status, _, content := w.send("POST", "/volumes", string(body))
+	require.Equal(w.t, http.StatusOK, status, content)
+	return bubble.Field(w.t, content, "id").(json.Number).String()
 }
 
 func TestAVolumeIsShownAsTheReferenceHasIt(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Create: time.Second, Attach: time.Second, Detach: time.Second, Modify: time.Second}}, func(t *testing.T, w *world) {
-		made, body := w.send("POST", "/volumes", `{"label": "my-volume", "region": "eu-central", "size": 20, "encryption": "enabled", "tags": ["example tag", "data"]}`)
-		require.Equal(t, http.StatusOK, made.StatusCode, body)
+		status, _, body := w.send("POST", "/volumes", `{"label": "my-volume", "region": "eu-central", "size": 20, "encryption": "enabled", "tags": ["example tag", "data"]}`)
+		require.Equal(t, http.StatusOK, status, body)
 		id := w.cloud.Volumes()[0].ID
 		golden := func(status string, size int, holder string) string {
 			return fmt.Sprintf(`{"id": {v}, "label": "my-volume", "status": %q, "size": %d, "region": "eu-central", %s,
@@ -129,7 +115,7 @@ func TestAVolumeIsShownAsTheReferenceHasIt(t *testing.T) {
 func TestAnInstanceIsShownAsTheReferenceHasIt(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		status := func() (shown string) {
-			_, body := w.send("GET", "/linode/instances/"+w.instance, "")
+			_, _, body := w.send("GET", "/linode/instances/"+w.instance, "")
 			var i struct {
 				ID             json.Number
 				Status, Region string
@@ -178,8 +164,8 @@ func TestWhatTheReferenceDoesNotAllowIsRefused(t *testing.T) {
 			w.refuses(id, 400, c.field, strings.ReplaceAll(c.reason, "{v}", id), c.method, c.path, c.body)
 		}
 		for _, label := range []string{"a", "1a", "a--b", "a__b", "a b", strings.Repeat("x", 33), ""} {
-			answer, _ := w.send("POST", "/volumes", `{"label": "`+label+`", "region": "eu-central"}`)
-			assert.Equal(t, 400, answer.StatusCode, label)
+			status, _, _ := w.send("POST", "/volumes", `{"label": "`+label+`", "region": "eu-central"}`)
+			assert.Equal(t, 400, status, label)
 		}
 		w.refuses(id, 404, "", "Not found", "GET", "/volumes/1", "")
 		w.refuses(id, 404, "", "Not found", "GET", "/volumes?page=2", "")
@@ -192,15 +178,15 @@ func TestAttachmentsKeepTheRules(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Attach: time.Second, Detach: time.Second, Stop: time.Second}}, func(t *testing.T, w *world) {
 		const attach = `{"linode_id": {i}, "persist_across_boots": false}`
 		one, two := w.create("one"), w.create("two")
-		answer, _ := w.send("POST", "/volumes/"+one+"/attach", strings.ReplaceAll(attach, "{i}", w.instance))
-		require.Equal(t, 200, answer.StatusCode)
+		status, _, _ := w.send("POST", "/volumes/"+one+"/attach", strings.ReplaceAll(attach, "{i}", w.instance))
+		require.Equal(t, 200, status)
 		w.refuses(two, 400, "", "Linode busy.", "POST", "/volumes/{v}/attach", attach)
 		w.refuses(one, 400, "", "Linode busy.", "POST", "/volumes/{v}/detach", "")
 		time.Sleep(2 * time.Second)
 		w.refuses(one, 400, "", "Volume "+one+" is already attached", "POST", "/volumes/{v}/attach", attach)
 		w.refuses(one, 400, "", "Volume must be detached before it can be deleted", "DELETE", "/volumes/{v}", "")
-		answer, _ = w.send("POST", "/volumes/"+one+"/detach", "")
-		require.Equal(t, 200, answer.StatusCode)
+		status, _, _ = w.send("POST", "/volumes/"+one+"/detach", "")
+		require.Equal(t, 200, status)
 		w.refuses(one, 400, "", "Linode busy.", "POST", "/volumes/{v}/detach", "")
 		w.refuses(two, 400, "", "Linode busy.", "POST", "/volumes/{v}/attach", attach)
 		time.Sleep(2 * time.Second)
@@ -208,8 +194,8 @@ func TestAttachmentsKeepTheRules(t *testing.T) {
 		far := w.cloud.AddInstance(cloud.Instance{Zone: "us-east"}).ID
 		w.refuses(two, 400, "linode_id", "The Volume and the Linode must be in the same region.", "POST", "/volumes/{v}/attach", strings.ReplaceAll(attach, "{i}", far))
 		for i := range 6 { // 8 places, of which the Linode's own disks have two
-			answer, body := w.send("POST", "/volumes/"+w.create(fmt.Sprint("v", i))+"/attach", strings.ReplaceAll(attach, "{i}", w.instance))
-			require.Equal(t, 200, answer.StatusCode, body)
+			status, _, body := w.send("POST", "/volumes/"+w.create(fmt.Sprint("v", i))+"/attach", strings.ReplaceAll(attach, "{i}", w.instance))
+			require.Equal(t, 200, status, body)
 			time.Sleep(2 * time.Second)
 		}
 		w.refuses(two, 400, "", "You have reached the maximum number of Volumes (6) for this Linode", "POST", "/volumes/{v}/attach", attach)
@@ -234,7 +220,7 @@ func TestListsAreFiltered(t *testing.T) {
 			`{"label": {"+neq": "one"}, "+order_by": "label", "+order": "desc"}`: {"two", "three"},
 			`{}`: {"one", "two", "three"},
 		} {
-			_, body := w.send("GET", "/volumes?page=1&page_size=500", "", "X-Filter: "+filter)
+			_, _, body := w.send("GET", "/volumes?page=1&page_size=500", "", "X-Filter", filter)
 			var page struct{ Data []struct{ Label string } }
 			require.NoError(t, json.Unmarshal([]byte(body), &page))
 			var got []string
@@ -243,9 +229,9 @@ func TestListsAreFiltered(t *testing.T) {
 			}
 			assert.Equal(t, want, got, filter)
 		}
-		w.refuses("", 400, "", "Cannot filter on linode_id", "GET", "/volumes", "", `X-Filter: {"linode_id": "1"}`)
-		w.refuses("", 400, "", "Cannot parse X-Filter", "GET", "/volumes", "", `X-Filter: ["one"]`)
-		w.refuses("", 400, "", "Unknown operator +like", "GET", "/volumes", "", `X-Filter: {"label": {"+like": "x"}}`)
+		w.refuses("", 400, "", "Cannot filter on linode_id", "GET", "/volumes", "", "X-Filter", `{"linode_id": "1"}`)
+		w.refuses("", 400, "", "Cannot parse X-Filter", "GET", "/volumes", "", "X-Filter", `["one"]`)
+		w.refuses("", 400, "", "Unknown operator +like", "GET", "/volumes", "", "X-Filter", `{"label": {"+like": "x"}}`)
 	})
 }
 
@@ -255,7 +241,7 @@ func TestListsHavePages(t *testing.T) {
 			w.create(fmt.Sprint("v", i))
 		}
 		for page, want := range map[int]int{1: 25, 2: 25, 3: 10} {
-			_, body := w.send("GET", fmt.Sprintf("/volumes?page=%d&page_size=25", page), "")
+			_, _, body := w.send("GET", fmt.Sprintf("/volumes?page=%d&page_size=25", page), "")
 			var got struct {
 				Data                 []any
 				Page, Pages, Results int
@@ -270,13 +256,13 @@ func TestListsHavePages(t *testing.T) {
 func TestTokensAreLookedAt(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		id := w.create("db")
-		w.refuses("", 401, "", "Invalid Token", "GET", "/volumes", "", "Authorization: Bearer x")
+		w.refuses("", 401, "", "Invalid Token", "GET", "/volumes", "", "Authorization", "Bearer x")
 		w.front.Restrict(w.front.Token(w.instance), "volumes:read_only")
 		const denied = "Your OAuth token is not authorized to use this endpoint."
 		w.refuses(id, 403, "", denied, "PUT", "/volumes/{v}", `{"tags": []}`)
 		w.refuses(id, 403, "", denied, "GET", "/linode/instances/{i}", "")
-		answer, _ := w.send("GET", "/volumes", "")
-		assert.Equal(t, 200, answer.StatusCode)
+		status, _, _ := w.send("GET", "/volumes", "")
+		assert.Equal(t, 200, status)
 		w.front.Restrict(w.front.Token(w.instance), "volumes:read_write", "linodes:read_only")
 		w.refuses(id, 403, "", denied, "POST", "/volumes/{v}/attach", `{"linode_id": {i}}`)
 		w.front.Revoke(w.front.Token(w.instance))
@@ -286,22 +272,22 @@ func TestTokensAreLookedAt(t *testing.T) {
 
 func TestLimitsAreInTheHeaders(t *testing.T) {
 	inWorld(t, cloud.Config{Limits: linode.Limits}, func(t *testing.T, w *world) {
-		answer, _ := w.send("GET", "/volumes", "")
-		assert.Equal(t, "200", answer.Header.Get("X-RateLimit-Limit"))
-		assert.Equal(t, "199", answer.Header.Get("X-RateLimit-Remaining"))
-		assert.NotEmpty(t, answer.Header.Get("X-RateLimit-Reset"))
-		answer, _ = w.send("GET", "/linode/instances/"+w.instance, "")
-		assert.Equal(t, "800", answer.Header.Get("X-RateLimit-Limit"))
+		_, header, _ := w.send("GET", "/volumes", "")
+		assert.Equal(t, "200", header.Get("X-RateLimit-Limit"))
+		assert.Equal(t, "199", header.Get("X-RateLimit-Remaining"))
+		assert.NotEmpty(t, header.Get("X-RateLimit-Reset"))
+		_, header, _ = w.send("GET", "/linode/instances/"+w.instance, "")
+		assert.Equal(t, "800", header.Get("X-RateLimit-Limit"))
 		for range 199 {
 			w.send("GET", "/volumes", "")
 		}
 		w.refuses("", 429, "", "Too many requests", "GET", "/volumes", "")
-		answer, _ = w.send("GET", "/volumes", "")
-		assert.NotEmpty(t, answer.Header.Get("Retry-After"))
-		assert.Equal(t, "0", answer.Header.Get("X-RateLimit-Remaining"))
+		_, header, _ = w.send("GET", "/volumes", "")
+		assert.NotEmpty(t, header.Get("Retry-After"))
+		assert.Equal(t, "0", header.Get("X-RateLimit-Remaining"))
 		time.Sleep(time.Minute)
-		answer, _ = w.send("GET", "/volumes", "")
-		assert.Equal(t, 200, answer.StatusCode)
+		status, _, _ := w.send("GET", "/volumes", "")
+		assert.Equal(t, 200, status)
 	})
 }
 
@@ -309,25 +295,25 @@ func TestMetadataWantsItsOwnToken(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		const at = "http://169.254.169.254/v1/"
 		status := func(method, path string, headers ...string) int {
-			answer, _ := w.send(method, at+path, "", headers...)
-			return answer.StatusCode
+			status, _, _ := w.send(method, at+path, "", headers...)
+			return status
 		}
 		assert.Equal(t, 401, status("GET", "instance"))
 		assert.Equal(t, 400, status("PUT", "token"))
-		assert.Equal(t, 400, status("PUT", "token", "Metadata-Token-Expiry-Seconds: 86401"))
+		assert.Equal(t, 400, status("PUT", "token", "Metadata-Token-Expiry-Seconds", "86401"))
 		assert.Equal(t, 404, status("GET", "token"))
-		answer, token := w.send("PUT", at+"token", "", "Metadata-Token-Expiry-Seconds: 60")
-		require.Equal(t, 200, answer.StatusCode)
-		answer, body := w.send("GET", at+"instance", "", "Metadata-Token: "+token, "Accept: application/json")
-		require.Equal(t, 200, answer.StatusCode)
+		got, _, token := w.send("PUT", at+"token", "", "Metadata-Token-Expiry-Seconds", "60")
+		require.Equal(t, 200, got)
+		got, _, body := w.send("GET", at+"instance", "", "Metadata-Token", token, "Accept", "application/json")
+		require.Equal(t, 200, got)
 		assert.JSONEq(t, `{"id": `+w.instance+`, "label": "linode`+w.instance+`", "region": "eu-central", "type": "g6-standard-2",
 			"host_uuid": "a9d4c0d5e4b1f0a7c1b2d3e4f5061728", "tags": [], "specs": {"vcpus": 2, "memory": 4096, "gpus": 0, "transfer": 4000, "disk": 81920},
 			"backups": {"enabled": false, "status": null}, "image": {"id": "linode/debian13", "label": "Debian 13"},
 			"account_euuid": "A1B2C3D4-E5F6-47A8-9B0C1D2E3F405162"}`, body)
-		_, body = w.send("GET", at+"instance", "", "Metadata-Token: "+token)
+		_, _, body = w.send("GET", at+"instance", "", "Metadata-Token", token)
 		assert.Contains(t, body, "id: "+w.instance+"\n")
 		time.Sleep(time.Minute)
-		assert.Equal(t, 401, status("GET", "instance", "Metadata-Token: "+token))
+		assert.Equal(t, 401, status("GET", "instance", "Metadata-Token", token))
 		assert.Empty(t, w.cloud.Calls(), "it is not the API")
 	})
 }
@@ -336,13 +322,13 @@ func TestAnInstanceThatIsPoweredOffLosesItsVolumes(t *testing.T) {
 	inWorld(t, cloud.Config{LetGo: true}, func(t *testing.T, w *world) {
 		id := w.create("db")
 		w.send("POST", "/volumes/"+id+"/attach", `{"linode_id": `+w.instance+`, "persist_across_boots": false}`)
-		_, body := w.send("GET", "/volumes/"+id, "")
+		_, _, body := w.send("GET", "/volumes/"+id, "")
 		require.Contains(t, body, `"linode_id":`+w.instance)
 		w.cloud.Stop(w.instance)
-		_, body = w.send("GET", "/volumes/"+id, "")
+		_, _, body = w.send("GET", "/volumes/"+id, "")
 		assert.Contains(t, body, `"linode_id":null`)
 		w.cloud.Start(w.instance)
-		_, body = w.send("GET", "/volumes/"+id, "")
+		_, _, body = w.send("GET", "/volumes/"+id, "")
 		assert.Contains(t, body, `"linode_id":null`)
 	})
 }

@@ -2,18 +2,18 @@ package openstack_test
 
 import (
 	"encoding/json"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/openstack"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 const (
@@ -32,33 +32,22 @@ type world struct {
 
 func inWorld(t *testing.T, cfg cloud.Config, of openstack.Config, test func(*testing.T, *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		cfg.Zones, cfg.ID = []string{"nova"}, openstack.ID
-		w := &world{t: t, cloud: cloud.New(cfg)}
-		defer w.cloud.Close()
-		of.Cloud = w.cloud
-		w.front = openstack.New(of)
-		w.server = w.cloud.AddInstance(cloud.Instance{}).ID
+	cfg.Zones, cfg.ID = []string{"nova"}, openstack.ID
+	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+		of.Cloud = c
+		w := &world{t: t, cloud: c, front: openstack.New(of), server: c.AddInstance(cloud.Instance{}).ID}
 		w.token = w.front.Token(w.server)
 		test(t, w)
 	})
 }
 
 // ask sends a request and returns what came, as JSON.
-func (w *world) ask(method, path, body string, header ...string) (status int, answer string, headers http.Header) {
+func (w *world) ask(method, path, body string, headers ...string) (status int, answer string, header http.Header) {
 	w.t.Helper()
-	r, err := http.NewRequestWithContext(w.t.Context(), method, "http://cloud.test"+path, strings.NewReader(body))
+	headers = append([]string{"X-Auth-Token", w.token}, headers...)
+	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.server), method, "http://cloud.test"+path, body, headers...)
 	require.NoError(w.t, err)
-	r.Header.Set("X-Auth-Token", w.token)
-	for i := 0; i+1 < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	got, err := w.front.Transport(w.server).RoundTrip(r)
-	require.NoError(w.t, err)
-	defer got.Body.Close() //nolint:errcheck // it is in memory
-	content, err := io.ReadAll(got.Body)
-	require.NoError(w.t, err)
-	return got.StatusCode, string(content), got.Header
+	return status, answer, header
 }
 
 // create makes a volume and returns its id.
@@ -66,13 +55,7 @@ func (w *world) create(body string) string {
 	w.t.Helper()
 	status, answer, _ := w.ask("POST", volumesPath, body)
 	require.Equal(w.t, http.StatusAccepted, status, answer)
-	var made struct {
-		Volume struct {
-			ID string `json:"id"`
-		} `json:"volume"`
-	}
-	require.NoError(w.t, json.Unmarshal([]byte(answer), &made))
-	return made.Volume.ID
+	return bubble.Field(w.t, answer, "volume", "id").(string)
 }
 
 // says asserts that a request is refused in these words.
@@ -288,13 +271,10 @@ func TestServersAndTheirMetadata(t *testing.T) {
 		show("Instance "+w.server+" could not be found", 404)
 
 		one := w.cloud.AddInstance(cloud.Instance{}).ID
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://169.254.169.254/openstack/latest/meta_data.json", nil)
+		_, _, answer, err := wire.Send(t.Context(), w.front.Transport(one), http.MethodGet, "http://"+wire.MetadataHost+"/openstack/latest/meta_data.json", "")
 		require.NoError(t, err)
-		got, err := w.front.Transport(one).RoundTrip(r)
-		require.NoError(t, err)
-		defer got.Body.Close() //nolint:errcheck // it is in memory
 		var document map[string]any
-		require.NoError(t, json.NewDecoder(got.Body).Decode(&document))
+		require.NoError(t, json.Unmarshal([]byte(answer), &document))
 		assert.Equal(t, one, document["uuid"])
 		assert.Equal(t, "nova", document["availability_zone"])
 		assert.Equal(t, openstack.Project, document["project_id"])

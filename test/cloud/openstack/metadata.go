@@ -8,9 +8,6 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
-// MetadataHost is where Transport finds the metadata service.
-const MetadataHost = "169.254.169.254"
-
 // Metadata returns the metadata service of one instance.
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -35,14 +32,7 @@ func (f *Front) document(i cloud.Instance) []byte {
 	return content
 }
 
-// Transport returns what connects the clients of one instance without sockets: to its metadata service, and under every other
-// host to the cloud. See package wire.
+// Transport returns what connects the clients of one instance without sockets, see wire.Instance.
 func (f *Front) Transport(instance string) http.RoundTripper {
-	metadata := f.Metadata(instance)
-	return wire.Transport(func(host string) http.Handler {
-		if host == MetadataHost {
-			return metadata
-		}
-		return f
-	})
+	return wire.Instance(f, f.Metadata(instance))
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
+	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 )
@@ -62,6 +63,15 @@ func Disks(t *testing.T) *loop.Backend {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, disks.Close()) })
 	return disks
+}
+
+// Token is one that has been set.
+func Token(setting, value string) *rest.Token {
+	token, err := rest.TokenFrom(func(name string) string { return map[string]string{setting: value}[name] }, setting)
+	if err != nil {
+		panic(err)
+	}
+	return token
 }
 
 func serve(t *testing.T, h http.Handler) (url string) {

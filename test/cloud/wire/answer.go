@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"strconv"
@@ -53,6 +54,12 @@ func Metadata(c *cloud.Cloud, instance string, w http.ResponseWriter, r *http.Re
 		status, body = statusOf(err), ""
 	}
 	Write(w, status, []byte(body), fault)
+}
+
+// UUID writes 16 bytes as an id.
+func UUID(b []byte) string {
+	h := hex.EncodeToString(b)
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
 // statusOf is how a request is made to fail: the rule's code is an HTTP status.

@@ -14,6 +14,20 @@ import (
 // with http.ErrAbortHandler, breaks the connection.
 func Transport(handler func(host string) http.Handler) http.RoundTripper { return transport(handler) }
 
+// MetadataHost is where instances find their metadata service.
+const MetadataHost = "169.254.169.254"
+
+// Instance is Transport for the clients of one instance: to its metadata service under MetadataHost, and under every other host
+// to the API.
+func Instance(api, metadata http.Handler) http.RoundTripper {
+	return Transport(func(host string) http.Handler {
+		if host == MetadataHost {
+			return metadata
+		}
+		return api
+	})
+}
+
 type transport func(host string) http.Handler
 
 var errBroken = errors.New("connection reset by peer")
