@@ -55,6 +55,11 @@ type Config struct {
 	DefaultSize   int64    // bytes; default 10 GiB
 	DefaultFSType string   // default ext4
 
+	// Glance is the longest use of a volume after which its user is expected back: to see whether there is anything to copy
+	// into it, Docker mounts a volume and unmounts it at once, and mounts it again when the container starts. It is kept for
+	// 5 s then, so that the cloud need not attach it twice. 0: nobody is expected back.
+	Glance time.Duration
+
 	Restart func() // ends this process, of which the engine starts another: see mustBeSeen; nil where that cannot be needed
 
 	Boot string // identity of this boot of the machine; default is the kernel's boot_id
@@ -78,6 +83,7 @@ type Driver struct {
 	defaultSize   int64
 	defaultFSType string
 	boot          string
+	glance        time.Duration
 	restart       func()
 
 	ctx    context.Context // ends with Close
@@ -96,10 +102,8 @@ const (
 	// linger is how long a volume that was brought up, or failed to, is kept for a caller to come back; Swarm comes
 	// back every 5 s.
 	linger = 15 * time.Second
-	// glance is the longest use of a volume after which its user is expected back: to see whether there is anything to copy
-	// into it, Docker mounts a volume and unmounts it at once, and mounts it again when the container starts. It is kept
-	// for comeback then, so that the cloud need not attach it twice.
-	glance, comeback = 2 * time.Second, 5 * time.Second
+	// comeback is how long a volume is kept after a glance at it.
+	comeback = 5 * time.Second
 	// staleAfter is how long mount IDs may stand that no container's mount backs. Between the answer to Mount and the
 	// container's own mount lie a few seconds.
 	staleAfter = 2 * time.Minute
@@ -151,7 +155,7 @@ func start(cfg Config, store journalStore) (*Driver, error) {
 	d := &Driver{
 		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, log: cfg.Log,
 		published: cfg.PublishedDir, takeover: cfg.Takeover, defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType,
-		boot: cfg.Boot, restart: cfg.Restart, volumes: make(map[string]*volume),
+		boot: cfg.Boot, glance: cfg.Glance, restart: cfg.Restart, volumes: make(map[string]*volume),
 	}
 	d.snapshots, _ = cfg.Provider.(providers.Snapshotter)
 	if d.takeover == "" {

@@ -53,7 +53,6 @@ func mustMount(t *testing.T, l *life, name, id string) {
 
 func mustUnmount(t *testing.T, l *life, name, id string) {
 	t.Helper()
-	time.Sleep(glance) // a container lives longer
 	l.machine.containerEnds(id)
 	require.NoError(t, l.Unmount(within(t), name, id))
 }
@@ -637,7 +636,6 @@ func TestABusyUnmountIsTriedAgain(t *testing.T) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "data", nil))
 		mustMount(t, l, "data", "1")
-		time.Sleep(glance)
 		err := l.Unmount(within(t), "data", "1") // the container's mounts are still there
 		require.ErrorContains(t, err, "stays attached")
 		assert.Equal(t, "a", w.holder("data"))

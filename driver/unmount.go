@@ -47,7 +47,7 @@ func (d *Driver) unuse(ctx context.Context, v *volume, id string) error {
 	}
 	if e.has(id) {
 		e = e.without(id)
-		glanced := len(e.IDs) == 0 && time.Since(v.usedSince) < glance
+		glanced := len(e.IDs) == 0 && time.Since(v.usedSince) < d.glance
 		if len(e.IDs) == 0 && !glanced {
 			e = e.releasing()
 		}
