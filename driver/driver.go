@@ -55,6 +55,11 @@ type Config struct {
 	DefaultSize   int64    // bytes; default 10 GiB
 	DefaultFSType string   // default ext4
 
+	// Glance is the longest use of a volume after which its user is expected back: to see whether there is anything to copy
+	// into it, Docker mounts a volume and unmounts it at once, and mounts it again when the container starts. It is kept for
+	// 5 s then, so that the cloud need not attach it twice. 0: nobody is expected back.
+	Glance time.Duration
+
 	Restart func() // ends this process, of which the engine starts another: see mustBeSeen; nil where that cannot be needed
 
 	Boot string // identity of this boot of the machine; default is the kernel's boot_id
@@ -78,6 +83,7 @@ type Driver struct {
 	defaultSize   int64
 	defaultFSType string
 	boot          string
+	glance        time.Duration
 	restart       func()
 
 	ctx    context.Context // ends with Close
@@ -96,6 +102,8 @@ const (
 	// linger is how long a volume that was brought up, or failed to, is kept for a caller to come back; Swarm comes
 	// back every 5 s.
 	linger = 15 * time.Second
+	// comeback is how long a volume is kept after a glance at it.
+	comeback = 5 * time.Second
 	// staleAfter is how long mount IDs may stand that no container's mount backs. Between the answer to Mount and the
 	// container's own mount lie a few seconds.
 	staleAfter = 2 * time.Minute
@@ -147,7 +155,7 @@ func start(cfg Config, store journalStore) (*Driver, error) {
 	d := &Driver{
 		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, log: cfg.Log,
 		published: cfg.PublishedDir, takeover: cfg.Takeover, defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType,
-		boot: cfg.Boot, restart: cfg.Restart, volumes: make(map[string]*volume),
+		boot: cfg.Boot, glance: cfg.Glance, restart: cfg.Restart, volumes: make(map[string]*volume),
 	}
 	d.snapshots, _ = cfg.Provider.(providers.Snapshotter)
 	if d.takeover == "" {
@@ -169,9 +177,11 @@ func start(cfg Config, store journalStore) (*Driver, error) {
 	return d, nil
 }
 
-// Close ends waits and background work and returns when they have ended, or with ctx. Volumes stay mounted: the engine's
-// containers go on, and the next start continues.
+// Close ends waits and background work and returns when they have ended, or with ctx. Volumes in use stay mounted: the engine's
+// containers go on, and the next start continues. Those that are kept for somebody to come back are released, if that does not
+// take long.
 func (d *Driver) Close(ctx context.Context) error {
+	d.releaseIdle(ctx)
 	d.cancel()
 	done := make(chan struct{})
 	go func() { d.tasks.Wait(); close(done) }()
@@ -181,6 +191,27 @@ func (d *Driver) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("work is left unfinished for the next start: %w", ctx.Err())
 	}
+}
+
+// releaseIdle releases the volumes that are kept for somebody to come back.
+func (d *Driver) releaseIdle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, comeback)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, name := range d.held() {
+		all.Go(func() {
+			v := d.tryEnter(name, "being released")
+			if v == nil {
+				return
+			}
+			if e := v.journaled(); e != nil && len(e.IDs) == 0 && !e.Releasing {
+				v.idleUntil = time.Time{}
+				d.reconcile(ctx, v)
+			}
+			d.leave(v)
+		})
+	}
+	all.Wait()
 }
 
 // restore takes up what the journal says, and asks the kernel what of it is mounted now.
@@ -200,11 +231,11 @@ func (d *Driver) restore() error {
 		} else {
 			v.detachedAt = time.Now() // the life before may have asked for that with its last breath
 		}
-		v.entry, v.device, v.idleSince = e, e.Device, time.Now()
-		d.drop(v) // the entry keeps it
+		v.entry, v.device = e, e.Device
 		if len(e.IDs) == 0 {
-			d.releaseLater(e.Name)
+			d.releaseIn(v, linger)
 		}
+		d.drop(v) // the entry keeps it
 		d.recognise(d.ctx, v, e.Serial)
 	}
 	return nil

@@ -375,3 +375,73 @@ func TestATakeoverLosesNoTimeOnceTheCloudHasLetGo(t *testing.T) {
 		})
 	}
 }
+
+// glancing drivers expect Docker to look at a volume before it starts a container.
+func glancing(cfg *Config) { cfg.Glance = 2 * time.Second }
+
+// glances is what Docker does before each start of a container, unless it is told not to.
+func glances(t *testing.T, l *life, name string) {
+	t.Helper()
+	mustMount(t, l, name, "a look")
+	l.machine.containerEnds("a look")
+	require.NoError(t, l.Unmount(within(t), name, "a look"))
+}
+
+func TestAGlanceAtAVolumeDoesNotDetachIt(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la, lb := a.start(t, glancing), b.start(t, glancing)
+		formatted(t, la, "data")
+		time.Sleep(time.Minute)
+		w.arrival, w.departure = 5*time.Second, 5*time.Second
+		w.count()
+
+		glances(t, la, "data")
+		time.Sleep(comeback / 2)
+		begin := time.Now()
+		mustMount(t, la, "data", "1")
+		assert.Zero(t, time.Since(begin), "it is still there")
+		assert.Equal(t, map[string]int{"Find": 1, "Attach": 1}, w.count())
+		time.Sleep(time.Minute)
+		assert.Equal(t, "a", w.holder("data"), "and stays as long as it is used")
+		mustUnmount(t, la, "data", "1") // after a minute
+		time.Sleep(w.departure)
+		assert.Empty(t, w.holder("data"), "and no longer")
+
+		glances(t, la, "data")
+		time.Sleep(comeback + w.departure)
+		assert.Empty(t, w.holder("data"), "nobody came back")
+
+		// Another node waits, and no more than that.
+		glances(t, la, "data")
+		mustMount(t, lb, "data", "2")
+		assert.Equal(t, "b", w.holder("data"))
+		time.Sleep(time.Minute)
+		mustUnmount(t, lb, "data", "2")
+
+		glances(t, la, "data")
+		require.NoError(t, la.Remove(within(t), "data"), "nobody uses it")
+	})
+}
+
+func TestAVolumeKeptForSomebodyToComeBackDoesNotOutliveTheProcess(t *testing.T) {
+	for how, end := range map[string]func(l *life) error{
+		"it ends":    func(l *life) error { return l.Close(context.Background()) },
+		"it crashes": func(l *life) error { l.kill(); return nil },
+	} {
+		t.Run(how, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				l := a.start(t, glancing)
+				formatted(t, l, "data")
+				glances(t, l, "data")
+				assert.Equal(t, "a", w.holder("data"))
+				require.NoError(t, end(l))
+				if how == "it crashes" {
+					assert.Equal(t, "a", w.holder("data"))
+					a.start(t)
+					time.Sleep(linger + time.Second)
+				}
+				assert.Empty(t, w.holder("data"))
+			})
+		})
+	}
+}

@@ -48,6 +48,9 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 		return "", fmt.Errorf("%w: volume %q is not mounted for this container", err, name)
 	}
 	v.staleSince = time.Time{}
+	if len(before.IDs) == 0 {
+		v.usedSince = time.Now()
+	}
 	if ctx.Err() != nil && !before.has(id) {
 		d.noteUnused(v, before) // nobody hears the answer: the ID would stand for ever
 		return "", v.unfinished(ctx)

@@ -53,7 +53,7 @@ func random(t *testing.T, seed uint64, w *world) {
 	w.latency = 2 * time.Second
 	rng := rand.New(rand.NewPCG(seed, 2))
 	takeover := []Takeover{TakeoverNever, TakeoverStopped}[seed%2]
-	options := func(c *Config) { c.Takeover = takeover }
+	options := func(c *Config) { c.Takeover, c.Glance = takeover, time.Duration(seed%4)*10*time.Second }
 	if seed%3 == 0 {
 		w.lag = func() time.Duration { return time.Duration(w.rng.Int64N(int64(5 * time.Second))) }
 	}

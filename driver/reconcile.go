@@ -85,11 +85,11 @@ func (d *Driver) reconcile(ctx context.Context, v *volume) {
 	}
 	switch {
 	case used:
-		v.staleSince, v.idleSince = time.Time{}, time.Now()
+		v.staleSince, v.idleUntil = time.Time{}, time.Now().Add(linger)
 		d.growInUse(ctx, v, e)
 		return
 	case len(e.IDs) == 0:
-		if !e.Releasing && time.Since(v.idleSince) < linger {
+		if !e.Releasing && time.Now().Before(v.idleUntil) {
 			return
 		}
 	case d.orphaned(ctx, v, e):

@@ -11,7 +11,7 @@ import (
 )
 
 // Unmount notes that the mount ID no longer uses the volume. With the last ID the volume is unmounted and detached, so that
-// another node can have it when Unmount returns. An ID that is not known is success.
+// another node can have it when Unmount returns; after a glance at it, it is kept for comeback. An ID that is not known is success.
 func (d *Driver) Unmount(ctx context.Context, name, id string) error {
 	v := d.known(name)
 	if v == nil {
@@ -47,10 +47,17 @@ func (d *Driver) unuse(ctx context.Context, v *volume, id string) error {
 	}
 	if e.has(id) {
 		e = e.without(id)
-		if len(e.IDs) == 0 {
+		glanced := len(e.IDs) == 0 && time.Since(v.usedSince) < d.glance
+		if len(e.IDs) == 0 && !glanced {
 			e = e.releasing()
 		}
 		d.noteUnused(v, e)
+		if glanced {
+			d.releaseIn(v, comeback)
+			owns = false
+			d.leave(v)
+			return nil
+		}
 	}
 	switch {
 	case len(e.IDs) > 0:

@@ -25,7 +25,8 @@ type volume struct {
 	gate chan struct{}
 	refs int // calls and work that use this object; guarded by Driver.mu
 
-	idleSince  time.Time // gate: since when nobody uses it, for linger
+	usedSince  time.Time // gate: since when a mount ID uses it
+	idleUntil  time.Time // gate: when it is released if nobody has come to use it
 	staleSince time.Time // gate: since when no container's mount backs its mount IDs
 	activity   string    // gate: what the device had done when it was last looked at
 	// gate: when the cloud may last have been asked to take the disk from this node, unless its device was seen to go since.
@@ -128,19 +129,19 @@ func (d *Driver) leave(v *volume) {
 // leaveUnused gives the gate back, and sees to it that a volume that nobody uses is released.
 func (d *Driver) leaveUnused(v *volume) {
 	if e := v.journaled(); e != nil && len(e.IDs) == 0 {
-		v.idleSince = time.Now()
-		d.releaseLater(v.name)
+		d.releaseIn(v, linger)
 	}
 	d.leave(v)
 }
 
-// releaseLater releases the volume unless somebody comes back for it within linger.
-func (d *Driver) releaseLater(name string) {
+// releaseIn releases the volume after so long, unless somebody comes back for it.
+func (d *Driver) releaseIn(v *volume, wait time.Duration) {
+	v.idleUntil = time.Now().Add(wait)
 	d.tasks.Go(func() {
-		if pause(d.ctx, linger) != nil {
+		if pause(d.ctx, wait) != nil {
 			return
 		}
-		d.lookAfter(name)
+		d.lookAfter(v.name)
 	})
 }
 

@@ -20,11 +20,14 @@ import (
 	"github.com/blockvol/blockvol/plugin"
 )
 
-// paths are where things are on this machine, as this process sees it.
-type paths struct{ socket, published, state, proc, sysfs string }
+// options are where things are on this machine, as this process sees it, and what else flags say.
+type options struct {
+	socket, published, state, proc, sysfs string
+	glance                                time.Duration
+}
 
 func serveCommand() *cobra.Command {
-	var p paths
+	var p options
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve volumes to the Docker engine",
@@ -42,6 +45,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&p.published, "published", "/var/lib/blockvol/published", "directory in which volumes are mounted for containers")
 	f.StringVar(&p.state, "state", "/var/lib/blockvol/state", "directory for the journal and this node's id, one for each engine")
 	f.StringVar(&p.proc, "proc", "/proc", "the host's proc file system")
+	f.DurationVar(&p.glance, "glance", 2*time.Second, "a use of a volume that is shorter is taken for Docker's look before a start, after which the disk is kept for 5 s; 0: none is")
 	f.StringVar(&p.sysfs, "sysfs", "/sys", "the host's sysfs")
 	return cmd
 }
@@ -52,7 +56,7 @@ const closing = time.Second
 
 // serve listens first of all, as engines give up on a plugin that does not. Whatever keeps it from serving volumes after
 // that is the answer to each call.
-func serve(ctx context.Context, p paths, getenv func(string) string) error {
+func serve(ctx context.Context, p options, getenv func(string) string) error {
 	// A log that nobody reads any more is no reason to die.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
@@ -81,7 +85,7 @@ func serve(ctx context.Context, p paths, getenv func(string) string) error {
 }
 
 // open makes the driver and all that it stands on. release ends their work; stop ends this process.
-func open(p paths, s settings, getenv func(string) string, stop func(), log *logrus.Logger) (_ plugin.Volumes, release func(), _ error) {
+func open(p options, s settings, getenv func(string) string, stop func(), log *logrus.Logger) (_ plugin.Volumes, release func(), _ error) {
 	var undo []func() error
 	release = func() {
 		for _, u := range slices.Backward(undo) {
@@ -121,7 +125,7 @@ func open(p paths, s settings, getenv func(string) string, stop func(), log *log
 	undo = append(undo, host.Close)
 	d, err := driver.New(driver.Config{
 		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
-		Takeover: s.takeover, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Log: log,
+		Takeover: s.takeover, Glance: p.glance, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Log: log,
 	})
 	if err != nil {
 		return fail(err)

@@ -124,3 +124,22 @@ func TestAVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 		})
 	}
 }
+
+// Where the image has something at the volume's place, Docker mounts the volume before the start, copies or finds that there is
+// nothing to copy, unmounts it, and mounts it for the container: the cloud is to attach it once.
+func TestDockersLookBeforeAStartCostsNoAttach(t *testing.T) {
+	t.Parallel()
+	a := openAccount(t, fronts.EC2(nil))
+	s := a.launch(t)
+	create(s.Engine, "data", "size=10GiB")
+	s.Eventually("a start attaches once", func() error { // unless this machine takes longer than is waited for
+		a.ResetCalls()
+		require.Equal(t, "from the image", s.Docker("run", "--rm", "--volume", "data:/copyup", "busybox", "cat", "/copyup/file"))
+		s.eventuallyReleased()
+		if calls := a.Calls(); calls["AttachVolume"] != 1 {
+			return fmt.Errorf("%v", calls)
+		}
+		return nil
+	})
+	s.Docker("volume", "rm", "data")
+}
