@@ -192,7 +192,11 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 	var retry backoff
 	for found := d.catalog.free(v.name); ; found = nil {
 		if found == nil {
-			if found, err = d.find(ctx, v.name); err != nil {
+			found, err = d.find(ctx, v.name)
+			switch {
+			case errors.Is(err, providers.ErrNotFound):
+				return nil, false, fmt.Errorf("%w: volume %q cannot be mounted on node %s: if nobody has removed it, see the cloud's own records for who deleted its disk", err, v.name, node.ID)
+			case err != nil:
 				return nil, false, fmt.Errorf("%w: volume %q cannot be mounted on node %s", err, v.name, node.ID)
 			}
 		}

@@ -57,7 +57,7 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 	as := func(sentinel error, advice string) error { return fmt.Errorf("%w: %s%s", sentinel, said, advice) }
 	switch code {
 	case "AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "MissingAuthenticationToken", "IncompleteSignature":
-		return errors.New(said + ": check that the keys are right and active, and that this node's clock is")
+		return errors.New(said + ": check that the keys are right and active, in " + keyIDSetting + " or this instance's role, and that this node's clock is right")
 	case "RequestExpired", "ExpiredToken", "ExpiredTokenException":
 		return errors.New(said + ": this node's clock is wrong, or the session token has expired")
 	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException":
@@ -93,7 +93,9 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 		return as(providers.ErrNoSpace, ": remove what is not needed, or ask AWS for a higher quota")
 	case "InvalidVolume.ZoneMismatch":
 		return as(providers.ErrInvalid, ": run the service in the volume's zone, or copy the volume to this one by a snapshot")
-	case "InvalidZone.NotFound", "InvalidSnapshot.NotFound", "UnknownVolumeType.Unsupported":
+	case "UnknownVolumeType.Unsupported":
+		return as(providers.ErrInvalid, ": choose one that this zone has with -o type=…")
+	case "InvalidZone.NotFound", "InvalidSnapshot.NotFound":
 		return as(providers.ErrInvalid, "")
 	}
 	switch {

@@ -87,7 +87,7 @@ func try[T any](ctx context.Context, p *Provider, action string, most int, send 
 		return answer, err
 	}
 	way := p.paces.of(action)
-	for failed := 0; ; {
+	for failed, corrected := 0, false; ; {
 		done, err := way.Wait(ctx)
 		if err != nil {
 			return answer, fmt.Errorf("%w: EC2 takes no more %s from this account for now (%s), and the call's time is over: %w", providers.ErrBusy, action, cmp.Or(way.Why(), "it throttles"), err)
@@ -105,6 +105,9 @@ func try[T any](ctx context.Context, p *Provider, action string, most int, send 
 		case ctx.Err() != nil:
 			return answer, fmt.Errorf("EC2 has not answered %s: %w", action, ctx.Err())
 		case throttled:
+			continue
+		case skewed(err) && !corrected:
+			corrected = true
 			continue
 		}
 		failed++
@@ -138,6 +141,19 @@ func passing(err error) bool {
 		return answered.HTTPStatusCode() >= http.StatusInternalServerError
 	}
 	return true // the connection failed, or the answer came damaged
+}
+
+// skewed tells whether EC2 has refused a signature for the time in it. From that answer the SDK knows how far this node's clock is
+// off, and signs the next request by EC2's. Nothing has been carried out.
+func skewed(err error) bool {
+	var probably interface{ RetryableError() bool } // the SDK's, of codes that may mean something else
+	switch codeOf(err) {
+	case "RequestExpired":
+		return true
+	case "AuthFailure", "SignatureDoesNotMatch":
+		return errors.As(err, &probably) && probably.RetryableError()
+	}
+	return false
 }
 
 // throttling tells whether EC2 has refused because it was asked too much, and how long it wants to be left alone.

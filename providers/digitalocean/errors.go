@@ -36,6 +36,7 @@ var words = []struct {
 	{regexp.MustCompile(`(?i)already attached`), errAttached, ""},
 	{regexp.MustCompile(`(?i)attachment not found`), errNotAttached, ""},
 	{regexp.MustCompile(`(?i)attach more`), providers.ErrAttachLimit, ": run the service on another node"},
+	{regexp.MustCompile(`(?i)not supported for this region`), providers.ErrInvalid, ": run the service in a region that has volumes"},
 	{regexp.MustCompile(`(?i)limit exceeded|quota|reached .*limit`), providers.ErrNoSpace, ": remove what is not needed, or ask DigitalOcean for a higher limit"},
 	{regexp.MustCompile(`(?i)already exists|attached to a droplet`), errConflict, ""},
 }

@@ -153,6 +153,8 @@ func (p *Provider) translate(action string, o outcome) error {
 		return as(providers.ErrBusy, "")
 	case making && has("unique"):
 		return as(errTaken, "")
+	case making && strings.HasPrefix(word, "region: "):
+		return as(providers.ErrInvalid, ": only regions with Block Storage have volumes, run the service in one of them")
 	case has("not attached"):
 		return as(errNotAttached, "")
 	case has("already attached", "must be detached", "is attached"):

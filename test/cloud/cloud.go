@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -84,6 +85,7 @@ type Cloud struct {
 	ended context.Context // when closed
 	end   context.CancelFunc
 	work  sync.WaitGroup // what runs in the background
+	ahead atomic.Int64   // how much later it is by the cloud's clock, see SetClock
 
 	mu        sync.Mutex
 	closed    bool
@@ -142,6 +144,12 @@ func (c *Cloud) SetPace(latency, lag time.Duration, times Times) {
 	defer c.mu.Unlock()
 	c.cfg.Latency, c.cfg.Lag, c.cfg.Times = latency, lag, times
 }
+
+// SetClock puts the cloud's clock ahead of this machine's, or behind it if that is negative. How long things take stays as it is.
+func (c *Cloud) SetClock(ahead time.Duration) { c.ahead.Store(int64(ahead)) }
+
+// Now is the time by the cloud's clock: that of all times which the cloud tells or is told.
+func (c *Cloud) Now() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
 
 func (c *Cloud) times() Times {
 	c.mu.Lock()

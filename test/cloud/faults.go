@@ -18,6 +18,7 @@ const (
 	LoseAnswer  Fault = "lose-answer"  // the effect, then the connection breaks
 	NeverFinish Fault = "never-finish" // accepted, but what it starts never ends
 	Truncate    Fault = "truncate"     // the effect, then half of the answer's bytes
+	CutShort    Fault = "cut-short"    // the effect, then an answer that is half of what it should be, and ends as a whole one does
 	Garbage     Fault = "garbage"      // the effect, then an answer that is not the protocol's
 )
 
@@ -91,7 +92,7 @@ type Request struct {
 // Do carries a call: it counts it, lets time pass, and has it throttled or fail as configured; act is its effect.
 //
 // The error is act's, ErrThrottled, a *FailedError, or the context's if the caller gave up; then act has been done only
-// if half of the latency had passed. The fault tells the front what to do to the answer: LoseAnswer, Truncate, Garbage.
+// if half of the latency had passed. The fault tells the front what to do to the answer: LoseAnswer, Truncate, CutShort, Garbage.
 func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fault, error) {
 	if begin := time.Now(); c.cfg.Trace != nil && !call.Aside {
 		defer func() { c.cfg.Trace(call, time.Since(begin)) }()
@@ -134,7 +135,7 @@ func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fa
 		return "", waited
 	}
 	switch met.Fault {
-	case LoseAnswer, Truncate, Garbage:
+	case LoseAnswer, Truncate, CutShort, Garbage:
 		return met.Fault, err
 	default:
 		return "", err

@@ -53,7 +53,8 @@ func (c *Cloud) fill(name string) (*bucket, Bucket) {
 	return b, limit
 }
 
-// Left tells what a bucket has: how many calls of how many, and when it will be full. It is of no limit if most is 0.
+// Left tells what a bucket has: how many calls of how many, and when it will be full, by the cloud's clock. It is of no limit if
+// most is 0.
 func (c *Cloud) Left(bucket string) (left, most int, full time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -62,7 +63,7 @@ func (c *Cloud) Left(bucket string) (left, most int, full time.Time) {
 		return 0, 0, time.Time{}
 	}
 	missing := (float64(limit.Size) - b.tokens) / limit.PerSecond
-	return int(b.tokens), limit.Size, b.filled.Add(time.Duration(missing * float64(time.Second)))
+	return int(b.tokens), limit.Size, c.Now().Add(time.Duration(missing * float64(time.Second)))
 }
 
 // Calls returns how many calls arrived, by action, those that were refused or met a fault included.

@@ -73,7 +73,7 @@ func (r *Request) CreateSnapshot(volume, description string, tags map[string]str
 	}
 	s := Snapshot{
 		ID: c.id(ASnapshot), VolumeID: volume, Size: v.Size, Description: description, State: SnapshotPending,
-		Encrypted: v.Encrypted, KMSKey: v.KMSKey, StartedAt: time.Now(), Tags: maps.Clone(tags),
+		Encrypted: v.Encrypted, KMSKey: v.KMSKey, StartedAt: c.Now(), Tags: maps.Clone(tags),
 	}
 	if s.Tags == nil {
 		s.Tags = map[string]string{}
@@ -103,7 +103,7 @@ func (c *Cloud) copied(id, volume string, never bool) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if s, ok := c.snapshots[id].now(); ok {
-			s.State, s.Progress, s.CompletedAt = state, 100, time.Now()
+			s.State, s.Progress, s.CompletedAt = state, 100, c.Now()
 			c.snapshots[id].put(s, false, c.cfg.Lag)
 		}
 	})

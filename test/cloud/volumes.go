@@ -244,7 +244,7 @@ func (c *Cloud) newVolume(spec VolumeSpec) (Volume, error) {
 	v := Volume{
 		ID: c.id(AVolume), Size: spec.Size, Type: spec.Type, IOPS: spec.IOPS, Throughput: spec.Throughput,
 		Encrypted: spec.Encrypted, KMSKey: spec.KMSKey, Zone: zone, SnapshotID: spec.SnapshotID,
-		State: Creating, CreatedAt: time.Now(), Tags: tags,
+		State: Creating, CreatedAt: c.Now(), Tags: tags,
 	}
 	c.add(v)
 	return v, nil

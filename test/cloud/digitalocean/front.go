@@ -180,9 +180,9 @@ func (f *Front) limits(h http.Header, _ string) {
 	if most == 0 {
 		return
 	}
-	reset := time.Now()
+	reset := f.cloud.Now()
 	if missing := most - left; missing > 0 {
-		reset = reset.Add(time.Until(full) / time.Duration(missing))
+		reset = reset.Add(full.Sub(reset) / time.Duration(missing))
 	}
 	h.Set("Ratelimit-Limit", strconv.Itoa(most))
 	h.Set("Ratelimit-Remaining", strconv.Itoa(left))

@@ -66,6 +66,7 @@ func translate(err error) *refusal {
 
 // injected are the messages of codes that are met here only if a test wants them.
 var injected = map[string]string{
+	"AuthFailure":                           "AWS was not able to validate the provided access credentials",
 	"ConcurrentTagAccess":                   "The specified tag is being modified by another request. Please retry.",
 	"IncorrectState":                        "The resource is in an incorrect state for the request.",
 	"InsufficientVolumeCapacity":            "There is not enough capacity to fulfill your EBS volume provision request.",
@@ -77,6 +78,7 @@ var injected = map[string]string{
 	"TagLimitExceeded":                      "The maximum number of Tags for a resource has been reached.",
 	"UnauthorizedOperation":                 "You are not authorized to perform this operation.",
 	"Unavailable":                           "The server is overloaded and can't handle the request.",
+	"UnknownVolumeType.Unsupported":         "The specified volume type is not supported.",
 	"VolumeLimitExceeded":                   "Maximum number of volumes reached. You have reached the limit of volumes for your account.",
 }
 

@@ -36,7 +36,7 @@ type Config struct {
 	Region  string
 	Account string           // twelve digits; "" is some account
 	Policy  []byte           // IAM policy of the instances' role as JSON, see CheckPolicy; if set, what it does not allow is refused
-	Now     func() time.Time // what signatures are compared with; default time.Now
+	Now     func() time.Time // what signatures are compared with; default Cloud.Now
 }
 
 // Front is one region of EC2, seen by one account. Configure its limits with Limits.
@@ -54,7 +54,7 @@ type Front struct {
 // New returns a front. A policy that CheckPolicy refuses is a mistake of the caller.
 func New(cfg Config) *Front {
 	if cfg.Now == nil {
-		cfg.Now = time.Now
+		cfg.Now = cfg.Cloud.Now
 	}
 	if cfg.Account == "" {
 		cfg.Account = "123456789012"

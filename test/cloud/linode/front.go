@@ -17,11 +17,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/rest"
@@ -46,6 +46,7 @@ type Front struct {
 	changing sync.Mutex // from the check whether a change may be until it is made
 
 	mu       sync.Mutex
+	without  map[string]bool    // the regions that do not have Block Storage
 	shown    map[string]string  // what the API says of an instance's status, whatever it is
 	sessions map[string]session // by the metadata service's tokens
 }
@@ -54,7 +55,7 @@ type Front struct {
 func New(cfg Config) *Front {
 	f := &Front{
 		Tokens: rest.NewTokens(func(instance string) string { return fmt.Sprintf("%064x", "pat of "+instance) }),
-		cfg:    cfg, cloud: cfg.Cloud, shown: map[string]string{}, sessions: map[string]session{},
+		cfg:    cfg, cloud: cfg.Cloud, without: map[string]bool{}, shown: map[string]string{}, sessions: map[string]session{},
 	}
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Bucket: bucketOf, Translate: f.translate, Headers: f.headers})
 	f.handle("GET /v4/volumes", "volumes:read_only", f.listVolumes)
@@ -90,6 +91,20 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) { f.api.ServeH
 // Transport returns what connects the clients of one instance without sockets, see wire.Instance.
 func (f *Front) Transport(instance string) http.RoundTripper {
 	return wire.Instance(f, f.Metadata(instance))
+}
+
+// Withdraw takes Block Storage from a region's capabilities: no volume is made there any more.
+func (f *Front) Withdraw(region string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.without[region] = true
+}
+
+// sells tells whether volumes can be made in a region.
+func (f *Front) sells(region string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Contains(f.cloud.Zones(), region) && !f.without[region]
 }
 
 // Show makes the API say that an instance has a status, whatever it is in truth; "" ends that.
@@ -143,7 +158,6 @@ func Limits(bucket string) cloud.Bucket {
 
 func (f *Front) headers(h http.Header, action string) {
 	h.Set("Content-Type", "application/json")
-	h.Set("Date", time.Now().UTC().Format(http.TimeFormat))
 	h.Set("X-Spec-Version", "4.229.1")
 	left, most, full := f.cloud.Left(bucketOf(action))
 	if most == 0 {
@@ -153,7 +167,7 @@ func (f *Front) headers(h http.Header, action string) {
 	h.Set("X-Ratelimit-Remaining", strconv.Itoa(left))
 	h.Set("X-Ratelimit-Reset", strconv.FormatInt(full.Unix(), 10))
 	if left == 0 {
-		h.Set("Retry-After", strconv.Itoa(max(1, int(time.Until(full).Seconds()))))
+		h.Set("Retry-After", strconv.Itoa(max(1, int(full.Sub(f.cloud.Now()).Seconds()))))
 	}
 }
 

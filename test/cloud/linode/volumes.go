@@ -206,7 +206,7 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 		return rest.Answer{}, bad("size", "Must be %d-%d", leastSize, mostSize)
 	case in.Region == "":
 		return rest.Answer{}, bad("region", "Either linode_id or region must be given")
-	case !slices.Contains(f.cloud.Zones(), in.Region):
+	case !f.sells(in.Region):
 		return rest.Answer{}, bad("region", "region is not valid")
 	case in.Encryption != "enabled" && in.Encryption != "disabled":
 		return rest.Answer{}, bad("encryption", "Must be one of enabled, disabled")

@@ -358,6 +358,16 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
+// As when a test ends early, and its engine before the cloud.
+func TestADeviceGoesThoughItsInstanceIsGone(t *testing.T) {
+	w := newWorld(t)
+	w.create(disk, "")
+	require.NoError(t, w.Attach("i-here", disk))
+	require.NoError(t, os.RemoveAll(w.hereTree))
+	require.NoError(t, w.Close())
+	assert.Empty(t, w.loops())
+}
+
 func program(t *testing.T, name string, args ...string) {
 	t.Helper()
 	out, err := exec.CommandContext(context.WithoutCancel(t.Context()), name, args...).CombinedOutput()

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -32,5 +33,9 @@ func (a *attachment) show(as Identity) error {
 }
 
 func (a *attachment) hide() error {
-	return errors.Join(os.RemoveAll(a.aside()), os.Rename(a.path(), a.aside()), os.RemoveAll(a.aside()))
+	err := errors.Join(os.RemoveAll(a.aside()), os.Rename(a.path(), a.aside()), os.RemoveAll(a.aside()))
+	if _, none := os.Stat(a.tree); errors.Is(none, fs.ErrNotExist) {
+		return nil // it went with its instance, and shows nothing
+	}
+	return err
 }

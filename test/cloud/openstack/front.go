@@ -36,7 +36,7 @@ type Config struct {
 	Cloud         *cloud.Cloud
 	Region        string                 // default RegionOne
 	TokenLife     time.Duration          // default an hour
-	Now           func() time.Time       // the cloud's clock; default time.Now
+	Now           func() time.Time       // the cloud's clock; default Cloud.Now
 	Types         []string               // of volumes, the default one first; default __DEFAULT__
 	Devices       int                    // how many volumes a server takes; default 26
 	Gigabytes     int64                  // quota of the project in GiB; default 1000
@@ -54,6 +54,7 @@ type Front struct {
 	mu       sync.Mutex
 	tokens   map[string]token
 	issued   int
+	missing  map[string]bool // services that the catalogue does not have
 	revoked  map[string]bool // instances whose credentials are no more
 	page     int
 	statuses map[string]status // what Nova says of a server besides what package cloud knows
@@ -74,7 +75,7 @@ func New(cfg Config) *Front {
 		cfg.TokenLife = time.Hour
 	}
 	if cfg.Now == nil {
-		cfg.Now = time.Now
+		cfg.Now = cfg.Cloud.Now
 	}
 	if cfg.Types == nil {
 		cfg.Types = []string{"__DEFAULT__"}
@@ -85,7 +86,7 @@ func New(cfg Config) *Front {
 	if cfg.Gigabytes == 0 {
 		cfg.Gigabytes = 1000
 	}
-	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, revoked: map[string]bool{}, statuses: map[string]status{}, page: 1000}
+	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, missing: map[string]bool{}, revoked: map[string]bool{}, statuses: map[string]status{}, page: 1000}
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: translate, Headers: func(h http.Header, _ string) {
 		h.Set("X-Openstack-Request-Id", "req-00000000-0000-4000-8000-000000000000")
 		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,20 @@ func (f *Front) Expire(instance string) {
 			delete(f.tokens, id)
 		}
 	}
+}
+
+// Withdraw takes a service, such as "volumev3", out of the catalogue that comes with each token: the region does not have it.
+func (f *Front) Withdraw(service string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.missing[service] = true
+}
+
+// catalog is what the region has of these services.
+func (f *Front) catalog(services ...map[string]any) []map[string]any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.DeleteFunc(services, func(s map[string]any) bool { return f.missing[s["type"].(string)] })
 }
 
 // Token issues a token for an instance.
@@ -186,11 +201,11 @@ func (f *Front) issue(r *rest.Request) (rest.Answer, error) {
 			"user":    map[string]any{"id": User, "name": UserOf(instance), "domain": domain, "password_expires_at": nil},
 			"project": map[string]any{"id": Project, "name": "demo", "domain": domain},
 			"roles":   []map[string]any{{"id": "9fe2ff9ee4384b1894a90878d3e92bab", "name": "member"}},
-			"catalog": []map[string]any{
+			"catalog": f.catalog(
 				service("identity", "keystone", "/identity"),
 				service("compute", "nova", "/compute/v2.1"),
 				service("volumev3", "cinderv3", "/volume/v3/"+Project),
-			},
+			),
 		}},
 	}, nil
 }

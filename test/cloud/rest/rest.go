@@ -140,6 +140,7 @@ func (a *API) write(w http.ResponseWriter, action string, answer Answer, fault c
 		}
 	}
 	header := w.Header()
+	header.Set("Date", a.cfg.Cloud.Now().UTC().Format(http.TimeFormat))
 	if a.cfg.Headers != nil {
 		a.cfg.Headers(header, action)
 	}

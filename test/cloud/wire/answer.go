@@ -15,6 +15,8 @@ func Write(w http.ResponseWriter, status int, content []byte, fault cloud.Fault)
 	switch fault {
 	case cloud.LoseAnswer:
 		panic(http.ErrAbortHandler)
+	case cloud.CutShort:
+		content = content[:len(content)/2]
 	case cloud.Garbage:
 		status, content = http.StatusOK, []byte("<html><body>Please sign in to the network</body></html")
 	}

@@ -1,0 +1,68 @@
+package aws
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers/providertest"
+	"github.com/blockvol/blockvol/test/cloud"
+)
+
+// A signature has a time in it. EC2 tells its own with the refusal.
+func TestAClockThatIsOffIsMadeUpFor(t *testing.T) {
+	for _, ahead := range []time.Duration{time.Hour, -time.Hour} {
+		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+			p := w.on(w.node("a"))
+			v := w.create(p, "db")
+			for _, ahead := range []time.Duration{ahead, 0} { // and made right in the end
+				w.cloud.SetClock(ahead)
+				w.cloud.ResetCalls()
+				_, err := p.Find(t.Context(), "db")
+				require.NoError(t, err)
+				assert.Equal(t, map[string]int{"DescribeVolumes": 2}, w.cloud.Calls())
+				require.NoError(t, p.Mark(t.Context(), v.ID, "key", ahead.String()))
+				assert.Equal(t, 1, w.cloud.Calls()["CreateTags"], "it is known now")
+			}
+		})
+	}
+}
+
+func TestAClockThatIsOffIsMadeUpForWhereNothingIsSentTwice(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node("a"))
+		v := w.create(p, "db")
+		w.cloud.SetClock(time.Hour)
+		_, err := p.Snapshot(t.Context(), v.ID, "one")
+		require.NoError(t, err)
+		assert.Len(t, w.cloud.Snapshots(), 1)
+	})
+}
+
+func TestKeysThatAreRefusedForAnotherReasonAreNotTriedAgain(t *testing.T) {
+	for _, code := range []string{"AuthFailure", "SignatureDoesNotMatch"} {
+		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+			p := w.on(w.node("a"))
+			w.create(p, "db")
+			w.cloud.ResetCalls()
+			w.cloud.Inject(cloud.Rule{Fault: cloud.Fail, Code: code})
+			_, err := p.Find(t.Context(), "db")
+			providertest.Sentence(t, err, code, "AWS_ACCESS_KEY_ID", "role", "clock")
+			assert.Equal(t, map[string]int{"DescribeVolumes": 1}, w.cloud.Calls())
+		})
+	}
+}
+
+func TestASessionTokenThatHasExpiredIsSaid(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node("a"))
+		w.create(p, "db")
+		w.cloud.ResetCalls()
+		w.cloud.Inject(cloud.Rule{Fault: cloud.Fail, Code: "RequestExpired"})
+		_, err := p.Find(t.Context(), "db")
+		providertest.Sentence(t, err, "RequestExpired", "clock", "session token has expired")
+		assert.Equal(t, map[string]int{"DescribeVolumes": 2}, w.cloud.Calls())
+	})
+}

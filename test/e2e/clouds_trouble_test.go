@@ -1,0 +1,319 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockvol/blockvol/providers/providertest"
+	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/fronts"
+	linodeFront "github.com/blockvol/blockvol/test/cloud/linode"
+	stackFront "github.com/blockvol/blockvol/test/cloud/openstack"
+)
+
+// sentences are what operators read: what is wrong with a cloud, and what to do. An ellipsis is for what differs from run to run.
+// Docker shows them after the name of the call, and the driver adds the volume and the node.
+var sentences = map[string]struct{ revoked, cutShort, deleted, withoutVolumes string }{
+	"aws": {
+		revoked:        `EC2 refuses …: AWS was not able to validate the provided access credentials (AuthFailure): check that the keys are right and active, in AWS_ACCESS_KEY_ID or this instance's role, and that this node's clock is right`,
+		cutShort:       `cloud cannot be reached: the answer to … is not EC2's, or is cut short (…): check AWS_ENDPOINT_URL_EC2, and any proxy on the way`,
+		deleted:        `no such volume: EC2 has none named "gone" in cluster "default"…`,
+		withoutVolumes: `not accepted: EC2 refuses CreateVolume: The specified volume type is not supported. (UnknownVolumeType.Unsupported): choose one that this zone has with -o type=…`,
+	},
+	"digitalocean": {
+		revoked:        `DigitalOcean refuses the request …: "Unable to authenticate you." (status 401, its request …): the token is wrong, revoked or expired: put another into DIGITALOCEAN_TOKEN, or into the file that DIGITALOCEAN_TOKEN_FILE names`,
+		cutShort:       `cloud cannot be reached: the answer of DigitalOcean to … is not its own, or is cut short (…): check the network, DIGITALOCEAN_API_URL and any proxy on the way`,
+		deleted:        `no such volume: DigitalOcean has none named "gone" in cluster "default" in this region`,
+		withoutVolumes: `not accepted: DigitalOcean refuses the request to make volume "new-…": "Storage is not supported for this region" (status 422, its request …): run the service in a region that has volumes`,
+	},
+	"hetzner": {
+		revoked:        `Hetzner Cloud refuses the request …: unable to authenticate (unauthorized): the token is wrong, or has been revoked: make one in the project's console, and set HCLOUD_TOKEN or the file that HCLOUD_TOKEN_FILE names`,
+		cutShort:       `cloud cannot be reached: the answer of Hetzner Cloud to … is not its own, or is cut short (…): check the network, HCLOUD_ENDPOINT and any proxy on the way`,
+		deleted:        `no such volume: Hetzner Cloud has none named "gone" in cluster "default"`,
+		withoutVolumes: `no space or quota left: Hetzner Cloud refuses the request to create volume "new" in location fsn1: there is no volume space left in this location (no_space_left_in_location): try again later, or another location with -o zone=…`,
+	},
+	"linode": {
+		revoked:        `the token is not accepted by Linode (Invalid Token): see that LINODE_TOKEN or LINODE_TOKEN_FILE holds a personal access token that has neither expired nor been revoked`,
+		cutShort:       `cloud cannot be reached: the answer of Linode to … is not its own, or is cut short (…): check the network, LINODE_API_URL and any proxy on the way`,
+		deleted:        `no such volume: Linode has none named "gone" in cluster "default"`,
+		withoutVolumes: `not accepted: Linode refuses the request to create volume new-…: "region: region is not valid": only regions with Block Storage have volumes, run the service in one of them`,
+	},
+	"openstack": {
+		revoked:        `the credentials are not accepted: Keystone says: The request you have made requires authentication. (401): check OS_APPLICATION_CREDENTIAL_ID (or _NAME) and OS_APPLICATION_CREDENTIAL_SECRET, and that they have not expired or been revoked`,
+		cutShort:       `cloud cannot be reached: the answer of OpenStack to … is not its own, or is cut short (…): check the network, OS_AUTH_URL and any proxy on the way`,
+		deleted:        `no such volume: Cinder has none named "gone" in cluster "default"`,
+		withoutVolumes: `the catalogue of OpenStack has no public endpoint of Cinder (block-storage, volumev3, block-store, volume): this cloud has no such service, or OS_INTERFACE is not right`,
+	},
+}
+
+// One volume is written to through it all, one is mounted again and again, and one will be deleted.
+func TestTroubleWithACloudIsToldInASentenceAndLosesNothing(t *testing.T) {
+	t.Parallel()
+	for _, kind := range fronts.All {
+		t.Run(kind.Provider, func(t *testing.T) {
+			t.Parallel()
+			s, told := launchIntoTrouble(t, kind), sentences[kind.Provider]
+			var creating errgroup.Group // side by side, since OpenStack takes seconds for each
+			for _, volume := range []string{"db", "gone", "busy"} {
+				creating.Go(func() error {
+					_, err := s.Try("volume", "create", "--driver", "blockvol", "--opt", "size=10GiB", volume)
+					return err
+				})
+			}
+			require.NoError(t, creating.Wait())
+			once(s.Engine, "db", "echo hello >/data/letter")
+			startWriter(t, s.Engine, "busy")
+			s.Docker("create", "--name", "user", "--volume", "gone:/data", "busybox", "true")
+
+			t.Log("the token is revoked")
+			renew := s.revoke(t)
+			s.mountIsRefused(t, told.revoked)
+			s.answersQuickly(t)
+			awaitLines(t, s.Engine, 10)
+			renew()
+			s.isWell(t)
+
+			t.Log("answers are cut short")
+			s.account.Inject(cloud.Rule{Fault: cloud.Truncate, Times: 1})
+			s.isWell(t)
+			mend := s.account.Inject(cloud.Rule{Fault: cloud.CutShort})
+			s.mountIsRefused(t, told.cutShort)
+			s.answersQuickly(t)
+			awaitLines(t, s.Engine, 10)
+			s.Docker("rm", "--force", "writer") // its disk is given back later
+			mend()
+			s.isWell(t)
+
+			t.Log("the cloud's clock is ahead, and tells when more may be asked")
+			s.setClock(61 * time.Minute)
+			s.limit.Store(&cloud.Bucket{Size: 2, PerSecond: 1})
+			s.isWell(t)
+			s.limit.Store(&cloud.Bucket{})
+
+			t.Log("the cloud's clock is behind")
+			s.setClock(-61 * time.Minute)
+			s.isWell(t)
+			s.setClock(0)
+
+			t.Log("a volume is deleted")
+			s.deleteUnseen(t, "gone")
+			_, err := s.Try("start", "--attach", "user")
+			s.isTold(t, err, `VolumeDriver.Mount: `+told.deleted+`: volume "gone" cannot be mounted on node `+s.id+`: if nobody has removed it, see the cloud's own records for who deleted its disk`)
+			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "nothing takes its place")
+			s.eventuallyReleased()
+			assertNothingLost(t, s.Engine, "busy")
+
+			t.Log("the region has no volumes")
+			s.takeVolumesFromRegion(t)
+			_, err = s.Try("volume", "create", "--driver", "blockvol", "new")
+			s.isTold(t, err, `VolumeDriver.Create: `+told.withoutVolumes+`: volume "new" was not created`)
+			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "nothing is half made")
+		})
+	}
+}
+
+// troubled is a server whose account a test has in its hand.
+type troubled struct {
+	*server
+	limit   *atomic.Pointer[cloud.Bucket] // of all calls
+	secrets []string                      // that nobody may be shown
+}
+
+// launchIntoTrouble returns a server whose token is in a file, which is there when the plugin has started.
+func launchIntoTrouble(t *testing.T, kind fronts.Kind) *troubled {
+	t.Helper()
+	s := &troubled{limit: new(atomic.Pointer[cloud.Bucket])}
+	s.limit.Store(&cloud.Bucket{})
+	kind.Cloud.Limits = func(string) cloud.Bucket { return *s.limit.Load() }
+	settings := kind.Settings
+	kind.Settings = func(f fronts.Front, instance, api, metadata string) []string {
+		all := settings(f, instance, api, metadata)
+		for i, setting := range all {
+			if name, value, _ := strings.Cut(setting, "="); strings.HasSuffix(name, "_TOKEN") || strings.HasSuffix(name, "_SECRET") {
+				all[i] = name + "_FILE=/data/state/token"
+				s.secrets = append(s.secrets, value)
+			}
+		}
+		return all
+	}
+	s.server = openAccount(t, kind).launch(t)
+	for _, secret := range s.secrets {
+		s.putToken(t, secret)
+	}
+	if aws, is := s.account.front.(interface {
+		Credentials(instance string) (keyID, secret, token string)
+	}); is {
+		_, secret, token := aws.Credentials(s.id)
+		s.secrets = append(s.secrets, secret, token)
+	}
+	require.NotEmpty(t, s.secrets)
+	t.Cleanup(func() {
+		for _, secret := range s.secrets {
+			assert.NotContains(t, s.Log(), secret)
+		}
+	})
+	return s
+}
+
+func (s *troubled) putToken(t *testing.T, secret string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(filepath.Join(s.State, "token"), []byte(secret+"\n"), 0o600))
+}
+
+// revoke makes the cloud refuse whatever the node asks, until there is a token again: another one, where it has one.
+func (s *troubled) revoke(t *testing.T) (renew func()) {
+	t.Helper()
+	switch front := s.account.front.(type) {
+	case *stackFront.Front:
+		front.Revoke(s.id)
+		return func() { front.Restore(s.id) }
+	case interface {
+		Token(instance string) string
+		Revoke(token string)
+	}:
+		front.Revoke(s.secrets[0])
+		return func() {
+			another := front.Token("another")
+			s.secrets = append(s.secrets, another)
+			s.putToken(t, another)
+		}
+	default:
+		return s.account.Inject(cloud.Rule{Fault: cloud.Fail, Code: "AuthFailure"})
+	}
+}
+
+// setClock sets the cloud's clock. What OpenStack issues for a time is of that clock then.
+func (s *troubled) setClock(ahead time.Duration) {
+	s.account.SetClock(ahead)
+	s.endTokens()
+}
+
+// endTokens ends the tokens that OpenStack has issued for a time.
+func (s *troubled) endTokens() {
+	if front, is := s.account.front.(*stackFront.Front); is {
+		front.Expire(s.id)
+	}
+}
+
+// takeVolumesFromRegion makes the region one that has no volumes: on EC2, no gp3; at Hetzner, where all have some, no space for any
+// more. On OpenStack Docker asks for a quarter of a minute whether there is such a volume already.
+func (s *troubled) takeVolumesFromRegion(t *testing.T) {
+	t.Helper()
+	refuse := func(action, code string) {
+		s.account.Inject(cloud.Rule{Action: action, Fault: cloud.Fail, Code: code})
+	}
+	switch front := s.account.front.(type) {
+	case *linodeFront.Front:
+		front.Withdraw(s.account.Zones()[0])
+	case *stackFront.Front:
+		front.Withdraw("volumev3")
+		s.endTokens()
+	default:
+		switch s.account.kind.Provider {
+		case "aws":
+			refuse("CreateVolume", "UnknownVolumeType.Unsupported")
+		case "digitalocean":
+			refuse("POST /v2/volumes", "422 Storage is not supported for this region")
+		case "hetzner":
+			refuse("POST /v1/volumes", "no_space_left_in_location there is no volume space left in this location")
+		default:
+			t.Fatalf("how does %s tell that?", s.account.kind.Name)
+		}
+	}
+}
+
+// isTold asserts that Docker passes on this sentence, and no secret.
+func (s *troubled) isTold(t *testing.T, err error, sentence string) {
+	t.Helper()
+	require.Error(t, err)
+	for _, secret := range s.secrets {
+		assert.NotContains(t, err.Error(), secret)
+	}
+	_, told, _ := strings.Cut(err.Error(), "Error response from daemon: ")
+	told, _, _ = strings.Cut(told, "\n")
+	if _, after, is := strings.Cut(told, "VolumeDriver."); is {
+		told = "VolumeDriver." + after
+	}
+	providertest.Sentence(t, errors.New(told))
+	assert.Regexp(t, "^"+strings.ReplaceAll(regexp.QuoteMeta(sentence), "…", ".*")+`\.?$`, told)
+	t.Log(told)
+}
+
+func (s *troubled) mountIsRefused(t *testing.T, sentence string) {
+	t.Helper()
+	_, err := s.Try("run", "--rm", "--volume", "db:/data", "busybox", "true")
+	s.isTold(t, err, `VolumeDriver.Mount: `+sentence+`: volume "db" cannot be mounted on node `+s.id)
+}
+
+// isWell asserts that the data of before are there.
+func (s *troubled) isWell(t *testing.T) {
+	t.Helper()
+	begin := time.Now()
+	assert.Equal(t, "hello", once(s.Engine, "db", "cat /data/letter"))
+	assert.Less(t, time.Since(begin), 30*time.Second)
+}
+
+// answersQuickly asserts that Docker learns that the volumes exist, although the cloud cannot be asked.
+func (s *troubled) answersQuickly(t *testing.T) {
+	t.Helper()
+	begin := time.Now()
+	assert.ElementsMatch(t, []string{"db", "gone", "busy"}, strings.Fields(s.Docker("volume", "ls", "--quiet")))
+	for _, volume := range []string{"db", "busy"} {
+		assert.Equal(t, "blockvol:latest", s.Docker("volume", "inspect", "--format", "{{.Driver}}", volume))
+	}
+	assert.Less(t, time.Since(begin), 10*time.Second)
+}
+
+// disks are the names of the volumes that the cloud has.
+func (s *troubled) disks() (names []string) {
+	for _, v := range fronts.Disks(s.account.Cloud) {
+		name := v.ID
+		for _, of := range []string{"db", "busy", "gone", "new"} {
+			if s.account.kind.Named(v, "default", of) {
+				name = of
+			}
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+// deleteUnseen deletes a volume at the cloud, right after that has told that it is there.
+func (s *troubled) deleteUnseen(t *testing.T, name string) {
+	t.Helper()
+	s.Eventually("the cloud is asked for the volume", func() error {
+		before := s.account.Calls()
+		s.Docker("volume", "inspect", name)
+		if maps.Equal(before, s.account.Calls()) {
+			return errors.New("the plugin knows enough")
+		}
+		return nil
+	})
+	for _, v := range fronts.Disks(s.account.Cloud) {
+		if !s.account.kind.Named(v, "default", name) {
+			continue
+		}
+		_, err := s.account.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error { return r.DeleteVolume(v.ID) })
+		require.NoError(t, err)
+	}
+	s.Eventually("the cloud has deleted it", func() error {
+		for _, left := range s.disks() {
+			if left == name {
+				return fmt.Errorf("%s is there", name)
+			}
+		}
+		return nil
+	})
+}
