@@ -33,7 +33,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	if spec.Encrypted || spec.KMSKey != "" {
 		return nil, fmt.Errorf("%w: DigitalOcean offers no choice of encryption: leave encrypted and kms-key out", providers.ErrInvalid)
 	}
-	here, err := p.locate(ctx)
+	here, err := p.here.Get(ctx)
 	if err != nil {
 		return nil, err
 	}

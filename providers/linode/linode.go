@@ -72,8 +72,8 @@ type Provider struct {
 	rest    *rest.Client
 	api     sdk.Client
 
-	nodes  *batch.Asker[providers.Node] // under "": this one
-	byKey  *batch.Asker[[]sdk.Volume]   // volumes by lookup key
+	node   *batch.Kept[providers.Node] // this one
+	byKey  *batch.Asker[[]sdk.Volume]  // volumes by lookup key
 	memory memory
 	linode rest.Line // changes of a Linode
 	volume rest.Line // changes of a volume's tags, by this process
@@ -112,7 +112,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.api.SetDebug(false).SetLogger(silence{}).SetRetryCount(0)
 	p.api.UseCache(false)
-	p.nodes = batch.New(p.askNode, 1)
+	p.node = batch.Keep("which Linode this is", p.identify)
 	p.byKey = batch.New(p.askByKey, maxAlternatives)
 	return p, nil
 }
@@ -144,28 +144,7 @@ func (silence) Debugf(string, ...any) {}
 func (p *Provider) Supports() []string { return []string{"encrypted", "tags", "zone"} }
 
 // Node tells which Linode this is, by its metadata service unless the settings say it.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
-	if node, known := p.memory.self(); known {
-		return node, ctx.Err()
-	}
-	node, _, err := p.nodes.Get(ctx, "")
-	if err != nil && ctx.Err() != nil {
-		return node, fmt.Errorf("which Linode this is, is still being asked: %w", ctx.Err())
-	}
-	return node, err
-}
-
-func (p *Provider) askNode(ctx context.Context, keys []string) (map[string]providers.Node, error) {
-	node, known := p.memory.self()
-	if !known {
-		var err error
-		if node, err = p.identify(ctx); err != nil {
-			return nil, err
-		}
-		p.memory.be(node)
-	}
-	return map[string]providers.Node{keys[0]: node}, nil
-}
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }
 
 func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 	node := providers.Node{ID: p.cfg.Instance, Zone: p.cfg.Region}

@@ -3,8 +3,6 @@ package linode
 import (
 	"sync"
 	"time"
-
-	"github.com/blockvol/blockvol/providers"
 )
 
 const (
@@ -18,7 +16,6 @@ const (
 // memory is what this process knows by itself.
 type memory struct {
 	mu    sync.Mutex
-	node  providers.Node // empty before it is known
 	ours  map[int]time.Time
 	going map[int]departure
 }
@@ -28,18 +25,6 @@ type departure struct {
 	node  string
 	since time.Time
 	taken bool // by Linode's word; otherwise there was no answer
-}
-
-func (m *memory) self() (providers.Node, bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.node, m.node.ID != ""
-}
-
-func (m *memory) be(node providers.Node) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.node = node
 }
 
 // know notes that a read, or a write, has shown the volume to be ours.
