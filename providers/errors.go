@@ -19,6 +19,11 @@ var (
 	ErrUnavailable = errors.New("cloud cannot be reached")
 )
 
+// NotOurs is ErrNotFound for a volume that is there, and another cluster's or nobody's.
+func NotOurs(id string) error {
+	return fmt.Errorf("%w: %s is no volume of this cluster", ErrNotFound, id)
+}
+
 // HeldError is ErrHeld with the node that holds the volume.
 type HeldError struct {
 	Volume string // id

@@ -299,7 +299,7 @@ func (p *Provider) lookupOurs(ctx context.Context, id string) (godo.Volume, erro
 		return v, err
 	}
 	if is := identityOf(v.Tags); is.cluster != p.cluster() || is.name == "" {
-		return v, fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
+		return v, providers.NotOurs(id)
 	}
 	return v, nil
 }
@@ -380,7 +380,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 	case !is.owned():
 		return nil
 	case is.cluster != p.cluster():
-		return fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
+		return providers.NotOurs(id)
 	}
 	if held := p.attachmentOf(v, asked); held.State != providers.Detached {
 		return &providers.HeldError{Volume: id, Node: held.Node}

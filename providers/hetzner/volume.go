@@ -156,7 +156,7 @@ func (p *Provider) describe(ctx context.Context, from *schema.Volume, ask bool) 
 		return nil, err
 	}
 	if !p.isOurs(from) { // any more
-		return nil, notOurs(text(from.ID))
+		return nil, providers.NotOurs(text(from.ID))
 	}
 	b := read(from.Labels)
 	return &providers.Volume{
@@ -198,13 +198,9 @@ func (p *Provider) get(ctx context.Context, id string) (*schema.Volume, error) {
 func (p *Provider) getOurs(ctx context.Context, id string) (*schema.Volume, error) {
 	v, err := p.get(ctx, id)
 	if err == nil && !p.isOurs(v) {
-		err = notOurs(id)
+		err = providers.NotOurs(id)
 	}
 	return v, err
-}
-
-func notOurs(id string) error {
-	return fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
 }
 
 // Delete destroys the volume. Hetzner itself refuses one that is attached.
@@ -244,7 +240,7 @@ func (p *Provider) unheld(ctx context.Context, v *schema.Volume) (*schema.Volume
 	case held.State != providers.Detached && held.State != providers.AttachFailed:
 		return nil, &providers.HeldError{Volume: id, Node: held.Node}
 	case !p.isOurs(v):
-		return nil, notOurs(id)
+		return nil, providers.NotOurs(id)
 	}
 	return v, nil
 }
@@ -378,7 +374,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 			return nil
 		}
 		if !p.isOurs(v) {
-			return notOurs(id)
+			return providers.NotOurs(id)
 		}
 		if v, err = p.unheld(ctx, v); err != nil {
 			return err

@@ -267,7 +267,3 @@ func numberOf(id string) (int, error) {
 	}
 	return n, nil
 }
-
-func notOurs(id int) error {
-	return fmt.Errorf("%w: %d is no volume of this cluster", providers.ErrNotFound, id)
-}

@@ -225,7 +225,7 @@ func (p *Provider) getOurs(ctx context.Context, id int) (*sdk.Volume, time.Time,
 	}
 	if !p.isOurs(v.Tags) {
 		p.memory.forget(id)
-		return nil, asked, notOurs(id)
+		return nil, asked, providers.NotOurs(strconv.Itoa(id))
 	}
 	return v, asked, nil
 }
@@ -273,7 +273,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 	}
 	_, _, err = p.retag(ctx, n, func(v *sdk.Volume, _ time.Time) ([]string, error) {
 		if !p.isOurs(v.Tags) {
-			return nil, notOurs(n)
+			return nil, providers.NotOurs(id)
 		}
 		rec, err := recordOf(v.Tags)
 		if err != nil {
@@ -351,7 +351,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 			return nil, nil
 		}
 		if !p.isOurs(v.Tags) {
-			return nil, notOurs(n)
+			return nil, providers.NotOurs(id)
 		}
 		if held := p.attachmentOf(v, asked); held.State != providers.Detached {
 			return nil, &providers.HeldError{Volume: id, Node: held.Node}

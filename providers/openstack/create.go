@@ -186,7 +186,10 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec) error {
 
 // order puts the specification into Cinder's words, and refuses what Cinder does not sell.
 func (p *Provider) order(ctx context.Context, spec providers.Spec) (volumes.CreateOpts, error) {
-	gibs := gibOf(spec.Size)
+	gibs, err := sizes.Of(spec.Size)
+	if err != nil {
+		return volumes.CreateOpts{}, err
+	}
 	marks := p.marks(spec)
 	if spec.Snapshot != "" {
 		from, err := p.sourceOf(ctx, spec.Snapshot)
@@ -203,8 +206,8 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec) (volumes.Crea
 		maps.Copy(inherited, marks)
 		marks = inherited
 	}
-	if gibs < 1 || gibs > maxGiB {
-		return volumes.CreateOpts{}, fmt.Errorf("%w: the size is %d GiB, and Cinder's volumes have 1 to %d", providers.ErrInvalid, gibs, maxGiB)
+	if gibs == 0 {
+		return volumes.CreateOpts{}, sizes.Refuse(0)
 	}
 	marks[keyState], marks[keyMaker] = stateNew, p.maker
 	const longest = 255
@@ -403,11 +406,4 @@ func (p *Provider) giveUp(ctx context.Context, v volumes.Volume) error {
 		return fmt.Errorf("%w; and it is still there: %w", err, left)
 	}
 	return err
-}
-
-func gibOf(bytes int64) int64 {
-	if bytes > 1<<62 { // the sum below must not overflow
-		return bytes / gib
-	}
-	return (bytes + gib - 1) / gib
 }

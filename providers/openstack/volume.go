@@ -26,9 +26,11 @@ import (
 
 const (
 	gib     = 1 << 30
-	maxGiB  = 1<<31 - 1 // Cinder counts no further
-	perPage = 1000      // the most that Cinder gives at once, unless it is configured otherwise
+	perPage = 1000 // the most that Cinder gives at once, unless it is configured otherwise
 )
+
+// sizes go as far as Cinder counts.
+var sizes = providers.Sizes{Cloud: "Cinder", Least: 1, Most: 1<<31 - 1}
 
 var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
@@ -291,7 +293,7 @@ func (p *Provider) getOurs(ctx context.Context, id string) (volumes.Volume, erro
 	v, err := p.get(ctx, id)
 	if err == nil && !p.isOurs(v.Metadata) {
 		p.lose(id)
-		return v, fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
+		return v, providers.NotOurs(id)
 	}
 	return v, err
 }
@@ -440,7 +442,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 	case owner == "":
 		return nil
 	case owner != p.cluster || p.isCandidate(v.Metadata):
-		return fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
+		return providers.NotOurs(id)
 	}
 	if held, err := p.attachmentOf(ctx, v); err != nil {
 		return err
