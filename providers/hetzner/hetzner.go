@@ -40,6 +40,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/rest"
 )
@@ -74,7 +75,7 @@ type Provider struct {
 	byName  *batch.Asker[[]*schema.Volume] // volumes by lookup key
 	node    *batch.Kept[providers.Node]    // this one
 	servers rest.Line                      // changes of one server
-	volumes turns                          // changes of one volume by this process
+	volumes keymutex.KeyMutex              // changes of one volume by this process
 	memory  memory
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
 )
 
@@ -409,4 +410,26 @@ func forgotten(v *schema.Volume) string {
 func isRefusal(err error) bool {
 	var r *refusal
 	return errors.As(err, &r)
+}
+
+// changing carries out a change of a volume when no other of this process is under way, and again while Hetzner is too busy.
+func (p *Provider) changing(ctx context.Context, id string, change func(context.Context) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	unlock, err := p.volumes.Lock(ctx, id)
+	if err != nil {
+		return fmt.Errorf("%w: another change of volume %s is under way in this process, and the call's time is over: %w", providers.ErrBusy, id, err)
+	}
+	defer unlock()
+	retry := pace.Backoff{Most: 4 * time.Second}
+	for {
+		err := change(ctx)
+		if !errors.Is(err, providers.ErrBusy) {
+			return err
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w", err, over)
+		}
+	}
 }

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
@@ -29,40 +28,6 @@ type times struct {
 
 var usual = times{lag: 3 * time.Second, life: time.Minute, patience: 2 * time.Minute, ancient: time.Hour}
 
-// locks lets one at a time have a name.
-type locks struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
-}
-
-// lock returns when the caller has the name, until it unlocks, or ctx.Err().
-func (l *locks) lock(ctx context.Context, name string) (unlock func(), err error) {
-	for {
-		l.mu.Lock()
-		before, busy := l.held[name]
-		if !busy {
-			if l.held == nil {
-				l.held = make(map[string]chan struct{})
-			}
-			mine := make(chan struct{})
-			l.held[name] = mine
-			l.mu.Unlock()
-			return func() {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				delete(l.held, name)
-				close(mine)
-			}, nil
-		}
-		l.mu.Unlock()
-		select {
-		case <-before:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
 // Create returns the volume once Cinder calls it available. How two nodes get one volume, the package's comment says.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
 	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
@@ -71,7 +36,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	if spec.IOPS != 0 || spec.Throughput != 0 || spec.Encrypted || spec.KMSKey != "" || spec.Size < 0 {
 		return nil, fmt.Errorf("%w: Cinder has sizes of 1 GiB and more, and IOPS, throughput and encryption are matters of its volume types: choose a type", providers.ErrInvalid)
 	}
-	unlock, err := p.names.lock(ctx, spec.Name)
+	unlock, err := p.names.Lock(ctx, spec.Name)
 	if err != nil {
 		return nil, err
 	}

@@ -68,6 +68,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/rest"
 )
@@ -106,7 +107,7 @@ type Provider struct {
 	session *batch.Kept[*session]
 	node    *batch.Kept[providers.Node] // this one
 	byName  *batch.Asker[listing]
-	names   locks // creates of one name, one at a time
+	names   keymutex.KeyMutex // creates of one name, one at a time
 
 	mu        sync.Mutex
 	spent     string               // the token before
