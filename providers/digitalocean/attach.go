@@ -25,17 +25,10 @@ type move struct {
 // unasked is how long a move is taken to be under way without a look at its action.
 const unasked = 10 * time.Second
 
-func (p *Provider) moved(volume string, m move) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.moves[volume] = m
-}
-
 // moving returns what this process has asked for last, if it has not found that to be over.
 func (p *Provider) moving(volume string) (move, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m, is := p.moves[volume]
+	last, _ := p.moves.Load(volume)
+	m, is := last.(move)
 	return m, is
 }
 
@@ -46,16 +39,14 @@ func (p *Provider) attachmentOf(v godo.Volume, asked time.Time) providers.Attach
 	if len(v.DropletIDs) > 0 {
 		shown = strconv.Itoa(v.DropletIDs[0])
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m, is := p.moves[v.ID]
+	m, is := p.moving(v.ID)
 	if is && !asked.Before(m.at) {
-		switch {
+		switch before := m; {
 		case m.in && shown == m.node, !m.in && shown == "":
 			m.shown = true
-			p.moves[v.ID] = m
+			p.moves.CompareAndSwap(v.ID, before, m)
 		case shown != "" && shown != m.node: // another's since
-			delete(p.moves, v.ID)
+			p.moves.CompareAndDelete(v.ID, m)
 			is = false
 		}
 	}
@@ -101,17 +92,13 @@ func (p *Provider) settle(ctx context.Context, v godo.Volume, asked time.Time) (
 
 // ended notes that a move is over, or why it failed, unless another has been made since.
 func (p *Provider) ended(volume string, m move, problem string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.moves[volume] != m {
-		return
-	}
 	if problem == "" {
-		delete(p.moves, volume)
+		p.moves.CompareAndDelete(volume, m)
 		return
 	}
-	m.problem = problem
-	p.moves[volume] = m
+	failed := m
+	failed.problem = problem
+	p.moves.CompareAndSwap(volume, m, failed)
 }
 
 // Attach asks once, and again only while the droplet or the volume is busy with something else.
@@ -129,7 +116,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		err = p.explain(ctx, fmt.Sprintf("the request to attach volume %s to droplet %s", id, node), err, action != nil && action.ID != 0)
 		switch {
 		case err == nil:
-			p.moved(id, move{node: node, in: true, action: action.ID, at: time.Now()})
+			p.moves.Store(id, move{node: node, in: true, action: action.ID, at: time.Now()})
 			return nil
 		case errors.Is(err, errAttached):
 			return p.holds(ctx, id, node, err)
@@ -182,7 +169,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 		err = p.explain(ctx, fmt.Sprintf("the request to detach volume %s from droplet %s", id, node), err, action != nil && action.ID != 0)
 		switch {
 		case err == nil:
-			p.moved(id, move{node: node, action: action.ID, at: time.Now()})
+			p.moves.Store(id, move{node: node, action: action.ID, at: time.Now()})
 			return nil
 		case errors.Is(err, errNotAttached), isMissing(err):
 			return p.released(ctx, id, node, err)

@@ -98,7 +98,7 @@ func TestADetachThatFailsLeavesTheVolumeAttached(t *testing.T) {
 		w.attach(p, v)
 		time.Sleep(time.Minute)
 		w.find(p, "db")
-		p.moved(v.ID, move{node: node, action: 1, at: time.Now()}) // one that DigitalOcean has forgotten
+		p.moves.Store(v.ID, move{node: node, action: 1, at: time.Now()}) // one that DigitalOcean has forgotten
 		assert.Equal(t, providers.Detaching, w.find(p, "db").Attachment.State)
 		time.Sleep(time.Minute)
 		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)

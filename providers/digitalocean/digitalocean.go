@@ -34,7 +34,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/digitalocean/godo"
 	"github.com/sirupsen/logrus"
@@ -42,6 +41,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -81,10 +81,10 @@ type Provider struct {
 	byNode *batch.Asker[godo.Droplet]
 	here   *batch.Kept[place]
 
+	ours    recent.Map[string, bool] // by id: whether a volume is this cluster's
+	moves   sync.Map                 // by id: the move that this process has asked for last
 	mu      sync.Mutex
-	ours    map[string]time.Time // by id: when a volume was last seen as this cluster's
-	aliases map[string]string    // by name: what a volume is called in DigitalOcean, if not as create calls it first
-	moves   map[string]move      // by id: what this process has asked for
+	aliases map[string]string // by name: what a volume is called in DigitalOcean, if not as create calls it first
 }
 
 var (
@@ -128,9 +128,7 @@ func New(cfg Config) (*Provider, error) {
 			return refuse("%s is no URL such as %s", setting, defaultAPI)
 		}
 	}
-	p := &Provider{
-		cfg: cfg, ours: map[string]time.Time{}, aliases: map[string]string{}, moves: map[string]move{},
-	}
+	p := &Provider{cfg: cfg, aliases: map[string]string{}}
 	p.http = rest.New(rest.Config{
 		Cloud: "DigitalOcean", Endpoint: settingAPI, Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
 	})

@@ -223,13 +223,7 @@ func (p *Provider) describe(from godo.Volume, asked time.Time) *providers.Volume
 	if from.Region != nil {
 		v.Zone = from.Region.Slug
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if is.cluster == p.cluster() {
-		p.ours[from.ID] = asked
-	} else {
-		delete(p.ours, from.ID)
-	}
+	p.ours.See(from.ID, asked, is.cluster == p.cluster())
 	return v
 }
 
@@ -243,15 +237,14 @@ func (p *Provider) lookup(ctx context.Context, id string) (godo.Volume, error) {
 		}
 		return godo.Volume{}, fmt.Errorf("%w: %q is no id of a DigitalOcean volume, which looks like 506f78a4-e098-11e5-ad9f-000f53306ae1", providers.ErrNotFound, quote.Clip(id))
 	}
+	asked := time.Now()
 	v, found, err := p.byID.Get(ctx, id)
 	if err != nil {
 		return godo.Volume{}, err
 	}
 	if !found {
-		p.mu.Lock()
-		delete(p.ours, id)
-		delete(p.moves, id)
-		p.mu.Unlock()
+		p.ours.See(id, asked, false)
+		p.moves.Delete(id)
 		return godo.Volume{}, fmt.Errorf("%w: DigitalOcean has no volume %s", providers.ErrNotFound, id)
 	}
 	return v, nil
@@ -312,10 +305,7 @@ const (
 
 // ensureOurs returns an error unless the volume is this cluster's. DigitalOcean is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
-	p.mu.Lock()
-	seen, known := p.ours[id]
-	p.mu.Unlock()
-	if known && time.Since(seen) < age {
+	if ours, known := p.ours.Within(age, id); known && ours {
 		return ctx.Err()
 	}
 	asked := time.Now()
@@ -393,9 +383,7 @@ func (p *Provider) disown(ctx context.Context, v godo.Volume) error {
 	if err := p.untag(ctx, v.ID, tagsOf(v, textCluster)); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.ours, v.ID)
+	p.ours.See(v.ID, time.Now(), false)
 	return nil
 }
 

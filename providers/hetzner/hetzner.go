@@ -34,6 +34,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 	"github.com/sirupsen/logrus"
@@ -42,6 +43,7 @@ import (
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -76,7 +78,8 @@ type Provider struct {
 	node    *batch.Kept[providers.Node]    // this one
 	servers rest.Line                      // changes of one server
 	volumes keymutex.KeyMutex              // changes of one volume by this process
-	memory  memory
+	seen    recent.Map[int64, sighting]    // volumes
+	moves   sync.Map                       // by id of a volume: its last move, until its end is seen
 }
 
 var (

@@ -59,7 +59,7 @@ func (p *Provider) list(ctx context.Context, filter, value string) ([]*schema.Vo
 }
 
 func (p *Provider) saw(v *schema.Volume, asked time.Time) {
-	p.memory.see(v.ID, sighting{asked, p.isOurs(v), v.Protection.Delete})
+	p.seen.See(v.ID, asked, sighting{p.isOurs(v), v.Protection.Delete})
 }
 
 func (p *Provider) askByName(ctx context.Context, keys []string) (map[string][]*schema.Volume, error) {
@@ -266,7 +266,7 @@ func (p *Provider) destroy(ctx context.Context, v *schema.Volume) error {
 			continue
 		}
 		if err == nil {
-			p.memory.see(v.ID, sighting{at: time.Now()})
+			p.seen.See(v.ID, time.Now(), sighting{})
 		}
 		return err
 	}
@@ -285,7 +285,7 @@ func (p *Provider) protect(ctx context.Context, id string, on bool) error {
 	if err := p.await(ctx, "change the protection of volume "+id, a); err != nil {
 		return err
 	}
-	p.memory.see(number(id), sighting{time.Now(), true, on})
+	p.seen.See(number(id), time.Now(), sighting{true, on})
 	return nil
 }
 

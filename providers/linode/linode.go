@@ -9,7 +9,7 @@
 // read right before; see Detach for what remains possible.
 //
 // The API shows no attachment on its way: a volume has its Linode from the moment it is asked for, before the device is there,
-// and keeps it until the device is gone. So this process remembers what it has asked to be detached; see memory.
+// and keeps it until the device is gone. So this process remembers what it has asked to be detached; see departure.
 //
 // # What it costs
 //
@@ -37,6 +37,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 
 	sdk "github.com/linode/linodego"
 	"github.com/sirupsen/logrus"
@@ -44,6 +45,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -74,9 +76,10 @@ type Provider struct {
 
 	node   *batch.Kept[providers.Node] // this one
 	byKey  *batch.Asker[[]sdk.Volume]  // volumes by lookup key
-	memory memory
-	linode rest.Line // changes of a Linode
-	volume rest.Line // changes of a volume's tags, by this process
+	ours   recent.Map[int, bool]       // whether a volume is this cluster's
+	going  sync.Map                    // by id of a volume: the departure that this process has asked for
+	linode rest.Line                   // changes of a Linode
+	volume rest.Line                   // changes of a volume's tags, by this process
 }
 
 var (

@@ -172,7 +172,7 @@ func (p *Provider) describe(from *sdk.Volume, asked time.Time) (*providers.Volum
 	if err != nil {
 		return nil, fmt.Errorf("volume %q (%d): %w", is.name, from.ID, err)
 	}
-	p.memory.know(from.ID)
+	p.ours.See(from.ID, asked, true)
 	v := &providers.Volume{
 		ID:         strconv.Itoa(from.ID),
 		Name:       is.name,
@@ -195,7 +195,7 @@ func (p *Provider) attachmentOf(v *sdk.Volume, asked time.Time) providers.Attach
 	if v.LinodeID != nil && *v.LinodeID != 0 {
 		held = providers.Attachment{Node: strconv.Itoa(*v.LinodeID), State: providers.Attached}
 	}
-	if does, _ := p.memory.leaves(v.ID, held.Node, asked); does {
+	if does, _ := p.leaves(v.ID, held.Node, asked); does {
 		held.State = providers.Detaching
 	}
 	return held
@@ -212,7 +212,7 @@ func (p *Provider) get(ctx context.Context, id int) (*sdk.Volume, time.Time, err
 		return v, err
 	})
 	if errors.Is(err, providers.ErrNotFound) {
-		p.memory.forget(id)
+		p.forget(id, asked)
 	}
 	return v, asked, err
 }
@@ -224,7 +224,7 @@ func (p *Provider) getOurs(ctx context.Context, id int) (*sdk.Volume, time.Time,
 		return nil, asked, err
 	}
 	if !p.isOurs(v.Tags) {
-		p.memory.forget(id)
+		p.forget(id, asked)
 		return nil, asked, providers.NotOurs(strconv.Itoa(id))
 	}
 	return v, asked, nil
@@ -359,7 +359,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 		return without(v.Tags, markPrefix), nil
 	})
 	if err == nil {
-		p.memory.forget(n)
+		p.forget(n, time.Now())
 	}
 	return err
 }
@@ -396,7 +396,7 @@ func (p *Provider) destroy(ctx context.Context, id int) error {
 		return struct{}{}, p.api.DeleteVolume(ctx, id)
 	})
 	if err == nil || errors.Is(err, providers.ErrNotFound) {
-		p.memory.forget(id)
+		p.forget(id, time.Now())
 		return nil
 	}
 	return err

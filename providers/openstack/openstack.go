@@ -70,6 +70,7 @@ import (
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -109,9 +110,10 @@ type Provider struct {
 	byName  *batch.Asker[listing]
 	names   keymutex.KeyMutex // creates of one name, one at a time
 
+	ours recent.Map[string, bool] // by id: whether a volume is this cluster's
+
 	mu        sync.Mutex
 	spent     string               // the token before
-	ours      map[string]time.Time // by id: when a volume was last known to be this cluster's
 	sent      map[string]time.Time // by name: when this process last asked for a volume of it
 	withdrawn map[string]bool      // by id: candidates that this process has begun to delete
 	doubts    map[string]time.Time // by id: when a request that settles a candidate was not answered
@@ -152,7 +154,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p := &Provider{
 		cfg: cfg, cluster: cfg.Cluster, maker: rand.Text(), times: usual,
-		ours: make(map[string]time.Time), sent: make(map[string]time.Time),
+		sent:      make(map[string]time.Time),
 		withdrawn: make(map[string]bool), doubts: make(map[string]time.Time), told: make(map[string]bool), seen: make(map[string]time.Time),
 	}
 	p.way = rest.New(rest.Config{

@@ -210,7 +210,7 @@ func (p *Provider) describe(ctx context.Context, from volumes.Volume) (*provider
 	if err != nil {
 		return nil, err
 	}
-	p.know(from.ID)
+	p.ours.See(from.ID, time.Now(), true)
 	name, _ := p.nameOf(from.Metadata)
 	return &providers.Volume{
 		ID: from.ID, Name: name, Size: int64(from.Size) * gib, CreatedAt: from.CreatedAt.UTC(), Serial: from.ID,
@@ -276,13 +276,13 @@ func (p *Provider) get(ctx context.Context, id string) (volumes.Volume, error) {
 		return volumes.Volume{}, fmt.Errorf("%w: it is not known whether there is a volume %s: %w", providers.ErrUnavailable, id, quote.Error(strings.TrimPrefix(err.Error(), providers.ErrNotFound.Error()+": "), ctx.Err()))
 	case err != nil:
 		if refused(err, http.StatusNotFound) {
-			p.lose(id)
+			p.ours.See(id, time.Now(), false)
 		}
 		return volumes.Volume{}, err
 	case v.ID != id:
 		return volumes.Volume{}, fmt.Errorf("%w: Cinder was asked about volume %s and answers about %q", providers.ErrUnavailable, id, quote.Clip(v.ID))
 	case !exists(*v):
-		p.lose(id)
+		p.ours.See(id, time.Now(), false)
 		return volumes.Volume{}, fmt.Errorf("%w: volume %s is being deleted", providers.ErrNotFound, id)
 	}
 	return *v, nil
@@ -292,7 +292,7 @@ func (p *Provider) get(ctx context.Context, id string) (volumes.Volume, error) {
 func (p *Provider) getOurs(ctx context.Context, id string) (volumes.Volume, error) {
 	v, err := p.get(ctx, id)
 	if err == nil && !p.isOurs(v.Metadata) {
-		p.lose(id)
+		p.ours.See(id, time.Now(), false)
 		return v, providers.NotOurs(id)
 	}
 	return v, err
@@ -304,29 +304,14 @@ const (
 	whileHeld = 365 * 24 * time.Hour
 )
 
-func (p *Provider) know(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.ours[id] = time.Now()
-}
-
-func (p *Provider) lose(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.ours, id)
-}
-
 // ensureOurs returns an error unless the volume is this cluster's. Cinder is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
-	p.mu.Lock()
-	known, is := p.ours[id]
-	p.mu.Unlock()
-	if is && time.Since(known) < age {
+	if ours, known := p.ours.Within(age, id); known && ours {
 		return ctx.Err()
 	}
 	_, err := p.getOurs(ctx, id)
 	if err == nil {
-		p.know(id)
+		p.ours.See(id, time.Now(), true)
 	}
 	return err
 }
@@ -449,7 +434,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 	} else if held.State != providers.Detached {
 		return &providers.HeldError{Volume: id, Node: held.Node}
 	}
-	p.lose(id)
+	p.ours.See(id, time.Now(), false)
 	return p.write(ctx, id, unnamed(stateForgotten))
 }
 
@@ -477,7 +462,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 		err = p.whyNotDeleted(ctx, id, err)
 	}
 	if err == nil || errors.Is(err, providers.ErrNotFound) {
-		p.lose(id)
+		p.ours.See(id, time.Now(), false)
 		return nil
 	}
 	return err
