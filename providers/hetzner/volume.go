@@ -16,6 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/rest"
 )
 
 const gib = 1 << 30
@@ -23,39 +24,30 @@ const gib = 1 << 30
 // perPage is the greatest page (API reference, "Pagination").
 const perPage = 50
 
-// list returns all volumes that one of the API's filters lets through. A page is cut out of the whole at the moment when it is
-// asked for, so that a deletion meanwhile moves a volume to a page that has been read: then all are read again.
+// list returns all volumes that one of the API's filters lets through.
 func (p *Provider) list(ctx context.Context, filter, value string) ([]*schema.Volume, error) {
 	const request = "the request for a list of volumes"
 	query := url.Values{filter: {value}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}}
-	for range 5 {
-		asked := time.Now()
-		var all []*schema.Volume
-		total, moved := 0, false
-		for page := 1; page > 0; {
-			query.Set("page", strconv.Itoa(page))
-			answer, err := p.api.volumes(ctx, query)
-			if err != nil {
-				return nil, p.explain(ctx, request, err)
-			}
-			if answer.Meta.Pagination == nil {
-				return nil, p.notItsOwn(ctx, request)
-			}
-			moved = moved || page > 1 && answer.Meta.Pagination.TotalEntries != total
-			total = answer.Meta.Pagination.TotalEntries
-			for i := range answer.Volumes {
-				all = append(all, &answer.Volumes[i])
-			}
-			page = answer.Meta.Pagination.NextPage
+	asked := time.Now()
+	all, err := rest.Pages("Hetzner Cloud", func(n int) ([]*schema.Volume, int, bool, error) {
+		query.Set("page", strconv.Itoa(n))
+		answer, err := p.api.volumes(ctx, query)
+		switch {
+		case err != nil:
+			return nil, 0, false, p.explain(ctx, request, err)
+		case answer.Meta.Pagination == nil:
+			return nil, 0, false, p.notItsOwn(ctx, request)
 		}
-		if !moved {
-			for _, v := range all {
-				p.saw(v, asked)
-			}
-			return all, nil
+		page := make([]*schema.Volume, len(answer.Volumes))
+		for i := range answer.Volumes {
+			page[i] = &answer.Volumes[i]
 		}
+		return page, answer.Meta.Pagination.TotalEntries, answer.Meta.Pagination.NextPage == 0, nil
+	})
+	for _, v := range all {
+		p.saw(v, asked)
 	}
-	return nil, fmt.Errorf("%w: volumes are made and deleted so fast that a list of all is never whole", providers.ErrBusy)
+	return all, err
 }
 
 func (p *Provider) saw(v *schema.Volume, asked time.Time) {

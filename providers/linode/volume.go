@@ -14,6 +14,7 @@ import (
 	sdk "github.com/linode/linodego"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/rest"
 )
 
 const gib = 1 << 30 // what Linode's documents call a GB of a volume: its device has so many bytes
@@ -21,7 +22,6 @@ const gib = 1 << 30 // what Linode's documents call a GB of a volume: its device
 const (
 	mostPerPage     = 500
 	maxAlternatives = 50 // names in one filter, which is a header
-	listTries       = 3
 )
 
 // list returns all volumes of the account, in any region, that meet a filter ("Filtering and sorting").
@@ -30,21 +30,8 @@ func (p *Provider) list(ctx context.Context, filter map[string]any) ([]sdk.Volum
 	if err != nil {
 		return nil, err
 	}
-	for range listTries {
-		all, whole, err := p.pages(ctx, string(text))
-		if err != nil || whole {
-			return all, err
-		}
-	}
-	return nil, fmt.Errorf("%w: volumes come and go while Linode lists them", providers.ErrBusy)
-}
-
-// pages reads a list page by page. It is not whole if it has changed meanwhile: a volume may have slipped to a page that had been
-// read before.
-func (p *Provider) pages(ctx context.Context, filter string) (all []sdk.Volume, whole bool, err error) {
-	results := 0
-	for page, pages := 1, 1; page <= pages; page++ {
-		opts := &sdk.ListOptions{PageOptions: &sdk.PageOptions{Page: page}, PageSize: mostPerPage, Filter: filter}
+	all, err := rest.Pages("Linode", func(n int) ([]sdk.Volume, int, bool, error) {
+		opts := &sdk.ListOptions{PageOptions: &sdk.PageOptions{Page: n}, PageSize: mostPerPage, Filter: string(text)}
 		volumes, err := call(ctx, p, "the question for volumes", func(ctx context.Context) ([]sdk.Volume, error) {
 			volumes, err := p.api.ListVolumes(ctx, opts)
 			if err == nil && opts.Pages < 1 { // an empty list has a page, too
@@ -52,19 +39,13 @@ func (p *Provider) pages(ctx context.Context, filter string) (all []sdk.Volume, 
 			}
 			return volumes, err
 		})
-		switch {
-		case page > 1 && errors.Is(err, providers.ErrNotFound):
-			return nil, false, nil
-		case err != nil:
-			return nil, false, err
-		case page > 1 && opts.Results != results:
-			return nil, false, nil
+		if n > 1 && errors.Is(err, providers.ErrNotFound) {
+			return nil, -1, false, nil
 		}
-		pages, results = opts.Pages, opts.Results
-		all = append(all, volumes...)
-	}
+		return volumes, opts.Results, n >= opts.Pages, err
+	})
 	slices.SortFunc(all, byID)
-	return slices.CompactFunc(all, func(a, b sdk.Volume) bool { return a.ID == b.ID }), true, nil
+	return slices.CompactFunc(all, func(a, b sdk.Volume) bool { return a.ID == b.ID }), err
 }
 
 func (p *Provider) askByKey(ctx context.Context, keys []string) (map[string][]sdk.Volume, error) {
