@@ -119,7 +119,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 			p.moves.Store(id, move{node: node, in: true, action: action.ID, at: time.Now()})
 			return nil
 		case errors.Is(err, errAttached):
-			return p.holds(ctx, id, node, err)
+			return p.standing(ctx, id, node, err)
 		case isMissing(err):
 			if _, gone := p.lookup(ctx, id); gone != nil {
 				return gone
@@ -132,23 +132,6 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		}
 		return err
 	})
-}
-
-// holds tells whether the node has the volume that DigitalOcean calls attached.
-func (p *Provider) holds(ctx context.Context, id, node string, refusal error) error {
-	asked := time.Now()
-	v, err := p.lookupOurs(ctx, id)
-	if err != nil {
-		return err
-	}
-	switch held := p.attachmentOf(v, asked); held.Node {
-	case node:
-		return nil
-	case "":
-		return fmt.Errorf("%w: it does not say to which droplet: %w", providers.ErrBusy, refusal)
-	default:
-		return &providers.HeldError{Volume: id, Node: held.Node}
-	}
 }
 
 // Detach names the droplet, so that DigitalOcean itself leaves alone what another has by now. It knows no force: a detach from

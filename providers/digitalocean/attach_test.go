@@ -105,6 +105,21 @@ func TestADetachThatFailsLeavesTheVolumeAttached(t *testing.T) {
 	})
 }
 
+func TestWhatIsLeavingIsNotAttachedHere(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		time.Sleep(time.Minute)
+		begin := time.Now()
+		p.moves.Store(v.ID, move{node: node, action: 1, at: begin}) // one that DigitalOcean has forgotten
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		assert.GreaterOrEqual(t, time.Since(begin), unasked)
+		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
+	})
+}
+
 func TestAVolumeThatAnotherNodeTookSinceIsNotThisOnes(t *testing.T) {
 	inBoth(t, cloud.Config{Times: cloud.Times{Attach: time.Second, Detach: time.Second}}, func(t *testing.T, w *world) {
 		a, b := w.node(), w.node()

@@ -319,36 +319,37 @@ func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration)
 // Delete destroys the volume. DigitalOcean itself refuses one that is attached.
 func (p *Provider) Delete(ctx context.Context, id string) error {
 	_, err := p.lookupOurs(ctx, id)
+	if err == nil {
+		err = p.line.Do(ctx, "volume "+id, func(ctx context.Context) error {
+			answer, err := p.api.Storage.DeleteVolume(ctx, id)
+			err = p.done(ctx, "the request to delete volume "+id, answer, err)
+			switch {
+			case isMissing(err):
+				return nil
+			case isConflict(err):
+				return p.standing(ctx, id, "", err)
+			}
+			return err
+		})
+	}
 	if errors.Is(err, providers.ErrNotFound) {
 		return nil
-	} else if err != nil {
-		return err
 	}
-	return p.line.Do(ctx, "volume "+id, func(ctx context.Context) error {
-		answer, err := p.api.Storage.DeleteVolume(ctx, id)
-		err = p.done(ctx, "the request to delete volume "+id, answer, err)
-		switch {
-		case isMissing(err):
-			return nil
-		case isConflict(err):
-			return p.heldAs(ctx, id, err)
-		}
-		return err
-	})
+	return err
 }
 
-// heldAs is the error for a volume that is held, as a refusal says. If no read shows by whom, it is on its way in or out.
-func (p *Provider) heldAs(ctx context.Context, id string, refusal error) error {
+// standing is what a refusal means, to a node or to none, by how the volume stands.
+func (p *Provider) standing(ctx context.Context, id, node string, refusal error) error {
 	asked := time.Now()
-	v, err := p.lookup(ctx, id)
+	v, err := p.lookupOurs(ctx, id)
 	if err != nil {
 		return err
 	}
-	held := p.attachmentOf(v, asked)
-	if held.Node == "" {
-		return fmt.Errorf("%w: volume %s is just being attached or detached: %w", providers.ErrBusy, id, refusal)
+	now, err := p.settle(ctx, v, asked)
+	if err != nil {
+		return err
 	}
-	return &providers.HeldError{Volume: id, Node: held.Node}
+	return now.Attachment.Refused(id, node, refusal)
 }
 
 func isConflict(err error) bool { return errors.Is(err, errConflict) }

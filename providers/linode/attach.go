@@ -33,7 +33,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		if err := p.standing(v, asked, node.ID); !errors.Is(err, providers.ErrBusy) {
+		if err := p.standing(v, asked, node.ID, errAttached); !errors.Is(err, providers.ErrBusy) {
 			return err
 		}
 	}
@@ -49,7 +49,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 			if lookErr != nil {
 				return lookErr
 			}
-			return p.standing(v, asked, node.ID)
+			return p.standing(v, asked, node.ID, err)
 		case errors.Is(err, providers.ErrNotFound):
 			if _, _, lookErr := p.getOurs(ctx, n); lookErr != nil {
 				return lookErr
@@ -62,18 +62,12 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 
 // standing is what it means for an attach to this node how a volume stands: nil if it is attached here, ErrBusy if it can be
 // tried again.
-func (p *Provider) standing(v *sdk.Volume, asked time.Time, self string) error {
+func (p *Provider) standing(v *sdk.Volume, asked time.Time, self string, refusal error) error {
 	held := p.attachmentOf(v, asked)
-	_, may := p.leaves(v.ID, held.Node, asked)
-	switch {
-	case held.State == providers.Detached:
-		return fmt.Errorf("%w: volume %d is free", providers.ErrBusy, v.ID)
-	case held.Node != self:
-		return &providers.HeldError{Volume: strconv.Itoa(v.ID), Node: held.Node}
-	case may:
+	if _, may := p.leaves(v.ID, held.Node, asked); may && held.Node == self {
 		return fmt.Errorf("%w: volume %d is still being detached from this Linode, or may be", providers.ErrBusy, v.ID)
 	}
-	return nil
+	return held.Refused(strconv.Itoa(v.ID), self, refusal)
 }
 
 // attach asks Linode once.

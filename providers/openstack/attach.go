@@ -51,14 +51,10 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 		return fmt.Errorf("%w: %w: this cloud attaches volumes within a zone only: run the service in zone %s, or copy the volume by a snapshot", providers.ErrInvalid, refusal, quote.Clip(v.AvailabilityZone))
 	case held.State == providers.Detached && v.Status != "available" && broken(v) != nil:
 		return broken(v)
-	case held.State == providers.Detached, held.Node == "":
+	case held.Node == "":
 		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
-	case held.Node != node:
-		return &providers.HeldError{Volume: id, Node: held.Node}
-	case held.State == providers.Detaching:
-		return fmt.Errorf("%w: volume %s is still being detached from this server", providers.ErrBusy, id)
 	}
-	return nil
+	return held.Refused(id, node, refusal)
 }
 
 // Detach asks for the volume to be detached from that server; Nova takes it from no other. Nova has no force for its users: it
