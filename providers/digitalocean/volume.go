@@ -7,7 +7,6 @@ import (
 	"maps"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -29,11 +28,7 @@ const longestName = 36
 
 // cloudName is what a volume is called in DigitalOcean, at the given try: names may be taken by what was forgotten.
 func (p *Provider) cloudName(name string, try int) string {
-	cluster := p.cluster()
-	if try > 0 {
-		cluster += "\x00" + strconv.Itoa(try)
-	}
-	return labels.Name(cluster, name, longestName)
+	return labels.NameAt(try, p.cluster(), name, longestName)
 }
 
 func (p *Provider) cluster() string { return p.cfg.Cluster }

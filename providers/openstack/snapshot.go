@@ -48,7 +48,7 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 		return nil, err
 	}
 	defer unlock()
-	origin := digest(id, description)
+	origin := labels.Digest(id, description)
 	same, err := p.snapshotsOf(ctx, id)
 	if err != nil {
 		return nil, err
