@@ -151,22 +151,15 @@ func (p *Provider) find(ctx context.Context, name string) (godo.Volume, error) {
 		return godo.Volume{}, err
 	case a.err != nil:
 		return godo.Volume{}, a.err
-	case len(a.volumes) == 0:
-		return godo.Volume{}, fmt.Errorf("%w: DigitalOcean has none named %q in cluster %q in this region", providers.ErrNotFound, name, p.cluster())
-	case len(a.volumes) > 1:
-		return godo.Volume{}, ambiguous(name, a.volumes)
 	}
-	return a.volumes[0], nil
+	return p.bearers().One(name, a.volumes)
 }
 
-func ambiguous(name string, all []godo.Volume) error {
-	ids := make([]string, 0, len(all))
-	for _, v := range all {
-		ids = append(ids, fmt.Sprintf("%s (%s)", v.ID, v.Name))
+func (p *Provider) bearers() providers.Bearers[godo.Volume] {
+	return providers.Bearers[godo.Volume]{
+		Cloud: "this region of DigitalOcean", Cluster: p.cluster(), Take: "the tag that begins with " + tagPrefix + textCluster,
+		Show: func(v godo.Volume) string { return fmt.Sprintf("%s (%s)", v.ID, v.Name) },
 	}
-	slices.Sort(ids)
-	return fmt.Errorf("%w: %q is the name of %s: find out which holds the data, and take the tag that begins with %s from the others",
-		providers.ErrAmbiguous, name, strings.Join(ids, " and "), tagPrefix+textCluster)
 }
 
 // List returns the cluster's volumes of this node's region.
@@ -196,15 +189,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			byName[is.name] = append(byName[is.name], v)
 		}
 	}
-	var volumes []*providers.Volume
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		if same := byName[name]; len(same) > 1 {
-			problems = append(problems, ambiguous(name, same))
-		} else {
-			volumes = append(volumes, p.describe(same[0], asked))
-		}
-	}
-	return volumes, errors.Join(problems...)
+	return p.bearers().List(byName, func(v godo.Volume) (*providers.Volume, error) { return p.describe(v, asked), nil }, problems...)
 }
 
 // describe puts DigitalOcean's description into the contract's words. It was asked for at that time, or later.

@@ -92,23 +92,14 @@ func (p *Provider) find(ctx context.Context, name string) (*schema.Volume, error
 			ours = append(ours, v)
 		}
 	}
-	switch len(ours) {
-	case 0:
-		return nil, fmt.Errorf("%w: Hetzner Cloud has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
-	case 1:
-		return ours[0], nil
-	}
-	return nil, ambiguous(name, ours)
+	return p.bearers().One(name, ours)
 }
 
-func ambiguous(name string, all []*schema.Volume) error {
-	ids := make([]string, 0, len(all))
-	for _, v := range all {
-		ids = append(ids, fmt.Sprintf("%d in location %s", v.ID, v.Location.Name))
+func (p *Provider) bearers() providers.Bearers[*schema.Volume] {
+	return providers.Bearers[*schema.Volume]{
+		Cloud: "Hetzner Cloud", Cluster: p.cluster, Take: "the label " + keyLabel,
+		Show: func(v *schema.Volume) string { return fmt.Sprintf("%d in location %s", v.ID, v.Location.Name) },
 	}
-	slices.Sort(ids)
-	return fmt.Errorf("%w: %q is the name of %s: find out which holds the data, and take the label %s from the others",
-		providers.ErrAmbiguous, name, strings.Join(ids, " and "), keyLabel)
 }
 
 // List returns the cluster's volumes. Those that share a name or have damaged labels are left out, and the error names them.
@@ -126,20 +117,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			byName[b.name] = append(byName[b.name], v)
 		}
 	}
-	var volumes []*providers.Volume
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		same := byName[name]
-		if len(same) > 1 {
-			problems = append(problems, ambiguous(name, same))
-			continue
-		}
-		v, err := p.describe(ctx, same[0], false)
-		if err != nil {
-			return nil, err
-		}
-		volumes = append(volumes, v)
-	}
-	return volumes, errors.Join(problems...)
+	return p.bearers().List(byName, func(v *schema.Volume) (*providers.Volume, error) { return p.describe(ctx, v, false) }, problems...)
 }
 
 // describe puts Hetzner's description into the contract's words. It asks for what it does not tell only if it may.

@@ -83,23 +83,18 @@ func (p *Provider) bearing(ctx context.Context, name string) ([]sdk.Volume, time
 // find returns the one volume of a name. Errors: ErrNotFound, ErrAmbiguous.
 func (p *Provider) find(ctx context.Context, name string) (sdk.Volume, time.Time, error) {
 	all, asked, err := p.bearing(ctx, name)
-	switch {
-	case err != nil:
+	if err != nil {
 		return sdk.Volume{}, asked, err
-	case len(all) == 0:
-		return sdk.Volume{}, asked, fmt.Errorf("%w: Linode has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
-	case len(all) > 1:
-		return sdk.Volume{}, asked, ambiguous(name, all)
 	}
-	return all[0], asked, nil
+	v, err := p.bearers().One(name, all)
+	return v, asked, err
 }
 
-func ambiguous(name string, all []sdk.Volume) error {
-	ids := make([]string, len(all))
-	for i, v := range all {
-		ids[i] = strconv.Itoa(v.ID)
+func (p *Provider) bearers() providers.Bearers[sdk.Volume] {
+	return providers.Bearers[sdk.Volume]{
+		Cloud: "Linode", Cluster: p.cluster, Take: "the tags that begin with " + markPrefix,
+		Show: func(v sdk.Volume) string { return "volume " + strconv.Itoa(v.ID) },
 	}
-	return fmt.Errorf("%w: %q is the name of volumes %s: take the tags that begin with %s from those that are not meant", providers.ErrAmbiguous, name, strings.Join(ids, ", "), markPrefix)
 }
 
 // Find looks a volume up by a digest of its name, in all regions.
@@ -129,21 +124,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			problems = append(problems, fmt.Errorf("volume %d (%s) bears some tags of a volume of a cluster (%s…), but not all: somebody has changed them: put them right, or take them all away", v.ID, p.rest.Clean(v.Label), markPrefix))
 		}
 	}
-	var volumes []*providers.Volume
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		same := byName[name]
-		if len(same) > 1 {
-			problems = append(problems, ambiguous(name, same))
-			continue
-		}
-		v, err := p.describe(&same[0], asked)
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		volumes = append(volumes, v)
-	}
-	return volumes, errors.Join(problems...)
+	return p.bearers().List(byName, func(v sdk.Volume) (*providers.Volume, error) { return p.describe(&v, asked) }, problems...)
 }
 
 // describe puts Linode's description of a volume of ours, asked for at that time, into the contract's words.

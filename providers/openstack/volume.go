@@ -152,19 +152,14 @@ func (p *Provider) settledOf(name string, bearers []volumes.Volume) (volumes.Vol
 			settled = append(settled, v)
 		}
 	}
-	switch len(settled) {
-	case 0:
-		return volumes.Volume{}, fmt.Errorf("%w: Cinder has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
-	case 1:
-		return settled[0], broken(settled[0])
+	v, err := providers.Bearers[volumes.Volume]{
+		Cloud: "Cinder", Cluster: p.cluster, Take: "the name (openstack volume unset --property " + keyDigest + ")",
+		Show: func(v volumes.Volume) string { return "volume " + v.ID },
+	}.One(name, settled)
+	if err == nil {
+		err = broken(v)
 	}
-	ids := make([]string, 0, len(settled))
-	for _, v := range settled {
-		ids = append(ids, v.ID)
-	}
-	slices.Sort(ids)
-	return volumes.Volume{}, fmt.Errorf("%w: %q is the name of volumes %s: find out which holds the data, and take the name from the others with openstack volume unset --property %s",
-		providers.ErrAmbiguous, name, strings.Join(ids, " and "), keyDigest)
+	return v, err
 }
 
 // broken is the error for a volume that Cinder has failed at. It is not called absent, since it may have held data.
