@@ -57,19 +57,12 @@ func (p *Provider) whyNotAttached(ctx context.Context, s *session, id string, re
 	if err != nil {
 		return err
 	}
-	switch {
-	case !v.Held():
-		// On its way into use or out of it, or a read that lags.
-		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
-	case !v.HeldBy(s.instance):
-		return &providers.HeldError{Volume: id, Node: v.Attachment.Node}
-	case v.Attachment.State == providers.Detaching:
-		return fmt.Errorf("%w: volume %s is still being detached from this instance", providers.ErrBusy, id)
-	case p.memory.frees(id):
+	err = v.Attachment.Refused(id, s.instance, refusal)
+	if err == nil && p.memory.frees(id) {
 		// It was detached from here a moment ago: the read may be older, and another instance have it.
 		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
 	}
-	return nil
+	return err
 }
 
 // Detach asks for the volume to be detached from that instance and from no other. Force is the last resort, see needsForce.

@@ -174,7 +174,3 @@ func (p *Provider) askNodes(ctx context.Context, ids []string) (map[string]types
 func filter(name string, values ...string) types.Filter {
 	return types.Filter{Name: &name, Values: values}
 }
-
-func notOurs(id string) error {
-	return fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
-}
