@@ -97,11 +97,7 @@ func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger
 	if err != nil {
 		return nil, err
 	}
-	p, err := New(Config{Cluster: cluster, Region: getenv("AWS_REGION"), Credentials: keys})
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv("AWS_REGION"), Credentials: keys}))
 }
 
 // Supports lists the options that EBS has: all.

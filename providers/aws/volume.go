@@ -17,6 +17,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 const gib = 1 << 30
@@ -288,12 +289,6 @@ func (p *Provider) lookupOurs(ctx context.Context, id string) (*providers.Volume
 	return p.describe(v), nil
 }
 
-// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
-const (
-	whileFree = time.Minute
-	whileHeld = 365 * 24 * time.Hour
-)
-
 // ensureOurs returns an error unless the volume is this cluster's. EC2 is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
 	if ours, _ := p.memory.known(id); time.Since(ours) < age {
@@ -308,7 +303,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 	if err := providers.CheckRecord(providers.Record{key: value}); err != nil {
 		return err
 	}
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	if err := p.tag(ctx, id, map[string]string{tagRecord + key: value}); err != nil {

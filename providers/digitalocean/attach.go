@@ -10,6 +10,7 @@ import (
 	"github.com/digitalocean/godo"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // move is the last attach or detach of a volume that this process has asked for.
@@ -107,7 +108,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	node := strconv.Itoa(here.droplet)
@@ -137,7 +138,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 // Detach names the droplet, so that DigitalOcean itself leaves alone what another has by now. It knows no force: a detach from
 // a droplet that is off or gone does not ask the droplet.
 func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
-	err := p.ensureOurs(ctx, id, whileHeld)
+	err := p.ensureOurs(ctx, id, recent.WhileHeld)
 	if errors.Is(err, providers.ErrNotFound) || err == nil && !dropletID.MatchString(node) {
 		return nil
 	} else if err != nil {

@@ -277,12 +277,6 @@ func (p *Provider) lookupOurs(ctx context.Context, id string) (godo.Volume, erro
 	return v, nil
 }
 
-// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
-const (
-	whileFree = time.Minute
-	whileHeld = 365 * 24 * time.Hour
-)
-
 // ensureOurs returns an error unless the volume is this cluster's. DigitalOcean is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
 	if ours, known := p.ours.Within(age, id); known && ours {

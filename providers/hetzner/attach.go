@@ -9,6 +9,7 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // Attach asks for the volume when it is this volume's turn on the server, whose changes Hetzner takes one at a time.
@@ -36,13 +37,10 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 // sighting is what is known of a volume.
 type sighting struct{ ours, protected bool }
 
-// sightingGood is how long the knowledge that a volume is this cluster's may serve.
-const sightingGood = time.Minute
-
 // ensureOurs returns an error unless the volume is this cluster's. Hetzner is asked only if this process has not just seen it.
 func (p *Provider) ensureOurs(ctx context.Context, id string) (sighting, error) {
 	if isID.MatchString(id) {
-		if known, is := p.seen.Within(sightingGood, number(id)); is && known.ours {
+		if known, is := p.seen.Within(recent.WhileFree, number(id)); is && known.ours {
 			return known, nil
 		}
 	}

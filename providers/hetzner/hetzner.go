@@ -128,14 +128,10 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	if err != nil {
 		return nil, err
 	}
-	p, err := New(Config{
+	return providers.AsProvider(New(Config{
 		Cluster: cluster, Token: token, Log: log,
 		Server: getenv(serverSetting), Endpoint: getenv(endpointSetting), Metadata: getenv(metadataSetting),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	}))
 }
 
 // Supports lists the options that Hetzner's volumes have.

@@ -11,6 +11,7 @@ import (
 	sdk "github.com/linode/linodego"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // Attach asks for the volume for as long as this Linode runs, see the package's comment. Linode takes one change of a Linode at a
@@ -28,7 +29,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if ours, known := p.ours.Within(whileFree, n); !known || !ours {
+	if ours, known := p.ours.Within(recent.WhileFree, n); !known || !ours {
 		v, asked, err := p.getOurs(ctx, n)
 		if err != nil {
 			return err
@@ -123,13 +124,9 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 	})
 }
 
-const (
-	// whileFree is how long the knowledge that a volume is this cluster's serves. It changes by Forget and Adopt only.
-	whileFree = time.Minute
-	// leaving is how long a detach that was asked for is believed to be under way while the volume is shown attached. It takes
-	// seconds, as a rule; one that takes longer has failed, and can be asked for again.
-	leaving = time.Minute
-)
+// leaving is how long a detach that was asked for is believed to be under way while the volume is shown attached. It takes
+// seconds, as a rule; one that takes longer has failed, and can be asked for again.
+const leaving = time.Minute
 
 // departure is a detach that was asked for.
 type departure struct {

@@ -126,14 +126,10 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	if err != nil {
 		return nil, err
 	}
-	p, err := New(Config{
+	return providers.AsProvider(New(Config{
 		Cluster: cluster, Token: token, Region: getenv("LINODE_REGION"), Instance: getenv("LINODE_INSTANCE_ID"),
 		API: cmp.Or(getenv("LINODE_API_URL"), getenv("LINODE_URL")), Metadata: getenv("LINODE_METADATA_URL"), Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	}))
 }
 
 // silence is where the SDK's own words go.

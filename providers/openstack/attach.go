@@ -12,11 +12,12 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // Attach asks Nova, which has Cinder reserve the volume before it answers. Where the device is, Nova only guesses.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	node, err := p.Node(ctx)
@@ -60,7 +61,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 // Detach asks for the volume to be detached from that server; Nova takes it from no other. Nova has no force for its users: it
 // takes a volume from a server that is shut off without its co-operation, and from one that is deleted by itself.
 func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
-	err := p.ensureOurs(ctx, id, whileHeld)
+	err := p.ensureOurs(ctx, id, recent.WhileHeld)
 	if errors.Is(err, providers.ErrNotFound) || err == nil && !isUUID(node) {
 		return ctx.Err()
 	} else if err != nil {

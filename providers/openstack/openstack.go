@@ -211,11 +211,7 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 			return nil, err
 		}
 	}
-	p, err := New(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	return providers.AsProvider(New(cfg))
 }
 
 // scopeFrom is the project that a user's token is for.

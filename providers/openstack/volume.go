@@ -22,6 +22,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 const (
@@ -293,12 +294,6 @@ func (p *Provider) getOurs(ctx context.Context, id string) (volumes.Volume, erro
 	return v, err
 }
 
-// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
-const (
-	whileFree = time.Minute
-	whileHeld = 365 * 24 * time.Hour
-)
-
 // ensureOurs returns an error unless the volume is this cluster's. Cinder is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
 	if ours, known := p.ours.Within(age, id); known && ours {
@@ -316,7 +311,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 	if err := checkRecord(providers.Record{key: value}); err != nil {
 		return err
 	}
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	return p.write(ctx, id, recordMarks(providers.Record{key: value}))

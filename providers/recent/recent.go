@@ -21,6 +21,12 @@ type word[V any] struct {
 	value V
 }
 
+// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
+const (
+	WhileFree = time.Minute
+	WhileHeld = 365 * 24 * time.Hour
+)
+
 const (
 	// many are more keys than are worth a look at their age.
 	many = 1000
