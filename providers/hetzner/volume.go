@@ -387,7 +387,7 @@ func (p *Provider) changing(ctx context.Context, id string, change func(context.
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	unlock, err := p.volumes.Lock(ctx, id)
+	unlock, _, err := p.volumes.Lock(ctx, id)
 	if err != nil {
 		return fmt.Errorf("%w: another change of volume %s is under way in this process, and the call's time is over: %w", providers.ErrBusy, id, err)
 	}

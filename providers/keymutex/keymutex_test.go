@@ -11,16 +11,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestOneAtATimeHasAKey(t *testing.T) {
+func TestOneAtATimeHasAKeyInTheOrderInWhichTheyCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var k KeyMutex
 		begin := time.Now()
 		var all sync.WaitGroup
-		for range 5 {
+		for i := range 5 {
 			for _, key := range []string{"a", "b"} {
 				all.Go(func() {
-					unlock, err := k.Lock(t.Context(), key)
+					time.Sleep(time.Duration(i) * time.Millisecond)
+					unlock, waited, err := k.Lock(t.Context(), key)
 					if assert.NoError(t, err) {
+						assert.Equal(t, i > 0, waited)
+						assert.Equal(t, time.Duration(i)*time.Second, time.Since(begin))
 						time.Sleep(time.Second)
 						unlock()
 					}
@@ -29,26 +32,34 @@ func TestOneAtATimeHasAKey(t *testing.T) {
 		}
 		all.Wait()
 		assert.Equal(t, 5*time.Second, time.Since(begin))
-		assert.Empty(t, k.held)
+		assert.True(t, k.Idle())
 	})
 }
 
-func TestWhoHasNoTimeLeftDoesNotGetAKey(t *testing.T) {
+func TestWhoHasNoTimeLeftIsInNobodysWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var k KeyMutex
-		unlock, err := k.Lock(t.Context(), "a")
+		unlock, _, err := k.Lock(t.Context(), "a")
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
+		var all sync.WaitGroup
+		all.Go(func() {
+			time.Sleep(time.Millisecond)
+			unlock, waited, err := k.Lock(t.Context(), "a") // behind the one that gives up
+			if assert.NoError(t, err) {
+				assert.True(t, waited)
+				unlock()
+			}
+		})
 		begin := time.Now()
-		_, err = k.Lock(ctx, "a")
+		_, _, err = k.Lock(ctx, "a")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.Equal(t, time.Second, time.Since(begin))
 		unlock()
-		_, err = k.Lock(ctx, "a")
+		all.Wait()
+		_, _, err = k.Lock(ctx, "a")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		unlock, err = k.Lock(t.Context(), "a")
-		require.NoError(t, err)
-		unlock()
+		assert.True(t, k.Idle())
 	})
 }

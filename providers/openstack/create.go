@@ -36,7 +36,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	if spec.IOPS != 0 || spec.Throughput != 0 || spec.Encrypted || spec.KMSKey != "" || spec.Size < 0 {
 		return nil, fmt.Errorf("%w: Cinder has sizes of 1 GiB and more, and IOPS, throughput and encryption are matters of its volume types: choose a type", providers.ErrInvalid)
 	}
-	unlock, err := p.names.Lock(ctx, spec.Name)
+	unlock, _, err := p.names.Lock(ctx, spec.Name)
 	if err != nil {
 		return nil, err
 	}

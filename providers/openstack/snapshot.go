@@ -43,7 +43,7 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := p.names.Lock(ctx, "snapshot of "+id)
+	unlock, _, err := p.names.Lock(ctx, "snapshot of "+id)
 	if err != nil {
 		return nil, err
 	}
