@@ -75,12 +75,8 @@ func (p *Provider) standing(v *sdk.Volume, asked time.Time, self string, refusal
 func (p *Provider) attach(ctx context.Context, id, linode int) error {
 	persist := false
 	_, err := call(ctx, p, fmt.Sprintf("the request to attach volume %d", id), func(ctx context.Context) (*sdk.Volume, error) {
-		v, err := p.api.AttachVolume(ctx, id, &sdk.VolumeAttachOptions{LinodeID: linode, PersistAcrossBoots: &persist})
-		if err == nil && (v.ID != id || v.LinodeID == nil || *v.LinodeID != linode) {
-			err = errNotLinodes
-		}
-		return v, err
-	})
+		return p.api.AttachVolume(ctx, id, &sdk.VolumeAttachOptions{LinodeID: linode, PersistAcrossBoots: &persist})
+	}, func(v *sdk.Volume) bool { return v.ID == id && v.LinodeID != nil && *v.LinodeID == linode })
 	return err
 }
 
@@ -109,8 +105,8 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 		if held := p.attachmentOf(v, asked); held.Node != node || held.State != providers.Attached {
 			return nil
 		}
-		_, err = call(onceSoon(ctx), p, fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, p.api.DetachVolume(ctx, n)
+		err = p.do(onceSoon(ctx), fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) error {
+			return p.api.DetachVolume(ctx, n)
 		})
 		switch {
 		case err == nil:

@@ -86,12 +86,8 @@ func (p *Provider) make(ctx context.Context, order sdk.VolumeCreateOptions, spec
 // makeOnce makes the volume under one label. Errors: errTaken.
 func (p *Provider) makeOnce(ctx context.Context, order sdk.VolumeCreateOptions, rec providers.Record) (*sdk.Volume, error) {
 	made, err := call(ctx, p, "the request to create volume "+order.Label, func(ctx context.Context) (*sdk.Volume, error) {
-		v, err := p.api.CreateVolume(ctx, order)
-		if err == nil && (v.ID <= 0 || v.Label != order.Label) {
-			err = errNotLinodes
-		}
-		return v, err
-	})
+		return p.api.CreateVolume(ctx, order)
+	}, func(v *sdk.Volume) bool { return v.ID > 0 && v.Label == order.Label })
 	if err != nil {
 		return nil, err
 	}

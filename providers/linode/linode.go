@@ -210,12 +210,8 @@ func (p *Provider) instance(ctx context.Context, id string) (*sdk.Instance, erro
 		return nil, err
 	}
 	return call(ctx, p, "the question for Linode "+id, func(ctx context.Context) (*sdk.Instance, error) {
-		i, err := p.api.GetInstance(ctx, n)
-		if err == nil && i.ID != n {
-			err = errNotLinodes
-		}
-		return i, err
-	})
+		return p.api.GetInstance(ctx, n)
+	}, func(i *sdk.Instance) bool { return i.ID == n })
 }
 
 // NodeState says Stopped for a Linode that is "offline", and Gone for one that is not there. One on its way there counts as

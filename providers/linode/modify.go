@@ -45,9 +45,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 
 // resize asks Linode once. What it refuses may be the echo of a request that it took and whose answer was lost: resized finds out.
 func (p *Provider) resize(ctx context.Context, id, gibs int) error {
-	_, err := call(ctx, p, fmt.Sprintf("the request to resize volume %d", id), func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, p.api.ResizeVolume(ctx, id, gibs)
-	})
+	err := p.do(ctx, fmt.Sprintf("the request to resize volume %d", id), func(ctx context.Context) error { return p.api.ResizeVolume(ctx, id, gibs) })
 	if !errors.Is(err, providers.ErrInvalid) && !errors.Is(err, providers.ErrBusy) || ctx.Err() != nil {
 		return err
 	}

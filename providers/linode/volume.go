@@ -33,12 +33,8 @@ func (p *Provider) list(ctx context.Context, filter map[string]any) ([]sdk.Volum
 	all, err := rest.Pages("Linode", func(n int) ([]sdk.Volume, int, bool, error) {
 		opts := &sdk.ListOptions{PageOptions: &sdk.PageOptions{Page: n}, PageSize: mostPerPage, Filter: string(text)}
 		volumes, err := call(ctx, p, "the question for volumes", func(ctx context.Context) ([]sdk.Volume, error) {
-			volumes, err := p.api.ListVolumes(ctx, opts)
-			if err == nil && opts.Pages < 1 { // an empty list has a page, too
-				err = errNotLinodes
-			}
-			return volumes, err
-		})
+			return p.api.ListVolumes(ctx, opts)
+		}, func([]sdk.Volume) bool { return opts.Pages > 0 }) // an empty list has a page, too
 		if n > 1 && errors.Is(err, providers.ErrNotFound) {
 			return nil, -1, false, nil
 		}
@@ -167,12 +163,8 @@ func (p *Provider) attachmentOf(v *sdk.Volume, asked time.Time) providers.Attach
 func (p *Provider) get(ctx context.Context, id int) (*sdk.Volume, time.Time, error) {
 	asked := time.Now()
 	v, err := call(ctx, p, fmt.Sprintf("the question for volume %d", id), func(ctx context.Context) (*sdk.Volume, error) {
-		v, err := p.api.GetVolume(ctx, id)
-		if err == nil && v.ID != id {
-			err = errNotLinodes
-		}
-		return v, err
-	})
+		return p.api.GetVolume(ctx, id)
+	}, func(v *sdk.Volume) bool { return v.ID == id })
 	if errors.Is(err, providers.ErrNotFound) {
 		p.forget(id, asked)
 	}
@@ -210,12 +202,8 @@ func (p *Provider) retag(ctx context.Context, id int, change func(v *sdk.Volume,
 			return err
 		}
 		v, err = call(ctx, p, fmt.Sprintf("the request to tag volume %d", id), func(ctx context.Context) (*sdk.Volume, error) {
-			v, err := p.api.UpdateVolume(ctx, id, sdk.VolumeUpdateOptions{Tags: &tags})
-			if err == nil && v.ID != id {
-				err = errNotLinodes
-			}
-			return v, err
-		})
+			return p.api.UpdateVolume(ctx, id, sdk.VolumeUpdateOptions{Tags: &tags})
+		}, func(v *sdk.Volume) bool { return v.ID == id })
 		if err == nil && !sameTags(tags, v.Tags) {
 			err = fmt.Errorf("not all of the tags of volume %d have been stored by Linode: see whether the token's user may have tags", id)
 		}
@@ -354,9 +342,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 
 // destroy deletes a volume, whatever it is. One that is not there is success.
 func (p *Provider) destroy(ctx context.Context, id int) error {
-	_, err := call(ctx, p, fmt.Sprintf("the request to delete volume %d", id), func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, p.api.DeleteVolume(ctx, id)
-	})
+	err := p.do(ctx, fmt.Sprintf("the request to delete volume %d", id), func(ctx context.Context) error { return p.api.DeleteVolume(ctx, id) })
 	if err == nil || errors.Is(err, providers.ErrNotFound) {
 		p.forget(id, time.Now())
 		return nil
