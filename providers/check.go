@@ -2,7 +2,9 @@ package providers
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 )
 
 // maxText is what a name and a value of a Record have at most, in bytes.
@@ -26,4 +28,56 @@ func CheckRecord(record Record) error {
 		}
 	}
 	return nil
+}
+
+// CheckOptions refuses what a specification asks for of the kinds and qualities that a cloud's volumes do not have: supports
+// are those that they have, as Provider.Supports lists them. Errors: ErrInvalid.
+func CheckOptions(cloud string, spec Spec, supports []string) error {
+	asked := map[string]bool{
+		"type": spec.Type != "", "iops": spec.IOPS != 0, "throughput": spec.Throughput != 0,
+		"encrypted": spec.Encrypted, "kms-key": spec.KMSKey != "", "snapshot": spec.Snapshot != "",
+	}
+	for _, option := range slices.Sorted(maps.Keys(asked)) {
+		if asked[option] && !slices.Contains(supports, option) {
+			return fmt.Errorf("%w: volumes of %s have no %s to choose: leave it out", ErrInvalid, cloud, option)
+		}
+	}
+	return nil
+}
+
+// CheckOnlyGrows refuses a change of anything but the size. Errors: ErrInvalid.
+func CheckOnlyGrows(cloud string, change Change) error {
+	if change.Type != "" || change.IOPS != 0 || change.Throughput != 0 {
+		return fmt.Errorf("%w: of a volume of %s the size can be changed, and nothing else: leave type, iops and throughput out", ErrInvalid, cloud)
+	}
+	return nil
+}
+
+const gib = 1 << 30
+
+// Sizes are those that a cloud sells, in GiB.
+type Sizes struct {
+	Cloud       string // for people
+	Least, Most int64  // of a volume
+}
+
+// Of is the least size that is sold for so many bytes, in GiB; 0 stays 0. Errors: ErrInvalid.
+func (s Sizes) Of(bytes int64) (sold int64, err error) {
+	switch {
+	case bytes < 0 || bytes > s.Most*gib:
+		return 0, s.Refuse(bytes)
+	case bytes == 0:
+		return 0, nil
+	}
+	return max(s.Least, (bytes+gib-1)/gib), nil
+}
+
+// Refuse is the error for a size that is not sold.
+func (s Sizes) Refuse(bytes int64) error {
+	return fmt.Errorf("%w: the size is %d bytes, and volumes of %s have %d to %d GiB", ErrInvalid, bytes, s.Cloud, s.Least, s.Most)
+}
+
+// Shrinks is the error for a volume that shall have less than it has, which is so many GiB.
+func (s Sizes) Shrinks(id string, gib int64) error {
+	return fmt.Errorf("%w: volume %s has %d GiB, and volumes of %s cannot shrink: ask for more, or make a new volume and copy", ErrInvalid, id, gib, s.Cloud)
 }

@@ -19,6 +19,26 @@ var (
 	ErrUnavailable = errors.New("cloud cannot be reached")
 )
 
+// NotOurs is ErrNotFound for a volume that is there, and another cluster's or nobody's.
+func NotOurs(id string) error {
+	return fmt.Errorf("%w: %s is no volume of this cluster", ErrNotFound, id)
+}
+
+// Refused is what it means for a change of a volume by a node, or by none, that the cloud has refused it because of how the
+// volume stands, which is this: nil if the node has the volume, or it is on its way there.
+// Errors: *HeldError if another node has it; ErrBusy if it is on its way from this one, or no read shows who has it.
+func (a Attachment) Refused(volume, node string, refusal error) error {
+	switch {
+	case a.Node == "":
+		return fmt.Errorf("%w: volume %s is just being attached or detached: %w", ErrBusy, volume, refusal)
+	case a.Node != node:
+		return &HeldError{Volume: volume, Node: a.Node}
+	case a.State == Detaching:
+		return fmt.Errorf("%w: volume %s is still being detached from this node", ErrBusy, volume)
+	}
+	return nil
+}
+
 // HeldError is ErrHeld with the node that holds the volume.
 type HeldError struct {
 	Volume string // id

@@ -73,6 +73,14 @@ type Provider interface {
 	Mark(ctx context.Context, id, key, value string) error
 }
 
+// AsProvider is a constructor's result as the contract has it.
+func AsProvider[P Provider](p P, err error) (Provider, error) {
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
 // Snapshotter is a Provider that can take snapshots, and create volumes from them (Spec.Snapshot).
 type Snapshotter interface {
 	// Snapshot copies the volume as it is at one instant. The volume's Record goes with it. The description is for

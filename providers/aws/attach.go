@@ -8,12 +8,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // Attach asks for the volume under a device name that is free on this instance. The name serves EC2 alone; on Nitro
 // instances the kernel chooses its own.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	s, err := p.session(ctx)
@@ -57,24 +58,17 @@ func (p *Provider) whyNotAttached(ctx context.Context, s *session, id string, re
 	if err != nil {
 		return err
 	}
-	switch {
-	case !v.Held():
-		// On its way into use or out of it, or a read that lags.
-		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
-	case !v.HeldBy(s.instance):
-		return &providers.HeldError{Volume: id, Node: v.Attachment.Node}
-	case v.Attachment.State == providers.Detaching:
-		return fmt.Errorf("%w: volume %s is still being detached from this instance", providers.ErrBusy, id)
-	case p.memory.frees(id):
+	err = v.Attachment.Refused(id, s.instance, refusal)
+	if err == nil && p.memory.frees(id) {
 		// It was detached from here a moment ago: the read may be older, and another instance have it.
 		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
 	}
-	return nil
+	return err
 }
 
 // Detach asks for the volume to be detached from that instance and from no other. Force is the last resort, see needsForce.
 func (p *Provider) Detach(ctx context.Context, id, node string, force bool) error {
-	err := p.ensureOurs(ctx, id, whileHeld)
+	err := p.ensureOurs(ctx, id, recent.WhileHeld)
 	if errors.Is(err, providers.ErrNotFound) {
 		return nil
 	} else if err != nil {

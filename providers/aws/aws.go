@@ -97,11 +97,7 @@ func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger
 	if err != nil {
 		return nil, err
 	}
-	p, err := New(Config{Cluster: cluster, Region: getenv("AWS_REGION"), Credentials: keys})
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv("AWS_REGION"), Credentials: keys}))
 }
 
 // Supports lists the options that EBS has: all.
@@ -173,8 +169,4 @@ func (p *Provider) askNodes(ctx context.Context, ids []string) (map[string]types
 
 func filter(name string, values ...string) types.Filter {
 	return types.Filter{Name: &name, Values: values}
-}
-
-func notOurs(id string) error {
-	return fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
@@ -34,7 +35,7 @@ const (
 // so nodes that create one name at once get one volume. But it does so even if that volume has been deleted meanwhile, and
 // a token whose creation failed is burnt; both for a day or so. Then it is the next turn's turn, for every node alike.
 func (p *Provider) tokenOf(name string, turn int) string {
-	return digest(p.cluster, name, strconv.Itoa(turn)) // 64 characters, all that a token may have
+	return labels.Digest(p.cluster, name, strconv.Itoa(turn)) // 64 characters, all that a token may have
 }
 
 // Create returns the volume once EC2 calls it available.

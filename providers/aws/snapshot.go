@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
 )
@@ -38,7 +39,7 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 	if err != nil {
 		return nil, err
 	}
-	origin := digest(id, description)
+	origin := labels.Digest(id, description)
 	same, err := p.describeSnapshots(ctx, filter("tag:"+tagOrigin, origin))
 	if err != nil {
 		return nil, err

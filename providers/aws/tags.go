@@ -1,8 +1,6 @@
 package aws
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,6 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
 )
 
 // The tags by which a volume is ours. EC2 allows any character in them, up to 128 in a key and 256 in a value, and 50 of
@@ -35,16 +34,7 @@ const (
 )
 
 // keyOf is the lookup key of a name.
-func (p *Provider) keyOf(name string) string { return digest(p.cluster, name) }
-
-// digest is one for each list of words.
-func digest(words ...string) string {
-	h := sha256.New()
-	for _, w := range words {
-		fmt.Fprintf(h, "%d:%s", len(w), w)
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
+func (p *Provider) keyOf(name string) string { return labels.Digest(p.cluster, name) }
 
 // tagMap are the tags of a volume or snapshot.
 func tagMap(tags []types.Tag) map[string]string {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 const gib = 1 << 30
@@ -96,7 +96,7 @@ func (p *Provider) find(ctx context.Context, name string) (types.Volume, error) 
 	case 0:
 		return p.findMade(ctx, name, lately)
 	}
-	return types.Volume{}, ambiguous(name, ours)
+	return p.bearers().One(name, ours)
 }
 
 // broken is the error for a volume that EC2 has failed at. It is not called absent, since it may have held data.
@@ -108,14 +108,13 @@ func broken(v types.Volume) error {
 	return fmt.Errorf("EC2 calls volume %s %q: if it has just been created, EC2 could not make it and removes it by itself in a while; otherwise its disk has failed: restore a snapshot, and remove it with aws ec2 delete-volume --volume-id %s", id, v.State, id)
 }
 
-func ambiguous(name string, all []types.Volume) error {
-	ids := make([]string, 0, len(all))
-	for _, v := range all {
-		ids = append(ids, fmt.Sprintf("%s in zone %s", sdk.ToString(v.VolumeId), sdk.ToString(v.AvailabilityZone)))
+func (p *Provider) bearers() providers.Bearers[types.Volume] {
+	return providers.Bearers[types.Volume]{
+		Cloud: "EC2", Cluster: p.cluster, Take: "the tag " + tagCluster,
+		Show: func(v types.Volume) string {
+			return fmt.Sprintf("%s in zone %s", sdk.ToString(v.VolumeId), sdk.ToString(v.AvailabilityZone))
+		},
 	}
-	slices.Sort(ids)
-	return fmt.Errorf("%w: %q is the name of %s: find out which holds the data, and take the tag %s from the others",
-		providers.ErrAmbiguous, name, strings.Join(ids, " and "), tagCluster)
 }
 
 // findMade settles whether a volume that no read shows is not there, or was made by this process so lately that reads do not
@@ -140,7 +139,7 @@ func (p *Provider) findMade(ctx context.Context, name string, lately made) (type
 			return types.Volume{}, err
 		}
 	}
-	return types.Volume{}, fmt.Errorf("%w: EC2 has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
+	return p.bearers().One(name, nil)
 }
 
 // List returns the cluster's volumes. Those that share a name or have failed are left out, and the error names them.
@@ -165,24 +164,17 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			return nil, err
 		}
 	}
-	var volumes []*providers.Volume
-	var problems []error
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		same := byName[name]
-		if len(same) > 1 {
-			problems = append(problems, ambiguous(name, same))
-		} else if err := broken(same[0]); err != nil {
-			problems = append(problems, fmt.Errorf("%q: %w", name, err))
-		} else {
-			volumes = append(volumes, p.describe(same[0]))
-		}
-	}
 	// The driver lists when it starts, with nobody waiting: what an attach has to know is asked for now, so that the first
 	// mount need not. A failure is no matter, since Attach asks for itself.
 	if s := p.begun(); s != nil && !p.slots.hasRead(0) {
 		_ = p.readSlots(ctx, s, 0)
 	}
-	return volumes, errors.Join(problems...)
+	return p.bearers().List(byName, func(v types.Volume) (*providers.Volume, error) {
+		if err := broken(v); err != nil {
+			return nil, fmt.Errorf("%q: %w", tagMap(v.Tags)[tagName], err)
+		}
+		return p.describe(v), nil
+	})
 }
 
 // escape makes a filter's value stand for itself: * and ? are wildcards in it.
@@ -292,16 +284,10 @@ func (p *Provider) lookupOurs(ctx context.Context, id string) (*providers.Volume
 		return nil, err
 	}
 	if tags := tagMap(v.Tags); !p.isOurs(tags) || p.memory.hides(lifeOf(id, tags)) {
-		return nil, notOurs(id)
+		return nil, providers.NotOurs(id)
 	}
 	return p.describe(v), nil
 }
-
-// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
-const (
-	whileFree = time.Minute
-	whileHeld = 365 * 24 * time.Hour
-)
 
 // ensureOurs returns an error unless the volume is this cluster's. EC2 is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
@@ -317,7 +303,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 	if err := providers.CheckRecord(providers.Record{key: value}); err != nil {
 		return err
 	}
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	if err := p.tag(ctx, id, map[string]string{tagRecord + key: value}); err != nil {
@@ -400,7 +386,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 		return nil
 	}
 	if !p.isOurs(tags) {
-		return notOurs(id)
+		return providers.NotOurs(id)
 	}
 	if held := attachmentOf(from); held.State != providers.Detached {
 		return &providers.HeldError{Volume: id, Node: held.Node}

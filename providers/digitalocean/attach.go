@@ -10,6 +10,7 @@ import (
 	"github.com/digitalocean/godo"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // move is the last attach or detach of a volume that this process has asked for.
@@ -25,17 +26,10 @@ type move struct {
 // unasked is how long a move is taken to be under way without a look at its action.
 const unasked = 10 * time.Second
 
-func (p *Provider) moved(volume string, m move) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.moves[volume] = m
-}
-
 // moving returns what this process has asked for last, if it has not found that to be over.
 func (p *Provider) moving(volume string) (move, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m, is := p.moves[volume]
+	last, _ := p.moves.Load(volume)
+	m, is := last.(move)
 	return m, is
 }
 
@@ -46,16 +40,14 @@ func (p *Provider) attachmentOf(v godo.Volume, asked time.Time) providers.Attach
 	if len(v.DropletIDs) > 0 {
 		shown = strconv.Itoa(v.DropletIDs[0])
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m, is := p.moves[v.ID]
+	m, is := p.moving(v.ID)
 	if is && !asked.Before(m.at) {
-		switch {
+		switch before := m; {
 		case m.in && shown == m.node, !m.in && shown == "":
 			m.shown = true
-			p.moves[v.ID] = m
+			p.moves.CompareAndSwap(v.ID, before, m)
 		case shown != "" && shown != m.node: // another's since
-			delete(p.moves, v.ID)
+			p.moves.CompareAndDelete(v.ID, m)
 			is = false
 		}
 	}
@@ -101,26 +93,22 @@ func (p *Provider) settle(ctx context.Context, v godo.Volume, asked time.Time) (
 
 // ended notes that a move is over, or why it failed, unless another has been made since.
 func (p *Provider) ended(volume string, m move, problem string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.moves[volume] != m {
-		return
-	}
 	if problem == "" {
-		delete(p.moves, volume)
+		p.moves.CompareAndDelete(volume, m)
 		return
 	}
-	m.problem = problem
-	p.moves[volume] = m
+	failed := m
+	failed.problem = problem
+	p.moves.CompareAndSwap(volume, m, failed)
 }
 
 // Attach asks once, and again only while the droplet or the volume is busy with something else.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	here, err := p.locate(ctx)
+	here, err := p.here.Get(ctx)
 	if err != nil {
 		return err
 	}
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	node := strconv.Itoa(here.droplet)
@@ -129,10 +117,10 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		err = p.explain(ctx, fmt.Sprintf("the request to attach volume %s to droplet %s", id, node), err, action != nil && action.ID != 0)
 		switch {
 		case err == nil:
-			p.moved(id, move{node: node, in: true, action: action.ID, at: time.Now()})
+			p.moves.Store(id, move{node: node, in: true, action: action.ID, at: time.Now()})
 			return nil
 		case errors.Is(err, errAttached):
-			return p.holds(ctx, id, node, err)
+			return p.standing(ctx, id, node, err)
 		case isMissing(err):
 			if _, gone := p.lookup(ctx, id); gone != nil {
 				return gone
@@ -147,27 +135,10 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	})
 }
 
-// holds tells whether the node has the volume that DigitalOcean calls attached.
-func (p *Provider) holds(ctx context.Context, id, node string, refusal error) error {
-	asked := time.Now()
-	v, err := p.lookupOurs(ctx, id)
-	if err != nil {
-		return err
-	}
-	switch held := p.attachmentOf(v, asked); held.Node {
-	case node:
-		return nil
-	case "":
-		return fmt.Errorf("%w: it does not say to which droplet: %w", providers.ErrBusy, refusal)
-	default:
-		return &providers.HeldError{Volume: id, Node: held.Node}
-	}
-}
-
 // Detach names the droplet, so that DigitalOcean itself leaves alone what another has by now. It knows no force: a detach from
 // a droplet that is off or gone does not ask the droplet.
 func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
-	err := p.ensureOurs(ctx, id, whileHeld)
+	err := p.ensureOurs(ctx, id, recent.WhileHeld)
 	if errors.Is(err, providers.ErrNotFound) || err == nil && !dropletID.MatchString(node) {
 		return nil
 	} else if err != nil {
@@ -182,7 +153,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 		err = p.explain(ctx, fmt.Sprintf("the request to detach volume %s from droplet %s", id, node), err, action != nil && action.ID != 0)
 		switch {
 		case err == nil:
-			p.moved(id, move{node: node, action: action.ID, at: time.Now()})
+			p.moves.Store(id, move{node: node, action: action.ID, at: time.Now()})
 			return nil
 		case errors.Is(err, errNotAttached), isMissing(err):
 			return p.released(ctx, id, node, err)

@@ -100,9 +100,24 @@ func TestADetachThatFailsLeavesTheVolumeAttached(t *testing.T) {
 		w.attach(p, v)
 		time.Sleep(time.Minute)
 		w.find(p, "db")
-		p.moved(v.ID, move{node: node, action: 1, at: time.Now()}) // one that DigitalOcean has forgotten
+		p.moves.Store(v.ID, move{node: node, action: 1, at: time.Now()}) // one that DigitalOcean has forgotten
 		assert.Equal(t, providers.Detaching, w.find(p, "db").Attachment.State)
 		time.Sleep(time.Minute)
+		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
+	})
+}
+
+func TestWhatIsLeavingIsNotAttachedHere(t *testing.T) {
+	inBoth(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		v := w.create(p, "db")
+		w.attach(p, v)
+		time.Sleep(time.Minute)
+		begin := time.Now()
+		p.moves.Store(v.ID, move{node: node, action: 1, at: begin}) // one that DigitalOcean has forgotten
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		assert.GreaterOrEqual(t, time.Since(begin), unasked)
 		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
 	})
 }

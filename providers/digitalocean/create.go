@@ -17,23 +17,18 @@ import (
 	"github.com/blockvol/blockvol/providers/quote"
 )
 
-const mostGiB = 16 << 10 // of a volume
+var sizes = providers.Sizes{Cloud: "DigitalOcean", Least: 1, Most: 16 << 10}
 
 // mostTries bounds the search for a name that DigitalOcean has free: each that is taken is a disk that was forgotten.
 const mostTries = 100
 
 // Create returns the volume as DigitalOcean makes it, which is at once.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+	err := providers.CheckOptions("DigitalOcean", spec, p.Supports())
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags), err); err != nil {
 		return nil, err
 	}
-	if err := checkKind(spec.Type, spec.IOPS, spec.Throughput); err != nil {
-		return nil, err
-	}
-	if spec.Encrypted || spec.KMSKey != "" {
-		return nil, fmt.Errorf("%w: DigitalOcean offers no choice of encryption: leave encrypted and kms-key out", providers.ErrInvalid)
-	}
-	here, err := p.locate(ctx)
+	here, err := p.here.Get(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -59,17 +54,13 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	return p.describe(v, asked), nil
 }
 
-// checkKind refuses what can be chosen on other clouds.
-func checkKind(kind string, iops, throughput int) error {
-	if kind != "" || iops != 0 || throughput != 0 {
-		return fmt.Errorf("%w: DigitalOcean has one kind of volume: leave type, iops and throughput out", providers.ErrInvalid)
-	}
-	return nil
-}
-
 // order puts a specification into DigitalOcean's words, and refuses what is not sold.
 func (p *Provider) order(ctx context.Context, spec providers.Spec, region string) (*godo.VolumeCreateRequest, error) {
-	gibs, rec := gibOf(spec.Size), maps.Clone(spec.Record)
+	gibs, err := sizes.Of(spec.Size)
+	if err != nil {
+		return nil, err
+	}
+	rec := maps.Clone(spec.Record)
 	var tags []string
 	if spec.Snapshot != "" {
 		from, err := p.source(ctx, spec.Snapshot, region)
@@ -87,8 +78,8 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec, region string
 			tags = append(tags, textTags(textSize, strconv.FormatInt(gibs, 10))...)
 		}
 	}
-	if err := checkSize(gibs); err != nil {
-		return nil, err
+	if gibs == 0 {
+		return nil, sizes.Refuse(0)
 	}
 	tags = slices.Concat(tags, textTags(textCluster, p.cluster()), textTags(textName, spec.Name), recordTags(rec), operatorTags(spec.Tags))
 	return &godo.VolumeCreateRequest{
@@ -169,19 +160,4 @@ func (p *Provider) giveUp(ctx context.Context, v godo.Volume, name string) (godo
 		return godo.Volume{}, fmt.Errorf("%w: several nodes made a volume named %q at the same moment, and all gave it up", providers.ErrBusy, name)
 	}
 	return other, err
-}
-
-func checkSize(gibs int64) error {
-	if gibs < 1 || gibs > mostGiB {
-		return fmt.Errorf("%w: DigitalOcean's volumes have 1 to %d GiB, and not %d", providers.ErrInvalid, mostGiB, gibs)
-	}
-	return nil
-}
-
-// gibOf rounds up.
-func gibOf(bytes int64) int64 {
-	if bytes <= 0 {
-		return bytes
-	}
-	return (bytes-1)/gib + 1
 }

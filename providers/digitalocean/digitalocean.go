@@ -34,7 +34,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/digitalocean/godo"
 	"github.com/sirupsen/logrus"
@@ -42,6 +41,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -75,17 +75,16 @@ type Provider struct {
 	http *rest.Client
 	api  *godo.Client
 
-	line    rest.Line
-	byName  *batch.Asker[answer]
-	byID    *batch.Asker[godo.Volume]
-	byNode  *batch.Asker[godo.Droplet]
-	locates chan struct{} // held by who asks the metadata service
+	line   rest.Line
+	byName *batch.Asker[answer]
+	byID   *batch.Asker[godo.Volume]
+	byNode *batch.Asker[godo.Droplet]
+	here   *batch.Kept[place]
 
+	ours    recent.Map[string, bool] // by id: whether a volume is this cluster's
+	moves   sync.Map                 // by id: the move that this process has asked for last
 	mu      sync.Mutex
-	here    place
-	ours    map[string]time.Time // by id: when a volume was last seen as this cluster's
-	aliases map[string]string    // by name: what a volume is called in DigitalOcean, if not as create calls it first
-	moves   map[string]move      // by id: what this process has asked for
+	aliases map[string]string // by name: what a volume is called in DigitalOcean, if not as create calls it first
 }
 
 var (
@@ -129,10 +128,7 @@ func New(cfg Config) (*Provider, error) {
 			return refuse("%s is no URL such as %s", setting, defaultAPI)
 		}
 	}
-	p := &Provider{
-		cfg: cfg, locates: make(chan struct{}, 1),
-		ours: map[string]time.Time{}, aliases: map[string]string{}, moves: map[string]move{},
-	}
+	p := &Provider{cfg: cfg, aliases: map[string]string{}}
 	p.http = rest.New(rest.Config{
 		Cloud: "DigitalOcean", Endpoint: settingAPI, Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
 	})
@@ -143,6 +139,7 @@ func New(cfg Config) (*Provider, error) {
 	p.byName = batch.New(p.askNames, mostAtOnce)
 	p.byID = batch.New(p.askIDs, mostAtOnce)
 	p.byNode = batch.New(p.askDroplet, 1)
+	p.here = batch.Keep("which droplet this is", p.locate)
 	return p, nil
 }
 
@@ -155,14 +152,10 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	if err != nil {
 		return nil, err
 	}
-	p, err := New(Config{
+	return providers.AsProvider(New(Config{
 		Cluster: cluster, Token: token, Region: getenv(settingRegion), Droplet: getenv(settingDroplet),
 		API: getenv(settingAPI), Metadata: getenv(settingMetadata), Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	}))
 }
 
 // Supports lists the options that DigitalOcean has. There is one kind of volume.
@@ -170,27 +163,15 @@ func (p *Provider) Supports() []string { return []string{"snapshot", "tags"} }
 
 // Node tells which droplet this is. Its zone is its region: a volume of another cannot be attached.
 func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
-	here, err := p.locate(ctx)
+	here, err := p.here.Get(ctx)
 	if err != nil {
 		return providers.Node{}, err
 	}
 	return providers.Node{ID: strconv.Itoa(here.droplet), Zone: here.region}, nil
 }
 
-// locate asks the metadata service what no setting says, until it is known.
+// locate asks the metadata service what no setting says.
 func (p *Provider) locate(ctx context.Context) (place, error) {
-	if here, known := p.located(); known {
-		return here, ctx.Err()
-	}
-	select {
-	case p.locates <- struct{}{}:
-		defer func() { <-p.locates }()
-	case <-ctx.Done():
-		return place{}, ctx.Err()
-	}
-	if here, known := p.located(); known {
-		return here, ctx.Err()
-	}
 	droplet, err := p.metadata(ctx, "id", p.cfg.Droplet, settingDroplet, dropletID)
 	if err != nil {
 		return place{}, err
@@ -199,20 +180,8 @@ func (p *Provider) locate(ctx context.Context) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	here := place{region: region}
-	if here.droplet, err = strconv.Atoi(droplet); err != nil {
-		return place{}, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.here = here
-	return here, nil
-}
-
-func (p *Provider) located() (here place, known bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.here, p.here != place{}
+	n, err := strconv.Atoi(droplet)
+	return place{n, region}, err
 }
 
 // metadata returns what a setting says, or else the service.

@@ -13,6 +13,7 @@ import (
 	"github.com/digitalocean/godo"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/rest"
 )
 
 // What DigitalOcean says besides the contract's errors, for those here who act upon it.
@@ -112,25 +113,14 @@ func repeatable(r *http.Request) bool {
 	return err == nil && action.Type == "attach"
 }
 
-// all reads every page of a list, until it is as long as it says. One that has changed its length meanwhile is read anew, since
-// what was deleted moves the others to earlier pages.
+// all reads every page of a list.
 func all[T any](ctx context.Context, p *Provider, action string, fetch func(context.Context, *godo.ListOptions) ([]T, *godo.Response, error)) ([]T, error) {
-	const most, tries = 200, 5
-	var list []T
-	for page, total, try := 1, -1, 1; ; page++ {
-		part, answer, err := fetch(ctx, &godo.ListOptions{Page: page, PerPage: most})
+	const most = 200
+	return rest.Pages("DigitalOcean", func(n int) ([]T, int, bool, error) {
+		part, answer, err := fetch(ctx, &godo.ListOptions{Page: n, PerPage: most})
 		if err := p.explain(ctx, action, err, answer != nil && answer.Meta != nil); err != nil {
-			return nil, err
+			return nil, 0, false, err
 		}
-		if total >= 0 && total != answer.Meta.Total && try < tries {
-			page, total, try, list = 0, -1, try+1, nil
-			continue
-		}
-		total = answer.Meta.Total
-		list = append(list, part...)
-		last := answer.Links == nil || answer.Links.IsLastPage()
-		if len(part) == 0 || last && len(list) >= total {
-			return list, nil
-		}
-	}
+		return part, answer.Meta.Total, answer.Links == nil || answer.Links.IsLastPage(), nil
+	})
 }

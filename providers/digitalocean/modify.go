@@ -20,26 +20,20 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	if err != nil {
 		return nil, err
 	}
-	if err := checkKind(change.Type, change.IOPS, change.Throughput); err != nil {
+	gibs, err := sizes.Of(change.Size)
+	switch err := errors.Join(err, providers.CheckOnlyGrows("DigitalOcean", change)); {
+	case err != nil:
+		return nil, err
+	case gibs == 0, gibs == v.SizeGigaBytes:
+		return p.describe(v, asked), nil
+	case gibs < v.SizeGigaBytes:
+		return nil, sizes.Shrinks(id, v.SizeGigaBytes)
+	}
+	asked = time.Now()
+	if v, err = p.grow(ctx, v, gibs); err != nil {
 		return nil, err
 	}
-	if gibs := gibOf(change.Size); gibs != 0 && gibs != v.SizeGigaBytes {
-		if gibs < v.SizeGigaBytes {
-			return nil, tooSmall(v)
-		}
-		if err := checkSize(gibs); err != nil {
-			return nil, err
-		}
-		asked = time.Now()
-		if v, err = p.grow(ctx, v, gibs); err != nil {
-			return nil, err
-		}
-	}
 	return p.describe(v, asked), nil
-}
-
-func tooSmall(v godo.Volume) error {
-	return fmt.Errorf("%w: volume %s has %d GiB, and DigitalOcean's volumes cannot shrink: ask for more, or make a new volume and copy", providers.ErrInvalid, v.ID, v.SizeGigaBytes)
 }
 
 // grow makes a volume larger, and returns it as it is then.
@@ -66,7 +60,7 @@ func (p *Provider) grow(ctx context.Context, v godo.Volume, gibs int64) (godo.Vo
 		case failed != nil:
 			return v, failed
 		case now.SizeGigaBytes > gibs:
-			return v, tooSmall(now)
+			return v, sizes.Shrinks(now.ID, now.SizeGigaBytes)
 		case now.SizeGigaBytes == gibs:
 			return now, nil
 		}

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -29,11 +28,7 @@ const longestName = 36
 
 // cloudName is what a volume is called in DigitalOcean, at the given try: names may be taken by what was forgotten.
 func (p *Provider) cloudName(name string, try int) string {
-	cluster := p.cluster()
-	if try > 0 {
-		cluster += "\x00" + strconv.Itoa(try)
-	}
-	return labels.Name(cluster, name, longestName)
+	return labels.NameAt(try, p.cluster(), name, longestName)
 }
 
 func (p *Provider) cluster() string { return p.cfg.Cluster }
@@ -70,7 +65,7 @@ func (p *Provider) answers(v godo.Volume, name string) (a answer, is bool) {
 
 // askNames looks for one name under what its volume is called, and for several, or if that fails, among all volumes of the region.
 func (p *Provider) askNames(ctx context.Context, names []string) (map[string]answer, error) {
-	here, err := p.locate(ctx)
+	here, err := p.here.Get(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -156,22 +151,15 @@ func (p *Provider) find(ctx context.Context, name string) (godo.Volume, error) {
 		return godo.Volume{}, err
 	case a.err != nil:
 		return godo.Volume{}, a.err
-	case len(a.volumes) == 0:
-		return godo.Volume{}, fmt.Errorf("%w: DigitalOcean has none named %q in cluster %q in this region", providers.ErrNotFound, name, p.cluster())
-	case len(a.volumes) > 1:
-		return godo.Volume{}, ambiguous(name, a.volumes)
 	}
-	return a.volumes[0], nil
+	return p.bearers().One(name, a.volumes)
 }
 
-func ambiguous(name string, all []godo.Volume) error {
-	ids := make([]string, 0, len(all))
-	for _, v := range all {
-		ids = append(ids, fmt.Sprintf("%s (%s)", v.ID, v.Name))
+func (p *Provider) bearers() providers.Bearers[godo.Volume] {
+	return providers.Bearers[godo.Volume]{
+		Cloud: "this region of DigitalOcean", Cluster: p.cluster(), Take: "the tag that begins with " + tagPrefix + textCluster,
+		Show: func(v godo.Volume) string { return fmt.Sprintf("%s (%s)", v.ID, v.Name) },
 	}
-	slices.Sort(ids)
-	return fmt.Errorf("%w: %q is the name of %s: find out which holds the data, and take the tag that begins with %s from the others",
-		providers.ErrAmbiguous, name, strings.Join(ids, " and "), tagPrefix+textCluster)
 }
 
 // List returns the cluster's volumes of this node's region.
@@ -179,7 +167,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	here, err := p.locate(ctx)
+	here, err := p.here.Get(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -201,15 +189,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			byName[is.name] = append(byName[is.name], v)
 		}
 	}
-	var volumes []*providers.Volume
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		if same := byName[name]; len(same) > 1 {
-			problems = append(problems, ambiguous(name, same))
-		} else {
-			volumes = append(volumes, p.describe(same[0], asked))
-		}
-	}
-	return volumes, errors.Join(problems...)
+	return p.bearers().List(byName, func(v godo.Volume) (*providers.Volume, error) { return p.describe(v, asked), nil }, problems...)
 }
 
 // describe puts DigitalOcean's description into the contract's words. It was asked for at that time, or later.
@@ -223,13 +203,7 @@ func (p *Provider) describe(from godo.Volume, asked time.Time) *providers.Volume
 	if from.Region != nil {
 		v.Zone = from.Region.Slug
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if is.cluster == p.cluster() {
-		p.ours[from.ID] = asked
-	} else {
-		delete(p.ours, from.ID)
-	}
+	p.ours.See(from.ID, asked, is.cluster == p.cluster())
 	return v
 }
 
@@ -243,15 +217,14 @@ func (p *Provider) lookup(ctx context.Context, id string) (godo.Volume, error) {
 		}
 		return godo.Volume{}, fmt.Errorf("%w: %q is no id of a DigitalOcean volume, which looks like 506f78a4-e098-11e5-ad9f-000f53306ae1", providers.ErrNotFound, quote.Clip(id))
 	}
+	asked := time.Now()
 	v, found, err := p.byID.Get(ctx, id)
 	if err != nil {
 		return godo.Volume{}, err
 	}
 	if !found {
-		p.mu.Lock()
-		delete(p.ours, id)
-		delete(p.moves, id)
-		p.mu.Unlock()
+		p.ours.See(id, asked, false)
+		p.moves.Delete(id)
 		return godo.Volume{}, fmt.Errorf("%w: DigitalOcean has no volume %s", providers.ErrNotFound, id)
 	}
 	return v, nil
@@ -260,7 +233,7 @@ func (p *Provider) lookup(ctx context.Context, id string) (godo.Volume, error) {
 func (p *Provider) askIDs(ctx context.Context, ids []string) (map[string]godo.Volume, error) {
 	found := make(map[string]godo.Volume)
 	if len(ids) > 1 {
-		here, err := p.locate(ctx)
+		here, err := p.here.Get(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -299,23 +272,14 @@ func (p *Provider) lookupOurs(ctx context.Context, id string) (godo.Volume, erro
 		return v, err
 	}
 	if is := identityOf(v.Tags); is.cluster != p.cluster() || is.name == "" {
-		return v, fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
+		return v, providers.NotOurs(id)
 	}
 	return v, nil
 }
 
-// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
-const (
-	whileFree = time.Minute
-	whileHeld = 365 * 24 * time.Hour
-)
-
 // ensureOurs returns an error unless the volume is this cluster's. DigitalOcean is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
-	p.mu.Lock()
-	seen, known := p.ours[id]
-	p.mu.Unlock()
-	if known && time.Since(seen) < age {
+	if ours, known := p.ours.Within(age, id); known && ours {
 		return ctx.Err()
 	}
 	asked := time.Now()
@@ -329,36 +293,37 @@ func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration)
 // Delete destroys the volume. DigitalOcean itself refuses one that is attached.
 func (p *Provider) Delete(ctx context.Context, id string) error {
 	_, err := p.lookupOurs(ctx, id)
+	if err == nil {
+		err = p.line.Do(ctx, "volume "+id, func(ctx context.Context) error {
+			answer, err := p.api.Storage.DeleteVolume(ctx, id)
+			err = p.done(ctx, "the request to delete volume "+id, answer, err)
+			switch {
+			case isMissing(err):
+				return nil
+			case isConflict(err):
+				return p.standing(ctx, id, "", err)
+			}
+			return err
+		})
+	}
 	if errors.Is(err, providers.ErrNotFound) {
 		return nil
-	} else if err != nil {
-		return err
 	}
-	return p.line.Do(ctx, "volume "+id, func(ctx context.Context) error {
-		answer, err := p.api.Storage.DeleteVolume(ctx, id)
-		err = p.done(ctx, "the request to delete volume "+id, answer, err)
-		switch {
-		case isMissing(err):
-			return nil
-		case isConflict(err):
-			return p.heldAs(ctx, id, err)
-		}
-		return err
-	})
+	return err
 }
 
-// heldAs is the error for a volume that is held, as a refusal says. If no read shows by whom, it is on its way in or out.
-func (p *Provider) heldAs(ctx context.Context, id string, refusal error) error {
+// standing is what a refusal means, to a node or to none, by how the volume stands.
+func (p *Provider) standing(ctx context.Context, id, node string, refusal error) error {
 	asked := time.Now()
-	v, err := p.lookup(ctx, id)
+	v, err := p.lookupOurs(ctx, id)
 	if err != nil {
 		return err
 	}
-	held := p.attachmentOf(v, asked)
-	if held.Node == "" {
-		return fmt.Errorf("%w: volume %s is just being attached or detached: %w", providers.ErrBusy, id, refusal)
+	now, err := p.settle(ctx, v, asked)
+	if err != nil {
+		return err
 	}
-	return &providers.HeldError{Volume: id, Node: held.Node}
+	return now.Attachment.Refused(id, node, refusal)
 }
 
 func isConflict(err error) bool { return errors.Is(err, errConflict) }
@@ -380,7 +345,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 	case !is.owned():
 		return nil
 	case is.cluster != p.cluster():
-		return fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
+		return providers.NotOurs(id)
 	}
 	if held := p.attachmentOf(v, asked); held.State != providers.Detached {
 		return &providers.HeldError{Volume: id, Node: held.Node}
@@ -393,9 +358,7 @@ func (p *Provider) disown(ctx context.Context, v godo.Volume) error {
 	if err := p.untag(ctx, v.ID, tagsOf(v, textCluster)); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.ours, v.ID)
+	p.ours.See(v.ID, time.Now(), false)
 	return nil
 }
 
@@ -409,7 +372,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
-	here, err := p.locate(ctx)
+	here, err := p.here.Get(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // Attach asks for the volume when it is this volume's turn on the server, whose changes Hetzner takes one at a time.
@@ -33,10 +34,13 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	return p.inLine(ctx, node.ID, func(ctx context.Context) error { return p.attach(ctx, id, node) })
 }
 
+// sighting is what is known of a volume.
+type sighting struct{ ours, protected bool }
+
 // ensureOurs returns an error unless the volume is this cluster's. Hetzner is asked only if this process has not just seen it.
 func (p *Provider) ensureOurs(ctx context.Context, id string) (sighting, error) {
 	if isID.MatchString(id) {
-		if known, is := p.memory.knows(number(id)); is && known.ours {
+		if known, is := p.seen.Within(recent.WhileFree, number(id)); is && known.ours {
 			return known, nil
 		}
 	}
@@ -74,7 +78,7 @@ func (p *Provider) attach(ctx context.Context, id string, node providers.Node) e
 		if a.ID == 0 {
 			return p.notItsOwn(ctx, request)
 		}
-		p.memory.begin(number(id), move{action: a.ID, server: number(node.ID)})
+		p.begin(id, move{action: a.ID, server: number(node.ID)})
 		return nil
 	}
 	err = p.explain(ctx, request, err)
@@ -117,7 +121,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 		case server != number(node):
 			return &providers.HeldError{Volume: id, Node: text(server)}
 		}
-		p.memory.begin(number(id), move{action: a.ID, server: server}) // on its way here
+		p.begin(id, move{action: a.ID, server: server}) // on its way here
 		return errNothing
 	}
 	v, err := p.getOurs(ctx, id)
@@ -178,7 +182,7 @@ func (p *Provider) detach(ctx context.Context, id, node string) error {
 		case server != 0 && server != number(node):
 			return fmt.Errorf("volume %s has been detached from server %d, which must have taken it from server %s in the moment of the request to detach it there: stop what uses it on server %d", id, server, node, server)
 		}
-		p.memory.begin(number(id), move{action: a.ID, server: number(node), leaves: true})
+		p.begin(id, move{action: a.ID, server: number(node), leaves: true})
 		return nil
 	}
 	err = p.explain(ctx, request, err)
@@ -209,8 +213,8 @@ func (p *Provider) heldBy(ctx context.Context, id, node string) (providers.Attac
 		return providers.Detached, err
 	}
 	if held.State == providers.AttachFailed { // nothing is left of it
-		if begun, is := p.memory.moving(v.ID); is {
-			p.memory.end(v.ID, begun)
+		if begun, is := p.moving(v.ID); is {
+			p.moves.CompareAndDelete(v.ID, begun)
 		}
 	}
 	return held.State, nil
@@ -226,11 +230,32 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 	for i := range running {
 		a := &running[i]
 		if server := serverOf(a); a.Command == "detach_volume" && (server == 0 || server == number(node)) {
-			p.memory.begin(number(id), move{action: a.ID, server: number(node), leaves: true})
+			p.begin(id, move{action: a.ID, server: number(node), leaves: true})
 			return errNothing
 		}
 	}
 	return fmt.Errorf("%w: %w", errServerLocked, refusal)
+}
+
+// move is an attach or a detach that Hetzner has accepted.
+type move struct {
+	action int64 // its id
+	server int64
+	leaves bool // a detach
+	at     time.Time
+}
+
+// begin notes an attach or a detach of a volume.
+func (p *Provider) begin(id string, begun move) {
+	begun.at = time.Now()
+	p.moves.Store(number(id), begun)
+}
+
+// moving returns what was begun with a volume, and has not been seen to be over.
+func (p *Provider) moving(id int64) (move, bool) {
+	last, _ := p.moves.Load(id)
+	begun, is := last.(move)
+	return begun, is
 }
 
 // leaving is how long a detach that this process has begun is taken to be under way without asking.
@@ -239,7 +264,7 @@ const leaving = 20 * time.Second
 // attachment tells who holds the volume, by the volume itself and what this process has begun with it; and returns the volume as
 // it was when that was so. It asks what has become of that only if it may, and only if the volume does not show it.
 func (p *Provider) attachment(ctx context.Context, v *schema.Volume, ask bool) (*schema.Volume, providers.Attachment, error) {
-	begun, is := p.memory.moving(v.ID)
+	begun, is := p.moving(v.ID)
 	shown := int64(0)
 	if v.Server != nil {
 		shown = *v.Server
@@ -257,7 +282,7 @@ func (p *Provider) attachment(ctx context.Context, v *schema.Volume, ask bool) (
 	case !begun.leaves && shown == 0:
 		meanwhile = providers.Attaching
 	default: // it is over
-		p.memory.end(v.ID, begun)
+		p.moves.CompareAndDelete(v.ID, begun)
 		return v, held, nil
 	}
 	underway := providers.Attachment{Node: text(begun.server), State: meanwhile}
@@ -274,10 +299,20 @@ func (p *Provider) attachment(ctx context.Context, v *schema.Volume, ask bool) (
 		return v, providers.Attachment{Node: underway.Node, State: providers.AttachFailed, Problem: p.failed("attach it", a).Error()}, nil
 	}
 	// The volume was read before the end.
-	p.memory.end(v.ID, begun)
+	p.moves.CompareAndDelete(v.ID, begun)
 	now, err := p.get(ctx, text(v.ID))
 	if err != nil {
 		return nil, providers.Attachment{}, err
 	}
 	return p.attachment(ctx, now, false)
+}
+
+// serverOf is the server that an action is about, 0 if it does not tell.
+func serverOf(a *schema.Action) int64 {
+	for _, r := range a.Resources {
+		if r.Type == "server" {
+			return r.ID
+		}
+	}
+	return 0
 }

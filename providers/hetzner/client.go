@@ -88,6 +88,15 @@ func ask[T any](ctx context.Context, c client, method, path string, in any) (*T,
 	return answer, nil
 }
 
+// find is ask for what may not be there, and is nil then.
+func find[T any](ctx context.Context, c client, path string) (*T, error) {
+	answer, err := ask[T](ctx, c, http.MethodGet, path, nil)
+	if isNotFound(err) {
+		return nil, nil
+	}
+	return answer, err
+}
+
 type volumePage struct {
 	schema.VolumeListResponse
 	schema.MetaResponse
@@ -105,11 +114,8 @@ func (c client) volumes(ctx context.Context, query url.Values) (*volumePage, err
 }
 
 func (c client) volume(ctx context.Context, id int64) (*schema.Volume, error) {
-	answer, err := ask[schema.VolumeGetResponse](ctx, c, http.MethodGet, volumePath(id), nil)
-	switch {
-	case isNotFound(err):
-		return nil, nil
-	case err != nil:
+	answer, err := find[schema.VolumeGetResponse](ctx, c, volumePath(id))
+	if answer == nil {
 		return nil, err
 	}
 	return &answer.Volume, nil
@@ -169,22 +175,16 @@ func (c client) running(ctx context.Context, id int64) (*actionPage, error) {
 }
 
 func (c client) action(ctx context.Context, id int64) (*schema.Action, error) {
-	answer, err := ask[schema.ActionGetResponse](ctx, c, http.MethodGet, "/actions/"+text(id), nil)
-	switch {
-	case isNotFound(err):
-		return nil, nil
-	case err != nil:
+	answer, err := find[schema.ActionGetResponse](ctx, c, "/actions/"+text(id))
+	if answer == nil {
 		return nil, err
 	}
 	return &answer.Action, nil
 }
 
 func (c client) server(ctx context.Context, id int64) (*schema.Server, error) {
-	answer, err := ask[schema.ServerGetResponse](ctx, c, http.MethodGet, "/servers/"+text(id), nil)
-	switch {
-	case isNotFound(err):
-		return nil, nil
-	case err != nil:
+	answer, err := find[schema.ServerGetResponse](ctx, c, "/servers/"+text(id))
+	if answer == nil {
 		return nil, err
 	}
 	return &answer.Server, nil

@@ -12,27 +12,19 @@ import (
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
-// What a volume has, in GiB (API reference, "Create a Volume", which calls them GB).
-const leastGiB, mostGiB = 10, 10240
-
-// gibOf is what Hetzner sells for so many bytes.
-func gibOf(bytes int64) (int, error) {
-	const most = int64(mostGiB) * gib
-	if bytes < 0 || bytes > most {
-		return 0, fmt.Errorf("%w: the size is %d bytes, and volumes of Hetzner Cloud have %d to %d GiB", providers.ErrInvalid, bytes, leastGiB, mostGiB)
-	}
-	return max(leastGiB, int((bytes+gib-1)/gib)), nil
-}
+// sizes are those of the API reference ("Create a Volume"), which calls them GB.
+var sizes = providers.Sizes{Cloud: "Hetzner Cloud", Least: 10, Most: 10240}
 
 // Create returns the volume once Hetzner calls it available. Of nodes that make one name at once, Hetzner lets one have it.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
-	size, err := gibOf(spec.Size)
-	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags), checkOptions(spec), err); err != nil {
+	size, err := sizes.Of(spec.Size)
+	err = errors.Join(err, providers.CheckOptions("Hetzner Cloud", spec, p.Supports()))
+	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags), err); err != nil {
 		return nil, err
 	}
 	v, err := p.find(ctx, spec.Name)
 	if errors.Is(err, providers.ErrNotFound) {
-		v, err = p.make(ctx, spec, size)
+		v, err = p.make(ctx, spec, int(max(sizes.Least, size)))
 	}
 	if errors.Is(err, errTaken) { // perhaps by the request itself, whose answer was lost
 		refusal := err
@@ -53,19 +45,6 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 		}
 	}
 	return p.describe(ctx, v, true)
-}
-
-// checkOptions refuses what Hetzner's volumes do not have.
-func checkOptions(spec providers.Spec) error {
-	for option, set := range map[string]bool{
-		"type": spec.Type != "", "iops": spec.IOPS != 0, "throughput": spec.Throughput != 0,
-		"encrypted": spec.Encrypted, "kms-key": spec.KMSKey != "", "snapshot": spec.Snapshot != "",
-	} {
-		if set {
-			return fmt.Errorf("%w: volumes of Hetzner Cloud have no %s: leave it out", providers.ErrInvalid, option)
-		}
-	}
-	return nil
 }
 
 // make asks for a volume with all its labels, and waits for it.
@@ -145,8 +124,8 @@ func (p *Provider) action(ctx context.Context, id int64) (*schema.Action, error)
 
 // Modify enlarges the volume, in use or not, and returns when it has its size.
 func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
-	size, err := gibOf(change.Size)
-	if err := errors.Join(err, checkOptions(providers.Spec{Type: change.Type, IOPS: change.IOPS, Throughput: change.Throughput})); err != nil {
+	gibs, err := sizes.Of(change.Size)
+	if err := errors.Join(err, providers.CheckOnlyGrows("Hetzner Cloud", change)); err != nil {
 		return nil, err
 	}
 	var v *schema.Volume
@@ -154,11 +133,12 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		if v, err = p.getOurs(ctx, id); err != nil {
 			return err
 		}
+		size := int(gibs)
 		switch {
-		case change.Size == 0, size == v.Size:
+		case size == 0, size == v.Size:
 			return nil
 		case size < v.Size:
-			return fmt.Errorf("%w: volume %s has %d GiB, and volumes of Hetzner Cloud cannot shrink: ask for more, or make a new volume and copy", providers.ErrInvalid, id, v.Size)
+			return sizes.Shrinks(id, int64(v.Size))
 		}
 		a, err := p.api.resize(ctx, v.ID, size)
 		if err != nil {

@@ -41,7 +41,9 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -73,13 +75,11 @@ type Provider struct {
 	metadata rest.Metadata
 
 	byName  *batch.Asker[[]*schema.Volume] // volumes by lookup key
-	node    *batch.Asker[providers.Node]   // this one, under any key
+	node    *batch.Kept[providers.Node]    // this one
 	servers rest.Line                      // changes of one server
-	volumes turns                          // changes of one volume by this process
-	memory  memory
-
-	mu   sync.Mutex
-	self providers.Node // empty before it is known
+	volumes keymutex.KeyMutex              // changes of one volume by this process
+	seen    recent.Map[int64, sighting]    // volumes
+	moves   sync.Map                       // by id of a volume: its last move, until its end is seen
 }
 
 var (
@@ -114,7 +114,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.api = client{endpoint: cfg.Endpoint, http: p.client.HTTP}
 	p.byName = batch.New(p.askByName, perPage)
-	p.node = batch.New(p.askNode, 1)
+	p.node = batch.Keep("which server this is", p.askNode)
 	return p, nil
 }
 
@@ -128,14 +128,10 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	if err != nil {
 		return nil, err
 	}
-	p, err := New(Config{
+	return providers.AsProvider(New(Config{
 		Cluster: cluster, Token: token, Log: log,
 		Server: getenv(serverSetting), Endpoint: getenv(endpointSetting), Metadata: getenv(metadataSetting),
-	})
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	}))
 }
 
 // Supports lists the options that Hetzner's volumes have.
@@ -145,27 +141,18 @@ func (p *Provider) Supports() []string { return []string{"tags", "zone"} }
 var isID = regexp.MustCompile(`^[1-9][0-9]{0,15}$`)
 
 // Node tells which server this is, and its location, by the word of its metadata service, or of HCLOUD_SERVER_ID.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
-	p.mu.Lock()
-	self := p.self
-	p.mu.Unlock()
-	if self.ID != "" {
-		return self, nil
-	}
-	self, _, err := p.node.Get(ctx, "")
-	return self, err
-}
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }
 
-func (p *Provider) askNode(ctx context.Context, _ []string) (map[string]providers.Node, error) {
+func (p *Provider) askNode(ctx context.Context) (providers.Node, error) {
 	id := p.cfg.Server
 	zone := ""
 	if id == "" {
 		answer, err := p.metadata.Get(ctx, p.cfg.Metadata+metadataPath+"instance-id", nil)
 		switch {
 		case err != nil:
-			return nil, err
+			return providers.Node{}, err
 		case !isID.Match(answer):
-			return nil, fmt.Errorf("%w: the metadata service at %s does not answer with the id of a server of Hetzner Cloud, but with %q: blockvol must run on one, or %s be set",
+			return providers.Node{}, fmt.Errorf("%w: the metadata service at %s does not answer with the id of a server of Hetzner Cloud, but with %q: blockvol must run on one, or %s be set",
 				providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(string(answer)), serverSetting)
 		}
 		id = string(answer)
@@ -174,19 +161,15 @@ func (p *Provider) askNode(ctx context.Context, _ []string) (map[string]provider
 	if zone == "" {
 		server, err := p.server(ctx, id)
 		if err != nil {
-			return nil, err
+			return providers.Node{}, err
 		}
 		if server == nil || server.Location.Name == "" {
-			return nil, fmt.Errorf("%w: the project that %s is of has no server %s, which this one shall be: take a token of the project that the server is in, and check %s",
+			return providers.Node{}, fmt.Errorf("%w: the project that %s is of has no server %s, which this one shall be: take a token of the project that the server is in, and check %s",
 				providers.ErrInvalid, tokenSetting, id, serverSetting)
 		}
 		zone = server.Location.Name
 	}
-	self := providers.Node{ID: id, Zone: zone}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.self = self
-	return map[string]providers.Node{"": self}, nil
+	return providers.Node{ID: id, Zone: zone}, nil
 }
 
 const metadataPath = "/hetzner/v1/metadata/"

@@ -14,7 +14,9 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/rest"
 )
 
 const gib = 1 << 30
@@ -22,43 +24,34 @@ const gib = 1 << 30
 // perPage is the greatest page (API reference, "Pagination").
 const perPage = 50
 
-// list returns all volumes that one of the API's filters lets through. A page is cut out of the whole at the moment when it is
-// asked for, so that a deletion meanwhile moves a volume to a page that has been read: then all are read again.
+// list returns all volumes that one of the API's filters lets through.
 func (p *Provider) list(ctx context.Context, filter, value string) ([]*schema.Volume, error) {
 	const request = "the request for a list of volumes"
 	query := url.Values{filter: {value}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}}
-	for range 5 {
-		asked := time.Now()
-		var all []*schema.Volume
-		total, moved := 0, false
-		for page := 1; page > 0; {
-			query.Set("page", strconv.Itoa(page))
-			answer, err := p.api.volumes(ctx, query)
-			if err != nil {
-				return nil, p.explain(ctx, request, err)
-			}
-			if answer.Meta.Pagination == nil {
-				return nil, p.notItsOwn(ctx, request)
-			}
-			moved = moved || page > 1 && answer.Meta.Pagination.TotalEntries != total
-			total = answer.Meta.Pagination.TotalEntries
-			for i := range answer.Volumes {
-				all = append(all, &answer.Volumes[i])
-			}
-			page = answer.Meta.Pagination.NextPage
+	asked := time.Now()
+	all, err := rest.Pages("Hetzner Cloud", func(n int) ([]*schema.Volume, int, bool, error) {
+		query.Set("page", strconv.Itoa(n))
+		answer, err := p.api.volumes(ctx, query)
+		switch {
+		case err != nil:
+			return nil, 0, false, p.explain(ctx, request, err)
+		case answer.Meta.Pagination == nil:
+			return nil, 0, false, p.notItsOwn(ctx, request)
 		}
-		if !moved {
-			for _, v := range all {
-				p.saw(v, asked)
-			}
-			return all, nil
+		page := make([]*schema.Volume, len(answer.Volumes))
+		for i := range answer.Volumes {
+			page[i] = &answer.Volumes[i]
 		}
+		return page, answer.Meta.Pagination.TotalEntries, answer.Meta.Pagination.NextPage == 0, nil
+	})
+	for _, v := range all {
+		p.saw(v, asked)
 	}
-	return nil, fmt.Errorf("%w: volumes are made and deleted so fast that a list of all is never whole", providers.ErrBusy)
+	return all, err
 }
 
 func (p *Provider) saw(v *schema.Volume, asked time.Time) {
-	p.memory.see(v.ID, sighting{asked, p.isOurs(v), v.Protection.Delete})
+	p.seen.See(v.ID, asked, sighting{p.isOurs(v), v.Protection.Delete})
 }
 
 func (p *Provider) askByName(ctx context.Context, keys []string) (map[string][]*schema.Volume, error) {
@@ -99,23 +92,14 @@ func (p *Provider) find(ctx context.Context, name string) (*schema.Volume, error
 			ours = append(ours, v)
 		}
 	}
-	switch len(ours) {
-	case 0:
-		return nil, fmt.Errorf("%w: Hetzner Cloud has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
-	case 1:
-		return ours[0], nil
-	}
-	return nil, ambiguous(name, ours)
+	return p.bearers().One(name, ours)
 }
 
-func ambiguous(name string, all []*schema.Volume) error {
-	ids := make([]string, 0, len(all))
-	for _, v := range all {
-		ids = append(ids, fmt.Sprintf("%d in location %s", v.ID, v.Location.Name))
+func (p *Provider) bearers() providers.Bearers[*schema.Volume] {
+	return providers.Bearers[*schema.Volume]{
+		Cloud: "Hetzner Cloud", Cluster: p.cluster, Take: "the label " + keyLabel,
+		Show: func(v *schema.Volume) string { return fmt.Sprintf("%d in location %s", v.ID, v.Location.Name) },
 	}
-	slices.Sort(ids)
-	return fmt.Errorf("%w: %q is the name of %s: find out which holds the data, and take the label %s from the others",
-		providers.ErrAmbiguous, name, strings.Join(ids, " and "), keyLabel)
 }
 
 // List returns the cluster's volumes. Those that share a name or have damaged labels are left out, and the error names them.
@@ -133,20 +117,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			byName[b.name] = append(byName[b.name], v)
 		}
 	}
-	var volumes []*providers.Volume
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		same := byName[name]
-		if len(same) > 1 {
-			problems = append(problems, ambiguous(name, same))
-			continue
-		}
-		v, err := p.describe(ctx, same[0], false)
-		if err != nil {
-			return nil, err
-		}
-		volumes = append(volumes, v)
-	}
-	return volumes, errors.Join(problems...)
+	return p.bearers().List(byName, func(v *schema.Volume) (*providers.Volume, error) { return p.describe(ctx, v, false) }, problems...)
 }
 
 // describe puts Hetzner's description into the contract's words. It asks for what it does not tell only if it may.
@@ -156,7 +127,7 @@ func (p *Provider) describe(ctx context.Context, from *schema.Volume, ask bool) 
 		return nil, err
 	}
 	if !p.isOurs(from) { // any more
-		return nil, notOurs(text(from.ID))
+		return nil, providers.NotOurs(text(from.ID))
 	}
 	b := read(from.Labels)
 	return &providers.Volume{
@@ -198,13 +169,9 @@ func (p *Provider) get(ctx context.Context, id string) (*schema.Volume, error) {
 func (p *Provider) getOurs(ctx context.Context, id string) (*schema.Volume, error) {
 	v, err := p.get(ctx, id)
 	if err == nil && !p.isOurs(v) {
-		err = notOurs(id)
+		err = providers.NotOurs(id)
 	}
 	return v, err
-}
-
-func notOurs(id string) error {
-	return fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
 }
 
 // Delete destroys the volume. Hetzner itself refuses one that is attached.
@@ -244,7 +211,7 @@ func (p *Provider) unheld(ctx context.Context, v *schema.Volume) (*schema.Volume
 	case held.State != providers.Detached && held.State != providers.AttachFailed:
 		return nil, &providers.HeldError{Volume: id, Node: held.Node}
 	case !p.isOurs(v):
-		return nil, notOurs(id)
+		return nil, providers.NotOurs(id)
 	}
 	return v, nil
 }
@@ -269,7 +236,7 @@ func (p *Provider) destroy(ctx context.Context, v *schema.Volume) error {
 			continue
 		}
 		if err == nil {
-			p.memory.see(v.ID, sighting{at: time.Now()})
+			p.seen.See(v.ID, time.Now(), sighting{})
 		}
 		return err
 	}
@@ -288,7 +255,7 @@ func (p *Provider) protect(ctx context.Context, id string, on bool) error {
 	if err := p.await(ctx, "change the protection of volume "+id, a); err != nil {
 		return err
 	}
-	p.memory.see(number(id), sighting{time.Now(), true, on})
+	p.seen.See(number(id), time.Now(), sighting{true, on})
 	return nil
 }
 
@@ -378,7 +345,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 			return nil
 		}
 		if !p.isOurs(v) {
-			return notOurs(id)
+			return providers.NotOurs(id)
 		}
 		if v, err = p.unheld(ctx, v); err != nil {
 			return err
@@ -413,4 +380,26 @@ func forgotten(v *schema.Volume) string {
 func isRefusal(err error) bool {
 	var r *refusal
 	return errors.As(err, &r)
+}
+
+// changing carries out a change of a volume when no other of this process is under way, and again while Hetzner is too busy.
+func (p *Provider) changing(ctx context.Context, id string, change func(context.Context) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	unlock, _, err := p.volumes.Lock(ctx, id)
+	if err != nil {
+		return fmt.Errorf("%w: another change of volume %s is under way in this process, and the call's time is over: %w", providers.ErrBusy, id, err)
+	}
+	defer unlock()
+	retry := pace.Backoff{Most: 4 * time.Second}
+	for {
+		err := change(ctx)
+		if !errors.Is(err, providers.ErrBusy) {
+			return err
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w", err, over)
+		}
+	}
 }

@@ -405,23 +405,6 @@ func TestAnEnlargementWhoseAnswerWasLostIsRecognised(t *testing.T) {
 	})
 }
 
-// A read that was under way while this process forgot the volume says nothing about it.
-func TestWhatIsKnownIsTheLatest(t *testing.T) {
-	var m memory
-	early, late := time.Now(), time.Now().Add(time.Millisecond)
-	m.see(1, sighting{at: late})
-	m.see(1, sighting{at: early, ours: true})
-	known, is := m.knows(1)
-	assert.True(t, is)
-	assert.False(t, known.ours)
-	m.see(1, sighting{at: late.Add(time.Millisecond), ours: true})
-	known, _ = m.knows(1)
-	assert.True(t, known.ours)
-	m.see(2, sighting{at: time.Now().Add(-sightingGood), ours: true})
-	_, is = m.knows(2)
-	assert.False(t, is, "it may have become another's")
-}
-
 func TestChangesOfAVolumeTakeTheirTurn(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, hetzner.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("fsn1"))

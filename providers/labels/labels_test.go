@@ -182,6 +182,11 @@ func TestNamesStayAsTheyAre(t *testing.T) {
 	} {
 		assert.Equal(t, golden.want, Name(golden.cluster, golden.name, golden.most))
 	}
+	for turn, want := range map[int]string{0: "db-8j5bl2am3cen1far", 1: "db-o5at1mm7ntkgkku8", 12: "db-1198u0tp2imh4mdb"} {
+		assert.Equal(t, want, NameAt(turn, "main", "db", 32))
+	}
+	assert.Equal(t, "44caba89561b1d70bd5bc32f0f7ccc747f2e7584ddf08ba9cbd5480e21f24313", Digest("main", "db"))
+	assert.NotEqual(t, Digest("a", "bc"), Digest("ab", "c"))
 }
 
 func FuzzName(f *testing.F) {

@@ -11,6 +11,7 @@ import (
 	sdk "github.com/linode/linodego"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // Attach asks for the volume for as long as this Linode runs, see the package's comment. Linode takes one change of a Linode at a
@@ -28,12 +29,12 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if !p.memory.knows(n) {
+	if ours, known := p.ours.Within(recent.WhileFree, n); !known || !ours {
 		v, asked, err := p.getOurs(ctx, n)
 		if err != nil {
 			return err
 		}
-		if err := p.standing(v, asked, node.ID); !errors.Is(err, providers.ErrBusy) {
+		if err := p.standing(v, asked, node.ID, errAttached); !errors.Is(err, providers.ErrBusy) {
 			return err
 		}
 	}
@@ -41,15 +42,15 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		err := p.attach(ctx, n, self)
 		switch {
 		case err == nil:
-			p.memory.enter(n)
-			p.memory.know(n)
+			p.going.Delete(n) // nothing is left of a detach
+			p.ours.See(n, time.Now(), true)
 			return nil
 		case errors.Is(err, errAttached):
 			v, asked, lookErr := p.getOurs(ctx, n)
 			if lookErr != nil {
 				return lookErr
 			}
-			return p.standing(v, asked, node.ID)
+			return p.standing(v, asked, node.ID, err)
 		case errors.Is(err, providers.ErrNotFound):
 			if _, _, lookErr := p.getOurs(ctx, n); lookErr != nil {
 				return lookErr
@@ -62,30 +63,20 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 
 // standing is what it means for an attach to this node how a volume stands: nil if it is attached here, ErrBusy if it can be
 // tried again.
-func (p *Provider) standing(v *sdk.Volume, asked time.Time, self string) error {
+func (p *Provider) standing(v *sdk.Volume, asked time.Time, self string, refusal error) error {
 	held := p.attachmentOf(v, asked)
-	_, may := p.memory.leaves(v.ID, held.Node, asked)
-	switch {
-	case held.State == providers.Detached:
-		return fmt.Errorf("%w: volume %d is free", providers.ErrBusy, v.ID)
-	case held.Node != self:
-		return &providers.HeldError{Volume: strconv.Itoa(v.ID), Node: held.Node}
-	case may:
+	if _, may := p.leaves(v.ID, held.Node, asked); may && held.Node == self {
 		return fmt.Errorf("%w: volume %d is still being detached from this Linode, or may be", providers.ErrBusy, v.ID)
 	}
-	return nil
+	return held.Refused(strconv.Itoa(v.ID), self, refusal)
 }
 
 // attach asks Linode once.
 func (p *Provider) attach(ctx context.Context, id, linode int) error {
 	persist := false
 	_, err := call(ctx, p, fmt.Sprintf("the request to attach volume %d", id), func(ctx context.Context) (*sdk.Volume, error) {
-		v, err := p.api.AttachVolume(ctx, id, &sdk.VolumeAttachOptions{LinodeID: linode, PersistAcrossBoots: &persist})
-		if err == nil && (v.ID != id || v.LinodeID == nil || *v.LinodeID != linode) {
-			err = errNotLinodes
-		}
-		return v, err
-	})
+		return p.api.AttachVolume(ctx, id, &sdk.VolumeAttachOptions{LinodeID: linode, PersistAcrossBoots: &persist})
+	}, func(v *sdk.Volume) bool { return v.ID == id && v.LinodeID != nil && *v.LinodeID == linode })
 	return err
 }
 
@@ -94,7 +85,7 @@ func (p *Provider) attach(ctx context.Context, id, linode int) error {
 // The request does not say from which Linode. So there is a moment, between the look and the request's arrival, in which somebody
 // else could detach the volume from that node and attach it to another, from which this takes it then. To keep it short the
 // request is sent once and soon after the look, or not at all: what has to wait, since the Linode is busy or the account asks
-// too much, looks again; and none is sent while one that Linode has taken is under way, see memory. The driver alone detaches
+// too much, looks again; and none is sent while one that Linode has taken is under way, see departure. The driver alone detaches
 // from its own node, once at a time; so what remains takes two nodes that take over from a third within the same moment, or
 // hands in the console.
 //
@@ -114,19 +105,52 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 		if held := p.attachmentOf(v, asked); held.Node != node || held.State != providers.Attached {
 			return nil
 		}
-		_, err = call(onceSoon(ctx), p, fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, p.api.DetachVolume(ctx, n)
+		err = p.do(onceSoon(ctx), fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) error {
+			return p.api.DetachVolume(ctx, n)
 		})
 		switch {
 		case err == nil:
-			p.memory.leave(n, node, true)
+			p.going.Store(n, departure{node, time.Now(), true})
 		case errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
 			return nil
 		case errors.Is(err, providers.ErrUnavailable), ctx.Err() != nil:
-			p.memory.leave(n, node, false)
+			p.going.Store(n, departure{node, time.Now(), false})
 		}
 		return err
 	})
+}
+
+// leaving is how long a detach that was asked for is believed to be under way while the volume is shown attached. It takes
+// seconds, as a rule; one that takes longer has failed, and can be asked for again.
+const leaving = time.Minute
+
+// departure is a detach that was asked for.
+type departure struct {
+	node  string
+	since time.Time
+	taken bool // by Linode's word; otherwise there was no answer
+}
+
+// leaves tells whether the volume, which a read asked at that time shows on the node, is on its way from there, and whether it
+// may be, since a request was not answered.
+func (p *Provider) leaves(volume int, node string, asked time.Time) (does, may bool) {
+	last, _ := p.going.Load(volume)
+	d, going := last.(departure)
+	switch {
+	case !going:
+		return false, false
+	case node == d.node && time.Since(d.since) < leaving:
+		return d.taken, true
+	case asked.After(d.since): // it has arrived
+		p.going.CompareAndDelete(volume, d)
+	}
+	return false, false
+}
+
+// forget is for a volume that is gone, or not ours any more, as was found when it was asked about at that time.
+func (p *Provider) forget(volume int, asked time.Time) {
+	p.ours.See(volume, asked, false)
+	p.going.Delete(volume)
 }
 
 // soon is how long after a look at who holds a volume a detach may be sent.

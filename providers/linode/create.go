@@ -14,11 +14,8 @@ import (
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
-// What Linode sells, in GiB ("Block Storage", limits).
-const (
-	leastSize = 10
-	mostSize  = 10240
-)
+// sizes are those that Linode sells ("Block Storage", limits).
+var sizes = providers.Sizes{Cloud: "Linode", Least: 10, Most: 10240}
 
 // maxTurns bounds the search for a label that is free.
 const maxTurns = 100
@@ -47,44 +44,16 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 // order puts the specification into Linode's words, and refuses what Linode does not sell.
 func (p *Provider) order(spec providers.Spec) (sdk.VolumeCreateOptions, error) {
 	own, err := operatorTags(spec.Tags)
+	gibs, wrong := sizes.Of(spec.Size) // 0 is Linode's default
+	err = errors.Join(err, providers.CheckOptions("Linode", spec, p.Supports()), wrong)
 	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), err); err != nil {
 		return sdk.VolumeCreateOptions{}, err
 	}
-	lacks := func(what string) (sdk.VolumeCreateOptions, error) {
-		return sdk.VolumeCreateOptions{}, fmt.Errorf("%w: volumes of Linode have no %s: leave it out", providers.ErrInvalid, what)
-	}
-	switch {
-	case spec.Type != "":
-		return lacks("type to choose")
-	case spec.IOPS != 0 || spec.Throughput != 0:
-		return lacks("IOPS or throughput to choose")
-	case spec.KMSKey != "":
-		return lacks("keys of your own")
-	case spec.Snapshot != "":
-		return lacks("snapshots")
-	}
-	gibs, err := gibOf(spec.Size)
-	if err != nil {
-		return sdk.VolumeCreateOptions{}, err
-	}
-	order := sdk.VolumeCreateOptions{Region: spec.Zone, Size: gibs, Tags: slices.Concat(own, p.marks(spec.Name), recordTags(spec.Record))}
+	order := sdk.VolumeCreateOptions{Region: spec.Zone, Size: int(gibs), Tags: slices.Concat(own, p.marks(spec.Name), recordTags(spec.Record))}
 	if spec.Encrypted { // otherwise Linode's default holds
 		order.Encryption = "enabled"
 	}
 	return order, nil
-}
-
-// gibOf is the size that Linode sells for so many bytes; 0 is its default.
-func gibOf(bytes int64) (int, error) {
-	switch {
-	case bytes < 0:
-		return 0, fmt.Errorf("%w: the size is %d bytes", providers.ErrInvalid, bytes)
-	case bytes == 0:
-		return 0, nil
-	case bytes > mostSize*gib:
-		return 0, fmt.Errorf("%w: a volume of Linode has %d to %d GiB", providers.ErrInvalid, leastSize, mostSize)
-	}
-	return int(max(leastSize, (bytes+gib-1)/gib)), nil
 }
 
 // make makes a volume of a name that no volume bears, or finds the one that another node makes at this moment.
@@ -117,12 +86,8 @@ func (p *Provider) make(ctx context.Context, order sdk.VolumeCreateOptions, spec
 // makeOnce makes the volume under one label. Errors: errTaken.
 func (p *Provider) makeOnce(ctx context.Context, order sdk.VolumeCreateOptions, rec providers.Record) (*sdk.Volume, error) {
 	made, err := call(ctx, p, "the request to create volume "+order.Label, func(ctx context.Context) (*sdk.Volume, error) {
-		v, err := p.api.CreateVolume(ctx, order)
-		if err == nil && (v.ID <= 0 || v.Label != order.Label) {
-			err = errNotLinodes
-		}
-		return v, err
-	})
+		return p.api.CreateVolume(ctx, order)
+	}, func(v *sdk.Volume) bool { return v.ID > 0 && v.Label == order.Label })
 	if err != nil {
 		return nil, err
 	}

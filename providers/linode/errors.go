@@ -96,12 +96,15 @@ func (o *outcome) read(answer *http.Response) error {
 	return nil
 }
 
-// call makes one request. The action says what it is, as a noun.
-func call[T any](ctx context.Context, p *Provider, action string, ask func(context.Context) (T, error)) (T, error) {
+// call makes one request. The action says what it is, as a noun; an answer that is not so is none of Linode's to this.
+func call[T any](ctx context.Context, p *Provider, action string, ask func(context.Context) (T, error), is func(T) bool) (T, error) {
 	var o outcome
 	answer, err := ask(context.WithValue(ctx, outcomeKey{}, &o))
-	if err == nil {
+	switch {
+	case err == nil && is(answer):
 		return answer, nil
+	case err == nil:
+		err = errNotLinodes
 	}
 	var none T
 	switch {
@@ -113,6 +116,12 @@ func call[T any](ctx context.Context, p *Provider, action string, ask func(conte
 		return none, p.rest.Unanswered(ctx, action, err)
 	}
 	return none, p.translate(action, o)
+}
+
+// do is call for what is answered with nothing.
+func (p *Provider) do(ctx context.Context, action string, ask func(context.Context) error) error {
+	_, err := call(ctx, p, action, func(ctx context.Context) (struct{}, error) { return struct{}{}, ask(ctx) }, func(struct{}) bool { return true })
+	return err
 }
 
 // translate puts a refusal into the contract's words. Linode has no codes for refusals, so that what it says must do; what is

@@ -9,7 +9,7 @@
 // read right before; see Detach for what remains possible.
 //
 // The API shows no attachment on its way: a volume has its Linode from the moment it is asked for, before the device is there,
-// and keeps it until the device is gone. So this process remembers what it has asked to be detached; see memory.
+// and keeps it until the device is gone. So this process remembers what it has asked to be detached; see departure.
 //
 // # What it costs
 //
@@ -37,6 +37,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 
 	sdk "github.com/linode/linodego"
 	"github.com/sirupsen/logrus"
@@ -44,6 +45,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -72,11 +74,12 @@ type Provider struct {
 	rest    *rest.Client
 	api     sdk.Client
 
-	nodes  *batch.Asker[providers.Node] // under "": this one
-	byKey  *batch.Asker[[]sdk.Volume]   // volumes by lookup key
-	memory memory
-	linode rest.Line // changes of a Linode
-	volume rest.Line // changes of a volume's tags, by this process
+	node   *batch.Kept[providers.Node] // this one
+	byKey  *batch.Asker[[]sdk.Volume]  // volumes by lookup key
+	ours   recent.Map[int, bool]       // whether a volume is this cluster's
+	going  sync.Map                    // by id of a volume: the departure that this process has asked for
+	linode rest.Line                   // changes of a Linode
+	volume rest.Line                   // changes of a volume's tags, by this process
 }
 
 var (
@@ -112,7 +115,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.api.SetDebug(false).SetLogger(silence{}).SetRetryCount(0)
 	p.api.UseCache(false)
-	p.nodes = batch.New(p.askNode, 1)
+	p.node = batch.Keep("which Linode this is", p.identify)
 	p.byKey = batch.New(p.askByKey, maxAlternatives)
 	return p, nil
 }
@@ -123,14 +126,10 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	if err != nil {
 		return nil, err
 	}
-	p, err := New(Config{
+	return providers.AsProvider(New(Config{
 		Cluster: cluster, Token: token, Region: getenv("LINODE_REGION"), Instance: getenv("LINODE_INSTANCE_ID"),
 		API: cmp.Or(getenv("LINODE_API_URL"), getenv("LINODE_URL")), Metadata: getenv("LINODE_METADATA_URL"), Log: log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	}))
 }
 
 // silence is where the SDK's own words go.
@@ -144,28 +143,7 @@ func (silence) Debugf(string, ...any) {}
 func (p *Provider) Supports() []string { return []string{"encrypted", "tags", "zone"} }
 
 // Node tells which Linode this is, by its metadata service unless the settings say it.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
-	if node, known := p.memory.self(); known {
-		return node, ctx.Err()
-	}
-	node, _, err := p.nodes.Get(ctx, "")
-	if err != nil && ctx.Err() != nil {
-		return node, fmt.Errorf("which Linode this is, is still being asked: %w", ctx.Err())
-	}
-	return node, err
-}
-
-func (p *Provider) askNode(ctx context.Context, keys []string) (map[string]providers.Node, error) {
-	node, known := p.memory.self()
-	if !known {
-		var err error
-		if node, err = p.identify(ctx); err != nil {
-			return nil, err
-		}
-		p.memory.be(node)
-	}
-	return map[string]providers.Node{keys[0]: node}, nil
-}
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }
 
 func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 	node := providers.Node{ID: p.cfg.Instance, Zone: p.cfg.Region}
@@ -232,12 +210,8 @@ func (p *Provider) instance(ctx context.Context, id string) (*sdk.Instance, erro
 		return nil, err
 	}
 	return call(ctx, p, "the question for Linode "+id, func(ctx context.Context) (*sdk.Instance, error) {
-		i, err := p.api.GetInstance(ctx, n)
-		if err == nil && i.ID != n {
-			err = errNotLinodes
-		}
-		return i, err
-	})
+		return p.api.GetInstance(ctx, n)
+	}, func(i *sdk.Instance) bool { return i.ID == n })
 }
 
 // NodeState says Stopped for a Linode that is "offline", and Gone for one that is not there. One on its way there counts as
@@ -287,8 +261,4 @@ func numberOf(id string) (int, error) {
 		return 0, fmt.Errorf("%w: %q is no id of Linode's, which are numbers", providers.ErrNotFound, quote.Clip(id))
 	}
 	return n, nil
-}
-
-func notOurs(id int) error {
-	return fmt.Errorf("%w: %d is no volume of this cluster", providers.ErrNotFound, id)
 }

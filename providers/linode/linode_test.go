@@ -52,7 +52,7 @@ func harness(r *rig.Rig[*linode.Front], faulty bool) *providertest.Cloud {
 			{Size: size, Throughput: 100},
 			{Size: size, KMSKey: "key"},
 			{Size: size, Snapshot: "1"},
-			{Size: mostSize*gib + 1},
+			{Size: sizes.Most*gib + 1},
 			{Size: 1<<63 - 1},
 			{Size: size, Zone: "nowhere"},
 			{Size: size, Zone: "us-test", Encrypted: true},

@@ -19,19 +19,17 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	if err != nil {
 		return nil, err
 	}
-	if change.Type != "" || change.IOPS != 0 || change.Throughput != 0 {
-		return nil, fmt.Errorf("%w: of a volume of Linode the size can be changed, and nothing else", providers.ErrInvalid)
-	}
-	gibs, err := gibOf(change.Size)
-	if err != nil {
+	least, err := sizes.Of(change.Size)
+	if err := errors.Join(err, providers.CheckOnlyGrows("Linode", change)); err != nil {
 		return nil, err
 	}
+	gibs := int(least)
 	v, asked, err := p.getOurs(ctx, n)
 	switch {
 	case err != nil:
 		return nil, err
 	case change.Size != 0 && (change.Size+gib-1)/gib < int64(v.Size):
-		return nil, fmt.Errorf("%w: volume %s has %d GiB, and volumes of Linode cannot shrink: ask for more, or make a new volume and copy", providers.ErrInvalid, id, v.Size)
+		return nil, sizes.Shrinks(id, int64(v.Size))
 	case gibs > v.Size && v.Status == sdk.VolumeActive:
 		if held := p.attachmentOf(v, asked); held.State != providers.Detached {
 			return nil, fmt.Errorf("%w: volume %s is attached to Linode %s, and its device would keep its size: stop the services that use it, and enlarge it when it is detached", providers.ErrBusy, id, held.Node)
@@ -47,9 +45,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 
 // resize asks Linode once. What it refuses may be the echo of a request that it took and whose answer was lost: resized finds out.
 func (p *Provider) resize(ctx context.Context, id, gibs int) error {
-	_, err := call(ctx, p, fmt.Sprintf("the request to resize volume %d", id), func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, p.api.ResizeVolume(ctx, id, gibs)
-	})
+	err := p.do(ctx, fmt.Sprintf("the request to resize volume %d", id), func(ctx context.Context) error { return p.api.ResizeVolume(ctx, id, gibs) })
 	if !errors.Is(err, providers.ErrInvalid) && !errors.Is(err, providers.ErrBusy) || ctx.Err() != nil {
 		return err
 	}

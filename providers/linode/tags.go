@@ -1,8 +1,6 @@
 package linode
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -30,13 +28,7 @@ const (
 )
 
 // keyOf is the lookup key of a name.
-func (p *Provider) keyOf(name string) string {
-	h := sha256.New()
-	for _, w := range []string{p.cluster, name} {
-		fmt.Fprintf(h, "%d:%s", len(w), w)
-	}
-	return hex.EncodeToString(h.Sum(nil)[:20])
-}
+func (p *Provider) keyOf(name string) string { return labels.Digest(p.cluster, name)[:40] }
 
 func keyTag(digest string) string { return markPrefix + textKey + ":" + digest }
 
@@ -124,10 +116,7 @@ func operatorTags(tags map[string]string) ([]string, error) {
 // name. That label may be taken by a disk that was forgotten, which keeps it, or by one that is still being deleted; then the
 // next turn's is tried, by every node alike.
 func (p *Provider) label(name string, turn int) string {
-	if turn == 0 {
-		return labels.Name(p.cluster, name, mostLabel)
-	}
-	return labels.Name(fmt.Sprintf("%s\x00%d", p.cluster, turn), name, mostLabel)
+	return labels.NameAt(turn, p.cluster, name, mostLabel)
 }
 
 const mostLabel = 32

@@ -14,6 +14,7 @@ import (
 	sdk "github.com/linode/linodego"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/rest"
 )
 
 const gib = 1 << 30 // what Linode's documents call a GB of a volume: its device has so many bytes
@@ -21,7 +22,6 @@ const gib = 1 << 30 // what Linode's documents call a GB of a volume: its device
 const (
 	mostPerPage     = 500
 	maxAlternatives = 50 // names in one filter, which is a header
-	listTries       = 3
 )
 
 // list returns all volumes of the account, in any region, that meet a filter ("Filtering and sorting").
@@ -30,41 +30,18 @@ func (p *Provider) list(ctx context.Context, filter map[string]any) ([]sdk.Volum
 	if err != nil {
 		return nil, err
 	}
-	for range listTries {
-		all, whole, err := p.pages(ctx, string(text))
-		if err != nil || whole {
-			return all, err
-		}
-	}
-	return nil, fmt.Errorf("%w: volumes come and go while Linode lists them", providers.ErrBusy)
-}
-
-// pages reads a list page by page. It is not whole if it has changed meanwhile: a volume may have slipped to a page that had been
-// read before.
-func (p *Provider) pages(ctx context.Context, filter string) (all []sdk.Volume, whole bool, err error) {
-	results := 0
-	for page, pages := 1, 1; page <= pages; page++ {
-		opts := &sdk.ListOptions{PageOptions: &sdk.PageOptions{Page: page}, PageSize: mostPerPage, Filter: filter}
+	all, err := rest.Pages("Linode", func(n int) ([]sdk.Volume, int, bool, error) {
+		opts := &sdk.ListOptions{PageOptions: &sdk.PageOptions{Page: n}, PageSize: mostPerPage, Filter: string(text)}
 		volumes, err := call(ctx, p, "the question for volumes", func(ctx context.Context) ([]sdk.Volume, error) {
-			volumes, err := p.api.ListVolumes(ctx, opts)
-			if err == nil && opts.Pages < 1 { // an empty list has a page, too
-				err = errNotLinodes
-			}
-			return volumes, err
-		})
-		switch {
-		case page > 1 && errors.Is(err, providers.ErrNotFound):
-			return nil, false, nil
-		case err != nil:
-			return nil, false, err
-		case page > 1 && opts.Results != results:
-			return nil, false, nil
+			return p.api.ListVolumes(ctx, opts)
+		}, func([]sdk.Volume) bool { return opts.Pages > 0 }) // an empty list has a page, too
+		if n > 1 && errors.Is(err, providers.ErrNotFound) {
+			return nil, -1, false, nil
 		}
-		pages, results = opts.Pages, opts.Results
-		all = append(all, volumes...)
-	}
+		return volumes, opts.Results, n >= opts.Pages, err
+	})
 	slices.SortFunc(all, byID)
-	return slices.CompactFunc(all, func(a, b sdk.Volume) bool { return a.ID == b.ID }), true, nil
+	return slices.CompactFunc(all, func(a, b sdk.Volume) bool { return a.ID == b.ID }), err
 }
 
 func (p *Provider) askByKey(ctx context.Context, keys []string) (map[string][]sdk.Volume, error) {
@@ -102,23 +79,18 @@ func (p *Provider) bearing(ctx context.Context, name string) ([]sdk.Volume, time
 // find returns the one volume of a name. Errors: ErrNotFound, ErrAmbiguous.
 func (p *Provider) find(ctx context.Context, name string) (sdk.Volume, time.Time, error) {
 	all, asked, err := p.bearing(ctx, name)
-	switch {
-	case err != nil:
+	if err != nil {
 		return sdk.Volume{}, asked, err
-	case len(all) == 0:
-		return sdk.Volume{}, asked, fmt.Errorf("%w: Linode has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
-	case len(all) > 1:
-		return sdk.Volume{}, asked, ambiguous(name, all)
 	}
-	return all[0], asked, nil
+	v, err := p.bearers().One(name, all)
+	return v, asked, err
 }
 
-func ambiguous(name string, all []sdk.Volume) error {
-	ids := make([]string, len(all))
-	for i, v := range all {
-		ids[i] = strconv.Itoa(v.ID)
+func (p *Provider) bearers() providers.Bearers[sdk.Volume] {
+	return providers.Bearers[sdk.Volume]{
+		Cloud: "Linode", Cluster: p.cluster, Take: "the tags that begin with " + markPrefix,
+		Show: func(v sdk.Volume) string { return "volume " + strconv.Itoa(v.ID) },
 	}
-	return fmt.Errorf("%w: %q is the name of volumes %s: take the tags that begin with %s from those that are not meant", providers.ErrAmbiguous, name, strings.Join(ids, ", "), markPrefix)
 }
 
 // Find looks a volume up by a digest of its name, in all regions.
@@ -148,21 +120,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			problems = append(problems, fmt.Errorf("volume %d (%s) bears some tags of a volume of a cluster (%s…), but not all: somebody has changed them: put them right, or take them all away", v.ID, p.rest.Clean(v.Label), markPrefix))
 		}
 	}
-	var volumes []*providers.Volume
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		same := byName[name]
-		if len(same) > 1 {
-			problems = append(problems, ambiguous(name, same))
-			continue
-		}
-		v, err := p.describe(&same[0], asked)
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		volumes = append(volumes, v)
-	}
-	return volumes, errors.Join(problems...)
+	return p.bearers().List(byName, func(v sdk.Volume) (*providers.Volume, error) { return p.describe(&v, asked) }, problems...)
 }
 
 // describe puts Linode's description of a volume of ours, asked for at that time, into the contract's words.
@@ -172,7 +130,7 @@ func (p *Provider) describe(from *sdk.Volume, asked time.Time) (*providers.Volum
 	if err != nil {
 		return nil, fmt.Errorf("volume %q (%d): %w", is.name, from.ID, err)
 	}
-	p.memory.know(from.ID)
+	p.ours.See(from.ID, asked, true)
 	v := &providers.Volume{
 		ID:         strconv.Itoa(from.ID),
 		Name:       is.name,
@@ -195,7 +153,7 @@ func (p *Provider) attachmentOf(v *sdk.Volume, asked time.Time) providers.Attach
 	if v.LinodeID != nil && *v.LinodeID != 0 {
 		held = providers.Attachment{Node: strconv.Itoa(*v.LinodeID), State: providers.Attached}
 	}
-	if does, _ := p.memory.leaves(v.ID, held.Node, asked); does {
+	if does, _ := p.leaves(v.ID, held.Node, asked); does {
 		held.State = providers.Detaching
 	}
 	return held
@@ -205,14 +163,10 @@ func (p *Provider) attachmentOf(v *sdk.Volume, asked time.Time) providers.Attach
 func (p *Provider) get(ctx context.Context, id int) (*sdk.Volume, time.Time, error) {
 	asked := time.Now()
 	v, err := call(ctx, p, fmt.Sprintf("the question for volume %d", id), func(ctx context.Context) (*sdk.Volume, error) {
-		v, err := p.api.GetVolume(ctx, id)
-		if err == nil && v.ID != id {
-			err = errNotLinodes
-		}
-		return v, err
-	})
+		return p.api.GetVolume(ctx, id)
+	}, func(v *sdk.Volume) bool { return v.ID == id })
 	if errors.Is(err, providers.ErrNotFound) {
-		p.memory.forget(id)
+		p.forget(id, asked)
 	}
 	return v, asked, err
 }
@@ -224,8 +178,8 @@ func (p *Provider) getOurs(ctx context.Context, id int) (*sdk.Volume, time.Time,
 		return nil, asked, err
 	}
 	if !p.isOurs(v.Tags) {
-		p.memory.forget(id)
-		return nil, asked, notOurs(id)
+		p.forget(id, asked)
+		return nil, asked, providers.NotOurs(strconv.Itoa(id))
 	}
 	return v, asked, nil
 }
@@ -248,12 +202,8 @@ func (p *Provider) retag(ctx context.Context, id int, change func(v *sdk.Volume,
 			return err
 		}
 		v, err = call(ctx, p, fmt.Sprintf("the request to tag volume %d", id), func(ctx context.Context) (*sdk.Volume, error) {
-			v, err := p.api.UpdateVolume(ctx, id, sdk.VolumeUpdateOptions{Tags: &tags})
-			if err == nil && v.ID != id {
-				err = errNotLinodes
-			}
-			return v, err
-		})
+			return p.api.UpdateVolume(ctx, id, sdk.VolumeUpdateOptions{Tags: &tags})
+		}, func(v *sdk.Volume) bool { return v.ID == id })
 		if err == nil && !sameTags(tags, v.Tags) {
 			err = fmt.Errorf("not all of the tags of volume %d have been stored by Linode: see whether the token's user may have tags", id)
 		}
@@ -273,7 +223,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 	}
 	_, _, err = p.retag(ctx, n, func(v *sdk.Volume, _ time.Time) ([]string, error) {
 		if !p.isOurs(v.Tags) {
-			return nil, notOurs(n)
+			return nil, providers.NotOurs(id)
 		}
 		rec, err := recordOf(v.Tags)
 		if err != nil {
@@ -351,7 +301,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 			return nil, nil
 		}
 		if !p.isOurs(v.Tags) {
-			return nil, notOurs(n)
+			return nil, providers.NotOurs(id)
 		}
 		if held := p.attachmentOf(v, asked); held.State != providers.Detached {
 			return nil, &providers.HeldError{Volume: id, Node: held.Node}
@@ -359,7 +309,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 		return without(v.Tags, markPrefix), nil
 	})
 	if err == nil {
-		p.memory.forget(n)
+		p.forget(n, time.Now())
 	}
 	return err
 }
@@ -392,11 +342,9 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 
 // destroy deletes a volume, whatever it is. One that is not there is success.
 func (p *Provider) destroy(ctx context.Context, id int) error {
-	_, err := call(ctx, p, fmt.Sprintf("the request to delete volume %d", id), func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, p.api.DeleteVolume(ctx, id)
-	})
+	err := p.do(ctx, fmt.Sprintf("the request to delete volume %d", id), func(ctx context.Context) error { return p.api.DeleteVolume(ctx, id) })
 	if err == nil || errors.Is(err, providers.ErrNotFound) {
-		p.memory.forget(id)
+		p.forget(id, time.Now())
 		return nil
 	}
 	return err

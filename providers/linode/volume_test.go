@@ -34,7 +34,7 @@ func (w *world) retagged(id string, tags ...string) {
 	p := w.on(w.node())
 	_, err = call(w.t.Context(), p, "x", func(ctx context.Context) (*sdk.Volume, error) {
 		return p.api.UpdateVolume(ctx, n, sdk.VolumeUpdateOptions{Tags: &tags})
-	})
+	}, func(*sdk.Volume) bool { return true })
 	require.NoError(w.t, err)
 }
 

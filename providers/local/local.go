@@ -141,11 +141,7 @@ func FromEnv(getenv func(string) string, node, cluster string, _ logrus.FieldLog
 			c.Dir = "/data/volumes"
 		}
 	}
-	p, err := New(c)
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	return providers.AsProvider(New(c))
 }
 
 // Supports lists the options of a volume that mean something here.

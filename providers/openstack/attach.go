@@ -12,11 +12,12 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 // Attach asks Nova, which has Cinder reserve the volume before it answers. Where the device is, Nova only guesses.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	node, err := p.Node(ctx)
@@ -51,20 +52,16 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 		return fmt.Errorf("%w: %w: this cloud attaches volumes within a zone only: run the service in zone %s, or copy the volume by a snapshot", providers.ErrInvalid, refusal, quote.Clip(v.AvailabilityZone))
 	case held.State == providers.Detached && v.Status != "available" && broken(v) != nil:
 		return broken(v)
-	case held.State == providers.Detached, held.Node == "":
+	case held.Node == "":
 		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
-	case held.Node != node:
-		return &providers.HeldError{Volume: id, Node: held.Node}
-	case held.State == providers.Detaching:
-		return fmt.Errorf("%w: volume %s is still being detached from this server", providers.ErrBusy, id)
 	}
-	return nil
+	return held.Refused(id, node, refusal)
 }
 
 // Detach asks for the volume to be detached from that server; Nova takes it from no other. Nova has no force for its users: it
 // takes a volume from a server that is shut off without its co-operation, and from one that is deleted by itself.
 func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
-	err := p.ensureOurs(ctx, id, whileHeld)
+	err := p.ensureOurs(ctx, id, recent.WhileHeld)
 	if errors.Is(err, providers.ErrNotFound) || err == nil && !isUUID(node) {
 		return ctx.Err()
 	} else if err != nil {

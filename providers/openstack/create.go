@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
@@ -29,40 +28,6 @@ type times struct {
 
 var usual = times{lag: 3 * time.Second, life: time.Minute, patience: 2 * time.Minute, ancient: time.Hour}
 
-// locks lets one at a time have a name.
-type locks struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
-}
-
-// lock returns when the caller has the name, until it unlocks, or ctx.Err().
-func (l *locks) lock(ctx context.Context, name string) (unlock func(), err error) {
-	for {
-		l.mu.Lock()
-		before, busy := l.held[name]
-		if !busy {
-			if l.held == nil {
-				l.held = make(map[string]chan struct{})
-			}
-			mine := make(chan struct{})
-			l.held[name] = mine
-			l.mu.Unlock()
-			return func() {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				delete(l.held, name)
-				close(mine)
-			}, nil
-		}
-		l.mu.Unlock()
-		select {
-		case <-before:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
 // Create returns the volume once Cinder calls it available. How two nodes get one volume, the package's comment says.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
 	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
@@ -71,7 +36,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	if spec.IOPS != 0 || spec.Throughput != 0 || spec.Encrypted || spec.KMSKey != "" || spec.Size < 0 {
 		return nil, fmt.Errorf("%w: Cinder has sizes of 1 GiB and more, and IOPS, throughput and encryption are matters of its volume types: choose a type", providers.ErrInvalid)
 	}
-	unlock, err := p.names.lock(ctx, spec.Name)
+	unlock, _, err := p.names.Lock(ctx, spec.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +151,10 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec) error {
 
 // order puts the specification into Cinder's words, and refuses what Cinder does not sell.
 func (p *Provider) order(ctx context.Context, spec providers.Spec) (volumes.CreateOpts, error) {
-	gibs := gibOf(spec.Size)
+	gibs, err := sizes.Of(spec.Size)
+	if err != nil {
+		return volumes.CreateOpts{}, err
+	}
 	marks := p.marks(spec)
 	if spec.Snapshot != "" {
 		from, err := p.sourceOf(ctx, spec.Snapshot)
@@ -203,8 +171,8 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec) (volumes.Crea
 		maps.Copy(inherited, marks)
 		marks = inherited
 	}
-	if gibs < 1 || gibs > maxGiB {
-		return volumes.CreateOpts{}, fmt.Errorf("%w: the size is %d GiB, and Cinder's volumes have 1 to %d", providers.ErrInvalid, gibs, maxGiB)
+	if gibs == 0 {
+		return volumes.CreateOpts{}, sizes.Refuse(0)
 	}
 	marks[keyState], marks[keyMaker] = stateNew, p.maker
 	const longest = 255
@@ -403,11 +371,4 @@ func (p *Provider) giveUp(ctx context.Context, v volumes.Volume) error {
 		return fmt.Errorf("%w; and it is still there: %w", err, left)
 	}
 	return err
-}
-
-func gibOf(bytes int64) int64 {
-	if bytes > 1<<62 { // the sum below must not overflow
-		return bytes / gib
-	}
-	return (bytes + gib - 1) / gib
 }

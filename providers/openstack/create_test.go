@@ -374,7 +374,7 @@ func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
 					time.Sleep(10 * time.Millisecond)
 				}
 				// It has looked before the claim was there, and makes its candidate after the claimer has looked the second time.
-				_, err := other.begin(t.Context())
+				_, err := other.session.Get(t.Context())
 				require.NoError(t, err)
 				time.Sleep(usual.lag + time.Second)
 				require.NoError(t, other.make(t.Context(), providers.Spec{Name: "db", Size: gib}))

@@ -1,8 +1,6 @@
 package openstack
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"regexp"
@@ -11,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
 )
 
 // The metadata by which a volume is ours. Cinder takes any text of up to 255 characters for a value; a key is of
@@ -39,16 +38,7 @@ const (
 // adopted is the maker of a volume that existed before.
 const adopted = "adopted"
 
-// digest is one for each list of words.
-func digest(words ...string) string {
-	h := sha256.New()
-	for _, w := range words {
-		fmt.Fprintf(h, "%d:%s", len(w), w)
-	}
-	return hex.EncodeToString(h.Sum(nil))
-}
-
-func (p *Provider) keyOf(name string) string { return digest(p.cluster, name) }
+func (p *Provider) keyOf(name string) string { return labels.Digest(p.cluster, name) }
 
 // Databases of many clouds hold no characters beyond the first 65536. Those stand as two of the area for private use, by ten
 // bits each, and what is of this area itself, as two others, so that a text never grows beyond as many characters as it has bytes.

@@ -20,14 +20,14 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	if err != nil {
 		return nil, err
 	}
-	gibs := gibOf(change.Size)
+	gibs, err := sizes.Of(change.Size)
 	switch {
+	case err != nil:
+		return nil, err
 	case change.IOPS != 0 || change.Throughput != 0:
 		return nil, fmt.Errorf("%w: IOPS and throughput are matters of Cinder's volume types", providers.ErrInvalid)
 	case change.Type != "" && change.Type != v.VolumeType:
 		return nil, fmt.Errorf("%w: volume %s is of type %q, and stays so: make a new volume and copy", providers.ErrInvalid, id, quote.Clip(v.VolumeType))
-	case change.Size < 0 || gibs > maxGiB:
-		return nil, fmt.Errorf("%w: the size is %d GiB, and Cinder's volumes have 1 to %d", providers.ErrInvalid, gibs, maxGiB)
 	case gibs == 0:
 		return p.describe(ctx, v)
 	}
@@ -41,7 +41,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		case int64(v.Size) == gibs || asked && int64(v.Size) > gibs:
 			return p.describe(ctx, v)
 		case int64(v.Size) > gibs:
-			return nil, fmt.Errorf("%w: volume %s has %d GiB, and Cinder's volumes cannot shrink: ask for more, or make a new volume and copy", providers.ErrInvalid, id, v.Size)
+			return nil, sizes.Shrinks(id, int64(v.Size))
 		case v.Status == "error_extending" || asked:
 			return nil, fmt.Errorf("Cinder could not make volume %s larger (%q, %d GiB): ask the cloud's operator, who knows why", id, quote.Clip(v.Status), v.Size) //nolint:staticcheck // a name
 		default:

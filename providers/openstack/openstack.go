@@ -68,7 +68,9 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -103,15 +105,15 @@ type Provider struct {
 	way     *rest.Client
 	line    rest.Line
 
-	sessions *batch.Asker[*session]
-	byName   *batch.Asker[listing]
-	names    locks // creates of one name, one at a time
+	session *batch.Kept[*session]
+	node    *batch.Kept[providers.Node] // this one
+	byName  *batch.Asker[listing]
+	names   keymutex.KeyMutex // creates of one name, one at a time
+
+	ours recent.Map[string, bool] // by id: whether a volume is this cluster's
 
 	mu        sync.Mutex
-	connected *session             // nil before
 	spent     string               // the token before
-	server    string               // this server's id, empty before it is known
-	ours      map[string]time.Time // by id: when a volume was last known to be this cluster's
 	sent      map[string]time.Time // by name: when this process last asked for a volume of it
 	withdrawn map[string]bool      // by id: candidates that this process has begun to delete
 	doubts    map[string]time.Time // by id: when a request that settles a candidate was not answered
@@ -151,14 +153,15 @@ func New(cfg Config) (*Provider, error) {
 		return nil, fmt.Errorf("%w: %s is %q: a server's id looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", providers.ErrInvalid, serverSetting, cfg.Server)
 	}
 	p := &Provider{
-		cfg: cfg, cluster: cfg.Cluster, maker: rand.Text(), times: usual, server: cfg.Server,
-		ours: make(map[string]time.Time), sent: make(map[string]time.Time),
+		cfg: cfg, cluster: cfg.Cluster, maker: rand.Text(), times: usual,
+		sent:      make(map[string]time.Time),
 		withdrawn: make(map[string]bool), doubts: make(map[string]time.Time), told: make(map[string]bool), seen: make(map[string]time.Time),
 	}
 	p.way = rest.New(rest.Config{
 		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
 	})
-	p.sessions = batch.New(p.login, 1)
+	p.session = batch.Keep("for a token of "+cloudName, p.login)
+	p.node = batch.Keep("which server this is", p.identify)
 	p.byName = batch.New(p.askByName, maxNames)
 	return p, nil
 }
@@ -208,11 +211,7 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 			return nil, err
 		}
 	}
-	p, err := New(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
+	return providers.AsProvider(New(cfg))
 }
 
 // scopeFrom is the project that a user's token is for.
@@ -260,12 +259,11 @@ func (p *Provider) Supports() []string { return []string{"snapshot", "tags", "ty
 
 // Node tells which server this is, by the word of its metadata service. It has no zone: those of Cinder have names of their own,
 // and at most clouds any server can have any volume.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
-	p.mu.Lock()
-	known := p.server
-	p.mu.Unlock()
-	if known != "" {
-		return providers.Node{ID: known}, ctx.Err()
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }
+
+func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
+	if p.cfg.Server != "" {
+		return providers.Node{ID: p.cfg.Server}, nil
 	}
 	document, err := rest.Metadata{Cloud: cloudName, Setting: serverSetting, Client: p.cfg.Neighbour}.Get(ctx, p.cfg.Metadata, nil)
 	if err != nil {
@@ -277,10 +275,7 @@ func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
 	if err := json.Unmarshal(document, &server); err != nil || !isUUID(server.UUID) {
 		return providers.Node{}, fmt.Errorf("%w: what answers at %s is no metadata service of OpenStack (%q): set %s to this server's id", providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(string(document)), serverSetting)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.server = strings.ToLower(server.UUID)
-	return providers.Node{ID: p.server}, nil
+	return providers.Node{ID: server.UUID}, nil
 }
 
 // NodeState takes Nova's word. A server with a task under way may be on its way back, and counts as running. One that is

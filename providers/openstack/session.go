@@ -31,36 +31,18 @@ func (s *session) with(microversion string) *gophercloud.ServiceClient {
 	return &c
 }
 
-// begin returns the session, a new one if there is none.
-func (p *Provider) begin(ctx context.Context) (*session, error) {
-	p.mu.Lock()
-	s := p.connected
-	p.mu.Unlock()
-	if s != nil {
-		return s, ctx.Err()
-	}
-	s, _, err := p.sessions.Get(ctx, "")
-	return s, err
-}
-
 // end forgets a session whose token is refused.
 func (p *Provider) end(s *session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.connected == s {
-		p.connected, p.spent = nil, s.token
+	if p.session.Drop(s) {
+		p.spent = s.token
 	}
 }
 
 // login asks Keystone for a token. Whether that has expired only the services tell, by refusing it: this node's clock may be
 // wrong.
-func (p *Provider) login(ctx context.Context, _ []string) (map[string]*session, error) {
-	p.mu.Lock()
-	s := p.connected
-	p.mu.Unlock()
-	if s != nil { // another has got it while this one waited
-		return map[string]*session{"": s}, nil
-	}
+func (p *Provider) login(ctx context.Context) (*session, error) {
 	secret, err := p.cfg.Secret.Value()
 	if err != nil {
 		return nil, err
@@ -90,17 +72,14 @@ func (p *Provider) login(ctx context.Context, _ []string) (map[string]*session, 
 		return nil, p.way.Unanswered(ctx, action, err)
 	}
 	client.TokenID = token
-	s = &session{token: token}
+	s := &session{token: token}
 	if s.volume, err = p.service(client, catalogue, "Cinder", "block-storage", "volumev3", "block-store", "volume"); err != nil {
 		return nil, err
 	}
 	if s.compute, err = p.service(client, catalogue, "Nova", "compute"); err != nil {
 		return nil, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.connected = s
-	return map[string]*session{"": s}, nil
+	return s, nil
 }
 
 // service finds a service in the catalogue, under any of its types.
@@ -136,8 +115,8 @@ func (p *Provider) service(client *gophercloud.ProviderClient, catalogue *tokens
 func (p *Provider) secrets() []string {
 	p.mu.Lock()
 	all := []string{p.spent}
-	if p.connected != nil {
-		all = append(all, p.connected.token)
+	if s, is := p.session.Known(); is {
+		all = append(all, s.token)
 	}
 	p.mu.Unlock()
 	if secret, err := p.cfg.Secret.Value(); err == nil {
@@ -151,7 +130,7 @@ func (p *Provider) secrets() []string {
 func call[T any](ctx context.Context, p *Provider, action string, do func(context.Context, *session) (T, error)) (T, error) {
 	for again := true; ; again = false {
 		var none T
-		s, err := p.begin(ctx)
+		s, err := p.session.Get(ctx)
 		if err != nil {
 			return none, err
 		}

@@ -43,12 +43,12 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := p.names.lock(ctx, "snapshot of "+id)
+	unlock, _, err := p.names.Lock(ctx, "snapshot of "+id)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	origin := digest(id, description)
+	origin := labels.Digest(id, description)
 	same, err := p.snapshotsOf(ctx, id)
 	if err != nil {
 		return nil, err

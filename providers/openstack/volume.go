@@ -22,13 +22,16 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 const (
 	gib     = 1 << 30
-	maxGiB  = 1<<31 - 1 // Cinder counts no further
-	perPage = 1000      // the most that Cinder gives at once, unless it is configured otherwise
+	perPage = 1000 // the most that Cinder gives at once, unless it is configured otherwise
 )
+
+// sizes go as far as Cinder counts.
+var sizes = providers.Sizes{Cloud: "Cinder", Least: 1, Most: 1<<31 - 1}
 
 var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
@@ -150,19 +153,14 @@ func (p *Provider) settledOf(name string, bearers []volumes.Volume) (volumes.Vol
 			settled = append(settled, v)
 		}
 	}
-	switch len(settled) {
-	case 0:
-		return volumes.Volume{}, fmt.Errorf("%w: Cinder has none named %q in cluster %q", providers.ErrNotFound, name, p.cluster)
-	case 1:
-		return settled[0], broken(settled[0])
+	v, err := providers.Bearers[volumes.Volume]{
+		Cloud: "Cinder", Cluster: p.cluster, Take: "the name (openstack volume unset --property " + keyDigest + ")",
+		Show: func(v volumes.Volume) string { return "volume " + v.ID },
+	}.One(name, settled)
+	if err == nil {
+		err = broken(v)
 	}
-	ids := make([]string, 0, len(settled))
-	for _, v := range settled {
-		ids = append(ids, v.ID)
-	}
-	slices.Sort(ids)
-	return volumes.Volume{}, fmt.Errorf("%w: %q is the name of volumes %s: find out which holds the data, and take the name from the others with openstack volume unset --property %s",
-		providers.ErrAmbiguous, name, strings.Join(ids, " and "), keyDigest)
+	return v, err
 }
 
 // broken is the error for a volume that Cinder has failed at. It is not called absent, since it may have held data.
@@ -208,7 +206,7 @@ func (p *Provider) describe(ctx context.Context, from volumes.Volume) (*provider
 	if err != nil {
 		return nil, err
 	}
-	p.know(from.ID)
+	p.ours.See(from.ID, time.Now(), true)
 	name, _ := p.nameOf(from.Metadata)
 	return &providers.Volume{
 		ID: from.ID, Name: name, Size: int64(from.Size) * gib, CreatedAt: from.CreatedAt.UTC(), Serial: from.ID,
@@ -274,13 +272,13 @@ func (p *Provider) get(ctx context.Context, id string) (volumes.Volume, error) {
 		return volumes.Volume{}, fmt.Errorf("%w: it is not known whether there is a volume %s: %w", providers.ErrUnavailable, id, quote.Error(strings.TrimPrefix(err.Error(), providers.ErrNotFound.Error()+": "), ctx.Err()))
 	case err != nil:
 		if refused(err, http.StatusNotFound) {
-			p.lose(id)
+			p.ours.See(id, time.Now(), false)
 		}
 		return volumes.Volume{}, err
 	case v.ID != id:
 		return volumes.Volume{}, fmt.Errorf("%w: Cinder was asked about volume %s and answers about %q", providers.ErrUnavailable, id, quote.Clip(v.ID))
 	case !exists(*v):
-		p.lose(id)
+		p.ours.See(id, time.Now(), false)
 		return volumes.Volume{}, fmt.Errorf("%w: volume %s is being deleted", providers.ErrNotFound, id)
 	}
 	return *v, nil
@@ -290,41 +288,20 @@ func (p *Provider) get(ctx context.Context, id string) (volumes.Volume, error) {
 func (p *Provider) getOurs(ctx context.Context, id string) (volumes.Volume, error) {
 	v, err := p.get(ctx, id)
 	if err == nil && !p.isOurs(v.Metadata) {
-		p.lose(id)
-		return v, fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
+		p.ours.See(id, time.Now(), false)
+		return v, providers.NotOurs(id)
 	}
 	return v, err
 }
 
-// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
-const (
-	whileFree = time.Minute
-	whileHeld = 365 * 24 * time.Hour
-)
-
-func (p *Provider) know(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.ours[id] = time.Now()
-}
-
-func (p *Provider) lose(id string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.ours, id)
-}
-
 // ensureOurs returns an error unless the volume is this cluster's. Cinder is asked only if this process does not know.
 func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
-	p.mu.Lock()
-	known, is := p.ours[id]
-	p.mu.Unlock()
-	if is && time.Since(known) < age {
+	if ours, known := p.ours.Within(age, id); known && ours {
 		return ctx.Err()
 	}
 	_, err := p.getOurs(ctx, id)
 	if err == nil {
-		p.know(id)
+		p.ours.See(id, time.Now(), true)
 	}
 	return err
 }
@@ -334,7 +311,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 	if err := checkRecord(providers.Record{key: value}); err != nil {
 		return err
 	}
-	if err := p.ensureOurs(ctx, id, whileFree); err != nil {
+	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	return p.write(ctx, id, recordMarks(providers.Record{key: value}))
@@ -440,14 +417,14 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 	case owner == "":
 		return nil
 	case owner != p.cluster || p.isCandidate(v.Metadata):
-		return fmt.Errorf("%w: %s is no volume of this cluster", providers.ErrNotFound, id)
+		return providers.NotOurs(id)
 	}
 	if held, err := p.attachmentOf(ctx, v); err != nil {
 		return err
 	} else if held.State != providers.Detached {
 		return &providers.HeldError{Volume: id, Node: held.Node}
 	}
-	p.lose(id)
+	p.ours.See(id, time.Now(), false)
 	return p.write(ctx, id, unnamed(stateForgotten))
 }
 
@@ -475,7 +452,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 		err = p.whyNotDeleted(ctx, id, err)
 	}
 	if err == nil || errors.Is(err, providers.ErrNotFound) {
-		p.lose(id)
+		p.ours.See(id, time.Now(), false)
 		return nil
 	}
 	return err

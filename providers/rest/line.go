@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
@@ -20,11 +20,12 @@ import (
 // To ask a busy node again and again costs calls, and the cloud counts them: so it learns how long a change keeps a node busy,
 // and who has queued lets that time pass before asking.
 type Line struct {
+	turns keymutex.KeyMutex
+
 	mu       sync.Mutex
-	nodes    map[string][]chan struct{} // those in line, the one being served first; each waits until its channel is closed
-	begun    map[string]time.Time       // when the node's last change was accepted, lately
-	lasts    time.Duration              // what a change takes, as far as is known
-	measured bool                       // by a node that was busy
+	begun    map[string]time.Time // when the node's last change was accepted, lately
+	lasts    time.Duration        // what a change takes, as far as is known
+	measured bool                 // by a node that was busy
 }
 
 const (
@@ -47,14 +48,12 @@ func (l *Line) Do(ctx context.Context, node string, call func(context.Context) e
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	turn, first := l.enter(node)
-	defer l.leave(node, turn)
-	select {
-	case <-turn:
-	case <-ctx.Done():
+	unlock, waited, err := l.turns.Lock(ctx, node)
+	if err != nil {
 		return tooLate(ctx, node)
 	}
-	if !first && pace.Pause(ctx, l.rest(node)) != nil {
+	defer unlock()
+	if waited && pace.Pause(ctx, l.rest(node)) != nil {
 		return tooLate(ctx, node)
 	}
 	retry := pace.Backoff{Most: mostBusy}
@@ -62,7 +61,7 @@ func (l *Line) Do(ctx context.Context, node string, call func(context.Context) e
 		asked := time.Now()
 		err := call(ctx)
 		if err == nil {
-			l.learn(node, busy, !first)
+			l.learn(node, busy, waited)
 		}
 		if !errors.Is(err, providers.ErrBusy) {
 			return err
@@ -120,35 +119,4 @@ func (l *Line) learn(node string, busy time.Time, rested bool) {
 		l.begun = make(map[string]time.Time)
 	}
 	l.begun[node] = now
-}
-
-// enter tells whether nobody was in line before.
-func (l *Line) enter(node string) (turn chan struct{}, first bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	turn, first = make(chan struct{}), len(l.nodes[node]) == 0
-	if first {
-		close(turn)
-	}
-	if l.nodes == nil {
-		l.nodes = make(map[string][]chan struct{})
-	}
-	l.nodes[node] = append(l.nodes[node], turn)
-	return turn, first
-}
-
-func (l *Line) leave(node string, turn chan struct{}) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	line := l.nodes[node]
-	served := line[0] == turn
-	line = slices.DeleteFunc(line, func(t chan struct{}) bool { return t == turn })
-	switch {
-	case len(line) == 0:
-		delete(l.nodes, node)
-		return
-	case served:
-		close(line[0])
-	}
-	l.nodes[node] = line
 }

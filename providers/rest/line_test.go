@@ -39,7 +39,7 @@ func TestCallersForOneNodeGoInTheOrderInWhichTheyCame(t *testing.T) {
 		all.Wait()
 		assert.IsIncreasing(t, order)
 		assert.Less(t, time.Since(begin), 30*time.Second, "before it is known how long a change lasts, soon")
-		assert.Empty(t, l.nodes)
+		assert.True(t, l.turns.Idle())
 	})
 }
 
@@ -129,7 +129,7 @@ func TestTheCallersTimeEndsTheTrying(t *testing.T) {
 		require.ErrorContains(t, err, "pending event")
 		assert.Equal(t, 10*time.Second, time.Since(begin))
 		require.ErrorIs(t, l.Do(ctx, "a", func(context.Context) error { t.Error("called"); return nil }), context.DeadlineExceeded)
-		assert.Empty(t, l.nodes)
+		assert.True(t, l.turns.Idle())
 	})
 }
 
@@ -155,7 +155,7 @@ func TestWhoLeavesTheLineLeavesNoTrace(t *testing.T) {
 		require.NoError(t, l.Do(t.Context(), "a", second))
 		assert.Equal(t, 2*time.Second+usualChange, time.Since(begin))
 		all.Wait()
-		assert.Empty(t, l.nodes)
+		assert.True(t, l.turns.Idle())
 	})
 }
 
@@ -181,6 +181,6 @@ func TestTheLineMovesOnWhoeverLeaves(t *testing.T) {
 			})
 		}
 		all.Wait()
-		assert.Empty(t, l.nodes)
+		assert.True(t, l.turns.Idle())
 	})
 }

@@ -1,0 +1,62 @@
+// Package recent remembers what a cloud has last said of things, for as long as that may serve without asking again.
+package recent
+
+import (
+	"maps"
+	"sync"
+	"time"
+)
+
+// Map has of each key the last that was said. An answer that comes late is known for what it is: one to a question that was
+// asked before what is known became known is ignored. The zero Map is ready.
+//
+// What has become old may be forgotten at any time, so that it must be asked for again.
+type Map[K comparable, V any] struct {
+	mu    sync.Mutex
+	known map[K]word[V]
+}
+
+type word[V any] struct {
+	at    time.Time
+	value V
+}
+
+// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
+const (
+	WhileFree = time.Minute
+	WhileHeld = 365 * 24 * time.Hour
+)
+
+const (
+	// many are more keys than are worth a look at their age.
+	many = 1000
+	// old is longer than any answer takes.
+	old = time.Hour
+)
+
+// See notes what an answer says that was asked for at that time, or what this process has just made of the thing.
+func (m *Map[K, V]) See(key K, asked time.Time, value V) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before, is := m.known[key]
+	switch {
+	case asked.Before(before.at):
+		return
+	case m.known == nil:
+		m.known = make(map[K]word[V])
+	case !is && len(m.known) >= many: // seldom, since a list sees thousands
+		maps.DeleteFunc(m.known, func(_ K, w word[V]) bool { return time.Since(w.at) > old })
+	}
+	m.known[key] = word[V]{asked, value}
+}
+
+// Within returns what is known, if that is not older than so.
+func (m *Map[K, V]) Within(age time.Duration, key K) (value V, is bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w, is := m.known[key]
+	if !is || time.Since(w.at) >= age {
+		return value, false
+	}
+	return w.value, true
+}

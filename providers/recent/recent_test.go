@@ -1,0 +1,50 @@
+package recent
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// A read that was under way while this process forgot the volume says nothing about it.
+func TestWhatIsKnownIsTheLatest(t *testing.T) {
+	var m Map[int, bool]
+	early, late := time.Now(), time.Now().Add(time.Millisecond)
+	m.See(1, late, false)
+	m.See(1, early, true)
+	ours, is := m.Within(time.Minute, 1)
+	assert.True(t, is)
+	assert.False(t, ours)
+	m.See(1, late.Add(time.Millisecond), true)
+	ours, _ = m.Within(time.Minute, 1)
+	assert.True(t, ours)
+	m.See(2, time.Now().Add(-time.Minute), true)
+	_, is = m.Within(time.Minute, 2)
+	assert.False(t, is, "it may have become another's")
+	_, is = m.Within(time.Hour, 2)
+	assert.True(t, is)
+	_, is = m.Within(time.Hour, 3)
+	assert.False(t, is)
+}
+
+func TestWhatIsOldIsForgottenWhenThereIsMuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m Map[int, bool]
+		for i := range many {
+			m.See(i, time.Now(), true)
+		}
+		time.Sleep(old + time.Second)
+		m.See(0, time.Now(), true)
+		_, is := m.Within(2*old, 1)
+		assert.True(t, is)
+		m.See(many, time.Now(), true)
+		_, is = m.Within(2*old, 1)
+		assert.False(t, is)
+		for _, kept := range []int{0, many} {
+			_, is = m.Within(2*old, kept)
+			assert.True(t, is)
+		}
+	})
+}
