@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -53,15 +54,15 @@ type server struct {
 	account *account
 }
 
-// launch returns an engine on a new instance, with the plugin and an image.
-func (a *account) launch(t *testing.T) *server {
+// launch returns an engine on a new instance, with the plugin, which has these flags, and an image.
+func (a *account) launch(t *testing.T, flags ...string) *server {
 	t.Helper()
 	s := &server{Engine: engine.Start(t), id: a.AddInstance(a.kind.Instance).ID, account: a}
 	require.NoError(t, a.disks.Sysfs(s.id, filepath.Join(s.State, "sysfs")))
 	api, metadata := serve(t, s.Engine, "127.0.0.1:0", a.front), serve(t, s.Engine, "127.0.0.1:0", a.front.Metadata(s.id))
 	s.Busybox()
 	s.InstallPlugin(pluginDir, append(a.kind.Settings(a.front, s.id, "http://"+api, "http://"+metadata),
-		"PROVIDER="+a.kind.Provider, "LOG_LEVEL=debug", "CALL_TIMEOUT=10s", "args=--sysfs=/data/state/sysfs")...)
+		"PROVIDER="+a.kind.Provider, "LOG_LEVEL=debug", "CALL_TIMEOUT=10s", "args="+strings.Join(append(flags, "--sysfs=/data/state/sysfs"), " "))...)
 	return s
 }
 

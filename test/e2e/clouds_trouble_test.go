@@ -35,7 +35,7 @@ var sentences = map[string]struct{ revoked, cutShort, deleted, withoutVolumes st
 	"digitalocean": {
 		revoked:        `DigitalOcean refuses the request …: "Unable to authenticate you." (status 401, its request …): the token is wrong, revoked or expired: put another into DIGITALOCEAN_TOKEN, or into the file that DIGITALOCEAN_TOKEN_FILE names`,
 		cutShort:       `cloud cannot be reached: the answer of DigitalOcean to … is not its own, or is cut short (…): check the network, DIGITALOCEAN_API_URL and any proxy on the way`,
-		deleted:        `no such volume: DigitalOcean has none named "gone" in cluster "default" in this region`,
+		deleted:        `no such volume: this region of DigitalOcean has none named "gone" in cluster "default"`,
 		withoutVolumes: `not accepted: DigitalOcean refuses the request to make volume "new-…": "Storage is not supported for this region" (status 422, its request …): run the service in a region that has volumes`,
 	},
 	"hetzner": {
@@ -148,7 +148,7 @@ func launchIntoTrouble(t *testing.T, kind fronts.Kind) *troubled {
 		}
 		return all
 	}
-	s.server = openAccount(t, kind).launch(t)
+	s.server = openAccount(t, kind).launch(t, "--glance=0") // each mount is one that the cloud is asked for
 	for _, secret := range s.secrets {
 		s.putToken(t, secret)
 	}
