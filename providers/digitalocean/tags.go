@@ -151,7 +151,11 @@ func change(tags []string, key, value string) (add, remove []string) {
 func operatorTags(tags map[string]string) []string {
 	var all []string
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
-		all = append(all, strings.TrimSuffix(key+":"+tags[key], ":"))
+		tag := key
+		if tags[key] != "" {
+			tag += ":" + tags[key]
+		}
+		all = append(all, tag)
 	}
 	return all
 }

@@ -158,10 +158,10 @@ func TestATagInOtherCapitalsIsSaid(t *testing.T) {
 func TestTheOperatorsTagsStandBesideOurs(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
-		v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib, Tags: map[string]string{"team": "Storage", "prod": ""}})
+		v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib, Tags: map[string]string{"team": "Storage", "prod": "", "path": "a:"}})
 		require.NoError(t, err)
 		truth, _ := w.cloud.Volume(v.ID)
-		assert.ElementsMatch(t, []string{"blockvol:cluster:main", "blockvol:name:db", "team:Storage", "prod"}, trueTags(truth))
+		assert.ElementsMatch(t, []string{"blockvol:cluster:main", "blockvol:name:db", "team:Storage", "prod", "path:a:"}, trueTags(truth))
 		assert.Empty(t, truth.Tags["filesystem_type"], "blockvol formats by itself")
 		assert.Equal(t, fmt.Sprintf("blockvol volume %q of cluster %q", "db", "main"), truth.Tags["description"])
 	})
