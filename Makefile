@@ -48,7 +48,7 @@ shell: ## a shell with a private engine and the plugin in it, to play with; gone
 	@go build -buildvcs=false -o build/sandbox ./test/sandbox
 	@build/sandbox $${SHELL:-sh}
 
-test: ## unit tests under the race detector, real disks, real engines, a Swarm's failures; brief fuzzing; arm64 (40 minutes)
+test: ## unit tests under the race detector, real disks, real engines, a Swarm's failures; brief fuzzing; arm64 (an hour)
 	@scripts/test
 
 test-cluster: ## all tests of a Swarm of emulated machines: failures, moves, many volumes, databases (an hour)
