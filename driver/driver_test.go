@@ -3,11 +3,14 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -701,5 +704,88 @@ func TestTheLogSaysHowLongEachStepOfAMountTook(t *testing.T) {
 		assert.Equal(t, time.Since(begin).Round(time.Millisecond), took("took"))
 		assert.InDelta(t, took("took"), took("acquire")+took("attach")+took("format")+took("mount"), float64(4*time.Millisecond), "rounded")
 		assert.GreaterOrEqual(t, took("acquire"), 7*time.Second, "the holder was waited for")
+	})
+}
+
+// refusing is a cloud that refuses attaches, for a reason that it gives.
+type refusing struct {
+	providers.Provider
+	reason error
+}
+
+func (r refusing) Attach(context.Context, string) error { return r.reason }
+
+func TestWhyAnAttachKeepsFailingIsSaid(t *testing.T) {
+	for _, reason := range []error{
+		fmt.Errorf("%w: the cloud does not show this node", providers.ErrBusy),
+		fmt.Errorf("%w to a node that no read shows", providers.ErrHeld),
+	} {
+		scene(t, func(t *testing.T, w *world, a, _ *machine) {
+			log, logged := logtest.NewNullLogger()
+			l := made(t, a.start(t, func(c *Config) { c.Provider, c.Log = refusing{c.Provider, reason}, log }), "data")
+			_, err := l.Mount(within(t), "data", "1")
+			require.ErrorIs(t, err, errUnfinished)
+			assert.Regexp(t, "^"+reason.Error()+`: being attached \(25s so far\): volume "data" is not ready`, err.Error())
+			info, err := l.Get(within(t), "data")
+			require.NoError(t, err)
+			assert.Equal(t, reason.Error()+": being attached", info.Status["state"])
+			time.Sleep(linger + 5*time.Second)
+			last := logged.LastEntry()
+			require.Equal(t, "Work that its caller did not wait for has failed", last.Message)
+			require.ErrorContains(t, last.Data[logrus.ErrorKey].(error), reason.Error()+": being attached, nobody waits for the volume any more")
+			waits := 0
+			for _, e := range logged.AllEntries() {
+				if e.Message == "The volume cannot be attached yet" {
+					assert.Equal(t, logrus.InfoLevel, e.Level)
+					assert.Equal(t, reason.Error()+": being attached", e.Data["why"])
+					waits++
+				}
+			}
+			assert.Equal(t, 1, waits, "it is logged at once, and once")
+		})
+	}
+}
+
+func TestARefusalIsForgottenWhenTheAttachIsAccepted(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t), "data")
+		v := l.obtain("data")
+		v.step("being attached")
+		v.refused(providers.ErrBusy)
+		v.step("being attached: waiting for the device")
+		doing, _ := v.state()
+		assert.Equal(t, "being attached: waiting for the device", doing)
+		l.drop(v)
+	})
+}
+
+func TestAMountThatWaitsForAnotherNodeSaysSoAtOnce(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		log, logged := logtest.NewNullLogger()
+		la, lb := a.start(t), b.start(t, func(c *Config) { c.Log = log })
+		mounted(t, la, "data", "1")
+		begin := time.Now()
+		_, err := lb.Mount(within(t), "data", "2")
+		require.ErrorIs(t, err, errUnfinished)
+		i := slices.IndexFunc(logged.AllEntries(), func(e *logrus.Entry) bool { return e.Message == "The volume cannot be attached yet" })
+		require.GreaterOrEqual(t, i, 0, "nothing was logged")
+		e := logged.AllEntries()[i]
+		assert.Equal(t, logrus.InfoLevel, e.Level)
+		assert.Equal(t, begin, e.Time)
+		assert.Equal(t, "data", e.Data["volume"])
+		assert.Equal(t, "held by node a (running: machine a is running), waited for", e.Data["why"])
+	})
+}
+
+func TestTookCoversTheWaitForAnotherCall(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		log, logged := logtest.NewNullLogger()
+		l := made(t, a.start(t, func(c *Config) { c.Log = log }), "data")
+		v, err := l.enter(within(t), "data", "held by the test")
+		require.NoError(t, err)
+		time.AfterFunc(7*time.Second, func() { l.leave(v) })
+		mustMount(t, l, "data", "1")
+		require.Equal(t, "Volume mounted", logged.LastEntry().Message)
+		assert.Equal(t, 7*time.Second, logged.LastEntry().Data["took"])
 	})
 }

@@ -19,6 +19,7 @@ import (
 // shows the volume's file system, verified, or an error is returned; never an empty directory. The ID is in the journal
 // before the answer.
 func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
+	called := time.Now()
 	v, err := d.enterOrJoin(ctx, name)
 	if err != nil {
 		return "", err
@@ -33,7 +34,7 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 		owns, err = d.background(ctx, v, func(work context.Context) error {
 			work, cancel := v.whileWanted(work, ctx)
 			defer cancel()
-			return d.bringUp(work, v)
+			return d.bringUp(work, v, called)
 		})
 		if err != nil {
 			return "", err
@@ -110,10 +111,10 @@ func (d *Driver) isUp(ctx context.Context, v *volume) bool {
 	return err == nil && up
 }
 
-// bringUp attaches the volume's disk to this node, formats it if it may, and mounts it.
-func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
+// bringUp attaches the volume's disk to this node, formats it if it may, and mounts it, for a call that came at that time.
+func (d *Driver) bringUp(ctx context.Context, v *volume, called time.Time) (err error) {
 	defer func() { v.attemptEnded(err) }()
-	took := newLaps()
+	took := lapsSince(called)
 	node, err := d.provider.Node(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: volume %q cannot be mounted before this node knows who it is", err, v.name)
@@ -163,15 +164,15 @@ func (d *Driver) bringUp(ctx context.Context, v *volume) (err error) {
 	return nil
 }
 
-// laps are how long the steps of a mount have taken, for whoever wonders why one was slow: "acquire" until the cloud accepted
-// the attach, the wait for a holder included, "attach" from then until the device was here, "format", or the proof that there
+// laps are how long the steps of a mount have taken, for whoever wonders why one was slow: "acquire" from the call until the
+// cloud accepted the attach, waits for other calls and for a holder included, "attach" from then until the device was here, "format", or the proof that there
 // is nothing to format, and "mount", the check of the file system included.
 type laps struct {
 	begun, last time.Time
 	steps       logrus.Fields
 }
 
-func newLaps() *laps { return &laps{time.Now(), time.Now(), logrus.Fields{}} }
+func lapsSince(begin time.Time) *laps { return &laps{begin, begin, logrus.Fields{}} }
 
 func (l *laps) lap(step string) {
 	now := time.Now()
@@ -190,6 +191,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 	held := holderWatch{since: time.Now()}
 	v.stuck("the cloud has not answered yet, waited for", "; what is mounted already is not affected")
 	var retry backoff
+	logged := ""
 	for found := d.catalog.free(v.name); ; found = nil {
 		if found == nil {
 			found, err = d.find(ctx, v.name)
@@ -225,6 +227,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 			if !deleted && !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
 				return nil, false, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
 			}
+			v.refused(err)
 		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.AttachFailed:
 			v.step("being detached after an attach that failed")
 			if err := d.callOff(ctx, v, vol, node); err != nil {
@@ -241,8 +244,12 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 				retry.shorten()
 			}
 		}
+		doing, advice := v.state()
+		if doing != logged {
+			d.volumeLog(v).WithField("id", vol.ID).WithField("why", doing).Info("The volume cannot be attached yet")
+			logged = doing
+		}
 		if err := retry.wait(ctx); err != nil {
-			doing, advice := v.state()
 			return nil, false, fmt.Errorf("%s, %w: volume %q could not be attached to node %s%s", doing, err, v.name, node.ID, advice)
 		}
 	}

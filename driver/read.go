@@ -69,7 +69,7 @@ func (d *Driver) info(v *volume, vol *providers.Volume) Info {
 		info.Status["state"] = "mounted"
 		info.Status["device"] = v.device.Path
 	case v.doing != "":
-		info.Status["state"] = v.doing
+		info.Status["state"] = v.current()
 	case v.entry.Releasing:
 		info.Status["state"] = "being released"
 	default:

@@ -39,6 +39,7 @@ type volume struct {
 	path     string       // where it is mounted; empty if it is not
 	doing    string       // what holds the gate, for people: "being attached"
 	advice   string       // what the operator can do about it
+	refusal  string       // why the cloud has last refused it; it is tried again
 	since    time.Time    // since when
 	attempts int          // finished attempts to bring it up
 	failed   error        // how the last of them ended
@@ -149,7 +150,15 @@ func (d *Driver) releaseIn(v *volume, wait time.Duration) {
 func (v *volume) state() (doing, advice string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.doing, v.advice
+	return v.current(), v.advice
+}
+
+// current is what is being done with the volume, behind what stands in its way. The caller holds mu.
+func (v *volume) current() string {
+	if v.refusal == "" {
+		return v.doing
+	}
+	return v.refusal + ": " + v.doing
 }
 
 // errUnfinished marks the answer to a caller whose time ran out while work goes on.
@@ -158,7 +167,7 @@ var errUnfinished = errors.New("not ready within the time that Docker gives")
 func (v *volume) unfinished(ctx context.Context) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	doing, advice := v.doing, v.advice
+	doing, advice := v.current(), v.advice
 	if doing == "" {
 		doing, v.since = "busy with another call", time.Now()
 	}
@@ -242,8 +251,15 @@ func (v *volume) stuck(doing, advice string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.doing != doing {
-		v.doing, v.advice, v.since = doing, advice, time.Now()
+		v.doing, v.advice, v.refusal, v.since = doing, advice, "", time.Now()
 	}
+}
+
+// refused says why the cloud has refused what is being done, for now.
+func (v *volume) refused(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.refusal = err.Error()
 }
 
 func (v *volume) journaled() *entry {
