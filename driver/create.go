@@ -4,13 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/blockvol/blockvol/providers"
 )
 
 // Create makes the volume, or adopts the disk that the option volume-id names. Nothing is made unless every option is
-// right. A volume that exists already, made by an earlier call or by another node, is success if it is what was asked for.
+// right, and under no name that Docker could not address. A volume that exists already, made by an earlier call or by another
+// node, is success if it is what was asked for.
 func (d *Driver) Create(ctx context.Context, name string, options map[string]string) error {
 	switch {
 	case len(name) > 255:
@@ -33,6 +35,10 @@ func (d *Driver) Create(ctx context.Context, name string, options map[string]str
 	return err
 }
 
+// creatable are the names that Docker's own volumes have. A client puts a name into the path of a request, where others, like
+// ".." and "a/../b", mean another volume or none.
+var creatable = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
 func (d *Driver) create(ctx context.Context, v *volume, r request) error {
 	vol, err := d.find(ctx, v.name)
 	switch {
@@ -40,6 +46,8 @@ func (d *Driver) create(ctx context.Context, v *volume, r request) error {
 		return d.sameAsAsked(vol, r)
 	case !errors.Is(err, providers.ErrNotFound):
 		return fmt.Errorf("%w: volume %q was not created", err, v.name)
+	case !creatable.MatchString(v.name):
+		return fmt.Errorf("volume %q was not created: Docker could not remove a volume of that name; use letters, digits, '_', '.' and '-', with a letter or digit first", v.name)
 	}
 	if r.adopt != "" {
 		vol, err = d.provider.Adopt(ctx, r.adopt, r.spec)
