@@ -197,7 +197,10 @@ func (c *Cluster) startCloud() {
 	})
 	c.Front = c.cfg.Kind.New(c.Cloud)
 	c.Ledger = ledger.Collect(c.listen(observer + ":7000"))
-	c.t.Cleanup(func() { c.Ledger.Close() })
+	c.t.Cleanup(func() {
+		c.Ledger.Close()
+		c.NoViolations() // whatever else has failed
+	})
 	c.serve(api+":80", c.Front)
 	c.serve(registry+":5000", c.registry)
 	c.serve(observer+":80", http.FileServer(http.Dir(c.files)))

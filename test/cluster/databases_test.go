@@ -13,6 +13,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cluster"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // The stack files in examples/ as they are, with the real PostgreSQL and Redis and with what stands in for MongoDB, all on one
@@ -177,11 +178,11 @@ func (p *postgres) check(t *testing.T) {
 	noted := p.clients.last(t)
 	kept, err := strconv.Atoi(p.sql("select count(*) from kept"))
 	require.NoError(t, err)
-	assert.Contains(t, []int{noted, noted + 1}, kept, "rows kept: what was acknowledged, and what was under way")
-	assert.Equal(t, strconv.Itoa(kept), p.sql("select max(n) from kept"), "none missing")
+	assert.Contains(t, []int{noted, noted + 1}, kept, violation.Textf("rows kept are not what was acknowledged, and what was under way"))
+	assert.Equal(t, strconv.Itoa(kept), p.sql("select max(n) from kept"), violation.Textf("rows are missing"))
 	assert.Equal(t, "t|t|t", p.sql(`select sum(delta) = (select sum(abalance) from pgbench_accounts),
 		sum(delta) = (select sum(bbalance) from pgbench_branches),
-		sum(delta) = (select sum(tbalance) from pgbench_tellers) from pgbench_history`), "no transaction by halves")
+		sum(delta) = (select sum(tbalance) from pgbench_tellers) from pgbench_history`), violation.Textf("a transaction is there by halves"))
 	assert.Equal(t, "on", p.sql("show data_checksums"))
 	p.task.Exec("pg_amcheck", "--username=postgres", "--heapallindexed", "postgres")
 	t.Logf("PostgreSQL: %d inserts acknowledged, %d kept, and %s transactions of pgbench", noted, kept, p.sql("select count(*) from pgbench_history"))
@@ -214,7 +215,7 @@ func (r *redis) check(t *testing.T) {
 	noted := r.clients.last(t)
 	kept, err := strconv.Atoi(r.task.Exec("redis-cli", "get", "kept"))
 	require.NoError(t, err)
-	assert.Contains(t, []int{noted, noted + 1}, kept, "what was acknowledged, and what was under way")
+	assert.Contains(t, []int{noted, noted + 1}, kept, violation.Textf("kept is not what was acknowledged, and what was under way"))
 	out := r.task.Exec("redis-check-aof", "appendonlydir/appendonly.aof.manifest")
 	assert.Contains(t, out, "All AOF files and manifest are valid")
 	t.Logf("Redis: %d increments acknowledged, %d kept, among %s keys", noted, kept, r.task.Exec("redis-cli", "dbsize"))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cluster"
 	"github.com/blockvol/blockvol/test/cluster/ledger"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // What each TAKEOVER policy makes of each failure. One failure meets three services at once, one of each policy, whose only
@@ -193,7 +194,8 @@ func fail(t *testing.T, c *cluster.Cluster, f failure, writers []*cluster.Writer
 	for _, s := range subjects { // nothing has changed meanwhile
 		if s.outcome == refused {
 			for _, session := range c.Ledger.Sessions(s.Name) {
-				assert.False(t, session.Begun.After(begin) && session.Node != victim.Name, "%s is refused, and writes elsewhere: %s", s.Name, session)
+				assert.False(t, session.Begun.After(begin) && session.Node != victim.Name,
+					violation.Textf("%s is refused, and writes elsewhere: %s", s.Name, session))
 			}
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cluster/ledger"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // WriterSpec is a service of tasks that write acknowledged records, each to a volume of its own.
@@ -255,7 +256,7 @@ func (w *Writer) Check() {
 	})
 	image := w.c.storage.Image(w.Volume().ID)
 	if out, err := exec.Command("e2fsck", "-f", "-n", image).CombinedOutput(); err != nil {
-		w.c.t.Fatalf("%s: the file system is not whole: %v: %s", w.Name, err, out)
+		w.c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: the file system is not whole: %w: %s", w.Name, err, out)))
 	}
 	var stderr bytes.Buffer
 	cmd := exec.Command("debugfs", "-R", "cat data/ledger", image)
@@ -265,11 +266,11 @@ func (w *Writer) Check() {
 		w.c.t.Fatalf("%s: reading the ledger: %v: %s", w.Name, err, &stderr)
 	}
 	summary, err := ledger.Verify(bytes.NewReader(content))
-	if err == nil {
-		err = w.c.Ledger.Check(w.Name, summary)
-	}
 	if err != nil {
-		w.c.t.Fatalf("%s: %v", w.Name, err)
+		w.c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: %w", w.Name, err)))
+	}
+	if err := w.c.Ledger.Check(w.Name, summary); err != nil {
+		w.c.t.Fatalf("%v", err)
 	}
 }
 
@@ -362,7 +363,7 @@ func (n *Node) disks() (string, error) {
 func (c *Cluster) NoViolations() {
 	c.t.Helper()
 	if violations := c.Ledger.Violations(); len(violations) > 0 {
-		c.t.Fatalf("acknowledged records: %v", errors.Join(violations...))
+		c.t.Fatalf("%v", errors.Join(violations...))
 	}
 }
 

@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +15,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cluster"
 	"github.com/blockvol/blockvol/test/cluster/ledger"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 var (
@@ -320,7 +322,7 @@ func (s *soak) check() {
 	for _, w := range s.writers {
 		s.t.Logf("%s", w.Story())
 	}
-	s.t.Fatalf("%s", strings.Join(s.broken, "\n"))
+	s.t.Fatalf("%v", violation.Of(errors.New(strings.Join(s.broken, "\n"))))
 }
 
 // watch looks for what must never happen.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // Stack is a stack of services.
@@ -174,7 +175,7 @@ func (c *Cluster) CheckFileSystem(v cloud.Volume) {
 	}
 	program = append(program, c.storage.Image(v.ID))
 	if out, err := exec.Command(program[0], program[1:]...).CombinedOutput(); err != nil {
-		c.t.Fatalf("%s: the file system of %s is not whole: %v: %s", v.ID, v.Tags["blockvol:name"], err, out)
+		c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: the file system of %s is not whole: %w: %s", v.ID, v.Tags["blockvol:name"], err, out)))
 	}
 }
 

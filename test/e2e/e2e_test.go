@@ -19,6 +19,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/engine"
 	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // pluginDir is what `make plugin` makes. It is made anew, so that no test runs on yesterday's.
@@ -111,7 +112,8 @@ func awaitLines(t *testing.T, e *engine.Engine, more int) {
 func assertNothingLost(t *testing.T, e *engine.Engine, volume string) {
 	t.Helper()
 	assert.Regexp(t, `^[1-9]\d* lines$`, once(e, volume,
-		`awk '$1 != NR { print "line", NR, "is", $1; exit bad = 1 } END { if (!bad) print NR, "lines" }' /data/log || true`))
+		`awk '$1 != NR { print "line", NR, "is", $1; exit bad = 1 } END { if (!bad) print NR, "lines" }' /data/log || true`),
+		violation.Textf("lines are lost or damaged"))
 }
 
 // eventuallyReleased waits until no volume is mounted by the plugin and none of the engine's disks is attached.

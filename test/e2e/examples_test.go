@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // The stack files in examples/, deployed as they are, with the real PostgreSQL and Redis, and with what stands in for MongoDB.
@@ -208,11 +209,11 @@ func TestExamplePostgresKeepsWhatItCommitted(t *testing.T) {
 		psql --username=postgres --no-align --tuples-only --quiet`)
 
 	check := func(container string, acknowledged int) {
-		assert.GreaterOrEqual(t, sql(container, fmt.Sprintf("select count(*) - %d from kept", acknowledged)), "0")
-		assert.Equal(t, "t", sql(container, "select count(*) = max(n) from kept"), "none missing")
+		assert.GreaterOrEqual(t, sql(container, fmt.Sprintf("select count(*) - %d from kept", acknowledged)), "0", violation.Textf("acknowledged rows are lost"))
+		assert.Equal(t, "t", sql(container, "select count(*) = max(n) from kept"), violation.Textf("rows are missing"))
 		assert.Equal(t, "t|t|t", sql(container, `select sum(delta) = (select sum(abalance) from pgbench_accounts),
 			sum(delta) = (select sum(bbalance) from pgbench_branches),
-			sum(delta) = (select sum(tbalance) from pgbench_tellers) from pgbench_history`), "no transaction by halves")
+			sum(delta) = (select sum(tbalance) from pgbench_tellers) from pgbench_history`), violation.Textf("a transaction is there by halves"))
 		s.Docker("exec", container, "pg_amcheck", "--username=postgres", "--heapallindexed", "postgres")
 	}
 	second := s.killed("postgres", first)
@@ -236,11 +237,11 @@ func TestExampleRedisKeepsWhatItAcknowledged(t *testing.T) {
 		return n
 	}
 	n := kept(second)
-	assert.GreaterOrEqual(t, n, last())
+	assert.GreaterOrEqual(t, n, last(), violation.Textf("acknowledged increments are lost"))
 	assert.Contains(t, s.Docker("exec", second, "redis-check-aof", "appendonlydir/appendonly.aof.manifest"), "All AOF files and manifest are valid")
 
 	s.again()
-	assert.Equal(t, n, kept(s.task("redis", second)))
+	assert.Equal(t, n, kept(s.task("redis", second)), violation.Textf("increments are lost"))
 }
 
 func TestExampleMongodbMembersFindEachOtherAndTheirData(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/engine"
 	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // What happens to the plugin.
@@ -60,7 +61,7 @@ func TestThePluginIsKilledAtAnyMomentOfAMount(t *testing.T) {
 			log, err = e.Try("run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", "touch /data/log; cat /data/log")
 			return err
 		})
-		require.Subset(t, strings.Fields(log), written[volume], "after kill %d", kill)
+		require.Subset(t, strings.Fields(log), written[volume], violation.Textf("words are lost after kill %d", kill))
 	}
 	assert.NotEmpty(t, written, "no container came through; all kills were too early")
 	eventuallyReleased(t, e)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // Collector hears what writers acknowledge, and judges at once whether one history of each ledger explains it.
@@ -143,19 +145,19 @@ func (c *Collector) hear(a *account, s *session, m message) error {
 	if (m.Kind == kindState || m.Kind == kindAck) && m.Ledger == nil {
 		return fmt.Errorf("%w: %s says nothing of the ledger", errMessage, m.Kind)
 	}
-	var violation error
+	var violated error
 	switch m.Kind {
 	case kindState:
-		violation = a.state(s, *m.Ledger, time.Now())
+		violated = a.state(s, *m.Ledger, time.Now())
 	case kindAck:
-		violation = a.ack(s, *m.Ledger, time.Now())
+		violated = a.ack(s, *m.Ledger, time.Now())
 	case kindFailed, kindCorrupt:
-		violation = a.fail(s, m, time.Now())
+		violated = a.fail(s, m, time.Now())
 	default:
 		return fmt.Errorf("%w: a %q", errMessage, m.Kind)
 	}
-	if violation != nil {
-		c.violate(a, violation)
+	if violated != nil {
+		c.violate(a, violated)
 	}
 	c.tell()
 	return nil
@@ -163,6 +165,7 @@ func (c *Collector) hear(a *account, s *session, m message) error {
 
 // violate notes a violation, of an account if it is known whose. The caller holds the lock.
 func (c *Collector) violate(a *account, err error) {
+	err = violation.Of(err)
 	c.violations = append(c.violations, err)
 	if a != nil {
 		a.violations = append(a.violations, err)
@@ -217,7 +220,7 @@ func (c *Collector) Check(name string, ledger Summary) error {
 	if len(a.acks) == 0 {
 		return fmt.Errorf("%s: nothing was acknowledged", name)
 	}
-	return a.check(ledger)
+	return violation.Of(a.check(ledger))
 }
 
 // account returns that of a name, an empty one if there is none. The caller holds the lock.

@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 func collect(t *testing.T, address string) *Collector {
@@ -209,6 +211,7 @@ func TestWhatNoHistoryExplainsIsAViolation(t *testing.T) {
 			violations := c.Violations()
 			require.Len(t, violations, 1)
 			rest := violations[0].Error()
+			require.True(t, strings.HasPrefix(rest, violation.Prefix), "%q is never repeated", rest)
 			for part := range strings.SplitSeq(want, "…") {
 				_, after, ok := strings.Cut(rest, part)
 				assert.True(t, ok, "%q is not in %q", part, violations[0])
@@ -269,11 +272,11 @@ func TestAFileIsComparedWithWhatWasAcknowledged(t *testing.T) {
 	greet(t, c, "one", false).state(empty()).acks(1, 5)
 	require.NoError(t, c.Check("db", history("a", 5)))
 	require.NoError(t, c.Check("db", history("a", 6)))
-	require.ErrorContains(t, c.Check("db", history("a", 4)), "lost")
-	require.ErrorContains(t, c.Check("db", empty()), "lost")
-	require.ErrorContains(t, c.Check("db", history("a", 7)), "without acknowledgement")
-	require.ErrorContains(t, c.Check("db", history("b", 5)), "fork")
-	require.ErrorContains(t, c.Check("db", history("b", 6)), "fork")
+	require.ErrorContains(t, c.Check("db", history("a", 4)), violation.Prefix+"db: acknowledged records are lost")
+	require.ErrorContains(t, c.Check("db", empty()), violation.Prefix+"db: acknowledged records are lost")
+	require.ErrorContains(t, c.Check("db", history("a", 7)), violation.Prefix+"db: written without acknowledgement")
+	require.ErrorContains(t, c.Check("db", history("b", 5)), violation.Prefix+"db: fork")
+	require.ErrorContains(t, c.Check("db", history("b", 6)), violation.Prefix+"db: fork")
 	assert.Empty(t, c.Violations())
 }
 

@@ -171,7 +171,7 @@ func TestTwoWritersOnCopiesAreAFork(t *testing.T) {
 	started(t, Writer{Path: copied, To: c.address(), Node: "two", Task: "b", Rate: 200})
 	require.Eventually(t, func() bool { return len(c.Violations()) > 0 }, 10*time.Second, time.Millisecond)
 	violation := c.Violations()[0].Error()
-	assert.Regexp(t, "^db: (fork|acknowledged records are lost|two writers at once): ", violation, "whichever comes first shows")
+	assert.Regexp(t, "^VIOLATION: db: (fork|acknowledged records are lost|two writers at once): ", violation, "whichever comes first shows")
 	assert.Regexp(t, "task [ab] on (one|two)", violation)
 }
 

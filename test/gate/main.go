@@ -1,0 +1,68 @@
+// Gate runs what scripts/test consists of, and keeps in a file where the time went and what was repeated.
+//
+//	gate step FILE NAME COMMAND...                   runs a command
+//	gate test FILE [-repeat] FLAG... -- PACKAGE...   runs go test
+//	gate report FILE                                 prints the file's summary
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"time"
+)
+
+func main() {
+	args := os.Args[1:]
+	if len(args) < 2 {
+		usage()
+	}
+	command, book, args := args[0], ledger(args[1]), args[2:]
+	switch {
+	case command == "step" && len(args) > 1:
+		os.Exit(step(book, args[0], args[1:]))
+	case command == "test" && slices.Contains(args, "--"):
+		repeat := args[0] == "-repeat"
+		if repeat {
+			args = args[1:]
+		}
+		split := slices.Index(args, "--")
+		g := gate{flags: args[:split], repeat: repeat, run: goTest, out: os.Stdout, note: book.note}
+		if !g.test(args[split+1:]) {
+			os.Exit(1)
+		}
+	case command == "report" && len(args) == 0:
+		records, err := book.read()
+		if err != nil {
+			fatal(err)
+		}
+		report(os.Stdout, records)
+	default:
+		usage()
+	}
+}
+
+func usage() {
+	fmt.Fprintln(os.Stderr, "usage: gate step FILE NAME COMMAND... | gate test FILE [-repeat] FLAG... -- PACKAGE... | gate report FILE")
+	os.Exit(2)
+}
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "gate:", err)
+	os.Exit(1)
+}
+
+// step runs a command, notes how long it took, and returns its exit status.
+func step(book ledger, name string, command []string) (status int) {
+	begin := time.Now()
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	err := cmd.Run()
+	book.note(record{Step: name, Seconds: time.Since(begin).Seconds()})
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "gate: %s: %v\n", name, err)
+	return max(1, cmd.ProcessState.ExitCode())
+}
