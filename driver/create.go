@@ -85,7 +85,11 @@ func (d *Driver) sameAsAsked(vol *providers.Volume, r request) error {
 		}
 	}
 	for key, asked := range r.explicit {
-		if is := vol.Record[key]; is != asked {
+		is := vol.Record[key]
+		if key == recReclaim {
+			is = string(settingsOf(vol.Record).reclaim)
+		}
+		if is != asked {
 			return differs(key, is, asked)
 		}
 	}

@@ -179,6 +179,12 @@ func (d *Driver) complete(r *request) error {
 	if r.adopt != "" || r.spec.Snapshot != "" {
 		// Whatever is on it is data, even if no signature can be seen.
 		r.spec.Record[recFormatted] = "before"
+		// The snapshot or the disk may have another volume's policy in its record. An adopted disk may be somebody's original.
+		policy := ReclaimDelete
+		if r.adopt != "" {
+			policy = ReclaimRetain
+		}
+		r.spec.Record[recReclaim] = cmp.Or(r.explicit[recReclaim], string(policy))
 		if fstype := r.explicit[recFSType]; fstype != "" {
 			return checkFSOptions(r, fstype)
 		}
