@@ -84,6 +84,7 @@ func New(cfg Config) (*Provider, error) {
 	p.byID = batch.New(p.askByID, maxFilterValues)
 	p.nodes = batch.New(p.askNodes, maxFilterValues)
 	p.slots.gate = make(chan struct{}, 1)
+	p.memory.holds = p.slots.volumes
 	return p, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
 const (
@@ -13,10 +14,15 @@ const (
 	lagging = 10 * time.Second
 	// remembered is how long what was written is kept in mind: the answer to a question may take as long as an attempt.
 	remembered = lagging + attemptTimeout
+	// absenceGap is the longest time between two answers without a node that count as one absence.
+	absenceGap = time.Minute
 )
 
-// memory is what this process has written lately, for as long as a read may not show it, and what it knows for good.
+// memory is what this process has written lately, for as long as a read may not show it, and what it has read lately. Of the
+// volumes that this instance holds, it also keeps that they are this cluster's, which cannot change meanwhile.
 type memory struct {
+	holds func() map[string]bool // ids of the volumes on this instance
+
 	mu      sync.Mutex
 	tidied  time.Time
 	made    map[string]made               // by name: volumes made or adopted
@@ -69,17 +75,29 @@ func (m *memory) tidy() {
 		m.sizes, m.freed, m.ours = make(map[string]resizing), make(map[string]time.Time), make(map[string]time.Time)
 		m.there, m.spent, m.absent = make(map[string]time.Time), make(map[turn]time.Time), make(map[string]absence)
 	}
+	held := m.holds()
 	old := func(at time.Time) bool { return time.Since(at) >= remembered }
-	maps.DeleteFunc(m.made, func(_ string, v made) bool { return old(v.at) })
-	maps.DeleteFunc(m.hidden, func(_ life, until time.Time) bool { return time.Now().After(until) })
-	maps.DeleteFunc(m.sizes, func(_ string, r resizing) bool { return old(r.at) })
-	maps.DeleteFunc(m.there, func(_ string, at time.Time) bool { return old(at) })
-	maps.DeleteFunc(m.freed, func(_ string, at time.Time) bool { return old(at) })
-	maps.DeleteFunc(m.spent, func(_ turn, until time.Time) bool { return time.Now().After(until) })
-	maps.DeleteFunc(m.entries, func(_ string, written map[string]writing) bool {
+	prune(&m.made, func(_ string, v made) bool { return old(v.at) })
+	prune(&m.hidden, func(_ life, until time.Time) bool { return time.Now().After(until) })
+	prune(&m.sizes, func(_ string, r resizing) bool { return old(r.at) })
+	prune(&m.ours, func(id string, at time.Time) bool { return time.Since(at) >= recent.WhileFree && !held[id] })
+	prune(&m.there, func(_ string, at time.Time) bool { return old(at) })
+	prune(&m.freed, func(_ string, at time.Time) bool { return old(at) })
+	prune(&m.spent, func(_ turn, until time.Time) bool { return time.Now().After(until) })
+	prune(&m.absent, func(_ string, a absence) bool { return time.Since(a.last) > absenceGap && old(a.last) })
+	prune(&m.entries, func(_ string, written map[string]writing) bool {
 		maps.DeleteFunc(written, func(_ string, w writing) bool { return old(w.at) })
 		return len(written) == 0
 	})
+}
+
+// prune deletes entries of a map. If there were many, it also frees their memory, which a map keeps otherwise.
+func prune[K comparable, V any](m *map[K]V, over func(K, V) bool) {
+	before := len(*m)
+	maps.DeleteFunc(*m, over)
+	if before-len(*m) > 1000 {
+		*m = maps.Clone(*m)
+	}
 }
 
 func (m *memory) lock() (unlock func()) {
@@ -206,7 +224,7 @@ func (m *memory) see(node string, shown bool, asked time.Time) (gone bool) {
 		return false
 	}
 	a, before := m.absent[node]
-	if !before || asked.Sub(a.last) > time.Minute {
+	if !before || asked.Sub(a.last) > absenceGap {
 		a.since = asked
 	}
 	a.last = asked

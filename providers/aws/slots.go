@@ -121,6 +121,17 @@ func (s *slots) learn(volume, device string) {
 	}
 }
 
+// volumes are the ids of those that this instance holds, or may hold.
+func (s *slots) volumes() map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	held := make(map[string]bool, len(s.used))
+	for _, u := range s.used {
+		held[u.volume] = true
+	}
+	return held
+}
+
 // stale makes the next attach ask EC2 again.
 func (s *slots) stale() {
 	s.mu.Lock()
