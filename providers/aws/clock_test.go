@@ -66,3 +66,21 @@ func TestASessionTokenThatHasExpiredIsSaid(t *testing.T) {
 		assert.Equal(t, map[string]int{"DescribeVolumes": 2}, w.cloud.Calls())
 	})
 }
+
+// When credentials expire, the node tells by its own clock.
+func TestRoleCredentialsAreRenewedInTimeWhateverTheClockSays(t *testing.T) {
+	for _, ahead := range []time.Duration{40 * time.Minute, 7 * time.Hour, -40 * time.Minute, -7 * time.Hour} {
+		t.Run(ahead.String(), func(t *testing.T) {
+			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+				w.cloud.SetClock(ahead)
+				p := w.on(w.node("a"))
+				w.create(p, "db")
+				for range 2 * 24 * 12 {
+					_, err := p.Find(t.Context(), "db")
+					require.NoError(t, err)
+					time.Sleep(5 * time.Minute)
+				}
+			})
+		})
+	}
+}

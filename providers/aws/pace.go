@@ -106,8 +106,11 @@ func try[T any](ctx context.Context, p *Provider, action string, most int, send 
 			return answer, fmt.Errorf("EC2 has not answered %s: %w", action, ctx.Err())
 		case throttled:
 			continue
-		case skewed(err) && !corrected:
+		case stale(err) && !corrected:
 			corrected = true
+			if cache, is := s.credentials.(interface{ Invalidate() }); is {
+				cache.Invalidate() // by this node's clock they may be good
+			}
 			continue
 		}
 		failed++
@@ -143,12 +146,12 @@ func passing(err error) bool {
 	return true // the connection failed, or the answer came damaged
 }
 
-// skewed tells whether EC2 has refused a signature for the time in it. From that answer the SDK knows how far this node's clock is
-// off, and signs the next request by EC2's. Nothing has been carried out.
-func skewed(err error) bool {
+// stale tells whether EC2 has refused a request for its time: that in the signature, or the end of the credentials' life. From
+// the answer the SDK knows how far this node's clock is off, and signs the next request by EC2's. Nothing has been carried out.
+func stale(err error) bool {
 	var probably interface{ RetryableError() bool } // the SDK's, of codes that may mean something else
 	switch codeOf(err) {
-	case "RequestExpired":
+	case "RequestExpired", "ExpiredToken", "ExpiredTokenException":
 		return true
 	case "AuthFailure", "SignatureDoesNotMatch":
 		return errors.As(err, &probably) && probably.RetryableError()

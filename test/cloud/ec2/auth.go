@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,25 +32,65 @@ func (f *Front) identityOf(instance string) identity {
 	return identity{instance, "arn:aws:sts::" + f.cfg.Account + ":assumed-role/" + role + "/" + instance}
 }
 
-// Credentials returns what an instance signs its requests with, the same as its metadata service gives out. Those of no
-// instance, "", are the account's own, which no policy binds and which come without a token.
+// A role's credentials live for hours, and the metadata service gives out the next ones a while before the old ones expire. Of
+// each generation only the token is another.
+const (
+	credentialLife = 6 * time.Hour
+	renewedBefore  = 15 * time.Minute
+	renewal        = credentialLife - renewedBefore
+)
+
+func generationAt(t time.Time) int64 { return t.Unix() / int64(renewal/time.Second) }
+
+func expiry(generation int64) time.Time {
+	return time.Unix(generation*int64(renewal/time.Second), 0).Add(credentialLife)
+}
+
+// Credentials returns what an instance signs its requests with, the same as its metadata service gives out now. Those of no
+// instance, "", are the account's own, which no policy binds and which come without a token and never expire.
 func (f *Front) Credentials(instance string) (keyID, secret, token string) {
-	derive := func(of string) []byte {
-		sum := sha256.Sum256([]byte(strings.Join([]string{of, f.cfg.Account, f.cfg.Region, instance}, " ")))
-		return sum[:]
-	}
-	id := strings.ToUpper(hex.EncodeToString(derive("key")[:8]))
-	secret = base64.StdEncoding.EncodeToString(derive("secret")[:30])
+	id := strings.ToUpper(hex.EncodeToString(f.derive("key", instance)[:8]))
+	secret = base64.StdEncoding.EncodeToString(f.derive("secret", instance)[:30])
 	if instance == "" {
 		keyID = "AKIA" + id
 	} else {
 		keyID = "ASIA" + id
-		token = base64.StdEncoding.EncodeToString(slices.Concat(derive("token"), derive("more"), derive("most")))
+		token = f.sessionToken(instance, generationAt(time.Now()))
 	}
 	f.mu.Lock()
 	f.keys[keyID] = instance
 	f.mu.Unlock()
 	return keyID, secret, token
+}
+
+func (f *Front) derive(of, instance string) []byte {
+	sum := sha256.Sum256([]byte(strings.Join([]string{of, f.cfg.Account, f.cfg.Region, instance}, " ")))
+	return sum[:]
+}
+
+func (f *Front) sessionToken(instance string, generation int64) string {
+	of := strconv.FormatInt(generation, 10)
+	return base64.StdEncoding.EncodeToString(slices.Concat(f.derive("token", instance), f.derive("more", instance), f.derive(of, instance)))
+}
+
+// checkToken refuses a session token that is not the instance's, or is no longer good.
+func (f *Front) checkToken(instance, token string) error {
+	if instance != "" {
+		const week = int64(7 * 24 * time.Hour / renewal)
+		now := time.Now()
+		for g := generationAt(now); g > generationAt(now)-week; g-- {
+			switch {
+			case token != f.sessionToken(instance, g):
+			case !now.Before(expiry(g)):
+				return refuse("RequestExpired", "Request has expired.")
+			default:
+				return nil
+			}
+		}
+	} else if token == "" {
+		return nil
+	}
+	return refuse("AuthFailure", "AWS was not able to validate the provided access credentials")
 }
 
 // holder tells whose a key is.
@@ -127,9 +168,13 @@ func (f *Front) authenticate(r *http.Request, body []byte) (identity, error) {
 		return identity{}, refuse("IncompleteSignature", "The request signature does not conform to AWS standards.")
 	}
 	instance, known := f.holder(a.keyID)
-	keyID, secret, token := f.Credentials(instance)
-	if !known || keyID != a.keyID || r.Header.Get(tokenHeader) != token {
+	keyID, secret, _ := f.Credentials(instance)
+	token := r.Header.Get(tokenHeader)
+	if !known || keyID != a.keyID {
 		return identity{}, refuse("AuthFailure", "AWS was not able to validate the provided access credentials")
+	}
+	if err := f.checkToken(instance, token); err != nil {
+		return identity{}, err
 	}
 	signed, err := time.Parse(timeFormat, r.Header.Get(dateHeader))
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -62,6 +63,33 @@ func TestARequestIsGoodForMinutes(t *testing.T) {
 		_, err := w.api.DescribeVolumes(t.Context(), &sdk.DescribeVolumesInput{})
 		assert.Equal(t, want, code(t, err), "%s off", off)
 	}
+}
+
+func TestARolesCredentialsExpireAndTheNextOverlapThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, cloud.Config{}, ec2.Config{})
+		credentials := func() (keys aws.Credentials) {
+			keys.AccessKeyID, keys.SecretAccessKey, keys.SessionToken = w.front.Credentials(w.instance.ID)
+			return keys
+		}
+		keys := credentials()
+		ask := func() string {
+			api := w.clientOf("", func(o *sdk.Options) {
+				o.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) { return keys, nil })
+			})
+			_, err := api.DescribeVolumes(t.Context(), &sdk.DescribeVolumesInput{})
+			return code(t, err)
+		}
+		for credentials() == keys {
+			time.Sleep(time.Minute)
+		}
+		assert.Empty(t, ask(), "the old ones are still good")
+		time.Sleep(15 * time.Minute)
+		assert.Equal(t, "RequestExpired", ask())
+		keys = credentials()
+		assert.Empty(t, ask())
+		w.cloud.Close()
+	})
 }
 
 // post sends a request that is signed and then, perhaps, changed.

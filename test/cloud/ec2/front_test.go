@@ -51,10 +51,10 @@ func newWorld(t *testing.T, cfg cloud.Config, front ec2.Config) *world {
 
 // clientOf is the client of an instance that tries each call once.
 func (w *world) clientOf(instance string, change func(*sdk.Options)) *sdk.Client {
-	key, secret, token := w.front.Credentials(instance)
 	return sdk.New(sdk.Options{
 		Region: region,
 		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			key, secret, token := w.front.Credentials(instance)
 			return aws.Credentials{AccessKeyID: key, SecretAccessKey: secret, SessionToken: token}, nil
 		}),
 		HTTPClient: &http.Client{Transport: w.front.Transport(instance)},

@@ -153,15 +153,13 @@ func (m *metadata) document(i cloud.Instance) string {
 	})
 }
 
-// credentialLife is how long credentials are said to be good; they are the same afterwards.
-const credentialLife = 6 * time.Hour
-
 func (m *metadata) credentials() string {
 	keyID, secret, token := m.front.Credentials(m.instance)
-	now := m.front.cfg.Now().UTC().Truncate(time.Second)
+	now := m.front.cfg.Now().UTC()
+	left := time.Until(expiry(generationAt(time.Now()))) // as long as it is by this machine's clock
 	return indented(map[string]any{
 		"Code": "Success", "LastUpdated": now.Format(time.RFC3339), "Type": "AWS-HMAC",
-		"AccessKeyId": keyID, "SecretAccessKey": secret, "Token": token, "Expiration": now.Add(credentialLife).Format(time.RFC3339),
+		"AccessKeyId": keyID, "SecretAccessKey": secret, "Token": token, "Expiration": now.Add(left).Format(time.RFC3339),
 	})
 }
 
