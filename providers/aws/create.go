@@ -216,7 +216,7 @@ func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name stri
 			}
 		case now.State == types.VolumeStateError && !old:
 			p.memory.hide(of, hideFailed)
-			return v, fmt.Errorf("%w (%s, %q): check that the KMS key exists, is enabled, and may be used by this node's role", errNotMade, id, now.State)
+			return v, fmt.Errorf("%w (%s, %q)%s", errNotMade, id, now.State, keyAdvice)
 		case now.State == types.VolumeStateError:
 			return v, broken(now)
 		case now.State != types.VolumeStateCreating:

@@ -85,27 +85,47 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 		return as(errModifying, "")
 	case "VolumeModificationRateExceeded":
 		return as(errModifiedNow, "")
-	case "ConcurrentTagAccess", "InsufficientVolumeCapacity", "InternalError", "InternalFailure", "Unavailable", "ServiceUnavailable":
+	case "ConcurrentTagAccess", "InternalError", "InternalFailure", "ServerInternal", "Unavailable", "ServiceUnavailable":
 		return as(providers.ErrBusy, "")
+	case "InsufficientVolumeCapacity":
+		return as(providers.ErrBusy, ": try again later, or choose another type or zone with -o type=… or -o zone=…")
+	case "ConcurrentSnapshotLimitExceeded", "PendingSnapshotLimitExceeded", "SnapshotCreationPerVolumeRateExceeded":
+		return as(providers.ErrBusy, ": wait until the snapshots under way are complete")
 	case "AttachmentLimitExceeded":
 		return as(providers.ErrAttachLimit, ": run the service on another node, or take an instance type that holds more")
-	case "VolumeLimitExceeded", "MaxIOPSLimitExceeded", "VolumeSizeLimitExceeded", "SnapshotLimitExceeded", "ConcurrentSnapshotLimitExceeded", "TagLimitExceeded", "ResourceLimitExceeded":
+	case "VolumeLimitExceeded", "MaxIOPSLimitExceeded", "VolumeSizeLimitExceeded", "SnapshotLimitExceeded", "TagLimitExceeded", "ResourceLimitExceeded":
 		return as(providers.ErrNoSpace, ": remove what is not needed, or ask AWS for a higher quota")
+	case "VolumeModificationSizeLimitExceeded":
+		return as(providers.ErrNoSpace, ": wait until other volumes' changes are complete, or ask AWS for a higher quota")
 	case "InvalidVolume.ZoneMismatch":
 		return as(providers.ErrInvalid, ": run the service in the volume's zone, or copy the volume to this one by a snapshot")
-	case "UnknownVolumeType.Unsupported":
-		return as(providers.ErrInvalid, ": choose one that this zone has with -o type=…")
+	case "UnknownVolumeType", "UnknownVolumeType.Unsupported", "VolumeTypeNotAvailableInZone":
+		return as(providers.ErrInvalid, ": choose a type that this zone has with -o type=…, or another zone with -o zone=…")
+	case "VolumeIOPSLimit":
+		return as(providers.ErrInvalid, ": ask for fewer with -o iops=…, or choose a type that has more with -o type=…")
+	case "EncryptedVolumesNotSupported":
+		return as(providers.ErrInvalid, ": run the service on an instance type that supports EBS encryption")
+	case "TagPolicyViolation":
+		return as(providers.ErrInvalid, ": the organization's tag policy must allow the tags given with -o tags=… and those that begin with blockvol:")
+	case "CustomerKeyHasBeenRevoked":
+		return as(providers.ErrInvalid, keyAdvice)
+	case "OptInRequired", "PendingVerification", "Blocked":
+		return errors.New(said + ": the AWS account is not active: its owner must complete the registration, or ask AWS Support")
 	case "InvalidZone.NotFound", "InvalidSnapshot.NotFound":
 		return as(providers.ErrInvalid, "")
 	}
 	switch {
 	case strings.HasPrefix(code, "InvalidParameterValue") && strings.Contains(api.ErrorMessage(), "already in use"):
 		return as(errDeviceTaken, "")
+	case strings.Contains(strings.ToLower(code), "kms"):
+		return as(providers.ErrInvalid, keyAdvice)
 	case strings.HasPrefix(code, "Invalid"), strings.HasPrefix(code, "MissingParameter"), strings.HasPrefix(code, "UnknownParameter"), strings.HasPrefix(code, "Unsupported"):
 		return as(providers.ErrInvalid, "")
 	}
 	return errors.New(said)
 }
+
+const keyAdvice = ": check that the KMS key exists, is enabled, and may be used by this node's role"
 
 // unanswered explains that no answer came, or none that can be read.
 func (s *session) unanswered(ctx context.Context, action string, err error) error {
