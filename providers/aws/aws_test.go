@@ -31,9 +31,22 @@ func (f front) Metadata(instance string) http.Handler {
 }
 
 func TestAWSKeepsTheContract(t *testing.T) {
-	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
+	keepsTheContract(t, true, func(*testing.T) cloud.Backend { return nil })
+}
+
+func TestAWSKeepsTheContractWithDisks(t *testing.T) {
+	keepsTheContract(t, false, func(t *testing.T) cloud.Backend {
+		t.Helper()
+		return rig.Disks(t)
+	})
+}
+
+func keepsTheContract(t *testing.T, bubble bool, disks func(*testing.T) cloud.Backend) {
+	t.Helper()
+	t.Parallel()
+	providertest.Run(t, providertest.Harness{Bubble: bubble, New: func(t *testing.T) *providertest.Cloud {
 		cfg := cloud.Config{
-			Zones: []string{region + "a", region + "b"}, Times: cloud.Times{Delete: 20 * time.Millisecond}, Backend: rig.Disks(t),
+			Zones: []string{region + "a", region + "b"}, Times: cloud.Times{Delete: 20 * time.Millisecond}, Backend: disks(t),
 		}
 		r := rig.New(t, cfg, func(c *cloud.Cloud) front {
 			return front{ec2.New(ec2.Config{Cloud: c, Region: region, Account: "123456789012"})}

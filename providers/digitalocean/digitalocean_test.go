@@ -31,9 +31,9 @@ func newRig(t *testing.T, cfg cloud.Config, shown front.Config) *rig.Rig[*front.
 }
 
 // contract runs the suite. Most of its time passes in waiting, so the runs are at once.
-func contract(t *testing.T, faulty bool, newRig func(*testing.T) *rig.Rig[*front.Front]) {
+func contract(t *testing.T, bubble, faulty bool, newRig func(*testing.T) *rig.Rig[*front.Front]) {
 	t.Helper()
-	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
+	providertest.Run(t, providertest.Harness{Bubble: bubble, New: func(t *testing.T) *providertest.Cloud {
 		r := newRig(t)
 		return r.Harness(providertest.Cloud{
 			Provider: func(t *testing.T, node, cluster string) providers.Provider {
@@ -70,7 +70,7 @@ func contract(t *testing.T, faulty bool, newRig func(*testing.T) *rig.Rig[*front
 
 func TestDigitalOceanKeepsTheContract(t *testing.T) {
 	t.Parallel()
-	contract(t, true, func(t *testing.T) *rig.Rig[*front.Front] {
+	contract(t, true, true, func(t *testing.T) *rig.Rig[*front.Front] {
 		t.Helper()
 		return newRig(t, cloud.Config{}, front.Config{})
 	})
@@ -82,7 +82,7 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 	for name, early := range map[string]bool{"shown when they are over": false, "shown from the beginning": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			contract(t, false, func(t *testing.T) *rig.Rig[*front.Front] {
+			contract(t, true, false, func(t *testing.T) *rig.Rig[*front.Front] {
 				t.Helper()
 				times := cloud.Times{Attach: 3 * time.Millisecond, Detach: 3 * time.Millisecond}
 				return newRig(t, cloud.Config{Times: times}, front.Config{Early: early})
@@ -93,7 +93,7 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 
 func TestDigitalOceanKeepsTheContractWithDisks(t *testing.T) {
 	t.Parallel()
-	contract(t, true, func(t *testing.T) *rig.Rig[*front.Front] {
+	contract(t, false, true, func(t *testing.T) *rig.Rig[*front.Front] {
 		t.Helper()
 		return newRig(t, cloud.Config{Backend: rig.Disks(t)}, front.Config{})
 	})

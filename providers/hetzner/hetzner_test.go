@@ -50,10 +50,10 @@ func env(pairs ...string) func(string) string {
 
 const size = 10 * gib
 
-func keepsTheContract(t *testing.T, newRig func(t *testing.T) *rig.Rig[*hetzner.Front]) {
+func keepsTheContract(t *testing.T, bubble bool, newRig func(t *testing.T) *rig.Rig[*hetzner.Front]) {
 	t.Helper()
 	t.Parallel()
-	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
+	providertest.Run(t, providertest.Harness{Bubble: bubble, New: func(t *testing.T) *providertest.Cloud {
 		r := newRig(t)
 		return r.Harness(providertest.Cloud{
 			Provider: func(t *testing.T, node, cluster string) providers.Provider {
@@ -89,14 +89,14 @@ func keepsTheContract(t *testing.T, newRig func(t *testing.T) *rig.Rig[*hetzner.
 }
 
 func TestHetznerKeepsTheContract(t *testing.T) {
-	keepsTheContract(t, func(t *testing.T) *rig.Rig[*hetzner.Front] {
+	keepsTheContract(t, true, func(t *testing.T) *rig.Rig[*hetzner.Front] {
 		t.Helper()
 		return newRig(t, cloud.Config{}, hetzner.Config{})
 	})
 }
 
 func TestHetznerKeepsTheContractWithDisks(t *testing.T) {
-	keepsTheContract(t, func(t *testing.T) *rig.Rig[*hetzner.Front] {
+	keepsTheContract(t, false, func(t *testing.T) *rig.Rig[*hetzner.Front] {
 		t.Helper()
 		disks := rig.Disks(t)
 		disks.ShowAs(loop.SCSI)
@@ -106,7 +106,7 @@ func TestHetznerKeepsTheContractWithDisks(t *testing.T) {
 
 // Hetzner's reference does not say when a volume shows the server that it is being attached to.
 func TestHetznerKeepsTheContractIfAnAttachShowsLate(t *testing.T) {
-	keepsTheContract(t, func(t *testing.T) *rig.Rig[*hetzner.Front] {
+	keepsTheContract(t, true, func(t *testing.T) *rig.Rig[*hetzner.Front] {
 		t.Helper()
 		return newRig(t, cloud.Config{Times: cloud.Times{Attach: 10 * time.Millisecond, Detach: 10 * time.Millisecond}}, hetzner.Config{Late: true})
 	})

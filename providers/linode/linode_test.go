@@ -69,13 +69,15 @@ func harness(r *rig.Rig[*linode.Front], faulty bool) *providertest.Cloud {
 }
 
 func TestLinodeKeepsTheContract(t *testing.T) {
-	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
+	t.Parallel()
+	providertest.Run(t, providertest.Harness{Bubble: true, New: func(t *testing.T) *providertest.Cloud {
 		return harness(newRig(t, cloud.Config{}), true)
 	}})
 }
 
 // Changes take a moment here, and a Linode that is powered off loses its volumes, as it may be.
 func TestLinodeKeepsTheContractWithDisksAndTime(t *testing.T) {
+	t.Parallel()
 	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
 		const moment = 20 * time.Millisecond
 		return harness(newRig(t, cloud.Config{

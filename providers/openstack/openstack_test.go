@@ -1,6 +1,7 @@
 package openstack
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -19,10 +20,11 @@ import (
 // quick are times for a cloud whose reads do not lag, and a test that does not wait.
 var quick = times{lag: 2 * time.Millisecond, life: time.Second, patience: 3 * time.Second / 2, ancient: time.Hour}
 
-// keepsTheContract runs the suite over HTTP, with a cloud of that kind.
-func keepsTheContract(t *testing.T, configure func(t *testing.T) cloud.Config) {
+// keepsTheContract runs the suite with a cloud of that kind.
+func keepsTheContract(t *testing.T, bubble bool, configure func(t *testing.T) cloud.Config) {
 	t.Helper()
-	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
+	t.Parallel()
+	providertest.Run(t, providertest.Harness{Bubble: bubble, New: func(t *testing.T) *providertest.Cloud {
 		cfg := configure(t)
 		cfg.Zones, cfg.ID = []string{"nova"}, front.ID
 		r := rig.New(t, cfg, func(c *cloud.Cloud) *front.Front {
@@ -35,7 +37,7 @@ func keepsTheContract(t *testing.T, configure func(t *testing.T) cloud.Config) {
 				id, secret := r.Front.Credentials(n.ID)
 				p, err := New(Config{
 					Cluster: cluster, Auth: gophercloud.AuthOptions{IdentityEndpoint: r.URL + "/identity/v3", ApplicationCredentialID: id},
-					Secret: rig.Token("SECRET", secret), Metadata: n.Metadata + "/openstack/latest/meta_data.json", Transport: n.Transport,
+					Secret: rig.Token("SECRET", secret), Metadata: n.Metadata + "/openstack/latest/meta_data.json", Transport: n.Transport, Neighbour: &http.Client{Transport: n.Transport},
 				})
 				require.NoError(t, err)
 				p.times = quick
@@ -66,11 +68,11 @@ func keepsTheContract(t *testing.T, configure func(t *testing.T) cloud.Config) {
 }
 
 func TestOpenStackKeepsTheContract(t *testing.T) {
-	keepsTheContract(t, func(*testing.T) cloud.Config { return cloud.Config{} })
+	keepsTheContract(t, true, func(*testing.T) cloud.Config { return cloud.Config{} })
 }
 
 func TestOpenStackKeepsTheContractWithDisks(t *testing.T) {
-	keepsTheContract(t, func(t *testing.T) cloud.Config {
+	keepsTheContract(t, false, func(t *testing.T) cloud.Config {
 		disks := rig.Disks(t)
 		disks.ShowAs(loop.Virtio)
 		return cloud.Config{Times: cloud.Times{Delete: 20 * time.Millisecond}, Backend: disks}

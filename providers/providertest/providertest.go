@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -18,6 +19,9 @@ import (
 type Harness struct {
 	// New makes an empty account of the cloud. What it starts ends with t.
 	New func(t *testing.T) *Cloud
+
+	// Bubble runs each statement in a bubble of testing/synctest, where its waits cost nothing. New must open no sockets then.
+	Bubble bool
 }
 
 // Cloud is one account. Functions that are nil are things that cannot be done to this cloud; the statements that need
@@ -120,9 +124,16 @@ func Run(t *testing.T, h Harness) {
 	for _, s := range statements {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel() // each has a cloud of its own, and mostly waits for it
-			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
-			defer cancel()
-			s.check(&world{t: t, ctx: ctx, cluster: "main", Cloud: h.New(t)})
+			check := func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+				defer cancel()
+				s.check(&world{t: t, ctx: ctx, cluster: "main", Cloud: h.New(t)})
+			}
+			if h.Bubble {
+				synctest.Test(t, check)
+			} else {
+				check(t)
+			}
 		})
 	}
 }
