@@ -42,8 +42,9 @@ type world struct {
 	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
 	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
 
-	calls map[string]int // to the cloud, by name
-	past  []moment       // what the cloud has been like, if answers lag
+	calls   map[string]int // to the cloud, by name
+	figures figures        // what has come to pass
+	past    []moment       // what the cloud has been like, if answers lag
 
 	cloud infrastructure
 }
@@ -126,7 +127,7 @@ var (
 func newWorld(seed uint64) *world {
 	w := &world{
 		rng: rand.New(rand.NewPCG(seed, 1)), disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
-		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, boot: 10 * time.Second,
+		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, figures: figures{}, boot: 10 * time.Second,
 	}
 	w.cloud = ownCloud{w}
 	return w
@@ -230,11 +231,15 @@ func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 // do carries out one call with what may go wrong at it. The effect runs under the world's lock.
 func (l *life) do(ctx context.Context, call string, effect func() error) error {
-	w := l.machine.world
 	if l.dead.Load() {
 		return errDead
 	}
-	f := l.draw(call)
+	return l.suffer(ctx, call, l.draw(call), effect)
+}
+
+// suffer carries out one call with what goes wrong at it.
+func (l *life) suffer(ctx context.Context, call string, f fault, effect func() error) error {
+	w := l.machine.world
 	var delay time.Duration
 	if w.latency > 0 && strings.HasPrefix(call, "cloud.") {
 		w.mu.Lock()
@@ -543,6 +548,9 @@ func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) 
 		if !force || p.takeover != TakeoverAlways {
 			m.mayLose(d, force)
 		}
+		if force {
+			w.figures["takeovers"]++
+		}
 		d.Attachment = providers.Attachment{}
 		if w.departure > 0 {
 			d.Attachment, d.until = providers.Attachment{Node: node, State: providers.Detaching}, time.Now().Add(w.departure)
@@ -626,10 +634,25 @@ func (h *fakeHost) Find(ctx context.Context, serial string) (dev mount.Device, e
 	return dev, err
 }
 
+// until waits until the condition is met. What goes wrong is drawn once for the whole wait: before it, or at its end.
 func (h *fakeHost) until(ctx context.Context, call string, met func() bool) error {
+	if h.dead.Load() {
+		return errDead
+	}
+	f := h.draw(call)
 	for {
 		ok := false
-		err := h.do(ctx, call, func() error { ok = met(); return nil })
+		look := func() error { ok = met(); return nil }
+		var err error
+		switch f {
+		case failAfter, crashAfter:
+			err = h.suffer(ctx, call, noFault, look)
+			if ok {
+				err = h.suffer(ctx, call, f, look)
+			}
+		default:
+			err = h.suffer(ctx, call, f, look)
+		}
 		if err != nil || ok {
 			return err
 		}
@@ -714,6 +737,7 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 		}
 		d.fstype, d.half = spec.FSType, false
 		d.formats++
+		h.machine.world.figures["formats"]++
 		return nil
 	})
 }
@@ -831,6 +855,9 @@ func (j fakeJournal) put(e *entry) error {
 
 func (j fakeJournal) remove(name string) error {
 	return j.do(context.Background(), "journal.remove", func() error {
+		if j.machine.journal[name] != nil {
+			j.machine.world.figures["releases"]++
+		}
 		delete(j.machine.journal, name)
 		return nil
 	})
