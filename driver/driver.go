@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -90,11 +89,11 @@ type Driver struct {
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	introduce sync.Once   // logs who this node is
-	doubted   atomic.Bool // the cloud may yet attach a volume that this node has given up
+	introduce sync.Once // logs who this node is
 
 	mu      sync.Mutex
 	volumes map[string]*volume // those that this node has something of, or that a call is about
+	absent  map[string]absence // by name: disks that this node may hold though their devices are not here
 }
 
 // How long things may take. They bound waits for events; nothing sleeps for them.
@@ -155,7 +154,8 @@ func start(cfg Config, store journalStore) (*Driver, error) {
 	d := &Driver{
 		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, log: cfg.Log,
 		published: cfg.PublishedDir, takeover: cfg.Takeover, defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType,
-		boot: cfg.Boot, glance: cfg.Glance, restart: cfg.Restart, volumes: make(map[string]*volume),
+		boot: cfg.Boot, glance: cfg.Glance, restart: cfg.Restart,
+		volumes: make(map[string]*volume), absent: make(map[string]absence),
 	}
 	d.snapshots, _ = cfg.Provider.(providers.Snapshotter)
 	if d.takeover == "" {
@@ -227,7 +227,7 @@ func (d *Driver) restore() error {
 		v := d.obtain(e.Name)
 		if e.Boot != d.boot {
 			// No container outlives the machine, and another node may have had the disk since.
-			e.IDs, e.Device, e.Formatting, e.Boot = nil, mount.Device{}, false, d.boot
+			e.IDs, e.Device, e.Ours, e.Formatting, e.Boot = nil, mount.Device{}, false, false, d.boot
 		} else {
 			v.detachedAt = time.Now() // the life before may have asked for that with its last breath
 		}

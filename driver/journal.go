@@ -23,10 +23,13 @@ type entry struct {
 	Volume  string `json:"volume"` // the cloud's id
 	Serial  string `json:"serial"` // identity of the device
 	// Device is the device that was mounted, in case it is pulled: the kernel may hold its file system still.
-	Device    mount.Device `json:"device,omitzero"`
-	CreatedAt time.Time    `json:"createdAt,omitzero"`
-	IDs       []string     `json:"ids"`                 // mount IDs in use, sorted, none twice
-	Releasing bool         `json:"releasing,omitempty"` // the last user has left; the release is not finished
+	Device mount.Device `json:"device,omitzero"`
+	// Ours: this boot asked for the attach, of a volume that the cloud called free. Then the attach may be called off, though
+	// no device has come.
+	Ours      bool      `json:"ours,omitempty"`
+	CreatedAt time.Time `json:"createdAt,omitzero"`
+	IDs       []string  `json:"ids"`                 // mount IDs in use, sorted, none twice
+	Releasing bool      `json:"releasing,omitempty"` // the last user has left; the release is not finished
 	// Formatting stands from before the first byte of a mkfs until after the last. The volume is not published before
 	// that, so what a crash leaves in between is nobody's data.
 	Formatting bool `json:"formatting,omitempty"`
@@ -63,6 +66,13 @@ func (e *entry) without(id string) *entry {
 func (e *entry) unwritten() *entry {
 	changed := *e
 	changed.unsaved = true
+	return &changed
+}
+
+// ours is the entry of a volume that this node is about to attach.
+func (e *entry) ours() *entry {
+	changed := *e
+	changed.Ours = true
 	return &changed
 }
 

@@ -214,7 +214,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 		case !vol.Held(), vol.HeldBy(node.ID) && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
 			// Held by this node it may be of an earlier attempt, or of the life before a crash. The answer may also be older
 			// than a detach, or call attached what the machine has lost, as after a reboot: asking again is harmless.
-			if err := d.remember(ctx, v, vol); err != nil {
+			if err := d.remember(ctx, v, vol, !vol.Held()); err != nil {
 				return nil, false, err
 			}
 			v.step("being attached")
@@ -257,10 +257,11 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 
 // callOff detaches what an attach has left, unless anything on this node uses the volume.
 func (d *Driver) callOff(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node) error {
-	if err := d.remember(ctx, v, vol); err != nil {
-		return err
+	e := v.journaled()
+	if e == nil || e.Volume != vol.ID || !e.Ours {
+		return d.notSeen(vol)
 	}
-	if e := v.journaled(); len(e.IDs) > 0 {
+	if len(e.IDs) > 0 {
 		return fmt.Errorf("the cloud says that the attach to this node has failed, yet %d container(s) here use it: volume %q (%s) is left as it is", len(e.IDs), v.name, vol.ID)
 	}
 	if _, err := d.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {
@@ -274,8 +275,8 @@ func (d *Driver) callOff(ctx context.Context, v *volume, vol *providers.Volume, 
 	return nil
 }
 
-// remember writes the journal entry of a volume that this node is about to hold.
-func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume) error {
+// remember writes the journal entry of a volume that this node is about to hold, or holds by an attach that is ours or not.
+func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume, ours bool) error {
 	e := v.journaled()
 	if e != nil && e.Formatting && !d.isHere(ctx, vol.Serial) {
 		// The disk was elsewhere, or may have been: what is on it now is not this node's to clear. What the cloud says of
@@ -285,7 +286,7 @@ func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume)
 		}
 		e = v.journaled()
 	}
-	if e != nil && e.Volume == vol.ID && !e.unsaved {
+	if e != nil && e.Volume == vol.ID && !e.unsaved && (e.Ours || !ours) {
 		return nil
 	}
 	if e != nil && len(e.IDs) > 0 {
@@ -293,6 +294,9 @@ func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume)
 	}
 	if e == nil || e.Volume != vol.ID {
 		e = &entry{Version: journalVersion, Boot: d.boot, Name: v.name, Volume: vol.ID, Serial: vol.Serial, CreatedAt: vol.CreatedAt}
+	}
+	if ours {
+		e = e.ours()
 	}
 	if err := d.note(v, e); err != nil {
 		return fmt.Errorf("%w: volume %q is not attached", err, v.name)
@@ -320,7 +324,7 @@ func (d *Driver) awaitDevice(ctx context.Context, v *volume, vol *providers.Volu
 		return mount.Device{}, fmt.Errorf("%w: the device of volume %q (%s) was not found on node %s", err, v.name, vol.ID, node.ID)
 	}
 	if !attaching {
-		return mount.Device{}, fmt.Errorf("%w (%w), though the cloud says that it is attached: volume %q (%s) is not mounted on node %s; see the kernel's log there",
+		return mount.Device{}, fmt.Errorf("%w (%w), though the cloud says that it is attached: volume %q (%s) is not mounted on node %s; see the kernel's log there, and whether another machine runs with this node's id",
 			cause, err, v.name, vol.ID, node.ID)
 	}
 	if errors.Is(cause, errAttachTimeout) {

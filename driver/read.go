@@ -49,6 +49,9 @@ func (d *Driver) info(v *volume, vol *providers.Volume) Info {
 	if vol != nil {
 		info.Name, info.CreatedAt = vol.Name, vol.CreatedAt
 		describeVolume(info.Status, vol)
+		if d.isAbsent(vol) {
+			info.Status["problem"] = errNotSeen(vol).Error()
+		}
 	}
 	if v == nil {
 		return info

@@ -3,9 +3,12 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"time"
 
 	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/providers"
 )
 
 // reconcileLoop sets right, at start and from time to time, what nobody told the plugin about: containers that died unseen,
@@ -14,11 +17,9 @@ import (
 func (d *Driver) reconcileLoop() {
 	var looked time.Time // when strays were last looked for
 	for lookAfter := d.lookAfterStart; ; lookAfter = d.lookAfter {
-		if age := time.Since(looked); age >= straysEvery || age >= straysDoubted && d.doubted.Swap(false) {
-			if d.findStrays(d.ctx) {
-				looked = time.Now()
-			} else {
-				d.doubted.Store(true)
+		if age := time.Since(looked); age >= straysEvery || d.mayHaveStrays(d.ctx, age) {
+			if begun := time.Now(); d.findStrays(d.ctx) {
+				looked = begun
 			}
 		}
 		for _, name := range d.held() {
@@ -175,9 +176,97 @@ func (d *Driver) deviceOf(ctx context.Context, v *volume, e *entry) (mount.Devic
 	return v.device, nil
 }
 
+// absence is a disk that this node may hold though its device is not here.
+type absence struct {
+	id, serial  string
+	held        bool // the cloud says that this node holds it; otherwise an attach was given up, and may take effect yet
+	reported    bool
+	since, last time.Time // when that was found first, and last
+}
+
+// seen tells whether this boot has had the device of the entry's disk. The disk is this node's to detach then.
+func (v *volume) seen(e *entry) bool { return v.device.Serial == e.Serial }
+
+// notSeen is the error for a disk that the cloud says this node holds, and that is none of its doing. It may be another
+// machine's, in use there, which runs with the same id. It is reported once, and shown in the volume's Status.
+func (d *Driver) notSeen(vol *providers.Volume) error {
+	err := errNotSeen(vol)
+	if d.isMissing(vol, true).reported {
+		return err
+	}
+	d.log.WithField("volume", vol.Name).WithField("id", vol.ID).WithError(err).Error("A disk that this node is said to hold is left attached")
+	return err
+}
+
+// isMissing takes in that the cloud says that this node holds the volume, and that its device is not here. It returns what was
+// known of that before.
+func (d *Driver) isMissing(vol *providers.Volume, report bool) absence {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	before := d.absent[vol.Name]
+	if !before.held || before.id != vol.ID {
+		before = absence{id: vol.ID, serial: vol.Serial, held: true, since: now}
+	}
+	after := before
+	after.last, after.reported = now, before.reported || report
+	d.absent[vol.Name] = after
+	return before
+}
+
+func errNotSeen(vol *providers.Volume) error {
+	return fmt.Errorf("the cloud says that node %s holds the disk, which is this node's id, but this boot of it has not seen the disk's device: volume %q (%s) is not detached; see whether another machine runs with this node's id, and correct that; if none does, detach the disk in the cloud",
+		vol.Attachment.Node, vol.Name, vol.ID)
+}
+
+// isAbsent tells whether it was reported that the cloud says that this node holds the volume, whose device is not here.
+func (d *Driver) isAbsent(vol *providers.Volume) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a := d.absent[vol.Name]
+	return vol.Held() && a.reported && a.id == vol.ID
+}
+
+// mayComeLate takes in that an attach was given up: it may take effect yet.
+func (d *Driver) mayComeLate(e *entry) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.absent[e.Name] = absence{id: e.Volume, serial: e.Serial, since: time.Now()}
+}
+
+// mayHaveStrays tells whether it is time to look for strays, since the device of a disk that was absent has come, or since
+// one has been absent for long. The last look was that long ago.
+func (d *Driver) mayHaveStrays(ctx context.Context, looked time.Duration) bool {
+	d.mu.Lock()
+	absent := maps.Clone(d.absent)
+	d.mu.Unlock()
+	may := false
+	for name, a := range absent {
+		if v := d.known(name); v == nil || v.journaled() == nil { // else the entry tells
+			wait := straysDoubted
+			if a.held && !a.reported {
+				wait = lag
+			}
+			may = may || min(looked, time.Since(a.since)) >= wait || d.isHere(ctx, a.serial)
+		}
+	}
+	return may
+}
+
+// forgetAbsent drops what a look for strays, begun at that time, has settled.
+func (d *Driver) forgetAbsent(begun time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	maps.DeleteFunc(d.absent, func(_ string, a absence) bool {
+		return a.held && a.last.Before(begun) || !a.held && begun.Sub(a.since) >= straysDoubted
+	})
+}
+
 // findStrays looks for volumes that the cloud says this node holds and the journal does not know: of a journal that was
-// lost, or of an attach that took effect after it was given up. They are noted, and so released if nobody uses them.
+// lost, or of an attach that took effect after it was given up. Those whose devices are here are noted, and so released if
+// nobody uses them. The others are reported.
 func (d *Driver) findStrays(ctx context.Context) (done bool) {
+	begun := time.Now()
 	node, err := d.provider.Node(ctx)
 	if err != nil {
 		d.log.WithError(err).Warn("Which node this is cannot be told yet")
@@ -201,16 +290,37 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 			continue // a call has it, and will note it
 		}
 		if v.journaled() == nil {
-			d.volumeLog(v).WithField("id", vol.ID).Warn("The cloud says that this node holds the volume, and the journal does not know it")
-			if err := d.remember(ctx, v, vol); err != nil {
-				d.volumeLog(v).WithError(err).Error("The journal could not be brought up to date")
-				done = false
-			}
-			d.recognise(ctx, v, vol.Serial)
+			done = d.takeUp(ctx, v, vol) && done
 			d.leaveUnused(v)
 			continue
 		}
 		d.leave(v)
 	}
+	if done {
+		d.forgetAbsent(begun)
+	}
 	return done
+}
+
+// takeUp notes a stray if its device is here.
+func (d *Driver) takeUp(ctx context.Context, v *volume, vol *providers.Volume) (done bool) {
+	_, err := d.host.Find(ctx, vol.Serial)
+	switch {
+	case errors.Is(err, mount.ErrNoDevice):
+		// The answer may be of a time before a detach.
+		if vol.Attachment.State != providers.Detaching && time.Since(d.isMissing(vol, false).since) >= lag {
+			_ = d.notSeen(vol)
+		}
+		return true
+	case err != nil:
+		d.volumeLog(v).WithError(err).Warn("The device of a volume that this node may hold cannot be identified")
+		return false
+	}
+	d.volumeLog(v).WithField("id", vol.ID).Warn("The cloud says that this node holds the volume, and the journal does not know it")
+	err = d.remember(ctx, v, vol, false)
+	if err != nil {
+		d.volumeLog(v).WithError(err).Error("The journal could not be brought up to date")
+	}
+	d.recognise(ctx, v, vol.Serial)
+	return err == nil
 }

@@ -98,8 +98,13 @@ func (d *Driver) unheld(ctx context.Context, v *volume) (*providers.Volume, erro
 			if time.Since(held.since) >= detachTimeout {
 				return nil, fmt.Errorf("%w from node %s: volume %q (%s) was not removed", errDetachTimeout, node.ID, v.name, vol.ID)
 			}
+		case vol.HeldBy(node.ID) && v.journaled() == nil && !d.isHere(ctx, vol.Serial):
+			v.step("being detached from this node first")
+			if time.Since(held.since) >= lag { // the answers are not of a time before a detach
+				return nil, fmt.Errorf("%w: the volume was not removed", d.notSeen(vol))
+			}
 		case vol.HeldBy(node.ID):
-			if err := d.remember(ctx, v, vol); err != nil {
+			if err := d.remember(ctx, v, vol, false); err != nil {
 				return nil, err
 			}
 			if err := d.letGo(ctx, v); err != nil {

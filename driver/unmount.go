@@ -110,7 +110,7 @@ func (d *Driver) release(ctx context.Context, v *volume) error {
 		return fmt.Errorf("%w: volume %q (%s) stays attached to node %s, and its release is tried again", err, v.name, e.Volume, node.ID)
 	}
 	v.step("being detached")
-	if err := d.detach(ctx, v, e, node); err != nil {
+	if err := d.detachOwn(ctx, v, e, node); err != nil {
 		return fmt.Errorf("%w: volume %q (%s) is not yet detached from node %s; its release is tried again", err, v.name, e.Volume, node.ID)
 	}
 	v.setDevice(mount.Device{})
@@ -132,6 +132,22 @@ func (d *Driver) awaitFree(ctx context.Context, v *volume, e *entry) error {
 	ctx, cancel := context.WithTimeout(ctx, freeTimeout)
 	defer cancel()
 	return d.host.WaitFree(ctx, dev)
+}
+
+// detachOwn detaches what is this node's to detach: a disk whose device this boot has seen, or whose attach it asked for. Any
+// other that the cloud says this node holds stays attached, and is no longer in the journal, for findStrays to watch.
+func (d *Driver) detachOwn(ctx context.Context, v *volume, e *entry, node providers.Node) error {
+	if e.Ours || v.seen(e) || d.isHere(ctx, e.Serial) {
+		return d.detach(ctx, v, e, node)
+	}
+	vol, err := d.provider.Find(ctx, e.Name)
+	if err != nil && !errors.Is(err, providers.ErrNotFound) {
+		return err
+	}
+	if err == nil && vol.ID == e.Volume && vol.HeldBy(node.ID) && vol.Attachment.State != providers.Detaching {
+		_ = d.notSeen(vol)
+	}
+	return nil
 }
 
 var errDetachTimeout = fmt.Errorf("the cloud has not detached it within %s", detachTimeout)
@@ -164,7 +180,7 @@ func (d *Driver) detach(ctx context.Context, v *volume, e *entry, node providers
 		d.catalog.leaving(v.name, e.Volume, node.ID)
 		return nil
 	}
-	d.doubted.Store(true) // an attach that was given up may take effect yet
+	d.mayComeLate(e)
 	retry = backoff{}
 	for {
 		asked := d.catalog.now()

@@ -1,0 +1,234 @@
+package driver
+
+import (
+	"context"
+	"maps"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	logtest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// namesake is the cloud as seen by a machine that runs with another machine's id, such as a copy of its image.
+type namesake struct {
+	*fakeProvider
+	id string
+}
+
+func (p namesake) Node(ctx context.Context) (providers.Node, error) {
+	return providers.Node{ID: p.id, Zone: p.machine.zone}, ctx.Err()
+}
+
+func (p namesake) Attach(ctx context.Context, id string) error {
+	other := &fakeProvider{&life{machine: p.machine.world.machines[p.id]}}
+	return other.Attach(ctx, id)
+}
+
+func as(id string) func(*Config) {
+	return func(c *Config) { c.Provider = namesake{c.Provider.(*fakeProvider), id} }
+}
+
+// reports counts the warnings and errors in the log whose error says so.
+func reports(log *logtest.Hook, what string) (n int) {
+	for _, e := range log.AllEntries() {
+		if err, is := e.Data[logrus.ErrorKey].(error); is && e.Level <= logrus.WarnLevel && strings.Contains(err.Error(), what) {
+			n++
+		}
+	}
+	return n
+}
+
+const notSeen = "this boot of it has not seen the disk's device"
+
+func TestADiskOfAnotherMachineWithTheSameIDIsReportedAndNeverDetached(t *testing.T) {
+	for name, before := range map[string]func(a, b *machine){
+		"a node made from an image":          func(_, _ *machine) {},
+		"the image held the other's journal": func(a, b *machine) { b.journal = maps.Clone(a.journal) },
+		"its release was not finished": func(a, b *machine) {
+			e := a.journal["data"].releasing()
+			b.journal["data"] = e
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				la := mounted(t, a.start(t), "data", "1")
+				mounted(t, la, "attached-only", "2")
+				mustUnmount(t, la, "attached-only", "2")
+				synctest.Wait()
+				w.alter(func(d *disk) {
+					if !d.Held() {
+						d.Attachment, d.present = providers.Attachment{Node: "a", State: providers.Attached}, time.Now().Add(1000*time.Hour)
+					}
+				})
+				before(a, b)
+				log, logged := logtest.NewNullLogger()
+				lb := b.start(t, as("a"), func(c *Config) { c.Log = log })
+				time.Sleep(24 * time.Hour)
+				assert.Equal(t, "a", w.holder("data"))
+				assert.Equal(t, "a", w.holder("attached-only"))
+				assert.Equal(t, 1, reports(logged, `volume "data" (vol-1)`), "reported once")
+				assert.Equal(t, 1, reports(logged, `volume "attached-only" (vol-2)`), "reported once")
+				info, err := lb.Get(within(t), "data")
+				require.NoError(t, err)
+				assert.Contains(t, info.Status["problem"], notSeen)
+				info, err = la.Get(within(t), "data")
+				require.NoError(t, err)
+				assert.NotContains(t, info.Status, "problem")
+
+				for name := range w.disks {
+					err = lb.Remove(within(t), w.disks[name].Name)
+					require.ErrorContains(t, err, notSeen)
+					require.ErrorContains(t, err, "was not removed")
+					ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+					_, err = lb.Mount(ctx, w.disks[name].Name, "3")
+					cancel()
+					require.ErrorContains(t, err, "whether another machine runs with this node's id")
+				}
+				time.Sleep(24 * time.Hour)
+				assert.Equal(t, "a", w.holder("data"))
+				assert.Equal(t, "a", w.holder("attached-only"))
+				synctest.Wait()
+				assert.Empty(t, b.journal)
+				mustUnmount(t, la, "data", "1")
+				assert.Empty(t, w.holder("data"))
+				time.Sleep(time.Hour)
+				info, err = lb.Get(within(t), "data")
+				require.NoError(t, err)
+				assert.NotContains(t, info.Status, "problem", "it is settled")
+			})
+		})
+	}
+}
+
+// What the cloud calls a failed attach may be the other machine's.
+func TestAnAttachOfAnotherMachineWithTheSameIDIsNotCalledOff(t *testing.T) {
+	for _, state := range []providers.AttachState{providers.Attaching, providers.AttachFailed} {
+		t.Run(string(state), func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				made(t, a.start(t), "data")
+				synctest.Wait()
+				w.alter(func(d *disk) { d.Attachment = providers.Attachment{Node: "a", State: state} })
+				lb := b.start(t, as("a"))
+				ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+				defer cancel()
+				_, err := lb.Mount(ctx, "data", "1")
+				require.ErrorContains(t, err, notSeen)
+				time.Sleep(time.Hour)
+				assert.Equal(t, "a", w.holder("data"))
+				synctest.Wait()
+				w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
+			})
+		})
+	}
+}
+
+func TestADiskWhoseDeviceComesSoonAfterABootIsReleased(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		mounted(t, a.start(t), "data", "1")
+		a.powerOff()
+		w.alter(func(d *disk) { d.present = time.Now().Add(w.boot + linger/2) })
+		a.powerOn()
+		a.start(t)
+		time.Sleep(linger + time.Second)
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
+func TestADiskWhoseDeviceComesLateIsReleasedThen(t *testing.T) {
+	for name, lose := range map[string]func(a *machine){
+		"the journal knows it":      func(*machine) {},
+		"the journal has lost it":   func(a *machine) { clear(a.journal) },
+		"its release was cut short": func(a *machine) { a.journal["data"] = a.journal["data"].releasing() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				mounted(t, a.start(t), "data", "1")
+				a.powerOff()
+				synctest.Wait()
+				w.alter(func(d *disk) { d.present = time.Now().Add(3*time.Hour + straysDoubted/2) })
+				lose(a)
+				a.powerOn()
+				l := a.start(t)
+				time.Sleep(2 * time.Hour)
+				assert.Equal(t, "a", w.holder("data"), "its device has not been seen")
+				time.Sleep(time.Hour + straysDoubted/2 + 2*reconcileEvery)
+				assert.Empty(t, w.holder("data"))
+				mustMount(t, l, "data", "2")
+				mustUnmount(t, l, "data", "2")
+			})
+		})
+	}
+}
+
+// The attach was this boot's own: nobody else has the disk.
+func TestAnAttachWithoutADeviceIsCalledOffAfterARestartToo(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t), "data")
+		w.arrival = time.Hour
+		w.setFault(at("cloud.Attach", crashAfter))
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		l.kill()
+		w.setFault(calm)
+		a.start(t)
+		time.Sleep(time.Minute)
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
+func TestAPulledDiskOfThisBootIsDetachedAfterARestartToo(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		l.kill()
+		a.containerEnds("1")
+		a.engineTakesMounts()
+		w.alter(func(d *disk) { d.present = time.Now().Add(time.Hour) })
+		a.journal["data"].Ours = false // as in the journal of an earlier version
+		a.start(t)
+		time.Sleep(5 * time.Minute)
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
+func TestADiskOnItsWayOutIsNotReported(t *testing.T) {
+	for name, leave := range map[string]func(t *testing.T, w *world, a *machine){
+		"the answers are older than the detach": func(t *testing.T, w *world, a *machine) {
+			w.setLag(5 * time.Second)
+			mustUnmount(t, a.current, "data", "1")
+			a.current.kill()
+		},
+		"it is being detached": func(t *testing.T, w *world, a *machine) {
+			w.setFault(at("host.WaitGone", crashBefore))
+			w.departure = 5 * time.Minute
+			a.containerEnds("1")
+			require.Error(t, a.current.Unmount(within(t), "data", "1"))
+			w.setFault(calm)
+			a.powerOff()
+			w.boot = time.Second
+			a.powerOn()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				w.setLag(0)
+				l := made(t, a.start(t), "data")
+				time.Sleep(time.Minute)
+				mustMount(t, l, "data", "1")
+				time.Sleep(time.Minute)
+				leave(t, w, a)
+				log, logged := logtest.NewNullLogger()
+				a.start(t, func(c *Config) { c.Log = log })
+				time.Sleep(time.Hour)
+				assert.Zero(t, reports(logged, notSeen))
+				assert.Empty(t, w.holder("data"))
+			})
+		})
+	}
+}
