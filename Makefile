@@ -12,11 +12,15 @@ tools  := build/bin
 # How often `make fuzz` runs each target. (With a duration Go fails now and then when the time is up.)
 FUZZTIME ?= 2000000x
 
+# How many steps `make random` takes, and in which world: own, EC2 or, empty, both. With a SEED it replays one run.
+STEPS ?= 20000
+WORLD ?=
+
 # How long `make soak` goes on.
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install demo demo-swarm shell test test-cluster soak lint fmt fuzz bench clean
+.PHONY: help build plugin install demo demo-swarm shell test test-cluster soak lint fmt random fuzz bench clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +71,9 @@ lint: $(tools)/golangci-lint $(tools)/govulncheck ## golangci-lint with gofumpt,
 
 fmt: $(tools)/golangci-lint ## format all Go code
 	$(tools)/golangci-lint fmt ./...
+
+random: ## randomised runs of the driver, with what came to pass in them (STEPS=1000000); SEED=7 WORLD=own replays one
+	@cd driver && go test -run 'TestRandom/$(WORLD)' -count 1 -timeout 0 $(if $(SEED),-v -random.seed=$(SEED),-random.steps=$(STEPS))
 
 fuzz: ## run each fuzz target for a minute or so (FUZZTIME=2000000x)
 	@scripts/fuzz $(FUZZTIME)

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http" //nolint:depguard // a life's connection to the simulated EC2 is cut and lost here
 	"net/url"
 	"os"
@@ -26,9 +26,10 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-var ebsRuns = flag.Int("random.ebs", 30, "how many randomised runs on the simulated EC2, with seeds from 1")
-
 func TestMain(m *testing.M) {
+	jitter = func(limit time.Duration) time.Duration { // of the bubble's time alone, so that a run can be repeated
+		return time.Duration(rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 3)).Int64N(int64(limit)))
+	}
 	ec2.ForgetEnvironment()
 	os.Exit(m.Run())
 }
@@ -41,7 +42,7 @@ var floorsOnEBS = figures{
 
 // TestRandomOnEBS is TestRandom with providers/aws over a simulated EC2, whose reads lag and which throttles.
 func TestRandomOnEBS(t *testing.T) {
-	seeds(t, *ebsRuns, floorsOnEBS, func(t *testing.T, seed uint64) figures {
+	seeds(t, "EC2", 30, floorsOnEBS, func(t *testing.T, seed uint64) *world {
 		w := newWorld(seed)
 		r := newRegion(w, seed)
 		t.Cleanup(r.sim.Close)
@@ -51,7 +52,7 @@ func TestRandomOnEBS(t *testing.T) {
 			w.figures["throttled calls"] += n
 		}
 		w.figures["stale reads"] += r.stale
-		return w.figures
+		return w
 	})
 }
 
@@ -207,7 +208,7 @@ func (r *region) powerOn(id string) {
 	r.world.mu.Lock()
 	defer r.world.mu.Unlock()
 	// Quicker than any machine: it may have mounted its volumes while EC2 still calls it stopped.
-	r.world.boot = time.Duration(r.world.rng.Int64N(int64(5 * time.Second)))
+	r.world.boot = time.Duration(r.world.dice("boot", id).Int64N(int64(5 * time.Second)))
 }
 
 func (r *region) await(id string, state cloud.InstanceState) {

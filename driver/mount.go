@@ -544,8 +544,11 @@ type backoff struct{ last time.Duration }
 
 func (b *backoff) wait(ctx context.Context) error {
 	b.last = min(max(2*b.last, 500*time.Millisecond), 5*time.Second)
-	return pause(ctx, b.last/2+rand.N(b.last/2))
+	return pause(ctx, b.last/2+jitter(b.last/2))
 }
+
+// jitter is a random time below the limit. The randomised run replaces it with one that can be repeated.
+var jitter = rand.N[time.Duration]
 
 // shorten keeps the next wait under a second: what is waited for is under way, and its end is not to go unnoticed for long.
 func (b *backoff) shorten() { b.last = min(b.last, 400*time.Millisecond) }

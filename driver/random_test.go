@@ -1,11 +1,13 @@
 package driver
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,8 +21,8 @@ import (
 )
 
 var (
-	randomRuns = flag.Int("random.runs", 60, "how many randomised runs, with seeds from 1")
-	randomSeed = flag.Uint64("random.seed", 0, "run this seed only")
+	randomSteps = flag.Int("random.steps", 0, "randomised runs go on for so many steps, a third of them on the simulated EC2; by default 13,500")
+	randomSeed  = flag.Uint64("random.seed", 0, "the seed of the first run; without -random.steps the only one")
 )
 
 // engine is Docker on one machine, reduced to what it does to a volume plugin.
@@ -34,10 +36,10 @@ type engine struct {
 // answer or kill the plugin, and nodes lose power. After each step it checks what must always hold; at the end everything
 // is left alone, and then nothing may be held any more.
 func TestRandom(t *testing.T) {
-	seeds(t, *randomRuns, floors, func(t *testing.T, seed uint64) figures {
+	seeds(t, "own", 60, floors, func(t *testing.T, seed uint64) *world {
 		w := newWorld(seed)
 		random(t, seed, w)
-		return w.figures
+		return w
 	})
 }
 
@@ -50,39 +52,60 @@ type figures map[string]int
 // floors are what runs come to at least, in 1,000 steps: a run in which hardly anything succeeds shows nothing.
 var floors = figures{"mounts": 180, "unmounts": 110, "takeovers": 2, "formats": 28, "crashes": 200, "releases": 180}
 
-// seeds carries out runs, each in a bubble of its own, and sees to it that enough came to pass in them.
-func seeds(t *testing.T, runs int, floors figures, run func(t *testing.T, seed uint64) figures) {
-	first := uint64(1)
-	if *randomSeed != 0 {
-		first, runs = *randomSeed, 1
+// seeds carries out runs in one kind of world, each in a bubble of its own, and sees to it that enough came to pass in them.
+// share is how many of the usual 90 runs are of that kind.
+func seeds(t *testing.T, kind string, share int, floors figures, run func(t *testing.T, seed uint64) *world) {
+	first, runs := max(1, *randomSeed), share
+	switch {
+	case *randomSteps > 0:
+		runs = max(1, *randomSteps*share/90/stepsPerRun)
+	case *randomSeed > 0:
+		runs, floors = 1, nil // one run need not come to everything
 	}
 	var mu sync.Mutex
-	sum := figures{}
-	t.Run("seeds", func(t *testing.T) {
-		for seed := range uint64(runs) {
-			t.Run(strconv.FormatUint(first+seed, 10), func(t *testing.T) {
+	sum, done := figures{}, 0
+	t.Run(kind, func(t *testing.T) {
+		for seed := first; seed < first+uint64(runs); seed++ {
+			t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 				t.Parallel()
+				var w *world
 				synctest.Test(t, func(t *testing.T) {
-					came := run(t, first+seed)
-					mu.Lock()
-					defer mu.Unlock()
-					for what, n := range came {
-						sum[what] += n
-					}
+					t.Cleanup(func() {
+						if t.Failed() {
+							t.Log(howToReplay(kind, seed))
+						}
+					})
+					w = run(t, seed)
 				})
+				mu.Lock()
+				defer mu.Unlock()
+				done++
+				for what, n := range w.figures {
+					sum[what] += n
+				}
 			})
 		}
 	})
-	thousands := float64(runs*stepsPerRun) / 1000
-	for _, what := range slices.Sorted(maps.Keys(sum)) {
-		t.Logf("%-16s %9d, %7.1f in 1,000 steps", what, sum[what], float64(sum[what])/thousands)
+	if done == 0 { // -run has chosen another kind
+		return
 	}
-	if *randomSeed != 0 {
-		return // one run need not come to everything
+	thousands := float64(done*stepsPerRun) / 1000
+	fmt.Printf("%s, %d steps:\n", kind, done*stepsPerRun)
+	for _, what := range slices.Sorted(maps.Keys(sum)) {
+		fmt.Printf("  %-16s %9d, %7.1f in 1,000 steps\n", what, sum[what], float64(sum[what])/thousands)
 	}
 	for what, floor := range floors {
 		assert.GreaterOrEqual(t, float64(sum[what])/thousands, float64(floor), "%s in 1,000 steps", what)
 	}
+}
+
+// howToReplay is what to do about a run that failed.
+func howToReplay(kind string, seed uint64) string {
+	commit, err := exec.Command("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").Output()
+	if err != nil {
+		commit = []byte("unknown")
+	}
+	return fmt.Sprintf("seed %d at commit %s fails; replay it with: make random SEED=%d WORLD=%s", seed, bytes.TrimSpace(commit), seed, kind)
 }
 
 func random(t *testing.T, seed uint64, w *world) {
@@ -91,7 +114,7 @@ func random(t *testing.T, seed uint64, w *world) {
 	takeover := []Takeover{TakeoverNever, TakeoverStopped}[seed%2]
 	options := func(c *Config) { c.Takeover, c.Glance = takeover, time.Duration(seed%4)*10*time.Second }
 	if seed%3 == 0 {
-		w.lag = func() time.Duration { return time.Duration(w.rng.Int64N(int64(5 * time.Second))) }
+		w.lag = func() time.Duration { return time.Duration(w.dice("lag").Int64N(int64(5 * time.Second))) }
 	}
 	var engines []*engine
 	for _, name := range []string{"a", "b", "c"} {
@@ -107,11 +130,12 @@ func random(t *testing.T, seed uint64, w *world) {
 	names := []string{"one", "two", "three", "four" + strings.Repeat("-", 200)} // the last is too long for a directory's name
 	faults := []float64{0.005, 0.02, 0.05, 0.15}[rng.IntN(4)]
 	kinds := []fault{failBefore, failBefore, failAfter, failAfter, hang, crashBefore, crashAfter}
-	w.setFault(func(_, call string) fault {
-		if w.rng.Float64() >= faults {
+	w.setFault(func(node, call string) fault {
+		dice := w.dice("fault", node, call)
+		if dice.Float64() >= faults {
 			return noFault
 		}
-		f := kinds[w.rng.IntN(len(kinds))]
+		f := kinds[dice.IntN(len(kinds))]
 		if f == hang && !strings.HasPrefix(call, "cloud.") {
 			f = failBefore
 		}
@@ -133,7 +157,7 @@ func random(t *testing.T, seed uint64, w *world) {
 		}
 		w.check(t, engines)
 		if t.Failed() {
-			t.Fatalf("seed %d, step %d", seed, step)
+			t.Fatalf("step %d", step)
 		}
 	}
 	w.setFault(calm)
@@ -167,7 +191,7 @@ func random(t *testing.T, seed uint64, w *world) {
 		assert.False(t, d.half && (d.data || v.Record[recFormatted] != ""), "%s is formatted by half and passes for whole", v.Name)
 	}
 	if t.Failed() {
-		t.Fatalf("seed %d, at the end", seed)
+		t.Fatal("at the end")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -28,7 +29,7 @@ import (
 // written down as a violation the moment it happens.
 type world struct {
 	mu         sync.Mutex
-	rng        *rand.Rand
+	seed       uint64
 	disks      map[string]*disk // by id
 	snapshots  map[string]providers.Record
 	machines   map[string]*machine
@@ -126,11 +127,19 @@ var (
 
 func newWorld(seed uint64) *world {
 	w := &world{
-		rng: rand.New(rand.NewPCG(seed, 1)), disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
+		seed: seed, disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
 		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, figures: figures{}, boot: 10 * time.Second,
 	}
 	w.cloud = ownCloud{w}
 	return w
+}
+
+// dice gives random numbers that depend on the seed, the moment and what they are for alone. So a run
+// can be repeated, but for what goroutines do in whichever order that wake at the very same moment.
+func (w *world) dice(what ...string) *rand.Rand {
+	h := fnv.New64a()
+	fmt.Fprint(h, time.Now().UnixNano(), what)
+	return rand.New(rand.NewPCG(w.seed, h.Sum64()))
 }
 
 // setFault decides from now on what goes wrong.
@@ -242,9 +251,7 @@ func (l *life) suffer(ctx context.Context, call string, f fault, effect func() e
 	w := l.machine.world
 	var delay time.Duration
 	if w.latency > 0 && strings.HasPrefix(call, "cloud.") {
-		w.mu.Lock()
-		delay = time.Duration(w.rng.Int64N(int64(w.latency)))
-		w.mu.Unlock()
+		delay = time.Duration(w.dice("latency", l.machine.name, call).Int64N(int64(w.latency)))
 	}
 	if pause(ctx, delay) != nil {
 		return ctx.Err()
@@ -730,7 +737,7 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 			return err
 		}
 		d := h.attached(dev.Serial)
-		if h.machine.world.rng.IntN(4) == 0 && h.machine.world.fault(h.machine.name, "host.Format half") != noFault {
+		if h.machine.world.dice("half", h.machine.name).IntN(4) == 0 && h.machine.world.fault(h.machine.name, "host.Format half") != noFault {
 			d.fstype, d.half = "", true
 			h.dead.Store(true)
 			return errDead
