@@ -408,6 +408,8 @@ func (p *fakeProvider) NodeState(ctx context.Context, node string) (s providers.
 
 func (p *fakeProvider) Supports() []string { return []string{"snapshot", "tags", "type"} }
 
+func (p *fakeProvider) Buses() []string { return []string{"loop"} }
+
 func (p *fakeProvider) byName(name string) *disk {
 	for _, d := range p.machine.world.disks {
 		if d.owned && d.Name == name {

@@ -2,12 +2,15 @@ package mount
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,16 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Device is a block device of this node whose identity was read from sysfs when it was found. Its serial is
+// Device is a block device of this node whose identity was read from sysfs when it was found. Its bus is what the link
+// /sys/block/<name>/device/subsystem leads to; a loop device has a directory /sys/block/<name>/loop instead. Its serial is
 //
-//   - /sys/block/<name>/device/serial for NVMe, without the blanks that pad it;
-//   - /sys/block/<name>/device/vpd_pg80 for SCSI: the unit serial number page, without its header and padding. QEMU cuts it
+//   - nvme: /sys/block/<name>/device/serial, without the blanks that pad it;
+//   - scsi: /sys/block/<name>/device/vpd_pg80, the unit serial number page, without its header and padding. QEMU cuts it
 //     off after 36 bytes; a longer serial is one that begins so and stands whole in the device identification page, vpd_pg83,
 //     of which udev makes the names under /dev/disk/by-id;
-//   - /sys/block/<name>/serial for virtio, which holds no more than 20 bytes: longer serials match by their first 20;
-//   - the base name of /sys/block/<name>/loop/backing_file for loop devices.
+//   - virtio: /sys/block/<name>/serial, which holds no more than 20 bytes: longer serials match by their first 20;
+//   - loop: the base name of /sys/block/<name>/loop/backing_file.
 //
-// The first of them that exists counts. A device without any cannot be found.
+// A device on a bus that is not one of Config.Buses cannot be found, whatever serial it shows.
 type Device struct {
 	Name         string // the kernel's: loop3
 	Path         string // of its node: /dev/loop3
@@ -45,7 +49,7 @@ func (h *Host) Find(ctx context.Context, serial string) (Device, error) {
 	case err != nil:
 		return Device{}, err
 	case len(names) == 0:
-		return Device{}, fmt.Errorf("%w: no block device of this node bears the serial %q; see whether the disk is attached to this node", ErrNoDevice, serial)
+		return Device{}, fmt.Errorf("%w: no block device of this node has the serial %q%s; check that the disk is attached to this node", ErrNoDevice, serial, h.elsewhere(serial))
 	case len(names) > 1:
 		return Device{}, fmt.Errorf("%w: %s all bear the serial %q, so none is touched; detach the ones that are not the volume", ErrAmbiguousDevice, strings.Join(names, ", "), serial)
 	}
@@ -67,17 +71,25 @@ func (h *Host) Find(ctx context.Context, serial string) (Device, error) {
 }
 
 // Wait returns the device that bears the serial as soon as there is one. It is woken by the kernel's events, and looks at
-// sysfs each second besides. Errors: ErrAmbiguousDevice at once; ErrNoDevice, with the cause, when ctx ends.
+// sysfs each second besides. Errors: ErrAmbiguousDevice at once; ErrNoDevice when ctx ends, with what Find said last.
 func (h *Host) Wait(ctx context.Context, serial string) (dev Device, err error) {
+	missing := fmt.Errorf("%w: no device with the serial %q has arrived", ErrNoDevice, serial)
 	waitErr := h.await(ctx, func() (bool, error) {
 		dev, err = h.Find(ctx, serial)
-		if errors.Is(err, ErrAmbiguousDevice) {
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, ErrAmbiguousDevice):
 			return false, err
+		case errors.Is(err, ErrNoDevice):
+			missing = err
+		case ctx.Err() == nil:
+			missing = fmt.Errorf("%w: %w", ErrNoDevice, err)
 		}
-		return err == nil, nil
+		return false, nil
 	})
 	if waitErr != nil && !errors.Is(waitErr, ErrAmbiguousDevice) {
-		return Device{}, fmt.Errorf("%w: no device with the serial %q has arrived: %w", ErrNoDevice, serial, waitErr)
+		return Device{}, fmt.Errorf("%w: %w", missing, waitErr)
 	}
 	return dev, waitErr
 }
@@ -113,71 +125,145 @@ func (h *Host) await(ctx context.Context, done func() (bool, error)) error {
 	}
 }
 
-// bearers returns the names of the devices that bear the serial.
+// bearers returns the names of the devices that have the serial and are on a bus where volumes appear.
 func (h *Host) bearers(serial string) ([]string, error) {
 	if serial == "" {
 		return nil, fmt.Errorf("%w: a device cannot be found without a serial", ErrNoDevice)
 	}
+	shown, err := h.identities.get(context.Background(), struct{}{}) // sysfs answers at once
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for name, bus := range h.buses {
+		devices := shown[identity{name, serial}]
+		if beginning := serial[:min(len(serial), bus.most)]; beginning != serial {
+			for _, device := range shown[identity{name, beginning}] {
+				if bus.has(filepath.Join(h.sysfs, "block", device), beginning, serial) {
+					devices = append(slices.Clip(devices), device)
+				}
+			}
+		}
+		for _, device := range devices {
+			// A path of an NVMe multipath device is hidden and has no node; the device above it has the same serial.
+			if hidden, _ := os.ReadFile(filepath.Join(h.sysfs, "block", device, "hidden")); len(hidden) == 0 || hidden[0] != '1' {
+				names = append(names, device)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// identity is what a device shows of itself.
+type identity struct{ bus, serial string }
+
+// readIdentities returns the names of all devices on this Host's buses, by what they show.
+func (h *Host) readIdentities(map[struct{}]bool) (map[identity][]string, error) {
 	dir := filepath.Join(h.sysfs, "block")
 	all, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("the block devices of this node cannot be listed: %w", err)
 	}
-	var names []string
+	shown := make(map[identity][]string, len(all))
 	for _, e := range all {
-		bears, err := bearsSerial(filepath.Join(dir, e.Name()), serial)
+		device := filepath.Join(dir, e.Name())
+		name, err := busOf(device)
+		if bus, ours := h.buses[name]; err == nil && ours {
+			var serial string
+			if serial, err = bus.shownBy(device); serial != "" {
+				id := identity{name, serial}
+				shown[id] = append(shown[id], e.Name())
+			}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("the identity of block device %s cannot be read: %w", e.Name(), err)
 		}
-		if !bears {
+	}
+	return shown, nil
+}
+
+// elsewhere tells of the devices that show the serial and are not on one of this Host's buses, or "".
+func (h *Host) elsewhere(serial string) string {
+	all, _ := os.ReadDir(filepath.Join(h.sysfs, "block"))
+	var found []string
+	for _, e := range all {
+		dir := filepath.Join(h.sysfs, "block", e.Name())
+		name, _ := busOf(dir)
+		if _, ours := h.buses[name]; ours {
 			continue
 		}
-		// A path of an NVMe multipath device is hidden and has no node; the device above it bears the same serial.
-		if hidden, _ := os.ReadFile(filepath.Join(dir, e.Name(), "hidden")); len(hidden) == 0 || hidden[0] != '1' {
-			names = append(names, e.Name())
+		for _, bus := range buses {
+			if shown, _ := bus.shownBy(dir); bus.has(dir, shown, serial) {
+				found = append(found, fmt.Sprintf("%s (%s)", e.Name(), cmp.Or(name, "unknown")))
+				break
+			}
 		}
 	}
-	return names, nil
+	if len(found) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" on a bus where volumes appear (%s), though %s shows it on another", strings.Join(slices.Sorted(maps.Keys(h.buses)), ", "), strings.Join(found, ", "))
 }
 
-const (
-	virtioSerialMax = 20 // VIRTIO_BLK_ID_BYTES of the virtio specification
-	scsiSerialMax   = 36 // what QEMU's hw/scsi/scsi-disk.c has room for in page 0x80
-)
+// bus is how disks on it tell who they are.
+type bus struct {
+	file   string                        // below /sys/block/<name>
+	serial func([]byte) string           // in what the file holds
+	most   int                           // bytes after which a serial may be cut off; 0: it never is
+	whole  func(dir, serial string) bool // whether the disk has the serial, of which the file has only the beginning; nil: nothing tells
+}
 
-// identities are the files that tell a device's serial, below /sys/block/<name>, and how to read them.
-var identities = []struct {
-	file  string
-	bears func(dir string, content []byte, serial string) bool
-}{
-	{"loop/backing_file", func(_ string, b []byte, serial string) bool { return backingFile(b) == serial }},
-	{"device/serial", func(_ string, b []byte, serial string) bool { return plainSerial(b) == serial }},
-	{"device/vpd_pg80", func(dir string, b []byte, serial string) bool {
-		shown := pageSerial(b)
-		if len(shown) != scsiSerialMax || len(serial) <= scsiSerialMax {
-			return shown == serial
-		}
+var buses = map[string]bus{
+	"loop": {file: "loop/backing_file", serial: backingFile},
+	"nvme": {file: "device/serial", serial: plainSerial},
+	"scsi": {file: "device/vpd_pg80", serial: pageSerial, most: 36, whole: func(dir, serial string) bool { // what QEMU's hw/scsi/scsi-disk.c has room for
 		page, err := os.ReadFile(filepath.Join(dir, "device/vpd_pg83"))
-		return err == nil && strings.HasPrefix(serial, shown) && designates(page, serial)
+		return err == nil && designates(page, serial)
 	}},
-	{"serial", func(_ string, b []byte, serial string) bool {
-		return plainSerial(b) == serial[:min(len(serial), virtioSerialMax)]
-	}},
+	"virtio": {file: "serial", serial: plainSerial, most: 20}, // VIRTIO_BLK_ID_BYTES of the virtio specification
 }
 
-func bearsSerial(dir, serial string) (bool, error) {
-	for _, id := range identities {
-		b, err := os.ReadFile(filepath.Join(dir, id.file))
-		if err == nil {
-			return id.bears(dir, b, serial), nil
-		}
-		// Devices come and go while we look, and a controller that is going away answers with an error of its own. One
-		// that cannot be identified bears no serial: an unverified device is never used.
-		if !errors.Is(err, fs.ErrNotExist) && !isDeviceGone(err) {
-			return false, err
-		}
+// has tells whether the disk that shows that has the serial.
+func (b bus) has(dir, shown, serial string) bool {
+	cut := b.most > 0 && len(shown) == b.most && strings.HasPrefix(serial, shown)
+	return shown == serial || cut && (b.whole == nil || b.whole(dir, serial))
+}
+
+// shownBy returns what a device shows of its serial, "" if nothing.
+func (b bus) shownBy(dir string) (string, error) {
+	content, err := os.ReadFile(filepath.Join(dir, b.file))
+	if err != nil {
+		return "", unlessGone(err)
 	}
-	return false, nil
+	return b.serial(content), nil
+}
+
+// busOf returns the kernel's name of the bus that a device is on, "" if there is none.
+func busOf(dir string) (string, error) {
+	link, err := os.Readlink(filepath.Join(dir, "device/subsystem"))
+	if err == nil {
+		if filepath.Base(link) == "nvme-subsystem" { // which a multipath device is of
+			return "nvme", nil
+		}
+		return filepath.Base(link), nil
+	}
+	if err := unlessGone(err); err != nil {
+		return "", err
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "loop")); err != nil {
+		return "", unlessGone(err)
+	}
+	return "loop", nil
+}
+
+// unlessGone is nil for the error of a device that has gone or has no such file. Devices come and go while we look, and a
+// controller that is going away answers with an error of its own. One that cannot be identified is never used.
+func unlessGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || isDeviceGone(err) {
+		return nil
+	}
+	return err
 }
 
 func isDeviceGone(err error) bool {
@@ -318,12 +404,21 @@ func (h *Host) verify(dev Device, f *os.File) error {
 	if err := dev.isNode(&st); err != nil {
 		return err
 	}
-	bears, err := bearsSerial(filepath.Join(h.sysfs, "block", dev.Name), dev.Serial)
+	dir := filepath.Join(h.sysfs, "block", dev.Name)
+	name, err := busOf(dir)
 	if err != nil {
 		return err
 	}
-	if !bears {
-		return fmt.Errorf("%w: %s does not bear the serial %q any more; it is not touched", ErrWrongDevice, dev.Name, dev.Serial)
+	bus, ours := h.buses[name]
+	if !ours {
+		return fmt.Errorf("%w: %s is not on a bus where volumes appear; it is not touched", ErrWrongDevice, dev.Name)
+	}
+	shown, err := bus.shownBy(dir)
+	if err != nil {
+		return err
+	}
+	if !bus.has(dir, shown, dev.Serial) {
+		return fmt.Errorf("%w: %s does not have the serial %q any more; it is not touched", ErrWrongDevice, dev.Name, dev.Serial)
 	}
 	major, minor, err := h.number(dev.Name)
 	if err != nil {

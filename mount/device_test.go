@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -13,18 +14,25 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// fakeSysfs makes a tree in which the disk is a device of another kind: its files, by their path below block/<name>.
+// fakeSysfs makes a tree in which the disk is a device of another kind: its files, by their path below block/<name>, and
+// where the link device/subsystem leads to. The host has volumes on every bus.
 func fakeSysfs(t *testing.T, h *Host, devices map[string]map[string]string) {
 	t.Helper()
-	h.sysfs = t.TempDir()
+	h.sysfs, h.buses = t.TempDir(), buses
 	for name, files := range devices {
 		for file, content := range files {
 			path := filepath.Join(h.sysfs, "block", name, file)
 			require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+			if file == subsystem {
+				require.NoError(t, os.Symlink("../../../../"+content, path))
+				continue
+			}
 			require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 		}
 	}
 }
+
+const subsystem = "device/subsystem"
 
 func TestDevicesAreFoundByWhatSysfsSaysOfThem(t *testing.T) {
 	h := newHost(t)
@@ -67,6 +75,9 @@ func TestDevicesAreFoundByWhatSysfsSaysOfThem(t *testing.T) {
 			files := map[string]string{
 				"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": fmt.Sprintf("%d\n", d.Size/512), c.file: c.content,
 			}
+			if on := map[string]string{"device/serial": "class/nvme", "device/vpd_pg80": "bus/scsi", "serial": "bus/virtio"}[c.file]; on != "" {
+				files[subsystem] = on
+			}
 			fakeSysfs(t, h, map[string]map[string]string{d.Name: files, "sda": {"dev": "8:0\n", "size": "1\n"}})
 			dev, err := h.Find(context.Background(), c.serial)
 			if !c.found {
@@ -84,7 +95,7 @@ func TestADeviceThatIsNotWholeYetIsNotFound(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
 	whole := func() map[string]string {
-		return map[string]string{"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": "65536\n", "serial": "disk"}
+		return map[string]string{"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": "65536\n", "serial": "disk", subsystem: "bus/virtio"}
 	}
 	for name, spoil := range map[string]func(files map[string]string){
 		"no number":           func(f map[string]string) { delete(f, "dev") },
@@ -116,10 +127,84 @@ func TestADeviceThatIsNotWholeYetIsNotFound(t *testing.T) {
 	t.Run("hidden path of a multipath device", func(t *testing.T) {
 		hidden := whole()
 		hidden["hidden"] = "1\n"
-		fakeSysfs(t, h, map[string]map[string]string{d.Name: whole(), "nvme0c0n1": hidden})
-		_, err := h.Find(context.Background(), "disk")
+		device := whole()
+		for _, files := range []map[string]string{device, hidden} {
+			delete(files, "serial")
+			files["device/serial"], files[subsystem] = "disk\n", "class/nvme"
+		}
+		device[subsystem] = "class/nvme-subsystem"
+		fakeSysfs(t, h, map[string]map[string]string{d.Name: device, "nvme0c0n1": hidden})
+		dev, err := h.Find(context.Background(), "disk")
 		require.NoError(t, err)
+		assert.Equal(t, d.Name, dev.Name)
 	})
+}
+
+// A cloud's disks are on its own buses. What an operator plugs in or sets up elsewhere may show any serial.
+func TestADeviceOnAnotherBusIsNotTheVolume(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	const serial = "vol0123456789abcdef0"
+	ctx := context.Background()
+	files := map[string]map[string]string{
+		"loop":   {"loop/backing_file": "/home/" + serial + "\n"},
+		"nvme":   {"device/serial": serial + "\n", subsystem: "class/nvme"},
+		"mmc":    {"device/serial": serial + "\n", subsystem: "bus/mmc"},
+		"scsi":   {"device/vpd_pg80": "\x00\x80\x00\x14" + serial, subsystem: "bus/scsi"},
+		"virtio": {"serial": serial, subsystem: "bus/virtio"},
+		"":       {"device/serial": serial + "\n"},
+	}
+	for on, shown := range files {
+		shown["dev"], shown["size"] = fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "65536\n"
+		for asked := range buses {
+			t.Run(asked+" asked, on "+on, func(t *testing.T) {
+				fakeSysfs(t, h, map[string]map[string]string{d.Name: shown})
+				known, err := h.Find(ctx, serial)
+				if on == "mmc" || on == "" {
+					known = Device{Name: d.Name, Path: d.Path, Major: d.Major, Minor: d.Minor, Serial: serial}
+				} else {
+					require.NoError(t, err)
+				}
+				h.buses = map[string]bus{asked: buses[asked]}
+				dev, err := h.Find(ctx, serial)
+				if on == asked {
+					require.NoError(t, err)
+					assert.Equal(t, d.Path, dev.Path)
+					return
+				}
+				require.ErrorIs(t, err, ErrNoDevice)
+				require.ErrorContains(t, err, fmt.Sprintf("on a bus where volumes appear (%s), though %s (%s) shows it on another", asked, d.Name, cmp.Or(on, "unknown")))
+				require.NoError(t, h.WaitGone(ctx, serial), "it is none of ours to wait for")
+				_, err = h.Probe(ctx, known)
+				require.ErrorIs(t, err, ErrWrongDevice)
+			})
+		}
+	}
+	t.Run("beside the volume", func(t *testing.T) {
+		fakeSysfs(t, h, map[string]map[string]string{d.Name: files["nvme"], "loop999": files["loop"]})
+		h.buses = map[string]bus{"nvme": buses["nvme"]}
+		dev, err := h.Find(ctx, serial)
+		require.NoError(t, err)
+		assert.Equal(t, d.Path, dev.Path)
+	})
+}
+
+func TestADeviceThatShowsNoSerialAnyMoreIsNotTouched(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	for name, on := range map[string]string{"loop": "", "nvme": "class/nvme", "scsi": "bus/scsi", "virtio": "bus/virtio"} {
+		t.Run(name, func(t *testing.T) {
+			files := map[string]string{"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": "65536\n", "loop/offset": "0\n"}
+			if on != "" {
+				delete(files, "loop/offset")
+				files[subsystem] = on
+			}
+			fakeSysfs(t, h, map[string]map[string]string{d.Name: files})
+			_, err := h.Probe(context.Background(), d.Device)
+			require.ErrorIs(t, err, ErrWrongDevice)
+			require.ErrorContains(t, err, "does not have the serial")
+		})
+	}
 }
 
 func TestADeviceIsSeenAsItArrivesAndGoes(t *testing.T) {
@@ -159,7 +244,7 @@ func TestALostEventIsMadeUpForByLooking(t *testing.T) {
 	require.NoError(t, h.uevents.close())
 	h.uevents = &uevents{changed: make(chan struct{})} // deaf
 	d := newDisk(t, ext4Size)
-	fakeSysfs(t, h, map[string]map[string]string{d.Name: {"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": "0\n", "serial": "disk"}})
+	fakeSysfs(t, h, map[string]map[string]string{d.Name: {"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": "0\n", "serial": "disk", subsystem: "bus/virtio"}})
 	h.lookEvery = time.Millisecond
 	found := make(chan error)
 	go func() {
@@ -181,6 +266,33 @@ func TestWaitingEndsWithItsContext(t *testing.T) {
 	err = h.WaitGone(ctx, d.Serial)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, d.Name)
+}
+
+func TestWaitingTellsWhatWasMissingOfTheDevice(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, ext4Size)
+	for name, c := range map[string]struct {
+		spoil func(files map[string]string)
+		says  string
+	}{
+		"size":   {func(f map[string]string) { f["size"] = "0\n" }, "has no size yet"},
+		"number": {func(f map[string]string) { f["dev"] = "1:3\n" }, "is not block device 1:3"},
+		"node":   {func(map[string]string) { h.dev = t.TempDir() }, "is missing"},
+		"bus":    {func(f map[string]string) { f[subsystem] = "bus/mmc" }, "(mmc) shows it on another"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files := map[string]string{"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": "65536\n", "serial": "disk", subsystem: "bus/virtio"}
+			h.dev = "/dev"
+			c.spoil(files)
+			fakeSysfs(t, h, map[string]map[string]string{d.Name: files})
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+			defer cancel()
+			_, err := h.Wait(ctx, "disk")
+			require.ErrorIs(t, err, ErrNoDevice)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.ErrorContains(t, err, c.says)
+		})
+	}
 }
 
 func TestAPulledDeviceIsNotHeldAndNotFound(t *testing.T) {
@@ -224,7 +336,7 @@ func TestALongSerialOfAQEMUDiskIsReadWhole(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			files := map[string]string{
 				"dev": fmt.Sprintf("%d:%d\n", d.Major, d.Minor), "size": fmt.Sprintf("%d\n", d.Size/512),
-				"device/vpd_pg80": "\x00\x80\x00" + string(rune(len(c.pg80))) + c.pg80,
+				"device/vpd_pg80": "\x00\x80\x00" + string(rune(len(c.pg80))) + c.pg80, subsystem: "bus/scsi",
 			}
 			if c.pg83 != "" {
 				files["device/vpd_pg83"] = c.pg83
@@ -267,9 +379,11 @@ func FuzzIdentities(f *testing.F) {
 	f.Add([]byte("vol0123456789abcdef0\n"), "vol0123456789abcdef0")
 	f.Add([]byte("/a/b (deleted)\n"), "b")
 	f.Fuzz(func(t *testing.T, content []byte, serial string) {
-		for _, id := range identities {
-			if serial != "" && id.bears("", content, serial) {
-				assert.Contains(t, string(content), serial[:min(len(serial), virtioSerialMax)], id.file)
+		for _, bus := range buses {
+			if shown := bus.serial(content); serial != "" && bus.has("", shown, serial) {
+				assert.NotEmpty(t, shown, bus.file)
+				assert.Contains(t, string(content), shown, bus.file)
+				assert.True(t, strings.HasPrefix(serial, shown), bus.file)
 			}
 		}
 	})

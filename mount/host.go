@@ -35,18 +35,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config tells a Host where things are. Published is required.
+// Config tells a Host where things are. Published and Buses are required.
 type Config struct {
 	// Published is the directory under which volumes are shown to containers. It must exist. For containers to see mounts
 	// made after they started, it must be a mount of shared propagation; that is the business of whoever made it.
 	Published string
+
+	// Buses are where volumes appear, by the kernel's names: nvme, scsi, virtio, loop. A device on any other is none of ours.
+	Buses []string
 
 	// Staging is a working directory of this Host alone, made if missing. Default /run/blockvol/staging. Nothing may be
 	// kept under it. It is used on kernels before 6.15 only.
 	Staging string
 
 	// Sysfs is where devices are identified, a sysfs mount. Default /sys. Another tree may stand there, for tests: a
-	// directory block/<name> with dev, size and one of the identity files (see Device). It decides about identity only;
+	// directory block/<name> with dev, size and what tells bus and identity (see Device). It decides about identity only;
 	// what the kernel holds is always read from /sys itself.
 	Sysfs string
 
@@ -65,6 +68,9 @@ type Host struct {
 	sysfs     string
 	dev       string
 	proc      string
+	buses     map[string]bus
+
+	identities shared[struct{}, map[identity][]string]
 
 	uevents   *uevents
 	lookEvery time.Duration // how often Wait looks at sysfs when no event comes: a net for events that were lost
@@ -83,9 +89,22 @@ func New(cfg Config) (*Host, error) {
 		proc:    cmp.Or(cfg.Proc, "/proc"),
 
 		lookEvery: time.Second,
+
+		buses: map[string]bus{},
 	}
+	h.identities.look = h.readIdentities
 	if cfg.Published == "" {
 		return nil, errors.New("no directory was given under which volumes are to be shown")
+	}
+	for _, name := range cfg.Buses {
+		b, known := buses[name]
+		if !known {
+			return nil, fmt.Errorf("disks on bus %q cannot be identified", name)
+		}
+		h.buses[name] = b
+	}
+	if len(h.buses) == 0 {
+		return nil, errors.New("no bus was given on which volumes appear")
 	}
 	// The kernel's tables show paths without links, and are compared with these.
 	var err error

@@ -26,6 +26,9 @@ const (
 	btrfsSize = 128 * mib
 )
 
+// onLoop is where the disks of these tests are.
+var onLoop = []string{"loop"}
+
 var sizes = map[string]int64{"ext4": ext4Size, "xfs": xfsSize, "btrfs": btrfsSize}
 
 func TestMain(m *testing.M) {
@@ -64,7 +67,7 @@ func formatAndDie(serial string) error {
 	if err := os.Mkdir(published, 0o700); err != nil {
 		return err
 	}
-	h, err := New(Config{Published: published, Staging: filepath.Join(dir, "staging")})
+	h, err := New(Config{Published: published, Buses: onLoop, Staging: filepath.Join(dir, "staging")})
 	if err != nil {
 		return err
 	}
@@ -86,7 +89,7 @@ func needRoot(t testing.TB) {
 func newHost(t testing.TB) *Host {
 	t.Helper()
 	needRoot(t)
-	h, err := New(Config{Published: sharedDir(t), Staging: filepath.Join(t.TempDir(), "staging")})
+	h, err := New(Config{Published: sharedDir(t), Buses: onLoop, Staging: filepath.Join(t.TempDir(), "staging")})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		left, err := mountsUnder(h.staging)

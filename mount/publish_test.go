@@ -366,7 +366,7 @@ func TestWhatACrashLeftInStagingIsUnmounted(t *testing.T) {
 	require.NoError(t, os.Mkdir(left, 0o700))
 	must(t, "mount", d.Path, left)
 
-	again, err := New(Config{Published: h.published, Staging: h.staging})
+	again, err := New(Config{Published: h.published, Buses: onLoop, Staging: h.staging})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, again.Close()) })
 	d.isFree(again)
@@ -380,16 +380,18 @@ func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	for _, cfg := range []Config{
 		{},
-		{Published: filepath.Join(dir, "missing"), Staging: t.TempDir()},
-		{Published: dir, Staging: filepath.Join(dir, "staging")},
-		{Published: dir, Staging: dir},
+		{Published: filepath.Join(dir, "missing"), Buses: onLoop, Staging: t.TempDir()},
+		{Published: dir, Buses: onLoop, Staging: filepath.Join(dir, "staging")},
+		{Published: dir, Buses: onLoop, Staging: dir},
+		{Published: dir, Staging: t.TempDir()},
+		{Published: dir, Buses: []string{"abacus"}, Staging: t.TempDir()},
 	} {
 		_, err := New(cfg)
 		require.Error(t, err)
 	}
 	full := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(full, "file"), nil, 0o600))
-	_, err := New(Config{Published: dir, Staging: full})
+	_, err := New(Config{Published: dir, Buses: onLoop, Staging: full})
 	require.Error(t, err, "staging holds something that is not ours")
 	require.FileExists(t, filepath.Join(full, "file"))
 }

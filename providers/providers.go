@@ -29,6 +29,10 @@ type Provider interface {
 	// ("type", "iops", "throughput", "encrypted", "kms-key", "zone", "snapshot", "tags"), sorted.
 	Supports() []string
 
+	// Buses are those on which this cloud's disks appear to the kernel, by its names for them: nvme, scsi, virtio, loop. What
+	// shows a volume's Serial on another bus is not the volume's disk.
+	Buses() []string
+
 	// Find returns the volume of that exact name, wherever in the region it is.
 	// Errors: ErrNotFound only if the cloud said so; ErrAmbiguous if several bear the name, naming their ids.
 	Find(ctx context.Context, name string) (*Volume, error)

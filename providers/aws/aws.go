@@ -101,6 +101,9 @@ func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger
 	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv("AWS_REGION"), Credentials: keys}))
 }
 
+// Buses returns those on which EBS volumes appear. The disks of Xen instances show no serial, so they cannot be identified.
+func (p *Provider) Buses() []string { return []string{"nvme"} }
+
 // Supports lists the options that EBS has: all.
 func (p *Provider) Supports() []string {
 	return []string{"encrypted", "iops", "kms-key", "snapshot", "tags", "throughput", "type", "zone"}

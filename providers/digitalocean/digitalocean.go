@@ -161,6 +161,9 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 // Supports lists the options that DigitalOcean has. There is one kind of volume.
 func (p *Provider) Supports() []string { return []string{"snapshot", "tags"} }
 
+// Buses returns those on which this provider's disks appear.
+func (p *Provider) Buses() []string { return []string{"scsi"} }
+
 // Node tells which droplet this is. Its zone is its region: a volume of another cannot be attached.
 func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
 	here, err := p.here.Get(ctx)

@@ -137,6 +137,9 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 // Supports lists the options that Hetzner's volumes have.
 func (p *Provider) Supports() []string { return []string{"tags", "zone"} }
 
+// Buses returns those on which this provider's disks appear.
+func (p *Provider) Buses() []string { return []string{"scsi"} }
+
 // isID is a number that JSON keeps whole (Hetzner's ids have up to 52 bits).
 var isID = regexp.MustCompile(`^[1-9][0-9]{0,15}$`)
 

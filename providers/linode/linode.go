@@ -142,6 +142,9 @@ func (silence) Debugf(string, ...any) {}
 // Supports lists the options that Linode has.
 func (p *Provider) Supports() []string { return []string{"encrypted", "tags", "zone"} }
 
+// Buses returns those on which this provider's disks appear.
+func (p *Provider) Buses() []string { return []string{"scsi"} }
+
 // Node tells which Linode this is, by its metadata service unless the settings say it.
 func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }
 

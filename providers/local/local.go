@@ -147,6 +147,9 @@ func FromEnv(getenv func(string) string, node, cluster string, _ logrus.FieldLog
 // Supports lists the options of a volume that mean something here.
 func (p *Provider) Supports() []string { return []string{"snapshot", "tags"} }
 
+// Buses returns those on which this provider's disks appear.
+func (p *Provider) Buses() []string { return []string{"loop"} }
+
 // Node tells this engine's id.
 func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
 	if err := ctx.Err(); err != nil {

@@ -257,6 +257,9 @@ func trusting(file string) (http.RoundTripper, error) {
 // Supports lists the options that Cinder has for everybody; encryption is a matter of the type.
 func (p *Provider) Supports() []string { return []string{"snapshot", "tags", "type", "zone"} }
 
+// Buses returns those on which this provider's disks appear.
+func (p *Provider) Buses() []string { return []string{"scsi", "virtio"} }
+
 // Node tells which server this is, by the word of its metadata service. It has no zone: those of Cinder have names of their own,
 // and at most clouds any server can have any volume.
 func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }

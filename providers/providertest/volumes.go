@@ -32,6 +32,11 @@ func supportsKnownWords(w *world) {
 	assert.Equal(w.t, words, slices.Compact(slices.Clone(words)))
 	_, takesSnapshots := p.(providers.Snapshotter)
 	assert.Equal(w.t, takesSnapshots, slices.Contains(words, "snapshot"))
+	// A loop device is a file that anybody may have named so. It is the disk of what makes its disks of files alone.
+	if disk := p.Buses(); !slices.Equal(disk, []string{"loop"}) {
+		assert.NotEmpty(w.t, disk)
+		assert.Subset(w.t, []string{"nvme", "scsi", "virtio"}, disk)
+	}
 }
 
 func createIsIdempotent(w *world) {

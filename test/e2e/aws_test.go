@@ -295,6 +295,7 @@ func TestADiskThatShowsAnotherSerialIsNotTouched(t *testing.T) {
 	for _, file := range []string{"dev", "size"} {
 		require.NoError(t, os.Symlink(filepath.Join("/sys/block", disk, file), filepath.Join(shown, file)))
 	}
+	require.NoError(t, os.Symlink("/sys/class/nvme", filepath.Join(shown, "device", "subsystem")))
 	require.NoError(t, os.WriteFile(filepath.Join(shown, "device", "serial"), []byte("vol0ffffffffffffffff\n"), 0o600))
 
 	require.ErrorContains(t, running.Wait(), "waiting for the device")

@@ -8,6 +8,7 @@
 //	<tree>/block/loop3/dev            → /sys/block/loop3/dev
 //	<tree>/block/loop3/size           → /sys/block/loop3/size
 //	<tree>/block/loop3/device/serial    vol0123456789abcdef0
+//	<tree>/block/loop3/device/subsystem → /sys/class/nvme
 //
 // A device is in a tree only while it shows that very disk: it is put there, whole and at once, when it has been set up,
 // and taken from there before it is cleared. Each time the kernel then sends an event about the device, to wake those who
@@ -165,23 +166,25 @@ func (b *Backend) Close() error {
 	return errors.Join(errs...)
 }
 
-// Identity is the file of sysfs that tells who a device is, below its own directory, and what that holds.
+// Identity is how sysfs tells who a device is: the file below its own directory, what that holds, and what the link
+// device/subsystem leads to, which is the bus of the device.
 type Identity struct {
-	File    string
-	Content []byte
+	File      string
+	Content   []byte
+	Subsystem string
 }
 
 // NVMe is the identity of an NVMe disk: up to 20 bytes, padded with blanks.
 func NVMe(serial string) Identity {
-	return Identity{"device/serial", fmt.Appendf(nil, "%-20s\n", serial)}
+	return Identity{"device/serial", fmt.Appendf(nil, "%-20s\n", serial), "class/nvme"}
 }
 
 // SCSI is the identity of a SCSI disk: page 0x80 of its vital product data (SPC-4, 7.8.15).
 func SCSI(serial string) Identity {
-	return Identity{"device/vpd_pg80", append([]byte{0, 0x80, byte(len(serial) >> 8), byte(len(serial))}, serial...)}
+	return Identity{"device/vpd_pg80", append([]byte{0, 0x80, byte(len(serial) >> 8), byte(len(serial))}, serial...), "bus/scsi"}
 }
 
 // Virtio is the identity of a virtio disk: up to 20 bytes (VIRTIO_BLK_ID_BYTES of the virtio specification).
 func Virtio(serial string) Identity {
-	return Identity{"serial", []byte(serial[:min(len(serial), 20)])}
+	return Identity{"serial", []byte(serial[:min(len(serial), 20)]), "bus/virtio"}
 }

@@ -18,7 +18,8 @@ func (a *attachment) show(as Identity) error {
 	file := filepath.Join(a.aside(), as.File)
 	err := errors.Join(
 		os.RemoveAll(a.aside()),
-		os.MkdirAll(filepath.Dir(file), 0o755),
+		os.MkdirAll(filepath.Join(a.aside(), "device"), 0o755),
+		os.Symlink(filepath.Join("/sys", as.Subsystem), filepath.Join(a.aside(), "device/subsystem")),
 		os.WriteFile(file, as.Content, 0o444),
 		os.Symlink(filepath.Join("/sys/block", a.device, "dev"), filepath.Join(a.aside(), "dev")),
 		os.Symlink(filepath.Join("/sys/block", a.device, "size"), filepath.Join(a.aside(), "size")),

@@ -407,7 +407,8 @@ func TestTheIdentitiesOfDisks(t *testing.T) {
 			w.Register("i-here", g.Machine, g.questions())
 			w.create(vol(0))
 			w.attach("i-here", vol(0))
-			path := g.run("device %s", c.serial)
+			on := map[qemu.Bus]string{qemu.NVMe: "nvme", qemu.SCSI: "scsi", qemu.Virtio: "virtio"}[c.bus]
+			path := g.run("device %s %s", c.serial, on)
 			for file, holds := range c.files {
 				shown, err := hex.DecodeString(g.run("xxd -p /sys/block/%s/%s | tr -d '\\n'", filepath.Base(path), file))
 				require.NoError(t, err)
@@ -415,7 +416,7 @@ func TestTheIdentitiesOfDisks(t *testing.T) {
 			}
 			assert.Equal(t, "free", g.run("agent disk %s", c.serial))
 			for _, other := range []string{c.serial[:len(c.serial)-1], c.serial + "0", c.serial[1:]} {
-				found := g.run("device %s 2>/dev/null; true", other) != ""
+				found := g.run("device %s %s 2>/dev/null; true", other, on) != ""
 				assert.Equal(t, c.bus == qemu.Virtio && other[:20] == uuid[:20], found, other)
 			}
 			w.detach("i-here", vol(0))

@@ -1,4 +1,4 @@
-// Command device prints the path of the disk that bears a serial, as blockvol finds it.
+// Command device prints the path of the disk that has a serial and is on a bus, as blockvol finds it.
 package main
 
 import (
@@ -10,7 +10,7 @@ import (
 )
 
 func main() {
-	host, err := mount.New(mount.Config{Published: "/mnt"})
+	host, err := mount.New(mount.Config{Published: "/mnt", Buses: []string{os.Args[2]}})
 	if err == nil {
 		var device mount.Device
 		if device, err = host.Find(context.Background(), os.Args[1]); err == nil {
