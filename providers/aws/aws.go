@@ -135,7 +135,10 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 	gone := p.memory.see(node, found && i.State != nil, asked)
 	switch {
 	case gone:
-		return providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("EC2 knows no instance %s", node)}, nil
+		return providers.Missing(ctx, "EC2", "instance", node, p.Node, func(ctx context.Context, id string) (bool, error) {
+			_, found, err := p.nodes.Get(ctx, id)
+			return found, err
+		})
 	case !found || i.State == nil:
 		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("EC2 shows no instance %s, and is asked again", node)}, nil
 	}

@@ -65,7 +65,7 @@ func keepsTheContract(t *testing.T, bubble bool, disks func(*testing.T) cloud.Ba
 				require.NoError(t, err)
 				return p
 			},
-			Size: gib,
+			Size: gib, ShowsRemoved: true,
 			Invalid: []providers.Spec{
 				{Size: gib, Type: "gp9"},
 				{Size: gib, Type: "gp3", IOPS: 2999},

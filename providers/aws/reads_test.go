@@ -154,6 +154,24 @@ func TestANodeThatEC2DoesNotShowIsNotGoneAtOnce(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, providers.Unclear, state.Life, "two glitches far apart are no evidence")
 	})
+	// Nor is it gone to credentials of another account or region, to which EC2 does not show this instance either.
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		a := w.node("a")
+		inner := w.front.Transport(a)
+		p := w.onWith(wire.Way(func(r *http.Request) (*http.Response, error) {
+			answer, err := inner.RoundTrip(r)
+			if err == nil && r.URL.Hostname() != wire.MetadataHost {
+				wire.Replace(answer, a, "i-0fedcba9876543210")
+			}
+			return answer, err
+		}))
+		for range 3 {
+			state, err := p.NodeState(t.Context(), "i-0123456789abcdef0")
+			require.NoError(t, err)
+			assert.Equal(t, providers.Unclear, state.Life)
+			time.Sleep(lagging)
+		}
+	})
 	for seed := range uint64(8) {
 		inWorld(t, cloud.Config{Lag: 5 * time.Second, Seed: seed}, func(t *testing.T, w *world) {
 			p := w.on(w.node("a"))

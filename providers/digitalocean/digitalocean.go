@@ -219,7 +219,10 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 		return providers.NodeState{}, err
 	}
 	if !found {
-		return providers.NodeState{Life: providers.Gone, Evidence: "DigitalOcean knows no droplet " + node}, nil
+		return providers.Missing(ctx, "DigitalOcean", "droplet", node, p.Node, func(ctx context.Context, id string) (bool, error) {
+			_, found, err := p.byNode.Get(ctx, id)
+			return found, err
+		})
 	}
 	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("DigitalOcean says that droplet %s is %q", node, p.http.Clean(droplet.Status))}
 	switch droplet.Status {

@@ -64,6 +64,8 @@ func (p *Provider) explain(ctx context.Context, action string, err error, whole 
 		return fmt.Errorf("%w: what answers %s with status %d is not DigitalOcean's API: check %s, the network and any proxy on the way", providers.ErrUnavailable, action, status, settingAPI)
 	}
 	switch {
+	case status == http.StatusNotFound && idOf(refused) != "not_found":
+		return fmt.Errorf("%w: what answers %s with status %d and %q is not DigitalOcean's API, whose errors have an id: check %s, the network and any proxy on the way", providers.ErrUnavailable, action, status, p.http.Clean(refused.Message), settingAPI)
 	case status == http.StatusUnauthorized:
 		return errors.New(said + ": the token is wrong, revoked or expired: put another into " + settingToken + ", or into the file that " + settingToken + "_FILE names")
 	case status >= http.StatusInternalServerError:
@@ -85,6 +87,15 @@ func (p *Provider) explain(ctx context.Context, action string, err error, whole 
 		return as(providers.ErrInvalid, "")
 	}
 	return errors.New(said)
+}
+
+// idOf is DigitalOcean's own word for an error, which the SDK does not keep; empty if the answer is not of its form.
+func idOf(refused *godo.ErrorResponse) string {
+	var said struct{ ID string }
+	if json.NewDecoder(refused.Response.Body).Decode(&said) != nil { // package rest lets it be read again
+		return ""
+	}
+	return strings.ToLower(said.ID)
 }
 
 // done is explain for calls that are answered with no content.

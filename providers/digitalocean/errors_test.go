@@ -230,10 +230,19 @@ func TestOnlyCertainWordsAreEvidence(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, providers.NodeState{Life: life, Evidence: `DigitalOcean says that droplet 124 is "` + status + `"`}, state)
 	}
-	p := away(t, says(http.StatusNotFound, "application/json", `{"id": "not_found", "message": "The resource you were accessing could not be found."}`))
+	missing := says(http.StatusNotFound, "application/json", `{"id": "not_found", "message": "The resource you were accessing could not be found."}`)
+	p := away(t, wire.Way(func(r *http.Request) (*http.Response, error) {
+		if strings.HasSuffix(r.URL.Path, "/123") {
+			return wire.Answer(r, http.StatusOK, "application/json", `{"droplet": {"id": 123, "status": "active"}}`), nil
+		}
+		return missing.RoundTrip(r)
+	}))
 	state, err := p.NodeState(t.Context(), "124")
 	require.NoError(t, err)
 	assert.Equal(t, providers.Gone, state.Life)
+	state, err = away(t, missing).NodeState(t.Context(), "124")
+	require.NoError(t, err)
+	assert.Equal(t, providers.Unclear, state.Life, "the token does not see this droplet either")
 	for _, id := range []string{"", "no-such-node", "0", "-1", "124/../125", strings.Repeat("9", 30)} {
 		state, err := p.NodeState(t.Context(), id)
 		require.NoError(t, err)

@@ -97,7 +97,7 @@ func TestNoAnswerIsTold(t *testing.T) {
 func TestOnlyWhatCertainlyWritesNoMoreIsEvidence(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("fsn1")
-		p := w.on(server)
+		p := w.on(w.node("fsn1"))
 		state := func(node string) providers.NodeState {
 			s, err := p.NodeState(t.Context(), node)
 			require.NoError(t, err)

@@ -213,7 +213,10 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 		return providers.NodeState{}, err
 	}
 	if s == nil {
-		return providers.NodeState{Life: providers.Gone, Evidence: "Hetzner Cloud knows no server " + node}, nil
+		return providers.Missing(ctx, "Hetzner Cloud", "server", node, p.Node, func(ctx context.Context, id string) (bool, error) {
+			s, err := p.server(ctx, id)
+			return s != nil, err
+		})
 	}
 	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Hetzner Cloud says that server %s is %q", node, quote.Clip(s.Status))}
 	switch s.Status { // the others are unclear

@@ -226,7 +226,7 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 	}
 	i, err := p.instance(ctx, node)
 	if errors.Is(err, providers.ErrNotFound) {
-		return p.missing(ctx, node)
+		return providers.Missing(ctx, "Linode", "instance", node, p.Node, p.shows)
 	} else if err != nil {
 		return providers.NodeState{}, err
 	}
@@ -241,20 +241,13 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 	return state, nil
 }
 
-// missing tells what it means that Linode does not find an instance. Of a token that does not show this node either, as one of
-// another account, it means nothing.
-func (p *Provider) missing(ctx context.Context, node string) (providers.NodeState, error) {
-	self, err := p.Node(ctx)
-	if err != nil {
-		return providers.NodeState{}, err
+// shows tells whether Linode knows an instance.
+func (p *Provider) shows(ctx context.Context, node string) (bool, error) {
+	_, err := p.instance(ctx, node)
+	if errors.Is(err, providers.ErrNotFound) {
+		return false, nil
 	}
-	switch _, err := p.instance(ctx, self.ID); {
-	case errors.Is(err, providers.ErrNotFound):
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Linode shows this token neither instance %s nor this node %s: it is of another account, or its user may not see them", node, self.ID)}, nil
-	case err != nil:
-		return providers.NodeState{}, err
-	}
-	return providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("Linode knows no instance %s", node)}, nil
+	return err == nil, err
 }
 
 // numberOf reads an id of Linode's. Errors: providers.ErrNotFound.

@@ -202,7 +202,7 @@ func TestOnlyNovaSaysThatAServerIsGone(t *testing.T) {
 		link := &way{RoundTripper: w.front.Transport(one)}
 		p := w.onBy(one, link)
 		v := w.create(p, "db")
-		for _, body := range []string{"404 page not found", `{"itemNotFound":{"code":404,"message":"The resource could not be found."}}`} {
+		for _, body := range []string{"404 page not found", `{"itemNotFound":{"code":404,"message":"The resource could not be found."}}`, `{"error":{"code":404,"message":"no route for ` + two + " or " + v.ID + `"}}`} {
 			link.do(func(r *http.Request, _ string) (*http.Response, error) {
 				if strings.Contains(r.URL.Path, "/servers/") || strings.Contains(r.URL.Path, "/volumes/") && !strings.HasSuffix(r.URL.Path, "detail") {
 					return wire.Answer(r, http.StatusNotFound, "application/json", body), nil

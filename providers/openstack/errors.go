@@ -19,6 +19,7 @@ import (
 // is said by the sentinel.
 type refusal struct {
 	status   int
+	code     string // the cloud's word for it: "itemNotFound"
 	message  string // the cloud's own, not cleaned
 	text     string // the sentence
 	sentinel error  // may be nil
@@ -46,24 +47,31 @@ func says(err error, words string) bool {
 	return errors.As(err, &r) && strings.Contains(strings.ToLower(r.message), words)
 }
 
+// missing tells whether an error is Nova's or Cinder's own word that they know nothing of that id. A 404 may also be of a path, or
+// of another service on the way.
+func missing(err error, id string) bool {
+	var r *refusal
+	return errors.As(err, &r) && r.status == http.StatusNotFound && r.code == "itemNotFound" && says(err, id)
+}
+
 var requestID = regexp.MustCompile(`\s*\(Request-ID: req-[0-9a-f-]+\)`)
 
 // messageOf is what a service says of an error: {"itemNotFound": {"code": 404, "message": "…"}}, Keystone {"error": {…}}. It is
 // none of theirs otherwise, but of something on the way.
-func messageOf(body []byte) (message string, is bool) {
+func messageOf(body []byte) (code, message string, is bool) {
 	var faults map[string]json.RawMessage
 	if json.Unmarshal(body, &faults) != nil {
-		return "", false
+		return "", "", false
 	}
-	for _, content := range faults {
+	for code, content := range faults {
 		var fault struct {
 			Message *string `json:"message"`
 		}
 		if json.Unmarshal(content, &fault) == nil && fault.Message != nil {
-			return requestID.ReplaceAllString(*fault.Message, ""), true
+			return code, requestID.ReplaceAllString(*fault.Message, ""), true
 		}
 	}
-	return "", false
+	return "", "", false
 }
 
 // explain turns what a service or the way to it answered into the contract's errors and a sentence for the operator.
@@ -72,12 +80,12 @@ func (p *Provider) explain(ctx context.Context, action string, err error) error 
 	if !errors.As(err, &answer) {
 		return p.way.Unanswered(ctx, action, err)
 	}
-	message, is := messageOf(answer.Body)
+	code, message, is := messageOf(answer.Body)
 	if !is || answer.Actual < http.StatusBadRequest {
 		cause := quote.Error(fmt.Sprintf("status %d, %q", answer.Actual, p.way.Clean(string(answer.Body))), err)
 		return p.way.Unanswered(ctx, action, cause)
 	}
-	r := &refusal{status: answer.Actual, message: message}
+	r := &refusal{status: answer.Actual, code: code, message: message}
 	r.text = fmt.Sprintf("%s refuses %s: %s (%d)", cloudName, action, p.way.Clean(message), answer.Actual)
 	as := func(sentinel error, advice string) error {
 		r.sentinel = sentinel

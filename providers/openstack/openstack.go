@@ -287,20 +287,15 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 	if !isUUID(node) {
 		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a server", quote.Clip(node))}, ctx.Err()
 	}
-	type server struct {
-		Status string `json:"status"`
-		Task   string `json:"OS-EXT-STS:task_state"`
-	}
-	is, err := call(ctx, p, "the question about server "+node, func(ctx context.Context, s *session) (is server, err error) {
-		return is, servers.Get(ctx, s.compute, node).ExtractInto(&is)
-	})
-	switch {
-	case refused(err, http.StatusNotFound) && says(err, node):
-		return providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("Nova says that there is no server %s", node)}, nil
-	case refused(err, http.StatusNotFound):
-		return providers.NodeState{}, fmt.Errorf("it is not known whether there is a server %s: %w", node, err)
-	case err != nil:
+	is, found, err := p.server(ctx, node)
+	if err != nil {
 		return providers.NodeState{}, err
+	}
+	if !found {
+		return providers.Missing(ctx, "Nova", "server", node, p.Node, func(ctx context.Context, id string) (bool, error) {
+			_, found, err := p.server(ctx, id)
+			return found, err
+		})
 	}
 	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Nova says that server %s is %q", node, quote.Clip(is.Status))}
 	if is.Task != "" {
@@ -317,4 +312,24 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 		state.Life = providers.Running
 	}
 	return state, nil
+}
+
+// server is what Nova says of a server.
+type server struct {
+	Status string `json:"status"`
+	Task   string `json:"OS-EXT-STS:task_state"`
+}
+
+// server asks Nova for a server.
+func (p *Provider) server(ctx context.Context, id string) (is server, found bool, err error) {
+	is, err = call(ctx, p, "the question about server "+id, func(ctx context.Context, s *session) (is server, err error) {
+		return is, servers.Get(ctx, s.compute, id).ExtractInto(&is)
+	})
+	switch {
+	case missing(err, id):
+		return server{}, false, nil
+	case refused(err, http.StatusNotFound):
+		return server{}, false, fmt.Errorf("it is not known whether there is a server %s: %w", id, err)
+	}
+	return is, err == nil, err
 }

@@ -113,7 +113,7 @@ func (p *Provider) DeleteSnapshot(ctx context.Context, id string) error {
 	for retry, asked := (pace.Backoff{Most: 2 * time.Second}), false; ; {
 		s, err := p.getSnapshot(ctx, id)
 		switch {
-		case refused(err, http.StatusNotFound) && says(err, id):
+		case missing(err, id):
 			return p.removeRetired(ctx)
 		case err != nil:
 			return err

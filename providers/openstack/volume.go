@@ -268,7 +268,7 @@ func (p *Provider) get(ctx context.Context, id string) (volumes.Volume, error) {
 		return volumes.Get(ctx, s.volume, id).Extract()
 	})
 	switch {
-	case refused(err, http.StatusNotFound) && !says(err, id): // of a path, not of a volume
+	case refused(err, http.StatusNotFound) && !missing(err, id):
 		return volumes.Volume{}, fmt.Errorf("%w: it is not known whether there is a volume %s: %w", providers.ErrUnavailable, id, quote.Error(strings.TrimPrefix(err.Error(), providers.ErrNotFound.Error()+": "), ctx.Err()))
 	case err != nil:
 		if refused(err, http.StatusNotFound) {
@@ -463,7 +463,7 @@ func (p *Provider) destroy(ctx context.Context, id string) error {
 	_, err := call(ctx, p, "the deletion of volume "+id, func(ctx context.Context, s *session) (done, error) {
 		return done{}, volumes.Delete(ctx, s.volume, id, nil).ExtractErr()
 	})
-	if refused(err, http.StatusNotFound) && says(err, id) {
+	if missing(err, id) {
 		return nil
 	}
 	return err

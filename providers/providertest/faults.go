@@ -170,6 +170,75 @@ func brokenIsNotEmpty(w *world) {
 	w.detach(p, v)
 }
 
+// strangersKnowNothing: by a 404 of a gateway or a proxy no node is gone, no volume is missing, and nothing is done.
+func strangersKnowNothing(w *world) {
+	if w.BreakCall == nil || w.NotFounds == nil {
+		w.t.Skip("the harness breaks no single calls, or has no such fault")
+	}
+	a, b := w.on("a"), w.on("b")
+	free, held := w.create(a, "free"), w.attach(b, w.create(b, "held"))
+	holder := w.id(b)
+	notGone := func(p providers.Provider, what string) {
+		if state, err := p.NodeState(w.ctx, holder); err == nil {
+			require.NotContains(w.t, []providers.Life{providers.Gone, providers.Stopped}, state.Life, what)
+		}
+	}
+	for _, fault := range w.NotFounds {
+		for process, p := range map[string]providers.Provider{"same process": a, "next process": w.on("a")} {
+			what := fmt.Sprintf("%s, %s", fault, process)
+			mend := w.Break(w.t, "a", fault)
+			for range 2 {
+				notGone(p, what)
+			}
+			_, findErr := p.Find(w.ctx, "free")
+			for call, err := range map[string]error{
+				"find": findErr, "delete": p.Delete(w.ctx, free.ID), "forget": p.Forget(w.ctx, free.ID),
+				"detach": p.Detach(w.ctx, held.ID, holder, true), "attach": p.Attach(w.ctx, free.ID), "mark": p.Mark(w.ctx, free.ID, "layout", "data"),
+			} {
+				require.Error(w.t, err, "%s: %s", what, call)
+				require.NotErrorIs(w.t, err, providers.ErrNotFound, "%s: %s", what, call)
+			}
+			mend()
+		}
+
+		// One among the cloud's own answers.
+		for n, more := 1, true; more; n++ {
+			met := w.BreakCall(w.t, "a", n, fault)
+			notGone(w.on("a"), fmt.Sprintf("%s at call %d of NodeState", fault, n))
+			more = met()
+		}
+		for n, more := 1, true; more; n++ {
+			doomed := w.create(b, "doomed")
+			met := w.BreakCall(w.t, "a", n, fault)
+			err := w.on("a").Delete(w.ctx, doomed.ID)
+			if more = met(); err != nil {
+				assert.Equal(w.t, doomed.ID, w.find(b, "doomed").ID)
+				require.NoError(w.t, b.Delete(w.ctx, doomed.ID))
+			}
+			w.missing(b, "doomed") // a deletion that is reported has been seen
+		}
+	}
+	assert.Equal(w.t, held, w.find(b, "held"))
+	assert.Equal(w.t, free, w.find(b, "free"))
+	w.detach(b, held)
+}
+
+// blindIsNoEvidence: a cloud that no longer shows this very node, as to the credentials of another account, project or region,
+// says nothing by not showing others.
+func blindIsNoEvidence(w *world) {
+	if w.Remove == nil || w.ShowsRemoved {
+		w.t.Skip("the harness hides no nodes")
+	}
+	blind, gone := w.on("blind"), w.id(w.on("gone"))
+	w.id(blind)
+	w.Remove(w.t, "gone")
+	w.Remove(w.t, "blind")
+	state, err := blind.NodeState(w.ctx, gone)
+	require.NoError(w.t, err)
+	assert.Equal(w.t, providers.Unclear, state.Life)
+	assert.NotEmpty(w.t, state.Evidence)
+}
+
 func hangEnds(w *world) {
 	w.breakable(Hang)
 	p := w.on("a")

@@ -65,6 +65,13 @@ type Cloud struct {
 
 	// Faults are those that Break and BreakCall know; nil is Refuse, LoseAnswer and Hang.
 	Faults []Fault
+
+	// NotFounds are faults that Break and BreakCall know besides: an answer that something is not found, which is not the
+	// cloud's own, and no effect.
+	NotFounds []Fault
+
+	// ShowsRemoved is a cloud that still describes a node that was removed, and calls it so.
+	ShowsRemoved bool
 }
 
 // Fault is something that happens to calls.
@@ -114,6 +121,8 @@ func Run(t *testing.T, h Harness) {
 		{"modify reaches the device in use", modifyReachesTheDevice},
 		{"a running node is never evidence for takeover", runningIsNoEvidence},
 		{"stopped and removed nodes are told", stoppedIsTold},
+		{"a 404 that is not the cloud's own says nothing", strangersKnowNothing},
+		{"credentials that do not see this node are no evidence", blindIsNoEvidence},
 		{"a call that failed can be made again", faultsPass},
 		{"a broken cloud is not an empty one", brokenIsNotEmpty},
 		{"a hanging call ends with its context", hangEnds},

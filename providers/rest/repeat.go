@@ -182,8 +182,16 @@ func readWhole(answer *http.Response) error {
 	if len(body) > maxAnswer {
 		return errTooLong
 	}
-	answer.Body = io.NopCloser(bytes.NewReader(body))
+	answer.Body = whole{bytes.NewReader(body)}
 	return nil
+}
+
+// whole is a body that can be read again after it was closed.
+type whole struct{ *bytes.Reader }
+
+func (w whole) Close() error {
+	_, err := w.Seek(0, io.SeekStart)
+	return err
 }
 
 // log writes what became of a request, without its query, its headers and its body.

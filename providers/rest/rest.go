@@ -50,7 +50,8 @@ const (
 // Client is a cloud as this process reaches it. All that one account is asked belongs through one Client, since its limit is
 // one.
 type Client struct {
-	// HTTP is for the SDK. What it returns has been read whole, and it follows no redirect. An error of its is for
+	// HTTP is for the SDK. What it returns has been read whole, so that its body can be read again after it was closed, and it
+	// follows no redirect. An error of its is for
 	// Unanswered to explain.
 	HTTP *http.Client
 

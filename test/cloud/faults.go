@@ -20,6 +20,11 @@ const (
 	Truncate    Fault = "truncate"     // the effect, then half of the answer's bytes
 	CutShort    Fault = "cut-short"    // the effect, then an answer that is half of what it should be, and ends as a whole one does
 	Garbage     Fault = "garbage"      // the effect, then an answer that is not the protocol's
+
+	// No effect, and a 404 of what stands before the cloud, such as a gateway: a page, JSON of its own, or nothing at all.
+	PageNotFound  Fault = "page-not-found"
+	RouteNotFound Fault = "route-not-found"
+	EmptyNotFound Fault = "empty-not-found"
 )
 
 // Rule tells which calls meet a fault.
@@ -92,7 +97,8 @@ type Request struct {
 // Do carries a call: it counts it, lets time pass, and has it throttled or fail as configured; act is its effect.
 //
 // The error is act's, ErrThrottled, a *FailedError, or the context's if the caller gave up; then act has been done only
-// if half of the latency had passed. The fault tells the front what to do to the answer: LoseAnswer, Truncate, CutShort, Garbage.
+// if half of the latency had passed. The fault tells the front what to do to the answer: LoseAnswer, Truncate, CutShort, Garbage and the
+// NotFound ones.
 func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fault, error) {
 	if begin := time.Now(); c.cfg.Trace != nil && !call.Aside {
 		defer func() { c.cfg.Trace(call, time.Since(begin)) }()
@@ -128,6 +134,7 @@ func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fa
 		case <-c.ended.Done():
 			return "", c.ended.Err()
 		}
+	case PageNotFound, RouteNotFound, EmptyNotFound:
 	default:
 		err = act(&Request{c, met.Fault == NeverFinish})
 	}
@@ -135,7 +142,7 @@ func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fa
 		return "", waited
 	}
 	switch met.Fault {
-	case LoseAnswer, Truncate, CutShort, Garbage:
+	case LoseAnswer, Truncate, CutShort, Garbage, PageNotFound, RouteNotFound, EmptyNotFound:
 		return met.Fault, err
 	default:
 		return "", err

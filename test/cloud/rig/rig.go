@@ -146,11 +146,16 @@ func (c *counter) count() int {
 const (
 	truncate providertest.Fault = "truncated answer"
 	garbage  providertest.Fault = "an answer that is not the cloud's"
+
+	pageNotFound  providertest.Fault = "a gateway's 404 page"
+	routeNotFound providertest.Fault = "a gateway's 404 of JSON"
+	emptyNotFound providertest.Fault = "a gateway's empty 404"
 )
 
 var faults = map[providertest.Fault]cloud.Fault{
 	providertest.Refuse: cloud.Fail, providertest.LoseAnswer: cloud.LoseAnswer, providertest.Hang: cloud.Hang,
 	providertest.Throttle: cloud.Throttle, truncate: cloud.Truncate, garbage: cloud.Garbage,
+	pageNotFound: cloud.PageNotFound, routeNotFound: cloud.RouteNotFound, emptyNotFound: cloud.EmptyNotFound,
 }
 
 // Harness completes what the suite needs with what every rig has: nodes that stop and go, devices, and, if it is to be faulty,
@@ -173,6 +178,7 @@ func (r *Rig[F]) Harness(c providertest.Cloud, faulty bool) *providertest.Cloud 
 	}
 	if faulty {
 		c.Faults = []providertest.Fault{providertest.Refuse, providertest.LoseAnswer, providertest.Hang, providertest.Throttle, truncate, garbage}
+		c.NotFounds = []providertest.Fault{pageNotFound, routeNotFound, emptyNotFound}
 		c.Break = func(_ *testing.T, node string, fault providertest.Fault) func() {
 			return r.Cloud.Inject(cloud.Rule{Caller: r.Node(node).ID, Fault: faults[fault]})
 		}

@@ -19,6 +19,15 @@ func Write(w http.ResponseWriter, status int, content []byte, fault cloud.Fault)
 		content = content[:len(content)/2]
 	case cloud.Garbage:
 		status, content = http.StatusOK, []byte("<html><body>Please sign in to the network</body></html")
+	case cloud.PageNotFound:
+		w.Header().Set("Content-Type", "text/html")
+		status, content = http.StatusNotFound, []byte("<html><body><h1>404 Not Found</h1></body></html>")
+	case cloud.RouteNotFound:
+		w.Header().Set("Content-Type", "application/json; charset=utf-8")
+		status, content = http.StatusNotFound, []byte(`{"message": "no Route matched with those values"}`)
+	case cloud.EmptyNotFound:
+		w.Header().Del("Content-Type")
+		status, content = http.StatusNotFound, nil
 	}
 	if status != http.StatusNoContent {
 		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
