@@ -104,7 +104,7 @@ func (p *Provider) ended(volume string, m move, problem string) {
 
 // Attach asks once, and again only while the droplet or the volume is busy with something else.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	here, err := p.here.Get(ctx)
+	here, err := p.here(ctx)
 	if err != nil {
 		return err
 	}

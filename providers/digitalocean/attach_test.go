@@ -15,6 +15,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/bubble"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/rig"
+	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetachAndOneRead(t *testing.T) {
@@ -214,6 +215,7 @@ func TestADropletThatIsNoneIsNotTakenForAMissingVolume(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		node := w.node()
 		v := w.create(w.on(node), "db")
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, w.front.Token(node)), Transport: w.front.Transport(node), Droplet: "12345", Region: region})
 		require.NoError(t, err)
 		err = p.Attach(t.Context(), v.ID)

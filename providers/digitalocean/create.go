@@ -28,7 +28,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags), err); err != nil {
 		return nil, err
 	}
-	here, err := p.here.Get(ctx)
+	here, err := p.here(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -79,7 +79,8 @@ type Provider struct {
 	byName *batch.Asker[answer]
 	byID   *batch.Asker[godo.Volume]
 	byNode *batch.Asker[godo.Droplet]
-	here   *batch.Kept[place]
+	self   *rest.Identity
+	place  *batch.Kept[place] // see here
 
 	ours    recent.Map[string, bool] // by id: whether a volume is this cluster's
 	moves   sync.Map                 // by id: the move that this process has asked for last
@@ -139,7 +140,8 @@ func New(cfg Config) (*Provider, error) {
 	p.byName = batch.New(p.askNames, mostAtOnce)
 	p.byID = batch.New(p.askIDs, mostAtOnce)
 	p.byNode = batch.New(p.askDroplet, 1)
-	p.here = batch.Keep("which droplet this is", p.locate)
+	p.self = rest.NewIdentity("droplet", settingDroplet, cfg.Droplet, p.identify)
+	p.place = batch.Keep("which droplet this is", p.locate)
 	return p, nil
 }
 
@@ -166,32 +168,44 @@ func (p *Provider) Buses() []string { return []string{"scsi"} }
 
 // Node tells which droplet this is. Its zone is its region: a volume of another cannot be attached.
 func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
-	here, err := p.here.Get(ctx)
+	here, err := p.here(ctx)
 	if err != nil {
 		return providers.Node{}, err
 	}
 	return providers.Node{ID: strconv.Itoa(here.droplet), Zone: here.region}, nil
 }
 
-// locate asks the metadata service what no setting says.
+// here tells which droplet this is, and where, according to its metadata service, see rest.Identity.
+func (p *Provider) here(ctx context.Context) (place, error) {
+	if _, err := p.self.Node(ctx); err != nil {
+		return place{}, err
+	}
+	return p.place.Get(ctx)
+}
+
 func (p *Provider) locate(ctx context.Context) (place, error) {
-	droplet, err := p.metadata(ctx, "id", p.cfg.Droplet, settingDroplet, dropletID)
+	node, err := p.self.Node(ctx)
 	if err != nil {
 		return place{}, err
 	}
-	region, err := p.metadata(ctx, "region", p.cfg.Region, settingRegion, regionSlug)
-	if err != nil {
-		return place{}, err
+	region := p.cfg.Region
+	if region == "" {
+		if region, err = p.metadata(ctx, "region", settingRegion, regionSlug); err != nil {
+			return place{}, err
+		}
 	}
-	n, err := strconv.Atoi(droplet)
+	n, err := strconv.Atoi(node.ID)
 	return place{n, region}, err
 }
 
-// metadata returns what a setting says, or else the service.
-func (p *Provider) metadata(ctx context.Context, item, set, setting string, form *regexp.Regexp) (string, error) {
-	if set != "" {
-		return set, nil
-	}
+// identify asks the metadata service which droplet this is.
+func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
+	id, err := p.metadata(ctx, "id", settingDroplet, dropletID)
+	return providers.Node{ID: id}, err
+}
+
+// metadata asks the metadata service for an item, which the setting makes needless.
+func (p *Provider) metadata(ctx context.Context, item, setting string, form *regexp.Regexp) (string, error) {
 	service := rest.Metadata{Cloud: "DigitalOcean", Setting: setting}
 	if p.cfg.Transport != nil {
 		service.Client = &http.Client{Transport: p.cfg.Transport}

@@ -338,3 +338,16 @@ func slicesOf(n int, do func()) []func() {
 	}
 	return all
 }
+
+func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		self := w.node()
+		providertest.Identity(t, settingDroplet, self, w.node(), func(set string) providers.Provider {
+			p, err := New(Config{Cluster: "main", Droplet: set, Region: region, Token: rig.Token(settingToken, w.front.Token(self)), Transport: w.front.Transport(self)})
+			require.NoError(t, err)
+			return p
+		}, func() func() {
+			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		})
+	})
+}

@@ -65,7 +65,7 @@ func (p *Provider) answers(v godo.Volume, name string) (a answer, is bool) {
 
 // askNames looks for one name under what its volume is called, and for several, or if that fails, among all volumes of the region.
 func (p *Provider) askNames(ctx context.Context, names []string) (map[string]answer, error) {
-	here, err := p.here.Get(ctx)
+	here, err := p.here(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +167,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	here, err := p.here.Get(ctx)
+	here, err := p.here(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +233,7 @@ func (p *Provider) lookup(ctx context.Context, id string) (godo.Volume, error) {
 func (p *Provider) askIDs(ctx context.Context, ids []string) (map[string]godo.Volume, error) {
 	found := make(map[string]godo.Volume)
 	if len(ids) > 1 {
-		here, err := p.here.Get(ctx)
+		here, err := p.here(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -372,7 +372,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
-	here, err := p.here.Get(ctx)
+	here, err := p.here(ctx)
 	if err != nil {
 		return nil, err
 	}

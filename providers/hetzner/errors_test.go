@@ -211,3 +211,16 @@ func TestSettings(t *testing.T) {
 	require.ErrorIs(t, err, providers.ErrInvalid)
 	providertest.Sentence(t, err, "CLUSTER")
 }
+
+func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		self := w.node("nbg1")
+		providertest.Identity(t, serverSetting, self, w.node("nbg1"), func(set string) providers.Provider {
+			p, err := New(Config{Cluster: "main", Server: set, Token: rig.Token(tokenSetting, w.front.Token(self)), Transport: w.front.Transport(self)})
+			require.NoError(t, err)
+			return p
+		}, func() func() {
+			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		})
+	})
+}

@@ -75,11 +75,12 @@ type Provider struct {
 	metadata rest.Metadata
 
 	byName  *batch.Asker[[]*schema.Volume] // volumes by lookup key
-	node    *batch.Kept[providers.Node]    // this one
-	servers rest.Line                      // changes of one server
-	volumes keymutex.KeyMutex              // changes of one volume by this process
-	seen    recent.Map[int64, sighting]    // volumes
-	moves   sync.Map                       // by id of a volume: its last move, until its end is seen
+	self    *rest.Identity
+	node    *batch.Kept[providers.Node] // this one, with its location
+	servers rest.Line                   // changes of one server
+	volumes keymutex.KeyMutex           // changes of one volume by this process
+	seen    recent.Map[int64, sighting] // volumes
+	moves   sync.Map                    // by id of a volume: its last move, until its end is seen
 }
 
 var (
@@ -114,6 +115,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.api = client{endpoint: cfg.Endpoint, http: p.client.HTTP}
 	p.byName = batch.New(p.askByName, perPage)
+	p.self = rest.NewIdentity("server", serverSetting, cfg.Server, p.askMetadata)
 	p.node = batch.Keep("which server this is", p.askNode)
 	return p, nil
 }
@@ -143,36 +145,43 @@ func (p *Provider) Buses() []string { return []string{"scsi"} }
 // isID is a number that JSON keeps whole (Hetzner's ids have up to 52 bits).
 var isID = regexp.MustCompile(`^[1-9][0-9]{0,15}$`)
 
-// Node tells which server this is, and its location, by the word of its metadata service, or of HCLOUD_SERVER_ID.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }
+// Node tells which server this is, and its location, according to its metadata service, see rest.Identity.
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+	if _, err := p.self.Node(ctx); err != nil {
+		return providers.Node{}, err
+	}
+	return p.node.Get(ctx)
+}
 
+// askMetadata asks the metadata service which server this is.
+func (p *Provider) askMetadata(ctx context.Context) (providers.Node, error) {
+	answer, err := p.metadata.Get(ctx, p.cfg.Metadata+metadataPath+"instance-id", nil)
+	switch {
+	case err != nil:
+		return providers.Node{}, err
+	case !isID.Match(answer):
+		return providers.Node{}, fmt.Errorf("%w: the metadata service at %s does not answer with the id of a server of Hetzner Cloud, but with %q: blockvol must run on one, or %s be set",
+			providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(string(answer)), serverSetting)
+	}
+	return providers.Node{ID: string(answer), Zone: p.askLocation(ctx)}, nil
+}
+
+// askNode asks the API for the location if the metadata service did not tell it.
 func (p *Provider) askNode(ctx context.Context) (providers.Node, error) {
-	id := p.cfg.Server
-	zone := ""
-	if id == "" {
-		answer, err := p.metadata.Get(ctx, p.cfg.Metadata+metadataPath+"instance-id", nil)
-		switch {
-		case err != nil:
-			return providers.Node{}, err
-		case !isID.Match(answer):
-			return providers.Node{}, fmt.Errorf("%w: the metadata service at %s does not answer with the id of a server of Hetzner Cloud, but with %q: blockvol must run on one, or %s be set",
-				providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(string(answer)), serverSetting)
-		}
-		id = string(answer)
-		zone = p.askLocation(ctx)
+	node, err := p.self.Node(ctx)
+	if err != nil || node.Zone != "" {
+		return node, err
 	}
-	if zone == "" {
-		server, err := p.server(ctx, id)
-		if err != nil {
-			return providers.Node{}, err
-		}
-		if server == nil || server.Location.Name == "" {
-			return providers.Node{}, fmt.Errorf("%w: the project that %s is of has no server %s, which this one shall be: take a token of the project that the server is in, and check %s",
-				providers.ErrInvalid, tokenSetting, id, serverSetting)
-		}
-		zone = server.Location.Name
+	server, err := p.server(ctx, node.ID)
+	if err != nil {
+		return providers.Node{}, err
 	}
-	return providers.Node{ID: id, Zone: zone}, nil
+	if server == nil || server.Location.Name == "" {
+		return providers.Node{}, fmt.Errorf("%w: the project that %s is of has no server %s, which this one shall be: take a token of the project that the server is in, and check %s",
+			providers.ErrInvalid, tokenSetting, node.ID, serverSetting)
+	}
+	node.Zone = server.Location.Name
+	return node, nil
 }
 
 const metadataPath = "/hetzner/v1/metadata/"

@@ -219,6 +219,7 @@ func TestAVolumeOfAnotherRegionIsRefusedInASentence(t *testing.T) {
 
 func TestANodeThatIsNoLinodeOfTheAccountIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		p := w.on(w.node(), func(cfg *Config) { cfg.Instance, cfg.Region = "7", region })
 		err := p.Attach(t.Context(), w.create(p, "db").ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)

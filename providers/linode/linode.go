@@ -74,7 +74,8 @@ type Provider struct {
 	rest    *rest.Client
 	api     sdk.Client
 
-	node   *batch.Kept[providers.Node] // this one
+	self   *rest.Identity
+	node   *batch.Kept[providers.Node] // this one, with its region
 	byKey  *batch.Asker[[]sdk.Volume]  // volumes by lookup key
 	ours   recent.Map[int, bool]       // whether a volume is this cluster's
 	going  sync.Map                    // by id of a volume: the departure that this process has asked for
@@ -115,6 +116,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.api.SetDebug(false).SetLogger(silence{}).SetRetryCount(0)
 	p.api.UseCache(false)
+	p.self = rest.NewIdentity("Linode", "LINODE_INSTANCE_ID", cfg.Instance, p.metadata)
 	p.node = batch.Keep("which Linode this is", p.identify)
 	p.byKey = batch.New(p.askByKey, maxAlternatives)
 	return p, nil
@@ -145,39 +147,38 @@ func (p *Provider) Supports() []string { return []string{"encrypted", "tags", "z
 // Buses returns those on which this provider's disks appear.
 func (p *Provider) Buses() []string { return []string{"scsi"} }
 
-// Node tells which Linode this is, by its metadata service unless the settings say it.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }
+// Node tells which Linode this is, according to its metadata service, see rest.Identity.
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+	if _, err := p.self.Node(ctx); err != nil {
+		return providers.Node{}, err
+	}
+	return p.node.Get(ctx)
+}
 
 func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
-	node := providers.Node{ID: p.cfg.Instance, Zone: p.cfg.Region}
-	var region string
+	node, err := p.self.Node(ctx)
 	switch {
-	case node.ID == "":
-		var err error
-		if node.ID, region, err = p.metadata(ctx); err != nil {
-			return node, err
-		}
-	case node.Zone == "":
+	case err != nil:
+		return node, err
+	case node.Zone == "" && p.cfg.Region == "": // the metadata service does not answer
 		i, err := p.instance(ctx, node.ID)
 		if errors.Is(err, providers.ErrNotFound) {
 			return node, fmt.Errorf("%w: this account has no Linode %s: check LINODE_INSTANCE_ID and the token's account", providers.ErrInvalid, node.ID)
 		} else if err != nil {
 			return node, err
 		}
-		region = i.Region
-	default:
-		return node, nil
-	}
-	if node.Zone != "" && node.Zone != region {
+		node.Zone = i.Region
+	case node.Zone == "":
+		node.Zone = p.cfg.Region
+	case p.cfg.Region != "" && p.cfg.Region != node.Zone:
 		return node, fmt.Errorf("%w: LINODE_REGION is %s, but this Linode %s runs in %s, and a volume can be attached in its own region only: set LINODE_REGION=%s or leave it out",
-			providers.ErrInvalid, node.Zone, node.ID, region, region)
+			providers.ErrInvalid, p.cfg.Region, node.ID, node.Zone, node.Zone)
 	}
-	node.Zone = region
 	return node, nil
 }
 
 // metadata asks the metadata service, which wants a token of its own first.
-func (p *Provider) metadata(ctx context.Context) (id, region string, err error) {
+func (p *Provider) metadata(ctx context.Context) (providers.Node, error) {
 	service := rest.Metadata{Cloud: "Linode", Setting: "LINODE_INSTANCE_ID"}
 	if p.cfg.Transport != nil {
 		service.Client = &http.Client{Transport: p.cfg.Transport}
@@ -186,24 +187,24 @@ func (p *Provider) metadata(ctx context.Context) (id, region string, err error) 
 	header.Set("Metadata-Token-Expiry-Seconds", "300")
 	token, err := service.Ask(ctx, http.MethodPut, p.cfg.Metadata+"/v1/token", header)
 	if err != nil {
-		return "", "", err
+		return providers.Node{}, err
 	}
 	header = http.Header{}
 	header.Set("Metadata-Token", string(token))
 	header.Set("Accept", "application/json")
 	document, err := service.Get(ctx, p.cfg.Metadata+"/v1/instance", header)
 	if err != nil {
-		return "", "", err
+		return providers.Node{}, err
 	}
 	var about struct {
 		ID     int64  `json:"id"`
 		Region string `json:"region"`
 	}
 	if err := json.Unmarshal(document, &about); err != nil || about.ID <= 0 || about.Region == "" {
-		return "", "", fmt.Errorf("%w: what answers at %s is not Linode's metadata service: it names no id and region: check LINODE_METADATA_URL, or set LINODE_INSTANCE_ID and LINODE_REGION",
+		return providers.Node{}, fmt.Errorf("%w: what answers at %s is not Linode's metadata service: it names no id and region: check LINODE_METADATA_URL, or set LINODE_INSTANCE_ID and LINODE_REGION",
 			providers.ErrUnavailable, p.cfg.Metadata)
 	}
-	return strconv.FormatInt(about.ID, 10), about.Region, nil
+	return providers.Node{ID: strconv.FormatInt(about.ID, 10), Zone: about.Region}, nil
 }
 
 // instance asks Linode about one of its instances.

@@ -114,9 +114,11 @@ func TestOnlyAnOfflineLinodeIsStopped(t *testing.T) {
 func TestATokenThatDoesNotShowThisNodeIsNoWitness(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		a, b := w.node(), w.node()
+		mend := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		blind := w.on(a, func(cfg *Config) { cfg.Instance, cfg.Region = "7", region })
 		state, err := blind.NodeState(t.Context(), "999")
 		require.NoError(t, err)
+		mend()
 		assert.Equal(t, providers.Unclear, state.Life)
 		assert.Contains(t, state.Evidence, "another account")
 
@@ -176,4 +178,15 @@ func TestTheEnvironmentOfTheSDKChangesNothing(t *testing.T) {
 	p, err := FromEnv(func(setting string) string { return set[setting] }, "", "main", logrus.New())
 	require.NoError(t, err)
 	assert.Equal(t, "https://api.example", p.(*Provider).cfg.API)
+}
+
+func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		self := w.node()
+		providertest.Identity(t, "LINODE_INSTANCE_ID", self, w.node(), func(set string) providers.Provider {
+			return w.on(self, func(cfg *Config) { cfg.Instance = set })
+		}, func() func() {
+			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		})
+	})
 }

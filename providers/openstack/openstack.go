@@ -106,7 +106,7 @@ type Provider struct {
 	line    rest.Line
 
 	session *batch.Kept[*session]
-	node    *batch.Kept[providers.Node] // this one
+	self    *rest.Identity
 	byName  *batch.Asker[listing]
 	names   keymutex.KeyMutex // creates of one name, one at a time
 
@@ -161,7 +161,7 @@ func New(cfg Config) (*Provider, error) {
 		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
 	})
 	p.session = batch.Keep("for a token of "+cloudName, p.login)
-	p.node = batch.Keep("which server this is", p.identify)
+	p.self = rest.NewIdentity("server", serverSetting, cfg.Server, p.identify)
 	p.byName = batch.New(p.askByName, maxNames)
 	return p, nil
 }
@@ -260,14 +260,11 @@ func (p *Provider) Supports() []string { return []string{"snapshot", "tags", "ty
 // Buses returns those on which this provider's disks appear.
 func (p *Provider) Buses() []string { return []string{"scsi", "virtio"} }
 
-// Node tells which server this is, by the word of its metadata service. It has no zone: those of Cinder have names of their own,
-// and at most clouds any server can have any volume.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.node.Get(ctx) }
+// Node tells which server this is, according to its metadata service, see rest.Identity. It has no zone: those of Cinder have
+// names of their own, and at most clouds any server can have any volume.
+func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.self.Node(ctx) }
 
 func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
-	if p.cfg.Server != "" {
-		return providers.Node{ID: p.cfg.Server}, nil
-	}
 	document, err := rest.Metadata{Cloud: cloudName, Setting: serverSetting, Client: p.cfg.Neighbour}.Get(ctx, p.cfg.Metadata, nil)
 	if err != nil {
 		return providers.Node{}, err

@@ -119,7 +119,7 @@ func (w *world) fromEnv(server string, settings map[string]string) (*Provider, e
 		return nil, err
 	}
 	made := p.(*Provider) //nolint:forcetypeassert // it is ours
-	made.cfg.Transport, made.cfg.Log = w.front.Transport(server), nil
+	made.cfg.Transport, made.cfg.Neighbour, made.cfg.Log = w.front.Transport(server), &http.Client{Transport: w.front.Transport(server)}, nil
 	return New(made.cfg)
 }
 
@@ -288,5 +288,20 @@ func TestNoSecretIsLogged(t *testing.T) {
 		_ = id
 		_, err = rest.TokenFrom(func(string) string { return "" }, "OS_PASSWORD")
 		require.Error(t, err)
+	})
+}
+
+func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		self := w.node()
+		providertest.Identity(t, serverSetting, self, w.node(), func(set string) providers.Provider {
+			cfg := w.on(self).cfg
+			cfg.Server = set
+			p, err := New(cfg)
+			require.NoError(t, err)
+			return p
+		}, func() func() {
+			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		})
 	})
 }

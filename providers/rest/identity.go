@@ -1,0 +1,92 @@
+package rest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/batch"
+)
+
+// Identity is which machine this process runs on, according to the machine's metadata service. A setting names the machine only
+// as long as the service does not answer. Two machines with one id, as of a golden image that contains the setting, would detach
+// each other's disks: so a setting that the service contradicts is an error, also if the service answers late.
+type Identity struct {
+	machine      string // what the cloud calls one, for people
+	setting, set string // the setting's name and value, which may be empty
+	told         *batch.Kept[providers.Node]
+
+	mu      sync.Mutex
+	asking  bool
+	checked chan struct{} // closed when the last question to the service has ended; nil before the first
+	begun   time.Time     // of that question
+	ended   time.Time     // of the last one that has; zero before
+}
+
+const (
+	identityPatience = 250 * time.Millisecond // how long a call waits for a service that has not answered before
+	identityPause    = 5 * time.Second        // between two questions to it
+)
+
+// NewIdentity makes an Identity. Ask puts the question to the metadata service, whose answer is kept for good; it returns an error
+// within seconds if there is none.
+func NewIdentity(machine, setting, set string, ask func(context.Context) (providers.Node, error)) *Identity {
+	return &Identity{machine: machine, setting: setting, set: set, told: batch.Keep("which "+machine+" this is", ask)}
+}
+
+// Node returns the machine's id, and its zone if the metadata service names it together with the id. Without a setting it waits
+// for the service's answer, and with one for the end of the first question only.
+// Errors: providers.ErrInvalid for a setting that the service contradicts; those of the service.
+func (i *Identity) Node(ctx context.Context) (providers.Node, error) {
+	if i.set == "" {
+		return i.told.Get(ctx)
+	}
+	if err := i.check(ctx); err != nil {
+		return providers.Node{}, err
+	}
+	told, known := i.told.Known()
+	switch {
+	case !known:
+		return providers.Node{ID: i.set}, nil
+	case told.ID != i.set:
+		return providers.Node{}, fmt.Errorf("%w: %s is %s, and this %s is %s according to its metadata service: with the id of another one it would detach that one's disks: remove %s from this node's settings",
+			providers.ErrInvalid, i.setting, i.set, i.machine, told.ID, i.setting)
+	}
+	return told, nil
+}
+
+// check asks the metadata service unless it has answered or was asked just now, and waits for it as long as Node says.
+func (i *Identity) check(ctx context.Context) error {
+	if _, known := i.told.Known(); known {
+		return ctx.Err()
+	}
+	i.mu.Lock()
+	if !i.asking && time.Since(i.ended) >= identityPause {
+		i.asking, i.checked, i.begun = true, make(chan struct{}), time.Now()
+		go i.ask(i.checked) //nolint:gosec // the answer counts after the call has ended, too
+	}
+	checked, patience := i.checked, time.NewTimer(time.Until(i.begun.Add(identityPatience)))
+	if i.ended.IsZero() {
+		patience.Stop()
+	}
+	i.mu.Unlock()
+	defer patience.Stop()
+	select {
+	case <-checked:
+	case <-patience.C:
+	case <-ctx.Done():
+		return fmt.Errorf("it is still being asked which %s this is: %w", i.machine, ctx.Err())
+	}
+	return ctx.Err()
+}
+
+// ask outlives the call that began it, since what is said after that call's end counts too. It ends by itself.
+func (i *Identity) ask(checked chan struct{}) {
+	_, _ = i.told.Get(context.Background()) // the answer is kept
+	i.mu.Lock()
+	i.asking, i.ended = false, time.Now()
+	i.mu.Unlock()
+	close(checked)
+}
