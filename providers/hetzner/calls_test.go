@@ -108,7 +108,7 @@ func TestListReadsAllPagesOfThisClusterOnly(t *testing.T) {
 		for i := range want {
 			want[i] = "GET /v1/volumes?label_selector=blockvol.cluster%3Dmain&page=" + strconv.Itoa(i+1) + "&per_page=50&sort=id%3Aasc"
 		}
-		assert.Equal(t, want, w.since())
+		assert.ElementsMatch(t, want, w.since(), "those after the first at once")
 	})
 }
 

@@ -27,11 +27,9 @@ const perPage = 50
 // list returns all volumes that one of the API's filters lets through.
 func (p *Provider) list(ctx context.Context, filter, value string) ([]*schema.Volume, error) {
 	const request = "the request for a list of volumes"
-	query := url.Values{filter: {value}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}}
 	asked := time.Now()
 	all, err := rest.Pages("Hetzner Cloud", func(n int) ([]*schema.Volume, int, bool, error) {
-		query.Set("page", strconv.Itoa(n))
-		answer, err := p.api.volumes(ctx, query)
+		answer, err := p.api.volumes(ctx, url.Values{filter: {value}, "page": {strconv.Itoa(n)}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}})
 		switch {
 		case err != nil:
 			return nil, 0, false, p.explain(ctx, request, err)

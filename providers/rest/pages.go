@@ -2,31 +2,62 @@ package rest
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/blockvol/blockvol/providers"
 )
 
+const (
+	// pagesAtOnce is how many pages of a list are asked for at the same time.
+	pagesAtOnce = 8
+	// readings is how often a list is read until it is whole.
+	readings = 5
+)
+
 // Pages reads a whole list of a cloud that cuts a page out of what there is at the moment when it is asked for. What is deleted
-// between two pages moves others to one that has been read, so a list that has not the same total on each page is read anew.
+// between two pages moves others to one that has been read. So a list that does not have the same total on each page, or whose
+// pages do not add up to it, is read anew.
 //
-// page asks for the nth page, from 1 on, and returns how many the list has in all, or -1 if there is no such page any more, and
-// whether it is the last one. Errors: those of page; providers.ErrBusy for a list that changes all the time.
+// page asks for the nth page, from 1 on, and is called by several goroutines at once. It returns how many the list has in all, or
+// -1 if there is no such page any more, or the cloud does not tell; and whether it is the last page.
+// Errors: those of page; providers.ErrBusy for a list that is never whole.
 func Pages[T any](cloud string, page func(n int) (items []T, total int, last bool, err error)) ([]T, error) {
-	var list []T
-	for n, before, tries := 1, 0, 5; tries > 0; n++ {
-		items, total, last, err := page(n)
+	for range readings {
+		list, whole, err := read(page)
 		if err != nil {
 			return nil, err
 		}
-		if n > 1 && total != before {
-			n, list, tries = 0, nil, tries-1
-			continue
-		}
-		before = total
-		list = append(list, items...)
-		if len(items) == 0 || last && len(list) >= total { // a page may have less than was asked for
+		if whole {
 			return list, nil
 		}
 	}
-	return nil, fmt.Errorf("%w: what %s lists comes and goes so fast that the list is never whole", providers.ErrBusy, cloud)
+	return nil, fmt.Errorf("%w: the pages of a list of %s never add up to as many as it announces: what it lists may be changing all the time", providers.ErrBusy, cloud)
+}
+
+// read reads all pages once. The first tells how many more there are.
+func read[T any](page func(n int) ([]T, int, bool, error)) (list []T, whole bool, err error) {
+	list, total, last, err := page(1)
+	most := len(list) // on one page
+	for n := 2; err == nil && !last && most > 0 && len(list) != total; {
+		pages := make([]struct {
+			items []T
+			total int
+			last  bool
+			err   error
+		}, max(1, min(pagesAtOnce, (total-len(list)+most-1)/most)))
+		var all sync.WaitGroup
+		for i := range pages {
+			p := &pages[i]
+			all.Go(func() { p.items, p.total, p.last, p.err = page(n + i) })
+		}
+		all.Wait()
+		for _, p := range pages {
+			if p.err != nil || p.total != total || len(p.items) == 0 {
+				return nil, false, p.err
+			}
+			list, last = append(list, p.items...), p.last
+		}
+		n += len(pages)
+	}
+	return list, len(list) == total || total < 0 && last, err
 }

@@ -2,7 +2,10 @@ package rest
 
 import (
 	"errors"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -12,7 +15,10 @@ import (
 
 // paged serves a list in pages of two, after what happens to it between two pages.
 func paged(list *[]int, between func(n int)) func(n int) ([]int, int, bool, error) {
+	var mu sync.Mutex
 	return func(n int) ([]int, int, bool, error) {
+		mu.Lock()
+		defer mu.Unlock()
 		between(n)
 		from, to := min(2*(n-1), len(*list)), min(2*n, len(*list))
 		if n > 1 && from == to {
@@ -38,6 +44,71 @@ func TestAListIsWhole(t *testing.T) {
 	}))
 	require.NoError(t, err)
 	assert.Equal(t, []int{4, 5}, all)
+}
+
+func TestPagesThatDoNotAddUpAreNoList(t *testing.T) {
+	for name, pages := range map[string][][]int{
+		"an empty page":             {{}},
+		"an empty page at the end":  {{1, 2}, {3, 4}, {}},
+		"a last page that is short": {{1, 2}, {3}},
+		"more than there are":       {{1, 2}, {3, 4}, {5, 6}},
+	} {
+		asked := 0
+		_, err := Pages("X", func(n int) ([]int, int, bool, error) {
+			if n == 1 {
+				asked++
+			}
+			if n > len(pages) {
+				return nil, 5, true, nil
+			}
+			return pages[n-1], 5, n == len(pages), nil
+		})
+		require.ErrorIs(t, err, providers.ErrBusy, name)
+		assert.Equal(t, readings, asked, name)
+	}
+	for name, last := range map[string]bool{"the cloud does not tell how many there are": true, "nor that it is the last page": false} {
+		list, err := Pages("X", func(n int) ([]int, int, bool, error) {
+			if n > 3 {
+				return nil, -1, false, nil
+			}
+			return []int{n}, -1, last && n == 3, nil
+		})
+		if last {
+			require.NoError(t, err, name)
+			assert.Equal(t, []int{1, 2, 3}, list)
+		} else {
+			require.ErrorIs(t, err, providers.ErrBusy, name)
+		}
+	}
+}
+
+func TestPagesAfterTheFirstAreAskedForSeveralAtATime(t *testing.T) {
+	var list []int
+	for i := range 100 {
+		list = append(list, i)
+	}
+	var mu sync.Mutex
+	serve, under, most, asked := paged(&list, func(int) {}), 0, 0, 0
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		all, err := Pages("X", func(n int) ([]int, int, bool, error) {
+			mu.Lock()
+			asked++
+			under++
+			most = max(most, under)
+			mu.Unlock()
+			time.Sleep(time.Second)
+			mu.Lock()
+			under--
+			mu.Unlock()
+			return serve(n)
+		})
+		require.NoError(t, err)
+		assert.Equal(t, list, all)
+		assert.Equal(t, 8*time.Second, time.Since(begin), "50 pages: one, and then 8 at a time")
+	})
+	assert.Equal(t, 50, asked)
+	assert.Equal(t, pagesAtOnce, most)
 }
 
 func TestAListThatIsNeverWholeIsBusy(t *testing.T) {
