@@ -20,7 +20,7 @@ WORLD ?=
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install demo demo-swarm shell test test-cluster soak lint fmt random fuzz bench clean
+.PHONY: help build plugin install demo demo-swarm shell quick test test-all test-cluster ci soak lint fmt random fuzz bench clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,8 +52,17 @@ shell: ## a shell with a private engine and the plugin in it, to play with; gone
 	@go build -buildvcs=false -o build/sandbox ./test/sandbox
 	@build/sandbox $${SHELL:-sh}
 
-test: ## unit tests under the race detector, real disks, real engines, a Swarm's failures; brief fuzzing; arm64 (an hour)
+quick: ## tests of one package and of what depends on it (PKG=./driver; without PKG: of what has changed)
+	@scripts/quick $(PKG)
+
+test: ## unit tests under the race detector, real disks, real engines, a Swarm's failures; brief fuzzing; arm64 (half an hour)
 	@scripts/test
+
+test-all: ## the same in full breadth: all clouds and buses, all tests of a Swarm (two hours)
+	@scripts/test all
+
+ci: ## what CI runs: lint, with the tests beside it
+	@scripts/test lint
 
 test-cluster: ## all tests of a Swarm of emulated machines: failures, moves, many volumes, databases (an hour)
 	@scripts/setup cluster

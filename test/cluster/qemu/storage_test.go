@@ -36,10 +36,13 @@ var buses = map[string]qemu.Model{
 	}},
 }
 
-// onEachBus tests an instance whose disks are of each bus.
+// onEachBus tests an instance whose disks are of each bus; with -short of the one that the Swarm's tests have then.
 func onEachBus(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
 	for name, model := range buses {
+		if testing.Short() && name != "NVMe" {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newStorage(t, model)
