@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	sdk "github.com/linode/linodego"
@@ -15,7 +16,7 @@ import (
 )
 
 // sizes are those that Linode sells ("Block Storage", limits).
-var sizes = providers.Sizes{Cloud: "Linode", Least: 10, Most: 10240}
+var sizes = providers.Sizes{Cloud: "Linode", Least: 10, Most: 16384}
 
 // maxTurns bounds the search for a label that is free.
 const maxTurns = 100
@@ -91,16 +92,36 @@ func (p *Provider) makeOnce(ctx context.Context, order sdk.VolumeCreateOptions, 
 	if err != nil {
 		return nil, err
 	}
-	if stored, err := recordOf(made.Tags); err != nil || !p.isOurs(made.Tags) || !maps.Equal(stored, rec) {
-		err := fmt.Errorf("volume %d was made without all of its tags, and is deleted again: see whether the token's user may have tags", made.ID)
-		return nil, errors.Join(err, p.destroy(ctx, made.ID))
+	if !p.isOurs(made.Tags) {
+		return nil, p.undo(ctx, made)
+	}
+	if stored, err := recordOf(made.Tags); err != nil || !maps.Equal(stored, rec) {
+		return nil, fmt.Errorf("volume %d was made without all of its tags: see whether the token's user may have tags, then remove the volume and create it again", made.ID)
 	}
 	return made, nil
 }
 
+// undo deletes a volume that this process has made a moment ago and that Linode has made without the tags of a volume of this
+// cluster. So no node can find it by its name or attach it by its id, and it is blank. Otherwise each further Create would leave
+// another one under the next label. One that somebody has given tags or attached since is left as it is.
+func (p *Provider) undo(ctx context.Context, made *sdk.Volume) error {
+	err := fmt.Errorf("volume %d was made without all of its tags: see whether the token's user may have tags", made.ID)
+	now, _, lookErr := p.get(ctx, made.ID)
+	switch {
+	case errors.Is(lookErr, providers.ErrNotFound):
+		return err
+	case lookErr == nil && now.Label == made.Label && now.LinodeID == nil && !p.identity(now.Tags).owned:
+		if lookErr = p.destroy(ctx, made.ID); lookErr == nil {
+			return fmt.Errorf("%w; it has been deleted again", err)
+		}
+	}
+	return errors.Join(fmt.Errorf("%w, and delete this one, which is empty (linode-cli volumes delete %d)", err, made.ID), lookErr)
+}
+
 // settle returns the one volume of the name after this process has made one. If labels of different turns were free for two
-// nodes at the same moment, because a forgotten disk was deleted in between, there are two: then the younger one goes, which has
-// no data and nobody was given. As both nodes look after they have made theirs, at least the later one sees both.
+// nodes at the same moment, because a forgotten disk was deleted in between, there are two. As both nodes look after they have
+// made theirs, at least the later one sees both; the maker of the younger one takes the name off it, and leaves the disk to the
+// operator: it is not deleted, since by now somebody may have been given it.
 func (p *Provider) settle(ctx context.Context, made int, name string) (sdk.Volume, time.Time, error) {
 	all, asked, err := p.bearing(ctx, name)
 	switch {
@@ -109,11 +130,29 @@ func (p *Provider) settle(ctx context.Context, made int, name string) (sdk.Volum
 	case len(all) == 0:
 		return sdk.Volume{}, asked, fmt.Errorf("%w: volume %d was made and is gone at the same moment", providers.ErrBusy, made)
 	case all[0].ID != made && slices.ContainsFunc(all, func(v sdk.Volume) bool { return v.ID == made }):
-		if err := p.destroy(ctx, made); err != nil {
-			return sdk.Volume{}, asked, err
+		if err := p.yield(ctx, made); err != nil {
+			_, ambiguous := p.bearers().One(name, all)
+			return sdk.Volume{}, asked, errors.Join(ambiguous, err)
+		}
+		if p.cfg.Log != nil {
+			p.cfg.Log.WithField("volume", name).Warnf("Two nodes have made a volume of this name at the same moment. Linode's volume %d has it; volume %d is not needed: delete it (linode-cli volumes delete %d)", all[0].ID, made, made)
 		}
 	}
 	return all[0], asked, nil
+}
+
+// yield takes cluster and name off a volume that nobody holds.
+func (p *Provider) yield(ctx context.Context, id int) error {
+	_, _, err := p.retag(ctx, id, func(v *sdk.Volume, asked time.Time) ([]string, error) {
+		if held := p.attachmentOf(v, asked); held.State != providers.Detached {
+			return nil, &providers.HeldError{Volume: strconv.Itoa(id), Node: held.Node}
+		}
+		return without(v.Tags, markPrefix), nil
+	})
+	if err == nil {
+		p.forget(id, time.Now())
+	}
+	return err
 }
 
 // ready waits until a volume is active.

@@ -1,7 +1,10 @@
 package linode
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -14,6 +17,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
@@ -38,7 +42,7 @@ func TestAVolumeIsWhatWasAskedFor(t *testing.T) {
 			"default": {providers.Spec{}, 20},
 			"least":   {providers.Spec{Size: 1}, 10},
 			"rounded": {providers.Spec{Size: 10*gib + 1}, 11},
-			"most":    {providers.Spec{Size: 10240 * gib}, 10240},
+			"most":    {providers.Spec{Size: 16384 * gib}, 16384},
 			"secret":  {providers.Spec{Size: 10 * gib, Encrypted: true}, 10},
 			"tagged":  {providers.Spec{Size: 10 * gib, Tags: map[string]string{"team": "db", "Costly": ""}}, 10},
 		} {
@@ -147,6 +151,15 @@ func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
 				found, err := w.on(a).Find(t.Context(), "db")
 				require.NoError(t, err)
 				assert.Equal(t, made[0].ID, found.ID)
+				var left []string
+				for _, v := range w.cloud.Volumes() {
+					if v.State == cloud.Available && v.ID != found.ID {
+						left = append(left, v.ID)
+						assert.Equal(t, "[]", v.Tags["tags"])
+					}
+				}
+				assert.Len(t, left, 1, "the other disk is not deleted")
+				assert.Equal(t, 1, w.calls()["DELETE /v4/volumes/{id}"], "of the forgotten disk")
 			})
 		})
 	}
@@ -182,4 +195,63 @@ func TestAVolumeThatLinodeCannotMakeEndsInASentence(t *testing.T) {
 		require.ErrorIs(t, err, ctx.Err())
 		providertest.Sentence(t, err, "still being created")
 	})
+}
+
+// What Linode has made without tags nobody can have found. Anything else is not for Create to delete.
+func TestCreateDeletesOnlyWhatNobodyCanHaveBeenGiven(t *testing.T) {
+	for name, c := range map[string]struct {
+		stored func(tags string) string                    // of the tags that were asked for
+		then   func(w *world, node string, id json.Number) // before the next look at the volume
+		kept   bool
+	}{
+		"no tags":                   {stored: func(string) string { return `[]` }},
+		"no tags, and attached":     {func(string) string { return `[]` }, func(w *world, node string, id json.Number) { w.attachByHand(node, id) }, true},
+		"no tags, and tagged since": {func(string) string { return `[]` }, func(w *world, _ string, id json.Number) { w.retagged(id.String(), "bv:name:mine") }, true},
+		"all tags but the record's": {stored: func(tags string) string { return strings.ReplaceAll(tags, "bvr:", "xyz:") }, kept: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+				node := w.node()
+				p := w.on(node, func(cfg *Config) {
+					inner := cfg.Transport
+					cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
+						if r.Method != http.MethodPost || !strings.HasSuffix(r.URL.Path, "/volumes") {
+							return inner.RoundTrip(r)
+						}
+						var in map[string]any
+						body, err := io.ReadAll(r.Body)
+						require.NoError(t, err)
+						require.NoError(t, json.Unmarshal(body, &in))
+						tags, err := json.Marshal(in["tags"])
+						require.NoError(t, err)
+						in["tags"] = json.RawMessage(c.stored(string(tags)))
+						body, err = json.Marshal(in)
+						require.NoError(t, err)
+						r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+						answer, err := inner.RoundTrip(r)
+						if err == nil && c.then != nil {
+							body, err = io.ReadAll(answer.Body)
+							answer.Body = io.NopCloser(bytes.NewReader(body))
+							c.then(w, node, bubble.Field(t, string(body), "id").(json.Number))
+						}
+						return answer, err
+					})
+				})
+				_, err := p.Create(t.Context(), providers.Spec{Name: "db", Record: providers.Record{"layout": "data"}})
+				providertest.Sentence(t, err, "was made without all of its tags")
+				assert.Equal(t, !c.kept, strings.Contains(err.Error(), "has been deleted again"))
+				if all := w.cloud.Volumes(); assert.Equal(t, c.kept, len(all) == 1) && c.kept {
+					assert.ErrorContains(t, err, "volume "+all[0].ID)
+				}
+			})
+		})
+	}
+}
+
+// attachByHand attaches a volume as somebody does in the console.
+func (w *world) attachByHand(node string, id json.Number) {
+	status, _, answer, err := wire.Send(w.t.Context(), w.front.Transport(node), http.MethodPost, "https://api.linode.com/v4/volumes/"+id.String()+"/attach",
+		`{"linode_id": `+node+`}`, "Authorization", "Bearer "+w.front.Token(node), "Content-Type", "application/json")
+	require.NoError(w.t, err)
+	require.Equal(w.t, http.StatusOK, status, answer)
 }

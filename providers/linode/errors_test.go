@@ -171,7 +171,7 @@ func TestRefusalsMeanWhatTheySay(t *testing.T) {
 			{"the request to attach volume 1", "", "The Linode must be running", providers.ErrBusy},
 			{"the request to create volume db", "label", "Label must be unique", errTaken},
 			{"the request to create volume db", "", "Account limit reached", providers.ErrNoSpace},
-			{"the request to create volume db", "size", "Must be 10-10240, the limit", providers.ErrInvalid},
+			{"the request to create volume db", "size", "Must be 10-16384, the limit", providers.ErrInvalid},
 			{"the request to delete volume 1", "", "Volume must be detached first", errAttached},
 			{"the request to delete volume 1", "", "Volume is migrating", providers.ErrBusy},
 			{"the request to detach volume 1", "", "Volume is not attached", errNotAttached},

@@ -279,9 +279,8 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	}
 	// Another node may have made, or adopted, one of that name at the same moment: this one yields.
 	if _, _, err := p.find(ctx, spec.Name); errors.Is(err, providers.ErrAmbiguous) {
-		undo := func(v *sdk.Volume, _ time.Time) ([]string, error) { return without(v.Tags, markPrefix), nil }
-		if _, _, undone := p.retag(ctx, n, undo); undone != nil {
-			return nil, errors.Join(err, undone)
+		if left := p.yield(ctx, n); left != nil {
+			return nil, errors.Join(err, left)
 		}
 		return nil, fmt.Errorf("%w: another volume has been given the name %q at the same moment", providers.ErrInvalid, spec.Name)
 	} else if err != nil {

@@ -141,8 +141,8 @@ func TestWhatTheReferenceDoesNotAllowIsRefused(t *testing.T) {
 		id := w.create("taken")
 		for _, c := range []struct{ field, reason, method, path, body string }{
 			{"label", "Label must be unique among your Volumes", "POST", "/volumes", `{"label": "taken", "region": "eu-central"}`},
-			{"size", "Must be 10-10240", "POST", "/volumes", `{"label": "small", "region": "eu-central", "size": 9}`},
-			{"size", "Must be 10-10240", "POST", "/volumes", `{"label": "large", "region": "eu-central", "size": 10241}`},
+			{"size", "Must be 10-16384", "POST", "/volumes", `{"label": "small", "region": "eu-central", "size": 9}`},
+			{"size", "Must be 10-16384", "POST", "/volumes", `{"label": "large", "region": "eu-central", "size": 16385}`},
 			{"region", "region is not valid", "POST", "/volumes", `{"label": "far", "region": "atlantis"}`},
 			{"region", "Either linode_id or region must be given", "POST", "/volumes", `{"label": "nowhere"}`},
 			{"encryption", "Encryption is not available in this region", "POST", "/volumes", `{"label": "plain", "region": "us-east", "encryption": "enabled"}`},
@@ -151,7 +151,7 @@ func TestWhatTheReferenceDoesNotAllowIsRefused(t *testing.T) {
 			{"tags", "Length must be 3-50 characters", "PUT", "/volumes/{v}", `{"tags": ["` + strings.Repeat("x", 51) + `"]}`},
 			{"", `The request is not valid: json: unknown field "type"`, "PUT", "/volumes/{v}", `{"type": "x"}`},
 			{"", "Storage volumes can only be resized up", "POST", "/volumes/{v}/resize", `{"size": 10}`},
-			{"size", "Must be 10-10240", "POST", "/volumes/{v}/resize", `{"size": 10241}`},
+			{"size", "Must be 10-16384", "POST", "/volumes/{v}/resize", `{"size": 16385}`},
 			{"linode_id", "Linode not found", "POST", "/volumes/{v}/attach", `{"linode_id": 1, "persist_across_boots": false}`},
 			{"config_id", "config_id must not be given unless the attachment persists across boots", "POST", "/volumes/{v}/attach", `{"linode_id": {i}, "config_id": 1, "persist_across_boots": false}`},
 			{"", "Volume {v} is not attached to a Linode", "POST", "/volumes/{v}/detach", `{}`},

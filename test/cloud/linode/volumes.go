@@ -24,7 +24,7 @@ const (
 const (
 	gib         = 1 << 30
 	leastSize   = 10
-	mostSize    = 10240
+	mostSize    = 16384
 	defaultSize = 20
 )
 
