@@ -36,13 +36,13 @@ func TestMain(m *testing.M) {
 
 // floorsOnEBS are floors for runs on the simulated EC2.
 var floorsOnEBS = figures{
-	"mounts": 180, "unmounts": 110, "takeovers": 10, "formats": 28, "crashes": 200, "releases": 180,
-	"throttled calls": 80, "stale reads": 150,
+	"mounts": 350, "unmounts": 230, "takeovers": 10, "formats": 45, "crashes": 300, "releases": 350, "removes": 35,
+	"throttled calls": 500, "stale reads": 500,
 }
 
 // TestRandomOnEBS is TestRandom with providers/aws over a simulated EC2, whose reads lag and which throttles.
 func TestRandomOnEBS(t *testing.T) {
-	seeds(t, "EC2", 30, floorsOnEBS, func(t *testing.T, seed uint64) *world {
+	seeds(t, "EC2", 15, floorsOnEBS, func(t *testing.T, seed uint64) *world {
 		w := newWorld(seed)
 		r := newRegion(w, seed)
 		t.Cleanup(r.sim.Close)
@@ -288,7 +288,7 @@ func (r *region) CreateDisk(id string, bytes int64, _ string) error {
 	w := r.world
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.disks[id] = &disk{owned: true, Volume: providers.Volume{ID: id, Name: v.Tags["blockvol:name"], Size: bytes, Serial: strings.Replace(id, "-", "", 1)}}
+	w.disks[id] = &disk{owned: true, born: time.Now(), Volume: providers.Volume{ID: id, Name: v.Tags["blockvol:name"], Size: bytes, Serial: strings.Replace(id, "-", "", 1)}}
 	return nil
 }
 
@@ -301,6 +301,7 @@ func (r *region) DeleteDisk(id string) error {
 			w.violate("%s was deleted while %s has it mounted", w.disks[id].Name, m.name)
 		}
 	}
+	w.mayDelete(w.disks[id])
 	delete(w.disks, id)
 	return nil
 }

@@ -3,6 +3,7 @@ package driver
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -21,22 +22,25 @@ import (
 )
 
 var (
-	randomSteps = flag.Int("random.steps", 0, "randomised runs go on for so many steps, a third of them on the simulated EC2; by default 13,500")
+	randomSteps = flag.Int("random.steps", 0, "randomised runs go on for so many steps, a third of them on the simulated EC2; by default 6,750")
 	randomSeed  = flag.Uint64("random.seed", 0, "the seed of the first run; without -random.steps the only one")
 )
 
 // engine is Docker on one machine, reduced to what it does to a volume plugin.
 type engine struct {
-	m       *machine
+	m    *machine
+	life *life // at the beginning of the step; nil if the machine was off
+
+	mu      sync.Mutex
 	running map[string]string // volume by mount ID: containers that run
 	serial  int
 }
 
-// TestRandom lets engines create, mount, lose and remove volumes on several nodes, while calls fail, hang, lose their
-// answer or kill the plugin, and nodes lose power. After each step it checks what must always hold; at the end everything
-// is left alone, and then nothing may be held any more.
+// TestRandom lets engines create, mount, lose and remove volumes on several nodes, several at once, while calls fail, hang,
+// lose their answer or kill the plugin, and nodes lose power. After each step it checks what must always hold; at the end
+// everything is left alone, and then nothing may be held any more.
 func TestRandom(t *testing.T) {
-	seeds(t, "own", 60, floors, func(t *testing.T, seed uint64) *world {
+	seeds(t, "own", 30, floors, func(t *testing.T, seed uint64) *world {
 		w := newWorld(seed)
 		random(t, seed, w)
 		return w
@@ -50,15 +54,17 @@ const stepsPerRun = 150
 type figures map[string]int
 
 // floors are what runs come to at least, in 1,000 steps: a run in which hardly anything succeeds shows nothing.
-var floors = figures{"mounts": 180, "unmounts": 110, "takeovers": 2, "formats": 28, "crashes": 200, "releases": 180}
+var floors = figures{
+	"mounts": 350, "unmounts": 230, "takeovers": 2, "formats": 45, "crashes": 300, "releases": 350, "removes": 35,
+}
 
 // seeds carries out runs in one kind of world, each in a bubble of its own, and sees to it that enough came to pass in them.
-// share is how many of the usual 90 runs are of that kind.
+// share is how many of the usual 45 runs are of that kind.
 func seeds(t *testing.T, kind string, share int, floors figures, run func(t *testing.T, seed uint64) *world) {
 	first, runs := max(1, *randomSeed), share
 	switch {
 	case *randomSteps > 0:
-		runs = max(1, *randomSteps*share/90/stepsPerRun)
+		runs = max(1, *randomSteps*share/45/stepsPerRun)
 	case *randomSeed > 0:
 		runs, floors = 1, nil // one run need not come to everything
 	}
@@ -94,6 +100,9 @@ func seeds(t *testing.T, kind string, share int, floors figures, run func(t *tes
 	for _, what := range slices.Sorted(maps.Keys(sum)) {
 		fmt.Printf("  %-16s %9d, %7.1f in 1,000 steps\n", what, sum[what], float64(sum[what])/thousands)
 	}
+	if t.Failed() || done*stepsPerRun < 2000 {
+		return
+	}
 	for what, floor := range floors {
 		assert.GreaterOrEqual(t, float64(sum[what])/thousands, float64(floor), "%s in 1,000 steps", what)
 	}
@@ -108,15 +117,24 @@ func howToReplay(kind string, seed uint64) string {
 	return fmt.Sprintf("seed %d at commit %s fails; replay it with: make random SEED=%d WORLD=%s", seed, bytes.TrimSpace(commit), seed, kind)
 }
 
+// trial is one randomised run.
+type trial struct {
+	*testing.T
+	w       *world
+	engines []*engine
+	names   []string
+	options func(*Config)
+}
+
 func random(t *testing.T, seed uint64, w *world) {
-	w.latency = 2 * time.Second
 	rng := rand.New(rand.NewPCG(seed, 2))
+	r := &trial{T: t, w: w, names: []string{"one", "two", "three", "four" + strings.Repeat("-", 200)}} // the last is too long for a directory's name
+	w.latency, w.removed = 2*time.Second, map[string]bool{}
 	takeover := []Takeover{TakeoverNever, TakeoverStopped}[seed%2]
-	options := func(c *Config) { c.Takeover, c.Glance = takeover, time.Duration(seed%4)*10*time.Second }
+	r.options = func(c *Config) { c.Takeover, c.Glance = takeover, time.Duration(seed%4)*10*time.Second }
 	if seed%3 == 0 {
 		w.lag = func() time.Duration { return time.Duration(w.dice("lag").Int64N(int64(5 * time.Second))) }
 	}
-	var engines []*engine
 	for _, name := range []string{"a", "b", "c"} {
 		e := &engine{m: w.machine(name), running: map[string]string{}}
 		t.Cleanup(func() { // a run that fails leaves nothing behind in its bubble
@@ -124,15 +142,34 @@ func random(t *testing.T, seed uint64, w *world) {
 				e.m.current.kill()
 			}
 		})
-		e.m.start(t, options)
-		engines = append(engines, e)
+		e.m.start(t, r.options)
+		r.engines = append(r.engines, e)
 	}
-	names := []string{"one", "two", "three", "four" + strings.Repeat("-", 200)} // the last is too long for a directory's name
-	faults := []float64{0.005, 0.02, 0.05, 0.15}[rng.IntN(4)]
+	r.faults(rng)
+	for step := range stepsPerRun {
+		w.mu.Lock()
+		w.arrival = time.Duration(rng.Int64N(int64(20 * time.Second)))
+		w.departure = max(0, time.Duration(rng.Int64N(int64(20*time.Second)))-10*time.Second)
+		w.mu.Unlock()
+		r.step(rng)
+		w.check(t, r.engines)
+		if t.Failed() {
+			t.Fatalf("step %d", step)
+		}
+	}
+	r.end()
+	if t.Failed() {
+		t.Fatal("at the end")
+	}
+}
+
+// faults decides what goes wrong, and how often, in this run.
+func (r *trial) faults(rng *rand.Rand) {
+	often := []float64{0.005, 0.02, 0.05, 0.15}[rng.IntN(4)]
 	kinds := []fault{failBefore, failBefore, failAfter, failAfter, hang, crashBefore, crashAfter}
-	w.setFault(func(node, call string) fault {
-		dice := w.dice("fault", node, call)
-		if dice.Float64() >= faults {
+	r.w.setFault(func(node, call string) fault {
+		dice := r.w.dice("fault", node, call)
+		if dice.Float64() >= often {
 			return noFault
 		}
 		f := kinds[dice.IntN(len(kinds))]
@@ -141,156 +178,176 @@ func random(t *testing.T, seed uint64, w *world) {
 		}
 		return f
 	})
-	for step := range stepsPerRun {
-		w.mu.Lock()
-		w.arrival = time.Duration(rng.Int64N(int64(20 * time.Second)))
-		w.departure = max(0, time.Duration(rng.Int64N(int64(20*time.Second)))-10*time.Second)
-		w.mu.Unlock()
-		e := engines[rng.IntN(len(engines))]
-		if rng.IntN(20) == 0 {
-			w.cloud.enlarge(names[rng.IntN(len(names))])
-		}
-		e.act(t, rng, engines, names[rng.IntN(len(names))], options)
-		time.Sleep(time.Duration(rng.Int64N(int64(20 * time.Second))))
-		for _, e := range engines {
-			e.revive(t, options)
-		}
-		w.check(t, engines)
-		if t.Failed() {
-			t.Fatalf("step %d", step)
-		}
+}
+
+// step lets one to three engines be asked for something at once, while something may befall an engine.
+func (r *trial) step(rng *rand.Rand) {
+	if rng.IntN(20) == 0 {
+		r.w.cloud.enlarge(r.names[rng.IntN(len(r.names))])
 	}
-	w.setFault(calm)
-	time.Sleep(workTimeout) // faults that were drawn before have come to pass
-	for _, e := range engines {
-		if e.m.current == nil {
-			e.m.powerOn()
-			e.m.start(t, options)
-		}
-		e.revive(t, options)
-		for id, name := range e.running {
-			e.m.containerEnds(id)
-			_ = e.m.current.Unmount(within(t), name, id)
-		}
-		clear(e.running)
+	for _, e := range r.engines {
+		e.life = e.m.current
 	}
-	time.Sleep(10 * time.Minute)
-	w.check(t, engines)
-	synctest.Wait()
-	for _, e := range engines {
-		assert.Empty(t, e.m.journal, "journal of %s", e.m.name)
-		assert.Empty(t, e.m.mounts, "file systems on %s", e.m.name)
-		for _, v := range e.m.current.volumes {
-			t.Errorf("volume %s is left in the memory of %s: %q, entry %+v, %d references", v.name, e.m.name, v.doing, v.entry, v.refs)
+	var calls sync.WaitGroup
+	for range 1 + rng.IntN(3) {
+		e, rng := r.engines[rng.IntN(len(r.engines))], rand.New(rand.NewPCG(rng.Uint64(), 5))
+		if e.life == nil {
+			continue
 		}
-		require.NoError(t, e.m.current.Close(context.Background()))
+		calls.Go(func() {
+			time.Sleep(time.Duration(rng.Int64N(int64(5 * time.Second))))
+			r.ask(e, rng)
+		})
 	}
-	for _, v := range w.cloud.volumes() {
-		assert.False(t, v.Held(), "%s is held by %s", v.Name, v.Attachment.Node)
-		d := w.disks[v.ID]
-		assert.False(t, d.half && (d.data || v.Record[recFormatted] != ""), "%s is formatted by half and passes for whole", v.Name)
+	time.Sleep(time.Duration(rng.Int64N(int64(20 * time.Second))))
+	r.befall(r.engines[rng.IntN(len(r.engines))], rng)
+	calls.Wait()
+	time.Sleep(time.Duration(rng.Int64N(int64(10 * time.Second))))
+	for _, e := range r.engines {
+		r.revive(e)
 	}
-	if t.Failed() {
-		t.Fatal("at the end")
+	r.look(rng)
+}
+
+// ask is one thing that an engine is told to do.
+func (r *trial) ask(e *engine, rng *rand.Rand) {
+	l := e.life
+	name := r.names[rng.IntN(len(r.names))]
+	switch p := rng.IntN(100); {
+	case p < 10:
+		_ = r.call(l, 25*time.Second, func(ctx context.Context) error { return l.Create(ctx, name, nil) })
+	case p < 45:
+		for _, other := range r.engines { // Swarm moves it
+			for _, id := range other.ids(name) {
+				r.stop(other, id, rng)
+			}
+		}
+		r.run(e, name, rng)
+	case p < 60:
+		r.run(e, name, rng)
+	case p < 88:
+		if ids := e.ids(""); len(ids) > 0 {
+			r.stop(e, ids[rng.IntN(len(ids))], rng)
+		}
+	case p < 96:
+		r.w.mu.Lock()
+		r.w.removed[name] = true
+		r.w.mu.Unlock()
+		if r.call(l, 25*time.Second, func(ctx context.Context) error { return l.Remove(ctx, name) }) == nil {
+			r.w.note("removes")
+		}
+	default:
+		_ = r.call(l, 25*time.Second, func(ctx context.Context) error { return l.Unmount(ctx, name, "an ID that was never given") })
 	}
 }
 
-// act does one thing that happens to an engine.
-func (e *engine) act(t *testing.T, rng *rand.Rand, engines []*engine, name string, options func(*Config)) {
-	if e.m.current == nil {
+// befall is what happens to an engine that nobody has asked for.
+func (r *trial) befall(e *engine, rng *rand.Rand) {
+	l := e.m.current
+	if l == nil {
 		if rng.IntN(3) == 0 {
 			e.m.powerOn()
-			e.m.start(t, options)
+			e.m.start(r, r.options)
 		}
 		return
 	}
-	l := e.m.current
 	switch p := rng.IntN(100); {
-	case p < 10:
-		_ = l.Create(within(t), name, nil)
-	case p < 40:
-		for _, other := range engines { // Swarm moves it
-			for _, id := range slices.Sorted(maps.Keys(other.running)) {
-				if other.running[id] == name {
-					other.stop(t, id, rng)
-				}
-			}
-		}
-		e.run(t, l, name, rng)
-	case p < 55:
-		e.run(t, l, name, rng)
-	case p < 80:
-		if id := e.some(rng); id != "" {
-			e.stop(t, id, rng)
-		}
-	case p < 86:
-		_ = l.Remove(within(t), name)
-	case p < 91:
+	case p < 5:
 		l.kill()
-	case p < 94: // disable -f: the plugin ends and its mounts are taken from the host, not from the containers
+	case p < 8: // disable -f: the plugin ends and its mounts are taken from the host, not from the containers
 		l.kill()
-		e.m.world.mu.Lock()
-		for _, s := range e.m.mounts {
-			s.dir = ""
-		}
-		e.m.settle()
-		e.m.world.mu.Unlock()
-	case p < 97:
-		e.m.world.note("power losses")
-		e.m.powerOff()
+		e.m.engineTakesMounts()
+	case p < 11:
+		r.w.note("power losses")
+		e.mu.Lock()
+		l.dead.Store(true)
 		clear(e.running)
-	default:
-		_ = l.Unmount(within(t), name, "an ID that was never given")
+		e.mu.Unlock()
+		e.m.powerOff()
 	}
 }
 
+// call makes one call of an engine, which wants its answer within the limit.
+func (r *trial) call(l *life, limit time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	begun := time.Now()
+	err := do(ctx)
+	if took := time.Since(begun); took > limit+time.Second && !l.dead.Load() {
+		r.Errorf("a call that has %s was answered after %s: %v", limit, took, err)
+	}
+	return err
+}
+
 // run starts a container, which makes its volume if need be, and tries that again as Swarm does, or gives up.
-func (e *engine) run(t *testing.T, l *life, name string, rng *rand.Rand) {
+func (r *trial) run(e *engine, name string, rng *rand.Rand) {
+	l := e.life
 	for range 1 + rng.IntN(4) {
-		if _, err := l.Get(within(t), name); err != nil {
-			_ = l.Create(within(t), name, nil)
+		get := func(ctx context.Context) error { _, err := l.Get(ctx, name); return err }
+		if r.call(l, 25*time.Second, get) != nil {
+			_ = r.call(l, 25*time.Second, func(ctx context.Context) error { return l.Create(ctx, name, nil) })
 		}
-		if e.tryRun(t, l, name, rng) || l.dead.Load() {
+		if r.tryRun(e, name, rng) || l.dead.Load() {
 			return
 		}
 		time.Sleep(5 * time.Second)
 	}
 }
 
-// stop ends a container; now and then its Unmount is lost.
-func (e *engine) stop(t *testing.T, id string, rng *rand.Rand) {
-	name := e.running[id]
-	delete(e.running, id)
-	e.m.containerEnds(id)
-	if e.m.current == nil || rng.IntN(6) == 0 {
-		return
-	}
-	if e.m.current.Unmount(within(t), name, id) == nil {
-		e.m.world.note("unmounts")
-	}
-}
-
 // tryRun starts a container: Mount, perhaps given up early, then the container's own mount.
-func (e *engine) tryRun(t *testing.T, l *life, name string, rng *rand.Rand) bool {
+func (r *trial) tryRun(e *engine, name string, rng *rand.Rand) bool {
+	l := e.life
+	e.mu.Lock()
 	e.serial++
 	id := fmt.Sprintf("%s-%d", e.m.name, e.serial)
+	e.mu.Unlock()
 	limit := 25 * time.Second
 	if rng.IntN(4) == 0 {
 		limit = time.Duration(rng.Int64N(int64(limit)))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	e.m.world.note("mounts tried")
-	if _, err := l.Mount(ctx, name, id); err != nil || l.dead.Load() {
+	r.w.note("mounts tried")
+	err := r.call(l, limit, func(ctx context.Context) error { _, err := l.Mount(ctx, name, id); return err })
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil || l.dead.Load() {
 		return false // dockerd calls nothing more
 	}
 	if !e.m.container(name, id) {
-		t.Errorf("Mount of %s was answered, and nothing is mounted on %s", name, e.m.name)
+		r.Errorf("Mount of %s was answered, and nothing is mounted on %s", name, e.m.name)
 		return false
 	}
 	e.running[id] = name
-	e.m.world.note("mounts")
+	r.w.note("mounts")
 	return true
+}
+
+// stop ends a container; now and then its Unmount is lost.
+func (r *trial) stop(e *engine, id string, rng *rand.Rand) {
+	e.mu.Lock()
+	name, runs := e.running[id]
+	delete(e.running, id)
+	e.mu.Unlock()
+	if !runs || e.life == nil {
+		return
+	}
+	e.m.containerEnds(id)
+	unmount := func(ctx context.Context) error { return e.life.Unmount(ctx, name, id) }
+	if rng.IntN(6) > 0 && r.call(e.life, 25*time.Second, unmount) == nil {
+		r.w.note("unmounts")
+	}
+}
+
+// ids returns the mount IDs of containers that run, of one volume or of all.
+func (e *engine) ids(name string) (ids []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, of := range e.running {
+		if name == "" || name == of {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 // note counts what came to pass.
@@ -300,20 +357,101 @@ func (w *world) note(what string) {
 	w.figures[what]++
 }
 
-func (e *engine) some(rng *rand.Rand) string {
-	ids := slices.Sorted(maps.Keys(e.running))
-	if len(ids) == 0 {
-		return ""
-	}
-	return ids[rng.IntN(len(ids))]
-}
-
 // revive restarts a plugin that has crashed, as dockerd does.
-func (e *engine) revive(t *testing.T, options func(*Config)) {
+func (r *trial) revive(e *engine) {
 	if l := e.m.current; l != nil && l.dead.Load() {
 		_ = l.Close(context.Background())
-		e.m.world.note("crashes")
-		e.m.start(t, options)
+		r.w.note("crashes")
+		e.m.start(r, r.options)
+	}
+}
+
+// look asks an engine for a volume. What is in use here is always known; what exists is never denied.
+func (r *trial) look(rng *rand.Rand) {
+	e := r.engines[rng.IntN(len(r.engines))]
+	l, name := e.m.current, r.names[rng.IntN(len(r.names))]
+	if l == nil {
+		return
+	}
+	existing := func() *disk {
+		r.w.mu.Lock()
+		defer r.w.mu.Unlock()
+		if d := r.w.byName(name); d != nil && time.Since(d.born) > lag {
+			return d
+		}
+		return nil
+	}
+	uses, was := len(e.ids(name)) > 0, existing()
+	err := r.call(l, 25*time.Second, func(ctx context.Context) error { _, err := l.Get(ctx, name); return err })
+	switch is := existing(); {
+	case err == nil || l.dead.Load():
+	case uses:
+		r.Errorf("Get of %s, which containers on %s use: %v", name, e.m.name, err)
+	case errors.Is(err, ErrNotFound) && was != nil && was == is:
+		r.Errorf("Get denies %s, which exists, on %s: %v", name, e.m.name, err)
+	}
+	for _, id := range e.ids("") {
+		if rng.IntN(2) == 0 {
+			e.m.writes(id)
+		}
+	}
+}
+
+// writes lets a container write.
+func (m *machine) writes(id string) {
+	m.world.mu.Lock()
+	defer m.world.mu.Unlock()
+	for _, s := range m.mounts {
+		if s.containers[id] {
+			m.write(s, id)
+		}
+	}
+}
+
+// end leaves everything alone, ends all containers, and checks that nothing is left.
+func (r *trial) end() {
+	r.w.setFault(calm)
+	for _, e := range r.engines {
+		if e.m.current == nil {
+			e.m.powerOn()
+			e.m.start(r, r.options)
+		}
+	}
+	time.Sleep(2 * time.Minute) // faults that were drawn before have come to pass
+	for _, e := range r.engines {
+		r.revive(e)
+	}
+	time.Sleep(workTimeout)
+	r.w.check(r.T, r.engines)
+	for _, e := range r.engines {
+		r.w.mu.Lock()
+		for _, entry := range e.m.journal { // whose ID is lost, the kernel cannot tell; that nobody is left, it can
+			if len(entry.IDs) > 0 && len(e.ids(entry.Name)) == 0 {
+				r.Errorf("the journal of %s says that containers use %s, and none does", e.m.name, entry.Name)
+			}
+		}
+		r.w.mu.Unlock()
+		for _, id := range e.ids("") {
+			e.m.containerEnds(id)
+			_ = e.m.current.Unmount(within(r.T), e.running[id], id)
+		}
+		clear(e.running)
+	}
+	time.Sleep(10 * time.Minute)
+	r.w.check(r.T, r.engines)
+	synctest.Wait()
+	for _, e := range r.engines {
+		assert.Empty(r, e.m.journal, "journal of %s", e.m.name)
+		assert.Empty(r, e.m.mounts, "file systems on %s", e.m.name)
+		for _, v := range e.m.current.volumes {
+			r.Errorf("volume %s is left in the memory of %s: %q, entry %+v, %d references", v.name, e.m.name, v.doing, v.entry, v.refs)
+		}
+		require.NoError(r, e.m.current.Close(context.Background()))
+	}
+	for _, v := range r.w.cloud.volumes() {
+		assert.False(r, v.Held(), "%s is held by %s", v.Name, v.Attachment.Node)
+		d := r.w.disks[v.ID]
+		assert.False(r, d.half && (d.data || v.Record[recFormatted] != ""), "%s is formatted by half and passes for whole", v.Name)
 	}
 }
 

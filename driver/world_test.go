@@ -43,9 +43,11 @@ type world struct {
 	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
 	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
 
-	calls   map[string]int // to the cloud, by name
-	figures figures        // what has come to pass
-	past    []moment       // what the cloud has been like, if answers lag
+	calls   map[string]int    // to the cloud, by name
+	figures figures           // what has come to pass
+	written map[string]string // by id: what containers have written to a disk last, and were told that it is there
+	removed map[string]bool   // names that Remove was called for
+	past    []moment          // what the cloud has been like, if answers lag
 
 	cloud infrastructure
 }
@@ -75,6 +77,9 @@ type disk struct {
 	foreign string    // a signature that is no file system
 	half    bool      // a mkfs was cut short
 	data    bool      // a container has had it
+	content string    // what a container has written last; a mkfs destroys it
+	by      string    // the boot that has formatted it
+	born    time.Time // when it was made
 	owned   bool      // bears our mark
 	until   time.Time // when a detach is done
 }
@@ -128,7 +133,7 @@ var (
 func newWorld(seed uint64) *world {
 	w := &world{
 		seed: seed, disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
-		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, figures: figures{}, boot: 10 * time.Second,
+		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, figures: figures{}, written: map[string]string{}, boot: 10 * time.Second,
 	}
 	w.cloud = ownCloud{w}
 	return w
@@ -138,7 +143,7 @@ func newWorld(seed uint64) *world {
 // can be repeated, but for what goroutines do in whichever order that wake at the very same moment.
 func (w *world) dice(what ...string) *rand.Rand {
 	h := fnv.New64a()
-	fmt.Fprint(h, time.Now().UnixNano(), what)
+	fmt.Fprintf(h, "%d %q", time.Now().UnixNano(), what)
 	return rand.New(rand.NewPCG(w.seed, h.Sum64()))
 }
 
@@ -201,7 +206,7 @@ func (m *machine) start(t testing.TB, change ...func(*Config)) *life {
 // kill ends the life as kill -9 does: nothing it still wants to do takes effect.
 func (l *life) kill() {
 	l.dead.Store(true)
-	_ = l.Close(context.Background())
+	l.cancel()
 }
 
 // powerOff ends the machine: its kernel forgets everything, the cloud does not.
@@ -410,8 +415,8 @@ func (p *fakeProvider) Supports() []string { return []string{"snapshot", "tags",
 
 func (p *fakeProvider) Buses() []string { return []string{"loop"} }
 
-func (p *fakeProvider) byName(name string) *disk {
-	for _, d := range p.machine.world.disks {
+func (w *world) byName(name string) *disk {
+	for _, d := range w.disks {
 		if d.owned && d.Name == name {
 			return d
 		}
@@ -455,13 +460,14 @@ func (w *world) newDisk(name string, size int64, rec providers.Record) *disk {
 	if d.Record == nil {
 		d.Record = providers.Record{}
 	}
+	d.born = time.Now()
 	w.disks[d.ID] = d
 	return d
 }
 
 func (p *fakeProvider) Create(ctx context.Context, spec providers.Spec) (v *providers.Volume, err error) {
 	err = p.do(ctx, "cloud.Create", func() error {
-		d := p.byName(spec.Name)
+		d := p.machine.world.byName(spec.Name)
 		if d == nil {
 			rec := maps.Clone(p.machine.world.snapshots[spec.Snapshot])
 			if rec == nil {
@@ -519,6 +525,7 @@ func (p *fakeProvider) Delete(ctx context.Context, id string) error {
 		if d.Held() {
 			return &providers.HeldError{Volume: id, Node: d.Attachment.Node}
 		}
+		p.machine.world.mayDelete(d)
 		delete(p.machine.world.disks, id)
 		return nil
 	})
@@ -566,6 +573,13 @@ func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) 
 		}
 		return nil
 	})
+}
+
+// mayDelete notes it as a violation if nobody has asked for a volume to be removed that is being deleted.
+func (w *world) mayDelete(d *disk) {
+	if w.removed != nil && !w.removed[d.Name] {
+		w.violate("%s (%s) was deleted, and nobody has asked for that", d.Name, d.ID)
+	}
 }
 
 // mayLose notes it as a violation if the machine's kernel holds a file system on a disk that is being detached from it.
@@ -723,6 +737,12 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 		case d.data:
 			h.machine.world.violate("%s asked to format %s, which holds data", h.machine.name, d.Name)
 			return mount.ErrNotBlank
+		case d.Record[recFormatted] != "":
+			h.machine.world.violate("%s asked to format %s, which the cloud calls formatted", h.machine.name, d.Name)
+			return mount.ErrNotBlank
+		case d.formats > 0 && d.by != h.boot:
+			h.machine.world.violate("%s asked to format %s, which %s has formatted", h.boot, d.Name, d.by)
+			return mount.ErrNotBlank
 		case d.foreign != "", (d.fstype != "" || d.half) && !spec.Begun:
 			return mount.ErrNotBlank
 		}
@@ -746,6 +766,7 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 		}
 		d.fstype, d.half = spec.FSType, false
 		d.formats++
+		d.by, d.content = h.boot, ""
 		h.machine.world.figures["formats"]++
 		return nil
 	})
@@ -872,7 +893,8 @@ func (j fakeJournal) remove(name string) error {
 	})
 }
 
-// container binds the volume's mount into a container, as the engine does after Mount was answered.
+// container binds the volume's mount into a container, as the engine does after Mount was answered. The container sees what
+// was written to the volume last, and writes.
 func (m *machine) container(name, id string) bool {
 	m.world.mu.Lock()
 	defer m.world.mu.Unlock()
@@ -880,10 +902,27 @@ func (m *machine) container(name, id string) bool {
 		if s.dir == dirOf(name) {
 			s.containers[id] = true
 			s.disk.data = true
+			if d := m.world.byName(name); d != nil && d != s.disk {
+				m.world.violate("the path of %s on %s shows disk %s, and the volume is %s", name, m.name, s.disk.ID, d.ID)
+			}
+			if is := m.world.written[s.disk.ID]; s.disk.content != is {
+				m.world.violate("the path of %s on %s shows data %q, where %q was written last", name, m.name, s.disk.content, is)
+			}
+			m.write(s, id)
 			return true
 		}
 	}
 	return false
+}
+
+// write is what a container does that has the file system. What it writes to a disk that was taken away is not there, and it
+// is told so.
+func (m *machine) write(s *superblock, id string) {
+	if !s.disk.HeldBy(m.name) || s.disk.Attachment.State == providers.Detaching || m.world.disks[s.disk.ID] != s.disk {
+		return
+	}
+	s.disk.content = fmt.Sprintf("%s at %d", id, time.Now().UnixNano())
+	m.world.written[s.disk.ID] = s.disk.content
 }
 
 // engineTakesMounts takes the plugin's mounts away, as an engine does after a crash, and when it disables the plugin.
