@@ -83,7 +83,7 @@ func shared(t *testing.T) *cluster.Cluster {
 		}
 		for _, policy := range policies {
 			settings := []string{"TAKEOVER=" + policy}
-			if policy != "stopped" { // which is to be as operators have it
+			if policy != "stopped" || testing.Short() { // which is to be as operators have it, if there is time
 				settings = append(settings, "CALL_TIMEOUT=10s") // so that what is refused is told soon
 			}
 			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{Alias: driverOf(policy), Cluster: policy, Settings: settings})
