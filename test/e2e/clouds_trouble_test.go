@@ -30,7 +30,7 @@ var sentences = map[string]struct{ revoked, cutShort, deleted, withoutVolumes st
 		revoked:        `EC2 refuses …: AWS was not able to validate the provided access credentials (AuthFailure): check that the keys are right and active, in AWS_ACCESS_KEY_ID or this instance's role, and that this node's clock is right`,
 		cutShort:       `cloud cannot be reached: the answer to … is not EC2's, or is cut short (…): check AWS_ENDPOINT_URL_EC2, and any proxy on the way`,
 		deleted:        `no such volume: EC2 has none named "gone" in cluster "default"…`,
-		withoutVolumes: `not accepted: EC2 refuses CreateVolume: The specified volume type is not supported. (UnknownVolumeType.Unsupported): choose one that this zone has with -o type=…`,
+		withoutVolumes: `not accepted: EC2 refuses CreateVolume: The specified volume type is not supported. (UnknownVolumeType.Unsupported): choose a type that this zone has with -o type=…, or another zone with -o zone=…`,
 	},
 	"digitalocean": {
 		revoked:        `DigitalOcean refuses the request …: "Unable to authenticate you." (status 401, its request …): the token is wrong, revoked or expired: put another into DIGITALOCEAN_TOKEN, or into the file that DIGITALOCEAN_TOKEN_FILE names`,
