@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -49,6 +50,9 @@ func (d *Driver) create(ctx context.Context, v *volume, r request) error {
 	case !creatable.MatchString(v.name):
 		return fmt.Errorf("volume %q was not created: Docker could not remove a volume of that name; use letters, digits, '_', '.' and '-', with a letter or digit first", v.name)
 	}
+	if err := checkFormat(ctx, r.spec); err != nil {
+		return fmt.Errorf("%w: volume %q was not created", err, v.name)
+	}
 	if r.adopt != "" {
 		vol, err = d.provider.Adopt(ctx, r.adopt, r.spec)
 	} else {
@@ -63,6 +67,19 @@ func (d *Driver) create(ctx context.Context, v *volume, r request) error {
 	}
 	d.volumeLog(v).WithField("id", vol.ID).WithField("size", FormatSize(vol.Size)).Info("Volume created")
 	return nil
+}
+
+// checkFormat has mkfs check the operator's options for it. Where there is no such program, another node may have it.
+func checkFormat(ctx context.Context, spec providers.Spec) error {
+	set := settingsOf(spec.Record)
+	if len(set.mkfsOptions) == 0 {
+		return nil
+	}
+	err := mount.CheckFormat(ctx, mount.FormatSpec{FSType: set.fstype, Options: set.mkfsOptions, Size: spec.Size})
+	if errors.Is(err, mount.ErrNoTool) {
+		return nil
+	}
+	return err
 }
 
 // sameAsAsked refuses an existing volume that is not what the options explicitly ask for.

@@ -2,6 +2,8 @@ package driver
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -94,5 +96,74 @@ func TestThePolicyThatIsTheDefaultMayBeAskedFor(t *testing.T) {
 		l := made(t, a.start(t), "data")
 		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "delete"}))
 		require.ErrorContains(t, l.Create(within(t), "data", map[string]string{"reclaim": "retain"}), "exists with reclaim=delete, not retain")
+	})
+}
+
+func TestWhatMkfsWouldRefuseIsRefusedAtOnce(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		err := l.Create(within(t), "data", map[string]string{"size": "1GiB", "mkfs-options": "-J size=1000"})
+		require.ErrorContains(t, err, `mkfs.ext4 cannot format 1073741824 bytes so: Total journal size too big for filesystem.: volume "data" was not created`)
+		assert.Empty(t, w.disks)
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"size": "20GiB", "mkfs-options": "-J size=1000"}))
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"mkfs-options": "-J size=1000"}), "it exists, whatever mkfs says of the default size")
+	})
+}
+
+func TestWhereMkfsIsMissingItsOptionsAreCheckedWhenAVolumeIsFormatted(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		require.NoError(t, a.start(t).Create(within(t), "data", map[string]string{"mkfs-options": "-J size=1000"}))
+	})
+}
+
+// picky is a host that refuses a volume's options.
+type picky struct {
+	Host
+	format, publish error
+}
+
+func (p picky) Format(ctx context.Context, dev mount.Device, spec mount.FormatSpec) error {
+	if p.format != nil {
+		return p.format
+	}
+	return p.Host.Format(ctx, dev, spec)
+}
+
+func (p picky) Publish(context.Context, mount.Device, string, mount.PublishSpec) (string, error) {
+	return "", p.publish
+}
+
+func TestAMountThatItsOptionsForbidSaysWhatToDo(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		for _, c := range []struct {
+			host    picky
+			options map[string]string
+			says    string
+		}{
+			{
+				picky{format: errors.New("mkfs.ext4 failed")},
+				map[string]string{"mkfs-options": "-b 4096"},
+				`it holds no data: if its mkfs-options "-b 4096" are the reason, remove it and create it again with others`,
+			},
+			{
+				picky{publish: mount.ErrInvalid},
+				map[string]string{"mount-options": "data=journal,commit=5"},
+				`if its mount-options "data=journal,commit=5" are the reason and it is new, remove it and create it again with others; if it holds data, create another volume from a snapshot of it, with mount-options=defaults`,
+			},
+			{
+				picky{publish: mount.ErrWrongFS},
+				map[string]string{"snapshot": "snap"},
+				`if it was created with another fstype than snapshot snap has, remove it and create it again without`,
+			},
+		} {
+			l := a.start(t, func(cfg *Config) { c.host.Host = cfg.Host; cfg.Host = c.host })
+			require.NoError(t, l.Create(within(t), "data", c.options))
+			_, err := l.Mount(within(t), "data", "1")
+			require.ErrorContains(t, err, c.says)
+			require.NoError(t, l.Remove(within(t), "data"))
+			require.NoError(t, l.Close(within(t)))
+			time.Sleep(fresh)
+		}
 	})
 }

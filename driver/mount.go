@@ -154,7 +154,7 @@ func (d *Driver) bringUp(ctx context.Context, v *volume, called time.Time) (err 
 		return lostData(v, vol, dev)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: volume %q (%s) is not mounted on node %s", err, v.name, vol.ID, node.ID)
+		return fmt.Errorf("%w: volume %q (%s) is not mounted on node %s%s", err, v.name, vol.ID, node.ID, set.advise(err, vol))
 	}
 	took.lap("mount")
 	v.setPath(path)
@@ -164,9 +164,21 @@ func (d *Driver) bringUp(ctx context.Context, v *volume, called time.Time) (err 
 	return nil
 }
 
+// advise is what to do about a mount that failed because of options that were accepted when the volume was created.
+func (s settings) advise(err error, vol *providers.Volume) string {
+	switch {
+	case errors.Is(err, mount.ErrWrongFS) && vol.Snapshot != "":
+		return fmt.Sprintf("; if it was created with another fstype than snapshot %s has, remove it and create it again without", vol.Snapshot)
+	case errors.Is(err, mount.ErrInvalid) && len(s.mountOptions) > 0:
+		return fmt.Sprintf("; if its mount-options %q are the reason and it is new, remove it and create it again with others; if it holds data, create another volume from a snapshot of it, with mount-options=defaults",
+			strings.Join(s.mountOptions, ","))
+	}
+	return ""
+}
+
 // laps are how long the steps of a mount have taken, for whoever wonders why one was slow: "acquire" from the call until the
-// cloud accepted the attach, waits for other calls and for a holder included, "attach" from then until the device was here, "format", or the proof that there
-// is nothing to format, and "mount", the check of the file system included.
+// cloud accepted the attach, waits for other calls and for a holder included, "attach" from then until the device was here,
+// "format", or the proof that there is nothing to format, and "mount", the check of the file system included.
 type laps struct {
 	begun, last time.Time
 	steps       logrus.Fields
@@ -426,7 +438,11 @@ func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volum
 			Begin: func(context.Context) error { return d.note(v, e.formatting(true)) }, Begun: e.Formatting,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%w: volume %q (%s) could not be formatted", err, v.name, vol.ID)
+			advice := ""
+			if len(set.mkfsOptions) > 0 {
+				advice = fmt.Sprintf("; it holds no data: if its mkfs-options %q are the reason, remove it and create it again with others", strings.Join(set.mkfsOptions, " "))
+			}
+			return nil, fmt.Errorf("%w: volume %q (%s) could not be formatted%s", err, v.name, vol.ID, advice)
 		}
 		if err := d.note(v, v.journaled().formatting(false)); err != nil {
 			return nil, fmt.Errorf("%w: volume %q (%s) is not mounted", err, v.name, vol.ID)

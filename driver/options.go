@@ -171,12 +171,13 @@ func (d *Driver) complete(r *request) error {
 		return fmt.Errorf("option reclaim=%q: this provider has no snapshots: use %s or %s", ReclaimSnapshot, ReclaimDelete, ReclaimRetain)
 	}
 	maps.Copy(r.spec.Record, r.explicit)
-	if r.adopt != "" {
-		if r.sized || r.spec.Snapshot != "" || len(r.cloud) > 0 || r.explicit[recMkfsOptions] != "" {
-			return errors.New("option volume-id adopts a disk as it is: leave out size, snapshot, mkfs-options, and what is the cloud's to decide")
-		}
+	if r.adopt != "" && (r.sized || r.spec.Snapshot != "" || len(r.cloud) > 0) {
+		return errors.New("option volume-id adopts a disk as it is: leave out size, snapshot, and what is the cloud's to decide")
 	}
 	if r.adopt != "" || r.spec.Snapshot != "" {
+		if r.explicit[recFSType] != "" || r.explicit[recMkfsOptions] != "" {
+			return errors.New("with volume-id or snapshot there is a file system already, which stays as it is: leave out fstype and mkfs-options")
+		}
 		// Whatever is on it is data, even if no signature can be seen.
 		r.spec.Record[recFormatted] = "before"
 		// The snapshot or the disk may have another volume's policy in its record. An adopted disk may be somebody's original.
@@ -185,10 +186,14 @@ func (d *Driver) complete(r *request) error {
 			policy = ReclaimRetain
 		}
 		r.spec.Record[recReclaim] = cmp.Or(r.explicit[recReclaim], string(policy))
-		if fstype := r.explicit[recFSType]; fstype != "" {
-			return checkFSOptions(r, fstype)
+		// Which file system is on it is seen at the first mount.
+		var err error
+		for _, fstype := range mount.FSTypes() {
+			if err = checkFSOptions(r, fstype); err == nil {
+				break
+			}
 		}
-		return nil // which file system is on it is seen at the first mount, and the options are checked then
+		return err
 	}
 	fstype := cmp.Or(r.explicit[recFSType], d.defaultFSType)
 	r.spec.Record[recFSType] = fstype
@@ -196,6 +201,9 @@ func (d *Driver) complete(r *request) error {
 	r.spec.Size = cmp.Or(r.spec.Size, d.defaultSize)
 	if least := smallest[fstype]; r.spec.Size < least {
 		return fmt.Errorf("size %s is too small for %s: it needs at least %s", FormatSize(r.spec.Size), fstype, FormatSize(least))
+	}
+	if mount.ReadOnly(fstype, settingsOf(r.spec.Record).mountOptions) {
+		return errors.New("option mount-options: a new volume has to be written to, so it cannot be mounted with ro; let its containers mount it read-only")
 	}
 	return checkFSOptions(r, fstype)
 }

@@ -83,6 +83,9 @@ func TestBadOptionsAreRefusedInASentence(t *testing.T) {
 		{"tags", "a", `must be a list`},
 		{"tags", "a=1,a=2", `twice`},
 		{"tags", "=1", `must be a list`},
+		{"mount-options", "commit=abc", `mount option "commit=abc" of ext4 has a value out of range`},
+		{"mkfs-options", "-e panic", `"-e" is no option of mkfs.ext4 that a volume may have`},
+		{"mkfs-options", "-b 512", `"512" cannot stand in option -b of mkfs.ext4; allowed are 1024, 2048, 4096`},
 		{"mount-options", "a\x8b", `cannot be printed`},
 		{"type", "a\nb", `cannot be printed`},
 		{"mkfs-options", strings.Repeat("x", 256), `longer than 255 bytes`},
@@ -102,9 +105,33 @@ func TestEveryBadOptionIsNamedAtOnce(t *testing.T) {
 }
 
 func TestAdoptionLeavesTheDiskAsItIs(t *testing.T) {
-	for _, option := range []string{"size", "type", "snapshot", "mkfs-options"} {
+	for _, option := range []string{"size", "type", "snapshot"} {
 		_, err := optionsDriver().parseOptions("data", map[string]string{"volume-id": "vol-1", option: "1"})
 		assert.ErrorContains(t, err, "adopts a disk as it is", option)
+	}
+}
+
+func TestAFileSystemThatIsThereAlreadyIsNotChosen(t *testing.T) {
+	for _, from := range []string{"volume-id", "snapshot"} {
+		for option, value := range map[string]string{"fstype": "xfs", "mkfs-options": "-L x"} {
+			_, err := optionsDriver().parseOptions("data", map[string]string{from: "1", option: value})
+			require.ErrorContains(t, err, "there is a file system already", option)
+		}
+		_, err := optionsDriver().parseOptions("data", map[string]string{from: "1", "mount-options": "commit=abc"})
+		require.Error(t, err, "no file system has such an option")
+		for _, options := range []string{"ro", "compress=zstd", "commit=5", "logbsize=64k"} {
+			_, err := optionsDriver().parseOptions("data", map[string]string{from: "1", "mount-options": options})
+			require.NoError(t, err, "%s: which it is, is not known yet", options)
+		}
+	}
+}
+
+func TestANewVolumeIsNotMountedReadOnly(t *testing.T) {
+	for _, fstype := range mount.FSTypes() {
+		_, err := optionsDriver().parseOptions("data", map[string]string{"fstype": fstype, "mount-options": "noatime,rw,ro"})
+		require.ErrorContains(t, err, "has to be written to")
+		_, err = optionsDriver().parseOptions("data", map[string]string{"fstype": fstype, "mount-options": "ro,rw"})
+		require.NoError(t, err)
 	}
 }
 

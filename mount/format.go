@@ -129,6 +129,38 @@ func mkfs(ctx context.Context, dev Device, spec FormatSpec) error {
 	return nil
 }
 
+// CheckFormat asks mkfs whether it could format a volume so, without one: the size is that of a file in memory, to which mkfs
+// writes nothing, or for btrfs a few MiB.
+// Errors: ErrInvalid, ErrNoTool.
+func CheckFormat(ctx context.Context, spec FormatSpec) error {
+	if err := CheckOptions(spec.FSType, spec.Options, nil); err != nil {
+		return err
+	}
+	fd, err := unix.MemfdCreate("blockvol", unix.MFD_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("no file in memory could be made: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd))
+	defer file.Close()
+	if err := file.Truncate(spec.Size); err != nil {
+		return fmt.Errorf("no file of %d bytes could be made in memory: %w", spec.Size, err)
+	}
+	t := fsTypes[spec.FSType]
+	args := append(t.mkfsArgs(spec.Options), file.Name())
+	if t.dryRun != "" {
+		args = append([]string{t.dryRun}, args...)
+	}
+	res, err := run(ctx, "mkfs."+spec.FSType, args...)
+	if err != nil {
+		return err
+	}
+	if res.code != 0 {
+		cause, _, _ := strings.Cut(res.words(), " Usage: ")
+		return fmt.Errorf("%w: mkfs.%s cannot format %d bytes so: %s", ErrInvalid, spec.FSType, spec.Size, cause)
+	}
+	return nil
+}
+
 // mustHold checks that the device holds the file system, by blkid's word. Errors: ErrBlank, ErrWrongFS.
 func mustHold(ctx context.Context, dev Device, fstype string) error {
 	c, err := blkid(ctx, dev)

@@ -45,7 +45,7 @@ func ensureData(root *os.File, dev Device, spec PublishSpec, readOnly bool) erro
 		}
 	}
 	if readOnly {
-		return fmt.Errorf("%w: device %s has no directory %q yet, and it cannot be made on a read-only mount", ErrForeignLayout, dev.Path, dataDir)
+		return fmt.Errorf("%w: device %s has no directory %q yet, and it cannot be made on a read-only mount: the volume is empty, remove it and create it again without the mount option ro", ErrForeignLayout, dev.Path, dataDir)
 	}
 	if err := makeData(root, spec); err != nil {
 		return fmt.Errorf("directory %q cannot be made on device %s: %w", dataDir, dev.Path, err)

@@ -3,6 +3,7 @@ package mount
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -15,20 +16,37 @@ type fsType struct {
 	// discard can take minutes on a thin disk, and a blank disk has nothing to discard.
 	mkfsArgs func(options []string) []string
 
+	// dryRun is the flag with which mkfs finds out whether it could, and writes nothing. Empty if it has none.
+	dryRun string
+
 	// mkfsFlags are the flags of mkfs that an operator may give, with whether each takes a value. What names another
-	// device or file, sets the size, forces or only pretends is not among them.
+	// device or file, sets the size, forces, only pretends, or lets an error stop the node is not among them.
 	mkfsFlags map[string]bool
 
-	// mkfsKeys are the keys that may stand in the value of a flag, where some of them may not.
+	// mkfsKeys are the words that may stand in the value of a flag, where some of them may not: "key" with any value,
+	// "key=value" with this one, "^feature" for a feature that may be turned on or off. Missing are those that make a file
+	// system which cannot be mounted, by some kernels at least that volumes may move to, or which is not safe there.
 	mkfsKeys map[string][]string
 
-	// mountOptions are the file system's own mount options that an operator may give, by the word before the "=". Missing
-	// are those that name another device, show another part of the disk, or give up its consistency.
-	mountOptions []string
+	// mountOptions are the file system's own mount options that a new volume may have, by the word before the "=", with a
+	// pattern of the value; the empty one is that of none. Missing are those that name another device, show another part
+	// of the disk, give up its consistency, or are refused by some kernels.
+	mountOptions map[string]string
 
-	// always are mount options that blockvol gives.
+	// retired are options that volumes may have had before. They are mounted with them as ever.
+	retired []string
+
+	// always are mount options that blockvol gives, unless the operator's say otherwise.
 	always []string
 }
+
+// Patterns of what mount options are set to.
+const (
+	number     = `[0-9]{1,6}`
+	longNumber = `[0-9]{1,9}`
+	byteSize   = `[0-9]{1,6}[kKmM]?`
+	compressor = `|no|none|lzo|zlib|zlib:[1-9]|zstd|zstd:[1-9]|zstd:1[0-5]`
+)
 
 var fsTypes = map[string]fsType{
 	"ext4": {
@@ -49,65 +67,102 @@ var fsTypes = map[string]fsType{
 			}
 			return append(args, "-E", extended)
 		},
+		dryRun: "-n",
 		mkfsFlags: map[string]bool{
-			"-b": true, "-C": true, "-e": true, "-E": true, "-g": true, "-G": true, "-i": true, "-I": true, "-j": false, "-J": true,
+			"-b": true, "-C": true, "-E": true, "-g": true, "-G": true, "-i": true, "-I": true, "-j": false, "-J": true,
 			"-L": true, "-m": true, "-N": true, "-O": true, "-T": true, "-U": true,
 		},
 		mkfsKeys: map[string][]string{
+			"-b": {"1024", "2048", "4096"}, // larger than a page is for some kernels only
 			"-E": {
-				"assume_storage_prezeroed", "desc_size", "discard", "encoding", "encoding_flags", "hash_seed", "lazy_itable_init", "lazy_journal_init",
-				"mmp_update_interval", "no_copy_xattrs", "nodiscard", "num_backup_sb", "packed_meta_blocks", "quotatype", "resize", "revision", "stride", "stripe-width", "stripe_width",
+				"assume_storage_prezeroed", "discard", "hash_seed", "lazy_itable_init", "lazy_journal_init", "no_copy_xattrs", "nodiscard", "num_backup_sb",
+				"packed_meta_blocks", "resize", "stride", "stripe-width", "stripe_width",
 			},
 			"-J": {"size", "fast_commit_size"},
+			// Without extents, blkid calls it ext3. Missing: journal_dev, which is no file system; casefold, quota and project, which need a kernel built for them;
+			// mmp, which e2fsck leaves locked when it is killed; read-only.
+			"-O": {
+				"^64bit", "^bigalloc", "^dir_index", "^dir_nlink", "^ea_inode", "^encrypt", "^ext_attr", "extent", "extents", "^extra_isize", "^fast_commit", "^filetype",
+				"^flex_bg", "has_journal", "^huge_file", "^inline_data", "^large_dir", "^large_file", "^meta_bg", "^metadata_csum", "^metadata_csum_seed", "^orphan_file",
+				"^resize_inode", "^sparse_super", "^sparse_super2", "^stable_inodes", "^uninit_bg", "^verity",
+			},
 		},
-		mountOptions: []string{
-			"acl", "auto_da_alloc", "barrier", "block_validity", "commit", "data", "delalloc", "dioread_lock", "dioread_nolock", "discard", "errors", "grpquota",
-			"i_version", "init_itable", "inode_readahead_blks", "journal_async_commit", "journal_checksum", "journal_ioprio", "max_batch_time", "max_dir_size_kb", "min_batch_time",
-			"noacl", "noauto_da_alloc", "noblock_validity", "nodelalloc", "nodiscard", "noinit_itable", "noquota", "nouser_xattr", "prjquota", "quota", "resgid", "resuid", "stripe",
-			"user_xattr", "usrquota",
+		mountOptions: map[string]string{
+			"acl": "", "auto_da_alloc": "|0|1", "barrier": "|1", "block_validity": "", "commit": number, "data": "ordered|journal|writeback", "dioread_lock": "",
+			"discard": "", "errors": "remount-ro|continue", "init_itable": "|" + number, "inode_readahead_blks": "0|1|2|4|8|16|32|64|128|256|512|1024|2048|4096",
+			"journal_checksum": "", "journal_ioprio": "[0-7]", "max_batch_time": number, "max_dir_size_kb": longNumber, "min_batch_time": number,
+			"noauto_da_alloc": "", "noblock_validity": "", "nodelalloc": "", "nodiscard": "", "noinit_itable": "", "resgid": longNumber, "resuid": longNumber,
+			"stripe": longNumber, "user_xattr": "",
 		},
+		// Quotas need tools on the node, and a kernel with them; data=journal excludes delalloc, and in some kernels
+		// dioread_nolock, which are the defaults; data=ordered, the default, excludes journal_async_commit.
+		retired: []string{
+			"delalloc", "dioread_nolock", "grpquota", "i_version", "journal_async_commit", "noacl", "noquota", "nouser_xattr", "prjquota", "quota", "usrquota",
+		},
+		always: []string{"errors=remount-ro"}, // the superblock may say that an error stops the node
 	},
 	"xfs": {
 		mkfsArgs: func(options []string) []string { return append([]string{"-q", "-K"}, options...) },
+		dryRun:   "-N",
 		mkfsFlags: map[string]bool{
 			"-b": true, "-d": true, "-i": true, "-l": true, "-L": true, "-m": true, "-n": true, "-s": true,
 		},
 		mkfsKeys: map[string][]string{
-			"-d": {"agcount", "agsize", "cowextsize", "daxinherit", "extszinherit", "noalign", "projinherit", "su", "sunit", "sw", "swidth"},
-			"-l": {"internal", "lazy-count", "size", "su", "sunit", "version"},
+			"-b": {"size=1024", "size=2048", "size=4096", "size=1k", "size=2k", "size=4k"},
+			"-d": {"agcount", "agsize", "cowextsize", "extszinherit", "noalign", "projinherit", "su", "sunit", "sw", "swidth"},
+			"-i": {"attr=2", "maxpct", "nrext64", "perblock", "size", "sparse"},
+			"-l": {"internal=1", "lazy-count=1", "size", "su", "sunit", "version=2"},
+			"-m": {"bigtime", "crc=1", "finobt", "inobtcount", "reflink", "rmapbt", "uuid"}, // most kernels have no crc=0 any more
+			"-n": {"ftype=1", "size", "version=2"},
+			"-s": {"size=512", "size=1024", "size=2048", "size=4096", "size=1k", "size=2k", "size=4k"},
 		},
-		mountOptions: []string{
-			"allocsize", "attr2", "dax", "discard", "filestreams", "gqnoenforce", "gquota", "grpquota", "ikeep", "inode32", "inode64", "largeio", "logbsize", "logbufs", "noalign",
-			"nodiscard", "noikeep", "nolargeio", "noquota", "nouuid", "pqnoenforce", "pquota", "prjquota", "quota", "sunit", "swalloc", "swidth", "uqnoenforce", "uquota", "usrquota", "wsync",
+		mountOptions: map[string]string{
+			"allocsize": "4k|8k|16k|32k|64k|128k|256k|512k|1m|2m|4m|8m|16m|32m|64m|128m|256m|512m|1g|65536|131072|262144|524288|1048576",
+			"discard":   "", "filestreams": "", "inode32": "", "inode64": "", "largeio": "", "logbsize": "16k|32k|64k|128k|256k|16384|32768|65536|131072|262144",
+			"logbufs": "[2-8]", "noalign": "", "nodiscard": "", "nolargeio": "", "noquota": "", "nouuid": "", "swalloc": "", "wsync": "",
+		},
+		retired: []string{
+			"attr2", "dax", "gqnoenforce", "gquota", "grpquota", "ikeep", "noikeep", "pqnoenforce", "pquota", "prjquota", "quota", "sunit", "swidth", "uqnoenforce", "uquota", "usrquota",
 		},
 		always: []string{"nouuid"}, // a snapshot's copy bears the uuid of its origin
 	},
 	"btrfs": {
 		mkfsArgs: func(options []string) []string { return append([]string{"-q", "-K"}, options...) },
-		mkfsFlags: map[string]bool{
-			"-d": true, "-m": true, "-M": false, "-n": true, "-s": true, "-L": true, "-O": true, "-R": true, "-U": true,
+		mkfsFlags: map[string]bool{ // no uuid: of two volumes with the same one, a node can mount one only
+			"-d": true, "-m": true, "-M": false, "-n": true, "-s": true, "-L": true, "-O": true, "-R": true,
 			"--csum": true, "--checksum": true, "--data": true, "--metadata": true, "--mixed": false, "--nodesize": true, "--sectorsize": true,
-			"--label": true, "--features": true, "--runtime-features": true, "--uuid": true,
+			"--label": true, "--features": true, "--runtime-features": true,
 		},
-		mountOptions: []string{
-			"acl", "autodefrag", "commit", "compress", "compress-force", "datacow", "datasum", "discard", "enospc_debug", "flushoncommit", "max_inline", "metadata_ratio", "noacl",
-			"noautodefrag", "nodatacow", "nodatasum", "nodiscard", "noflushoncommit", "nospace_cache", "nossd", "nossd_spread", "notreelog", "space_cache", "ssd", "ssd_spread",
-			"thread_pool", "treelog", "user_subvol_rm_allowed",
+		mkfsKeys: map[string][]string{
+			"-d": {"single", "dup"}, "--data": {"single", "dup"}, "-m": {"single", "dup"}, "--metadata": {"single", "dup"},
+			"-s": {"4096", "4k", "4K"}, "--sectorsize": {"4096", "4k", "4K"}, // others are for some kernels only
+			"--csum": {"crc32c", "xxhash", "sha256", "blake2"}, "--checksum": {"crc32c", "xxhash", "sha256", "blake2"},
+			"-O": btrfsFeatures, "--features": btrfsFeatures, "-R": {"free-space-tree"}, "--runtime-features": {"free-space-tree"},
 		},
-		always: []string{"subvolid=5"}, // the root, whichever subvolume somebody made the default
+		mountOptions: map[string]string{
+			"acl": "", "autodefrag": "", "commit": number, "compress": compressor, "compress-force": compressor, "datacow": "", "datasum": "", "discard": "|sync|async",
+			"enospc_debug": "", "flushoncommit": "", "max_inline": byteSize, "metadata_ratio": number, "noacl": "", "noautodefrag": "", "nodatacow": "", "nodatasum": "",
+			"nodiscard": "", "noflushoncommit": "", "nossd": "", "nossd_spread": "", "notreelog": "", "space_cache": "v2", "ssd": "", "ssd_spread": "",
+			"thread_pool": "[1-9][0-9]{0,3}", "treelog": "", "user_subvol_rm_allowed": "",
+		},
+		retired: []string{"nospace_cache"},
+		always:  []string{"subvolid=5"}, // the root, whichever subvolume somebody made the default
 	},
 }
+
+// btrfsFeatures leave out those for several disks, zoned ones and quotas, and those that are for some kernels only.
+var btrfsFeatures = []string{"mixed-bg", "^extref", "^skinny-metadata", "^no-holes", "free-space-tree"}
 
 // FSTypes returns the file systems that can be made and mounted, sorted.
 func FSTypes() []string { return slices.Sorted(maps.Keys(fsTypes)) }
 
-// CheckOptions tells whether a volume may have these arguments of mkfs.<fstype> and these mount options, one of each per
-// element. What it accepts can still be refused by mkfs or by the kernel, for a value out of range.
+// CheckOptions tells whether a new volume may have these arguments of mkfs.<fstype> and these mount options, one of each per
+// element. What it accepts can still be refused by mkfs, see CheckFormat, or by the kernel.
 // Errors: ErrInvalid, in a sentence that lists what is allowed.
 func CheckOptions(fstype string, mkfs, mountOpts []string) error {
 	t, known := fsTypes[fstype]
 	if !known {
-		return fmt.Errorf("%w: file system %q is not one of %s", ErrInvalid, fstype, strings.Join(FSTypes(), ", "))
+		return unknownType(fstype)
 	}
 	for i := 0; i < len(mkfs); i++ {
 		flag, value, attached := splitFlag(mkfs[i])
@@ -131,13 +186,30 @@ func CheckOptions(fstype string, mkfs, mountOpts []string) error {
 			return err
 		}
 	}
+	if err := checkMountOptions(fstype, mountOpts); err != nil {
+		return err
+	}
 	for _, o := range mountOpts {
-		if err := checkMountOption(t, fstype, o); err != nil {
-			return err
+		key, value, _ := strings.Cut(o, "=")
+		pattern, own := t.mountOptions[key]
+		_, generic := genericOptions[o]
+		switch {
+		case generic, slices.Contains(securityOptions, key):
+		case !own:
+			return fmt.Errorf("%w: mount option %q is not for new volumes, since not every kernel mounts with it; allowed are %s", ErrInvalid, o, t.allowedOptions())
+		case !regexp.MustCompile("^(" + pattern + ")$").MatchString(value):
+			return fmt.Errorf("%w: mount option %q of %s has a value out of range; it must match %q", ErrInvalid, o, fstype, pattern)
 		}
 	}
 	return nil
 }
+
+func (t fsType) allowedOptions() string {
+	return strings.Join(slices.Concat(slices.Sorted(maps.Keys(genericOptions)), securityOptions, slices.Sorted(maps.Keys(t.mountOptions))), ", ")
+}
+
+// ReadOnly tells whether a volume with these mount options is mounted read-only.
+func ReadOnly(fstype string, options []string) bool { return parseOptions(fstype, options).readOnly() }
 
 // splitFlag takes "-b4096" and "--label=x" apart.
 func splitFlag(arg string) (flag, value string, attached bool) {
@@ -156,23 +228,42 @@ func checkKeys(t fsType, fstype, flag, value string) error {
 		return nil
 	}
 	for part := range strings.SplitSeq(value, ",") {
-		if key, _, _ := strings.Cut(part, "="); !slices.Contains(allowed, key) {
+		key, _, _ := strings.Cut(part, "=")
+		if !slices.Contains(allowed, key) && !slices.Contains(allowed, part) && !slices.Contains(allowed, "^"+part) {
 			return fmt.Errorf("%w: %q cannot stand in option %s of mkfs.%s; allowed are %s", ErrInvalid, part, flag, fstype, strings.Join(allowed, ", "))
 		}
 	}
 	return nil
 }
 
-func checkMountOption(t fsType, fstype, option string) error {
+// checkMountOptions tells whether a volume, however old, may be mounted with these options. Errors: ErrInvalid.
+func checkMountOptions(fstype string, options []string) error {
+	t, known := fsTypes[fstype]
+	if !known {
+		return unknownType(fstype)
+	}
+	for _, o := range options {
+		if err := t.checkMountOption(fstype, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func unknownType(fstype string) error {
+	return fmt.Errorf("%w: file system %q is not one of %s", ErrInvalid, fstype, strings.Join(FSTypes(), ", "))
+}
+
+func (t fsType) checkMountOption(fstype, option string) error {
 	key, value, _ := strings.Cut(option, "=")
 	_, generic := genericOptions[option]
+	_, own := t.mountOptions[key]
 	switch {
 	case strings.ContainsAny(option, ",\x00"):
 		return fmt.Errorf("%w: mount option %q holds several", ErrInvalid, option)
 	case generic, slices.Contains(securityOptions, key) && value != "":
-	case !slices.Contains(t.mountOptions, key):
-		return fmt.Errorf("%w: %q is no mount option that a volume with %s may have; allowed are %s", ErrInvalid, option, fstype,
-			strings.Join(slices.Concat(slices.Sorted(maps.Keys(genericOptions)), securityOptions, t.mountOptions), ", "))
+	case !own && !slices.Contains(t.retired, key):
+		return fmt.Errorf("%w: %q is no mount option that a volume with %s may have; allowed are %s", ErrInvalid, option, fstype, t.allowedOptions())
 	case key == "errors" && value == "panic":
 		return fmt.Errorf("%w: mount option %q would bring the whole node down for one damaged volume; use errors=remount-ro or errors=continue", ErrInvalid, option)
 	case key == "barrier" && value == "0":
@@ -223,9 +314,15 @@ type parsedOptions struct {
 
 func (p parsedOptions) readOnly() bool { return p.attrs&unix.MOUNT_ATTR_RDONLY != 0 }
 
-// parseOptions sorts mount options that CheckOptions accepts. Of contradictory ones the last wins, as with mount(8).
+// parseOptions sorts mount options that checkMountOption accepts. Of contradictory ones the last wins, as with mount(8).
 func parseOptions(fstype string, options []string) parsedOptions {
-	p := parsedOptions{flags: slices.Clone(fsTypes[fstype].always)}
+	var p parsedOptions
+	for _, a := range fsTypes[fstype].always {
+		key, _, _ := strings.Cut(a, "=")
+		if !slices.ContainsFunc(options, func(o string) bool { k, _, _ := strings.Cut(o, "="); return k == key }) {
+			p.flags = append(p.flags, a)
+		}
+	}
 	for _, o := range options {
 		g, isGeneric := genericOptions[o]
 		switch {

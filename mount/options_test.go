@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -47,47 +48,97 @@ func TestOptionsThatNoVolumeMayHave(t *testing.T) {
 		{fstype: "ext4", mkfs: []string{"-Jsize=4,device=/dev/vda"}},        //
 		{fstype: "ext4", mkfs: []string{"-E", "offset=4096"}},               // not where it is looked for
 		{fstype: "ext4", mkfs: []string{"-E", "stride=4,root_owner=0:0,x"}}, //
-		{fstype: "ext4", mkfs: []string{"/dev/vda"}},                        //
-		{fstype: "ext4", mkfs: []string{"-m", "1", "/dev/vda"}},             //
-		{fstype: "ext4", mkfs: []string{"-m"}},                              // no value
-		{fstype: "ext4", mkfs: []string{"-m", "-F"}},                        //
-		{fstype: "ext4", mkfs: []string{"-L", ""}},                          //
-		{fstype: "ext4", mkfs: []string{""}},                                //
-		{fstype: "ext4", mkfs: []string{"-"}},                               //
-		{fstype: "ext4", mkfs: []string{"--"}},                              //
-		{fstype: "xfs", mkfs: []string{"-f"}},                               //
-		{fstype: "xfs", mkfs: []string{"-N"}},                               //
-		{fstype: "xfs", mkfs: []string{"-d", "name=/dev/vda"}},              //
-		{fstype: "xfs", mkfs: []string{"-d", "agcount=4,file=1,name=x"}},    //
-		{fstype: "xfs", mkfs: []string{"-d", "size=16m"}},                   //
-		{fstype: "xfs", mkfs: []string{"-l", "logdev=/dev/vda"}},            //
-		{fstype: "xfs", mkfs: []string{"-r", "rtdev=/dev/vda"}},             //
-		{fstype: "xfs", mkfs: []string{"-p", "/etc/passwd"}},                //
-		{fstype: "btrfs", mkfs: []string{"--force"}},                        //
-		{fstype: "btrfs", mkfs: []string{"-r", "/etc"}},                     //
-		{fstype: "btrfs", mkfs: []string{"--rootdir=/etc"}},                 //
-		{fstype: "btrfs", mkfs: []string{"-b", "1g"}},                       //
-		{fstype: "btrfs", mkfs: []string{"--mixed=yes"}},                    //
-		{fstype: "ext4", mount: []string{"remount"}},                        //
-		{fstype: "ext4", mount: []string{"bind"}},                           //
-		{fstype: "ext4", mount: []string{"noatime,remount"}},                //
-		{fstype: "ext4", mount: []string{"journal_path=/dev/vda"}},          //
-		{fstype: "ext4", mount: []string{"journal_dev=1"}},                  //
-		{fstype: "ext4", mount: []string{"sb=8193"}},                        //
-		{fstype: "ext4", mount: []string{"noload"}},                         // would show an inconsistent state
-		{fstype: "ext4", mount: []string{"errors=panic"}},                   //
-		{fstype: "ext4", mount: []string{"barrier=0"}},                      //
-		{fstype: "ext4", mount: []string{"nobarrier"}},                      //
-		{fstype: "ext4", mount: []string{""}},                               //
-		{fstype: "ext4", mount: []string{"ro=1"}},                           //
-		{fstype: "ext4", mount: []string{"source=/dev/vda"}},                //
-		{fstype: "ext4", mount: []string{"context"}},                        //
-		{fstype: "xfs", mount: []string{"logdev=/dev/vda"}},                 //
-		{fstype: "xfs", mount: []string{"norecovery"}},                      //
-		{fstype: "btrfs", mount: []string{"subvol=x"}},                      // another part of the disk
-		{fstype: "btrfs", mount: []string{"subvolid=256"}},                  //
-		{fstype: "btrfs", mount: []string{"device=/dev/vda"}},               //
-		{fstype: "btrfs", mount: []string{"degraded"}},                      //
+		{fstype: "ext4", mkfs: []string{"-e", "panic"}},                     // an error would stop the node
+		{fstype: "ext4", mkfs: []string{"-epanic"}},                         //
+		{fstype: "ext4", mkfs: []string{"-O", "journal_dev"}},               // no file system
+		{fstype: "ext4", mkfs: []string{"-O", "64bit,Journal_Dev"}},         //
+		{fstype: "ext4", mkfs: []string{"-O", "+journal_dev"}},              //
+		{fstype: "ext4", mkfs: []string{"-O", "^has_journal"}},              // inconsistent after a crash
+		{fstype: "ext4", mkfs: []string{"-O", "^extents,^64bit"}},           // blkid calls it ext3
+		{fstype: "ext4", mkfs: []string{"-O", "none"}},                      //
+		{fstype: "ext4", mkfs: []string{"-O", "64bit,-has_journal"}},        //
+		{fstype: "ext4", mkfs: []string{"-O", "mmp"}},                       // stays locked when e2fsck is killed
+		{fstype: "ext4", mkfs: []string{"-O", "casefold"}},                  // for some kernels only
+		{fstype: "ext4", mkfs: []string{"-O", "quota"}},                     //
+		{fstype: "ext4", mkfs: []string{"-O", "project"}},                   //
+		{fstype: "ext4", mkfs: []string{"-E", "quotatype=prjquota"}},        //
+		{fstype: "ext4", mkfs: []string{"-E", "encoding=utf8"}},             //
+		{fstype: "ext4", mkfs: []string{"-b", "512"}},                       // not at all
+		{fstype: "ext4", mkfs: []string{"-b", "65536"}},                     // for some kernels only
+		{fstype: "xfs", mkfs: []string{"-m", "crc=0"}},                      //
+		{fstype: "xfs", mkfs: []string{"-m", "reflink=0,crc=0"}},            //
+		{fstype: "xfs", mkfs: []string{"-n", "version=ci"}},                 //
+		{fstype: "xfs", mkfs: []string{"-b", "size=64k"}},                   //
+		{fstype: "xfs", mkfs: []string{"-b", "size=1k,size=64k"}},           //
+		{fstype: "xfs", mkfs: []string{"-s", "size=32k"}},                   //
+		{fstype: "xfs", mkfs: []string{"-l", "internal=0"}},                 // another device
+		{fstype: "btrfs", mkfs: []string{"-s", "16k"}},                      // for some kernels only
+		{fstype: "btrfs", mkfs: []string{"--sectorsize=64k"}},               //
+		{fstype: "btrfs", mkfs: []string{"-d", "raid1"}},                    // several disks
+		{fstype: "btrfs", mkfs: []string{"--metadata=raid1c3"}},             //
+		{fstype: "btrfs", mkfs: []string{"-O", "zoned"}},                    //
+		{fstype: "btrfs", mkfs: []string{"-O", "quota"}},                    //
+		{fstype: "btrfs", mkfs: []string{"-R", "quota"}},                    //
+		{fstype: "btrfs", mkfs: []string{"-O", "list-all"}},                 // makes nothing, and succeeds
+		{fstype: "btrfs", mkfs: []string{"-U", "00000000-0000-0000-0000-000000000001"}},
+		{fstype: "ext4", mount: []string{"commit=abc"}},                  // values that no kernel knows
+		{fstype: "ext4", mount: []string{"commit"}},                      //
+		{fstype: "ext4", mount: []string{"data=all"}},                    //
+		{fstype: "ext4", mount: []string{"errors=ignore"}},               //
+		{fstype: "ext4", mount: []string{"acl=1"}},                       //
+		{fstype: "ext4", mount: []string{"inode_readahead_blks=33"}},     //
+		{fstype: "ext4", mount: []string{"noacl"}},                       // for some kernels only
+		{fstype: "ext4", mount: []string{"prjquota"}},                    //
+		{fstype: "ext4", mount: []string{"journal_async_commit"}},        //
+		{fstype: "xfs", mount: []string{"logbsize=5"}},                   //
+		{fstype: "xfs", mount: []string{"logbufs=9"}},                    //
+		{fstype: "xfs", mount: []string{"allocsize=1"}},                  //
+		{fstype: "xfs", mount: []string{"pquota"}},                       //
+		{fstype: "xfs", mount: []string{"sunit=128"}},                    //
+		{fstype: "btrfs", mount: []string{"compress=zip"}},               //
+		{fstype: "btrfs", mount: []string{"thread_pool=0"}},              //
+		{fstype: "btrfs", mount: []string{"space_cache=v1"}},             //
+		{fstype: "ext4", mkfs: []string{"/dev/vda"}},                     //
+		{fstype: "ext4", mkfs: []string{"-m", "1", "/dev/vda"}},          //
+		{fstype: "ext4", mkfs: []string{"-m"}},                           // no value
+		{fstype: "ext4", mkfs: []string{"-m", "-F"}},                     //
+		{fstype: "ext4", mkfs: []string{"-L", ""}},                       //
+		{fstype: "ext4", mkfs: []string{""}},                             //
+		{fstype: "ext4", mkfs: []string{"-"}},                            //
+		{fstype: "ext4", mkfs: []string{"--"}},                           //
+		{fstype: "xfs", mkfs: []string{"-f"}},                            //
+		{fstype: "xfs", mkfs: []string{"-N"}},                            //
+		{fstype: "xfs", mkfs: []string{"-d", "name=/dev/vda"}},           //
+		{fstype: "xfs", mkfs: []string{"-d", "agcount=4,file=1,name=x"}}, //
+		{fstype: "xfs", mkfs: []string{"-d", "size=16m"}},                //
+		{fstype: "xfs", mkfs: []string{"-l", "logdev=/dev/vda"}},         //
+		{fstype: "xfs", mkfs: []string{"-r", "rtdev=/dev/vda"}},          //
+		{fstype: "xfs", mkfs: []string{"-p", "/etc/passwd"}},             //
+		{fstype: "btrfs", mkfs: []string{"--force"}},                     //
+		{fstype: "btrfs", mkfs: []string{"-r", "/etc"}},                  //
+		{fstype: "btrfs", mkfs: []string{"--rootdir=/etc"}},              //
+		{fstype: "btrfs", mkfs: []string{"-b", "1g"}},                    //
+		{fstype: "btrfs", mkfs: []string{"--mixed=yes"}},                 //
+		{fstype: "ext4", mount: []string{"remount"}},                     //
+		{fstype: "ext4", mount: []string{"bind"}},                        //
+		{fstype: "ext4", mount: []string{"noatime,remount"}},             //
+		{fstype: "ext4", mount: []string{"journal_path=/dev/vda"}},       //
+		{fstype: "ext4", mount: []string{"journal_dev=1"}},               //
+		{fstype: "ext4", mount: []string{"sb=8193"}},                     //
+		{fstype: "ext4", mount: []string{"noload"}},                      // would show an inconsistent state
+		{fstype: "ext4", mount: []string{"errors=panic"}},                //
+		{fstype: "ext4", mount: []string{"barrier=0"}},                   //
+		{fstype: "ext4", mount: []string{"nobarrier"}},                   //
+		{fstype: "ext4", mount: []string{""}},                            //
+		{fstype: "ext4", mount: []string{"ro=1"}},                        //
+		{fstype: "ext4", mount: []string{"source=/dev/vda"}},             //
+		{fstype: "ext4", mount: []string{"context"}},                     //
+		{fstype: "xfs", mount: []string{"logdev=/dev/vda"}},              //
+		{fstype: "xfs", mount: []string{"norecovery"}},                   //
+		{fstype: "btrfs", mount: []string{"subvol=x"}},                   // another part of the disk
+		{fstype: "btrfs", mount: []string{"subvolid=256"}},               //
+		{fstype: "btrfs", mount: []string{"device=/dev/vda"}},            //
+		{fstype: "btrfs", mount: []string{"degraded"}},                   //
 	} {
 		err := CheckOptions(c.fstype, c.mkfs, c.mount)
 		require.ErrorIs(t, err, ErrInvalid, "%v", c)
@@ -112,10 +163,145 @@ func TestOfContradictoryOptionsTheLastWins(t *testing.T) {
 	} {
 		p := parseOptions("ext4", splitCommas(c.options))
 		assert.Equal(t, c.attrs, p.attrs, c.options)
-		assert.ElementsMatch(t, c.flags, p.flags, c.options)
+		assert.ElementsMatch(t, append(c.flags, "errors=remount-ro"), p.flags, c.options)
 		assert.Equal(t, c.readOnly, p.readOnly(), c.options)
 	}
 	assert.Equal(t, []string{"nouuid"}, parseOptions("xfs", []string{"nouuid"}).flags)
+}
+
+func TestAnErrorOfAFileSystemStopsNoNode(t *testing.T) {
+	assert.Equal(t, []string{"errors=continue"}, parseOptions("ext4", []string{"errors=continue"}).flags)
+	for name, format := range map[string][]string{"made so": {"-e", "panic"}, "set later": nil} {
+		t.Run(name, func(t *testing.T) { // somebody's disk, adopted
+			h := newHost(t)
+			d := newDisk(t, ext4Size)
+			must(t, "mkfs.ext4", append(format, "-q", d.Path)...)
+			must(t, "tune2fs", "-e", "panic", "-E", "mount_opts=errors=panic", d.Path)
+			for given, want := range map[string]string{"": "errors=remount-ro", "errors=continue": "errors=continue", "ro": "errors=remount-ro"} {
+				publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutRoot, MountOptions: splitCommas(given)})
+				// The kernel shows only what differs from the superblock.
+				shown, err := os.ReadFile("/proc/fs/ext4/" + d.Name + "/options")
+				require.NoError(t, err)
+				assert.Contains(t, string(shown), want+"\n", given)
+				unpublish(t, h, d, "vol")
+			}
+		})
+	}
+}
+
+// samplesOf are values that a pattern of a mount option allows.
+func samplesOf(pattern string) []string {
+	switch pattern {
+	case number, longNumber:
+		return []string{"8"}
+	case byteSize:
+		return []string{"0", "2k"}
+	}
+	var samples []string
+	for alternative := range strings.SplitSeq(pattern, "|") {
+		switch {
+		case alternative == number:
+			samples = append(samples, "8")
+		case !strings.ContainsAny(alternative, "[()"):
+			samples = append(samples, alternative)
+		}
+	}
+	if len(samples) == 0 {
+		samples = []string{map[string]string{"[0-7]": "7", "[2-8]": "2", "[1-9][0-9]{0,3}": "4"}[pattern]}
+	}
+	return samples
+}
+
+func TestWithEveryOptionThatANewVolumeMayHaveItIsMounted(t *testing.T) {
+	for fstype, ft := range fsTypes {
+		t.Run(fstype, func(t *testing.T) {
+			h := newHost(t)
+			d := formatted(t, h, fstype)
+			for round := range 5 { // of contradictory ones the last wins
+				var options []string
+				for key, pattern := range ft.mountOptions {
+					samples := samplesOf(pattern)
+					options = append(options, strings.TrimSuffix(key+"="+samples[round%len(samples)], "="))
+				}
+				require.NoError(t, CheckOptions(fstype, nil, options))
+				publish(t, h, d, "vol", PublishSpec{FSType: fstype, Layout: LayoutData, MountOptions: options})
+				unpublish(t, h, d, "vol")
+			}
+		})
+	}
+}
+
+func TestHoweverANewVolumeMayBeFormattedItIsMounted(t *testing.T) {
+	features := func(on bool, without ...string) string {
+		var all []string
+		for _, f := range fsTypes["ext4"].mkfsKeys["-O"] {
+			f, both := strings.CutPrefix(f, "^")
+			if slices.Contains(without, f) || !on && !both {
+				continue
+			}
+			if !on {
+				f = "^" + f
+			}
+			all = append(all, f)
+		}
+		return strings.Join(all, ",")
+	}
+	for _, c := range []struct{ fstype, options string }{
+		{"ext4", "-O " + features(true, "meta_bg", "sparse_super2", "uninit_bg")},
+		{"ext4", "-O sparse_super2,meta_bg,^resize_inode -b 1024 -I 512 -J size=4"},
+		{"ext4", "-O " + features(false)},
+		{"xfs", "-m bigtime=0,finobt=0,inobtcount=0,reflink=0,rmapbt=0,crc=1 -i sparse=0,nrext64=0,attr=2,maxpct=50 -n size=8192,ftype=1,version=2"},
+		{"xfs", "-m rmapbt=1 -b size=1k -s size=512 -l internal=1,version=2,lazy-count=1"},
+		{"btrfs", "-M -d single -m single -s 4096 --csum blake2"},
+		{"btrfs", "-O ^extref,^skinny-metadata,^no-holes -R free-space-tree -n 64k"},
+	} {
+		t.Run(c.fstype+" "+c.options, func(t *testing.T) {
+			h := newHost(t)
+			d := newDisk(t, sizes[c.fstype])
+			spec := FormatSpec{FSType: c.fstype, Size: d.Size, Options: strings.Fields(c.options)}
+			require.NoError(t, CheckFormat(t.Context(), spec))
+			require.NoError(t, h.Format(t.Context(), d.Device, spec))
+			publish(t, h, d, "vol", PublishSpec{FSType: c.fstype, Layout: LayoutData})
+			unpublish(t, h, d, "vol")
+		})
+	}
+}
+
+func TestMkfsItselfIsAskedBeforeThereIsAVolume(t *testing.T) {
+	for _, c := range []struct {
+		fstype, options string
+		size            int64
+		says            string
+	}{
+		{"ext4", "-C 16384", 1 << 30, "requires the bigalloc feature"},
+		{"ext4", "-J size=1024", 1 << 30, "journal size too big"},
+		{"ext4", "-I 8192", 1 << 30, "invalid inode size"},
+		{"ext4", "-N 100000000", 1 << 30, "too big"},
+		{"ext4", "-N 100000000", 2 << 40, ""},
+		{"xfs", "-d su=64k", 1 << 30, "both data su and data sw"},
+		{"xfs", "-d agcount=200", 1 << 30, "too small"},
+		{"xfs", "-d agcount=200", 64 << 40, ""},
+		{"btrfs", "-n 128k", 1 << 30, "illegal nodesize"},
+		{"btrfs", "-n 32k", 64 << 40, ""},
+	} {
+		err := CheckFormat(t.Context(), FormatSpec{FSType: c.fstype, Size: c.size, Options: strings.Fields(c.options)})
+		if c.says == "" {
+			require.NoError(t, err, "%v", c)
+			continue
+		}
+		require.ErrorIs(t, err, ErrInvalid, "%v", c)
+		require.ErrorContains(t, err, c.says)
+		require.NotContains(t, err.Error(), "Usage")
+	}
+}
+
+func TestWhatAVolumeHadBeforeItKeeps(t *testing.T) {
+	for fstype, ft := range fsTypes {
+		for _, option := range ft.retired {
+			require.ErrorIs(t, CheckOptions(fstype, nil, []string{option}), ErrInvalid, option)
+			require.NoError(t, checkMountOptions(fstype, []string{option}), option)
+		}
+	}
 }
 
 // FuzzOptions: whatever is accepted cannot force, name another device, or stand as an argument of its own.

@@ -23,7 +23,7 @@ const (
 type PublishSpec struct {
 	FSType       string   // one of FSTypes; what the device must hold
 	Layout       string   // LayoutData or LayoutRoot
-	MountOptions []string // one per element; CheckOptions accepts them
+	MountOptions []string // one per element; CheckOptions accepts them, or did when the volume was made
 
 	// UID, GID and Mode are given to the directory of LayoutData when it is made, and never again. Default root, 0755.
 	UID, GID *int
@@ -53,7 +53,7 @@ func (h *Host) Publish(ctx context.Context, dev Device, dir string, spec Publish
 	if spec.Layout != LayoutData && spec.Layout != LayoutRoot {
 		return "", fmt.Errorf("%w: layout %q is not one of %s, %s", ErrInvalid, spec.Layout, LayoutData, LayoutRoot)
 	}
-	if err := CheckOptions(spec.FSType, nil, spec.MountOptions); err != nil {
+	if err := checkMountOptions(spec.FSType, spec.MountOptions); err != nil {
 		return "", err
 	}
 	release, err := h.claims.forWork(ctx, dev)
@@ -207,6 +207,8 @@ func mountDetached(dev Device, fstype string, options parsedOptions) (*os.File, 
 			kind, advice = ErrBusy, "; something on this node holds the device, or a file system of the same uuid is mounted"
 		case errors.Is(err, unix.EIO):
 			kind = ErrUnreadable
+		case errors.Is(err, unix.EINVAL): // a feature that this kernel lacks, or mount options that exclude each other
+			kind = ErrInvalid
 		default:
 			return nil, fmt.Errorf("the %s on device %s cannot be mounted%s: %w", fstype, dev.Path, kernelWords(fd), err)
 		}
