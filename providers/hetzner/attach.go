@@ -9,6 +9,7 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/recent"
 )
 
@@ -54,13 +55,16 @@ func (p *Provider) ensureOurs(ctx context.Context, id string) (sighting, error) 
 // errNothing says that a server need not be changed.
 var errNothing = errors.New("nothing has been changed")
 
-// inLine makes a change of a server when it is its turn, and again while the server is locked. A volume that is locked itself
-// does not keep the others waiting: that is told to its own caller.
+// errStale says that a read shows what may have been so before the last change.
+var errStale = fmt.Errorf("%w: Hetzner Cloud may show what has changed since", providers.ErrBusy)
+
+// inLine makes a change of a server when it is its turn, and again while the server is locked. A volume that is locked itself, or
+// shown as it was, does not keep the others waiting: that is told to its own caller.
 func (p *Provider) inLine(ctx context.Context, server string, change func(context.Context) error) error {
 	var busy error
 	err := p.servers.Do(ctx, server, func(ctx context.Context) error {
 		err := change(ctx)
-		if busy = nil; errors.Is(err, errVolumeLocked) && !errors.Is(err, errServerLocked) {
+		if busy = nil; (errors.Is(err, errVolumeLocked) || errors.Is(err, errStale)) && !errors.Is(err, errServerLocked) {
 			busy, err = err, errNothing
 		}
 		return err
@@ -88,8 +92,6 @@ func (p *Provider) attach(ctx context.Context, id string, node providers.Node) e
 		return err
 	case errors.Is(err, errLimit):
 		return fmt.Errorf("%w: %s: Hetzner Cloud attaches up to 16 volumes to a server: run the service on another node", providers.ErrAttachLimit, said.said)
-	case errors.Is(err, errAttached), errors.Is(err, errVolumeLocked):
-		return p.whyNotAttached(ctx, id, node.ID, err)
 	case errors.Is(err, providers.ErrNotFound):
 		if _, err := p.getOurs(ctx, id); err != nil {
 			return err
@@ -100,8 +102,11 @@ func (p *Provider) attach(ctx context.Context, id string, node providers.Node) e
 			return fmt.Errorf("%w: volume %s is in location %s and server %s in %s, where it cannot be attached: run the service in location %s (%s)",
 				providers.ErrInvalid, id, v.Location.Name, node.ID, node.Zone, v.Location.Name, said.said)
 		}
+	case errors.Is(err, providers.ErrBusy) && !errors.Is(err, errVolumeLocked):
+		return err
 	}
-	return err
+	// The reference does not say how a volume is refused that is attached: whatever it was, its holder may be the reason.
+	return p.whyNotAttached(ctx, id, node.ID, err)
 }
 
 // whyNotAttached finds out what it means for this node that a volume is attached, or that something is being done with it.
@@ -128,6 +133,8 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 	switch {
 	case err != nil:
 		return err
+	case v.Server == nil && !errors.Is(refusal, errAttached) && !errors.Is(refusal, errVolumeLocked):
+		return refusal
 	case v.Server == nil: // by now
 		return fmt.Errorf("%w: %w", providers.ErrBusy, refusal)
 	case *v.Server != number(node):
@@ -160,7 +167,15 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 	if !isID.MatchString(node) || !isID.MatchString(id) {
 		return ctx.Err() // such a node holds nothing
 	}
-	return p.inLine(ctx, node, func(ctx context.Context) error { return p.detach(ctx, id, node) })
+	for retry := (pace.Backoff{Most: time.Second}); ; {
+		err := p.inLine(ctx, node, func(ctx context.Context) error { return p.detach(ctx, id, node) })
+		if !errors.Is(err, errStale) {
+			return err
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w", err, over)
+		}
+	}
 }
 
 func (p *Provider) detach(ctx context.Context, id, node string) error {
@@ -186,6 +201,9 @@ func (p *Provider) detach(ctx context.Context, id, node string) error {
 		return nil
 	}
 	err = p.explain(ctx, request, err)
+	if !isRefusal(err) {
+		p.holders.Left(id) // perhaps: there was no answer
+	}
 	switch {
 	case errors.Is(err, errVolumeLocked):
 		return p.whyNotDetached(ctx, id, node, err)
@@ -199,20 +217,24 @@ func (p *Provider) detach(ctx context.Context, id, node string) error {
 	return err
 }
 
-// heldBy tells how the server holds the volume, if it is this cluster's.
+// heldBy tells how the server holds the volume, if it is this cluster's. That it does not is believed only if the read cannot be
+// of a time before the server got it. Errors: errStale.
 func (p *Provider) heldBy(ctx context.Context, id, node string) (providers.AttachState, error) {
+	asked, held := time.Now(), providers.Attachment{}
 	v, err := p.getOurs(ctx, id)
-	if errors.Is(err, providers.ErrNotFound) {
+	if err == nil {
+		_, held, err = p.attachment(ctx, v, true)
+	}
+	switch {
+	case err != nil && !errors.Is(err, providers.ErrNotFound):
+		return "", err
+	case held.Node != node && !p.holders.Denies(id, node, asked):
+		return "", fmt.Errorf("%w: volume %s was just attached to server %s", errStale, id, node)
+	case held.Node != node:
 		return providers.Detached, nil
 	}
-	if err != nil {
-		return "", err
-	}
-	_, held, err := p.attachment(ctx, v, true)
-	if err != nil || held.Node != node {
-		return providers.Detached, err
-	}
 	if held.State == providers.AttachFailed { // nothing is left of it
+		p.holders.Left(id)
 		if begun, is := p.moving(v.ID); is {
 			p.moves.CompareAndDelete(v.ID, begun)
 		}
@@ -248,6 +270,11 @@ type move struct {
 // begin notes an attach or a detach of a volume.
 func (p *Provider) begin(id string, begun move) {
 	begun.at = time.Now()
+	if begun.leaves {
+		p.holders.Left(id)
+	} else {
+		p.holders.Took(id, text(begun.server))
+	}
 	p.moves.Store(number(id), begun)
 }
 
@@ -299,6 +326,9 @@ func (p *Provider) attachment(ctx context.Context, v *schema.Volume, ask bool) (
 		return v, providers.Attachment{Node: underway.Node, State: providers.AttachFailed, Problem: p.failed("attach it", a).Error()}, nil
 	}
 	// The volume was read before the end.
+	if !begun.leaves {
+		p.holders.Took(text(v.ID), text(begun.server))
+	}
 	p.moves.CompareAndDelete(v.ID, begun)
 	now, err := p.get(ctx, text(v.ID))
 	if err != nil {

@@ -368,3 +368,46 @@ func TestProtectionKeepsNobodyFromMountingOrRemoving(t *testing.T) {
 		require.NoError(t, p.Delete(t.Context(), v.ID))
 	})
 }
+
+// Otherwise no request would be sent, and the volume be called detached though it stays attached.
+func TestADetachBelievesNoReadOfATimeBeforeTheAttach(t *testing.T) {
+	for seed := range uint64(8) {
+		for _, late := range []bool{false, true} {
+			inWorld(t, cloud.Config{Times: slow, Lag: 5 * time.Second, Seed: seed}, hetzner.Config{Late: late}, func(t *testing.T, w *world) {
+				a, b := w.node("fsn1"), w.node("fsn1")
+				pa, pb := w.on(a), w.on(b)
+				v := w.create(pa, "db")
+				w.settle()
+				for _, p := range []*Provider{pa, pb} {
+					node, err := p.Node(t.Context())
+					require.NoError(t, err)
+					require.NoError(t, p.Attach(t.Context(), v.ID))
+					bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+					begin := time.Now()
+					require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
+					assert.Less(t, time.Since(begin), 6*time.Second, "it is asked again soon")
+					bubble.Until(t, w.cloud, v.ID, bubble.Free)
+				}
+			})
+		}
+	}
+}
+
+func TestWhoHasAVolumeIsLookedUpWhateverTheRefusalOfAnAttach(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		a, b := w.node("fsn1"), w.node("fsn1")
+		pa, pb := w.on(a), w.on(b)
+		v := w.create(pa, "db")
+		w.cloud.Inject(cloud.Rule{Action: "POST /v1/volumes/{id}/actions/attach", Caller: a, Fault: cloud.Fail, Code: "service_error an error of the service"})
+		err := pa.Attach(t.Context(), v.ID)
+		providertest.Sentence(t, err, "an error of the service")
+		require.NotErrorIs(t, err, providers.ErrHeld)
+		require.NoError(t, pb.Attach(t.Context(), v.ID))
+		var held *providers.HeldError
+		require.ErrorAs(t, pa.Attach(t.Context(), v.ID), &held)
+		assert.Equal(t, b, held.Node)
+		require.NoError(t, pb.Detach(t.Context(), v.ID, b, false))
+		w.must(b, "POST", "/volumes/"+v.ID+"/actions/attach", `{"server": `+a+`}`)
+		require.NoError(t, pa.Attach(t.Context(), v.ID), "it is attached here")
+	})
+}

@@ -80,6 +80,7 @@ type Provider struct {
 	servers rest.Line                   // changes of one server
 	volumes keymutex.KeyMutex           // changes of one volume by this process
 	seen    recent.Map[int64, sighting] // volumes
+	holders recent.Holders              // of volumes, by what this process has attached
 	moves   sync.Map                    // by id of a volume: its last move, until its end is seen
 }
 
