@@ -28,6 +28,7 @@ const (
 	SnapshotPending   SnapshotState = "pending"
 	SnapshotCompleted SnapshotState = "completed"
 	SnapshotError     SnapshotState = "error"
+	SnapshotDeleting  SnapshotState = "deleting" // where that is shown, see Request.RetireSnapshot
 )
 
 func (s Snapshot) clone() Snapshot {
@@ -107,6 +108,24 @@ func (c *Cloud) copied(id, volume string, never bool) {
 			c.snapshots[id].put(s, false, c.cfg.Lag)
 		}
 	})
+}
+
+// RetireSnapshot begins to destroy a snapshot, which is shown as deleting meanwhile.
+// Errors: ErrNoSnapshot.
+func (r *Request) RetireSnapshot(id string) error {
+	c := r.c
+	c.mu.Lock()
+	s, ok := c.snapshots[id].now()
+	if ok {
+		s.State = SnapshotDeleting
+		c.snapshots[id].put(s, false, c.cfg.Lag)
+	}
+	c.mu.Unlock()
+	if !ok {
+		return ErrNoSnapshot
+	}
+	c.later(c.times().Delete, func() { _ = r.DeleteSnapshot(id) })
+	return nil
 }
 
 // DeleteSnapshot destroys a snapshot.

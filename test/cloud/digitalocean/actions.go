@@ -259,10 +259,11 @@ func (f *Front) listActions(r *rest.Request) (rest.Answer, error) {
 }
 
 func (f *Front) getAction(r *rest.Request) (rest.Answer, error) {
+	volume := r.HTTP.PathValue("id")
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, a := range f.actions {
-		if a.volume == r.HTTP.PathValue("id") && strconv.Itoa(a.id) == r.HTTP.PathValue("action") {
+		if (volume == "" || a.volume == volume) && strconv.Itoa(a.id) == r.HTTP.PathValue("action") {
 			return rest.Answer{Status: http.StatusOK, Body: map[string]any{"action": a.show(f.status(a))}}, nil
 		}
 	}

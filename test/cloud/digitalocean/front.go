@@ -61,6 +61,7 @@ func New(cfg Config) *Front {
 	f.handle("POST /v2/volumes/{id}/actions", "block_storage_action:create", f.act)
 	f.handle("GET /v2/volumes/{id}/actions", "block_storage_action:read", f.listActions)
 	f.handle("GET /v2/volumes/{id}/actions/{action}", "block_storage_action:read", f.getAction)
+	f.handle("GET /v2/actions/{action}", "actions:read", f.getAction)
 	f.handle("POST /v2/volumes/{id}/snapshots", "block_storage_snapshot:create", f.createSnapshot)
 	f.handle("GET /v2/volumes/{id}/snapshots", "block_storage_snapshot:read", f.listSnapshotsOf)
 	// Which of both kinds the paths of all snapshots take for one of a volume, the reference leaves open.
@@ -72,6 +73,15 @@ func New(cfg Config) *Front {
 	f.handle("DELETE /v2/tags/{tag}/resources", "tag:delete", f.untagResources)
 	f.handle("GET /v2/droplets/{id}", "droplet:read", f.getDroplet)
 	return f
+}
+
+// ServeHTTP takes a path that ends in a slash for the same path without it.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if path, slash := strings.CutSuffix(r.URL.Path, "/"); slash {
+		r = r.Clone(r.Context())
+		r.URL.Path = path
+	}
+	f.API.ServeHTTP(w, r)
 }
 
 // handle adds a route that takes scopes.

@@ -195,6 +195,16 @@ func TestAVolumeIsOnOneDropletAndADropletDoesOneThingAtATime(t *testing.T) {
 	}
 }
 
+func TestPathsAreTheSameWithASlashAndActionsHaveTheirOwn(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		volume := w.must("POST", "/v2/volumes/", `{"name": "db", "region": "nyc1", "size_gigabytes": 10}`, "volume", "id").(string)
+		droplet := w.droplet
+		action := w.must("POST", "/v2/volumes/"+volume+"/actions/", `{"type": "attach", "droplet_id": `+droplet+`}`, "action", "id").(json.Number)
+		assert.Equal(t, "attach_volume", w.must("GET", "/v2/actions/"+action.String(), "", "action", "type"))
+		w.refused(404, "could not be found", "GET", "/v2/actions/1", "")
+	})
+}
+
 func TestActionsAreRefusedForWhatIsWrongWithThem(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(_ *testing.T, w *world) {
 		id, far := w.create("a"), w.node("ams3")

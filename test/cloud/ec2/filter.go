@@ -132,7 +132,8 @@ type read[T any] struct {
 	key                func(T) string // in whose order the objects are
 	missing            func(id string) error
 	fields             fieldsOf[T]
-	least, most        int // of MaxResults
+	least, most        int  // of MaxResults
+	capped             bool // more than most is taken for most
 }
 
 // of selects from all objects what the request asks for, and returns the token of the next page.
@@ -156,6 +157,9 @@ func (d read[T]) of(r *request, all []T) (page []T, next string, err error) {
 	limit, err := r.params.number("MaxResults")
 	if err != nil {
 		return nil, "", err
+	}
+	if d.capped && limit != nil {
+		*limit = min(*limit, d.most)
 	}
 	switch {
 	case limit != nil && (*limit < d.least || *limit > d.most):

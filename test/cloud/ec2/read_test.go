@@ -102,7 +102,6 @@ func TestReadsThatCannotBeAreRefused(t *testing.T) {
 		"201 values":          {sdk.DescribeVolumesInput{Filters: []types.Filter{{Name: aws.String("tag:a"), Values: values}}}, "FilterLimitExceeded", "200"},
 		"200 values":          {sdk.DescribeVolumesInput{Filters: []types.Filter{{Name: aws.String("tag:a"), Values: values[:200]}}}, "", ""},
 		"pages of 4":          {sdk.DescribeVolumesInput{MaxResults: aws.Int32(4)}, "InvalidParameterValue", "Value ( 4 ) for parameter maxResults is invalid. Expecting a value between 5 and 500."},
-		"pages of 501":        {sdk.DescribeVolumesInput{MaxResults: aws.Int32(501)}, "InvalidParameterValue", "Value ( 501 )"},
 		"ids in pages":        {sdk.DescribeVolumesInput{MaxResults: aws.Int32(5), VolumeIds: []string{v}}, "InvalidParameterCombination", ""},
 		"a made-up token":     {sdk.DescribeVolumesInput{MaxResults: aws.Int32(5), NextToken: aws.String("2")}, "InvalidPaginationToken", ""},
 		"one id of two":       {sdk.DescribeVolumesInput{VolumeIds: []string{v, "vol-0123456789abcdef0"}}, "InvalidVolume.NotFound", "The volume 'vol-0123456789abcdef0' does not exist."},

@@ -173,7 +173,7 @@ func describeVolumes(r *request) (any, error) {
 		key:     func(v cloud.Volume) string { return byAge(v.CreatedAt, v.ID) },
 		missing: noVolume,
 		fields:  volumeFields,
-		least:   5, most: 500,
+		least:   5, most: 500, capped: true,
 	}.of(r, r.Volumes())
 	if err != nil {
 		return nil, err

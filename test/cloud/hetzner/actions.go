@@ -315,11 +315,27 @@ func (f *Front) listActions(r *rest.Request) (rest.Answer, error) {
 	if err != nil {
 		return rest.Answer{}, err
 	}
+	return f.actionsWith(r, func(a *action) bool { return a.volume == v.ID })
+}
+
+// listActionsByID shows the actions that are asked for by their ids. All actions of a project are not shown any more.
+func (f *Front) listActionsByID(r *rest.Request) (rest.Answer, error) {
+	if err := query(r, "id*", "sort*", "status*", "page", "per_page"); err != nil {
+		return rest.Answer{}, err
+	}
+	ids := r.HTTP.URL.Query()["id"]
+	if len(ids) == 0 {
+		return rest.Answer{}, refuse("deprecated_api_endpoint", "listing all actions is not possible: name their ids")
+	}
+	return f.actionsWith(r, func(a *action) bool { return slices.Contains(ids, strconv.FormatInt(a.id, 10)) })
+}
+
+func (f *Front) actionsWith(r *rest.Request, match func(*action) bool) (rest.Answer, error) {
 	wanted := r.HTTP.URL.Query()["status"]
 	all := []shownAction{}
 	f.mu.Lock()
 	for _, a := range f.actions {
-		if a.volume != v.ID {
+		if !match(a) {
 			continue
 		}
 		if status := f.status(a); len(wanted) == 0 || slices.Contains(wanted, status) {

@@ -65,7 +65,9 @@ func New(cfg Config) *Front {
 	f.Handle("POST /v1/volumes/{id}/actions/change_protection", f.changeProtection)
 	f.Handle("GET /v1/volumes/{id}/actions", f.listActions)
 	f.Handle("GET /v1/volumes/{id}/actions/{action}", f.getAction)
+	f.Handle("GET /v1/actions", f.listActionsByID)
 	f.Handle("GET /v1/actions/{action}", f.getAction)
+	f.Handle("GET /v1/servers", f.listServers)
 	f.Handle("GET /v1/servers/{id}", f.getServer)
 	f.Handle("GET /v1/locations", f.listLocations)
 	return f

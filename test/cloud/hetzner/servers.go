@@ -82,30 +82,48 @@ func (f *Front) statusOf(i cloud.Instance) string {
 func (f *Front) getServer(r *rest.Request) (rest.Answer, error) {
 	id := r.HTTP.PathValue("id")
 	for _, i := range r.Instances() {
-		status := f.statusOf(i)
-		if i.ID != id || status == "" {
-			continue
+		if status := f.statusOf(i); i.ID == id && status != "" {
+			return rest.Answer{Status: http.StatusOK, Body: map[string]any{"server": f.showServer(r, i, status)}}, nil
 		}
-		held := []int64{}
-		for _, v := range r.Volumes() {
-			if shown := f.show(v); shown.Server != nil && *shown.Server == number(i.ID) {
-				held = append(held, shown.ID)
-			}
-		}
-		return rest.Answer{Status: http.StatusOK, Body: map[string]any{"server": map[string]any{
-			"id": number(i.ID), "name": "server-" + i.ID, "status": status, "created": stamp(i.LaunchedAt),
-			"public_net": map[string]any{
-				"ipv4":         map[string]any{"id": 42, "ip": "192.0.2.1", "blocked": false, "dns_ptr": "server.example.com"},
-				"ipv6":         nil,
-				"floating_ips": []int64{}, "firewalls": []any{},
-			},
-			"private_net": []any{}, "server_type": map[string]any{"id": 22, "name": "cpx11", "description": "CPX 11", "cores": 2, "memory": 2, "disk": 40},
-			"location": locationOf(i.Zone), "image": nil, "iso": nil, "rescue_enabled": false, "locked": f.engaged(i.ID), "backup_window": nil,
-			"outgoing_traffic": nil, "ingoing_traffic": nil, "included_traffic": 20 << 40, "protection": map[string]bool{"delete": false, "rebuild": false},
-			"labels": map[string]string{}, "volumes": held, "load_balancers": []int64{}, "primary_disk_size": 40, "placement_group": nil,
-		}}}, nil
 	}
 	return rest.Answer{}, notFound("server", id)
+}
+
+func (f *Front) listServers(r *rest.Request) (rest.Answer, error) {
+	if err := query(r, "name", "page", "per_page"); err != nil {
+		return rest.Answer{}, err
+	}
+	var all []map[string]any
+	for _, i := range r.Instances() {
+		name := r.HTTP.URL.Query().Get("name")
+		if status := f.statusOf(i); status != "" && (name == "" || name == serverName(i)) {
+			all = append(all, f.showServer(r, i, status))
+		}
+	}
+	return page(r, "servers", all)
+}
+
+func serverName(i cloud.Instance) string { return "server-" + i.ID }
+
+func (f *Front) showServer(r *rest.Request, i cloud.Instance, status string) map[string]any {
+	held := []int64{}
+	for _, v := range r.Volumes() {
+		if shown := f.show(v); shown.Server != nil && *shown.Server == number(i.ID) {
+			held = append(held, shown.ID)
+		}
+	}
+	return map[string]any{
+		"id": number(i.ID), "name": serverName(i), "status": status, "created": stamp(i.LaunchedAt),
+		"public_net": map[string]any{
+			"ipv4":         map[string]any{"id": 42, "ip": "192.0.2.1", "blocked": false, "dns_ptr": "server.example.com"},
+			"ipv6":         nil,
+			"floating_ips": []int64{}, "firewalls": []any{},
+		},
+		"private_net": []any{}, "server_type": map[string]any{"id": 22, "name": "cpx11", "description": "CPX 11", "cores": 2, "memory": 2, "disk": 40},
+		"location": locationOf(i.Zone), "image": nil, "iso": nil, "rescue_enabled": false, "locked": f.engaged(i.ID), "backup_window": nil,
+		"outgoing_traffic": nil, "ingoing_traffic": nil, "included_traffic": 20 << 40, "protection": map[string]bool{"delete": false, "rebuild": false},
+		"labels": map[string]string{}, "volumes": held, "load_balancers": []int64{}, "primary_disk_size": 40, "placement_group": nil,
+	}
 }
 
 // Metadata returns the metadata service of one instance.
@@ -128,7 +146,7 @@ func metadata(i cloud.Instance, r *http.Request) (status int, body string) {
 	}
 	values := [][2]string{
 		{"availability-zone", i.Zone + "-dc14"},
-		{"hostname", "server-" + i.ID},
+		{"hostname", serverName(i)},
 		{"instance-id", i.ID},
 		{"public-ipv4", "192.0.2.1"},
 		{"region", locationOf(i.Zone).NetworkZone},

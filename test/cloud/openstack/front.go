@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -92,8 +93,17 @@ func New(cfg Config) *Front {
 		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
 	}})
 	f.api.Handle("POST /identity/v3/auth/tokens", f.issue)
+	f.api.Handle("GET /identity/v3", version("/identity/v3/", one, map[string]any{"id": "v3.14", "status": "stable"}))
+	f.api.Handle("GET /image", version("/image/v2/", many, map[string]any{"id": "v2.9", "status": "CURRENT"}))
+	f.api.Handle("GET /compute/v2.1", version("/compute/v2.1/", one, map[string]any{
+		"id": "v2.1", "status": "CURRENT", "min_version": "2.1", "version": fmt.Sprintf("2.%d", maxNova),
+	}))
+	f.api.Handle("GET /volume/v3/{$}", version("/volume/v3/", many, map[string]any{
+		"id": "v3.0", "status": "CURRENT", "min_version": "3.0", "version": fmt.Sprintf("3.%d", f.maxCinder()),
+	}))
 	for pattern, do := range map[string]func(*rest.Request) (rest.Answer, error){
 		"GET /volume/v3/{project}/volumes/detail":                 f.listVolumes,
+		"GET /volume/v3/{project}/volumes":                        f.listVolumes,
 		"POST /volume/v3/{project}/volumes":                       f.createVolume,
 		"GET /volume/v3/{project}/volumes/{id}":                   f.showVolume,
 		"DELETE /volume/v3/{project}/volumes/{id}":                f.deleteVolume,
@@ -110,12 +120,26 @@ func New(cfg Config) *Front {
 			if r.HTTP.PathValue("project") != Project {
 				return rest.Answer{}, bad("Malformed request url")
 			}
+			if err := checkMicroversion(r, "volume", 3, 0, f.maxCinder()); err != nil {
+				return rest.Answer{}, err
+			}
 			return do(r)
 		})
 	}
-	f.api.Handle("GET /compute/v2.1/servers/{server}", f.showServer)
-	f.api.Handle("POST /compute/v2.1/servers/{server}/os-volume_attachments", f.attach)
-	f.api.Handle("DELETE /compute/v2.1/servers/{server}/os-volume_attachments/{volume}", f.detach)
+	for pattern, do := range map[string]func(*rest.Request) (rest.Answer, error){
+		"GET /compute/v2.1/servers/detail":                                     f.listServers,
+		"GET /compute/v2.1/servers/{server}/os-volume_attachments":             f.listServerAttachments,
+		"GET /compute/v2.1/servers/{server}":                                   f.showServer,
+		"POST /compute/v2.1/servers/{server}/os-volume_attachments":            f.attach,
+		"DELETE /compute/v2.1/servers/{server}/os-volume_attachments/{volume}": f.detach,
+	} {
+		f.api.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
+			if err := checkMicroversion(r, "compute", 2, 1, maxNova); err != nil {
+				return rest.Answer{}, err
+			}
+			return do(r)
+		})
+	}
 	return f
 }
 
@@ -214,11 +238,59 @@ func decode[T any](r *rest.Request, key string) (T, error) {
 	return value, nil
 }
 
+// The latest microversions: 2.x of Nova, 3.x of Cinder, and of a Cinder without attachments.
+const (
+	maxNova      = 96
+	maxCinder    = 71
+	maxOldCinder = 26
+)
+
+func (f *Front) maxCinder() int {
+	if f.cfg.NoAttachments {
+		return maxOldCinder
+	}
+	return maxCinder
+}
+
+// How services show their versions.
+const one, many = "version", "versions"
+
+// version answers with the version of a service that is at a path.
+func version(path, key string, v map[string]any) func(*rest.Request) (rest.Answer, error) {
+	return func(r *rest.Request) (rest.Answer, error) {
+		v := maps.Clone(v)
+		v["links"] = []map[string]any{{"rel": "self", "href": "http://" + r.HTTP.Host + path}}
+		body := map[string]any{key: v}
+		if key == many {
+			body[key] = []any{v}
+		}
+		return rest.Answer{Status: http.StatusOK, Body: body}, nil
+	}
+}
+
+// asked is the microversion that a request asks for, of a service whose versions begin with that number; ok if it asks for one.
+func asked(r *rest.Request, service string, major int) (minor int, ok bool) {
+	text, ok := strings.CutPrefix(r.HTTP.Header.Get("OpenStack-API-Version"), fmt.Sprintf("%s %d.", service, major))
+	if !ok && service == "compute" { // as it was before all services had one
+		text, ok = strings.CutPrefix(r.HTTP.Header.Get("X-OpenStack-Nova-API-Version"), fmt.Sprintf("%d.", major))
+	}
+	minor, err := strconv.Atoi(text)
+	return minor, ok && err == nil
+}
+
+// checkMicroversion refuses one that the service does not have.
+func checkMicroversion(r *rest.Request, service string, major, least, most int) error {
+	minor, ok := asked(r, service, major)
+	if ok && (minor < least || minor > most) {
+		return refuse(http.StatusNotAcceptable, "computeFault", "Version %d.%d is not supported by the API. Minimum is %d.%d and maximum is %d.%d.", major, minor, major, least, major, most)
+	}
+	return nil
+}
+
 // microversion tells whether the request asks for this microversion of Cinder or a later one.
 func microversion(r *rest.Request, least int) bool {
-	text, asked := strings.CutPrefix(r.HTTP.Header.Get("OpenStack-API-Version"), "volume 3.")
-	n, err := strconv.Atoi(text)
-	return asked && err == nil && n >= least
+	minor, ok := asked(r, "volume", 3)
+	return ok && minor >= least
 }
 
 // stamp is how the services write times: without a zone.

@@ -281,3 +281,29 @@ func TestServersAndTheirMetadata(t *testing.T) {
 		assert.Equal(t, one[:20], openstack.Serial(one))
 	})
 }
+
+func TestAMicroversionOutOfRangeIsRefused(t *testing.T) {
+	inWorld(t, cloud.Config{}, openstack.Config{NoAttachments: true}, func(t *testing.T, w *world) {
+		w.says(406, "maximum is 3.26", "GET", volumesPath+"/detail", "", "OpenStack-API-Version", "volume 3.27")
+		w.says(200, "volumes", "GET", volumesPath+"/detail", "", "OpenStack-API-Version", "volume 3.26")
+		for _, header := range [][]string{{"OpenStack-API-Version", "compute 2.999"}, {"X-OpenStack-Nova-API-Version", "2.0"}} {
+			w.says(406, "is not supported", "GET", "/compute/v2.1/servers/"+w.server, "", header...)
+		}
+	})
+}
+
+func TestASnapshotIsDeletingForAWhileAndKeepsItsVolume(t *testing.T) {
+	inWorld(t, cloud.Config{Times: cloud.Times{Delete: 2 * time.Second}}, openstack.Config{}, func(t *testing.T, w *world) {
+		volume := w.create(`{"volume":{"size":1,"name":"db"}}`)
+		const snapshots = "/volume/v3/" + openstack.Project + "/snapshots"
+		_, answer, _ := w.ask("POST", snapshots, `{"snapshot":{"volume_id":"`+volume+`","name":"one"}}`)
+		path := snapshots + "/" + bubble.Field(t, answer, "snapshot", "id").(string)
+		w.says(202, "", "DELETE", path, "")
+		w.says(200, `"status":"deleting"`, "GET", path, "")
+		w.says(400, "must be available", "DELETE", path, "")
+		w.says(400, "have snapshots", "DELETE", volumesPath+"/"+volume, "")
+		time.Sleep(3 * time.Second)
+		w.says(404, "could not be found", "GET", path, "")
+		w.says(202, "", "DELETE", volumesPath+"/"+volume, "")
+	})
+}

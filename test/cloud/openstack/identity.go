@@ -205,6 +205,7 @@ func (f *Front) issue(r *rest.Request) (rest.Answer, error) {
 				service("identity", "keystone", "/identity"),
 				service("compute", "nova", "/compute/v2.1"),
 				service("volumev3", "cinderv3", "/volume/v3/"+Project),
+				service("image", "glance", "/image"), // that there is one is all that clients want of it
 			),
 		}},
 	}, nil

@@ -55,20 +55,47 @@ func (f *Front) showServer(r *rest.Request) (rest.Answer, error) {
 	if at < 0 {
 		return rest.Answer{}, noServer(id)
 	}
-	i := all[at]
+	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"server": f.viewServer(r, all[at])}}, nil
+}
+
+func (f *Front) viewServer(r *rest.Request, i cloud.Instance) map[string]any {
 	attached := []map[string]any{}
-	for _, v := range r.Volumes() {
-		if len(v.Attachments) > 0 && v.Attachments[0].Instance == id {
-			attached = append(attached, map[string]any{"id": v.ID})
-		}
+	for _, v := range held(r, i.ID) {
+		attached = append(attached, map[string]any{"id": v.ID})
 	}
 	is := f.statusOf(i)
-	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"server": map[string]any{
-		"id": id, "name": id, "status": is.status, "tenant_id": Project, "user_id": User, "metadata": map[string]string{},
+	return map[string]any{
+		"id": i.ID, "name": i.ID, "status": is.status, "tenant_id": Project, "user_id": User, "metadata": map[string]string{},
 		"created": i.LaunchedAt.UTC().Format(time.RFC3339), "updated": i.LaunchedAt.UTC().Format(time.RFC3339),
 		"OS-EXT-STS:task_state": orNull(is.task), "OS-EXT-AZ:availability_zone": i.Zone,
 		"os-extended-volumes:volumes_attached": attached,
-	}}}, nil
+	}
+}
+
+// held are the volumes of a server, as a read shows them.
+func held(r *rest.Request, server string) []cloud.Volume {
+	return slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool {
+		return len(v.Attachments) == 0 || v.Attachments[0].Instance != server
+	})
+}
+
+func (f *Front) listServers(r *rest.Request) (rest.Answer, error) {
+	views := []map[string]any{}
+	for _, i := range r.Instances() {
+		if i.State != cloud.Terminated {
+			views = append(views, f.viewServer(r, i))
+		}
+	}
+	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"servers": views}}, nil
+}
+
+func (f *Front) listServerAttachments(r *rest.Request) (rest.Answer, error) {
+	server := r.HTTP.PathValue("server")
+	views := []map[string]any{}
+	for _, v := range held(r, server) {
+		views = append(views, map[string]any{"id": v.ID, "volumeId": v.ID, "serverId": server, "device": v.Attachments[0].Device})
+	}
+	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"volumeAttachments": views}}, nil
 }
 
 // attach begins to attach a volume. The device in the answer is Nova's guess, as it is at clouds.
@@ -163,7 +190,7 @@ func (f *Front) detach(r *rest.Request) (rest.Answer, error) {
 
 // listAttachments is Cinder's own list of them, which has those that are on their way.
 func (f *Front) listAttachments(r *rest.Request) (rest.Answer, error) {
-	if f.cfg.NoAttachments || !microversion(r, 27) {
+	if !microversion(r, 27) {
 		return rest.Answer{}, missing("The resource could not be found.")
 	}
 	volume := r.HTTP.URL.Query().Get("volume_id")

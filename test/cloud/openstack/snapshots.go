@@ -11,7 +11,7 @@ import (
 )
 
 func viewSnapshot(s cloud.Snapshot) map[string]any {
-	word := map[cloud.SnapshotState]string{cloud.SnapshotPending: "creating", cloud.SnapshotCompleted: "available", cloud.SnapshotError: "error"}[s.State]
+	word := map[cloud.SnapshotState]string{cloud.SnapshotPending: "creating", cloud.SnapshotCompleted: "available", cloud.SnapshotError: "error", cloud.SnapshotDeleting: "deleting"}[s.State]
 	return map[string]any{
 		"id": s.ID, "name": s.Tags[tagName], "description": orNull(s.Description), "volume_id": s.VolumeID, "status": word,
 		"size": s.Size / gib, "created_at": stamp(s.StartedAt), "updated_at": nil, "metadata": metadataOf(s.Tags),
@@ -26,10 +26,10 @@ func (f *Front) listSnapshots(r *rest.Request) (rest.Answer, error) {
 	}
 	volume := r.HTTP.URL.Query().Get("volume_id")
 	all := slices.DeleteFunc(r.Snapshots(), func(s cloud.Snapshot) bool {
-		return volume != "" && s.VolumeID != volume || !bears(s.Tags, wanted)
+		return volume != "" && s.VolumeID != volume || !bears(s.Tags, wanted) || !isNamed(r, s.Tags)
 	})
 	slices.Reverse(all)
-	return page(f, r, "snapshots", all, func(s cloud.Snapshot) string { return s.ID }, viewSnapshot, "volume_id", "metadata")
+	return page(f, r, "snapshots", all, func(s cloud.Snapshot) string { return s.ID }, viewSnapshot, "volume_id", "metadata", "name")
 }
 
 func noSnapshot(id string) error { return missing("Snapshot %s could not be found.", id) }
@@ -82,11 +82,11 @@ func (f *Front) createSnapshot(r *rest.Request) (rest.Answer, error) {
 func (f *Front) deleteSnapshot(r *rest.Request) (rest.Answer, error) {
 	id := r.HTTP.PathValue("id")
 	for _, s := range f.cloud.Snapshots() {
-		if s.ID == id && s.State == cloud.SnapshotPending {
+		if s.ID == id && (s.State == cloud.SnapshotPending || s.State == cloud.SnapshotDeleting) {
 			return rest.Answer{}, bad("Invalid snapshot: Snapshot status must be available or error.")
 		}
 	}
-	if err := r.DeleteSnapshot(id); err != nil {
+	if err := r.RetireSnapshot(id); err != nil {
 		return rest.Answer{}, noSnapshot(id)
 	}
 	return rest.Answer{Status: http.StatusAccepted}, nil

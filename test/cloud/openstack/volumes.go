@@ -118,7 +118,7 @@ func (f *Front) SetPage(most int) {
 func page[T any](f *Front, r *rest.Request, kind string, all []T, id func(T) string, view func(T) map[string]any, filters ...string) (rest.Answer, error) {
 	query := r.HTTP.URL.Query()
 	for name := range query {
-		if !slices.Contains(append(filters, "limit", "marker"), name) {
+		if !slices.Contains(append(filters, "limit", "marker", "all_tenants"), name) {
 			return rest.Answer{}, bad("Invalid filters %s are found in query options.", name)
 		}
 	}
@@ -161,9 +161,17 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 	if err != nil {
 		return rest.Answer{}, err
 	}
-	all := slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool { return v.State == cloud.Deleted || !bears(v.Tags, wanted) })
+	all := slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool {
+		return v.State == cloud.Deleted || !bears(v.Tags, wanted) || !isNamed(r, v.Tags)
+	})
 	slices.Reverse(all) // the newest first
-	return page(f, r, "volumes", all, func(v cloud.Volume) string { return v.ID }, func(v cloud.Volume) map[string]any { return f.viewVolume(r, v) }, "metadata")
+	return page(f, r, "volumes", all, func(v cloud.Volume) string { return v.ID }, func(v cloud.Volume) map[string]any { return f.viewVolume(r, v) }, "metadata", "name")
+}
+
+// isNamed tells whether something has the name that a list is asked for, if it is.
+func isNamed(r *rest.Request, tags map[string]string) bool {
+	query := r.HTTP.URL.Query()
+	return !query.Has("name") || query.Get("name") == tags[tagName]
 }
 
 var metadataKey = regexp.MustCompile(`^[a-zA-Z0-9_:. -]{1,255}$`)
@@ -200,10 +208,19 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 		Metadata   map[string]string `json:"metadata"`
 		SnapshotID string            `json:"snapshot_id"`
 		Type       string            `json:"volume_type"`
+
+		// What clients send though they do not want it.
+		Group  *string `json:"consistencygroup_id"`
+		Source *string `json:"source_volid"`
+		Image  *string `json:"imageRef"`
+		Backup *string `json:"backup_id"`
 	}
 	in, err := decode[order](r, "volume")
 	if err != nil {
 		return rest.Answer{}, err
+	}
+	if in.Group != nil || in.Source != nil || in.Image != nil || in.Backup != nil {
+		return rest.Answer{}, bad("a volume from something other than a snapshot is not simulated")
 	}
 	if err := errors.Join(checkMetadata(in.Metadata), checkText(in.Name), checkText(in.Text)); err != nil {
 		return rest.Answer{}, err
