@@ -99,9 +99,9 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 		return nil, func() {}, err
 	}
 
-	// Containers reach their volumes through it; nobody else needs to see what there is.
-	if err := os.MkdirAll(p.published, 0o711); err != nil {
-		return fail(fmt.Errorf("the directory for published volumes cannot be made: %w", err))
+	// The engine binds volumes from it as root. Whoever else got in could run the set-uid programs of containers.
+	if err := makePrivate(p.published); err != nil {
+		return fail(fmt.Errorf("the directory for published volumes cannot be used: %w", err))
 	}
 	lock, err := lockState(p.state, p.proc)
 	if err != nil {

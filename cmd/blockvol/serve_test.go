@@ -122,6 +122,41 @@ func TestServeKnowsItsVolumesAgainAfterKillAndLeavesQuietlyOnSIGTERM(t *testing.
 	assert.NoFileExists(t, m.socket())
 }
 
+// Whatever the umask, and whatever the modes that an earlier version, or an engine, gave to its directories.
+func TestOnlyRootReachesWhatThePluginKeeps(t *testing.T) {
+	umask := syscall.Umask(0)
+	defer syscall.Umask(umask)
+	m := machine{t.TempDir()}
+	published, journal := filepath.Join(m.dir, "published"), filepath.Join(m.state(), "journal")
+	for _, dir := range []string{published, m.state(), journal} {
+		require.NoError(t, os.Mkdir(dir, 0o755))
+	}
+	p := m.start(t)
+	p.says("Serving volumes")
+	status, answer, err := m.call(t, "Create", `{"Name":"db","Opts":{"size":"64MiB"}}`)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status, answer)
+
+	for _, dir := range []string{published, m.state()} {
+		info, err := os.Stat(dir)
+		require.NoError(t, err)
+		assert.Equal(t, os.ModeDir|0o700, info.Mode(), dir)
+	}
+	seen := 0
+	require.NoError(t, filepath.WalkDir(m.dir, func(path string, _ os.DirEntry, err error) error {
+		if err != nil || path == m.dir || path == journal {
+			return err
+		}
+		info, err := os.Lstat(path)
+		if err == nil && info.Mode().Type() != os.ModeSymlink {
+			seen++
+			assert.Zero(t, info.Mode().Perm()&0o077, "%s is %s", path, info.Mode())
+		}
+		return err
+	}))
+	assert.Greater(t, seen, 8, "socket, directories, lock, node, image, record")
+}
+
 func TestWrongSettingsAreTheAnswerToEachCall(t *testing.T) {
 	m := machine{t.TempDir()}
 	p := m.start(t, "PROVIDER=abacus", "TAKEOVER=perhaps")
@@ -189,7 +224,7 @@ func TestAStateDirectoryThatCannotBeWrittenIsExplained(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	_, err := lockState(filepath.Join(file, "state"), "/proc")
-	assert.ErrorContains(t, err, "the state directory cannot be made")
+	assert.ErrorContains(t, err, "the state directory cannot be used")
 }
 
 // BenchmarkStart is the time from the start of the process to its listening.

@@ -17,8 +17,8 @@ import (
 // lockState makes the state directory this process's alone, for as long as the file that it returns is open or the
 // process lives. proc is where the host's /proc is; it serves to name the process that has the directory.
 func lockState(dir, proc string) (*os.File, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("the state directory cannot be made: %w", err)
+	if err := makePrivate(dir); err != nil {
+		return nil, fmt.Errorf("the state directory cannot be used: %w", err)
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -53,6 +53,14 @@ func lockHolder(lock *os.File, proc string) string {
 		}
 	}
 	return ""
+}
+
+// makePrivate makes a directory that only root can enter, and closes one that is there to everyone else.
+func makePrivate(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o700)
 }
 
 var (

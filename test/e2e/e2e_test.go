@@ -178,6 +178,14 @@ func TestTwoContainersOnOneVolume(t *testing.T) {
 	for _, name := range []string{"first", "second"} {
 		e.Docker("run", "--detach", "--name", name, "--volume", "shared:/data", "busybox", "sleep", "1000")
 	}
+	for _, private := range []string{e.State, e.Volumes, filepath.Join(e.Dir, "docker/plugins/*/propagated-mount")} {
+		found, err := filepath.Glob(private)
+		require.NoError(t, err)
+		require.Len(t, found, 1)
+		info, err := os.Stat(found[0])
+		require.NoError(t, err)
+		assert.Equal(t, os.ModeDir|0o700, info.Mode(), "%s is for root alone", found[0])
+	}
 	e.Docker("exec", "first", "sh", "-c", "echo from the first >/data/file")
 	e.Docker("rm", "--force", "first")
 	assert.Equal(t, "from the first", e.Docker("exec", "second", "cat", "/data/file"))
