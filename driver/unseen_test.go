@@ -198,21 +198,26 @@ func TestAPulledDiskOfThisBootIsDetachedAfterARestartToo(t *testing.T) {
 }
 
 func TestADiskOnItsWayOutIsNotReported(t *testing.T) {
+	detaching := func(t *testing.T, w *world, a *machine) {
+		w.setFault(at("host.WaitGone", crashBefore))
+		w.departure = 5 * time.Minute
+		a.containerEnds("1")
+		require.Error(t, a.current.Unmount(within(t), "data", "1"))
+		w.setFault(calm)
+		a.powerOff()
+		w.boot = time.Second
+		a.powerOn()
+	}
 	for name, leave := range map[string]func(t *testing.T, w *world, a *machine){
 		"the answers are older than the detach": func(t *testing.T, w *world, a *machine) {
 			w.setLag(5 * time.Second)
 			mustUnmount(t, a.current, "data", "1")
 			a.current.kill()
 		},
-		"it is being detached": func(t *testing.T, w *world, a *machine) {
-			w.setFault(at("host.WaitGone", crashBefore))
-			w.departure = 5 * time.Minute
-			a.containerEnds("1")
-			require.Error(t, a.current.Unmount(within(t), "data", "1"))
-			w.setFault(calm)
-			a.powerOff()
-			w.boot = time.Second
-			a.powerOn()
+		"it is being detached": detaching,
+		"it is being detached, and the journal has lost it": func(t *testing.T, w *world, a *machine) {
+			detaching(t, w, a)
+			clear(a.journal)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
