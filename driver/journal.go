@@ -4,12 +4,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/mount"
 )
@@ -122,6 +125,8 @@ const (
 	entrySuffix   = ".json"
 	damagedSuffix = ".damaged"
 	partSuffix    = ".part"
+
+	maxEntry = 16 << 20 // bytes; a mount ID takes less than 100
 )
 
 func (dir journalDir) file(name string) string {
@@ -140,24 +145,56 @@ func (dir journalDir) load() ([]*entry, []error, error) {
 		if !strings.HasSuffix(f.Name(), entrySuffix) {
 			continue
 		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, nil, fmt.Errorf("the journal cannot be read: %w", err)
-		}
-		e, err := decodeEntry(data)
+		e, err := readEntry(path)
 		if err == nil && dirOf(e.Name)+entrySuffix != f.Name() {
 			err = fmt.Errorf("it speaks of volume %q", e.Name)
 		}
-		if err != nil {
-			damaged = append(damaged, fmt.Errorf("%s: %w", path, err))
-			if err := os.Rename(path, path+damagedSuffix); err != nil {
-				damaged = append(damaged, fmt.Errorf("it could not be set aside: %w", err))
-			}
+		if err == nil {
+			entries = append(entries, e)
 			continue
 		}
-		entries = append(entries, e)
+		damaged = append(damaged, fmt.Errorf("%s: %w", path, err))
+		if err := setAside(path); err != nil {
+			damaged = append(damaged, fmt.Errorf("%s could not be set aside: %w", path, err))
+		}
 	}
 	return entries, damaged, nil
+}
+
+// readEntry reads an entry from a regular file. It never blocks, whatever has the file's name.
+func readEntry(path string) (*entry, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("not a file but %s", info.Mode().Type())
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxEntry))
+	if err != nil {
+		return nil, err
+	}
+	return decodeEntry(data)
+}
+
+// setAside renames a damaged entry to a name that no earlier one has.
+func setAside(path string) error {
+	aside := path + damagedSuffix
+	for n := 2; ; n++ {
+		_, err := os.Lstat(aside)
+		if errors.Is(err, fs.ErrNotExist) {
+			return os.Rename(path, aside)
+		}
+		if err != nil {
+			return err
+		}
+		aside = fmt.Sprintf("%s%s.%d", path, damagedSuffix, n)
+	}
 }
 
 // decodeEntry reads an entry and checks that it can be acted upon.
@@ -205,7 +242,10 @@ func (dir journalDir) remove(name string) error {
 // replaceFile makes data the file's content, durably: after a crash the old or the new content is there, whole.
 func replaceFile(path string, data []byte) error {
 	part := path + partSuffix
-	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) { // what a crash has left, or whatever it is
+		return err
+	}
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

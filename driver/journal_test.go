@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -66,6 +67,86 @@ func TestADamagedEntryIsSetAsideAndTheOthersStand(t *testing.T) {
 	_, damaged, err = j.load()
 	require.NoError(t, err)
 	assert.Empty(t, damaged, "it is reported once")
+}
+
+func TestWhateverStandsInTheJournalHarmsOneVolumeOnly(t *testing.T) {
+	for name, make := range map[string]func(path string) error{
+		"a directory":       func(path string) error { return os.Mkdir(path, 0o700) },
+		"a link to nothing": func(path string) error { return os.Symlink("nowhere", path) },
+		"a link to an entry": func(path string) error {
+			elsewhere := filepath.Join(filepath.Dir(path), "elsewhere")
+			content := []byte(`{"version":1,"boot":"boot","name":"bad","volume":"v","serial":"s"}`)
+			return errors.Join(os.WriteFile(elsewhere, content, 0o600), os.Symlink(elsewhere, path))
+		},
+		"a pipe": func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"a pipe that somebody writes to": func(path string) error {
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				return err
+			}
+			writer, err := os.OpenFile(path, os.O_RDWR, 0)
+			t.Cleanup(func() { assert.NoError(t, writer.Close()) })
+			return err
+		},
+		"a device":            func(path string) error { return unix.Mknod(path, unix.S_IFCHR|0o600, 5<<8) }, // /dev/tty
+		"a file out of order": func(path string) error { return os.WriteFile(path, []byte{0}, 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "journal")
+			j, err := openJournal(dir)
+			require.NoError(t, err)
+			require.NoError(t, j.put(testEntry("good", "1")))
+			path := filepath.Join(dir, "bad.json")
+			if err := make(path); errors.Is(err, unix.EPERM) {
+				t.Skip("making a device needs root")
+			} else {
+				require.NoError(t, err)
+			}
+			require.NoError(t, os.WriteFile(path+".damaged", []byte("the first"), 0o600))
+			require.NoError(t, os.WriteFile(path+".damaged.2", []byte("the second"), 0o600))
+
+			entries, damaged, err := j.load()
+			require.NoError(t, err)
+			assert.Equal(t, []*entry{testEntry("good", "1")}, entries)
+			require.Len(t, damaged, 1)
+			assert.Contains(t, damaged[0].Error(), path)
+			_, err = os.Lstat(path + ".damaged.3")
+			require.NoError(t, err, "evidence is kept")
+			for file, content := range map[string]string{".damaged": "the first", ".damaged.2": "the second"} {
+				kept, err := os.ReadFile(path + file)
+				require.NoError(t, err)
+				assert.Equal(t, content, string(kept), "earlier evidence is kept too")
+			}
+
+			require.NoError(t, j.put(testEntry("bad", "2")), "its volume can be used again")
+			require.NoError(t, make(path+".part"))
+			require.NoError(t, j.put(testEntry("bad", "3")), "though that is in the way of the next write")
+			entries, damaged, err = j.load()
+			require.NoError(t, err)
+			assert.Empty(t, damaged)
+			assert.ElementsMatch(t, []*entry{testEntry("good", "1"), testEntry("bad", "3")}, entries)
+		})
+	}
+}
+
+func TestAnEntryThatCannotBeReadOrMovedHarmsOneVolumeOnly(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting a file that cannot be read needs root")
+	}
+	dir := filepath.Join(t.TempDir(), "journal")
+	j, err := openJournal(dir)
+	require.NoError(t, err)
+	require.NoError(t, j.put(testEntry("good", "1")))
+	require.NoError(t, j.put(testEntry("bad", "2")))
+	bad := filepath.Join(dir, "bad.json")
+	require.NoError(t, unix.Mount("/proc/self/mem", bad, "", unix.MS_BIND, "")) // EIO at its first byte
+	t.Cleanup(func() { assert.NoError(t, unix.Unmount(bad, 0)) })
+	entries, damaged, err := j.load()
+	require.NoError(t, err)
+	assert.Equal(t, []*entry{testEntry("good", "1")}, entries)
+	require.Len(t, damaged, 2)
+	require.ErrorIs(t, damaged[0], unix.EIO)
+	assert.ErrorContains(t, damaged[1], bad+" could not be set aside")
+	require.NoError(t, j.put(testEntry("good", "3")))
 }
 
 func TestAJournalOnAReadOnlyOrFullDiskSaysSo(t *testing.T) {
