@@ -167,7 +167,7 @@ func readEntry(path string) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	info, err := f.Stat()
 	switch {
 	case err != nil:

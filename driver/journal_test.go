@@ -70,7 +70,7 @@ func TestADamagedEntryIsSetAsideAndTheOthersStand(t *testing.T) {
 }
 
 func TestWhateverStandsInTheJournalHarmsOneVolumeOnly(t *testing.T) {
-	for name, make := range map[string]func(path string) error{
+	for name, put := range map[string]func(path string) error{
 		"a directory":       func(path string) error { return os.Mkdir(path, 0o700) },
 		"a link to nothing": func(path string) error { return os.Symlink("nowhere", path) },
 		"a link to an entry": func(path string) error {
@@ -96,7 +96,7 @@ func TestWhateverStandsInTheJournalHarmsOneVolumeOnly(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, j.put(testEntry("good", "1")))
 			path := filepath.Join(dir, "bad.json")
-			if err := make(path); errors.Is(err, unix.EPERM) {
+			if err := put(path); errors.Is(err, unix.EPERM) {
 				t.Skip("making a device needs root")
 			} else {
 				require.NoError(t, err)
@@ -118,7 +118,7 @@ func TestWhateverStandsInTheJournalHarmsOneVolumeOnly(t *testing.T) {
 			}
 
 			require.NoError(t, j.put(testEntry("bad", "2")), "its volume can be used again")
-			require.NoError(t, make(path+".part"))
+			require.NoError(t, put(path+".part"))
 			require.NoError(t, j.put(testEntry("bad", "3")), "though that is in the way of the next write")
 			entries, damaged, err = j.load()
 			require.NoError(t, err)
@@ -145,7 +145,7 @@ func TestAnEntryThatCannotBeReadOrMovedHarmsOneVolumeOnly(t *testing.T) {
 	assert.Equal(t, []*entry{testEntry("good", "1")}, entries)
 	require.Len(t, damaged, 2)
 	require.ErrorIs(t, damaged[0], unix.EIO)
-	assert.ErrorContains(t, damaged[1], bad+" could not be set aside")
+	require.ErrorContains(t, damaged[1], bad+" could not be set aside")
 	require.NoError(t, j.put(testEntry("good", "3")))
 }
 

@@ -54,8 +54,8 @@ func serveCommand() *cobra.Command {
 // and rollback it stays below the 10 s between an engine's SIGTERM and SIGKILL.
 const closing = time.Second
 
-// serve listens first of all, as engines give up on a plugin that does not. Whatever keeps it from serving volumes after
-// that is the answer to each call.
+// serve listens and answers first of all, as engines give up on a plugin that does not. Whatever keeps it from serving volumes
+// after that is the answer to each call.
 func serve(ctx context.Context, p options, getenv func(string) string) error {
 	// A log that nobody reads any more is no reason to die.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -70,16 +70,26 @@ func serve(ctx context.Context, p options, getenv func(string) string) error {
 	}
 	log.WithFields(logrus.Fields{"version": buildVersion(), "socket": p.socket}).Info("Listening")
 
-	volumes, release := plugin.Volumes(nil), func() {}
-	if err = wrong; err == nil {
-		volumes, release, err = open(p, s, getenv, stop, log)
-	}
-	if err != nil {
-		log.WithError(err).Error("No volumes can be served, each call is answered with the reason")
-		volumes = plugin.Broken(err)
-	}
+	opened := make(chan func(), 1)
+	volumes := plugin.Opening(func() plugin.Volumes {
+		volumes, release, err := plugin.Volumes(nil), func() {}, wrong
+		if err == nil {
+			volumes, release, err = open(p, s, getenv, stop, log)
+		}
+		opened <- release
+		if err != nil {
+			log.WithError(err).Error("No volumes can be served, each call is answered with the reason")
+			return plugin.Broken(err)
+		}
+		return volumes
+	})
 	err = plugin.New(plugin.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Log: log}).Serve(ctx, l)
-	release()
+	select {
+	case release := <-opened:
+		release()
+	case <-time.After(closing):
+		log.Warn("What hung in the start is left behind")
+	}
 	log.Info("Stopped; what is mounted stays mounted")
 	return err
 }

@@ -183,6 +183,30 @@ func TestAWrongSettingOfTheProviderIsTheAnswerToo(t *testing.T) {
 	assert.Contains(t, answer["Err"], "LOCAL_OVERCOMMIT")
 }
 
+// A pipe in place of a file lets its reader wait for ever, as a disk does that hangs.
+func TestAStartThatHangsIsTheAnswerToEachCall(t *testing.T) {
+	m := machine{t.TempDir()}
+	require.NoError(t, os.Mkdir(m.state(), 0o700))
+	require.NoError(t, syscall.Mkfifo(filepath.Join(m.state(), "node"), 0o600))
+	p := m.start(t)
+	status, answer, err := m.call(t, "Capabilities", `{}`)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusOK, status, answer)
+	_, answer, err = m.call(t, "List", `{}`)
+	require.NoError(t, err)
+	assert.Contains(t, answer["Err"], "is not ready yet")
+	_, answer, err = m.call(t, "Get", `{"Name":"db"}`)
+	require.Error(t, err, "answered %v: an engine would take the volume for gone", answer)
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	p.ends()
+
+	require.NoError(t, os.Remove(filepath.Join(m.state(), "node")))
+	m.start(t)
+	status, answer, err = m.call(t, "List", `{}`)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusOK, status, answer)
+}
+
 func TestAStateDirectoryServesOneProcessOnly(t *testing.T) {
 	first, second := machine{t.TempDir()}, machine{t.TempDir()}
 	p := first.start(t)
