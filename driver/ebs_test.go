@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 
 // floorsOnEBS are floors for runs on the simulated EC2.
 var floorsOnEBS = figures{
-	"mounts": 350, "unmounts": 230, "takeovers": 10, "formats": 45, "crashes": 300, "releases": 350, "removes": 35,
+	"mounts": 350, "unmounts": 230, "takeovers": 10, "formats": 45, "crashes": 200, "releases": 350, "removes": 35,
 	"throttled calls": 500, "stale reads": 500,
 }
 
@@ -297,7 +297,7 @@ func (r *region) DeleteDisk(id string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, m := range w.machines {
-		if m.mounts[w.disks[id].Serial] != nil {
+		if m.on(deviceOf(w.disks[id])) != nil {
 			w.violate("%s was deleted while %s has it mounted", w.disks[id].Name, m.name)
 		}
 	}
@@ -333,6 +333,7 @@ func (r *region) Attach(instance, id string) error {
 		return fmt.Errorf("%s is held by %s", d.Name, d.Attachment.Node)
 	}
 	w.disks[id].Attachment = providers.Attachment{Node: instance, State: providers.Attached}
+	w.disks[id].plugged++
 	return nil
 }
 
@@ -340,7 +341,7 @@ func (r *region) Detach(instance, id string, force bool) error {
 	w := r.world
 	w.mu.Lock()
 	m, d, departure := w.machines[instance], w.disks[id], w.departure
-	if !force && m.mounts[d.Serial] != nil && r.askedBy[id] != instance { // it was stopped when that was decided, and does not lose it
+	if !force && m.on(deviceOf(d)) != nil && r.askedBy[id] != instance { // it was stopped when that was decided, and does not lose it
 		r.late++
 		w.mu.Unlock()
 		return cloud.ErrDeviceBusy

@@ -55,7 +55,7 @@ type figures map[string]int
 
 // floors are what runs come to at least, in 1,000 steps: a run in which hardly anything succeeds shows nothing.
 var floors = figures{
-	"mounts": 350, "unmounts": 230, "takeovers": 2, "formats": 45, "crashes": 300, "releases": 350, "removes": 35,
+	"mounts": 350, "unmounts": 230, "takeovers": 2, "formats": 45, "crashes": 200, "releases": 350, "removes": 35,
 }
 
 // seeds carries out runs in one kind of world, each in a bubble of its own, and sees to it that enough came to pass in them.
@@ -124,13 +124,25 @@ type trial struct {
 	engines []*engine
 	names   []string
 	options func(*Config)
+
+	// Guarded by w.mu.
+	cutOff   map[string]time.Time // by machine: until when it does not reach the cloud
+	readOnly map[string]time.Time // by machine: until when its state directory cannot be written
 }
 
 func random(t *testing.T, seed uint64, w *world) {
 	rng := rand.New(rand.NewPCG(seed, 2))
-	r := &trial{T: t, w: w, names: []string{"one", "two", "three", "four" + strings.Repeat("-", 200)}} // the last is too long for a directory's name
+	r := &trial{
+		T: t, w: w, names: []string{"one", "two", "three", "four" + strings.Repeat("-", 200)}, // the last is too long for a directory's name
+		cutOff: map[string]time.Time{}, readOnly: map[string]time.Time{},
+	}
 	w.latency, w.removed = 2*time.Second, map[string]bool{}
 	takeover := []Takeover{TakeoverNever, TakeoverStopped}[seed%2]
+	if _, own := w.cloud.(ownCloud); own {
+		// Not on EC2: there the simulation takes each disk that is taken from a running node for a violation.
+		takeover = []Takeover{TakeoverNever, TakeoverStopped, TakeoverAlways, TakeoverStopped}[seed%4]
+		w.failing = []float64{0, 0.05}[rng.IntN(2)]
+	}
 	r.options = func(c *Config) { c.Takeover, c.Glance = takeover, time.Duration(seed%4)*10*time.Second }
 	if seed%3 == 0 {
 		w.lag = func() time.Duration { return time.Duration(w.dice("lag").Int64N(int64(5 * time.Second))) }
@@ -142,6 +154,7 @@ func random(t *testing.T, seed uint64, w *world) {
 				e.m.current.kill()
 			}
 		})
+		e.m.slots = []int{0, 0, 2, 3}[rng.IntN(4)]
 		e.m.start(t, r.options)
 		r.engines = append(r.engines, e)
 	}
@@ -166,15 +179,25 @@ func random(t *testing.T, seed uint64, w *world) {
 // faults decides what goes wrong, and how often, in this run.
 func (r *trial) faults(rng *rand.Rand) {
 	often := []float64{0.005, 0.02, 0.05, 0.15}[rng.IntN(4)]
-	kinds := []fault{failBefore, failBefore, failAfter, failAfter, hang, crashBefore, crashAfter}
+	kinds := []fault{failBefore, failBefore, failAfter, failAfter, hang, late, stuck, crashBefore, crashAfter}
 	r.w.setFault(func(node, call string) fault {
+		cloud, journal := strings.HasPrefix(call, "cloud."), strings.HasPrefix(call, "journal.")
+		now := time.Now()
+		if cloud && now.Before(r.cutOff[node]) || journal && now.Before(r.readOnly[node]) {
+			return failBefore
+		}
 		dice := r.w.dice("fault", node, call)
 		if dice.Float64() >= often {
 			return noFault
 		}
 		f := kinds[dice.IntN(len(kinds))]
-		if f == hang && !strings.HasPrefix(call, "cloud.") {
-			f = failBefore
+		switch {
+		case f == hang && !cloud:
+			return failBefore
+		case f == late && !slices.Contains([]string{"cloud.Attach", "cloud.Detach", "cloud.Mark", "cloud.Delete", "cloud.Forget"}, call):
+			return failAfter
+		case f == stuck && !slices.Contains([]string{"host.Publish", "host.Unpublish", "host.Format mkfs"}, call):
+			return failBefore
 		}
 		return f
 	})
@@ -257,7 +280,39 @@ func (r *trial) befall(e *engine, rng *rand.Rand) {
 	case p < 8: // disable -f: the plugin ends and its mounts are taken from the host, not from the containers
 		l.kill()
 		e.m.engineTakesMounts()
-	case p < 11:
+	case p < 11: // dockerd is killed: its next life ends the containers, and starts some anew under the same mount IDs
+		r.w.note("crashes of dockerd")
+		l.kill()
+		e.m.engineTakesMounts()
+		time.Sleep(time.Duration(rng.Int64N(int64(5 * time.Second))))
+		r.revive(e)
+		again := e.m.current
+		time.Sleep(time.Duration(rng.Int64N(int64(5 * time.Second))))
+		for _, id := range e.ids("") {
+			e.mu.Lock()
+			name := e.running[id]
+			delete(e.running, id)
+			e.mu.Unlock()
+			e.m.containerEnds(id)
+			if rng.IntN(2) == 0 {
+				r.mount(e, again, name, id, 25*time.Second)
+			}
+		}
+	case p < 15: // a partition
+		r.w.mu.Lock()
+		r.cutOff[e.m.name] = time.Now().Add(time.Duration(rng.Int64N(int64(5 * time.Minute))))
+		r.w.mu.Unlock()
+	case p < 18: // EROFS
+		r.w.mu.Lock()
+		r.readOnly[e.m.name] = time.Now().Add(time.Duration(rng.Int64N(int64(5 * time.Minute))))
+		r.w.mu.Unlock()
+	case p < 23: // a process works in what is mounted
+		r.w.mu.Lock()
+		for _, s := range e.m.mounts {
+			s.busy = time.Now().Add(time.Duration(rng.Int64N(int64(time.Minute))))
+		}
+		r.w.mu.Unlock()
+	case p < 26:
 		r.w.note("power losses")
 		e.mu.Lock()
 		l.dead.Store(true)
@@ -305,6 +360,10 @@ func (r *trial) tryRun(e *engine, name string, rng *rand.Rand) bool {
 	if rng.IntN(4) == 0 {
 		limit = time.Duration(rng.Int64N(int64(limit)))
 	}
+	return r.mount(e, l, name, id, limit)
+}
+
+func (r *trial) mount(e *engine, l *life, name, id string, limit time.Duration) bool {
 	r.w.note("mounts tried")
 	err := r.call(l, limit, func(ctx context.Context) error { _, err := l.Mount(ctx, name, id); return err })
 	e.mu.Lock()
@@ -408,9 +467,22 @@ func (m *machine) writes(id string) {
 	}
 }
 
+// writable tells whether the container's file system is on a disk that is still there.
+func (m *machine) writable(id string) bool {
+	for _, s := range m.mounts {
+		if s.containers[id] {
+			return s.live(m)
+		}
+	}
+	return false
+}
+
 // end leaves everything alone, ends all containers, and checks that nothing is left.
 func (r *trial) end() {
 	r.w.setFault(calm)
+	r.w.mu.Lock()
+	r.w.failing = 0
+	r.w.mu.Unlock()
 	for _, e := range r.engines {
 		if e.m.current == nil {
 			e.m.powerOn()
@@ -440,7 +512,16 @@ func (r *trial) end() {
 	time.Sleep(10 * time.Minute)
 	r.w.check(r.T, r.engines)
 	synctest.Wait()
+	reported := map[string]bool{}
 	for _, e := range r.engines {
+		for _, v := range r.w.cloud.volumes() {
+			// Excluded: an attach, believed to be one of before since the cloud's answer was old, failed, and the plugin died then.
+			// No device tells whose the disk is, so it is reported and left to the operator.
+			if e.m.current.isAbsent(v) && v.HeldBy(e.m.name) {
+				r.w.note("left to the operator")
+				reported[v.ID] = true
+			}
+		}
 		assert.Empty(r, e.m.journal, "journal of %s", e.m.name)
 		assert.Empty(r, e.m.mounts, "file systems on %s", e.m.name)
 		for _, v := range e.m.current.volumes {
@@ -449,7 +530,7 @@ func (r *trial) end() {
 		require.NoError(r, e.m.current.Close(context.Background()))
 	}
 	for _, v := range r.w.cloud.volumes() {
-		assert.False(r, v.Held(), "%s is held by %s", v.Name, v.Attachment.Node)
+		assert.False(r, v.Held() && !reported[v.ID], "%s is held by %s", v.Name, v.Attachment.Node)
 		d := r.w.disks[v.ID]
 		assert.False(r, d.half && (d.data || v.Record[recFormatted] != ""), "%s is formatted by half and passes for whole", v.Name)
 	}
@@ -463,7 +544,7 @@ func (w *world) check(t *testing.T, engines []*engine) {
 	for _, d := range w.disks {
 		holders := 0
 		for _, m := range w.machines {
-			if m.mounts[d.Serial] != nil {
+			if s := m.mounts[d.Serial]; s != nil && s.live(m) {
 				holders++
 			}
 		}
@@ -476,6 +557,9 @@ func (w *world) check(t *testing.T, engines []*engine) {
 	}
 	for _, e := range engines {
 		for id, name := range e.running {
+			if !e.m.writable(id) { // the disk was taken away, by force or by hand
+				continue
+			}
 			if entry := e.m.journal[name]; assert.NotNil(t, entry, "the journal of %s lost %s", e.m.name, name) {
 				assert.True(t, entry.has(id), "the journal of %s lost mount ID %s of %s", e.m.name, id, name)
 			}

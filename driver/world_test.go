@@ -40,6 +40,7 @@ type world struct {
 	latency   time.Duration                 // of each call to the cloud, at most
 	arrival   time.Duration                 // until an attached device is in the kernel
 	departure time.Duration                 // from when a detached device has left the kernel until the cloud is done
+	failing   float64                       // the part of attaches that the cloud cannot carry out, and of questions who the node is
 	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
 	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
 
@@ -82,13 +83,16 @@ type disk struct {
 	born    time.Time // when it was made
 	owned   bool      // bears our mark
 	until   time.Time // when a detach is done
+	plugged int       // how often it was attached: each time its device is another
 }
 
 // machine is a node: its kernel, and the lives of the plugin on it.
 type machine struct {
 	world      *world
 	name, zone string
-	life       providers.Life
+	life, was  providers.Life
+	changed    time.Time // when its life did
+	slots      int       // how many disks it can have; 0 for any number
 	boot       int
 	mounts     map[string]*superblock // by serial: what the kernel holds
 	journal    map[string]*entry
@@ -102,6 +106,14 @@ type superblock struct {
 	containers map[string]bool // private mounts of containers, by mount ID
 	size       int64           // bytes
 	activity   int
+	plugged    int       // the disk's when it was mounted
+	busy       time.Time // until when a process works in it, so that it cannot be unmounted
+}
+
+// live tells whether the device that the file system was mounted from is still in the machine's kernel.
+func (s *superblock) live(m *machine) bool {
+	d := s.disk
+	return s.plugged == d.plugged && d.HeldBy(m.name) && d.Attachment.State != providers.Detaching && m.world.disks[d.ID] == d
 }
 
 func (s *superblock) held() bool { return s.dir != "" || len(s.containers) > 0 }
@@ -123,6 +135,8 @@ const (
 	hang
 	crashBefore
 	crashAfter
+	late  // the answer is an error, and the cloud does it yet
+	stuck // the kernel keeps the call for minutes, whatever its context says
 )
 
 var (
@@ -216,7 +230,7 @@ func (m *machine) powerOff() {
 		m.current = nil
 	}
 	m.world.mu.Lock()
-	m.life = providers.Stopped
+	m.life, m.was, m.changed = providers.Stopped, m.life, time.Now()
 	m.mounts = map[string]*superblock{}
 	m.boot++
 	m.world.mu.Unlock()
@@ -227,7 +241,7 @@ func (m *machine) powerOff() {
 func (m *machine) powerOn() {
 	m.world.cloud.powerOn(m.name)
 	m.world.mu.Lock()
-	m.life = providers.Running
+	m.life, m.was, m.changed = providers.Running, m.life, time.Now()
 	boot := m.world.boot
 	m.world.mu.Unlock()
 	time.Sleep(boot)
@@ -282,6 +296,18 @@ func (l *life) suffer(ctx context.Context, call string, f fault, effect func() e
 	case hang:
 		<-ctx.Done()
 		return ctx.Err()
+	case late:
+		go func() {
+			time.Sleep(time.Duration(w.dice("late", call).Int64N(int64(8 * time.Second)))) // within what the driver calls lag
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.passTime()
+			defer w.recordMoment(call)
+			_ = effect()
+		}()
+		return errInjected
+	case stuck:
+		time.Sleep(time.Duration(w.dice("stuck", call).Int64N(int64(5 * time.Minute))))
 	case crashBefore:
 		l.dead.Store(true)
 		return errDead
@@ -396,13 +422,21 @@ func (c ownCloud) volumes() (all []*providers.Volume) {
 type fakeProvider struct{ *life }
 
 func (p *fakeProvider) Node(ctx context.Context) (providers.Node, error) {
+	w := p.machine.world
+	if w.failing > 0 && w.dice("node", p.machine.name).Float64() < w.failing {
+		return providers.Node{}, errInjected
+	}
 	return providers.Node{ID: p.machine.name, Zone: p.machine.zone}, ctx.Err()
 }
 
 func (p *fakeProvider) NodeState(ctx context.Context, node string) (s providers.NodeState, err error) {
 	err = p.do(ctx, "cloud.NodeState", func() error {
 		if m := p.machine.world.machines[node]; m != nil {
-			s = providers.NodeState{Life: m.life, Evidence: fmt.Sprintf("machine %s is %s", node, m.life)}
+			life := m.life
+			if w := p.machine.world; w.lag != nil && time.Since(m.changed) < min(w.lag(), 2*time.Second) {
+				life = m.was
+			}
+			s = providers.NodeState{Life: life, Evidence: fmt.Sprintf("machine %s is %s", node, life)}
 		} else {
 			s = providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("there is no machine %s", node)}
 		}
@@ -544,8 +578,21 @@ func (p *fakeProvider) Attach(ctx context.Context, id string) error {
 		case d.Held():
 			return &providers.HeldError{Volume: id, Node: d.Attachment.Node}
 		}
+		attached := 0
+		for _, other := range p.machine.world.disks {
+			if other.HeldBy(p.machine.name) {
+				attached++
+			}
+		}
+		if p.machine.slots > 0 && attached >= p.machine.slots {
+			return providers.ErrAttachLimit
+		}
 		d.Attachment = providers.Attachment{Node: p.machine.name, State: providers.Attached}
 		d.present = time.Now().Add(p.machine.world.arrival)
+		d.plugged++
+		if p.machine.world.dice("attach", id).Float64() < p.machine.world.failing {
+			d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the hypervisor refuses"
+		}
 		return nil
 	})
 }
@@ -585,7 +632,7 @@ func (w *world) mayDelete(d *disk) {
 // mayLose notes it as a violation if the machine's kernel holds a file system on a disk that is being detached from it.
 func (m *machine) mayLose(d *disk, force bool) (may bool) {
 	switch {
-	case m.mounts[d.Serial] == nil:
+	case m.on(deviceOf(d)) == nil:
 		return true
 	case force:
 		m.world.violate("%s was taken by force from %s, which has it mounted", d.Name, m.name)
@@ -642,7 +689,7 @@ func (h *fakeHost) attached(serial string) *disk {
 }
 
 func deviceOf(d *disk) mount.Device {
-	return mount.Device{Name: d.Serial, Path: "/dev/" + d.Serial, Major: 7, Minor: 1, Size: d.Size, Serial: d.Serial}
+	return mount.Device{Name: d.Serial, Path: "/dev/" + d.Serial, Major: 7, Minor: uint32(d.plugged), Size: d.Size, Serial: d.Serial}
 }
 
 func (h *fakeHost) Find(ctx context.Context, serial string) (dev mount.Device, err error) {
@@ -701,7 +748,7 @@ func (h *fakeHost) WaitGone(ctx context.Context, serial string) error {
 }
 
 func (h *fakeHost) WaitFree(ctx context.Context, dev mount.Device) error {
-	err := h.until(ctx, "host.WaitFree", func() bool { return h.machine.mounts[dev.Serial] == nil })
+	err := h.until(ctx, "host.WaitFree", func() bool { return h.machine.on(dev) == nil })
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%w: the kernel holds a file system on %s", mount.ErrBusy, dev.Path)
 	}
@@ -787,13 +834,21 @@ func (h *fakeHost) Publish(ctx context.Context, dev mount.Device, dir string, sp
 			return mount.ErrWrongFS
 		}
 		for _, m := range h.machine.world.machines {
-			if m != h.machine && m.mounts[d.Serial] != nil && h.takeover != TakeoverAlways {
+			if m != h.machine && m.on(deviceOf(d)) != nil && h.takeover != TakeoverAlways {
 				h.machine.world.violate("%s mounted %s, which %s has mounted", h.machine.name, d.Name, m.name)
 			}
 		}
-		s := h.machine.mounts[d.Serial]
+		for _, s := range h.machine.mounts {
+			if s.dir == dir && (s.disk != d || s.plugged != d.plugged) {
+				return mount.ErrOccupied
+			}
+		}
+		s := h.machine.on(dev)
 		if s == nil {
-			s = &superblock{disk: d, containers: map[string]bool{}, size: d.Size}
+			if dead := h.machine.mounts[d.Serial]; dead != nil { // its device was taken away, or was another disk's
+				h.machine.mounts[fmt.Sprintf("%s/%s/%d", d.Serial, dead.disk.ID, dead.plugged)] = dead
+			}
+			s = &superblock{disk: d, containers: map[string]bool{}, size: d.Size, plugged: d.plugged}
 			h.machine.mounts[d.Serial] = s
 		}
 		s.dir, s.size = dir, d.Size
@@ -804,7 +859,7 @@ func (h *fakeHost) Publish(ctx context.Context, dev mount.Device, dir string, sp
 
 func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error) {
 	err = h.do(ctx, "host.Grow", func() error {
-		s := h.machine.mounts[dev.Serial]
+		s := h.machine.on(dev)
 		if s == nil || s.dir != dir {
 			return mount.ErrOccupied
 		}
@@ -818,6 +873,9 @@ func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grow
 func (h *fakeHost) Unpublish(ctx context.Context, dir string) error {
 	return h.do(ctx, "host.Unpublish", func() error {
 		for _, s := range h.machine.mounts {
+			if s.dir == dir && time.Now().Before(s.busy) {
+				return mount.ErrBusy
+			}
 			if s.dir == dir {
 				s.dir = ""
 			}
@@ -827,6 +885,16 @@ func (h *fakeHost) Unpublish(ctx context.Context, dir string) error {
 	})
 }
 
+// on returns the file system that the kernel holds on the device.
+func (m *machine) on(dev mount.Device) *superblock {
+	for _, s := range m.mounts {
+		if s.disk.Serial == dev.Serial && uint32(s.plugged) == dev.Minor {
+			return s
+		}
+	}
+	return nil
+}
+
 // settle lets the kernel drop the file systems that nothing has mounted.
 func (m *machine) settle() {
 	maps.DeleteFunc(m.mounts, func(_ string, s *superblock) bool { return !s.held() })
@@ -834,7 +902,7 @@ func (m *machine) settle() {
 
 func (h *fakeHost) IsPublished(ctx context.Context, dir string, dev mount.Device) (up bool, err error) {
 	err = h.do(ctx, "host.IsPublished", func() error {
-		s := h.machine.mounts[dev.Serial]
+		s := h.machine.on(dev)
 		up = s != nil && s.dir == dir
 		return nil
 	})
@@ -843,7 +911,7 @@ func (h *fakeHost) IsPublished(ctx context.Context, dir string, dev mount.Device
 
 func (h *fakeHost) InUse(ctx context.Context, dev mount.Device) (used bool, err error) {
 	err = h.do(ctx, "host.InUse", func() error {
-		s := h.machine.mounts[dev.Serial]
+		s := h.machine.on(dev)
 		used = s != nil && len(s.containers) > 0
 		return nil
 	})
@@ -856,7 +924,7 @@ func (h *fakeHost) Activity(dev mount.Device) (string, error) {
 	w := h.machine.world
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if s := h.machine.mounts[dev.Serial]; s != nil {
+	if s := h.machine.on(dev); s != nil {
 		return strconv.Itoa(s.activity), nil
 	}
 	return "", mount.ErrNoDevice
@@ -905,7 +973,7 @@ func (m *machine) container(name, id string) bool {
 			if d := m.world.byName(name); d != nil && d != s.disk {
 				m.world.violate("the path of %s on %s shows disk %s, and the volume is %s", name, m.name, s.disk.ID, d.ID)
 			}
-			if is := m.world.written[s.disk.ID]; s.disk.content != is {
+			if is := m.world.written[s.disk.ID]; s.disk.content != is && s.live(m) {
 				m.world.violate("the path of %s on %s shows data %q, where %q was written last", name, m.name, s.disk.content, is)
 			}
 			m.write(s, id)
@@ -918,7 +986,7 @@ func (m *machine) container(name, id string) bool {
 // write is what a container does that has the file system. What it writes to a disk that was taken away is not there, and it
 // is told so.
 func (m *machine) write(s *superblock, id string) {
-	if !s.disk.HeldBy(m.name) || s.disk.Attachment.State == providers.Detaching || m.world.disks[s.disk.ID] != s.disk {
+	if !s.live(m) {
 		return
 	}
 	s.disk.content = fmt.Sprintf("%s at %d", id, time.Now().UnixNano())
