@@ -167,7 +167,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 	if !isID.MatchString(node) || !isID.MatchString(id) {
 		return ctx.Err() // such a node holds nothing
 	}
-	for retry := (pace.Backoff{Most: time.Second}); ; {
+	for retry := (pace.Backoff{Most: 500 * time.Millisecond}); ; {
 		err := p.inLine(ctx, node, func(ctx context.Context) error { return p.detach(ctx, id, node) })
 		if !errors.Is(err, errStale) {
 			return err
