@@ -24,16 +24,42 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	err = p.change(ctx, node.ID, func(ctx context.Context) error {
-		_, err := call(ctx, p, fmt.Sprintf("to attach volume %s to server %s", id, node.ID), func(ctx context.Context, s *session) (*volumeattach.VolumeAttachment, error) {
-			return volumeattach.Create(ctx, s.compute, node.ID, volumeattach.CreateOpts{VolumeID: id}).Extract()
+	return untilNovaAgrees(ctx, func() error {
+		err := p.change(ctx, node.ID, func(ctx context.Context) error {
+			_, err := call(ctx, p, fmt.Sprintf("to attach volume %s to server %s", id, node.ID), func(ctx context.Context, s *session) (*volumeattach.VolumeAttachment, error) {
+				return volumeattach.Create(ctx, s.compute, node.ID, volumeattach.CreateOpts{VolumeID: id}).Extract()
+			})
+			return err
 		})
+		if refused(err, http.StatusBadRequest, http.StatusNotFound) {
+			return p.whyNotAttached(ctx, id, node.ID, err)
+		}
 		return err
 	})
-	if refused(err, http.StatusBadRequest, http.StatusNotFound) {
-		return p.whyNotAttached(ctx, id, node.ID, err)
+}
+
+// errListed says that Nova still lists an attachment that Cinder has ended. Nova does so for a moment after each detach, and for
+// good if it died in this moment.
+var errListed = errors.New("Cinder calls the volume available, and Nova still lists it as attached to a server") //nolint:staticcheck // a name
+
+// settles is how long Nova may list an attachment that Cinder has ended, before that is called a mistake.
+const settles = 15 * time.Second
+
+// untilNovaAgrees repeats a call for as long as Nova may be in that moment.
+func untilNovaAgrees(ctx context.Context, call func() error) error {
+	begin := time.Now()
+	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+		err := call()
+		switch {
+		case !errors.Is(err, errListed):
+			return err
+		case time.Since(begin) >= settles:
+			return fmt.Errorf("%w: this has lasted for %s, so it takes an administrator of the cloud to remove Nova's record (nova-manage volume_attachment)", err, settles)
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w: %w", providers.ErrBusy, err, over)
+		}
 	}
-	return err
 }
 
 // whyNotAttached finds out what a refusal means for this server.
@@ -50,6 +76,10 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 		return fmt.Errorf("Nova does not know server %s, as which this node is known: check %s, and that the credentials are of this server's project and region: %w", node, serverSetting, plain(refusal)) //nolint:staticcheck // a name
 	case held.State == providers.Detached && says(refusal, "availability_zone"):
 		return fmt.Errorf("%w: %w: this cloud attaches volumes within a zone only: run the service in zone %s, or copy the volume by a snapshot", providers.ErrInvalid, refusal, quote.Clip(v.AvailabilityZone))
+	case v.Multiattach:
+		return severalServers(id)
+	case held.State == providers.Detached && v.Status == "available" && says(refusal, "already attached"):
+		return fmt.Errorf("%w: %w", errListed, plain(refusal))
 	case held.State == providers.Detached && v.Status != "available" && broken(v) != nil:
 		return broken(v)
 	case held.Node == "":
@@ -67,8 +97,12 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 	} else if err != nil {
 		return err
 	}
+	return untilNovaAgrees(ctx, func() error { return p.detach(ctx, id, node) })
+}
+
+func (p *Provider) detach(ctx context.Context, id, node string) error {
 	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
-		err = p.change(ctx, node, func(ctx context.Context) error {
+		err := p.change(ctx, node, func(ctx context.Context) error {
 			_, err := call(ctx, p, fmt.Sprintf("to detach volume %s from server %s", id, node), func(ctx context.Context, s *session) (done, error) {
 				return done{}, volumeattach.Delete(ctx, s.compute, node, id).ExtractErr()
 			})
@@ -101,6 +135,8 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 	switch {
 	case err != nil:
 		return err
+	case refused(refusal, http.StatusBadRequest) && held.State == providers.Detached:
+		return p.ensureNotListed(ctx, id, node)
 	case held.State == providers.Detached, held.Node != node && held.Node != "", held.State == providers.Detaching:
 		return nil
 	case held.Node == "" && refused(refusal, http.StatusNotFound): // an old Cinder does not say which has it; Nova says that this one has not
@@ -113,6 +149,26 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 		return fmt.Errorf("Cinder shows volume %s as attached to server %s, and Nova knows nothing of that: it takes an administrator of the cloud to end it (cinder reset-state --attach-status detached): %w", id, node, plain(refusal)) //nolint:staticcheck // a name
 	}
 	return refusal
+}
+
+// ensureNotListed returns an error if Nova lists the volume as attached to the server. Errors: errListed.
+func (p *Provider) ensureNotListed(ctx context.Context, id, node string) error {
+	_, err := call(ctx, p, fmt.Sprintf("the question whether volume %s is attached to server %s", id, node), func(ctx context.Context, s *session) (*volumeattach.VolumeAttachment, error) {
+		return volumeattach.Get(ctx, s.compute, node, id).Extract()
+	})
+	switch {
+	case refused(err, http.StatusNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("%w: volume %s, server %s", errListed, id, node)
+}
+
+// severalServers is the error for a volume of a type that several servers can write to at once. Nova attaches those only to
+// callers who ask for that, which blockvol does not.
+func severalServers(id string) error {
+	return fmt.Errorf("%w: %s is made for several servers, which may all write to it: blockvol keeps volumes with one writer only: choose a volume type without multiattach", providers.ErrInvalid, id)
 }
 
 // plain is a refusal without what it usually means.

@@ -268,3 +268,86 @@ func TestWordsOfCinder(t *testing.T) {
 		assert.Equal(t, c.server, held.Node)
 	}
 }
+
+func TestVolumesForSeveralServersAreNotMadeAdoptedOrAttached(t *testing.T) {
+	const created = "POST /volume/v3/{project}/volumes"
+	several := func(cfg *front.Config) { cfg.Types, cfg.Multiattach = []string{"ssd", "shared"}, []string{"shared"} }
+	inWorld(t, cloud.Config{Times: slow, Lag: usual.lag}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		refused := func(err error) {
+			t.Helper()
+			require.ErrorIs(t, err, providers.ErrInvalid)
+			sentence(t, err, "several servers", "volume type without multiattach")
+		}
+		for _, fault := range []cloud.Fault{"", cloud.LoseAnswer} {
+			if fault != "" {
+				w.cloud.Inject(cloud.Rule{Action: created, Times: 1, Fault: fault})
+			}
+			_, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib, Type: "shared"})
+			refused(err)
+			time.Sleep(time.Minute)
+			assert.Zero(t, w.volumes())
+		}
+		var id string
+		_, err := w.cloud.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error {
+			v, err := r.CreateVolume(cloud.VolumeSpec{Shape: cloud.Shape{Size: gib, Type: "shared"}, Tags: map[string]string{}, Stays: true})
+			id = v.ID
+			return err
+		})
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		_, err = p.Adopt(t.Context(), id, providers.Spec{Name: "db"})
+		refused(err)
+		require.NoError(t, p.write(t.Context(), id, with(p.marks(providers.Spec{Name: "db"}), keyState, stateSettled))) // as one that was adopted before
+		time.Sleep(usual.lag)
+		refused(p.Attach(t.Context(), id))
+	}, several)
+}
+
+// Cinder calls a volume available a moment before Nova has removed the attachment.
+func TestNovaIsWaitedForAfterADetach(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+		one, two := w.node(), w.node()
+		a, b := w.on(one), w.on(two)
+		v := w.create(a, "db")
+		w.attach(a, v)
+		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
+		bubble.Until(t, w.cloud, v.ID, bubble.Free)
+		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
+		require.NoError(t, b.Attach(t.Context(), v.ID))
+		bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+
+		require.NoError(t, b.Detach(t.Context(), v.ID, two, false))
+		bubble.Until(t, w.cloud, v.ID, bubble.Free)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, a.Attach(ctx, v.ID), providers.ErrBusy)
+		begin := time.Now()
+		require.NoError(t, a.Attach(t.Context(), v.ID))
+		assert.Less(t, time.Since(begin), 4*time.Second)
+	}, func(cfg *front.Config) { cfg.Settles = 3 * time.Second })
+}
+
+// Nova may keep the record of an attachment for good, for example if it died while it removed it.
+func TestWhatNovaAloneListsIsToldToTheOperator(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		one, two := w.node(), w.node()
+		a, b := w.on(one), w.on(two)
+		v := w.create(a, "db")
+		w.front.List(v.ID, one)
+		for name, call := range map[string]func() error{
+			"attach elsewhere": func() error { return b.Attach(t.Context(), v.ID) },
+			"attach there":     func() error { return a.Attach(t.Context(), v.ID) },
+			"detach":           func() error { return b.Detach(t.Context(), v.ID, one, true) },
+		} {
+			begin := time.Now()
+			err := call()
+			sentence(t, err, v.ID, one, "available", "Nova still lists", "administrator")
+			require.NotErrorIs(t, err, providers.ErrBusy, name)
+			assert.InDelta(t, settles.Seconds(), time.Since(begin).Seconds(), 2, name)
+		}
+		require.NoError(t, a.Detach(t.Context(), v.ID, two, false), "that server is not listed")
+		w.front.List(v.ID, "")
+		require.NoError(t, b.Attach(t.Context(), v.ID))
+	})
+}

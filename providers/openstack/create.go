@@ -221,6 +221,8 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Vol
 			return volumes.Volume{}, cmp.Or(err, errLost)
 		case broken(mine) != nil:
 			return volumes.Volume{}, p.giveUp(ctx, mine)
+		case mine.Multiattach:
+			return volumes.Volume{}, p.unfit(ctx, mine)
 		case waits:
 			if err := retry.Wait(ctx); err != nil {
 				return volumes.Volume{}, err
@@ -314,11 +316,13 @@ func (p *Provider) remove(ctx context.Context, id string) error {
 		if !refused(err, http.StatusBadRequest) {
 			return err
 		}
-		if v, gone := p.get(ctx, id); errors.Is(gone, providers.ErrNotFound) {
-			return nil
-		} else if gone != nil {
-			return gone
-		} else if !slices.Contains([]string{"creating", "downloading", "available", "error"}, v.Status) {
+		v, unread := p.get(ctx, id)
+		if errors.Is(unread, providers.ErrNotFound) { // the read may be of a time before it was made: the deletion tells
+			v.Status = "creating"
+		} else if unread != nil {
+			return unread
+		}
+		if !slices.Contains([]string{"creating", "downloading", "available", "error"}, v.Status) {
 			return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, v.Status, err)
 		}
 		if err := retry.Wait(ctx); err != nil {
@@ -361,6 +365,16 @@ func (p *Provider) awaitAvailable(ctx context.Context, v volumes.Volume, made pr
 		return v, p.giveUp(ctx, v)
 	}
 	return v, err
+}
+
+// unfit removes a candidate that could never be attached. Its type is not asked before, since Cinder tells what a type has to
+// administrators only.
+func (p *Provider) unfit(ctx context.Context, v volumes.Volume) error {
+	err := severalServers("what Cinder makes of this")
+	if left := p.withdraw(ctx, v); left != nil {
+		return fmt.Errorf("%w; and volume %s is still there: %w", err, v.ID, left)
+	}
+	return err
 }
 
 // giveUp removes a volume that Cinder could not make. Nobody's data are on it: whoever formats a volume notes that in its Record

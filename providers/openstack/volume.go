@@ -356,7 +356,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	case owner != "":
 		return refuse("is volume %q of cluster %q already: remove it there with reclaim=retain first", decode(v.Metadata[keyName]), owner)
 	case v.Multiattach:
-		return refuse("is made for several servers, which may all write to it: blockvol keeps volumes with one writer only")
+		return nil, severalServers(id)
 	case held.State != providers.Detached:
 		return refuse("is attached to server %s: detach it first", held.Node)
 	case v.Status != "available":

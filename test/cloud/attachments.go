@@ -219,6 +219,8 @@ func (c *Cloud) detached(volume, instance string, turn int) {
 					if err != nil {
 						v.Attachments[0].State = Busy
 					} else {
+						v.Left = v.Attachments[0]
+						v.Left.Since = time.Now()
 						v.State, v.Attachments = Available, nil
 					}
 					return true

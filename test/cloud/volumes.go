@@ -21,6 +21,7 @@ type Volume struct {
 	CreatedAt   time.Time
 	Tags        map[string]string
 	Attachments []Attachment // none or one: no instance shares a volume
+	Left        Attachment   // the last that has ended, Since when
 	MultiAttach bool         // never
 	// Modification is the last one, nil if there was none; ModifiedAt are the starts of all.
 	Modification *Modification

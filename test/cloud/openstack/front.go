@@ -44,6 +44,8 @@ type Config struct {
 	Unmakeable    func(name string) bool // tells of volumes that are accepted, and then end in error; may be nil
 	VolumeZone    string                 // how Cinder calls the cloud's first zone; default as Nova does
 	NoAttachments bool                   // an old Cinder, without microversion 3.27
+	Multiattach   []string               // types whose volumes several servers can have, which the calls here do not ask Nova for
+	Settles       time.Duration          // how long Nova still lists an attachment that Cinder has ended; default 300 ms
 }
 
 // Front is one region of an OpenStack cloud, seen by one project. Its accounts are the instances' own, see Credentials.
@@ -58,6 +60,7 @@ type Front struct {
 	missing  map[string]bool // services that the catalogue does not have
 	revoked  map[string]bool // instances whose credentials are no more
 	page     int
+	listed   map[string]string // by volume: the server that Nova lists it for by mistake
 	statuses map[string]status // what Nova says of a server besides what package cloud knows
 }
 
@@ -87,7 +90,10 @@ func New(cfg Config) *Front {
 	if cfg.Gigabytes == 0 {
 		cfg.Gigabytes = 1000
 	}
-	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, missing: map[string]bool{}, revoked: map[string]bool{}, statuses: map[string]status{}, page: 1000}
+	if cfg.Settles == 0 {
+		cfg.Settles = 300 * time.Millisecond
+	}
+	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, missing: map[string]bool{}, revoked: map[string]bool{}, statuses: map[string]status{}, listed: map[string]string{}, page: 1000}
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: translate, Headers: func(h http.Header, _ string) {
 		h.Set("X-Openstack-Request-Id", "req-00000000-0000-4000-8000-000000000000")
 		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
@@ -131,6 +137,7 @@ func New(cfg Config) *Front {
 		"GET /compute/v2.1/servers/{server}/os-volume_attachments":             f.listServerAttachments,
 		"GET /compute/v2.1/servers/{server}":                                   f.showServer,
 		"POST /compute/v2.1/servers/{server}/os-volume_attachments":            f.attach,
+		"GET /compute/v2.1/servers/{server}/os-volume_attachments/{volume}":    f.showAttachment,
 		"DELETE /compute/v2.1/servers/{server}/os-volume_attachments/{volume}": f.detach,
 	} {
 		f.api.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {

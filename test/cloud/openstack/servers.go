@@ -123,6 +123,12 @@ func (f *Front) attach(r *rest.Request) (rest.Answer, error) {
 	if statusOf(v) == "extending" {
 		return rest.Answer{}, reserve()
 	}
+	if slices.Contains(f.cfg.Multiattach, v.Type) {
+		return rest.Answer{}, bad("Multiattach volumes are only supported starting with compute API version 2.60.")
+	}
+	if other := f.listing(v); other != "" && len(v.Attachments) == 0 {
+		return rest.Answer{}, bad("Invalid volume: volume %s is already attached to instances: %s", v.ID, other)
+	}
 	device := ""
 	_, err = r.AttachVolume(v.ID, server, "/dev/vdb", func(_ cloud.Instance, held []cloud.Volume) error {
 		if len(held) >= f.cfg.Devices {
@@ -144,6 +150,42 @@ func (f *Front) attach(r *rest.Request) (rest.Answer, error) {
 	}
 	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"volumeAttachment": map[string]any{
 		"id": v.ID, "volumeId": v.ID, "serverId": server, "device": device,
+	}}}, nil
+}
+
+// List has Nova list a volume as attached to a server, whatever Cinder says; "" is what is so.
+func (f *Front) List(volume, server string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.listed[volume] = server
+}
+
+// listing is the server that Nova lists a volume for. It removes an attachment from its list after Cinder has ended it.
+func (f *Front) listing(v cloud.Volume) string {
+	f.mu.Lock()
+	listed := f.listed[v.ID]
+	f.mu.Unlock()
+	switch {
+	case listed != "":
+		return listed
+	case len(v.Attachments) > 0:
+		return v.Attachments[0].Instance
+	case time.Since(v.Left.Since) < f.cfg.Settles:
+		return v.Left.Instance
+	}
+	return ""
+}
+
+func (f *Front) showAttachment(r *rest.Request) (rest.Answer, error) {
+	server, id := r.HTTP.PathValue("server"), r.HTTP.PathValue("volume")
+	if i, ok := f.cloud.Instance(server); !ok || i.State == cloud.Terminated {
+		return rest.Answer{}, noServer(server)
+	}
+	if v, err := f.now(id); err != nil || f.listing(v) != server {
+		return rest.Answer{}, missing("volume_id not found: %s", id)
+	}
+	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"volumeAttachment": map[string]any{
+		"id": id, "volumeId": id, "serverId": server, "device": "/dev/vdb",
 	}}}, nil
 }
 
@@ -171,7 +213,7 @@ func (f *Front) detach(r *rest.Request) (rest.Answer, error) {
 	if err != nil {
 		return rest.Answer{}, err
 	}
-	if len(v.Attachments) == 0 || v.Attachments[0].Instance != server {
+	if f.listing(v) != server {
 		return rest.Answer{}, missing("volume_id not found: %s", id)
 	}
 	if status := statusOf(v); status != "in-use" {

@@ -61,7 +61,7 @@ func (f *Front) viewVolume(r *rest.Request, v cloud.Volume) map[string]any {
 		"availability_zone": f.volumeZone(v.Zone), "volume_type": v.Type, "created_at": stamp(v.CreatedAt), "updated_at": nil,
 		"attachments": attachments, "metadata": metadataOf(v.Tags), "snapshot_id": orNull(v.SnapshotID), "source_volid": nil,
 		"consistencygroup_id": nil, "replication_status": nil, "user_id": User, "os-vol-tenant-attr:tenant_id": Project,
-		"bootable": "false", "encrypted": v.Encrypted, "multiattach": false,
+		"bootable": "false", "encrypted": v.Encrypted, "multiattach": slices.Contains(f.cfg.Multiattach, v.Type),
 		"links": []map[string]any{{"rel": "self", "href": link}, {"rel": "bookmark", "href": link}},
 	}
 }
