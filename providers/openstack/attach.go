@@ -141,7 +141,7 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 		return nil
 	case held.Node == "" && refused(refusal, http.StatusNotFound): // an old Cinder does not say which has it; Nova says that this one has not
 		return nil
-	case held.State == providers.Attaching:
+	case held.State == providers.Attaching, v.Status == "in-use" && says(refusal, "status must be 'in-use'"): // by now
 		return fmt.Errorf("%w: volume %s is %q: %w", errArriving, id, quote.Clip(v.Status), refusal)
 	case refused(refusal, http.StatusBadRequest), held.Node == "": // it has just arrived, or is being changed
 		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
