@@ -22,6 +22,10 @@ var sizes = providers.Sizes{Cloud: "DigitalOcean", Least: 1, Most: 16 << 10}
 // mostTries bounds the search for a name that DigitalOcean has free: each that is taken is a disk that was forgotten.
 const mostTries = 100
 
+// justAsked is how long it serves Create that no volume bore the name: the caller has just looked. What was made since, the
+// request to make it finds out, and what was adopted since, the look after it.
+const justAsked = 5 * time.Second
+
 // Create returns the volume as DigitalOcean makes it, which is at once.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
 	err := providers.CheckOptions("DigitalOcean", spec, p.Supports())
@@ -36,8 +40,12 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 		return nil, fmt.Errorf("%w: zone %q: on DigitalOcean volumes are made in the region of the node, which is %s", providers.ErrInvalid, spec.Zone, here.region)
 	}
 	asked := time.Now()
-	v, err := p.find(ctx, spec.Name)
-	if errors.Is(err, providers.ErrNotFound) {
+	var v godo.Volume
+	absent, known := p.absent.Within(justAsked, spec.Name)
+	if !known || !absent {
+		v, err = p.find(ctx, spec.Name)
+	}
+	if known && absent || errors.Is(err, providers.ErrNotFound) {
 		asked = time.Now()
 		v, err = p.make(ctx, spec, here.region)
 	}

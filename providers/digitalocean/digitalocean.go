@@ -15,8 +15,8 @@
 // found so costs one page more for each 200 volumes of the region, since a volume that was adopted has a name of its own there;
 // where it was found is remembered. Questions that come while one is under way share the next one, which reads the region's
 // volumes. A change of the record is one read and, for each tag, one call to give it and one to take the old one away; three to
-// give one that the account has not had yet. To create a volume is to look for it, to make it, and to read the region's volumes
-// once more.
+// give one that the account has not had yet. To create a volume is to look for it, unless that has just been done, to make it,
+// and to read the region's volumes once more.
 //
 // # How a volume is known
 //
@@ -83,6 +83,7 @@ type Provider struct {
 	place  *batch.Kept[place] // see here
 
 	ours    recent.Map[string, bool] // by id: whether a volume is this cluster's
+	absent  recent.Map[string, bool] // by name: whether no volume of the region bore it
 	moves   sync.Map                 // by id: the move that this process has asked for last
 	mu      sync.Mutex
 	aliases map[string]string // by name: what a volume is called in DigitalOcean, if not as create calls it first

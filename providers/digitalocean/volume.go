@@ -80,6 +80,7 @@ func (p *Provider) askNames(ctx context.Context, names []string) (map[string]ans
 			}
 		}
 	}
+	asked := time.Now()
 	list, err := p.region(ctx, here.region)
 	if err != nil {
 		return nil, err
@@ -98,6 +99,7 @@ func (p *Provider) askNames(ctx context.Context, names []string) (map[string]ans
 			a.err = nil
 			p.call(name, a.volumes[0].Name)
 		}
+		p.absent.See(name, asked, len(a.volumes) == 0 && a.err == nil)
 		found[name] = a
 	}
 	return found, nil
@@ -115,6 +117,7 @@ func (p *Provider) called(name string) string {
 
 // call remembers what a volume is called in DigitalOcean.
 func (p *Provider) call(name, called string) {
+	p.absent.See(name, time.Now(), false)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.aliases, name)

@@ -394,3 +394,37 @@ func TestAnEnlargementThatDigitalOceanGivesUpIsSaid(t *testing.T) {
 		providertest.Sentence(t, err, v.ID, `"errored"`)
 	})
 }
+
+func TestACreateDoesNotRepeatTheLookBeforeIt(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		absent := func(name string) {
+			_, err := p.Find(t.Context(), name)
+			require.ErrorIs(t, err, providers.ErrNotFound)
+			w.calls()
+		}
+		absent("db")
+		v := w.create(p, "db")
+		assert.Equal(t, map[string]int{createVolume: 1, listVolumes: 1}, w.calls())
+		time.Sleep(justAsked)
+		absent("other")
+		time.Sleep(justAsked)
+		w.create(p, "other")
+		assert.Equal(t, map[string]int{createVolume: 1, listVolumes: 3}, w.calls(), "the look is too long ago")
+
+		// What has come to the name since is found all the same.
+		absent("here")
+		_, err := p.Adopt(t.Context(), w.disk("by-hand"), providers.Spec{Name: "here"})
+		require.NoError(t, err)
+		w.calls()
+		here := w.create(p, "here")
+		assert.Zero(t, w.calls()[createVolume])
+		absent("elsewhere")
+		adopted, err := w.on(w.node()).Adopt(t.Context(), w.disk("by-hand-too"), providers.Spec{Name: "elsewhere"})
+		require.NoError(t, err)
+		assert.Equal(t, adopted.ID, w.create(p, "elsewhere").ID)
+		for name, id := range map[string]string{"db": v.ID, "here": here.ID, "elsewhere": adopted.ID} {
+			assert.Equal(t, []string{id}, w.bearers(name))
+		}
+	})
+}
