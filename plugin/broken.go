@@ -35,3 +35,16 @@ func (b broken) Get(context.Context, string) (driver.Info, error) {
 
 // List gives the reason.
 func (b broken) List(context.Context) ([]driver.Info, error) { return nil, b.reason }
+
+// WithoutCreate is Volumes that can be served, while none can be created, for that reason.
+func WithoutCreate(v Volumes, reason error) Volumes { return createless{v, reason} }
+
+type createless struct {
+	Volumes
+	reason error
+}
+
+// Create gives the reason.
+func (c createless) Create(_ context.Context, name string, _ map[string]string) error {
+	return fmt.Errorf("%w: volume %q was not created", c.reason, name)
+}

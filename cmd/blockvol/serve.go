@@ -34,12 +34,18 @@ func serveCommand() *cobra.Command {
 		Long: "Serve volumes to the Docker engine, until SIGTERM. What is mounted stays mounted.\n\n" + fmt.Sprintf(settingsHelp,
 			strings.Join(slices.Sorted(maps.Keys(constructors)), ", "), strings.Join(mount.FSTypes(), ", "),
 			minTimeout, maxTimeout, plugin.DefaultTimeout, strings.Join(logLevels, ", ")),
-		// An engine splits a managed plugin's args at each blank: none at all is one that is empty.
-		Args: func(cmd *cobra.Command, args []string) error {
-			return cobra.NoArgs(cmd, slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return arg == "" }))
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// An engine splits a managed plugin's args at each blank: none at all is one that is empty.
+			args = slices.DeleteFunc(args, func(arg string) bool { return arg == "" })
+			if len(args) > 0 {
+				return serve(cmd.Context(), p, fmt.Errorf("unexpected argument %q", args[0]), os.Getenv)
+			}
+			return serve(cmd.Context(), p, nil, os.Getenv)
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), p, os.Getenv) },
 	}
+	// An engine disables a plugin that ends at once. The flags before the wrong one, which say where to listen, are set.
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return serve(cmd.Context(), p, err, os.Getenv) })
 	f := cmd.Flags()
 	f.StringVar(&p.socket, "socket", "/run/docker/plugins/blockvol.sock", "socket to listen on")
 	f.StringVar(&p.published, "published", "/var/lib/blockvol/published", "directory in which volumes are mounted for containers")
@@ -55,8 +61,8 @@ func serveCommand() *cobra.Command {
 const closing = time.Second
 
 // serve listens and answers first of all, as engines give up on a plugin that does not. Whatever keeps it from serving volumes
-// after that is the answer to each call.
-func serve(ctx context.Context, p options, getenv func(string) string) error {
+// after that is the answer to each call: a wrong command line, settings that are wrong, and what open needs.
+func serve(ctx context.Context, p options, wrongLine error, getenv func(string) string) error {
 	// A log that nobody reads any more is no reason to die.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
@@ -70,6 +76,12 @@ func serve(ctx context.Context, p options, getenv func(string) string) error {
 	}
 	log.WithFields(logrus.Fields{"version": buildVersion(), "socket": p.socket}).Info("Listening")
 
+	for _, warning := range s.warnings {
+		log.Warn(warning + ": the default is used")
+	}
+	if wrongLine != nil {
+		wrong = fmt.Errorf("%w: correct the command line (of a managed plugin, the setting args) and restart blockvol", wrongLine)
+	}
 	opened := make(chan func(), 1)
 	volumes := plugin.Opening(func() plugin.Volumes {
 		volumes, release, err := plugin.Volumes(nil), func() {}, wrong
@@ -77,9 +89,13 @@ func serve(ctx context.Context, p options, getenv func(string) string) error {
 			volumes, release, err = open(p, s, getenv, stop, log)
 		}
 		opened <- release
-		if err != nil {
+		switch {
+		case err != nil:
 			log.WithError(err).Error("No volumes can be served, each call is answered with the reason")
 			return plugin.Broken(err)
+		case s.noCreate != nil:
+			log.WithError(s.noCreate).Error("No volumes can be created, those that exist are served")
+			return plugin.WithoutCreate(volumes, s.noCreate)
 		}
 		return volumes
 	})

@@ -29,7 +29,10 @@ func TestMain(m *testing.M) {
 }
 
 // machine is where processes of one test find their things.
-type machine struct{ dir string }
+type machine struct {
+	dir   string
+	flags []string // after those that say where things are, as a managed plugin's args
+}
 
 func (m machine) socket() string { return filepath.Join(m.dir, "blockvol.sock") }
 func (m machine) state() string  { return filepath.Join(m.dir, "state") }
@@ -46,6 +49,7 @@ func (m machine) start(t testing.TB, env ...string) *process {
 	t.Helper()
 	p := &process{t: t, cmd: exec.CommandContext(context.Background(), os.Args[0], "serve", "--socket="+m.socket(),
 		"--published="+filepath.Join(m.dir, "published"), "--state="+m.state())}
+	p.cmd.Args = append(p.cmd.Args, m.flags...)
 	p.cmd.Env = append(os.Environ(), "TEST_AS_BLOCKVOL=1", "LOCAL_DIR="+filepath.Join(m.dir, "volumes"))
 	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -100,7 +104,7 @@ func (m machine) call(t testing.TB, name, body string) (int, map[string]any, err
 }
 
 func TestServeKnowsItsVolumesAgainAfterKillAndLeavesQuietlyOnSIGTERM(t *testing.T) {
-	m := machine{t.TempDir()}
+	m := machine{dir: t.TempDir()}
 	p := m.start(t)
 	status, answer, err := m.call(t, "Create", `{"Name":"db","Opts":{"size":"64MiB"}}`)
 	require.NoError(t, err)
@@ -126,7 +130,7 @@ func TestServeKnowsItsVolumesAgainAfterKillAndLeavesQuietlyOnSIGTERM(t *testing.
 func TestOnlyRootReachesWhatThePluginKeeps(t *testing.T) {
 	umask := syscall.Umask(0)
 	defer syscall.Umask(umask)
-	m := machine{t.TempDir()}
+	m := machine{dir: t.TempDir()}
 	published, journal := filepath.Join(m.dir, "published"), filepath.Join(m.state(), "journal")
 	for _, dir := range []string{published, m.state(), journal} {
 		require.NoError(t, os.Mkdir(dir, 0o755))
@@ -158,13 +162,13 @@ func TestOnlyRootReachesWhatThePluginKeeps(t *testing.T) {
 }
 
 func TestWrongSettingsAreTheAnswerToEachCall(t *testing.T) {
-	m := machine{t.TempDir()}
-	p := m.start(t, "PROVIDER=abacus", "TAKEOVER=perhaps")
+	m := machine{dir: t.TempDir()}
+	p := m.start(t, "PROVIDER=abacus", "CLUSTER=two words")
 	for _, call := range []string{"Create", "Remove", "Path", "List"} {
 		status, answer, err := m.call(t, call, `{"Name":"db"}`)
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusInternalServerError, status)
-		assert.Equal(t, `PROVIDER is "abacus" but must be one of aws, digitalocean, hetzner, linode, local, openstack; TAKEOVER is "perhaps" but must be one of never, stopped, always: mend the settings and restart blockvol`, answer["Err"])
+		assert.Equal(t, `PROVIDER is "abacus" but must be one of aws, digitalocean, hetzner, linode, local, openstack; CLUSTER is "two words" but must be up to 63 letters, digits, '.', '_' and '-', with a letter or digit at both ends: correct the settings and restart blockvol`, answer["Err"])
 	}
 	_, answer, err := m.call(t, "Get", `{"Name":"db"}`)
 	require.Error(t, err, "answered %v: an engine would take the volume for gone", answer)
@@ -175,17 +179,65 @@ func TestWrongSettingsAreTheAnswerToEachCall(t *testing.T) {
 	assert.Contains(t, p.ends(), "abacus", "errors go to stderr")
 }
 
+func TestWhatExistsIsServedDespiteWrongSettings(t *testing.T) {
+	m := machine{dir: t.TempDir()}
+	p := m.start(t)
+	status, answer, err := m.call(t, "Create", `{"Name":"db","Opts":{"size":"64MiB"}}`)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusOK, status, answer)
+	require.NoError(t, p.cmd.Process.Kill())
+	_ = p.cmd.Wait()
+
+	p = m.start(t, "DEFAULT_SIZE=-1", "TAKEOVER=perhaps", "LOG_LEVEL=verbose", "LOG_FORMAT=xml", "CALL_TIMEOUT=soon", "LOCAL_OVERCOMMIT=perhaps")
+	for _, call := range []string{"Get", "Path", "List"} {
+		status, answer, err := m.call(t, call, `{"Name":"db"}`)
+		require.NoError(t, err)
+		require.Equal(t, http.StatusOK, status, answer)
+	}
+	for _, setting := range []string{"LOG_FORMAT", "LOG_LEVEL", "CALL_TIMEOUT", "LOCAL_OVERCOMMIT"} {
+		p.says(setting)
+	}
+	status, answer, err = m.call(t, "Create", `{"Name":"other","Opts":{"size":"64MiB"}}`)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusInternalServerError, status)
+	for _, says := range []string{`TAKEOVER is "perhaps" but must be one of never, stopped, always; DEFAULT_SIZE is "-1" but must be a size`, `volume "other" was not created`} {
+		assert.Contains(t, answer["Err"], says)
+	}
+	status, answer, err = m.call(t, "Remove", `{"Name":"db"}`)
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusOK, status, answer)
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	assert.Contains(t, p.ends(), "DEFAULT_SIZE")
+}
+
+func TestAWrongFlagIsTheAnswerToEachCall(t *testing.T) {
+	for flag, says := range map[string]string{
+		"--sysf=/x":     "unknown flag: --sysf: correct the command line",
+		"--glance=soon": `invalid argument "soon" for "--glance" flag`,
+		"now":           `unexpected argument "now"`,
+	} {
+		m := machine{t.TempDir(), []string{"", flag}}
+		p := m.start(t)
+		status, answer, err := m.call(t, "List", `{}`)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusInternalServerError, status)
+		assert.Contains(t, answer["Err"], says)
+		require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+		assert.Contains(t, p.ends(), "correct the command line")
+	}
+}
+
 func TestAWrongSettingOfTheProviderIsTheAnswerToo(t *testing.T) {
-	m := machine{t.TempDir()}
-	m.start(t, "LOCAL_OVERCOMMIT=perhaps")
+	m := machine{dir: t.TempDir()}
+	m.start(t, "PROVIDER=hetzner", "HCLOUD_TOKEN=", "HCLOUD_TOKEN_FILE=")
 	_, answer, err := m.call(t, "List", `{}`)
 	require.NoError(t, err)
-	assert.Contains(t, answer["Err"], "LOCAL_OVERCOMMIT")
+	assert.Contains(t, answer["Err"], "HCLOUD_TOKEN")
 }
 
 // A pipe in place of a file lets its reader wait for ever, as a disk does that hangs.
 func TestAStartThatHangsIsTheAnswerToEachCall(t *testing.T) {
-	m := machine{t.TempDir()}
+	m := machine{dir: t.TempDir()}
 	require.NoError(t, os.Mkdir(m.state(), 0o700))
 	require.NoError(t, syscall.Mkfifo(filepath.Join(m.state(), "node"), 0o600))
 	p := m.start(t)
@@ -208,7 +260,7 @@ func TestAStartThatHangsIsTheAnswerToEachCall(t *testing.T) {
 }
 
 func TestAStateDirectoryServesOneProcessOnly(t *testing.T) {
-	first, second := machine{t.TempDir()}, machine{t.TempDir()}
+	first, second := machine{dir: t.TempDir()}, machine{dir: t.TempDir()}
 	p := first.start(t)
 	p.says("Serving volumes")
 	require.NoError(t, os.Symlink(first.state(), second.state()))
@@ -253,7 +305,7 @@ func TestAStateDirectoryThatCannotBeWrittenIsExplained(t *testing.T) {
 
 // BenchmarkStart is the time from the start of the process to its listening.
 func BenchmarkStart(b *testing.B) {
-	m := machine{b.TempDir()}
+	m := machine{dir: b.TempDir()}
 	for b.Loop() {
 		p := m.start(b)
 		require.NoError(b, p.cmd.Process.Kill())

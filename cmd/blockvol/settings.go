@@ -58,16 +58,21 @@ type settings struct {
 	callTimeout   time.Duration
 	logLevel      logrus.Level
 	logJSON       bool
+
+	noCreate error    // a setting without which volumes that exist are served, but none is created, is wrong
+	warnings []string // settings that have their default instead of what is wrong
 }
 
-// readSettings returns the settings and, in one error, everything that is wrong with them. Each that is wrong has its
-// default, so that the process can listen and say so.
+// readSettings returns the settings. The error is what is wrong with those that say which volumes there are: none can be
+// served. Others that are wrong have their default, TAKEOVER the most careful value, so that no typing error takes away
+// volumes that exist.
 func readSettings(getenv func(string) string) (settings, error) {
-	var wrong []string
+	var fatal, noCreate, warnings []string
+	wrong := &fatal
 	// An empty value counts as none: Docker passes a setting that was taken back as an empty one.
 	value := func(name, fallback string) string { return cmp.Or(strings.TrimSpace(getenv(name)), fallback) }
 	refuse := func(name, must string) {
-		wrong = append(wrong, fmt.Sprintf("%s is %q but must be %s", name, getenv(name), must))
+		*wrong = append(*wrong, fmt.Sprintf("%s is %q but must be %s", name, getenv(name), must))
 	}
 	choose := func(name, fallback string, allowed []string) string {
 		chosen := value(name, fallback)
@@ -79,31 +84,44 @@ func readSettings(getenv func(string) string) (settings, error) {
 	}
 
 	s := settings{
-		provider:      choose("PROVIDER", "local", slices.Sorted(maps.Keys(constructors))),
-		cluster:       value("CLUSTER", "default"),
-		takeover:      driver.Takeover(choose("TAKEOVER", string(driver.TakeoverStopped), names(takeovers))),
-		defaultFSType: choose("DEFAULT_FSTYPE", "ext4", mount.FSTypes()),
-		logJSON:       choose("LOG_FORMAT", "text", []string{"text", "json"}) == "json",
+		provider: choose("PROVIDER", "local", slices.Sorted(maps.Keys(constructors))),
+		cluster:  value("CLUSTER", "default"),
 	}
 	if !clusterForm.MatchString(s.cluster) {
 		refuse("CLUSTER", "up to 63 letters, digits, '.', '_' and '-', with a letter or digit at both ends")
 	}
+
+	wrong = &noCreate
+	s.takeover = driver.TakeoverStopped
+	if value("TAKEOVER", "") != "" {
+		s.takeover = driver.Takeover(choose("TAKEOVER", string(driver.TakeoverNever), names(takeovers)))
+	}
+	s.defaultFSType = choose("DEFAULT_FSTYPE", "ext4", mount.FSTypes())
 	var err error
 	if s.defaultSize, err = driver.ParseSize(value("DEFAULT_SIZE", "10GiB")); err != nil {
-		wrong = append(wrong, fmt.Sprintf("DEFAULT_SIZE is %q but %v", getenv("DEFAULT_SIZE"), err))
+		noCreate = append(noCreate, fmt.Sprintf("DEFAULT_SIZE is %q but %v", getenv("DEFAULT_SIZE"), err))
+	}
+
+	wrong = &warnings
+	s.logJSON = choose("LOG_FORMAT", "text", []string{"text", "json"}) == "json"
+	if s.logLevel, err = logrus.ParseLevel(choose("LOG_LEVEL", "info", logLevels)); err != nil {
+		panic(err) // the list has names of levels only
 	}
 	s.callTimeout, err = time.ParseDuration(value("CALL_TIMEOUT", plugin.DefaultTimeout.String()))
 	if err != nil || s.callTimeout < minTimeout || s.callTimeout > maxTimeout {
 		refuse("CALL_TIMEOUT", fmt.Sprintf("a time from %s to %s, like %s", minTimeout, maxTimeout, plugin.DefaultTimeout))
 		s.callTimeout = plugin.DefaultTimeout
 	}
-	if s.logLevel, err = logrus.ParseLevel(choose("LOG_LEVEL", "info", logLevels)); err != nil {
-		panic(err) // the list has names of levels only
+	s.warnings = warnings
+	s.noCreate = asError(noCreate)
+	return s, asError(fatal)
+}
+
+func asError(wrong []string) error {
+	if wrong == nil {
+		return nil
 	}
-	if wrong != nil {
-		return s, errors.New(strings.Join(wrong, "; ") + ": mend the settings and restart blockvol")
-	}
-	return s, nil
+	return errors.New(strings.Join(wrong, "; ") + ": correct the settings and restart blockvol")
 }
 
 func names[T ~string](values []T) []string {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -37,6 +38,11 @@ func TestSettingsAreReadAsGiven(t *testing.T) {
 	}, s)
 }
 
+// problem is what is said of wrong settings, to whomever.
+func problem(s settings, err error) string {
+	return fmt.Sprint(err, s.noCreate, s.warnings)
+}
+
 func TestAWrongSettingNamesWhatIsAllowed(t *testing.T) {
 	for name, c := range map[string]struct{ value, says string }{
 		"PROVIDER":       {"abacus", "one of aws, digitalocean, hetzner, linode, local, openstack"},
@@ -50,19 +56,51 @@ func TestAWrongSettingNamesWhatIsAllowed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := readSettings(env(map[string]string{name: c.value}))
-			require.ErrorContains(t, err, name+` is "`+c.value+`" but must be`)
-			require.ErrorContains(t, err, c.says)
-			assert.NotZero(t, s.callTimeout)
+			said := problem(s, err)
+			require.Contains(t, said, name+` is "`+c.value+`" but must be`)
+			require.Contains(t, said, c.says)
+			assert.Equal(t, 25*time.Second, s.callTimeout)
 			assert.Equal(t, logrus.InfoLevel, s.logLevel)
+			assert.False(t, s.logJSON)
 		})
 	}
 }
 
+func TestATypingErrorTakesNoVolumesAway(t *testing.T) {
+	for _, c := range []struct {
+		setting, value      string
+		noVolumes, noCreate bool
+	}{
+		{"PROVIDER", "abacus", true, false},
+		{"CLUSTER", "two words", true, false},
+		{"TAKEOVER", "stoped", false, true},
+		{"DEFAULT_SIZE", "-1", false, true},
+		{"DEFAULT_FSTYPE", "ntfs", false, true},
+		{"CALL_TIMEOUT", "2m", false, false},
+		{"LOG_LEVEL", "verbose", false, false},
+		{"LOG_FORMAT", "xml", false, false},
+	} {
+		s, err := readSettings(env(map[string]string{c.setting: c.value}))
+		assert.Equal(t, c.noVolumes, err != nil, c.setting)
+		assert.Equal(t, c.noCreate, s.noCreate != nil, c.setting)
+		assert.Equal(t, !c.noVolumes && !c.noCreate, s.warnings != nil, c.setting)
+	}
+}
+
+func TestAPolicyThatIsNotUnderstoodTakesNothingFromAnyNode(t *testing.T) {
+	for value, policy := range map[string]driver.Takeover{"": "stopped", " ": "stopped", "nevr": "never", "Always": "never", "stoped": "never"} {
+		s, _ := readSettings(env(map[string]string{"TAKEOVER": value}))
+		assert.Equal(t, policy, s.takeover, "%q", value)
+	}
+}
+
 func TestAllWrongSettingsAreToldAtOnceOnOneLine(t *testing.T) {
-	_, err := readSettings(env(map[string]string{"TAKEOVER": "x", "LOG_LEVEL": "y", "DEFAULT_SIZE": "z"}))
-	require.Error(t, err)
-	for _, name := range []string{"TAKEOVER", "LOG_LEVEL", "DEFAULT_SIZE"} {
+	s, err := readSettings(env(map[string]string{"TAKEOVER": "x", "LOG_LEVEL": "y", "DEFAULT_SIZE": "z", "PROVIDER": "a", "CLUSTER": "-"}))
+	for _, name := range []string{"TAKEOVER", "DEFAULT_SIZE"} {
+		require.ErrorContains(t, s.noCreate, name)
+	}
+	for _, name := range []string{"PROVIDER", "CLUSTER"} {
 		require.ErrorContains(t, err, name)
 	}
-	assert.NotContains(t, err.Error(), "\n")
+	assert.NotContains(t, problem(s, err), "\n")
 }

@@ -127,12 +127,12 @@ func New(c Config) (*Provider, error) {
 
 // FromEnv is New with LOCAL_DIR and LOCAL_OVERCOMMIT from the environment. Without LOCAL_DIR it is /data/volumes, where
 // the managed plugin finds the host's directory, or else /var/lib/blockvol/volumes.
-func FromEnv(getenv func(string) string, node, cluster string, _ logrus.FieldLogger) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, node, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
 	c := Config{Dir: getenv("LOCAL_DIR"), Node: node, Cluster: cluster}
 	if s := getenv("LOCAL_OVERCOMMIT"); s != "" {
 		var err error
-		if c.Overcommit, err = strconv.ParseBool(s); err != nil {
-			return nil, fmt.Errorf("%w: LOCAL_OVERCOMMIT is %q: set it to true or false", providers.ErrInvalid, s)
+		if c.Overcommit, err = strconv.ParseBool(s); err != nil { // no reason to take away the volumes that exist
+			log.Warnf("LOCAL_OVERCOMMIT is %q but must be true or false: the default, false, is used", s)
 		}
 	}
 	if c.Dir == "" {

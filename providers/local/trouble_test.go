@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	logtest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -539,6 +540,11 @@ func TestSettings(t *testing.T) {
 	p, err = FromEnv(env("LOCAL_DIR", dir), "node-1", "main", nil)
 	require.NoError(t, err)
 	assert.False(t, p.(*Provider).overcommit)
+	log, logged := logtest.NewNullLogger()
+	p, err = FromEnv(env("LOCAL_DIR", dir, "LOCAL_OVERCOMMIT", "maybe"), "node-1", "main", log)
+	require.NoError(t, err, "volumes that exist are served")
+	assert.False(t, p.(*Provider).overcommit)
+	assert.Contains(t, logged.LastEntry().Message, `LOCAL_OVERCOMMIT is "maybe"`)
 
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
@@ -547,7 +553,6 @@ func TestSettings(t *testing.T) {
 		node, cluster string
 		word          string
 	}{
-		{env("LOCAL_DIR", dir, "LOCAL_OVERCOMMIT", "maybe"), "a", "main", "LOCAL_OVERCOMMIT"},
 		{env("LOCAL_DIR", "relative"), "a", "main", "LOCAL_DIR"},
 		{env("LOCAL_DIR", file), "a", "main", "LOCAL_DIR"},
 		{env("LOCAL_DIR", dir), "", "main", "node id"},
