@@ -130,6 +130,13 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 			if m, is := p.moving(id); is && m.in && m.node == node && m.problem == "" && time.Since(m.at) < unasked {
 				return nil // with this very attach
 			}
+			return err
+		case errors.Is(err, providers.ErrUnavailable), errors.Is(err, providers.ErrAttachLimit), ctx.Err() != nil:
+			return err
+		}
+		// The words of a refusal are not documented: whatever they are, the volume's holder may be the reason.
+		if why := p.standing(ctx, id, node, err); why == nil || errors.Is(why, providers.ErrHeld) || errors.Is(why, providers.ErrNotFound) {
+			return why
 		}
 		return err
 	})
@@ -161,6 +168,12 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 			if m, is := p.moving(id); is && !m.in && !m.shown && m.node == node && time.Since(m.at) < unasked {
 				return nil // with this very detach
 			}
+			return err
+		case errors.Is(err, providers.ErrUnavailable), ctx.Err() != nil:
+			return err
+		}
+		if p.released(ctx, id, node, err) == nil { // whatever the words of the refusal are
+			return nil
 		}
 		return err
 	})

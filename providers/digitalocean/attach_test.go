@@ -271,3 +271,34 @@ func TestAVolumeInUseIsNotDeletedAndItsHolderNamed(t *testing.T) {
 		}
 	})
 }
+
+// What DigitalOcean says when it refuses is not documented.
+func TestWhoHasAVolumeIsLookedUpWhateverTheRefusal(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		a, b := w.node(), w.node()
+		pa, pb := w.on(a), w.on(b)
+		v := w.create(pa, "db")
+		refuse := func(call func() error) error {
+			defer w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.Fail, Code: "422 No, by some new rule."})()
+			return call()
+		}
+		attach := func() error { return pa.Attach(t.Context(), v.ID) }
+		detach := func() error { return pa.Detach(t.Context(), v.ID, a, false) }
+
+		err := refuse(attach)
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		providertest.Sentence(t, err, "by some new rule")
+		require.NoError(t, refuse(detach), "it is not attached here")
+		w.attach(pb, v)
+		var held *providers.HeldError
+		require.ErrorAs(t, refuse(attach), &held)
+		assert.Equal(t, b, held.Node)
+		require.NoError(t, refuse(detach), "it is another's")
+		w.detach(pb, v, b)
+		w.attach(pa, v)
+		require.NoError(t, refuse(attach), "it is attached here")
+		err = refuse(detach)
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		providertest.Sentence(t, err, "by some new rule")
+	})
+}
