@@ -20,7 +20,7 @@ WORLD ?=
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install demo demo-swarm shell quick test test-all test-cluster ci soak lint fmt random fuzz bench clean
+.PHONY: help build plugin install demo demo-swarm shell quick test test-all test-cluster ci soak lint fmt random mutate fuzz bench clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,10 @@ fmt: $(tools)/golangci-lint ## format all Go code
 random: ## randomised runs of the driver, with what came to pass in them (STEPS=1000000); SEED=7 WORLD=own replays one
 	@cd driver && go test -run 'TestRandom/$(WORLD)' -count 1 -timeout 0 $(if $(SEED),-v -random.seed=$(SEED),-random.steps=$(STEPS))
 
+mutate: $(tools)/gremlins ## remove guards, flip conditions: does a test notice? (hours; PKG=guards, half an hour; PKG=./driver)
+	@[ "$(PKG)" ] || scripts/mutate guards
+	@scripts/mutate $(PKG)
+
 fuzz: ## run each fuzz target for a minute or so (FUZZTIME=2000000x)
 	@scripts/fuzz $(FUZZTIME)
 
@@ -101,6 +105,9 @@ $(tools)/golangci-lint: | $(tools)
 
 $(tools)/govulncheck: | $(tools)
 	GOBIN=$(CURDIR)/$(tools) go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+$(tools)/gremlins: | $(tools)
+	GOBIN=$(CURDIR)/$(tools) go install github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
 
 $(tools):
 	@mkdir -p $@

@@ -764,6 +764,7 @@ func TestAMountThatWaitsForAnotherNodeSaysSoAtOnce(t *testing.T) {
 		log, logged := logtest.NewNullLogger()
 		la, lb := a.start(t), b.start(t, func(c *Config) { c.Log = log })
 		mounted(t, la, "data", "1")
+		time.Sleep(time.Minute) // what b saw of the volume at its start is forgotten
 		begin := time.Now()
 		_, err := lb.Mount(within(t), "data", "2")
 		require.ErrorIs(t, err, errUnfinished)

@@ -122,34 +122,38 @@ func TestADiskThatIsAboutToGoIsNotMounted(t *testing.T) {
 }
 
 func TestAnInstanceThatIsBackKeepsWhatItHasMountedThoughItStillLooksStopped(t *testing.T) {
-	sceneOnEBS(t, func(t *testing.T, r *region, a, b *machine) {
-		la, lb := a.start(t), b.start(t)
-		formatted(t, la, "data")
-		mustMount(t, la, "data", "1")
-		a.powerOff()
-		time.Sleep(time.Minute)
+	late := 0
+	for range 4 { // EC2's latencies are random: now and then b asks when a looks as it is
+		sceneOnEBS(t, func(t *testing.T, r *region, a, b *machine) {
+			la, lb := a.start(t), b.start(t)
+			formatted(t, la, "data")
+			mustMount(t, la, "data", "1")
+			a.powerOff()
+			time.Sleep(time.Minute)
 
-		// What b does about it is held up until a has it again.
-		letDetach := r.sim.Inject(cloud.Rule{Action: "DetachVolume", Caller: b.name, Fault: cloud.Throttle})
-		var other sync.WaitGroup
-		other.Go(func() {
-			for range 5 {
-				_, _ = lb.Mount(within(t), "data", "3")
-				time.Sleep(5 * time.Second)
-			}
+			// What b does about it is held up until a has it again.
+			letDetach := r.sim.Inject(cloud.Rule{Action: "DetachVolume", Caller: b.name, Fault: cloud.Throttle})
+			var other sync.WaitGroup
+			other.Go(func() {
+				for range 20 {
+					_, _ = lb.Mount(within(t), "data", "3")
+					time.Sleep(time.Second)
+				}
+			})
+			a.powerOn()
+			la = a.start(t)
+			mountAsSwarmDoes(t, la, "data", "2")
+			letDetach()
+			other.Wait()
+			synctest.Wait()
+			late += r.late
+			assert.NotNil(t, a.mounts[r.world.disk("data").Serial])
+			mustUnmount(t, la, "data", "2")
+			mountAsSwarmDoes(t, lb, "data", "4")
+			mustUnmount(t, lb, "data", "4")
 		})
-		a.powerOn()
-		la = a.start(t)
-		mountAsSwarmDoes(t, la, "data", "2")
-		letDetach()
-		other.Wait()
-		synctest.Wait()
-		assert.Positive(t, r.late, "b did not come too late")
-		assert.NotNil(t, a.mounts[r.world.disk("data").Serial])
-		mustUnmount(t, la, "data", "2")
-		mountAsSwarmDoes(t, lb, "data", "4")
-		mustUnmount(t, lb, "data", "4")
-	})
+	}
+	assert.Positive(t, late, "b never came too late")
 }
 
 const clusterOfWorld = "default"

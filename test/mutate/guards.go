@@ -1,0 +1,282 @@
+package main
+
+// guards are grouped by the promise that they keep.
+var guards = []guard{
+	// A disk is formatted once.
+	{
+		protects: "the copy of a snapshot that looks blank is not formatted", file: "driver/mount.go",
+		code: `case contents.Blank && vol.Snapshot != "":`, without: `case false:`,
+	},
+	{
+		protects: "a disk that was formatted before and looks blank is not formatted again", file: "driver/mount.go",
+		code: "		if contents.Blank {\n			return nil, lostData(v, vol, dev)\n		}\n", without: "",
+	},
+	{
+		protects: "another node's format is not overwritten: the cloud is asked again as the holder", file: "driver/mount.go",
+		code: `case !missing && now.ID == vol.ID && now.HeldBy(node.ID):`, without: `case !missing:`,
+	},
+	{
+		protects: "the cloud learns that the disk is formatted before anybody may write to it", file: "driver/mount.go",
+		code: `if err := d.provider.Mark(ctx, vol.ID, recFormatted, set.fstype); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "a device smaller than its volume is another disk", file: "driver/mount.go",
+		code: `if dev.Size < vol.Size {`, without: `if false {`,
+	},
+	{
+		protects: "a format that was cut short is finished before another node gets the disk", file: "driver/unmount.go",
+		code: "	if e.Formatting {\n		if err := d.finishFormat", without: "	if false {\n		if err := d.finishFormat",
+	},
+	{
+		protects: "the remains of a format that a disk has from elsewhere are not cleared", file: "driver/mount.go",
+		code: `if e != nil && e.Formatting && !d.isHere(ctx, vol.Serial) {`, without: `if false {`,
+	},
+	{
+		protects: "a device is not formatted if another one with its serial has come", file: "mount/format.go",
+		code: "if _, err := h.Find(ctx, dev.Serial); err != nil {", without: "if err := error(nil); err != nil {",
+	},
+	{
+		protects: "a device is not formatted if it is smaller than the cloud says", file: "mount/format.go",
+		code: `if spec.Size <= 0 || size < spec.Size {`, without: `if false {`,
+	},
+	{
+		protects: "a device is not formatted if anything is on it", file: "mount/format.go",
+		code: `if !c.Blank {`, without: `if false {`,
+	},
+	{
+		protects: "what mkfs failed on is not cleared if it is somebody else's", file: "mount/format.go",
+		code: `!slices.ContainsFunc(c.Found, func(s string) bool { return s != spec.FSType && s != unknownData })`, without: `true`,
+	},
+	{
+		protects: "the format is recorded before its first byte", file: "mount/format.go",
+		code: "if err := spec.Begin(ctx); err != nil {", without: "if err := error(nil); err != nil {",
+	},
+	{
+		protects: "a signature that only wipefs sees counts", file: "mount/probe.go",
+		code: "			c.Found = append(c.Found, s)\n", without: "",
+	},
+	{
+		protects: "a signature that only blkid sees counts", file: "mount/probe.go",
+		code: `if c := parseBlkid(res.stdout); len(c.Found) > 0 {`, without: `if c := (Contents{}); true {`,
+	},
+	{
+		protects: "bytes of an unknown kind at the edges of a disk count", file: "mount/probe.go",
+		code: `if len(c.Found) == 0 && !zero {`, without: `if false {`,
+	},
+	{
+		protects: "bytes in the first MiB count, not only in the last", file: "mount/probe.go",
+		code: `zero = zero && isZero(buf[:s.length])`, without: `zero = isZero(buf[:s.length])`,
+	},
+	{
+		protects: "blkid that failed does not mean blank", file: "mount/probe.go",
+		code: `res.code == 2 && res.stdout == "" && res.stderr == ""`, without: `res.code == 2`,
+	},
+	{
+		protects: "wipefs that failed does not mean blank", file: "mount/probe.go",
+		code: `if res.code != 0 || res.stderr != "" {`, without: `if false {`,
+	},
+	{
+		protects: "a device that changed between its discovery and its use is not touched", file: "mount/device.go",
+		code: "	if err := h.verify(dev, f); err != nil {", without: "	if err := error(nil); err != nil {",
+	},
+	{
+		protects: "a device node of another number is not the device", file: "mount/device.go",
+		code: `unix.Major(st.Rdev) != d.Major || unix.Minor(st.Rdev) != d.Minor`, without: `false`,
+	},
+	{
+		protects: "of two devices with one serial neither is used", file: "mount/device.go",
+		code: `case len(names) > 1:`, without: `case false:`,
+	},
+
+	// One writer.
+	{
+		protects: "TAKEOVER=never takes nothing", file: "driver/takeover.go",
+		code: `case d.takeover == TakeoverNever:`, without: `case false:`,
+	},
+	{
+		protects: "under TAKEOVER=always a holder is given time to release the volume", file: "driver/takeover.go",
+		code: ` && time.Since(watch.since) >= patience:`, without: `:`,
+	},
+	{
+		protects: "a takeover that has been ordered is not ordered again at once", file: "driver/takeover.go",
+		code: `watch.taken == holder && time.Since(watch.at) < patience ||`, without: ``,
+	},
+	{
+		protects: "a holder that is detaching by itself is not robbed", file: "driver/takeover.go",
+		code: `vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience`, without: `false`,
+	},
+	{
+		protects: "a forced detach does not outlive its evidence", file: "driver/timely.go",
+		code: `limit = forceTimeout`, without: `_ = forceTimeout`,
+	},
+	{
+		protects: "a volume of another zone is not attached", file: "driver/mount.go",
+		code: `if vol.Zone != "" && node.Zone != "" && vol.Zone != node.Zone {`, without: `if false {`,
+	},
+
+	// Never detach what is mounted.
+	{
+		protects: "a volume is unmounted before it is detached", file: "driver/unmount.go",
+		code: `if err := d.host.Unpublish(ctx, v.dir); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "a volume is not detached while the kernel holds its file system", file: "driver/unmount.go",
+		code: `if err := d.awaitFree(ctx, v, e); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "a release is not over before the device has gone", file: "driver/unmount.go",
+		code: `if err := d.host.WaitGone(ctx, e.Serial); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "a mount ID that the journal lost does not release what a container uses", file: "driver/unmount.go",
+		code: `if used, err := d.usedByContainers(ctx, v, e); used || err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "an attach is not called off while containers use the volume", file: "driver/mount.go",
+		code: "	if len(e.IDs) > 0 {\n		return fmt.Errorf(\"the cloud says that the attach", without: "	if false {\n		return fmt.Errorf(\"the cloud says that the attach",
+	},
+	{
+		protects: "an attach that is not this node's own is not called off", file: "driver/mount.go",
+		code: `if e == nil || e.Volume != vol.ID || !e.Ours {`, without: `if false {`,
+	},
+	{
+		protects: "an attach is not called off while its device is here", file: "driver/mount.go",
+		code: `if _, err := d.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "what a mount cannot be told to hold counts as held", file: "mount/held.go",
+		code: `case v.remains(), !complete:`, without: `case v.remains():`,
+	},
+	{
+		protects: "a mount in another namespace is use", file: "mount/held.go",
+		code: `case v.remains(), !complete:`, without: `case !complete:`,
+	},
+	{
+		protects: "a file system that no mount shows holds its device", file: "mount/held.go",
+		code: `		if len(found) > 0 {`, without: `		if false {`,
+	},
+	{
+		protects: "another program's exclusive open holds a device", file: "mount/held.go",
+		code: "	case errors.Is(err, unix.EBUSY):\n		return true, nil\n	case errors.Is(err, unix.ENOENT)", without: "	case errors.Is(err, unix.EBUSY):\n		return false, nil\n	case errors.Is(err, unix.ENOENT)",
+	},
+
+	// What the cloud says may be old.
+	{
+		protects: "after a detach the answers of the cloud are not believed for as long as they may be old", file: "driver/mount.go",
+		code: `case (!vol.Held() || vol.HeldBy(node.ID)) && time.Since(v.detachedAt) < lag:`, without: `case false:`,
+	},
+	{
+		protects: "a detach by a release is remembered", file: "driver/unmount.go",
+		code: `v.detachedAt = time.Now() // perhaps also if it failed`, without: ``,
+	},
+	{
+		protects: "a detach by a called-off attach is remembered", file: "driver/mount.go",
+		code: "	v.detachedAt = time.Now()\n", without: "",
+	},
+	{
+		protects: "an answer from before this node's own change is not believed", file: "driver/catalog.go",
+		code: "	case !s.ours():\n		return nil, false", without: "	case true:\n		return nil, false",
+	},
+	{
+		protects: "an answer to an older question does not undo this node's change", file: "driver/catalog.go",
+		code: `case s.change > asked:`, without: `case false:`,
+	},
+	{
+		protects: "an old list does not undo this node's change", file: "driver/catalog.go",
+		code: `if s.change > asked || s.ours() {`, without: `if false {`,
+	},
+	{
+		protects: "one answer that may be old does not make an attach fail", file: "driver/mount.go",
+		code: "		if doubted {\n", without: "		if true || doubted {\n",
+	},
+
+	// Never show an empty folder, or another disk, for a volume.
+	{
+		protects: "the mount of a disk that has been replaced is not answered", file: "driver/mount.go",
+		code: ` || dev.Name != v.device.Name || dev.Major != v.device.Major || dev.Minor != v.device.Minor`, without: ``,
+	},
+	{
+		protects: "a path that shows nothing is not answered", file: "driver/mount.go",
+		code: "	return err == nil && up\n", without: "	return err == nil || up\n",
+	},
+	{
+		protects: "a volume made anew is not mistaken for the one that containers have mounted", file: "driver/mount.go",
+		code: "	if e != nil && len(e.IDs) > 0 {\n		return fmt.Errorf(\"volume %q was", without: "	if e == nil && v == nil {\n		return fmt.Errorf(\"volume %q was",
+	},
+	{
+		protects: "what the engine does not see is not answered", file: "driver/mount.go",
+		code: "	if err := d.mustBeSeen(ctx); err != nil {\n		return \"\"", without: "	if err := error(nil); err != nil {\n		return \"\"",
+	},
+	{
+		protects: "another file system than the volume's is not mounted", file: "mount/publish.go",
+		code: "		if err := mustHold(ctx, dev, spec.FSType); err != nil {", without: "		if err := error(nil); err != nil {",
+	},
+	{
+		protects: "a file system is checked before it is mounted", file: "mount/publish.go",
+		code: "if err := check(ctx, dev, spec.FSType); err != nil {", without: "if err := error(nil); err != nil {",
+	},
+	{
+		protects: "a file system that a container holds is not checked", file: "mount/publish.go",
+		code: `if !held { //`, without: `if true { //`,
+	},
+	{
+		protects: "nobody can write into the bare mountpoint", file: "mount/publish.go",
+		code: `err := unix.Mkdir(path, 0)`, without: `err := unix.Mkdir(path, 0o755)`,
+	},
+	{
+		protects: "a bare mountpoint that somebody wrote into is not covered", file: "mount/publish.go",
+		code: `if len(names) > 0 {`, without: `if false {`,
+	},
+	{
+		protects: "a path that shows another file system is not answered", file: "mount/publish.go",
+		code: `if !isOn(top, dev) || top.Root != root {`, without: `if false {`,
+	},
+
+	// The journal.
+	{
+		protects: "a use is in the journal before it is answered", file: "driver/mount.go",
+		code: `if err := d.note(v, before.with(id, v.device)); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "a Mount that nobody waits for leaves no use", file: "driver/mount.go",
+		code: `if ctx.Err() != nil && !before.has(id) {`, without: `if false {`,
+	},
+	{
+		protects: "an attach is in the journal before it is asked for", file: "driver/mount.go",
+		code: `if err := d.remember(ctx, v, vol, !vol.Held()); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "an entry survives a power failure: its file is flushed", file: "driver/journal.go",
+		code: "		err = f.Sync()\n", without: "		err = nil\n",
+	},
+	{
+		protects: "an entry survives a power failure: its directory is flushed", file: "driver/journal.go",
+		code: "	return syncDir(filepath.Dir(path))\n", without: "	return nil\n",
+	},
+	{
+		protects: "a removed entry does not come back after a power failure", file: "driver/journal.go",
+		code: "err = syncDir(string(dir))", without: "err = nil",
+	},
+	{
+		protects: "mount IDs of an earlier boot are void", file: "driver/driver.go",
+		code: `if e.Boot != d.boot {`, without: `if false {`,
+	},
+
+	// Uses that nobody ended.
+	{
+		protects: "mount IDs are not dropped while the engine fills a new volume", file: "driver/reconcile.go",
+		code: `case d.active(v), v.staleSince.IsZero():`, without: `case v.staleSince.IsZero():`,
+	},
+	{
+		protects: "mount IDs are not dropped before the container's own mount can be there", file: "driver/reconcile.go",
+		code: `case time.Since(v.staleSince) < staleAfter:`, without: `case false:`,
+	},
+	{
+		protects: "a volume is not removed while its mount IDs stand", file: "driver/remove.go",
+		code: `if n := len(e.IDs); n > 0 {`, without: `if n := len(e.IDs); n < 0 {`,
+	},
+	{
+		protects: "a volume is not removed while a process uses it", file: "driver/remove.go",
+		code: "	if used {\n", without: "	if used && e == nil {\n",
+	},
+}

@@ -1,0 +1,187 @@
+// Command mutate removes one guard after another from blockvol, each in a build of its own, and runs the tests of the guard's
+// package. A guard whose removal fails no test is a survivor: nobody would notice if it were lost.
+//
+// The guards are chosen by hand, in guards.go: those that keep data, and those whose loss a conditional-flipping tool cannot
+// imitate, such as a call that is left out. Nothing in the source tree is changed: the compiler reads the changed file
+// through its -overlay option.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A guard is one place in the source that protects something.
+type guard struct {
+	protects string // what goes wrong without it, as a statement about the product
+	file     string // from the module's root
+	code     string // the guard, as it stands in the file, once
+	without  string // what stands there when it is removed
+	tests    string // packages whose tests must notice; default is the file's own
+	survives string // why no test can notice; empty for a guard whose removal must fail a test
+}
+
+func main() {
+	only := flag.String("only", "", "remove only guards whose file or description matches this regular expression")
+	workers := flag.Int("workers", 2, "how many builds to test at once")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, *only, *workers); err != nil {
+		fmt.Fprintln(os.Stderr, "mutate:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, only string, workers int) error {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return err
+	}
+	chosen, err := regexp.Compile(only)
+	if err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "mutate-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+
+	// A test that fails by itself would be taken for one that notices.
+	if killer, err := (guard{tests: "./driver ./mount"}).test(ctx, root, ""); killer != "" || err != nil {
+		return errors.Join(fmt.Errorf("the tests must pass before a guard is removed: %s", killer), err)
+	}
+
+	var mu sync.Mutex // guards the counts and the output
+	var killed, survived, explained, broken int
+	var all sync.WaitGroup
+	next := make(chan int)
+	for range workers {
+		all.Go(func() {
+			for i := range next {
+				begun := time.Now()
+				killer, err := guards[i].remove(ctx, root, filepath.Join(dir, strconv.Itoa(i)))
+				mu.Lock()
+				took := time.Since(begun).Round(time.Second)
+				switch g := guards[i]; {
+				case ctx.Err() != nil:
+				case err != nil:
+					broken++
+					fmt.Printf("BROKEN    %s: %s\n          %v\n", g.file, g.protects, err)
+				case killer != "":
+					killed++
+					fmt.Printf("noticed   %s: %s\n          by %s (%s)\n", g.file, g.protects, killer, took)
+				case g.survives != "":
+					explained++
+					fmt.Printf("explained %s: %s\n          %s\n", g.file, g.protects, g.survives)
+				default:
+					survived++
+					fmt.Printf("SURVIVED  %s: %s (%s)\n", g.file, g.protects, took)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for i, g := range guards {
+		if chosen.MatchString(g.file) || chosen.MatchString(g.protects) {
+			next <- i
+		}
+	}
+	close(next)
+	all.Wait()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fmt.Printf("\nguards removed: %d, noticed by a test: %d, explained: %d, survived: %d, broken: %d\n",
+		killed+survived+explained+broken, killed, explained, survived, broken)
+	if survived+broken > 0 {
+		return errors.New("a guard can be lost without notice: write the test that fails without it, or correct guards.go")
+	}
+	return nil
+}
+
+// remove runs the tests without the guard and returns the first that failed, or "" if none did.
+func (g guard) remove(ctx context.Context, root, dir string) (killer string, err error) {
+	path := filepath.Join(root, g.file)
+	mutant, err := g.mutant(root)
+	if err != nil {
+		return "", err
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {path: filepath.Join(dir, "mutant.go")}})
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(
+		os.Mkdir(dir, 0o700),
+		os.WriteFile(filepath.Join(dir, "mutant.go"), mutant, 0o600),
+		os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600),
+	); err != nil {
+		return "", err
+	}
+	return g.test(ctx, root, filepath.Join(dir, "overlay.json"))
+}
+
+// test runs the tests that must notice, on the files of an overlay, and returns the first that failed.
+func (g guard) test(ctx context.Context, root, overlay string) (killer string, err error) {
+	tests := g.tests
+	if tests == "" {
+		tests = "./" + filepath.Dir(g.file)
+	}
+	args := []string{"test", "-count=1", "-failfast", "-timeout=10m"}
+	if overlay != "" {
+		args = append(args, "-overlay", overlay)
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, strings.Fields(tests)...)...)
+	cmd.Dir = root
+	out, err := cmd.CombinedOutput()
+	switch {
+	case err == nil:
+		return "", nil
+	case strings.Contains(string(out), "[build failed]"), strings.Contains(string(out), "[setup failed]"):
+		return "", fmt.Errorf("it does not build without the guard:\n%s", out)
+	}
+	return firstFailure(string(out)), nil
+}
+
+// mutant is the file without the guard.
+func (g guard) mutant(root string) ([]byte, error) {
+	source, err := os.ReadFile(filepath.Join(root, g.file))
+	if err != nil {
+		return nil, err
+	}
+	if n := strings.Count(string(source), g.code); n != 1 {
+		return nil, fmt.Errorf("the guard stands %d times in %s, where it must stand once: %s", n, g.file, g.code)
+	}
+	return []byte(strings.Replace(string(source), g.code, g.without, 1)), nil
+}
+
+var failure = regexp.MustCompile(`(?m)^--- FAIL: (\S+)|^(panic: .*)|^(fatal error: .*)`)
+
+func firstFailure(out string) string {
+	m := failure.FindStringSubmatch(out)
+	if m == nil {
+		return "a test binary that failed without naming a test"
+	}
+	return m[1] + m[2] + m[3]
+}
+
+func moduleRoot(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("the module's root cannot be found: %w", err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
