@@ -11,6 +11,7 @@ import (
 	sdk "github.com/linode/linodego"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/recent"
 )
 
@@ -44,6 +45,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		case err == nil:
 			p.going.Delete(n) // nothing is left of a detach
 			p.ours.See(n, time.Now(), true)
+			p.holder.Took(id, node.ID)
 			return nil
 		case errors.Is(err, errAttached):
 			v, asked, lookErr := p.getOurs(ctx, n)
@@ -68,7 +70,11 @@ func (p *Provider) standing(v *sdk.Volume, asked time.Time, self string, refusal
 	if _, may := p.leaves(v.ID, held.Node, asked); may && held.Node == self {
 		return fmt.Errorf("%w: volume %d is still being detached from this Linode, or may be", providers.ErrBusy, v.ID)
 	}
-	return held.Refused(strconv.Itoa(v.ID), self, refusal)
+	err := held.Refused(strconv.Itoa(v.ID), self, refusal)
+	if err == nil {
+		p.holder.Took(strconv.Itoa(v.ID), self)
+	}
+	return err
 }
 
 // attach asks Linode once.
@@ -95,34 +101,67 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 	if err != nil {
 		return ctx.Err() // what Linode cannot have, nobody holds
 	}
-	return p.linode.Do(ctx, node, func(ctx context.Context) error {
-		v, asked, err := p.getOurs(ctx, n)
-		if errors.Is(err, providers.ErrNotFound) {
-			return nil
-		} else if err != nil {
+	for retry := (pace.Backoff{Most: time.Second}); ; {
+		var stale error
+		err := p.linode.Do(ctx, node, func(ctx context.Context) error {
+			err := p.detach(ctx, n, node)
+			if stale = nil; errors.Is(err, errStale) {
+				stale, err = err, nil // others need not wait for that
+			}
+			return err
+		})
+		if err != nil || stale == nil {
 			return err
 		}
-		if held := p.attachmentOf(v, asked); held.Node != node || held.State != providers.Attached {
-			return nil
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w", stale, over)
 		}
-		err = p.do(onceSoon(ctx), fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) error {
-			return p.api.DetachVolume(ctx, n)
-		})
-		switch {
-		case err == nil:
-			p.going.Store(n, departure{node, time.Now(), true})
-		case errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
-			return nil
-		case errors.Is(err, providers.ErrUnavailable), ctx.Err() != nil:
-			p.going.Store(n, departure{node, time.Now(), false})
-		}
+	}
+}
+
+// errStale is of a read that may show how the volume stood before it was attached.
+var errStale = fmt.Errorf("%w: Linode does not show yet what was just attached", providers.ErrBusy)
+
+func (p *Provider) detach(ctx context.Context, n int, node string) error {
+	v, asked, err := p.getOurs(ctx, n)
+	held := providers.Attachment{}
+	switch {
+	case err == nil:
+		held = p.attachmentOf(v, asked)
+	case !errors.Is(err, providers.ErrNotFound):
 		return err
+	}
+	switch {
+	case held.Node != node && !p.holder.Denies(strconv.Itoa(n), node, asked):
+		return fmt.Errorf("%w: volume %d, Linode %s", errStale, n, node)
+	case held.Node != node || held.State != providers.Attached:
+		return nil
+	}
+	err = p.do(onceSoon(ctx), fmt.Sprintf("the request to detach volume %d from Linode %s", n, node), func(ctx context.Context) error {
+		return p.api.DetachVolume(ctx, n)
 	})
+	switch {
+	case err == nil:
+		p.leave(n, departure{node, time.Now(), true})
+	case errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
+		return nil
+	case errors.Is(err, providers.ErrUnavailable), ctx.Err() != nil:
+		p.leave(n, departure{node, time.Now(), false})
+	}
+	return err
+}
+
+func (p *Provider) leave(volume int, d departure) {
+	p.going.Store(volume, d)
+	p.holder.Left(strconv.Itoa(volume))
 }
 
 // leaving is how long a detach that was asked for is believed to be under way while the volume is shown attached. It takes
 // seconds, as a rule; one that takes longer has failed, and can be asked for again.
 const leaving = time.Minute
+
+// lag is how old a read may be.
+const lag = 10 * time.Second
 
 // departure is a detach that was asked for.
 type departure struct {
@@ -141,7 +180,7 @@ func (p *Provider) leaves(volume int, node string, asked time.Time) (does, may b
 		return false, false
 	case node == d.node && time.Since(d.since) < leaving:
 		return d.taken, true
-	case asked.After(d.since): // it has arrived
+	case asked.Sub(d.since) >= lag: // it has arrived
 		p.going.CompareAndDelete(volume, d)
 	}
 	return false, false

@@ -235,3 +235,30 @@ func TestALinodeThatBootsIsWaitedFor(t *testing.T) {
 		require.NoError(t, p.Attach(t.Context(), v.ID))
 	})
 }
+
+// Otherwise no request would be sent, and the volume be called detached though it stays attached.
+func TestADetachBelievesNoReadOfATimeBeforeTheAttach(t *testing.T) {
+	for seed := range uint64(8) {
+		inWorld(t, cloud.Config{Times: cloud.Times{Attach: 500 * time.Millisecond, Detach: 4 * time.Second}, Lag: 5 * time.Second, Seed: seed}, func(t *testing.T, w *world) {
+			a, b := w.node(), w.node()
+			pa, pb := w.on(a), w.on(b)
+			v := w.create(pa, "db") // though its maker does not see it at first
+			for _, p := range []*Provider{pa, pb, pa} {
+				node, err := p.Node(t.Context())
+				require.NoError(t, err)
+				time.Sleep(5 * time.Second)
+				w.attach(p, v)
+				w.calls()
+				begin := time.Now()
+				require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
+				assert.Less(t, time.Since(begin), 6*time.Second, "it is asked again soon")
+				assert.Equal(t, 1, w.calls()[detaching])
+				require.NoError(t, p.Attach(t.Context(), v.ID))
+				time.Sleep(time.Minute) // whatever is under way ends
+				require.Equal(t, node.ID, bubble.Holder(w.cloud, v.ID), "whatever was shown, it was on its way out")
+				require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
+				bubble.Until(t, w.cloud, v.ID, bubble.Free)
+			}
+		})
+	}
+}

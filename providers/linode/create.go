@@ -123,13 +123,20 @@ func (p *Provider) undo(ctx context.Context, made *sdk.Volume) error {
 // made theirs, at least the later one sees both; the maker of the younger one takes the name off it, and leaves the disk to the
 // operator: it is not deleted, since by now somebody may have been given it.
 func (p *Provider) settle(ctx context.Context, made int, name string) (sdk.Volume, time.Time, error) {
+	isMade := func(v sdk.Volume) bool { return v.ID == made }
 	all, asked, err := p.bearing(ctx, name)
+	retry := pace.Backoff{Most: time.Second}
+	for begin := time.Now(); err == nil && !slices.ContainsFunc(all, isMade) && asked.Sub(begin) < lag; { // it is shown yet as it was before
+		if err = retry.Wait(ctx); err == nil {
+			all, asked, err = p.bearing(ctx, name)
+		}
+	}
 	switch {
 	case err != nil:
 		return sdk.Volume{}, asked, err
 	case len(all) == 0:
 		return sdk.Volume{}, asked, fmt.Errorf("%w: volume %d was made and is gone at the same moment", providers.ErrBusy, made)
-	case all[0].ID != made && slices.ContainsFunc(all, func(v sdk.Volume) bool { return v.ID == made }):
+	case all[0].ID != made && slices.ContainsFunc(all, isMade):
 		if err := p.yield(ctx, made); err != nil {
 			_, ambiguous := p.bearers().One(name, all)
 			return sdk.Volume{}, asked, errors.Join(ambiguous, err)
@@ -157,13 +164,15 @@ func (p *Provider) yield(ctx context.Context, id int) error {
 
 // ready waits until a volume is active.
 func (p *Provider) ready(ctx context.Context, v *sdk.Volume, asked time.Time) (*sdk.Volume, time.Time, error) {
-	retry := pace.Backoff{Most: 2 * time.Second}
+	retry, begin := pace.Backoff{Most: 2 * time.Second}, time.Now()
 	for v.Status == sdk.VolumeCreating {
 		if err := retry.Wait(ctx); err != nil {
 			return nil, asked, fmt.Errorf("volume %d is still being created: %w", v.ID, err)
 		}
 		now, when, err := p.getOurs(ctx, v.ID)
-		if errors.Is(err, providers.ErrNotFound) {
+		if errors.Is(err, providers.ErrNotFound) && time.Since(begin) < lag {
+			continue
+		} else if errors.Is(err, providers.ErrNotFound) {
 			return nil, when, fmt.Errorf("%w: volume %d was made and is gone at the same moment", providers.ErrBusy, v.ID)
 		} else if err != nil {
 			return nil, when, err

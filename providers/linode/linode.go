@@ -78,6 +78,7 @@ type Provider struct {
 	node   *batch.Kept[providers.Node] // this one, with its region
 	byKey  *batch.Asker[[]sdk.Volume]  // volumes by lookup key
 	ours   recent.Map[int, bool]       // whether a volume is this cluster's
+	holder recent.Holders              // by id of a volume
 	going  sync.Map                    // by id of a volume: the departure that this process has asked for
 	linode rest.Line                   // changes of a Linode
 	volume rest.Line                   // changes of a volume's tags, by this process
