@@ -32,6 +32,7 @@ type world struct {
 	seed       uint64
 	disks      map[string]*disk // by id
 	snapshots  map[string]providers.Record
+	copies     map[string]disk // by snapshot: what is on it
 	machines   map[string]*machine
 	made       int
 	violations []string
@@ -40,6 +41,7 @@ type world struct {
 	latency   time.Duration                 // of each call to the cloud, at most
 	arrival   time.Duration                 // until an attached device is in the kernel
 	departure time.Duration                 // from when a detached device has left the kernel until the cloud is done
+	reuse     bool                          // a disk's serial comes from its name
 	failing   float64                       // the part of attaches that the cloud cannot carry out, and of questions who the node is
 	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
 	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
@@ -83,7 +85,9 @@ type disk struct {
 	born    time.Time // when it was made
 	owned   bool      // bears our mark
 	until   time.Time // when a detach is done
-	plugged int       // how often it was attached: each time its device is another
+	adopted bool
+	twin    bool // somebody has given it the name of another
+	plugged int  // how often it was attached: each time its device is another
 }
 
 // machine is a node: its kernel, and the lives of the plugin on it.
@@ -92,6 +96,8 @@ type machine struct {
 	name, zone string
 	life, was  providers.Life
 	changed    time.Time // when its life did
+	ambiguous  time.Time // until when two of its devices have one serial
+	damaged    []error   // journal entries that its next start cannot read
 	slots      int       // how many disks it can have; 0 for any number
 	boot       int
 	mounts     map[string]*superblock // by serial: what the kernel holds
@@ -146,7 +152,7 @@ var (
 
 func newWorld(seed uint64) *world {
 	w := &world{
-		seed: seed, disks: map[string]*disk{}, snapshots: map[string]providers.Record{},
+		seed: seed, disks: map[string]*disk{}, snapshots: map[string]providers.Record{}, copies: map[string]disk{},
 		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, figures: figures{}, written: map[string]string{}, boot: 10 * time.Second,
 	}
 	w.cloud = ownCloud{w}
@@ -411,7 +417,7 @@ func (c ownCloud) enlarge(name string) {
 func (c ownCloud) volumes() (all []*providers.Volume) {
 	c.passTime()
 	for _, d := range c.disks {
-		if d.owned {
+		if d.owned && !d.twin {
 			all = append(all, d.describe())
 		}
 	}
@@ -451,7 +457,7 @@ func (p *fakeProvider) Buses() []string { return []string{"loop"} }
 
 func (w *world) byName(name string) *disk {
 	for _, d := range w.disks {
-		if d.owned && d.Name == name {
+		if d.owned && d.Name == name && !d.twin {
 			return d
 		}
 	}
@@ -466,12 +472,20 @@ func (d *disk) describe() *providers.Volume {
 
 func (p *fakeProvider) Find(ctx context.Context, name string) (v *providers.Volume, err error) {
 	err = p.do(ctx, "cloud.Find", func() error {
-		for _, v = range p.machine.world.seen() {
-			if v.Name == name {
-				return nil
+		found := 0
+		for _, other := range p.machine.world.seen() {
+			if other.Name == name {
+				v = other
+				found++
 			}
 		}
-		v = nil
+		switch found {
+		case 1:
+			return nil
+		case 2:
+			v = nil
+			return fmt.Errorf("%w: %s", providers.ErrAmbiguous, name)
+		}
 		return fmt.Errorf("%w: %s", providers.ErrNotFound, name)
 	})
 	return v, err
@@ -480,6 +494,15 @@ func (p *fakeProvider) Find(ctx context.Context, name string) (v *providers.Volu
 func (p *fakeProvider) List(ctx context.Context) (all []*providers.Volume, err error) {
 	err = p.do(ctx, "cloud.List", func() error {
 		all = p.machine.world.seen()
+		names := map[string]int{}
+		for _, v := range all {
+			names[v.Name]++
+		}
+		n := len(all)
+		all = slices.DeleteFunc(all, func(v *providers.Volume) bool { return names[v.Name] > 1 })
+		if len(all) < n {
+			return providers.ErrAmbiguous
+		}
 		return nil
 	})
 	return all, err
@@ -493,6 +516,9 @@ func (w *world) newDisk(name string, size int64, rec providers.Record) *disk {
 	}}
 	if d.Record == nil {
 		d.Record = providers.Record{}
+	}
+	if serial := "serial-of-" + name; w.reuse && !slices.ContainsFunc(slices.Collect(maps.Values(w.disks)), func(other *disk) bool { return other.Serial == serial }) {
+		d.Serial = serial
 	}
 	d.born = time.Now()
 	w.disks[d.ID] = d
@@ -509,8 +535,13 @@ func (p *fakeProvider) Create(ctx context.Context, spec providers.Spec) (v *prov
 			}
 			maps.Copy(rec, spec.Record)
 			d = p.machine.world.newDisk(spec.Name, spec.Size, rec)
+			d.Zone = p.machine.zone
 			if spec.Snapshot != "" {
 				d.Snapshot, d.fstype = spec.Snapshot, "ext4"
+				if c, ok := p.machine.world.copies[spec.Snapshot]; ok {
+					d.fstype, d.half, d.foreign, d.data, d.content = c.fstype, c.half, c.foreign, c.data, c.content
+					p.machine.world.written[d.ID] = c.content
+				}
 			}
 		}
 		v = d.describe()
@@ -527,8 +558,11 @@ func (p *fakeProvider) Adopt(ctx context.Context, id string, spec providers.Spec
 			return providers.ErrNotFound
 		case d.owned && d.Name != spec.Name, d.Held():
 			return providers.ErrInvalid
+		case !d.owned && p.machine.world.byName(spec.Name) != nil: // at one moment, where the clouds look first and label then
+			return providers.ErrInvalid
 		}
-		d.owned, d.Name = true, spec.Name
+		d.adopted = d.adopted || !d.owned // by which it counts as formatted, whatever is on it
+		d.owned, d.Name, d.born = true, spec.Name, time.Now()
 		maps.Copy(d.Record, spec.Record)
 		v = d.describe()
 		return nil
@@ -577,6 +611,10 @@ func (p *fakeProvider) Attach(ctx context.Context, id string) error {
 			return nil
 		case d.Held():
 			return &providers.HeldError{Volume: id, Node: d.Attachment.Node}
+		}
+		if d.Zone != p.machine.zone {
+			p.machine.world.violate("%s, which is in zone %s, asked for %s, which is in %s", p.machine.name, p.machine.zone, d.Name, d.Zone)
+			return providers.ErrInvalid
 		}
 		attached := 0
 		for _, other := range p.machine.world.disks {
@@ -662,6 +700,7 @@ func (p *fakeProvider) Snapshot(ctx context.Context, id, description string) (s 
 		s = &providers.Snapshot{ID: "snap of " + id + ": " + description, Volume: id, Size: d.Size}
 		if p.machine.world.snapshots[s.ID] == nil {
 			p.machine.world.snapshots[s.ID] = maps.Clone(d.Record)
+			p.machine.world.copies[s.ID] = *d
 		}
 		return nil
 	})
@@ -695,8 +734,11 @@ func deviceOf(d *disk) mount.Device {
 func (h *fakeHost) Find(ctx context.Context, serial string) (dev mount.Device, err error) {
 	err = h.do(ctx, "host.Find", func() error {
 		d := h.attached(serial)
-		if d == nil {
+		switch {
+		case d == nil:
 			return mount.ErrNoDevice
+		case time.Now().Before(h.machine.ambiguous):
+			return mount.ErrAmbiguousDevice
 		}
 		dev = deviceOf(d)
 		return nil
@@ -940,7 +982,8 @@ func (j fakeJournal) load() (entries []*entry, damaged []error, err error) {
 		c := *e
 		entries = append(entries, &c)
 	}
-	return entries, nil, nil
+	damaged, j.machine.damaged = j.machine.damaged, nil
+	return entries, damaged, nil
 }
 
 func (j fakeJournal) put(e *entry) error {
