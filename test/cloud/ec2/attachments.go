@@ -10,7 +10,7 @@ import (
 
 // deviceName is what AWS takes as a device on Linux: recommended names and those that work.
 // See https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/device_naming.html
-var deviceName = regexp.MustCompile(`^(/dev/)?(sd[a-z][1-9]?|sd[a-z]1[0-5]|xvd[a-z]|xvd[b-d][a-z]|hd[a-z][1-9]?)$`)
+var deviceName = regexp.MustCompile(`^(/dev/)?(sd[a-z][1-9]?|sd[a-z]1[0-5]|xvd[a-z]|xvd[a-d][a-z]|hd[a-z][1-9]?)$`)
 
 // point is one for names that are of the same attachment point: /dev/sdf, sdf, /dev/xvdf.
 func point(device string) string {

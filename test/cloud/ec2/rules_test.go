@@ -208,7 +208,7 @@ func TestADeviceNameIsTakenOnce(t *testing.T) {
 		assert.Equal(t, "InvalidParameterValue", code(t, err))
 		require.ErrorContains(t, err, refusal)
 	}
-	for _, device := range []string{"/dev/xvdba", "/dev/xvddx", "/dev/sdp", "/dev/xvdg"} {
+	for _, device := range []string{"/dev/xvdaa", "/dev/xvdba", "/dev/xvddx", "/dev/sdp", "/dev/xvdg"} {
 		require.NoError(t, w.attach(w.create(), device))
 	}
 	_, err := w.api.DetachVolume(t.Context(), &sdk.DetachVolumeInput{VolumeId: &first, InstanceId: &w.instance.ID, Device: aws.String("/dev/xvdf")})
