@@ -37,23 +37,24 @@ func TestMain(m *testing.M) {
 func start(t *testing.T, options ...engine.Option) *engine.Engine {
 	t.Helper()
 	t.Parallel()
-	return startBeside(t, options...)
-}
-
-// startBeside is start for a further engine of a test.
-func startBeside(t *testing.T, options ...engine.Option) *engine.Engine {
-	t.Helper()
 	e := engine.Start(t, options...)
 	e.Busybox()
 	e.InstallPlugin(pluginDir, "LOG_LEVEL=debug")
 	return e
 }
 
-// startTwo returns two engines that share a directory of images: two nodes of the cloud that it is.
+// startTwo returns two engines that share a directory of images: two nodes of the cloud that it is. Who asks for what the other
+// holds is answered soon.
 func startTwo(t *testing.T) (here, there *engine.Engine) {
 	t.Helper()
-	images := space.Dir(t)
-	return start(t, engine.Images(images)), startBeside(t, engine.Images(images))
+	t.Parallel()
+	images := engine.Images(space.Dir(t))
+	here, there = engine.Start(t, images), engine.Start(t, images)
+	for _, e := range []*engine.Engine{here, there} {
+		e.Busybox()
+		e.InstallPlugin(pluginDir, "LOG_LEVEL=debug", "CALL_TIMEOUT=10s")
+	}
+	return here, there
 }
 
 func create(e *engine.Engine, name string, options ...string) {
