@@ -2,12 +2,16 @@ package mount
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,7 +57,7 @@ func (h *Host) WaitFree(ctx context.Context, dev Device) error {
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: device %s is still held on this node, by a mount that some process has or by another program: %w", ErrBusy, dev.Path, context.Cause(ctx))
+			return fmt.Errorf("%w: device %s is still held on this node by %s: %w", ErrBusy, dev.Path, h.whoHolds(dev), context.Cause(ctx))
 		}
 		wait = min(2*wait, time.Second)
 		timer.Reset(wait)
@@ -86,89 +90,239 @@ func (h *Host) kernelHolds(dev Device) (bool, error) {
 }
 
 // InUse tells whether the device's file system would still be mounted somewhere on this machine after Unpublish: in a
-// container, or any other mount namespace. Copies of the published mount to which its unmounting propagates do not count.
-// If nothing of ours is mounted, any mount counts, and so does whatever else holds the device.
+// container, or any other mount namespace. Copies of the published mount, as they come with a copy of the whole tree around
+// it, do not count: they go with the published directory, and a process that works in one is found by Held. If there is
+// neither, whatever else holds the device counts too.
 //
 // What cannot be told counts as use: processes that Config.Proc hides, a file system held by no mount that it shows.
 // A process in another PID namespace than that of Config.Proc is not seen, so this must be the whole machine's.
+//
+// Calls that come together share one look at the machine, which begins after each of them.
 func (h *Host) InUse(ctx context.Context, dev Device) (bool, error) {
-	own, err := mountinfo.GetMounts(nil)
-	if err != nil {
-		return true, fmt.Errorf("the kernel's mount table cannot be read: %w", err)
-	}
-	v := newView(dev, own)
-	v.takeOurs(h)
-	complete, err := h.readNamespaces(ctx, v)
+	seen, err := h.mounts.get(ctx, diskOf(dev))
 	if err != nil {
 		return true, err
 	}
-	switch {
-	case v.remains(), !complete:
+	switch of := seen.of[diskOf(dev)]; {
+	case of != nil && of.used, !seen.complete:
 		return true, nil
-	case len(v.ours) > 0:
+	case of != nil && (of.ours || len(of.holders) > 0):
 		return false, nil
 	}
 	return h.Held(dev)
 }
 
-// view is every mount of one device's file system on this machine, with the mounts around it.
+// diskID is a device as mount tables have it.
+type diskID struct {
+	devno
+	name string
+}
+
+func diskOf(dev Device) diskID { return diskID{devno{dev.Major, dev.Minor}, dev.Name} }
+
+// mounts are those of some disks' file systems on this machine.
+type mounts struct {
+	complete bool // no process was hidden
+	of       map[diskID]*usage
+}
+
+// usage is who has one file system mounted.
+type usage struct {
+	ours    bool     // something is mounted that Unpublish unmounts
+	used    bool     // and something that is neither that nor a copy of it
+	holders []holder // of what is not ours, some of many
+}
+
+// holder is a process that sees a mount, and where.
+type holder struct{ pid, at string }
+
+// mountsOf looks at the mounts of all processes.
+func (h *Host) mountsOf(devices map[diskID]bool) (*mounts, error) {
+	own, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return nil, fmt.Errorf("the kernel's mount table cannot be read: %w", err)
+	}
+	v := h.newView(devices, own)
+	dir, err := os.Open(h.proc)
+	if err != nil {
+		return nil, fmt.Errorf("the processes of this node cannot be listed: %w", err)
+	}
+	defer dir.Close()
+	pids, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("the processes of this node cannot be listed: %w", err)
+	}
+	// With hidepid, the processes of others are not listed; the first to be missed is the best protected.
+	v.complete = slices.Contains(pids, "1")
+	tables := tableReader{beginnings: map[uint64]bool{}, seed: maphash.MakeSeed()}
+	for _, pid := range pids {
+		if _, err := strconv.Atoi(pid); err != nil {
+			continue
+		}
+		table, err := tables.read(filepath.Join(h.proc, pid))
+		if err != nil {
+			v.complete = false
+			continue
+		}
+		if !v.mentionedIn(table) {
+			continue
+		}
+		found, err := mountinfo.GetMountsFromReader(bytes.NewReader(table), nil)
+		if err != nil {
+			return nil, fmt.Errorf("the mount table of process %s cannot be understood: %w", pid, err)
+		}
+		v.take(pid, found)
+	}
+	return &v.mounts, nil
+}
+
+// tableReader reads the mount tables of processes, each but once. A table has the mounts of a namespace that can be reached from
+// the process's root, and its first lines tell both: an id is of one mount on the machine, and a path is from the root.
+type tableReader struct {
+	beginnings map[uint64]bool
+	seed       maphash.Seed
+	table      bytes.Buffer
+}
+
+// beginning is as much of a table as has a few lines.
+const beginning = 1 << 10
+
+// read returns the mount table of a process, until the next read. It is empty if it was read before, and if the process has
+// ended or is about to.
+func (r *tableReader) read(process string) ([]byte, error) {
+	f, err := os.Open(filepath.Join(process, "mountinfo"))
+	if errors.Is(err, unix.EINVAL) { // its main thread has ended; others may go on
+		err = fs.ErrNotExist
+		threads, _ := filepath.Glob(filepath.Join(process, "task/*/mountinfo"))
+		for i := 0; i < len(threads) && err != nil; i++ {
+			f, err = os.Open(threads[i])
+		}
+	}
+	if err == nil {
+		defer f.Close()
+		r.table.Reset()
+		_, err = io.CopyN(&r.table, f, beginning)
+		if err == nil || errors.Is(err, io.EOF) {
+			sum := maphash.Bytes(r.seed, r.table.Bytes())
+			if r.beginnings[sum] {
+				return nil, nil
+			}
+			_, err = r.table.ReadFrom(f)
+			r.beginnings[sum] = err == nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil, nil
+	}
+	return r.table.Bytes(), err
+}
+
+// view gathers the mounts of some devices' file systems.
 type view struct {
-	dev        Device
-	name       string                    // the kernel's
-	anonymous  map[devno]bool            // numbers of the device's btrfs
-	ours       map[int]*mountinfo.Info   // what Unpublish would unmount, by mount ID; an ID is of one mount on the machine
-	own        map[int]*mountinfo.Info   // our namespace
-	namespaces []map[int]*mountinfo.Info // those that have the file system, by mount ID
+	mounts
+	numbers   map[string]diskID // by "major:minor", as it stands in mount tables
+	names     map[string]diskID // by the kernel's name, for btrfs, whose mounts have numbers of their own
+	ours      map[int]bool      // what Unpublish unmounts, by mount ID
+	published spot
 }
 
-func newView(dev Device, own []*mountinfo.Info) *view {
+// spot is a directory, by its file system and where in that it is: so it is the same in every namespace.
+type spot struct{ number, path string }
+
+func numberOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
+
+func (h *Host) newView(devices map[diskID]bool, own []*mountinfo.Info) *view {
 	v := &view{
-		dev: dev, name: kernelNameOf(dev), anonymous: map[devno]bool{},
-		ours: map[int]*mountinfo.Info{}, own: byID(own),
+		mounts:  mounts{of: make(map[diskID]*usage, len(devices))},
+		numbers: make(map[string]diskID, len(devices)), names: make(map[string]diskID, 2*len(devices)), ours: map[int]bool{},
 	}
-	v.namespaces = append(v.namespaces, v.own)
-	return v
-}
-
-func byID(mounts []*mountinfo.Info) map[int]*mountinfo.Info {
-	m := make(map[int]*mountinfo.Info, len(mounts))
-	for _, i := range mounts {
-		m[i.ID] = i
+	for d := range devices {
+		v.of[d] = &usage{}
+		v.numbers[fmt.Sprintf("%d:%d", d.major, d.minor)] = d
+		v.names[d.name], v.names[cmp.Or(kernelName(d.devno), d.name)] = d, d
 	}
-	return m
-}
-
-func (v *view) takeOurs(h *Host) {
-	for id, m := range v.own {
-		if !v.has(m) {
+	var around *mountinfo.Info // the mount that the published directory is in
+	for _, m := range own {
+		if within(m.Mountpoint, h.published) && (around == nil || len(m.Mountpoint) >= len(around.Mountpoint)) {
+			around, v.published = m, spotOf(m, h.published)
+		}
+		dev, ok := v.deviceOf(m)
+		if !ok {
 			continue
 		}
 		if m.FSType == "btrfs" {
-			v.anonymous[devno{uint32(m.Major), uint32(m.Minor)}] = true
+			v.numbers[numberOf(m)] = dev
 		}
-		if filepath.Dir(m.Mountpoint) == h.published || filepath.Dir(m.Mountpoint) == h.staging {
-			v.ours[id] = m
+		if dir := filepath.Dir(m.Mountpoint); dir == h.published || dir == h.staging {
+			v.ours[m.ID], v.of[dev].ours = true, true
+		}
+	}
+	v.take("self", own)
+	return v
+}
+
+// spotOf returns where a path under a mount is.
+func spotOf(m *mountinfo.Info, path string) spot {
+	return spot{numberOf(m), filepath.Join(m.Root, strings.TrimPrefix(path, m.Mountpoint))}
+}
+
+// deviceOf returns the device whose file system a mount is of. The source of a btrfs is the kernel's path of its device, the
+// same in every namespace.
+func (v *view) deviceOf(m *mountinfo.Info) (diskID, bool) {
+	dev, ok := v.numbers[numberOf(m)]
+	if !ok && m.FSType == "btrfs" {
+		dev, ok = v.names[filepath.Base(m.Source)]
+	}
+	return dev, ok
+}
+
+// take adds what a mount table has.
+func (v *view) take(pid string, table []*mountinfo.Info) {
+	byID, covered := make(map[int]*mountinfo.Info, len(table)), make(map[int]bool, len(table))
+	for _, m := range table {
+		byID[m.ID], covered[m.Parent] = m, true
+	}
+	for _, m := range table {
+		dev, ok := v.deviceOf(m)
+		if !ok || v.ours[m.ID] {
+			continue
+		}
+		of := v.of[dev]
+		if covered[m.ID] || !v.isCopy(m, byID[m.Parent]) {
+			of.used = true
+		}
+		if len(of.holders) < 3 {
+			of.holders = append(of.holders, holder{pid, m.Mountpoint})
 		}
 	}
 }
 
-// has tells whether a mount, of whichever namespace, is of the device's file system. The source of a btrfs is the
-// kernel's path of its device, the same in every namespace.
-func (v *view) has(m *mountinfo.Info) bool {
-	n := devno{uint32(m.Major), uint32(m.Minor)}
-	if m.FSType != "btrfs" {
-		return n == devno{v.dev.Major, v.dev.Minor}
+// isCopy tells whether a mount is a copy of a published one: it is in the published directory, by whatever path that is seen.
+// The kernel makes such copies with a copy of what is around, as a new namespace or a recursive bind mount. A container has its
+// volume bound to a directory of its own.
+func (v *view) isCopy(m, parent *mountinfo.Info) bool {
+	if parent == nil || m.Root != "/" && m.Root != "/"+dataDir {
+		return false
 	}
-	base := filepath.Base(m.Source)
-	return v.anonymous[n] || base == v.name || base == v.dev.Name
+	at := spotOf(parent, m.Mountpoint)
+	at.path = filepath.Dir(at.path)
+	return at == v.published
 }
 
-// remains tells whether a mount would be left after ours are unmounted.
-func (v *view) remains() bool {
-	reached := v.reachedGroups()
-	for _, ns := range v.namespaces {
-		for _, m := range ns {
-			if v.has(m) && v.ours[m.ID] == nil && !v.goesWithOurs(ns, m, reached) {
+// mentionedIn tells, quickly and generously, whether a mount table may have one of the file systems.
+func (v *view) mentionedIn(table []byte) bool {
+	for line := range bytes.Lines(table) {
+		fields := line
+		for range 2 {
+			_, fields, _ = bytes.Cut(fields, []byte(" "))
+		}
+		n, _, _ := bytes.Cut(fields, []byte(" "))
+		if _, ok := v.numbers[string(n)]; ok {
+			return true
+		}
+		if _, rest, ok := bytes.Cut(line, []byte(" - btrfs ")); ok {
+			source, _, _ := bytes.Cut(rest, []byte(" "))
+			if _, ok := v.names[string(source[bytes.LastIndexByte(source, '/')+1:])]; ok {
 				return true
 			}
 		}
@@ -176,138 +330,56 @@ func (v *view) remains() bool {
 	return false
 }
 
-// reachedGroups are the peer groups to which an unmount of ours propagates: that of the mount on which ours is, the slaves
-// of it that are groups themselves, and so on.
-func (v *view) reachedGroups() map[string]bool {
-	reached := map[string]bool{}
-	for _, m := range v.ours {
-		if parent := v.own[m.Parent]; parent != nil {
-			if shared, _ := propagation(parent); shared != "" {
-				reached[shared] = true
-			}
+// whoHolds names the processes that have the device's file system mounted, or work in it by a mount that is gone.
+func (h *Host) whoHolds(dev Device) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // the caller's has ended
+	defer cancel()
+	var who []string
+	if seen, err := h.mounts.get(ctx, diskOf(dev)); err == nil {
+		for _, by := range seen.of[diskOf(dev)].holders {
+			who = append(who, h.describe(by.pid)+", which has it mounted at "+by.at)
 		}
 	}
-	for grown := true; grown; {
-		grown = false
-		for _, ns := range v.namespaces {
-			for _, m := range ns {
-				if shared, master := propagation(m); shared != "" && !reached[shared] && reached[master] {
-					reached[shared], grown = true, true
-				}
-			}
+	if len(who) == 0 {
+		for _, pid := range h.workingIn(ctx, dev) {
+			who = append(who, h.describe(pid)+", which works in it or has a file of it open")
 		}
 	}
-	return reached
+	if len(who) == 0 {
+		return "a process or a program that does not show it"
+	}
+	return strings.Join(who, " and ") + "; stop it"
 }
 
-// goesWithOurs tells whether the kernel unmounts m when it unmounts ours: m is on a mount to which the unmount propagates,
-// at the same place of it, and nothing is mounted on m (Linux, Documentation/filesystems/sharedsubtree.rst).
-func (v *view) goesWithOurs(ns map[int]*mountinfo.Info, m *mountinfo.Info, reached map[string]bool) bool {
-	parent := ns[m.Parent]
-	if parent == nil {
-		return false
-	}
-	if shared, master := propagation(parent); !reached[shared] && !reached[master] {
-		return false
-	}
-	for _, child := range ns {
-		if child.Parent == m.ID {
-			return false
+// workingIn returns some processes whose root, directory or open files are on the device's file system. Those of other users and
+// with more capabilities do not tell.
+func (h *Host) workingIn(ctx context.Context, dev Device) (pids []string) {
+	processes, _ := filepath.Glob(filepath.Join(h.proc, "[0-9]*"))
+	for _, process := range processes {
+		if len(pids) == 3 || ctx.Err() != nil {
+			break
+		}
+		files, _ := filepath.Glob(filepath.Join(process, "fd/*"))
+		if slices.ContainsFunc(append(files, process+"/cwd", process+"/root"), func(file string) bool {
+			var st unix.Statx_t // as the kernel knows it: a file server may be away
+			err := unix.Statx(unix.AT_FDCWD, file, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
+			return err == nil && st.Dev_major == dev.Major && st.Dev_minor == dev.Minor
+		}) {
+			pids = append(pids, filepath.Base(process))
 		}
 	}
-	for _, our := range v.ours {
-		if on := v.own[our.Parent]; on != nil && on.Major == parent.Major && on.Minor == parent.Minor && place(on, our) == place(parent, m) {
-			return true
-		}
-	}
-	return false
+	return pids
 }
 
-// place returns where in the parent's file system a mount is.
-func place(parent, m *mountinfo.Info) string {
-	return filepath.Join(parent.Root, strings.TrimPrefix(m.Mountpoint, parent.Mountpoint))
-}
+var containerID = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// propagation reads the optional fields of a mount table's line: the group of peers that it is in, and the group that it
-// receives from. Either is "" for none.
-func propagation(m *mountinfo.Info) (shared, master string) {
-	for field := range strings.FieldsSeq(m.Optional) {
-		switch key, group, _ := strings.Cut(field, ":"); key {
-		case "shared":
-			shared = group
-		case "master":
-			master = group
-		}
+// describe names a process for people: "process 4711 (cadvisor, of container 0123456789ab)".
+func (h *Host) describe(pid string) string {
+	command, _ := os.ReadFile(filepath.Join(h.proc, pid, "comm"))
+	text := "process " + pid + " (" + strings.TrimSpace(string(command))
+	cgroups, _ := os.ReadFile(filepath.Join(h.proc, pid, "cgroup"))
+	if id := containerID.Find(cgroups); id != nil {
+		text += ", of container " + string(id[:12])
 	}
-	return shared, master
-}
-
-// readNamespaces adds the mount namespaces of all processes in which the file system is mounted. It is complete if no
-// process is hidden.
-func (h *Host) readNamespaces(ctx context.Context, v *view) (complete bool, err error) {
-	dir, err := os.Open(h.proc)
-	if err != nil {
-		return false, fmt.Errorf("the processes of this node cannot be listed: %w", err)
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return false, fmt.Errorf("the processes of this node cannot be listed: %w", err)
-	}
-	// With hidepid, the processes of others are not listed; the first to be missed is the best protected.
-	complete = slices.Contains(names, "1")
-	seen := map[string]bool{}
-	for _, pid := range names {
-		if _, err := strconv.Atoi(pid); err != nil {
-			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return false, context.Cause(ctx)
-		}
-		// Which namespace it is takes more privileges to know than what is mounted there; it only saves reading it again.
-		ns, _ := os.Readlink(filepath.Join(h.proc, pid, "ns/mnt"))
-		if seen[ns] {
-			continue
-		}
-		table, err := os.ReadFile(filepath.Join(h.proc, pid, "mountinfo"))
-		if errors.Is(err, unix.EINVAL) { // its main thread has ended; others may go on
-			table, err = firstReadable(filepath.Join(h.proc, pid, "task/*/mountinfo"))
-		}
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-			continue // it has ended, or is about to
-		}
-		if err != nil {
-			complete = false
-			continue
-		}
-		seen[ns] = ns != ""
-		if !v.mentionedIn(table) {
-			continue
-		}
-		mounts, err := mountinfo.GetMountsFromReader(bytes.NewReader(table), nil)
-		if err != nil {
-			return false, fmt.Errorf("the mount table of process %s cannot be understood: %w", pid, err)
-		}
-		v.namespaces = append(v.namespaces, byID(mounts))
-	}
-	return complete, nil
-}
-
-// mentionedIn tells, quickly and generously, whether a mount table may have the file system.
-func (v *view) mentionedIn(table []byte) bool {
-	if bytes.Contains(table, fmt.Appendf(nil, " %d:%d ", v.dev.Major, v.dev.Minor)) {
-		return true
-	}
-	return bytes.Contains(table, []byte(" btrfs ")) && (bytes.Contains(table, []byte("/"+v.name)) || bytes.Contains(table, []byte("/"+v.dev.Name)) || len(v.anonymous) > 0)
-}
-
-func firstReadable(pattern string) (content []byte, err error) {
-	err = fs.ErrNotExist
-	files, _ := filepath.Glob(pattern)
-	for _, file := range files {
-		if content, err = os.ReadFile(file); err == nil {
-			return content, nil
-		}
-	}
-	return nil, err
+	return text + ")"
 }

@@ -71,6 +71,7 @@ type Host struct {
 	buses     map[string]bus
 
 	identities shared[struct{}, map[identity][]string]
+	mounts     shared[diskID, *mounts]
 
 	uevents   *uevents
 	lookEvery time.Duration // how often Wait looks at sysfs when no event comes: a net for events that were lost
@@ -92,7 +93,7 @@ func New(cfg Config) (*Host, error) {
 
 		buses: map[string]bus{},
 	}
-	h.identities.look = h.readIdentities
+	h.identities.look, h.mounts.look = h.readIdentities, h.mountsOf
 	if cfg.Published == "" {
 		return nil, errors.New("no directory was given under which volumes are to be shown")
 	}

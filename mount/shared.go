@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 )
@@ -34,7 +35,7 @@ func (h *Host) Shared(ctx context.Context) (bool, error) {
 	if published == nil {
 		return false, nil
 	}
-	peers, _ := propagation(published)
+	peers := peersOf(published)
 	if peers == "" {
 		return false, nil
 	}
@@ -65,9 +66,18 @@ func hasPeer(table []byte, m *mountinfo.Info, peers string) bool {
 		return false
 	}
 	found, err := mountinfo.GetMountsFromReader(bytes.NewReader(table), func(other *mountinfo.Info) (skip, stop bool) {
-		shared, _ := propagation(other)
-		is := shared == peers && other.ID != m.ID && within(other.Root, m.Root)
+		is := peersOf(other) == peers && other.ID != m.ID && within(other.Root, m.Root)
 		return !is, is
 	})
 	return err == nil && len(found) > 0
+}
+
+// peersOf returns the group of peers that a mount is in, or "".
+func peersOf(m *mountinfo.Info) string {
+	for field := range strings.FieldsSeq(m.Optional) {
+		if group, ok := strings.CutPrefix(field, "shared:"); ok {
+			return group
+		}
+	}
+	return ""
 }
