@@ -103,8 +103,14 @@ func (d *Driver) sameAsAsked(vol *providers.Volume, r request) error {
 	}
 	for key, asked := range r.explicit {
 		is := vol.Record[key]
-		if key == recReclaim {
+		switch key {
+		case recReclaim:
 			is = string(settingsOf(vol.Record).reclaim)
+		case recTags:
+			if is != "" && is != asked { // volumes of earlier versions do not tell
+				return fmt.Errorf("volume %q exists, and was created with other tags: use it as it is, or choose another name", vol.Name)
+			}
+			continue
 		}
 		if is != asked {
 			return differs(key, is, asked)

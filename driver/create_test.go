@@ -167,3 +167,24 @@ func TestAMountThatItsOptionsForbidSaysWhatToDo(t *testing.T) {
 		}
 	})
 }
+
+func TestAVolumeWithOtherTagsIsNotWhatWasAskedFor(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la, lb := a.start(t), b.start(t)
+		w.snapshots["snap"] = providers.Record{recTags: digestOf(map[string]string{"team": "db"})}
+		require.NoError(t, la.Create(within(t), "tagged", map[string]string{"tags": "team=db,stage=prod"}))
+		require.NoError(t, la.Create(within(t), "copy", map[string]string{"snapshot": "snap"}))
+		require.NoError(t, lb.Create(within(t), "tagged", map[string]string{"tags": "stage=prod, team=db"}), "the same in another order")
+		require.NoError(t, lb.Create(within(t), "tagged", nil), "nothing is asked for")
+		for _, other := range []string{"team=db", "team=db,stage=test", "team=db,stage=prod,x=y", "team=stage,db=prod"} {
+			require.ErrorContains(t, lb.Create(within(t), "tagged", map[string]string{"tags": other}), "created with other tags", other)
+		}
+		require.ErrorContains(t, lb.Create(within(t), "copy", map[string]string{"tags": "team=db"}), "created with other tags", "those are its origin's")
+
+		made(t, la, "old") // as earlier versions did, tagged or not
+		require.NoError(t, lb.Create(within(t), "old", map[string]string{"tags": "team=db"}), "it does not tell")
+		info, err := lb.Get(within(t), "tagged")
+		require.NoError(t, err)
+		assert.NotContains(t, info.Status, "tags")
+	})
+}

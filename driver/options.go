@@ -2,6 +2,8 @@ package driver
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -29,6 +31,7 @@ const (
 	recGID          = "gid"
 	recMode         = "mode"
 	recReclaim      = "reclaim"
+	recTags         = "tags" // a digest: the tags themselves are the cloud's, and people change them there
 )
 
 // Reclaim is what Remove does with the disk.
@@ -131,7 +134,9 @@ func (r *request) set(key, value string) (err error) {
 	case "volume-id":
 		r.adopt = value
 	case "tags":
-		r.spec.Tags, err = parseTags(value)
+		if r.spec.Tags, err = parseTags(value); err == nil {
+			r.explicit[recTags] = digestOf(r.spec.Tags)
+		}
 	case recFSType:
 		if !slices.Contains(mount.FSTypes(), value) {
 			err = fmt.Errorf("must be one of %s", strings.Join(mount.FSTypes(), ", "))
@@ -186,6 +191,7 @@ func (d *Driver) complete(r *request) error {
 			policy = ReclaimRetain
 		}
 		r.spec.Record[recReclaim] = cmp.Or(r.explicit[recReclaim], string(policy))
+		r.spec.Record[recTags] = cmp.Or(r.explicit[recTags], "none")
 		// Which file system is on it is seen at the first mount.
 		var err error
 		for _, fstype := range mount.FSTypes() {
@@ -286,6 +292,12 @@ func parseTags(value string) (map[string]string, error) {
 		tags[key] = strings.TrimSpace(val)
 	}
 	return tags, nil
+}
+
+// digestOf is the same for the same tags, in whichever order.
+func digestOf(tags map[string]string) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", tags)) // in the order of the keys
+	return hex.EncodeToString(sum[:8])
 }
 
 var sizeForm = regexp.MustCompile(`^([0-9]+)\s*([A-Za-z]*)$`)

@@ -29,7 +29,7 @@ func TestOptionsBecomeARequest(t *testing.T) {
 		Name: "data", Size: 20 << 30, Type: "ssd", Tags: map[string]string{"team": "db", "stage": "prod"},
 		Record: providers.Record{
 			"fstype": "xfs", "layout": "data", "mount-options": "noatime,nodev", "uid": "999", "gid": "0", "mode": "0750",
-			"reclaim": "retain", "mkfs-options": "-m crc=1",
+			"reclaim": "retain", "mkfs-options": "-m crc=1", "tags": digestOf(map[string]string{"stage": "prod", "team": "db"}),
 		},
 	}, r.spec)
 	set := settingsOf(r.spec.Record)

@@ -87,7 +87,9 @@ func describeVolume(status map[string]any, vol *providers.Volume) {
 		status[key] = value
 	}
 	for key, value := range vol.Record {
-		status[key] = value
+		if key != recTags {
+			status[key] = value
+		}
 	}
 	set := settingsOf(vol.Record)
 	status["id"] = vol.ID
