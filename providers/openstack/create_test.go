@@ -152,6 +152,29 @@ func TestACandidateIsNoVolume(t *testing.T) {
 	})
 }
 
+// How old it is, the cloud's clock tells. Where that is not told, a node waits as for one that may be being made.
+func TestAnOrphanOfLongAgoIsNotWaitedForIfTheCloudTellsTheTime(t *testing.T) {
+	for _, noDate := range []bool{false, true} {
+		inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
+			server := w.node()
+			link := &way{RoundTripper: w.front.Transport(server)}
+			link.do(func(_ *http.Request, body string) (*http.Response, error) {
+				if strings.Contains(body, stateSettled) {
+					return nil, errors.New("no way")
+				}
+				return nil, nil
+			})
+			_, err := w.onBy(server, link).Create(t.Context(), providers.Spec{Name: "db", Size: gib})
+			require.Error(t, err)
+			time.Sleep(usual.ancient + time.Minute)
+			begin := time.Now()
+			v := w.create(w.on(w.node()), "db")
+			assert.Equal(t, noDate, time.Since(begin) >= usual.patience, "%v", time.Since(begin))
+			assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+		}, func(cfg *front.Config) { cfg.NoDate = noDate })
+	}
+}
+
 // A maker that was stopped for longer than others wait for it settles nothing any more.
 func TestAMakerThatWasStoppedForMinutesFindsTheOthersVolume(t *testing.T) {
 	for _, at := range []string{stateClaimed, stateSettled} {

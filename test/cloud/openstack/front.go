@@ -44,6 +44,7 @@ type Config struct {
 	Unmakeable    func(name string) bool // tells of volumes that are accepted, and then end in error; may be nil
 	VolumeZone    string                 // how Cinder calls the cloud's first zone; default as Nova does
 	NoAttachments bool                   // an old Cinder, without microversion 3.27
+	NoDate        bool                   // answers do not tell the cloud's time, as without a web server before the services
 	Multiattach   []string               // types whose volumes several servers can have, which the calls here do not ask Nova for
 	Settles       time.Duration          // how long Nova still lists an attachment that Cinder has ended; default 300 ms
 }
@@ -97,6 +98,9 @@ func New(cfg Config) *Front {
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: translate, Headers: func(h http.Header, _ string) {
 		h.Set("X-Openstack-Request-Id", "req-00000000-0000-4000-8000-000000000000")
 		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
+		if f.cfg.NoDate {
+			h["Date"] = nil // or net/http adds it
+		}
 	}})
 	f.api.Handle("POST /identity/v3/auth/tokens", f.issue)
 	f.api.Handle("GET /identity/v3", version("/identity/v3/", one, map[string]any{"id": "v3.14", "status": "stable"}))
