@@ -101,6 +101,9 @@ const (
 	// linger is how long a volume that was brought up, or failed to, is kept for a caller to come back; Swarm comes
 	// back every 5 s.
 	linger = 15 * time.Second
+	// restartLinger is the same after a restart of the plugin: its callers have their errors, and whoever comes next may be
+	// another node.
+	restartLinger = time.Second
 	// comeback is how long a volume is kept after a glance at it.
 	comeback = 5 * time.Second
 	// staleAfter is how long mount IDs may stand that no container's mount backs. Between the answer to Mount and the
@@ -225,15 +228,17 @@ func (d *Driver) restore() error {
 	}
 	for _, e := range entries {
 		v := d.obtain(e.Name)
+		wait := restartLinger
 		if e.Boot != d.boot {
+			wait = linger
 			// No container outlives the machine, and another node may have had the disk since.
 			e.IDs, e.Device, e.Ours, e.Formatting, e.Boot = nil, mount.Device{}, false, false, d.boot
-		} else {
-			v.detachedAt = time.Now() // the life before may have asked for that with its last breath
+		} else if e.Releasing {
+			v.detachedAt = time.Now() // the life before may have asked for that last of all
 		}
 		v.entry, v.device = e, e.Device
 		if len(e.IDs) == 0 {
-			d.releaseIn(v, linger)
+			d.releaseIn(v, wait)
 		}
 		d.drop(v) // the entry keeps it
 		d.recognise(d.ctx, v, e.Serial)

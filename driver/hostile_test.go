@@ -504,3 +504,145 @@ func TestARestartAfterTheDiskWasPulledDropsNoIDs(t *testing.T) {
 		a.containerEnds("1")
 	})
 }
+
+func TestAVolumeWhoseContainerDiedUnseenCanBeRemoved(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		a.containerEnds("1") // while the engine is down: no Unmount comes
+		require.NoError(t, l.Remove(within(t), "data"))
+		assert.Nil(t, w.disk("data"))
+		synctest.Wait()
+		assert.Empty(t, a.journal)
+	})
+}
+
+func TestAVolumeOfWhichTheKernelCannotTellIsNotRemoved(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		l.kill()
+		a.journal["data"].Device = mount.Device{}
+		l = a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, find: true} })
+		require.ErrorContains(t, l.Remove(within(t), "data"), "in use by 1 container(s)")
+		a.containerEnds("1")
+	})
+}
+
+func TestASecondContainerDoesNotWaitAfterARestart(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		l.kill()
+		a.engineTakesMounts()
+		l = a.start(t)
+		begin := time.Now()
+		mustMount(t, l, "data", "2")
+		assert.Less(t, time.Since(begin), time.Second)
+		mustUnmount(t, l, "data", "1")
+		mustUnmount(t, l, "data", "2")
+	})
+}
+
+func TestAPluginKilledInAnAttachDoesNotHoldUpTheVolume(t *testing.T) {
+	for where, restart := range map[string]func(t *testing.T, a, b *machine) *life{
+		"here":          func(t *testing.T, a, _ *machine) *life { return a.start(t) },
+		"on other node": func(t *testing.T, a, b *machine) *life { a.start(t); return b.start(t) },
+	} {
+		t.Run(where, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				w.arrival = 5 * time.Second
+				l := made(t, a.start(t), "data")
+				time.Sleep(time.Minute)
+				w.setFault(at("cloud.Attach", crashAfter))
+				_, err := l.Mount(within(t), "data", "1")
+				require.Error(t, err)
+				l.kill()
+				w.setFault(calm)
+				begin := time.Now()
+				l = restart(t, a, b)
+				mustMount(t, l, "data", "2")
+				assert.Less(t, time.Since(begin), 3*time.Second+w.arrival)
+				mustUnmount(t, l, "data", "2")
+			})
+		})
+	}
+}
+
+// A device that was pulled is not found, while the kernel may hold its file system still.
+func TestAnAttachIsNotCalledOffWhileTheKernelHoldsItsFileSystem(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		require.Error(t, l.Unmount(within(t), "data", "1"), "a process has it still")
+		w.alter(func(d *disk) { d.Attachment.State = providers.AttachFailed })
+		_, err := l.Mount(within(t), "data", "2")
+		require.Error(t, err)
+		assert.Equal(t, "a", w.holder("data"))
+		a.containerEnds("1")
+		time.Sleep(5 * time.Minute)
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
+func TestAnAttachThatIsCalledOffIsKnownToALaterLife(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t), "data")
+		w.arrival = time.Hour
+		w.setFault(at("cloud.Detach", crashAfter))
+		ctx, cancel := context.WithTimeout(context.Background(), 2*attachTimeout)
+		defer cancel()
+		_, err := l.Mount(ctx, "data", "1")
+		require.Error(t, err)
+		require.True(t, l.dead.Load())
+		synctest.Wait()
+		assert.True(t, a.journal["data"].Releasing)
+		l.kill()
+		w.setFault(calm)
+		a.start(t)
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestAnAttachAfterOneThatWasCalledOffIsNoRelease(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t), "data")
+		w.arrival = time.Hour
+		ctx, cancel := context.WithTimeout(context.Background(), 2*attachTimeout)
+		defer cancel()
+		_, err := l.Mount(ctx, "data", "1")
+		require.ErrorContains(t, err, "the attach was called off")
+		synctest.Wait()
+		require.True(t, a.journal["data"].Releasing)
+		w.setFault(at("cloud.Attach", crashBefore))
+		_, err = l.Mount(within(t), "data", "2")
+		require.Error(t, err)
+		synctest.Wait()
+		assert.False(t, a.journal["data"].Releasing)
+		l.kill()
+		w.setFault(calm)
+		a.start(t)
+		time.Sleep(time.Minute)
+	})
+}
+
+// slowToDetach is a cloud that takes a detach at once, and carries it out later, whatever becomes of who asked.
+type slowToDetach struct{ *fakeProvider }
+
+func (p slowToDetach) Detach(_ context.Context, id, node string, force bool) error {
+	time.AfterFunc(lag/2, func() {
+		_ = (&fakeProvider{&life{machine: p.machine}}).Detach(context.Background(), id, node, force)
+	})
+	return nil
+}
+
+func TestADetachThatWasAskedForBeforeACrashDoesNotHitTheNextMount(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t, func(c *Config) { c.Provider = slowToDetach{c.Provider.(*fakeProvider)} }), "data", "1")
+		a.containerEnds("1")
+		w.setFault(at("host.WaitGone", crashBefore))
+		require.Error(t, l.Unmount(within(t), "data", "1"))
+		l.kill()
+		w.setFault(calm)
+		mustMount(t, a.start(t), "data", "2")
+		time.Sleep(time.Minute)
+		assert.Equal(t, "a", w.holder("data"))
+		a.containerEnds("2")
+	})
+}

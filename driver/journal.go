@@ -72,10 +72,13 @@ func (e *entry) unwritten() *entry {
 	return &changed
 }
 
-// ours is the entry of a volume that this node is about to attach.
-func (e *entry) ours() *entry {
+// holding is the entry of a volume that this node is about to attach, or holds by an attach that is ours or not.
+func (e *entry) holding(ours bool) *entry {
 	changed := *e
-	changed.Ours = true
+	changed.Releasing = false
+	if ours {
+		changed.Ours = true
+	}
 	return &changed
 }
 

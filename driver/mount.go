@@ -279,6 +279,12 @@ func (d *Driver) callOff(ctx context.Context, v *volume, vol *providers.Volume, 
 	if _, err := d.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {
 		return fmt.Errorf("the cloud says that the attach to this node has failed, yet its device is here: volume %q (%s) is left as it is", v.name, vol.ID)
 	}
+	if err := d.awaitFree(ctx, v, e); err != nil {
+		return fmt.Errorf("%w: the attach to this node has failed by the cloud's account, and the volume is left as it is: volume %q (%s)", err, v.name, vol.ID)
+	}
+	if err := d.note(v, e.releasing()); err != nil { // a later life is to know of the detach
+		return fmt.Errorf("%w: an attach of volume %q (%s) to node %s that failed is not called off", err, v.name, vol.ID, node.ID)
+	}
 	err := d.provider.Detach(ctx, vol.ID, node.ID, false)
 	v.detachedAt = time.Now()
 	if err != nil && !errors.Is(err, providers.ErrBusy) {
@@ -298,7 +304,7 @@ func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume,
 		}
 		e = v.journaled()
 	}
-	if e != nil && e.Volume == vol.ID && !e.unsaved && (e.Ours || !ours) {
+	if e != nil && e.Volume == vol.ID && !e.unsaved && !e.Releasing && (e.Ours || !ours) {
 		return nil
 	}
 	if e != nil && len(e.IDs) > 0 {
@@ -307,10 +313,7 @@ func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume,
 	if e == nil || e.Volume != vol.ID {
 		e = &entry{Version: journalVersion, Boot: d.boot, Name: v.name, Volume: vol.ID, Serial: vol.Serial, CreatedAt: vol.CreatedAt}
 	}
-	if ours {
-		e = e.ours()
-	}
-	if err := d.note(v, e); err != nil {
+	if err := d.note(v, e.holding(ours)); err != nil {
 		return fmt.Errorf("%w: volume %q is not attached", err, v.name)
 	}
 	return nil

@@ -133,15 +133,23 @@ func (d *Driver) letGo(ctx context.Context, v *volume) error {
 	if e == nil {
 		return nil
 	}
-	if n := len(e.IDs); n > 0 {
-		return fmt.Errorf("in use by %d container(s) on this node: volume %q (%s) was not removed", n, v.name, e.Volume)
-	}
+	// Not every mount ID stands for a container: no Unmount comes for one that died while the engine was down. Those of which
+	// the kernel has no mount are dropped, though between the answer to Mount and the container's own mount it has none either:
+	// the engine sends no Remove while a container of its own refers to the volume, and refers to it from the container's
+	// creation on. A Mount under way here has the gate.
 	used, err := d.usedByContainers(ctx, v, e)
 	if err != nil {
 		return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, e.Volume)
 	}
+	n := len(e.IDs)
+	if n > 0 && (used || !v.seen(e)) {
+		return fmt.Errorf("in use by %d container(s) on this node: volume %q (%s) was not removed", n, v.name, e.Volume)
+	}
 	if used {
 		return fmt.Errorf("in use by a process on this node, though no container says so: volume %q (%s) was not removed", v.name, e.Volume)
+	}
+	if n > 0 {
+		d.volumeLog(v).WithField("id", e.Volume).WithField("ids", e.IDs).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped, since the volume is removed")
 	}
 	if e.Formatting { // not worth finishing
 		d.noteUnused(v, e.formatting(false))
