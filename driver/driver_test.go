@@ -763,6 +763,7 @@ func TestAMountThatWaitsForAnotherNodeSaysSoAtOnce(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		log, logged := logtest.NewNullLogger()
 		la, lb := a.start(t), b.start(t, func(c *Config) { c.Log = log })
+		synctest.Wait() // b has not seen it free
 		mounted(t, la, "data", "1")
 		time.Sleep(time.Minute) // what b saw of the volume at its start is forgotten
 		begin := time.Now()

@@ -646,3 +646,106 @@ func TestADetachThatWasAskedForBeforeACrashDoesNotHitTheNextMount(t *testing.T) 
 		a.containerEnds("2")
 	})
 }
+
+// slowStates is a cloud that answers questions about nodes after a while, of which the request waits a part to be sent.
+type slowStates struct {
+	*fakeProvider
+	waits, takes []time.Duration // of one question after another; the last goes for all that follow
+}
+
+func next(of *[]time.Duration) time.Duration {
+	is := (*of)[0]
+	if len(*of) > 1 {
+		*of = (*of)[1:]
+	}
+	return is
+}
+
+func (p *slowStates) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	time.Sleep(next(&p.waits))
+	providers.NoteAsked(ctx, time.Now())
+	state, err := p.fakeProvider.NodeState(ctx, node)
+	time.Sleep(next(&p.takes))
+	return state, err
+}
+
+func TestEvidenceOfTheHolderIsFreshWhenItsVolumeIsTaken(t *testing.T) {
+	for name, c := range map[string]struct {
+		waits, takes []time.Duration
+		taken        bool
+	}{
+		"an answer that took too long is asked for again": {[]time.Duration{0}, []time.Duration{20 * time.Second, 0}, false},
+		"no answer comes in time":                         {[]time.Duration{0}, []time.Duration{4 * time.Second}, false},
+		"answers take a while":                            {[]time.Duration{0}, []time.Duration{3 * time.Second}, true},
+		"the question had to wait":                        {[]time.Duration{15 * time.Second}, []time.Duration{0}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				mounted(t, a.start(t), "data", "1")
+				lb := b.start(t, func(cfg *Config) {
+					cfg.Provider = &slowStates{cfg.Provider.(*fakeProvider), c.waits, c.takes}
+				})
+				a.powerOff()
+				var other sync.WaitGroup
+				var err error
+				other.Go(func() { _, err = lb.Mount(within(t), "data", "2") })
+				if !c.taken && len(c.takes) > 1 {
+					time.Sleep(time.Second)
+					a.powerOn() // and runs again when the answer comes
+					mustMount(t, a.start(t), "data", "3")
+				}
+				other.Wait()
+				if !c.taken {
+					require.Error(t, err)
+					assert.Equal(t, "a", w.holder("data"))
+					a.containerEnds("3")
+					return
+				}
+				require.NoError(t, err)
+				assert.Equal(t, "b", w.holder("data"))
+			})
+		})
+	}
+}
+
+// lateForce is a cloud that carries a forced detach out when it was waiting for so long, if it may still be sent.
+type lateForce struct {
+	*slowStates
+	wait time.Duration
+}
+
+func (p *lateForce) Detach(ctx context.Context, id, node string, force bool) error {
+	if force && pause(ctx, p.wait) != nil {
+		return ctx.Err()
+	}
+	return p.fakeProvider.Detach(ctx, id, node, force)
+}
+
+func TestAForcedDetachIsBoundedFromWhenTheEvidenceWasAskedFor(t *testing.T) {
+	for wait, sent := range map[time.Duration]bool{forceTimeout - 3*time.Second: true, forceTimeout - time.Second: false} {
+		scene(t, func(t *testing.T, w *world, a, b *machine) {
+			mounted(t, a.start(t), "data", "1")
+			lb := b.start(t, func(c *Config) {
+				c.Provider = &lateForce{&slowStates{c.Provider.(*fakeProvider), []time.Duration{0}, []time.Duration{2 * time.Second}}, wait}
+			})
+			a.powerOff()
+			_, err := lb.Mount(within(t), "data", "2")
+			assert.Equal(t, sent, err == nil, "%v", err)
+			if !sent {
+				assert.Equal(t, "a", w.holder("data"))
+			}
+		})
+	}
+}
+
+func TestASlowAnswerAboutTheHolderDoesNotKeepAVolumeFromBeingRemoved(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		mounted(t, a.start(t), "data", "1")
+		lb := b.start(t, func(c *Config) {
+			c.Provider = &slowStates{c.Provider.(*fakeProvider), []time.Duration{0}, []time.Duration{5 * time.Second, 0}}
+		})
+		a.powerOff()
+		require.NoError(t, lb.Remove(within(t), "data"))
+		assert.Nil(t, w.disk("data"))
+	})
+}

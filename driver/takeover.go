@@ -39,20 +39,19 @@ func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume,
 		v.step(fmt.Sprintf("being detached from node %s", holder))
 		return true, nil
 	}
-	state := providers.NodeState{Life: providers.Unclear, Evidence: "the cloud does not tell which node it is"}
-	if holder != "" {
-		if state, err = d.provider.NodeState(ctx, holder); err != nil {
-			state = providers.NodeState{Life: providers.Unclear, Evidence: err.Error()}
-		}
+	state, asked := d.nodeState(ctx, holder)
+	for again := 0; again < 2 && writesNoMore(state) && time.Since(asked) > evidenceLife; again++ {
+		state, asked = d.nodeState(ctx, holder)
 	}
 	v.stuck(fmt.Sprintf("held by node %s (%s), waited for", holder, describe(state)), d.howToFree(holder, state))
 
 	evidence := ""
 	switch {
 	case d.takeover == TakeoverNever:
-	case state.Life == providers.Stopped || state.Life == providers.Gone:
+	case writesNoMore(state) && time.Since(asked) <= evidenceLife:
 		evidence = state.Evidence
 	case d.takeover == TakeoverAlways && time.Since(watch.since) >= patience:
+		asked = time.Now() // no answer of the cloud is relied on
 		evidence = fmt.Sprintf("TAKEOVER=always, and it did not let go within %s; the cloud says: %s", patience, describe(state))
 	}
 	if evidence == "" {
@@ -60,7 +59,10 @@ func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume,
 	}
 	d.volumeLog(v).WithField("holder", holder).WithField("evidence", evidence).
 		Warn("Volume is taken over from the node that holds it")
-	err = d.provider.Detach(ctx, vol.ID, holder, true)
+	// The request may wait, or be repeated, below; it is not sent when the evidence has become old.
+	force, cancel := context.WithDeadline(ctx, asked.Add(forceTimeout))
+	defer cancel()
+	err = d.provider.Detach(force, vol.ID, holder, true)
 	if errors.Is(err, providers.ErrBusy) {
 		return false, nil
 	}
@@ -69,6 +71,30 @@ func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume,
 	}
 	watch.taken, watch.at = holder, time.Now()
 	return true, nil
+}
+
+// evidenceLife is how old the cloud's word that a node writes no more may be when the volume is taken from it.
+const evidenceLife = 3 * time.Second
+
+// nodeState returns what the cloud says of a node, and when it was asked.
+func (d *Driver) nodeState(ctx context.Context, node string) (providers.NodeState, time.Time) {
+	called := time.Now()
+	if node == "" {
+		return providers.NodeState{Life: providers.Unclear, Evidence: "the cloud does not tell which node it is"}, called
+	}
+	ctx, asked := providers.WithAsked(ctx)
+	state, err := d.provider.NodeState(ctx, node)
+	if err != nil {
+		return providers.NodeState{Life: providers.Unclear, Evidence: err.Error()}, called
+	}
+	if at := asked.At(); at.After(called) {
+		called = at // it had to wait for its turn
+	}
+	return state, called
+}
+
+func writesNoMore(state providers.NodeState) bool {
+	return state.Life == providers.Stopped || state.Life == providers.Gone
 }
 
 // howToFree is what an operator can do about a holder that does not let go.

@@ -15,8 +15,8 @@ type timely struct{ providers.Provider }
 const (
 	askTimeout    = 2 * time.Minute  // a question
 	changeTimeout = 10 * time.Minute // a change that copies no data
-	// forceTimeout bounds a forced detach: it must not take effect when the node that it was decided against has come
-	// back, and no machine boots in that time.
+	// forceTimeout bounds a forced detach, from when the cloud was asked for the evidence: it must not take effect when the
+	// node that it was decided against has come back, and no machine boots in that time.
 	forceTimeout = 10 * time.Second
 )
 

@@ -5,6 +5,8 @@ import (
 	"context"
 	"slices"
 	"sync"
+
+	"github.com/blockvol/blockvol/providers"
 )
 
 // Asker puts questions that come together into one call. A question that comes alone goes out at once; those that come while
@@ -31,6 +33,7 @@ type batch[T any] struct {
 	ctx     context.Context //nolint:containedctx // the call's own: it ends when nobody waits for it any more
 	cancel  context.CancelFunc
 
+	asked *providers.Asked
 	done  chan struct{} // closed when found and err are there
 	found map[string]T
 	err   error
@@ -46,6 +49,7 @@ func (a *Asker[T]) Get(ctx context.Context, key string) (value T, found bool, er
 	select {
 	case <-b.done:
 		value, found = b.found[key]
+		providers.NoteAsked(ctx, b.asked.At())
 		return value, found, b.err
 	case <-ctx.Done():
 		a.leave(b)
@@ -62,7 +66,8 @@ func (a *Asker[T]) join(key string) *batch[T] {
 		b = a.queue[n-1]
 	} else {
 		b = &batch[T]{keys: make(map[string]bool), done: make(chan struct{})}
-		b.ctx, b.cancel = context.WithCancel(context.Background()) //nolint:gosec // work and leave cancel it
+		b.ctx, b.asked = providers.WithAsked(context.Background())
+		b.ctx, b.cancel = context.WithCancel(b.ctx) //nolint:gosec // work and leave cancel it
 		a.queue = append(a.queue, b)
 	}
 	b.keys[key] = true

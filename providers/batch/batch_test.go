@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
 )
 
 // answers is a cloud that takes a second to answer and notes what it was asked.
@@ -140,5 +142,25 @@ func TestAFailureIsEverybodys(t *testing.T) {
 		a := New(cloud.ask, 10)
 		_, _, err := a.Get(t.Context(), "one")
 		assert.ErrorContains(t, err, "down")
+	})
+}
+
+func TestEachWhoWaitsIsToldWhenTheCloudWasAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := New(func(ctx context.Context, _ []string) (map[string]string, error) {
+			time.Sleep(time.Minute) // the request waits for its turn
+			providers.NoteAsked(ctx, time.Now())
+			time.Sleep(time.Second)
+			return nil, nil
+		}, 2)
+		var all sync.WaitGroup
+		for _, key := range []string{"one", "another", "a third", "one"} {
+			all.Go(func() {
+				ctx, asked := providers.WithAsked(t.Context())
+				_, _, _ = a.Get(ctx, key)
+				assert.Equal(t, time.Second, time.Since(asked.At()))
+			})
+		}
+		all.Wait()
 	})
 }

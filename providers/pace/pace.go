@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/blockvol/blockvol/providers"
 )
 
 // Pace spaces the requests of this process against one limit of a cloud. As long as the limit is not met it is in nobody's
@@ -34,6 +36,20 @@ func New() *Pace { return &Pace{turn: make(chan struct{}, 1)} }
 // what the cloud said if it refused because it was asked too much, and with how long from now it wants to be left alone. Such
 // a time without a refusal says that this was the last request for now.
 func (p *Pace) Wait(ctx context.Context) (done func(refusal string, after time.Duration), err error) {
+	sent, err := p.wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	unheard := providers.NoteAsked(ctx, time.Now())
+	return func(refusal string, after time.Duration) {
+		if refusal != "" {
+			unheard()
+		}
+		sent(refusal, after)
+	}, nil
+}
+
+func (p *Pace) wait(ctx context.Context) (done func(refusal string, after time.Duration), err error) {
 	delay, _, met := p.state()
 	if delay == 0 {
 		return func(refusal string, after time.Duration) { p.learn(met, refusal, after) }, ctx.Err()

@@ -9,6 +9,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
 )
 
 func TestPaceIsInNobodysWayWithoutThrottling(t *testing.T) {
@@ -173,5 +175,29 @@ func TestQuestionsAboutWhatTakesTimeBecomeRarer(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.ErrorIs(t, b.Wait(ctx), context.Canceled)
+	})
+}
+
+func TestTheAgeOfAnAnswerCountsFromTheRequestThatWasHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		ctx, asked := providers.WithAsked(t.Context())
+		send := func(refusal string, takes time.Duration) {
+			done, err := p.Wait(ctx)
+			require.NoError(t, err)
+			time.Sleep(takes)
+			done(refusal, 0)
+		}
+		send("too many", time.Second)
+		assert.Zero(t, asked.At(), "it was not heard")
+		send("too many", time.Second)
+		begin := time.Now()
+		send("", time.Second)
+		heard := asked.At()
+		assert.Positive(t, heard.Sub(begin), "it waited for its turn")
+		assert.Equal(t, time.Second, time.Since(heard))
+		send("too many", time.Second)
+		send("", time.Second)
+		assert.Equal(t, heard, asked.At(), "the answer is as old as its first part")
 	})
 }
