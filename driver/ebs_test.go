@@ -36,13 +36,13 @@ func TestMain(m *testing.M) {
 
 // floorsOnEBS are floors for runs on the simulated EC2.
 var floorsOnEBS = figures{
-	"mounts": 350, "unmounts": 230, "takeovers": 10, "formats": 45, "crashes": 200, "releases": 350, "removes": 35,
+	"mounts": 350, "unmounts": 200, "takeovers": 10, "formats": 45, "crashes": 200, "releases": 350, "removes": 35,
 	"throttled calls": 500, "stale reads": 500,
 }
 
 // TestRandomOnEBS is TestRandom with providers/aws over a simulated EC2, whose reads lag and which throttles.
 func TestRandomOnEBS(t *testing.T) {
-	seeds(t, "EC2", 15, floorsOnEBS, func(t *testing.T, seed uint64) *world {
+	seeds(t, "EC2", 10, floorsOnEBS, func(t *testing.T, seed uint64) *world {
 		w := newWorld(seed)
 		r := newRegion(w, seed)
 		t.Cleanup(r.sim.Close)
