@@ -97,6 +97,29 @@ func TestAVolumeFollowsItsServiceFromNodeToNode(t *testing.T) {
 	})
 }
 
+func TestAVolumeThatTheKernelHoldsSaysSoUntilItIsReleased(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		require.True(t, a.container("data", "copy"))
+		a.containerEnds("1")
+		require.ErrorIs(t, l.Unmount(within(t), "data", "1"), mount.ErrBusy)
+		problem := func() any {
+			info, err := l.Get(within(t), "data")
+			require.NoError(t, err)
+			return info.Status["problem"]
+		}
+		assert.Contains(t, problem(), "the kernel holds a file system on /dev/")
+		time.Sleep(5 * time.Minute)
+		assert.Contains(t, problem(), "the kernel holds a file system on /dev/")
+		assert.Equal(t, "a", w.holder("data"), "never detached under its user")
+
+		a.containerEnds("copy")
+		time.Sleep(time.Minute)
+		assert.Nil(t, problem())
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
 func TestSecondContainerKeepsTheVolumeMounted(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")

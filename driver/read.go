@@ -78,6 +78,9 @@ func (d *Driver) info(v *volume, vol *providers.Volume) Info {
 	default:
 		info.Status["state"] = "attached"
 	}
+	if v.entry.Releasing && v.kept != nil {
+		info.Status["problem"] = v.kept.Error()
+	}
 	return info
 }
 

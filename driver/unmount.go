@@ -83,7 +83,8 @@ func (d *Driver) noteUnused(v *volume, e *entry) {
 
 // release unmounts the volume and detaches it, if the kernel lets go of it. It continues where an earlier release has
 // stopped. Never lazy, never forced: what is busy stays attached, and the error says so.
-func (d *Driver) release(ctx context.Context, v *volume) error {
+func (d *Driver) release(ctx context.Context, v *volume) (err error) {
+	defer func() { v.setKept(err) }()
 	e := v.journaled()
 	if e == nil {
 		return nil

@@ -39,6 +39,7 @@ type volume struct {
 	path     string       // where it is mounted; empty if it is not
 	doing    string       // what holds the gate, for people: "being attached"
 	advice   string       // what the operator can do about it
+	kept     error        // why its last release is not finished, for people
 	refusal  string       // why the cloud has last refused it; it is tried again
 	since    time.Time    // since when
 	attempts int          // finished attempts to bring it up
@@ -278,6 +279,12 @@ func (v *volume) setDevice(dev mount.Device) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.device = dev
+}
+
+func (v *volume) setKept(why error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.kept = why
 }
 
 func (v *volume) setPath(path string) {
