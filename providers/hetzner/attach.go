@@ -290,7 +290,7 @@ const leaving = 20 * time.Second
 
 // attachment tells who holds the volume, by the volume itself and what this process has begun with it; and returns the volume as
 // it was when that was so. It asks what has become of that only if it may, and only if the volume does not show it.
-func (p *Provider) attachment(ctx context.Context, v *schema.Volume, ask bool) (*schema.Volume, providers.Attachment, error) {
+func (p *Provider) attachment(ctx context.Context, v *volume, ask bool) (*volume, providers.Attachment, error) {
 	begun, is := p.moving(v.ID)
 	shown := int64(0)
 	if v.Server != nil {

@@ -244,3 +244,24 @@ func TestNoSecretIsTold(t *testing.T) {
 		}
 	})
 }
+
+// By the reference, Hetzner need not tell how many there are.
+func TestAListWithoutATotalIsReadToItsLastPage(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		server := w.node("fsn1")
+		inner := w.front.Transport(server)
+		p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
+			answer, err := inner.RoundTrip(r)
+			if err == nil {
+				wire.Replace(answer, `"total_entries":120`, `"total_entries":null`)
+			}
+			return answer, err
+		}))
+		for i := range 120 {
+			w.create(p, fmt.Sprintf("v%03d", i))
+		}
+		list, err := p.List(t.Context())
+		require.NoError(t, err)
+		assert.Len(t, list, 120)
+	})
+}

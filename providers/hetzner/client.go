@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 )
@@ -97,9 +98,37 @@ func find[T any](ctx context.Context, c client, path string) (*T, error) {
 	return answer, err
 }
 
+// volume is what is kept of a volume: with the SDK's type, which has all that the API tells, a list of thousands takes twice the
+// memory.
+type volume struct {
+	ID       int64  `json:"id"`
+	Name     string `json:"name"`
+	Status   string `json:"status"`
+	Server   *int64 `json:"server"`
+	Location struct {
+		Name string `json:"name"`
+	} `json:"location"`
+	Size       int               `json:"size"`
+	Created    time.Time         `json:"created"`
+	Labels     map[string]string `json:"labels"`
+	Protection struct {
+		Delete bool `json:"delete"`
+	} `json:"protection"`
+}
+
+type volumeAnswer struct {
+	Volume volume         `json:"volume"`
+	Action *schema.Action `json:"action"`
+}
+
 type volumePage struct {
-	schema.VolumeListResponse
-	schema.MetaResponse
+	Volumes []volume `json:"volumes"`
+	Meta    struct {
+		Pagination *struct {
+			NextPage     *int `json:"next_page"`
+			TotalEntries *int `json:"total_entries"` // nil if Hetzner does not tell
+		} `json:"pagination"`
+	} `json:"meta"`
 }
 
 type actionPage struct {
@@ -113,21 +142,21 @@ func (c client) volumes(ctx context.Context, query url.Values) (*volumePage, err
 	return ask[volumePage](ctx, c, http.MethodGet, "/volumes?"+query.Encode(), nil)
 }
 
-func (c client) volume(ctx context.Context, id int64) (*schema.Volume, error) {
-	answer, err := find[schema.VolumeGetResponse](ctx, c, volumePath(id))
+func (c client) volume(ctx context.Context, id int64) (*volume, error) {
+	answer, err := find[volumeAnswer](ctx, c, volumePath(id))
 	if answer == nil {
 		return nil, err
 	}
 	return &answer.Volume, nil
 }
 
-func (c client) create(ctx context.Context, in schema.VolumeCreateRequest) (*schema.VolumeCreateResponse, error) {
-	return ask[schema.VolumeCreateResponse](ctx, c, http.MethodPost, "/volumes", in)
+func (c client) create(ctx context.Context, in schema.VolumeCreateRequest) (*volumeAnswer, error) {
+	return ask[volumeAnswer](ctx, c, http.MethodPost, "/volumes", in)
 }
 
 // update writes the labels, and the name if it is not empty.
-func (c client) update(ctx context.Context, id int64, name string, labels map[string]string) (*schema.Volume, error) {
-	answer, err := ask[schema.VolumeUpdateResponse](ctx, c, http.MethodPut, volumePath(id), schema.VolumeUpdateRequest{Name: name, Labels: &labels})
+func (c client) update(ctx context.Context, id int64, name string, labels map[string]string) (*volume, error) {
+	answer, err := ask[volumeAnswer](ctx, c, http.MethodPut, volumePath(id), schema.VolumeUpdateRequest{Name: name, Labels: &labels})
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 }
 
 // make asks for a volume with all its labels, and waits for it.
-func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*schema.Volume, error) {
+func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*volume, error) {
 	zone := spec.Zone
 	if zone == "" {
 		node, err := p.Node(ctx)
@@ -128,7 +128,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	if err := errors.Join(err, providers.CheckOnlyGrows("Hetzner Cloud", change)); err != nil {
 		return nil, err
 	}
-	var v *schema.Volume
+	var v *volume
 	err = p.changing(ctx, id, func(ctx context.Context) error {
 		if v, err = p.getOurs(ctx, id); err != nil {
 			return err

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud"
-	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -22,7 +21,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
-func cloudVolume(id int64, name string) *schema.Volume { return &schema.Volume{ID: id, Name: name} }
+func cloudVolume(id int64, name string) *volume { return &volume{ID: id, Name: name} }
 
 func TestRefusalsAreSentences(t *testing.T) {
 	for code, want := range map[string]struct {

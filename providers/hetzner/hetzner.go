@@ -74,7 +74,7 @@ type Provider struct {
 	api      client
 	metadata rest.Metadata
 
-	byName  *batch.Asker[[]*schema.Volume] // volumes by lookup key
+	byName  *batch.Asker[[]*volume] // volumes by lookup key
 	self    *rest.Identity
 	node    *batch.Kept[providers.Node] // this one, with its location
 	servers rest.Line                   // changes of one server

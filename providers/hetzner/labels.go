@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
-
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/quote"
@@ -114,14 +112,14 @@ func (p *Provider) ours() string {
 }
 
 // isOurs tells whether the volume is this cluster's.
-func (p *Provider) isOurs(v *schema.Volume) bool {
+func (p *Provider) isOurs(v *volume) bool {
 	b := read(v.Labels)
 	return b.cluster == p.cluster && b.name != "" && b.key == p.nameOf(b.name)
 }
 
 // damaged is the error for a volume whose labels somebody has changed. It is not called absent, since it may hold data, nor is
 // an entry of its record, since that may say that it does.
-func damaged(v *schema.Volume, unreadable []string) error {
+func damaged(v *volume, unreadable []string) error {
 	return fmt.Errorf("the labels %s of volume %d (%s at Hetzner Cloud) cannot be read: pieces of them are missing or changed: put them back, or remove all labels that begin with %s and adopt the volume anew by -o volume-id=%d",
 		strings.Join(unreadable, ", "), v.ID, quote.Clip(v.Name), prefix, v.ID)
 }
@@ -178,7 +176,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 }
 
 // update writes name and labels, and makes sure that they are there.
-func (p *Provider) update(ctx context.Context, id, name string, marks map[string]string) (*schema.Volume, error) {
+func (p *Provider) update(ctx context.Context, id, name string, marks map[string]string) (*volume, error) {
 	request := "the request to label volume " + id
 	v, err := p.api.update(ctx, number(id), name, marks)
 	switch {

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
-
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
@@ -25,10 +23,10 @@ const gib = 1 << 30
 const perPage = 50
 
 // list returns all volumes that one of the API's filters lets through.
-func (p *Provider) list(ctx context.Context, filter, value string) ([]*schema.Volume, error) {
+func (p *Provider) list(ctx context.Context, filter, value string) ([]*volume, error) {
 	const request = "the request for a list of volumes"
 	asked := time.Now()
-	all, err := rest.Pages("Hetzner Cloud", func(n int) ([]*schema.Volume, int, bool, error) {
+	all, err := rest.Pages("Hetzner Cloud", func(n int) ([]*volume, int, bool, error) {
 		answer, err := p.api.volumes(ctx, url.Values{filter: {value}, "page": {strconv.Itoa(n)}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}})
 		switch {
 		case err != nil:
@@ -36,11 +34,15 @@ func (p *Provider) list(ctx context.Context, filter, value string) ([]*schema.Vo
 		case answer.Meta.Pagination == nil:
 			return nil, 0, false, p.notItsOwn(ctx, request)
 		}
-		page := make([]*schema.Volume, len(answer.Volumes))
+		total, pagination := -1, answer.Meta.Pagination
+		if pagination.TotalEntries != nil {
+			total = *pagination.TotalEntries
+		}
+		page := make([]*volume, len(answer.Volumes))
 		for i := range answer.Volumes {
 			page[i] = &answer.Volumes[i]
 		}
-		return page, answer.Meta.Pagination.TotalEntries, answer.Meta.Pagination.NextPage == 0, nil
+		return page, total, pagination.NextPage == nil, nil
 	})
 	for _, v := range all {
 		p.saw(v, asked)
@@ -48,14 +50,14 @@ func (p *Provider) list(ctx context.Context, filter, value string) ([]*schema.Vo
 	return all, err
 }
 
-func (p *Provider) saw(v *schema.Volume, asked time.Time) {
+func (p *Provider) saw(v *volume, asked time.Time) {
 	p.seen.See(v.ID, asked, sighting{p.isOurs(v), v.Protection.Delete})
 }
 
-func (p *Provider) askByName(ctx context.Context, keys []string) (map[string][]*schema.Volume, error) {
+func (p *Provider) askByName(ctx context.Context, keys []string) (map[string][]*volume, error) {
 	slices.Sort(keys)
 	all, err := p.list(ctx, "label_selector", keyLabel+" in ("+strings.Join(keys, ",")+")")
-	found := make(map[string][]*schema.Volume)
+	found := make(map[string][]*volume)
 	for _, v := range all {
 		found[v.Labels[keyLabel]] = append(found[v.Labels[keyLabel]], v)
 	}
@@ -72,7 +74,7 @@ func (p *Provider) Find(ctx context.Context, name string) (*providers.Volume, er
 }
 
 // find is Find in Hetzner's words.
-func (p *Provider) find(ctx context.Context, name string) (*schema.Volume, error) {
+func (p *Provider) find(ctx context.Context, name string) (*volume, error) {
 	if name == "" {
 		return nil, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
 	}
@@ -80,7 +82,7 @@ func (p *Provider) find(ctx context.Context, name string) (*schema.Volume, error
 	if err != nil {
 		return nil, err
 	}
-	var ours []*schema.Volume
+	var ours []*volume
 	for _, v := range all {
 		b := read(v.Labels)
 		if len(b.unreadable) > 0 && (b.cluster == "" || b.cluster == p.cluster) && (b.name == "" || b.name == name) {
@@ -93,10 +95,10 @@ func (p *Provider) find(ctx context.Context, name string) (*schema.Volume, error
 	return p.bearers().One(name, ours)
 }
 
-func (p *Provider) bearers() providers.Bearers[*schema.Volume] {
-	return providers.Bearers[*schema.Volume]{
+func (p *Provider) bearers() providers.Bearers[*volume] {
+	return providers.Bearers[*volume]{
 		Cloud: "Hetzner Cloud", Cluster: p.cluster, Take: "the label " + keyLabel,
-		Show: func(v *schema.Volume) string { return fmt.Sprintf("%d in location %s", v.ID, v.Location.Name) },
+		Show: func(v *volume) string { return fmt.Sprintf("%d in location %s", v.ID, v.Location.Name) },
 	}
 }
 
@@ -107,7 +109,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 		return nil, err
 	}
 	var problems []error
-	byName := make(map[string][]*schema.Volume)
+	byName := make(map[string][]*volume)
 	for _, v := range all {
 		if b := read(v.Labels); len(b.unreadable) > 0 {
 			problems = append(problems, damaged(v, b.unreadable))
@@ -115,11 +117,11 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 			byName[b.name] = append(byName[b.name], v)
 		}
 	}
-	return p.bearers().List(byName, func(v *schema.Volume) (*providers.Volume, error) { return p.describe(ctx, v, false) }, problems...)
+	return p.bearers().List(byName, func(v *volume) (*providers.Volume, error) { return p.describe(ctx, v, false) }, problems...)
 }
 
 // describe puts Hetzner's description into the contract's words. It asks for what it does not tell only if it may.
-func (p *Provider) describe(ctx context.Context, from *schema.Volume, ask bool) (*providers.Volume, error) {
+func (p *Provider) describe(ctx context.Context, from *volume, ask bool) (*providers.Volume, error) {
 	from, held, err := p.attachment(ctx, from, ask)
 	if err != nil {
 		return nil, err
@@ -142,7 +144,7 @@ func (p *Provider) describe(ctx context.Context, from *schema.Volume, ask bool) 
 }
 
 // get asks for a volume by its id, whoever it belongs to.
-func (p *Provider) get(ctx context.Context, id string) (*schema.Volume, error) {
+func (p *Provider) get(ctx context.Context, id string) (*volume, error) {
 	if !isID.MatchString(id) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -164,7 +166,7 @@ func (p *Provider) get(ctx context.Context, id string) (*schema.Volume, error) {
 }
 
 // getOurs is get for a volume of this cluster.
-func (p *Provider) getOurs(ctx context.Context, id string) (*schema.Volume, error) {
+func (p *Provider) getOurs(ctx context.Context, id string) (*volume, error) {
 	v, err := p.get(ctx, id)
 	if err == nil && !p.isOurs(v) {
 		err = providers.NotOurs(id)
@@ -200,7 +202,7 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 }
 
 // unheld is an error if a server holds the volume. An attach that has failed holds nothing. The volume may have changed.
-func (p *Provider) unheld(ctx context.Context, v *schema.Volume) (*schema.Volume, error) {
+func (p *Provider) unheld(ctx context.Context, v *volume) (*volume, error) {
 	id := text(v.ID)
 	v, held, err := p.attachment(ctx, v, true)
 	switch {
@@ -215,7 +217,7 @@ func (p *Provider) unheld(ctx context.Context, v *schema.Volume) (*schema.Volume
 }
 
 // destroy lifts the protection, and deletes.
-func (p *Provider) destroy(ctx context.Context, v *schema.Volume) error {
+func (p *Provider) destroy(ctx context.Context, v *volume) error {
 	id := text(v.ID)
 	request := "the request to delete volume " + id
 	protected := v.Protection.Delete
@@ -264,7 +266,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
 		return nil, err
 	}
-	var adopted *schema.Volume
+	var adopted *volume
 	err := p.changing(ctx, id, func(ctx context.Context) (err error) {
 		adopted, err = p.adopt(ctx, id, spec)
 		return err
@@ -275,12 +277,12 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 	return p.describe(ctx, adopted, true)
 }
 
-func (p *Provider) adopt(ctx context.Context, id string, spec providers.Spec) (*schema.Volume, error) {
+func (p *Provider) adopt(ctx context.Context, id string, spec providers.Spec) (*volume, error) {
 	v, err := p.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	refuse := func(format string, args ...any) (*schema.Volume, error) {
+	refuse := func(format string, args ...any) (*volume, error) {
 		return nil, fmt.Errorf("%w: volume %s %s", providers.ErrInvalid, id, fmt.Sprintf(format, args...))
 	}
 	b := read(v.Labels)
@@ -366,7 +368,7 @@ func (p *Provider) Forget(ctx context.Context, id string) error {
 }
 
 // forgotten is what a volume is called that is nobody's: its name, and its id in place of the digest.
-func forgotten(v *schema.Volume) string {
+func forgotten(v *volume) string {
 	id := text(v.ID)
 	shown, _, _ := strings.Cut(v.Name, "-"+id)
 	if cut := strings.LastIndexByte(shown, '-'); cut > 0 {
