@@ -228,9 +228,7 @@ func (d *Driver) restore() error {
 	}
 	for _, e := range entries {
 		v := d.obtain(e.Name)
-		wait := restartLinger
 		if e.Boot != d.boot {
-			wait = linger
 			// No container outlives the machine, and another node may have had the disk since.
 			e.IDs, e.Device, e.Ours, e.Formatting, e.Boot = nil, mount.Device{}, false, false, d.boot
 		} else if e.Releasing {
@@ -238,6 +236,10 @@ func (d *Driver) restore() error {
 		}
 		v.entry, v.device = e, e.Device
 		if len(e.IDs) == 0 {
+			wait := linger
+			if e.Ours { // of this boot
+				wait = restartLinger
+			}
 			d.releaseIn(v, wait)
 		}
 		d.drop(v) // the entry keeps it
@@ -256,6 +258,7 @@ func (d *Driver) recognise(ctx context.Context, v *volume, serial string) {
 		return
 	}
 	v.setDevice(dev)
+	d.active(v)
 	if up, err := d.host.IsPublished(ctx, v.dir, dev); err == nil && up {
 		v.setPath(filepath.Join(d.published, v.dir))
 	}

@@ -47,6 +47,9 @@ func (e *entry) has(id string) bool {
 	return found
 }
 
+// isStray tells whether nothing but the cloud's word says that this node holds the volume.
+func (e *entry) isStray() bool { return !e.Ours && e.Device == (mount.Device{}) }
+
 func (e *entry) with(id string, dev mount.Device) *entry {
 	changed := *e
 	changed.Device = dev

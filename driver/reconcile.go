@@ -93,6 +93,10 @@ func (d *Driver) reconcile(ctx context.Context, v *volume) {
 		if !e.Releasing && time.Now().Before(v.idleUntil) {
 			return
 		}
+		if !e.Releasing && e.isStray() && d.active(v) {
+			v.idleUntil = time.Now().Add(linger) // another engine of this machine may be about to mount it
+			return
+		}
 	case d.orphaned(ctx, v, e):
 		log.WithField("ids", e.IDs).Warn("The volume's mount was taken away, as an engine does that starts after a crash, and no container has it: its mount IDs are dropped")
 	case d.active(v), v.staleSince.IsZero():
@@ -179,8 +183,8 @@ func (d *Driver) deviceOf(ctx context.Context, v *volume, e *entry) (mount.Devic
 // absence is a disk that this node may hold though its device is not here.
 type absence struct {
 	id, serial  string
-	held        bool // the cloud says that this node holds it; otherwise an attach was given up, and may take effect yet
-	reported    bool
+	held        bool      // the cloud says that this node holds it; otherwise an attach was given up, and may take effect yet
+	settled     bool      // it was reported, or the cloud was asked again about the attach
 	since, last time.Time // when that was found first, and last
 }
 
@@ -191,7 +195,7 @@ func (v *volume) seen(e *entry) bool { return v.device.Serial == e.Serial }
 // machine's, in use there, which runs with the same id. It is reported once, and shown in the volume's Status.
 func (d *Driver) notSeen(vol *providers.Volume) error {
 	err := errNotSeen(vol)
-	if d.isMissing(vol, true).reported {
+	if d.isMissing(vol, true).settled {
 		return err
 	}
 	d.log.WithField("volume", vol.Name).WithField("id", vol.ID).WithError(err).Error("A disk that this node is said to hold is left attached")
@@ -209,7 +213,7 @@ func (d *Driver) isMissing(vol *providers.Volume, report bool) absence {
 		before = absence{id: vol.ID, serial: vol.Serial, held: true, since: now}
 	}
 	after := before
-	after.last, after.reported = now, before.reported || report
+	after.last, after.settled = now, before.settled || report
 	d.absent[vol.Name] = after
 	return before
 }
@@ -224,7 +228,7 @@ func (d *Driver) isAbsent(vol *providers.Volume) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	a := d.absent[vol.Name]
-	return vol.Held() && a.reported && a.id == vol.ID
+	return vol.Held() && a.settled && a.id == vol.ID
 }
 
 // mayComeLate takes in that an attach was given up: it may take effect yet.
@@ -244,8 +248,11 @@ func (d *Driver) mayHaveStrays(ctx context.Context, looked time.Duration) bool {
 	for name, a := range absent {
 		if v := d.known(name); v == nil || v.journaled() == nil { // else the entry tells
 			wait := straysDoubted
-			if a.held && !a.reported {
+			switch {
+			case a.held && !a.settled:
 				wait = lag
+			case !a.held && a.settled:
+				wait = straysEvery
 			}
 			may = may || min(looked, time.Since(a.since)) >= wait || d.isHere(ctx, a.serial)
 		}
@@ -257,9 +264,15 @@ func (d *Driver) mayHaveStrays(ctx context.Context, looked time.Duration) bool {
 func (d *Driver) forgetAbsent(begun time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	maps.DeleteFunc(d.absent, func(_ string, a absence) bool {
-		return a.held && a.last.Before(begun) || !a.held && begun.Sub(a.since) >= straysDoubted
-	})
+	for name, a := range d.absent {
+		switch age := begun.Sub(a.since); {
+		case a.held && a.last.Before(begun), age >= straysEvery && !a.held:
+			delete(d.absent, name)
+		case age >= straysDoubted && !a.held:
+			a.settled = true // only its device is watched for
+			d.absent[name] = a
+		}
+	}
 }
 
 // findStrays looks for volumes that the cloud says this node holds and the journal does not know: of a journal that was
@@ -282,17 +295,20 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 	}
 	done = true
 	for _, vol := range all {
-		if !vol.HeldBy(node.ID) {
-			continue
-		}
 		v := d.tryEnter(vol.Name, "being looked after")
-		if v == nil {
-			continue // a call has it, and will note it
-		}
-		if v.journaled() == nil {
+		switch {
+		case v == nil: // a call has it, and will note it
+			continue
+		case v.journaled() != nil:
+		case vol.HeldBy(node.ID):
 			done = d.takeUp(ctx, v, vol) && done
 			d.leaveUnused(v)
 			continue
+		default:
+			// If the journal was lost, and the disk taken from this node since, its dead mount is in the way of the next.
+			if err := d.host.Unpublish(ctx, v.dir); err != nil {
+				d.volumeLog(v).WithError(err).Warn("The mount of a volume that this node does not hold could not be taken away")
+			}
 		}
 		d.leave(v)
 	}

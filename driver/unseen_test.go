@@ -3,7 +3,9 @@ package driver
 import (
 	"context"
 	"maps"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -234,6 +237,78 @@ func TestADiskOnItsWayOutIsNotReported(t *testing.T) {
 				assert.Zero(t, reports(logged, notSeen))
 				assert.Empty(t, w.holder("data"))
 			})
+		})
+	}
+}
+
+// Another engine of the machine, with a journal of its own, formats and checks a disk before it mounts it.
+func TestADiskThatSomethingOnThisMachineReadsIsNotDetachedAsAStray(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		made(t, a.start(t), "data").kill()
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{Node: "a", State: providers.Attached} })
+		disk := &busyDisk{}
+		disk.busy.Store(true)
+		for range 2 { // and after a restart
+			l := a.start(t, func(c *Config) { disk.Host = c.Host; c.Host = disk })
+			time.Sleep(5 * time.Minute)
+			assert.Equal(t, "a", w.holder("data"))
+			l.kill()
+		}
+		l := a.start(t, func(c *Config) { disk.Host = c.Host; c.Host = disk })
+		disk.busy.Store(false)
+		time.Sleep(time.Minute)
+		assert.Empty(t, w.holder("data"))
+		_ = l
+	})
+}
+
+type busyDisk struct {
+	Host
+	busy  atomic.Bool
+	count atomic.Int64
+}
+
+func (b *busyDisk) Activity(mount.Device) (string, error) {
+	if b.busy.Load() {
+		b.count.Add(1)
+	}
+	return strconv.FormatInt(b.count.Load(), 10), nil
+}
+
+func TestADeadMountThatTheJournalLostIsTakenAway(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		l.kill()
+		clear(a.journal)
+		mustMount(t, b.start(t, func(c *Config) { c.Takeover = TakeoverAlways }), "data", "2") // a is cut off
+		l = a.start(t, func(c *Config) { c.Takeover = TakeoverAlways })
+		synctest.Wait()
+		assert.Empty(t, a.mounts["serial-1"].dir, "it shows a disk that is another node's")
+		path, err := l.Path(within(t), "data")
+		require.NoError(t, err)
+		assert.Empty(t, path)
+		a.containerEnds("1")
+		b.containerEnds("2")
+	})
+}
+
+func TestAnAttachThatTakesEffectLateIsNoticedSoon(t *testing.T) {
+	for _, late := range []time.Duration{90 * time.Second, straysDoubted + time.Minute} {
+		scene(t, func(t *testing.T, w *world, a, _ *machine) {
+			l := made(t, a.start(t), "data")
+			time.Sleep(time.Hour) // the last look for strays is long ago
+			w.setFault(at("cloud.Attach", failBefore))
+			_, err := l.Mount(within(t), "data", "1")
+			require.Error(t, err)
+			w.setFault(calm)
+			time.Sleep(late)
+			w.alter(func(d *disk) { d.Attachment = providers.Attachment{Node: "a", State: providers.Attached} })
+			if late < straysDoubted {
+				time.Sleep(2*reconcileEvery + linger)
+			} else {
+				time.Sleep(straysDoubted)
+			}
+			assert.Empty(t, w.holder("data"))
 		})
 	}
 }
