@@ -69,18 +69,19 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) (volumes.Vol
 		return volumes.Volume{}, err
 	case all.settled.ID != "":
 		_ = p.withdraw(ctx, all.mine...) // of a Create that ended before it was done; if it fails, the next one tries again
-		return p.awaitAvailable(ctx, all.settled, nil)
+		return p.awaitAvailable(ctx, all.settled)
 	}
+	made := ""
 	switch {
 	case len(all.mine) > 0: // of such a Create, too
 	case len(all.others) > 0:
 		return volumes.Volume{}, fmt.Errorf("%w: %s", errLost, all.others[0].ID)
 	default:
-		if err := p.make(ctx, spec); err != nil {
+		if made, err = p.make(ctx, spec); err != nil {
 			return volumes.Volume{}, err
 		}
 	}
-	return p.settle(ctx, spec)
+	return p.settle(ctx, spec, made)
 }
 
 // bearers are the volumes that bear a name, those of the makers that are certainly dead left out.
@@ -125,28 +126,31 @@ func (p *Provider) survey(ctx context.Context, name string) (b bearers, err erro
 	return b, err
 }
 
-// make asks for a candidate, once. If that is not answered, there may be one; the next survey shows it.
-func (p *Provider) make(ctx context.Context, spec providers.Spec) error {
+// make asks for a candidate, once, and returns its id. If that is not answered, there may be one; the next survey shows it.
+func (p *Provider) make(ctx context.Context, spec providers.Spec) (id string, err error) {
 	in, err := p.order(ctx, spec)
 	if err != nil {
-		return err
+		return "", err
 	}
 	p.mu.Lock()
 	p.sent[spec.Name] = time.Now()
 	p.mu.Unlock()
-	_, err = call(ctx, p, fmt.Sprintf("volume %q", spec.Name), func(ctx context.Context, s *session) (*volumes.Volume, error) {
+	made, err := call(ctx, p, fmt.Sprintf("volume %q", spec.Name), func(ctx context.Context, s *session) (*volumes.Volume, error) {
 		return volumes.Create(ctx, s.volume, in, nil).Extract()
 	})
 	if errors.Is(err, providers.ErrUnavailable) && ctx.Err() == nil {
 		// It may have been made all the same.
 		if over := pace.Pause(ctx, p.times.lag); over != nil {
-			return err
+			return "", err
 		}
 		if all, again := p.survey(ctx, spec.Name); again == nil && len(all.mine) > 0 {
-			return nil
+			return "", nil
 		}
 	}
-	return invalid(err, ": check the options type, zone and snapshot")
+	if err != nil {
+		return "", invalid(err, ": check the options type, zone and snapshot")
+	}
+	return made.ID, nil
 }
 
 // order puts the specification into Cinder's words, and refuses what Cinder does not sell.
@@ -174,7 +178,7 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec) (volumes.Crea
 	if gibs == 0 {
 		return volumes.CreateOpts{}, sizes.Refuse(0)
 	}
-	marks[keyState], marks[keyMaker] = stateNew, p.maker
+	marks[keyState], marks[keyMaker] = stateClaimed, p.maker
 	const longest = 255
 	return volumes.CreateOpts{
 		Name: labels.Name(p.cluster, spec.Name, longest), Size: int(gibs), VolumeType: spec.Type, AvailabilityZone: spec.Zone,
@@ -182,16 +186,18 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec) (volumes.Crea
 	}, nil
 }
 
-// settle brings this process's candidate through steps 2 and 3 of the package's comment. It is errLost if it is not to be.
-func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Volume, error) {
+// settle brings this process's candidate through step 2 of the package's comment; made is its id, "" if that is to be looked up. It
+// is errLost if it is not to be.
+func (p *Provider) settle(ctx context.Context, spec providers.Spec, made string) (volumes.Volume, error) {
 	p.mu.Lock()
 	end := p.sent[spec.Name].Add(p.times.life)
 	p.mu.Unlock()
-	claimed := false
-	for retry := (pace.Backoff{Most: max(p.times.lag, time.Millisecond)}); ; {
+	if made != "" {
 		if err := pace.Pause(ctx, p.times.lag); err != nil {
 			return volumes.Volume{}, err
 		}
+	}
+	for retry := (pace.Backoff{Most: max(p.times.lag, time.Millisecond)}); ; {
 		all, err := p.survey(ctx, spec.Name)
 		if err != nil { // also that of a volume which has the name, and is broken
 			return volumes.Volume{}, errors.Join(err, p.withdraw(ctx, all.mine...))
@@ -199,7 +205,7 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Vol
 		p.report(spec.Name, all.orphans)
 		if len(all.mine) == 0 {
 			if all.settled.ID != "" && all.settled.Metadata[keyMaker] == p.maker {
-				return p.awaitAvailable(ctx, all.settled, recordOf(all.settled.Metadata)) // the write was not answered, and took effect
+				return p.awaitAvailable(ctx, all.settled) // the write was not answered, and took effect
 			}
 			return volumes.Volume{}, errLost // deleted with the volume of the name
 		}
@@ -207,10 +213,17 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Vol
 		if err := p.withdraw(ctx, all.mine[1:]...); err != nil { // of a request that was not answered in time
 			return volumes.Volume{}, err
 		}
+		if mine.ID != made { // it may just have appeared
+			made = mine.ID
+			if err := pace.Pause(ctx, p.times.lag); err != nil {
+				return volumes.Volume{}, err
+			}
+			continue
+		}
 		lower := slices.ContainsFunc(all.others, func(v volumes.Volume) bool { return v.ID < mine.ID })
-		waits := !claimed && slices.ContainsFunc(all.others, func(v volumes.Volume) bool { return v.Metadata[keyState] == stateClaimed })
+		unready := isBeingMade(mine) && time.Until(end) > p.times.life/2
 		switch {
-		case p.isWithdrawn(mine.ID), all.settled.ID != "", lower && !waits, !time.Now().Before(end):
+		case p.isWithdrawn(mine.ID), all.settled.ID != "", lower, !time.Now().Before(end):
 			err := p.withdraw(ctx, mine)
 			if errors.Is(err, errInDoubt) {
 				if err := retry.Wait(ctx); err != nil {
@@ -223,34 +236,30 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec) (volumes.Vol
 			return volumes.Volume{}, p.giveUp(ctx, mine)
 		case mine.Multiattach:
 			return volumes.Volume{}, p.unfit(ctx, mine)
-		case waits:
+		case len(all.others) > 0, unready:
 			if err := retry.Wait(ctx); err != nil {
 				return volumes.Volume{}, err
 			}
-		case !claimed:
-			if err := p.advance(ctx, mine.ID, stateClaimed, end); err != nil && !errors.Is(err, errLate) {
-				return volumes.Volume{}, err
-			}
-			claimed = true // if there was no time for it, it will be withdrawn
 		default:
-			if err := p.advance(ctx, mine.ID, stateSettled, end); errors.Is(err, errLate) {
+			if err := p.advance(ctx, mine.ID, end); errors.Is(err, errLate) {
 				continue
 			} else if err != nil {
 				return volumes.Volume{}, err
 			}
 			mine.Metadata[keyState] = stateSettled
-			return p.awaitAvailable(ctx, mine, recordOf(mine.Metadata))
+			return p.awaitAvailable(ctx, mine)
 		}
 	}
 }
 
-// advance writes the state of a candidate of this process, before its end or not at all; with errLate there was no time for it.
-func (p *Provider) advance(ctx context.Context, id, state string, end time.Time) error {
+// advance makes a candidate of this process the volume of its name, before its end or not at all; with errLate there was no time
+// for it.
+func (p *Provider) advance(ctx context.Context, id string, end time.Time) error {
 	timely, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	err := p.write(timely, id, map[string]string{keyState: state})
+	err := p.write(timely, id, map[string]string{keyState: stateSettled})
 	var answer *refusal
-	if state == stateSettled && err != nil && (!errors.As(err, &answer) || answer.status >= http.StatusInternalServerError) {
+	if err != nil && (!errors.As(err, &answer) || answer.status >= http.StatusInternalServerError) {
 		p.mu.Lock()
 		p.doubts[id] = time.Now()
 		p.mu.Unlock()
@@ -345,10 +354,13 @@ func (p *Provider) removeOrphans(ctx context.Context, name string) error {
 	return nil
 }
 
-// awaitAvailable waits until a volume that is being made can be attached. If it cannot be made, its maker, who knows with what
-// record that was, removes it.
-func (p *Provider) awaitAvailable(ctx context.Context, v volumes.Volume, made providers.Record) (volumes.Volume, error) {
-	for retry := (pace.Backoff{Most: 2 * time.Second}); v.Status == "creating" || v.Status == "downloading"; {
+// isBeingMade tells whether a volume cannot be attached yet.
+func isBeingMade(v volumes.Volume) bool { return v.Status == "creating" || v.Status == "downloading" }
+
+// awaitAvailable waits until the volume of a name can be attached. If it cannot be made, that is told to the operator: it is not
+// deleted, since other nodes know it.
+func (p *Provider) awaitAvailable(ctx context.Context, v volumes.Volume) (volumes.Volume, error) {
+	for retry := (pace.Backoff{Most: 2 * time.Second}); isBeingMade(v); {
 		if err := retry.Wait(ctx); err != nil {
 			return v, fmt.Errorf("volume %s is still being created: %w", v.ID, err)
 		}
@@ -360,11 +372,7 @@ func (p *Provider) awaitAvailable(ctx context.Context, v volumes.Volume, made pr
 		}
 		v = now
 	}
-	err := broken(v)
-	if err != nil && made != nil && v.Status == "error" && maps.Equal(recordOf(v.Metadata), made) {
-		return v, p.giveUp(ctx, v)
-	}
-	return v, err
+	return v, broken(v)
 }
 
 // unfit removes a candidate that could never be attached. Its type is not asked before, since Cinder tells what a type has to
@@ -377,8 +385,7 @@ func (p *Provider) unfit(ctx context.Context, v volumes.Volume) error {
 	return err
 }
 
-// giveUp removes a volume that Cinder could not make. Nobody's data are on it: whoever formats a volume notes that in its Record
-// before it is used.
+// giveUp removes a candidate that Cinder could not make.
 func (p *Provider) giveUp(ctx context.Context, v volumes.Volume) error {
 	err := fmt.Errorf("%w: Cinder began to make volume %s and gave up (%q): the backend of its type may be full or out of order; ask the cloud's operator, or choose another type", providers.ErrBusy, v.ID, v.Status)
 	if left := p.withdraw(ctx, v); left != nil {

@@ -28,8 +28,8 @@ const (
 
 // The states of a volume, see create.go.
 const (
-	stateNew       = "new"       // a candidate for its name
-	stateClaimed   = "claimed"   // a candidate that is about to have it
+	stateNew       = "new"       // a candidate of an older blockvol
+	stateClaimed   = "claimed"   // a candidate for its name
 	stateSettled   = "settled"   // the volume of that name
 	stateForgotten = "forgotten" // nobody's
 	stateRetired   = "retired"   // to be deleted when its snapshots are

@@ -24,29 +24,28 @@
 //
 // Names are not unique in Cinder, and it has nothing by which to compare and set. So a volume is made in steps:
 //
-//  1. A node that finds no volume of the name makes a candidate: a volume that bears the name, the state "new" and its maker,
-//     which is a process. Nobody takes a candidate for a volume, so it never holds data.
-//  2. After as long as a read may be old, the maker lists all that bear the name. If none of them is settled or claimed, and
-//     no candidate has a lower id, it claims its own. If another's id is lower, or it is settled, the maker deletes its own.
-//     If another is claimed, it waits for what becomes of that.
-//  3. After as long again it lists once more. If another is settled, or has a lower id, it deletes its own. Otherwise it
-//     settles it: that one write makes it the volume of the name.
+//  1. A node that finds no volume of the name makes a candidate: a volume that bears the name, the state "claimed" and its
+//     maker, which is a process. Nobody takes a candidate for a volume, so it never holds data.
+//  2. After as long as a read may be old, the maker lists all that bear the name. If one of them is settled, or a candidate with
+//     a lower id, it deletes its own. If there is a candidate with a higher id, it waits for what becomes of that. Otherwise it
+//     settles its own: that one write makes it the volume of the name.
 //
-// Two candidates are never both settled. Let a be of the lower id. The maker of c settles c only if its second list did not
-// show a. So a was made after that list, or so shortly before that the list did not show it; in any case, all that a's maker
-// lists is asked when it must show c claimed. It waits, until c is settled or gone. No clock of the cloud's, and no two clocks
-// at once, are needed for that; only that a read is not older than lag.
+// Two candidates are never both settled. The maker of the one that was made later lists so long after that the list shows the
+// other one, since a read is not older than lag: it waits until that is gone, or gives way to it. No clock of the cloud's, and no
+// two clocks at once, are needed for that.
 //
 // A maker may die. A candidate whose maker has not settled it within its life, counted from when it was asked for, is never
 // settled: the maker deletes it instead, and sends no write that could take effect later than patience. So another process that
 // has seen the candidate for that long goes on without it, and so does one that sees from the cloud's clock that it is an hour
 // old. Such an orphan is an empty disk that nobody uses. Its maker removes it when it creates the name again, and Delete does
 // with the volume of the name, since a volume may be deleted by its maker in Create, and in Delete, but nowhere else. If a
-// process is stopped for minutes between two instructions of step 3, so that all this fails, two volumes are settled: then
+// process is stopped for minutes between two instructions of step 2, so that all this fails, two volumes are settled: then
 // nothing is deleted, and every call says that the name is ambiguous.
 //
 // What a maker deletes was never settled, and it settles nothing that it has begun to delete; no other process settles it. If
-// the request to settle was not answered, it deletes nothing as long as that may still be carried out. So a late or repeated deletion cannot meet a volume that holds data.
+// the request to settle was not answered, it deletes nothing as long as that may still be carried out. So a late or repeated
+// deletion cannot meet a volume that holds data. A candidate is settled when Cinder has made it, or after half its life: what
+// Cinder cannot make afterwards is settled, and for the operator to delete.
 package openstack
 
 import (
