@@ -508,7 +508,11 @@ func (r *trial) stop(e *engine, id string, rng *rand.Rand) {
 	if !runs || e.life == nil {
 		return
 	}
-	e.m.containerEnds(id)
+	if rng.IntN(4) > 0 {
+		e.m.containerEnds(id)
+	} else { // the kernel takes its time to tear its mounts down
+		time.AfterFunc(time.Duration(rng.Int64N(int64(30*time.Second))), func() { e.m.containerEnds(id) })
+	}
 	unmount := func(ctx context.Context) error { return e.life.Unmount(ctx, name, id) }
 	if rng.IntN(6) > 0 && r.call(e.life, 25*time.Second, unmount) == nil {
 		r.w.note("unmounts")
