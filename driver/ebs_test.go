@@ -337,7 +337,7 @@ func (r *region) Attach(instance, id string) error {
 		return fmt.Errorf("%s is held by %s", d.Name, d.Attachment.Node)
 	}
 	w.disks[id].Attachment = providers.Attachment{Node: instance, State: providers.Attached}
-	w.disks[id].plugged++
+	w.plug(w.disks[id])
 	return nil
 }
 

@@ -343,7 +343,7 @@ func (r *trial) hands(rng *rand.Rand) {
 	case 1:
 		if !d.Held() && d.Zone == e.m.zone {
 			d.Attachment, d.present = providers.Attachment{Node: e.m.name, State: providers.Attached}, time.Now()
-			d.plugged++
+			r.w.plug(d)
 		}
 	case 2:
 		if !d.Held() {

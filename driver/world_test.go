@@ -35,6 +35,7 @@ type world struct {
 	copies     map[string]disk // by snapshot: what is on it
 	machines   map[string]*machine
 	made       int
+	plugs      int
 	violations []string
 
 	fault     func(node, call string) fault // called under mu
@@ -627,7 +628,7 @@ func (p *fakeProvider) Attach(ctx context.Context, id string) error {
 		}
 		d.Attachment = providers.Attachment{Node: p.machine.name, State: providers.Attached}
 		d.present = time.Now().Add(p.machine.world.arrival)
-		d.plugged++
+		p.machine.world.plug(d)
 		if p.machine.world.dice("attach", id).Float64() < p.machine.world.failing {
 			d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the hypervisor refuses"
 		}
@@ -925,6 +926,12 @@ func (h *fakeHost) Unpublish(ctx context.Context, dir string) error {
 		h.machine.settle()
 		return nil
 	})
+}
+
+// plug gives the disk's device a number.
+func (w *world) plug(d *disk) {
+	w.plugs++
+	d.plugged = w.plugs
 }
 
 // on returns the file system that the kernel holds on the device.
