@@ -341,9 +341,7 @@ func (h *Host) whoHolds(dev Device) string {
 		}
 	}
 	if len(who) == 0 {
-		for _, pid := range h.workingIn(ctx, dev) {
-			who = append(who, h.describe(pid)+", which works in it or has a file of it open")
-		}
+		who = h.workingIn(ctx, devno{dev.Major, dev.Minor})
 	}
 	if len(who) == 0 {
 		return "a process or a program that does not show it"
@@ -351,24 +349,24 @@ func (h *Host) whoHolds(dev Device) string {
 	return strings.Join(who, " and ") + "; stop it"
 }
 
-// workingIn returns some processes whose root, directory or open files are on the device's file system. Those of other users and
-// with more capabilities do not tell.
-func (h *Host) workingIn(ctx context.Context, dev Device) (pids []string) {
+// workingIn names some processes whose root, directory or open files are on a file system. Those of other users and with more
+// capabilities do not tell.
+func (h *Host) workingIn(ctx context.Context, fs devno) (who []string) {
 	processes, _ := filepath.Glob(filepath.Join(h.proc, "[0-9]*"))
 	for _, process := range processes {
-		if len(pids) == 3 || ctx.Err() != nil {
+		if len(who) == 3 || ctx.Err() != nil {
 			break
 		}
 		files, _ := filepath.Glob(filepath.Join(process, "fd/*"))
 		if slices.ContainsFunc(append(files, process+"/cwd", process+"/root"), func(file string) bool {
 			var st unix.Statx_t // as the kernel knows it: a file server may be away
 			err := unix.Statx(unix.AT_FDCWD, file, unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st)
-			return err == nil && st.Dev_major == dev.Major && st.Dev_minor == dev.Minor
+			return err == nil && st.Dev_major == fs.major && st.Dev_minor == fs.minor
 		}) {
-			pids = append(pids, filepath.Base(process))
+			who = append(who, h.describe(filepath.Base(process))+", which works in it or has a file of it open")
 		}
 	}
-	return pids
+	return who
 }
 
 var containerID = regexp.MustCompile(`[0-9a-f]{64}`)

@@ -351,7 +351,7 @@ func (h *Host) unmountAt(path string) error {
 		case err == nil: // there may be another below
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EBUSY):
-			return fmt.Errorf("%w: %s cannot be unmounted while a process works in it or another mount is on it; it stays mounted", ErrBusy, path)
+			return fmt.Errorf("%w: %s stays mounted because of %s", ErrBusy, path, h.whoKeeps(path))
 		case errors.Is(err, unix.EINVAL): // not a mount
 			return removeBare(path)
 		case errors.Is(err, unix.ENOENT):
@@ -360,6 +360,19 @@ func (h *Host) unmountAt(path string) error {
 			return fmt.Errorf("%s cannot be unmounted: %w", path, err)
 		}
 	}
+}
+
+// whoKeeps names the processes that keep a mount from being unmounted.
+func (h *Host) whoKeeps(path string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err == nil {
+		if who := h.workingIn(ctx, devno{unix.Major(st.Dev), unix.Minor(st.Dev)}); len(who) > 0 {
+			return strings.Join(who, " and ") + "; stop it"
+		}
+	}
+	return "a process that works in it or another mount on it"
 }
 
 // unmountSoon unmounts what nobody but this process has seen. Programs that other goroutines are just starting have copies of

@@ -3,6 +3,7 @@ package mount
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,7 +93,9 @@ func TestABusyVolumeStaysMounted(t *testing.T) {
 
 	f, err := os.Create(filepath.Join(path, "open"))
 	require.NoError(t, err)
-	require.ErrorIs(t, h.Unpublish(context.Background(), "vol"), ErrBusy)
+	err = h.Unpublish(context.Background(), "vol")
+	require.ErrorIs(t, err, ErrBusy)
+	require.ErrorContains(t, err, fmt.Sprintf("stays mounted because of process %d (", os.Getpid()))
 	up, err := h.IsPublished(context.Background(), "vol", d.Device)
 	require.NoError(t, err)
 	assert.True(t, up)
