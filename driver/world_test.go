@@ -480,10 +480,10 @@ func (p *fakeProvider) Find(ctx context.Context, name string) (v *providers.Volu
 				found++
 			}
 		}
-		switch found {
-		case 1:
+		switch {
+		case found == 1:
 			return nil
-		case 2:
+		case found > 1:
 			v = nil
 			return fmt.Errorf("%w: %s", providers.ErrAmbiguous, name)
 		}
