@@ -1020,7 +1020,9 @@ func (m *machine) container(name, id string) bool {
 		if s.dir == dirOf(name) {
 			s.containers[id] = true
 			s.disk.data = true
-			if d := m.world.byName(name); d != nil && d != s.disk {
+			// Excluded: a disk that was forgotten (reclaim=retain) on one node while another attached it. It is no volume any more
+			// and stays mounted there, whatever has its name now.
+			if d := m.world.byName(name); d != nil && d != s.disk && s.disk.owned {
 				m.world.violate("the path of %s on %s shows disk %s, and the volume is %s", name, m.name, s.disk.ID, d.ID)
 			}
 			if is := m.world.written[s.disk.ID]; s.disk.content != is && s.live(m) {
