@@ -749,3 +749,36 @@ func TestASlowAnswerAboutTheHolderDoesNotKeepAVolumeFromBeingRemoved(t *testing.
 		assert.Nil(t, w.disk("data"))
 	})
 }
+
+// busyAttaching is a cloud that detaches nothing whose attach has not ended.
+type busyAttaching struct{ *fakeProvider }
+
+func (p busyAttaching) Detach(ctx context.Context, id, node string, force bool) error {
+	w := p.machine.world
+	w.mu.Lock()
+	attaching := time.Now().Before(w.disks[id].present)
+	w.mu.Unlock()
+	if attaching {
+		return providers.ErrBusy
+	}
+	return p.fakeProvider.Detach(ctx, id, node, force)
+}
+
+func TestWhatIsLeftOfAnAttachHoldsUpAnotherNodeNoLonger(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		busy := func(c *Config) { c.Provider = busyAttaching{c.Provider.(*fakeProvider)} }
+		w.arrival = 10 * time.Second
+		l := made(t, a.start(t, busy), "data")
+		time.Sleep(time.Minute)
+		w.setFault(at("cloud.Attach", crashAfter))
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		l.kill()
+		w.setFault(calm)
+		a.start(t, busy)
+		time.Sleep(w.arrival + time.Second)
+		assert.Empty(t, w.holder("data"))
+		mustMount(t, b.start(t), "data", "2")
+		b.containerEnds("2")
+	})
+}

@@ -167,6 +167,9 @@ func (d *Driver) detach(ctx context.Context, v *volume, e *entry, node providers
 		if !errors.Is(err, providers.ErrBusy) || time.Since(begun) >= detachTimeout {
 			return err
 		}
+		if time.Since(begun) < attachDoubt {
+			retry.shorten() // most likely an attach is ending
+		}
 		if cause := retry.wait(ctx); cause != nil {
 			return fmt.Errorf("%w: %w", cause, err)
 		}
