@@ -603,6 +603,7 @@ func TestAnAttachThatIsCalledOffIsKnownToALaterLife(t *testing.T) {
 func TestAnAttachAfterOneThatWasCalledOffIsNoRelease(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
+		time.Sleep(time.Second) // so that the attach is not called off at the moment of a reconciliation, which would finish the release
 		w.arrival = time.Hour
 		ctx, cancel := context.WithTimeout(context.Background(), 2*attachTimeout)
 		defer cancel()
