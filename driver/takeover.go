@@ -73,8 +73,13 @@ func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume,
 	return true, nil
 }
 
-// evidenceLife is how old the cloud's word that a node writes no more may be when the volume is taken from it.
-const evidenceLife = 3 * time.Second
+const (
+	// evidenceLife is how old the cloud's answer that a node is stopped or gone may be when the volume is taken from it.
+	evidenceLife = 3 * time.Second
+	// forceTimeout bounds a forced detach, from when the cloud was asked: it must not take effect when the node has come back,
+	// and no machine boots in that time.
+	forceTimeout = 10 * time.Second
+)
 
 // nodeState returns what the cloud says of a node, and when it was asked.
 func (d *Driver) nodeState(ctx context.Context, node string) (providers.NodeState, time.Time) {

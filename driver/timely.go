@@ -15,9 +15,6 @@ type timely struct{ providers.Provider }
 const (
 	askTimeout    = 2 * time.Minute  // a question
 	changeTimeout = 10 * time.Minute // a change that copies no data
-	// forceTimeout bounds a forced detach, from when the cloud was asked for the evidence: it must not take effect when the
-	// node that it was decided against has come back, and no machine boots in that time.
-	forceTimeout = 10 * time.Second
 )
 
 func bounded[T any](ctx context.Context, limit time.Duration, call func(context.Context) (T, error)) (T, error) {
@@ -73,11 +70,7 @@ func (t timely) Attach(ctx context.Context, id string) error {
 }
 
 func (t timely) Detach(ctx context.Context, id, node string, force bool) error {
-	limit := changeTimeout
-	if force {
-		limit = forceTimeout
-	}
-	return bound(ctx, limit, func(ctx context.Context) error { return t.Provider.Detach(ctx, id, node, force) })
+	return bound(ctx, changeTimeout, func(ctx context.Context) error { return t.Provider.Detach(ctx, id, node, force) })
 }
 
 func (t timely) Mark(ctx context.Context, id, key, value string) error {

@@ -84,6 +84,10 @@ var guards = []guard{
 		code: `unix.Major(st.Rdev) != d.Major || unix.Minor(st.Rdev) != d.Minor`, without: `false`,
 	},
 	{
+		protects: "a device on a bus that is not the cloud's is not found", file: "mount/device.go",
+		code: `if bus, ours := h.buses[name]; err == nil && ours {`, without: `if bus, _ := buses[name]; err == nil && bus.shownBy != nil {`,
+	},
+	{
 		protects: "of two devices with one serial neither is used", file: "mount/device.go",
 		code: `case len(names) > 1:`, without: `case false:`,
 	},
@@ -106,8 +110,16 @@ var guards = []guard{
 		code: `vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience`, without: `false`,
 	},
 	{
-		protects: "a forced detach does not outlive its evidence", file: "driver/timely.go",
-		code: `limit = forceTimeout`, without: `_ = forceTimeout`,
+		protects: "a forced detach does not outlive its evidence", file: "driver/takeover.go",
+		code: `asked.Add(forceTimeout)`, without: `asked.Add(time.Hour)`,
+	},
+	{
+		protects: "evidence that has become old is not acted upon", file: "driver/takeover.go",
+		code: `case writesNoMore(state) && time.Since(asked) <= evidenceLife:`, without: `case writesNoMore(state):`,
+	},
+	{
+		protects: "a node is not gone for credentials that do not see this node either", file: "providers/gone.go",
+		code: `case !shown:`, without: `case shown && false:`,
 	},
 	{
 		protects: "a volume of another zone is not attached", file: "driver/mount.go",
@@ -132,6 +144,10 @@ var guards = []guard{
 		code: `if used, err := d.usedByContainers(ctx, v, e); used || err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
+		protects: "a disk whose device this boot has not seen is not detached", file: "driver/unmount.go",
+		code: `if e.Ours || v.seen(e) || d.isHere(ctx, e.Serial) {`, without: `if true {`,
+	},
+	{
 		protects: "an attach is not called off while containers use the volume", file: "driver/mount.go",
 		code: "	if len(e.IDs) > 0 {\n		return fmt.Errorf(\"the cloud says that the attach", without: "	if false {\n		return fmt.Errorf(\"the cloud says that the attach",
 	},
@@ -145,11 +161,23 @@ var guards = []guard{
 	},
 	{
 		protects: "what a mount cannot be told to hold counts as held", file: "mount/held.go",
-		code: `case v.remains(), !complete:`, without: `case v.remains():`,
+		code: `case of != nil && of.used, !seen.complete:`, without: `case of != nil && of.used:`,
 	},
 	{
 		protects: "a mount in another namespace is use", file: "mount/held.go",
-		code: `case v.remains(), !complete:`, without: `case !complete:`,
+		code: `case of != nil && of.used, !seen.complete:`, without: `case !seen.complete:`,
+	},
+	{
+		protects: "a container's own mount is no copy of the published one", file: "mount/held.go",
+		code: `return at == v.published`, without: `return true || at == v.published`,
+	},
+	{
+		protects: "a copy of the published mount that something is mounted on is use", file: "mount/held.go",
+		code: `if covered[m.ID] || !v.isCopy`, without: `if !v.isCopy`,
+	},
+	{
+		protects: "processes that are hidden may use anything", file: "mount/held.go",
+		code: `v.complete = slices.Contains(pids, "1")`, without: `v.complete = true`,
 	},
 	{
 		protects: "a file system that no mount shows holds its device", file: "mount/held.go",
@@ -272,11 +300,11 @@ var guards = []guard{
 		code: `case time.Since(v.staleSince) < staleAfter:`, without: `case false:`,
 	},
 	{
-		protects: "a volume is not removed while its mount IDs stand", file: "driver/remove.go",
-		code: `if n := len(e.IDs); n > 0 {`, without: `if n := len(e.IDs); n < 0 {`,
+		protects: "a volume whose device this boot has not seen is not removed while its mount IDs stand", file: "driver/remove.go",
+		code: `if n > 0 && (used || !v.seen(e)) {`, without: `if n > 0 && used {`,
 	},
 	{
-		protects: "a volume is not removed while a process uses it", file: "driver/remove.go",
-		code: "	if used {\n", without: "	if used && e == nil {\n",
+		protects: "a volume is not removed while a container or a process uses it", file: "driver/remove.go",
+		code: "	n := len(e.IDs)\n", without: "	n := len(e.IDs)\n	used = false\n",
 	},
 }
