@@ -183,6 +183,7 @@ func (d *Driver) deviceOf(ctx context.Context, v *volume, e *entry) (mount.Devic
 // absence is a disk that this node may hold though its device is not here.
 type absence struct {
 	id, serial  string
+	node        string    // this node's id, if held
 	held        bool      // the cloud says that this node holds it; otherwise an attach was given up, and may take effect yet
 	settled     bool      // it was reported, or the cloud was asked again about the attach
 	since, last time.Time // when that was found first, and last
@@ -213,7 +214,7 @@ func (d *Driver) isMissing(vol *providers.Volume, report bool) absence {
 		before = absence{id: vol.ID, serial: vol.Serial, held: true, since: now}
 	}
 	after := before
-	after.last, after.settled = now, before.settled || report
+	after.node, after.last, after.settled = vol.Attachment.Node, now, before.settled || report
 	d.absent[vol.Name] = after
 	return before
 }
@@ -228,7 +229,7 @@ func (d *Driver) isAbsent(vol *providers.Volume) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	a := d.absent[vol.Name]
-	return vol.Held() && a.settled && a.id == vol.ID
+	return a.held && a.settled && a.id == vol.ID && vol.HeldBy(a.node)
 }
 
 // mayComeLate takes in that an attach was given up: it may take effect yet.

@@ -312,3 +312,44 @@ func TestAnAttachThatTakesEffectLateIsNoticedSoon(t *testing.T) {
 		})
 	}
 }
+
+// Its advice is to detach the disk, which is in use there.
+func TestADiskThatAnotherNodeHoldsIsNotReportedAsThisNodes(t *testing.T) {
+	for name, before := range map[string]func(t *testing.T, w *world, a *machine){
+		"an attach to this node was given up": func(t *testing.T, w *world, a *machine) {
+			w.setFault(at("cloud.Attach", failBefore))
+			_, err := a.current.Mount(within(t), "data", "1")
+			require.Error(t, err)
+			w.setFault(calm)
+			time.Sleep(straysDoubted + 2*reconcileEvery)
+		},
+		"this node was said to hold it": func(t *testing.T, w *world, a *machine) {
+			synctest.Wait()
+			w.alter(func(d *disk) {
+				d.Attachment, d.present = providers.Attachment{Node: "a", State: providers.Attached}, time.Now().Add(1000*time.Hour)
+			})
+			a.current.kill()
+			l := a.start(t)
+			time.Sleep(time.Minute)
+			info, err := l.Get(within(t), "data")
+			require.NoError(t, err)
+			require.Contains(t, info.Status["problem"], notSeen)
+			w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				made(t, a.start(t), "data")
+				before(t, w, a)
+				lb := b.start(t)
+				mustMount(t, lb, "data", "2")
+				time.Sleep(time.Minute)
+				info, err := a.current.Get(within(t), "data")
+				require.NoError(t, err)
+				assert.Equal(t, "b", info.Status["node"])
+				assert.NotContains(t, info.Status, "problem")
+				mustUnmount(t, lb, "data", "2")
+			})
+		})
+	}
+}
