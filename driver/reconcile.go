@@ -306,10 +306,15 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 			d.leaveUnused(v)
 			continue
 		default:
-			// If the journal was lost, and the disk taken from this node since, its dead mount is in the way of the next.
-			if err := d.host.Unpublish(ctx, v.dir); err != nil {
-				d.volumeLog(v).WithError(err).Warn("The mount of a volume that this node does not hold could not be taken away")
-			}
+			// If the journal was lost, and the disk taken from this node since, its dead mount is in the way of the next. Its
+			// unmount may hang in the kernel, which must not keep the other volumes from their turn.
+			d.tasks.Go(func() {
+				if err := d.host.Unpublish(ctx, v.dir); err != nil {
+					d.volumeLog(v).WithError(err).Warn("The mount of a volume that this node does not hold could not be taken away")
+				}
+				d.leave(v)
+			})
+			continue
 		}
 		d.leave(v)
 	}

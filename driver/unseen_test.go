@@ -353,3 +353,24 @@ func TestADiskThatAnotherNodeHoldsIsNotReportedAsThisNodes(t *testing.T) {
 		})
 	}
 }
+
+func TestADeadMountThatCannotBeTakenAwayHoldsUpNoOtherVolume(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		cutOff := func(c *Config) { c.Takeover = TakeoverAlways }
+		l := mounted(t, a.start(t), "bad", "1")
+		mounted(t, l, "good", "2")
+		l.kill()
+		synctest.Wait()
+		delete(a.journal, "bad")
+		lb := b.start(t, cutOff)
+		mustMount(t, lb, "bad", "3")
+		a.containerEnds("1")
+		hung := make(chan struct{})
+		a.start(t, cutOff, func(c *Config) { c.Host = &blindHost{Host: c.Host, hangDir: "bad", hung: hung} })
+		a.containerEnds("2") // its Unmount is lost
+		time.Sleep(5 * time.Minute)
+		assert.Empty(t, w.holder("good"))
+		close(hung)
+		mustUnmount(t, lb, "bad", "3")
+	})
+}
