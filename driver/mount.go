@@ -307,7 +307,7 @@ func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume,
 	if e != nil && e.Volume == vol.ID && !e.unsaved && !e.Releasing && (e.Ours || !ours) {
 		return nil
 	}
-	if e != nil && len(e.IDs) > 0 {
+	if e != nil && e.Volume != vol.ID && len(e.IDs) > 0 {
 		return fmt.Errorf("volume %q was %s when containers on this node mounted it and is %s now: stop those containers first", v.name, e.Volume, vol.ID)
 	}
 	if e == nil || e.Volume != vol.ID {

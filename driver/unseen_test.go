@@ -374,3 +374,22 @@ func TestADeadMountThatCannotBeTakenAwayHoldsUpNoOtherVolume(t *testing.T) {
 		mustUnmount(t, lb, "bad", "3")
 	})
 }
+
+// The journal of an earlier version does not tell whose the attach was.
+func TestAVolumeInUseIsAttachedAgainWhateverItsEntryTells(t *testing.T) {
+	for _, ours := range []bool{true, false} {
+		scene(t, func(t *testing.T, w *world, a, _ *machine) {
+			mounted(t, a.start(t), "data", "1").kill()
+			a.engineTakesMounts() // as an upgrade of the plugin does
+			a.journal["data"].Ours = ours
+			l := a.start(t)
+			synctest.Wait()
+			w.alter(func(d *disk) { d.Attachment = providers.Attachment{} }) // pulled, while its container runs
+			mustMount(t, l, "data", "2")
+			a.containerEnds("1")
+			mustUnmount(t, l, "data", "1")
+			mustUnmount(t, l, "data", "2")
+			assert.Empty(t, w.holder("data"))
+		})
+	}
+}
