@@ -698,6 +698,7 @@ func TestEvidenceOfTheHolderIsFreshWhenItsVolumeIsTaken(t *testing.T) {
 				other.Wait()
 				if !c.taken {
 					require.Error(t, err)
+					assert.NotContains(t, err.Error(), "TAKEOVER=stopped", "which it is")
 					assert.Equal(t, "a", w.holder("data"))
 					a.containerEnds("3")
 					return

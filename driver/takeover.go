@@ -107,6 +107,8 @@ func (d *Driver) howToFree(holder string, state providers.NodeState) string {
 	switch {
 	case d.takeover == TakeoverAlways:
 		return ""
+	case d.takeover == TakeoverStopped && writesNoMore(state):
+		return fmt.Sprintf("; it is taken over as soon as the cloud answers within %s and accepts the detach", evidenceLife)
 	case state.Life == providers.Running:
 		return fmt.Sprintf("; stop what uses it on node %s, or, if that node is cut off, stop the node in the cloud", holder)
 	case state.Life == providers.Unclear:
