@@ -235,6 +235,7 @@ func (d *Driver) restore() error {
 			v.detachedAt = time.Now() // the life before may have asked for that last of all
 		}
 		v.entry, v.device = e, e.Device
+		d.recognise(d.ctx, v, e.Serial) // before anybody looks after it
 		if len(e.IDs) == 0 {
 			wait := linger
 			if e.Ours { // of this boot
@@ -243,7 +244,6 @@ func (d *Driver) restore() error {
 			d.releaseIn(v, wait)
 		}
 		d.drop(v) // the entry keeps it
-		d.recognise(d.ctx, v, e.Serial)
 	}
 	return nil
 }

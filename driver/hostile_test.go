@@ -784,3 +784,31 @@ func TestWhatIsLeftOfAnAttachHoldsUpAnotherNodeNoLonger(t *testing.T) {
 		b.containerEnds("2")
 	})
 }
+
+// slowFirstFind is a kernel that is slow to answer the first question.
+type slowFirstFind struct {
+	Host
+	asked atomic.Bool
+}
+
+func (h *slowFirstFind) Find(ctx context.Context, serial string) (mount.Device, error) {
+	if !h.asked.Swap(true) {
+		time.Sleep(10 * time.Second)
+	}
+	return h.Host.Find(ctx, serial)
+}
+
+func TestWhatALifeBeforeHasLeftIsLookedAfterOnceItsDeviceIsKnown(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t), "data")
+		w.setFault(at("host.Publish", crashBefore))
+		_, err := l.Mount(within(t), "data", "1")
+		require.Error(t, err)
+		l.kill()
+		w.setFault(calm)
+		a.start(t, func(c *Config) { c.Host = &slowFirstFind{Host: c.Host} })
+		assert.Equal(t, "a", w.holder("data"))
+		time.Sleep(restartLinger + time.Second)
+		assert.Empty(t, w.holder("data"))
+	})
+}
