@@ -98,7 +98,10 @@ func (h *Host) Wait(ctx context.Context, serial string) (dev Device, err error) 
 func (h *Host) WaitGone(ctx context.Context, serial string) error {
 	var names []string
 	err := h.await(ctx, func() (gone bool, err error) {
-		names, err = h.bearers(serial)
+		found, err := h.bearers(serial)
+		if err == nil {
+			names = found
+		}
 		return err == nil && len(names) == 0, err
 	})
 	if err != nil && len(names) > 0 {
@@ -125,12 +128,17 @@ func (h *Host) await(ctx context.Context, done func() (bool, error)) error {
 	}
 }
 
+// errNoAnswer is of a look that takes too long: sysfs answers at once, but for virtio, where it asks the disk itself.
+var errNoAnswer = errors.New("a block device of this node does not answer when it is asked for its serial; see the kernel's log")
+
 // bearers returns the names of the devices that have the serial and are on a bus where volumes appear.
 func (h *Host) bearers(serial string) ([]string, error) {
 	if serial == "" {
 		return nil, fmt.Errorf("%w: a device cannot be found without a serial", ErrNoDevice)
 	}
-	shown, err := h.identities.get(context.Background(), struct{}{}) // sysfs answers at once
+	ctx, cancel := context.WithTimeoutCause(context.Background(), h.lookTimeout, errNoAnswer)
+	defer cancel()
+	shown, err := h.identities.get(ctx, struct{}{})
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // fakeSysfs makes a tree in which the disk is a device of another kind: its files, by their path below block/<name>, and
@@ -419,4 +420,36 @@ func TestKernelEvents(t *testing.T) {
 	assert.False(t, isBlockEvent([]byte("add@/devices/x\x00SUBSYSTEM=net\x00")))
 	assert.False(t, isBlockEvent([]byte("libudev\x00\xfe\xed\xca\xfe\x00SUBSYSTEM=block\x00")))
 	assert.False(t, isBlockEvent(nil))
+}
+
+func TestADeviceThatDoesNotAnswerHoldsUpNobodyForLong(t *testing.T) {
+	h := newHost(t)
+	h.lookTimeout = 20 * time.Millisecond
+	fakeSysfs(t, h, map[string]map[string]string{"vdb": {subsystem: "bus/virtio"}})
+	serial := filepath.Join(h.sysfs, "block", "vdb", "serial")
+	require.NoError(t, unix.Mkfifo(serial, 0o600)) // the kernel asks a virtio disk for its serial
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	for name, ask := range map[string]func() error{
+		"Find":     func() error { _, err := h.Find(context.Background(), "disk"); return err },
+		"Wait":     func() error { _, err := h.Wait(ctx, "disk"); return err },
+		"WaitGone": func() error { return h.WaitGone(context.Background(), "disk") },
+	} {
+		answered := make(chan error, 1)
+		go func() { answered <- ask() }()
+		select {
+		case err := <-answered:
+			require.ErrorIs(t, err, errNoAnswer, name)
+			if name != "Wait" {
+				require.NotErrorIs(t, err, ErrNoDevice, "what cannot be told is not missing")
+			}
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s does not return", name)
+		}
+	}
+	for range 2 { // so that the looks end
+		f, err := os.OpenFile(serial, os.O_WRONLY, 0)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+	}
 }

@@ -77,6 +77,8 @@ type Host struct {
 	lookEvery time.Duration // how often Wait looks at sysfs when no event comes: a net for events that were lost
 	claims    claims
 
+	lookTimeout time.Duration // the longest that the devices may take to tell their identities
+
 	prepareStaging func() error
 	alwaysStage    bool // tests of what older kernels need
 }
@@ -89,7 +91,8 @@ func New(cfg Config) (*Host, error) {
 		dev:     cmp.Or(cfg.Dev, "/dev"),
 		proc:    cmp.Or(cfg.Proc, "/proc"),
 
-		lookEvery: time.Second,
+		lookEvery:   time.Second,
+		lookTimeout: 10 * time.Second,
 
 		buses: map[string]bus{},
 	}
