@@ -197,7 +197,7 @@ func CheckOptions(fstype string, mkfs, mountOpts []string) error {
 		case generic, slices.Contains(securityOptions, key):
 		case !own:
 			return fmt.Errorf("%w: mount option %q is not for new volumes, since not every kernel mounts with it; allowed are %s", ErrInvalid, o, t.allowedOptions())
-		case !regexp.MustCompile("^(" + pattern + ")$").MatchString(value):
+		case strings.HasSuffix(o, "="), !regexp.MustCompile("^(" + pattern + ")$").MatchString(value):
 			return fmt.Errorf("%w: mount option %q of %s has a value out of range; it must match %q", ErrInvalid, o, fstype, pattern)
 		}
 	}

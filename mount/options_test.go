@@ -139,6 +139,9 @@ func TestOptionsThatNoVolumeMayHave(t *testing.T) {
 		{fstype: "btrfs", mount: []string{"subvolid=256"}},               //
 		{fstype: "btrfs", mount: []string{"device=/dev/vda"}},            //
 		{fstype: "btrfs", mount: []string{"degraded"}},                   //
+		{fstype: "ext4", mount: []string{"discard="}},                    // the kernel wants none or a value
+		{fstype: "btrfs", mount: []string{"compress="}},
+		{fstype: "ext4", mount: []string{"barrier="}},
 	} {
 		err := CheckOptions(c.fstype, c.mkfs, c.mount)
 		require.ErrorIs(t, err, ErrInvalid, "%v", c)
