@@ -769,6 +769,38 @@ func TestWhyAnAttachKeepsFailingIsSaid(t *testing.T) {
 	}
 }
 
+// numberedRefusals is a cloud whose refusals name the request, so that no two are the same.
+type numberedRefusals struct {
+	*fakeProvider
+	n int
+}
+
+func (p *numberedRefusals) Attach(context.Context, string) error {
+	p.n++
+	return fmt.Errorf("%w (request %d)", providers.ErrBusy, p.n)
+}
+
+func TestARefusalThatNeverReadsTheSameIsLoggedOnceAMinute(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		log, logged := logtest.NewNullLogger()
+		l := made(t, a.start(t, func(c *Config) {
+			c.Provider, c.Log = &numberedRefusals{fakeProvider: c.Provider.(*fakeProvider)}, log
+		}), "data")
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute-time.Second)
+		defer cancel()
+		_, err := l.Mount(ctx, "data", "1")
+		require.ErrorContains(t, err, "(request 1", "the caller hears the last one")
+		lines := 0
+		for _, e := range logged.AllEntries() {
+			if e.Message == "The volume cannot be attached yet" {
+				lines++
+			}
+		}
+		assert.LessOrEqual(t, lines, 10)
+		assert.GreaterOrEqual(t, lines, 8)
+	})
+}
+
 func TestARefusalIsForgottenWhenTheAttachIsAccepted(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")

@@ -203,8 +203,9 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 	held := holderWatch{since: time.Now()}
 	v.stuck("the cloud has not answered yet, waited for", "; what is mounted already is not affected")
 	var retry backoff
-	logged := ""
+	logged, refusalLogged := "", time.Time{}
 	for found := d.catalog.free(v.name); ; found = nil {
+		refused := false
 		if found == nil {
 			found, err = d.find(ctx, v.name)
 			switch {
@@ -240,6 +241,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 				return nil, false, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
 			}
 			v.refused(err)
+			refused = true
 		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.AttachFailed:
 			v.step("being detached after an attach that failed")
 			if err := d.callOff(ctx, v, vol, node); err != nil {
@@ -257,9 +259,13 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 			}
 		}
 		doing, advice := v.state()
-		if doing != logged {
+		// A refusal may name its request, so that no two read the same.
+		if doing != logged && (!refused || time.Since(refusalLogged) >= time.Minute) {
 			d.volumeLog(v).WithField("id", vol.ID).WithField("why", doing).Info("The volume cannot be attached yet")
 			logged = doing
+			if refused {
+				refusalLogged = time.Now()
+			}
 		}
 		if err := retry.wait(ctx); err != nil {
 			return nil, false, fmt.Errorf("%s, %w: volume %q could not be attached to node %s%s", doing, err, v.name, node.ID, advice)
