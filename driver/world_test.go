@@ -430,6 +430,8 @@ type fakeProvider struct{ *life }
 
 func (p *fakeProvider) Node(ctx context.Context) (providers.Node, error) {
 	w := p.machine.world
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.failing > 0 && w.dice("node", p.machine.name).Float64() < w.failing {
 		return providers.Node{}, errInjected
 	}
