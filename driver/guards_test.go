@@ -296,3 +296,30 @@ func TestAVolumeThatTheEngineIsFillingIsNotReleased(t *testing.T) {
 		mustUnmount(t, l, "data", "1")
 	})
 }
+
+func TestADiskThatHasAnotherNameNowIsNotAttachedBeforeItIsReleasedUnderTheOldOne(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la, lb := a.start(t), b.start(t)
+		require.NoError(t, la.Create(within(t), "old", map[string]string{"reclaim": "retain"}))
+		mustMount(t, la, "old", "1")
+		time.Sleep(time.Minute)
+		w.setFault(func(node, call string) fault { // the disk is detached, and a does not learn of it
+			if node == "a" && call == "cloud.Detach" {
+				return failAfter
+			}
+			return noFault
+		})
+		a.containerEnds("1")
+		require.Error(t, la.Unmount(within(t), "old", "1"))
+		require.NoError(t, lb.Remove(within(t), "old"))
+		require.NoError(t, lb.Create(within(t), "new", map[string]string{"volume-id": "vol-1"}))
+		_, err := la.Mount(within(t), "new", "2")
+		require.ErrorContains(t, err, `this node has not yet released the disk, which was volume "old"`)
+		w.setFault(calm)
+		time.Sleep(2 * time.Minute)
+		mustMount(t, la, "new", "2")
+		time.Sleep(10 * time.Minute)
+		assert.Equal(t, "a", w.holder("new"))
+		mustUnmount(t, la, "new", "2")
+	})
+}

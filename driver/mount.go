@@ -316,6 +316,12 @@ func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume,
 	if e != nil && e.Volume != vol.ID && len(e.IDs) > 0 {
 		return fmt.Errorf("volume %q was %s when containers on this node mounted it and is %s now: stop those containers first", v.name, e.Volume, vol.ID)
 	}
+	// A disk that was forgotten and adopted has another name now. What is under way for the old one would take it from the new.
+	free, other := d.reserve(v, vol.ID)
+	if other != "" {
+		return fmt.Errorf("this node has not yet released the disk, which was volume %q: volume %q (%s) is not attached; try again in a minute", other, v.name, vol.ID)
+	}
+	defer free()
 	if e == nil || e.Volume != vol.ID {
 		e = &entry{Version: journalVersion, Boot: d.boot, Name: v.name, Volume: vol.ID, Serial: vol.Serial, CreatedAt: vol.CreatedAt}
 	}
@@ -323,6 +329,24 @@ func (d *Driver) remember(ctx context.Context, v *volume, vol *providers.Volume,
 		return fmt.Errorf("%w: volume %q is not attached", err, v.name)
 	}
 	return nil
+}
+
+// reserve keeps a disk for one volume until that has its entry. If another volume of this node has the disk, it returns that
+// one's name.
+func (d *Driver) reserve(v *volume, disk string) (free func(), other string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, o := range d.volumes {
+		if e := o.journaled(); o != v && (o.reserved == disk || e != nil && e.Volume == disk) {
+			return nil, o.name
+		}
+	}
+	v.reserved = disk
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		v.reserved = ""
+	}, ""
 }
 
 // awaitDevice waits for the kernel to show the volume's device. The cloud is asked seldom, to learn of failure.

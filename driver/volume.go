@@ -24,6 +24,8 @@ type volume struct {
 	dir  string // its directory under the published one
 	gate chan struct{}
 	refs int // calls and work that use this object; guarded by Driver.mu
+	// reserved is the id of the disk for which an entry is being written; guarded by Driver.mu.
+	reserved string
 
 	usedSince  time.Time // gate: since when a mount ID uses it
 	idleUntil  time.Time // gate: when it is released if nobody has come to use it

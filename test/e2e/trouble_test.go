@@ -179,15 +179,15 @@ func TestAVolumeOfADisabledPluginIsNotTakenByAnotherNode(t *testing.T) {
 func TestAPluginThatCannotTellKeepsTheEnginesRecord(t *testing.T) {
 	e := start(t)
 	e.Docker("volume", "create", "--driver", "blockvol", "--opt", "size=64MiB", "--label", "keep=me", "labelled")
-	set := func(takeover string) {
+	set := func(cluster string) {
 		e.Docker("plugin", "disable", "--force", engine.Plugin)
-		e.Docker("plugin", "set", engine.Plugin, "TAKEOVER="+takeover)
+		e.Docker("plugin", "set", engine.Plugin, "CLUSTER="+cluster)
 		e.Docker("plugin", "enable", engine.Plugin)
 	}
-	set("sometimes")
+	set("two words")
 	_, err := e.Try("run", "--rm", "--volume", "labelled:/data", "busybox", "touch", "/data/file")
 	require.Error(t, err)
-	set("stopped")
+	set("default")
 	assert.Equal(t, "blockvol:latest me", e.Docker("volume", "inspect", "--format", `{{.Driver}} {{.Labels.keep}}`, "labelled"))
 	once(e, "labelled", "test ! -e /data/file")
 }

@@ -148,6 +148,10 @@ var guards = []guard{
 		code: `if e.Ours || v.seen(e) || d.isHere(ctx, e.Serial) {`, without: `if true {`,
 	},
 	{
+		protects: "a disk is not attached under a new name while it is released under the old one", file: "driver/mount.go",
+		code: `	if other != "" {`, without: `	if false {`,
+	},
+	{
 		protects: "an attach is not called off while containers use the volume", file: "driver/mount.go",
 		code: "	if len(e.IDs) > 0 {\n		return fmt.Errorf(\"the cloud says that the attach", without: "	if false {\n		return fmt.Errorf(\"the cloud says that the attach",
 	},
