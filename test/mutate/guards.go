@@ -233,7 +233,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a volume made anew is not mistaken for the one that containers have mounted", file: "driver/mount.go",
-		code: "	if e != nil && len(e.IDs) > 0 {\n		return fmt.Errorf(\"volume %q was", without: "	if e == nil && v == nil {\n		return fmt.Errorf(\"volume %q was",
+		code: `if e != nil && e.Volume != vol.ID && len(e.IDs) > 0 {`, without: `if false {`,
 	},
 	{
 		protects: "what the engine does not see is not answered", file: "driver/mount.go",
