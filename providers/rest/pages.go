@@ -12,6 +12,8 @@ const (
 	pagesAtOnce = 8
 	// readings is how often a list is read until it is whole.
 	readings = 5
+	// mostPages is how many pages a list may have if the cloud does not tell how many items there are.
+	mostPages = 1000
 )
 
 // Pages reads a whole list of a cloud that cuts a page out of what there is at the moment when it is asked for. What is deleted
@@ -34,11 +36,12 @@ func Pages[T any](cloud string, page func(n int) (items []T, total int, last boo
 	return nil, fmt.Errorf("%w: the pages of a list of %s never add up to as many as it announces: what it lists may be changing all the time", providers.ErrBusy, cloud)
 }
 
-// read reads all pages once. The first tells how many more there are.
+// read reads all pages once. The first tells how many more there are. It ends also if the cloud has another page after each, as
+// one does that does not know the parameter by which pages are asked for.
 func read[T any](page func(n int) ([]T, int, bool, error)) (list []T, whole bool, err error) {
 	list, total, last, err := page(1)
 	most := len(list) // on one page
-	for n := 2; err == nil && !last && most > 0 && len(list) != total; {
+	for n := 2; err == nil && !last && most > 0 && (len(list) < total || total < 0 && n <= mostPages); {
 		pages := make([]struct {
 			items []T
 			total int

@@ -129,3 +129,17 @@ func TestAListThatIsNeverWholeIsBusy(t *testing.T) {
 	})
 	require.ErrorIs(t, err, away)
 }
+
+// As of a cloud that does not know the parameter by which pages are asked for.
+func TestAListThatNeverEndsIsGivenUp(t *testing.T) {
+	for _, total := range []int{3, -1} {
+		asked := 0
+		_, err := Pages("X", func(int) ([]int, int, bool, error) {
+			if asked++; asked > 2*readings*mostPages {
+				return nil, 0, false, errors.New("asked for ever")
+			}
+			return []int{1, 2}, total, false, nil
+		})
+		require.ErrorIs(t, err, providers.ErrBusy, total)
+	}
+}
