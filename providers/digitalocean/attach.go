@@ -72,8 +72,7 @@ func (p *Provider) settle(ctx context.Context, v godo.Volume, asked time.Time) (
 	if !is || m.shown || m.problem != "" || time.Since(m.at) < unasked {
 		return d, nil
 	}
-	action, _, err := p.api.StorageActions.Get(ctx, v.ID, m.action)
-	err = p.explain(ctx, fmt.Sprintf("the request for action %d of volume %s", m.action, v.ID), err, action != nil && action.ID == m.action)
+	action, err := p.action(ctx, v.ID, m)
 	switch {
 	case err != nil && !isMissing(err):
 		return nil, err
@@ -179,8 +178,14 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 	})
 }
 
-// released makes sure of a refusal by which the node does not hold the volume.
+// released makes sure of a refusal by which the node does not hold the volume. A volume does not show an attach that is under
+// way.
 func (p *Provider) released(ctx context.Context, id, node string, refusal error) error {
+	if arriving, err := p.arriving(ctx, id, node); err != nil {
+		return err
+	} else if arriving {
+		return fmt.Errorf("%w: volume %s is still being attached to droplet %s: %w", providers.ErrBusy, id, node, refusal)
+	}
 	v, err := p.lookup(ctx, id)
 	if errors.Is(err, providers.ErrNotFound) {
 		return nil
@@ -196,4 +201,24 @@ func (p *Provider) released(ctx context.Context, id, node string, refusal error)
 		p.ended(id, m, "")
 	}
 	return nil
+}
+
+// arriving tells whether an attach to the node that this process has asked for is under way. What has not been seen to be over is
+// asked for.
+func (p *Provider) arriving(ctx context.Context, id, node string) (bool, error) {
+	m, is := p.moving(id)
+	if !is || !m.in || m.node != node || m.shown || m.problem != "" {
+		return false, nil
+	}
+	action, err := p.action(ctx, id, m)
+	if isMissing(err) {
+		return false, nil
+	}
+	return err == nil && action.Status == godo.ActionInProgress, err
+}
+
+// action asks for the action of a move.
+func (p *Provider) action(ctx context.Context, volume string, m move) (*godo.Action, error) {
+	action, _, err := p.api.StorageActions.Get(ctx, volume, m.action)
+	return action, p.explain(ctx, fmt.Sprintf("the request for action %d of volume %s", m.action, volume), err, action != nil && action.ID == m.action)
 }

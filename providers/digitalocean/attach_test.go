@@ -302,3 +302,37 @@ func TestWhoHasAVolumeIsLookedUpWhateverTheRefusal(t *testing.T) {
 		providertest.Sentence(t, err, "by some new rule")
 	})
 }
+
+// A volume does not show an attach that is under way, so a look at it does not tell that there is nothing to detach.
+func TestADetachThatIsRefusedAmidAnAttachIsNoSuccess(t *testing.T) {
+	for _, words := range []string{"422 No, by some new rule.", "422 Attachment not found"} {
+		inWorld(t, cloud.Config{Times: slow}, front.Config{}, func(t *testing.T, w *world) {
+			node := w.node()
+			p := w.on(node)
+			v := w.create(p, "db")
+			require.NoError(t, p.Attach(t.Context(), v.ID))
+			defer w.cloud.Inject(cloud.Rule{Action: act, Times: 1, Fault: cloud.Fail, Code: words})()
+			if err := p.Detach(t.Context(), v.ID, node, false); err != nil {
+				providertest.Sentence(t, err, "by some new rule")
+			} else {
+				time.Sleep(time.Minute)
+				assert.False(t, w.find(p, "db").Held(), words)
+			}
+		})
+	}
+}
+
+func TestADetachAfterAnAttachThatFailedSucceeds(t *testing.T) {
+	inWorld(t, cloud.Config{Times: slow}, front.Config{}, func(t *testing.T, w *world) {
+		node := w.node()
+		p := w.on(node)
+		v := w.create(p, "db")
+		for _, words := range []string{"422 No, by some new rule.", "422 Attachment not found"} {
+			p.moves.Store(v.ID, move{node: node, in: true, action: 1, at: time.Now()}) // DigitalOcean does not know its action any more
+			defer w.cloud.Inject(cloud.Rule{Action: act, Times: 1, Fault: cloud.Fail, Code: words})()
+			require.NoError(t, p.Detach(t.Context(), v.ID, node, false))
+			_, is := p.moving(v.ID)
+			assert.False(t, is)
+		}
+	})
+}
