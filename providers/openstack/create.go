@@ -118,6 +118,7 @@ func (p *Provider) survey(ctx context.Context, name string) (b bearers, err erro
 			b.mine = append(b.mine, v)
 		case time.Since(first) >= p.times.patience, !found.now.IsZero() && !v.CreatedAt.IsZero() && age >= p.times.ancient:
 			b.orphans = append(b.orphans, v)
+		case v.Metadata[keyState] == stateWithdrawn: // nobody settles it
 		default:
 			b.others = append(b.others, v)
 		}
@@ -207,10 +208,21 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec, made string)
 			if all.settled.ID != "" && all.settled.Metadata[keyMaker] == p.maker {
 				return p.awaitAvailable(ctx, all.settled) // the write was not answered, and took effect
 			}
-			return volumes.Volume{}, errLost // deleted with the volume of the name
+			if err := p.unlisted(ctx, made, end); !errors.Is(err, errUnlisted) {
+				return volumes.Volume{}, err
+			}
+			if err := retry.Wait(ctx); err != nil {
+				return volumes.Volume{}, err
+			}
+			continue
 		}
 		mine := all.mine[0]
-		if err := p.withdraw(ctx, all.mine[1:]...); err != nil { // of a request that was not answered in time
+		if err := p.withdraw(ctx, all.mine[1:]...); errors.Is(err, errInDoubt) {
+			if err := retry.Wait(ctx); err != nil {
+				return volumes.Volume{}, err
+			}
+			continue
+		} else if err != nil { // of a request that was not answered in time
 			return volumes.Volume{}, err
 		}
 		if mine.ID != made { // it may just have appeared
@@ -252,6 +264,32 @@ func (p *Provider) settle(ctx context.Context, spec providers.Spec, made string)
 	}
 }
 
+// errUnlisted says that Cinder has a candidate, and that its list does not show it yet.
+var errUnlisted = errors.New("the list does not show the candidate yet")
+
+// unlisted finds out why a list does not show the candidate that this process has made; made is its id, "" if it is not known.
+// Errors: errLost if it is not there, errUnlisted. After the candidate's end it is withdrawn: otherwise each Create would make
+// one volume after another.
+func (p *Provider) unlisted(ctx context.Context, made string, end time.Time) error {
+	if made == "" {
+		return errLost
+	}
+	v, err := p.get(ctx, made)
+	switch {
+	case errors.Is(err, providers.ErrNotFound), err == nil && !p.isCandidate(v.Metadata): // deleted with the volume of the name, or by hand
+		return errLost
+	case err != nil:
+		return err
+	case time.Now().Before(end):
+		return errUnlisted
+	}
+	err = fmt.Errorf("Cinder has made volume %s, and its lists do not show it: ask the cloud's operator", made) //nolint:staticcheck // a name
+	if left := p.withdraw(ctx, v); left != nil {
+		return fmt.Errorf("%w; and it is still there: %w", err, left)
+	}
+	return err
+}
+
 // advance makes a candidate of this process the volume of its name, before its end or not at all; with errLate there was no time
 // for it.
 func (p *Provider) advance(ctx context.Context, id string, end time.Time) error {
@@ -259,10 +297,8 @@ func (p *Provider) advance(ctx context.Context, id string, end time.Time) error 
 	defer cancel()
 	err := p.write(timely, id, map[string]string{keyState: stateSettled})
 	var answer *refusal
-	if err != nil && (!errors.As(err, &answer) || answer.status >= http.StatusInternalServerError) {
-		p.mu.Lock()
-		p.doubts[id] = time.Now()
-		p.mu.Unlock()
+	if err == nil || !errors.As(err, &answer) || answer.status >= http.StatusInternalServerError {
+		p.doubt(id) // also after a success: a read may show the candidate as it was
 	}
 	switch {
 	case refused(err, http.StatusNotFound):
@@ -273,9 +309,17 @@ func (p *Provider) advance(ctx context.Context, id string, end time.Time) error 
 	return err
 }
 
+// doubt notes that a candidate may be settled, whatever reads show.
+func (p *Provider) doubt(id string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.doubts, func(_ string, since time.Time) bool { return time.Since(since) >= p.times.patience })
+	p.doubts[id] = time.Now()
+}
+
 var (
 	errLate    = errors.New("the candidate's time is over")
-	errInDoubt = fmt.Errorf("%w: the request that makes it the volume of its name was not answered, and may still be carried out", providers.ErrBusy)
+	errInDoubt = fmt.Errorf("%w: the request that makes it the volume of its name may have been carried out, or may still be", providers.ErrBusy)
 )
 
 // report tells the operator of orphans, once for each.
@@ -297,19 +341,22 @@ func (p *Provider) isWithdrawn(id string) bool {
 	return p.withdrawn[id]
 }
 
-// withdraw deletes candidates of this process. They are never settled from then on. It is errInDoubt for one that may be so by
-// a request on its way.
+// withdraw deletes candidates of this process. They are never settled from then on. It is errInDoubt for one that may be settled
+// by a request on its way, or by one that a read does not show yet.
 func (p *Provider) withdraw(ctx context.Context, candidates ...volumes.Volume) error {
 	for _, v := range candidates {
 		p.mu.Lock()
 		asked, doubtful := p.doubts[v.ID]
-		doubtful = doubtful && time.Since(asked) < p.times.patience-p.times.life && v.Metadata[keyState] != stateSettled
+		doubtful = doubtful && time.Since(asked) < p.times.patience-p.times.life
 		if !doubtful {
 			p.withdrawn[v.ID] = true
 		}
 		p.mu.Unlock()
 		if doubtful {
 			return fmt.Errorf("volume %s: %w", v.ID, errInDoubt)
+		}
+		if isBeingMade(v) && v.Metadata[keyState] != stateWithdrawn {
+			_ = p.write(ctx, v.ID, map[string]string{keyState: stateWithdrawn}) // otherwise others wait until it is deleted
 		}
 		if err := p.remove(ctx, v.ID); err != nil {
 			return err

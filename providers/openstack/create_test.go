@@ -438,3 +438,111 @@ func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
 	}
 	assert.Len(t, lower, 2, "both orders of the ids")
 }
+
+// A request to create that was given up is carried out when the next candidate is being settled. Reads that are too old to show
+// this do not make its maker delete it.
+func TestAnOldReadDoesNotDeleteWhatWasJustSettled(t *testing.T) {
+	for seed := range uint64(60) {
+		inWorld(t, cloud.Config{Seed: seed, Lag: usual.lag, Latency: 20 * time.Millisecond}, func(t *testing.T, w *world) {
+			server := w.node()
+			link := &way{RoundTripper: w.front.Transport(server)}
+			p, other := w.onBy(server, link), w.on(w.node())
+			for i := range seed % 6 { // ids go by how many there are
+				w.create(other, strconv.FormatUint(i, 10))
+			}
+			asked, late := 0, func() {}
+			link.do(func(r *http.Request, body string) (*http.Response, error) {
+				switch {
+				case strings.Contains(body, stateClaimed):
+					if asked++; asked > 1 {
+						return nil, nil
+					}
+					again := r.Clone(context.Background())
+					late = func() {
+						again.Body = io.NopCloser(strings.NewReader(body))
+						if answer, err := link.RoundTripper.RoundTrip(again); assert.NoError(t, err) {
+							answer.Body.Close() //nolint:errcheck // it is in memory
+						}
+					}
+					<-r.Context().Done()
+					return nil, r.Context().Err()
+				case strings.Contains(body, stateSettled):
+					late()
+				}
+				return nil, nil
+			})
+			hurried, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			_, err := p.Create(hurried, providers.Spec{Name: "db", Size: gib})
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			first := w.create(p, "db")
+			assert.Equal(t, first.ID, w.create(p, "db").ID)
+			assert.Equal(t, []string{first.ID}, w.bear("db", stateSettled))
+		})
+	}
+}
+
+func TestAVolumeThatCinderDoesNotListIsRemovedAndNoOtherIsMade(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		server := w.node()
+		link := &way{RoundTripper: w.front.Transport(server)}
+		p, made := w.onBy(server, link), 0
+		link.do(func(r *http.Request, body string) (*http.Response, error) {
+			switch {
+			case strings.Contains(body, stateClaimed):
+				made++
+			case strings.HasSuffix(r.URL.Path, "/volumes/detail"):
+				return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(`{"volumes":[]}`)), Request: r}, nil
+			}
+			return nil, nil
+		})
+		_, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
+		sentence(t, err, "lists do not show", "operator")
+		assert.Equal(t, 1, made)
+		assert.Zero(t, w.volumes())
+	})
+}
+
+// Cinder deletes no volume that it is still making, so a candidate that gave way is there for long.
+func TestACandidateThatGaveWayIsNotWaitedFor(t *testing.T) {
+	for seed := range uint64(6) {
+		create := 3 * time.Minute
+		inWorld(t, cloud.Config{Seed: seed, Times: cloud.Times{Create: create}, Lag: usual.lag, Latency: 20 * time.Millisecond}, func(t *testing.T, w *world) {
+			a, b, begin := w.on(w.node()), w.on(w.node()), time.Now()
+			ids := make([]string, 2)
+			providertest.AtOnce(func() { ids[0] = w.create(a, "db").ID }, func() { ids[1] = w.create(b, "db").ID })
+			assert.Less(t, time.Since(begin), create+10*time.Second)
+			assert.Equal(t, ids[0], ids[1])
+			assert.Equal(t, []string{ids[0]}, w.bear("db", stateSettled))
+			assert.Equal(t, 1, w.volumes())
+		})
+	}
+}
+
+// A maker that ended while it waited for Cinder to make what it has withdrawn leaves an orphan as others do.
+func TestWhatADeadMakerHasWithdrawnGoesWithTheVolume(t *testing.T) {
+	inWorld(t, cloud.Config{Times: cloud.Times{Create: 3 * time.Minute}}, func(t *testing.T, w *world) {
+		a, b := w.on(w.node()), w.on(w.node())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for _, p := range []*Provider{a, b} {
+			_, err := p.make(ctx, providers.Spec{Name: "db", Size: gib})
+			require.NoError(t, err)
+		}
+		all, err := a.survey(t.Context(), "db")
+		require.NoError(t, err)
+		require.Error(t, a.withdraw(ctx, all.mine...), "it is being made until the time is over")
+		require.Len(t, w.bear("db", stateWithdrawn), 1)
+
+		v := w.create(b, "db")
+		assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+		assert.Equal(t, 2, w.volumes())
+		later := w.on(w.node())
+		_, err = later.survey(t.Context(), "db")
+		require.NoError(t, err)
+		time.Sleep(usual.patience)
+		require.NoError(t, later.Delete(t.Context(), v.ID))
+		time.Sleep(time.Minute)
+		assert.Zero(t, w.volumes())
+	})
+}

@@ -30,6 +30,7 @@ const (
 const (
 	stateNew       = "new"       // a candidate of an older blockvol
 	stateClaimed   = "claimed"   // a candidate for its name
+	stateWithdrawn = "withdrawn" // a candidate that its maker deletes once Cinder has made it
 	stateSettled   = "settled"   // the volume of that name
 	stateForgotten = "forgotten" // nobody's
 	stateRetired   = "retired"   // to be deleted when its snapshots are
@@ -137,7 +138,7 @@ func (p *Provider) isOurs(metadata map[string]string) bool {
 // by one that does not.
 func (p *Provider) isCandidate(metadata map[string]string) bool {
 	_, is := p.nameOf(metadata)
-	return is && (metadata[keyState] == stateNew || metadata[keyState] == stateClaimed)
+	return is && slices.Contains([]string{stateNew, stateClaimed, stateWithdrawn}, metadata[keyState])
 }
 
 func checkName(name string) error {

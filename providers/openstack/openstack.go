@@ -30,6 +30,9 @@
 //     a lower id, it deletes its own. If there is a candidate with a higher id, it waits for what becomes of that. Otherwise it
 //     settles its own: that one write makes it the volume of the name.
 //
+// Cinder deletes nothing that it is still making. So the maker first gives such a candidate the state "withdrawn", for which nobody
+// waits.
+//
 // Two candidates are never both settled. The maker of the one that was made later lists so long after that the list shows the
 // other one, since a read is not older than lag: it waits until that is gone, or gives way to it. No clock of the cloud's, and no
 // two clocks at once, are needed for that.
@@ -43,8 +46,8 @@
 // nothing is deleted, and every call says that the name is ambiguous.
 //
 // What a maker deletes was never settled, and it settles nothing that it has begun to delete; no other process settles it. If
-// the request to settle was not answered, it deletes nothing as long as that may still be carried out. So a late or repeated
-// deletion cannot meet a volume that holds data. A candidate is settled when Cinder has made it, or after half its life: what
+// the request to settle was not answered, it deletes nothing as long as that may still be carried out; and after one that was
+// carried out, nothing as long as a read may not show that. So a late or repeated deletion cannot meet a volume that holds data. A candidate is settled when Cinder has made it, or after half its life: what
 // Cinder cannot make afterwards is settled, and for the operator to delete.
 package openstack
 
