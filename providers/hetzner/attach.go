@@ -222,6 +222,9 @@ func (p *Provider) detach(ctx context.Context, id, node string) error {
 func (p *Provider) heldBy(ctx context.Context, id, node string) (providers.AttachState, error) {
 	asked, held := time.Now(), providers.Attachment{}
 	v, err := p.getOurs(ctx, id)
+	if _, known := p.moving(number(id)); err == nil && v.Server == nil && !known {
+		v, err = p.arriving(ctx, id, node)
+	}
 	if err == nil {
 		_, held, err = p.attachment(ctx, v, true)
 	}
@@ -240,6 +243,21 @@ func (p *Provider) heldBy(ctx context.Context, id, node string) (providers.Attac
 		}
 	}
 	return held.State, nil
+}
+
+// arriving takes note of an attach to the server that is under way and was asked for by another process, such as this one's
+// predecessor: the volume may show it only when it has ended. It returns the volume as it is afterwards.
+func (p *Provider) arriving(ctx context.Context, id, node string) (*volume, error) {
+	running, err := p.running(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for i := range running {
+		if a := &running[i]; a.Command == "attach_volume" && serverOf(a) == number(node) {
+			p.begin(id, move{action: a.ID, server: number(node)})
+		}
+	}
+	return p.getOurs(ctx, id)
 }
 
 // whyNotDetached finds out whether what is being done with the volume is the detach that was asked for. Otherwise that locks its

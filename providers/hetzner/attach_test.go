@@ -411,3 +411,16 @@ func TestWhoHasAVolumeIsLookedUpWhateverTheRefusalOfAnAttach(t *testing.T) {
 		require.NoError(t, pa.Attach(t.Context(), v.ID), "it is attached here")
 	})
 }
+
+// A process that has just been started does not know what the one before it has asked for, and the volume may not show it.
+func TestADetachMeetsAnAttachThatAnotherProcessHasAskedFor(t *testing.T) {
+	both(t, func(t *testing.T, w *world) {
+		server := w.node("fsn1")
+		p := w.on(server)
+		v := w.create(p, "db")
+		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, w.on(server).Detach(t.Context(), v.ID, server, false))
+		time.Sleep(time.Minute)
+		assert.False(t, w.find(w.on(server), "db").Held())
+	})
+}
