@@ -86,6 +86,9 @@ func (p *Provider) attach(ctx context.Context, id string, node providers.Node) e
 		return nil
 	}
 	err = p.explain(ctx, request, err)
+	if !isRefusal(err) {
+		p.holders.Took(id, node.ID) // perhaps: there was no answer
+	}
 	var said *refusal
 	switch {
 	case !errors.As(err, &said), errors.Is(err, errServerLocked):
@@ -201,9 +204,6 @@ func (p *Provider) detach(ctx context.Context, id, node string) error {
 		return nil
 	}
 	err = p.explain(ctx, request, err)
-	if !isRefusal(err) {
-		p.holders.Left(id) // perhaps: there was no answer
-	}
 	switch {
 	case errors.Is(err, errVolumeLocked):
 		return p.whyNotDetached(ctx, id, node, err)

@@ -424,3 +424,35 @@ func TestADetachMeetsAnAttachThatAnotherProcessHasAskedFor(t *testing.T) {
 		assert.False(t, w.find(w.on(server), "db").Held())
 	})
 }
+
+// A request that was not answered may have been carried out, or not: a read that may be of a time before it tells neither.
+func TestADetachBelievesNoOldReadAfterARequestThatWasNotAnswered(t *testing.T) {
+	for seed := range uint64(60) {
+		inWorld(t, cloud.Config{Times: slow, Lag: 5 * time.Second, Seed: seed}, hetzner.Config{}, func(t *testing.T, w *world) {
+			node := w.node("fsn1")
+			p := w.on(node)
+			v := w.create(p, "db")
+			time.Sleep(10 * time.Second)
+			unanswered := func(action string, fault cloud.Fault, call func(context.Context) error) {
+				defer w.cloud.Inject(cloud.Rule{Action: action, Fault: fault})()
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+				defer cancel()
+				require.Error(t, call(ctx))
+			}
+			attach := func(ctx context.Context) error { return p.Attach(ctx, v.ID) }
+			detach := func(ctx context.Context) error { return p.Detach(ctx, v.ID, node, false) }
+
+			unanswered("POST /v1/volumes/{id}/actions/attach", cloud.LoseAnswer, attach)
+			bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+			require.NoError(t, detach(t.Context()))
+			bubble.Until(t, w.cloud, v.ID, bubble.Free)
+
+			time.Sleep(time.Minute)
+			require.NoError(t, attach(t.Context()))
+			bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+			unanswered("POST /v1/volumes/{id}/actions/detach", cloud.Hang, detach)
+			require.NoError(t, detach(t.Context()))
+			bubble.Until(t, w.cloud, v.ID, bubble.Free)
+		})
+	}
+}

@@ -47,6 +47,8 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 			p.ours.See(n, time.Now(), true)
 			p.holder.Took(id, node.ID)
 			return nil
+		case errors.Is(err, providers.ErrUnavailable), ctx.Err() != nil:
+			p.holder.Took(id, node.ID) // perhaps: there was no answer
 		case errors.Is(err, errAttached):
 			v, asked, lookErr := p.getOurs(ctx, n)
 			if lookErr != nil {
@@ -153,7 +155,9 @@ func (p *Provider) detach(ctx context.Context, n int, node string) error {
 
 func (p *Provider) leave(volume int, d departure) {
 	p.going.Store(volume, d)
-	p.holder.Left(strconv.Itoa(volume))
+	if d.taken {
+		p.holder.Left(strconv.Itoa(volume))
+	}
 }
 
 // leaving is how long a detach that was asked for is believed to be under way while the volume is shown attached. It takes

@@ -1,6 +1,7 @@
 package linode
 
 import (
+	"context"
 	"bytes"
 	"io"
 	"net/http"
@@ -259,6 +260,38 @@ func TestADetachBelievesNoReadOfATimeBeforeTheAttach(t *testing.T) {
 				require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
 				bubble.Until(t, w.cloud, v.ID, bubble.Free)
 			}
+		})
+	}
+}
+
+// A request that was not answered may have been carried out, or not: a read that may be of a time before it tells neither.
+func TestADetachBelievesNoOldReadAfterARequestThatWasNotAnswered(t *testing.T) {
+	for seed := range uint64(8) {
+		inWorld(t, cloud.Config{Times: cloud.Times{Attach: 500 * time.Millisecond, Detach: 500 * time.Millisecond}, Lag: 5 * time.Second, Seed: seed}, func(t *testing.T, w *world) {
+			node := w.node()
+			p := w.on(node)
+			v := w.create(p, "db")
+			time.Sleep(10 * time.Second)
+			unanswered := func(action string, fault cloud.Fault, call func(context.Context) error) {
+				defer w.cloud.Inject(cloud.Rule{Action: action, Fault: fault})()
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+				defer cancel()
+				require.Error(t, call(ctx))
+			}
+			attach := func(ctx context.Context) error { return p.Attach(ctx, v.ID) }
+			detach := func(ctx context.Context) error { return p.Detach(ctx, v.ID, node, false) }
+
+			unanswered(attaching, cloud.LoseAnswer, attach)
+			bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+			require.NoError(t, detach(t.Context()))
+			bubble.Until(t, w.cloud, v.ID, bubble.Free)
+
+			time.Sleep(time.Minute)
+			require.NoError(t, attach(t.Context()))
+			bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+			unanswered(detaching, cloud.Hang, detach)
+			require.NoError(t, detach(t.Context()))
+			bubble.Until(t, w.cloud, v.ID, bubble.Free)
 		})
 	}
 }

@@ -18,10 +18,10 @@ type holding struct {
 }
 
 // Took notes that the node had the volume, or was given it, at this moment: the cloud has taken the attach, or said that it is
-// done.
+// done; or it has not answered, and may have taken it.
 func (h *Holders) Took(volume, node string) { h.last.Store(volume, holding{node, time.Now()}) }
 
-// Left notes that the cloud has taken a detach of the volume, or may have.
+// Left notes that the cloud has taken a detach of the volume. One that was not answered is not noted: it may not have been taken.
 func (h *Holders) Left(volume string) { h.last.Delete(volume) }
 
 // Denies tells whether an answer to a question that was asked at that time, which does not show the node as the holder, may be
