@@ -275,7 +275,8 @@ func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 		UUID string `json:"uuid"`
 	}
 	if err := json.Unmarshal(document, &server); err != nil || !isUUID(server.UUID) {
-		return providers.Node{}, fmt.Errorf("%w: what answers at %s is no metadata service of OpenStack (%q): set %s to this server's id", providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(string(document)), serverSetting)
+		// The document itself is not told: it may hold the administrator's password.
+		return providers.Node{}, fmt.Errorf("%w: what answers at %s is no metadata service of OpenStack (its uuid is %q): set %s to this server's id", providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(server.UUID), serverSetting)
 	}
 	return providers.Node{ID: server.UUID}, nil
 }

@@ -3,6 +3,7 @@ package openstack
 import (
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -304,4 +305,22 @@ func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
 			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		})
 	})
+}
+
+func TestWhatTheMetadataServiceTellsBesidesTheIDIsNotTold(t *testing.T) {
+	for _, document := range []string{`{"admin_pass": "hunter2", "uuid": "17"}`, `{"admin_pass": "hunter2"}`, `{"admin_pass": "hunter2", `} {
+		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+			server := w.node()
+			link := &way{RoundTripper: w.front.Transport(server)}
+			link.do(func(r *http.Request, _ string) (*http.Response, error) {
+				if r.URL.Hostname() != wire.MetadataHost {
+					return nil, nil
+				}
+				return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(document)), Request: r}, nil
+			})
+			_, err := w.onBy(server, link).Node(t.Context())
+			sentence(t, err, "no metadata service of OpenStack", serverSetting)
+			assert.NotContains(t, err.Error(), "hunter2")
+		})
+	}
 }
