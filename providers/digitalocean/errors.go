@@ -125,9 +125,9 @@ func repeatable(r *http.Request) bool {
 }
 
 // all reads every page of a list.
-func all[T any](ctx context.Context, p *Provider, action string, fetch func(context.Context, *godo.ListOptions) ([]T, *godo.Response, error)) ([]T, error) {
+func all[T any](ctx context.Context, p *Provider, action string, id func(T) string, fetch func(context.Context, *godo.ListOptions) ([]T, *godo.Response, error)) ([]T, error) {
 	const most = 200
-	return rest.Pages("DigitalOcean", func(n int) ([]T, int, bool, error) {
+	return rest.Pages("DigitalOcean", id, func(n int) ([]T, int, bool, error) {
 		part, answer, err := fetch(ctx, &godo.ListOptions{Page: n, PerPage: most})
 		if err := p.explain(ctx, action, err, answer != nil && answer.Meta != nil); err != nil {
 			return nil, 0, false, err

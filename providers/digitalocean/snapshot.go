@@ -50,7 +50,7 @@ const longestSnapshotName = 64
 
 // snapshotNamed returns the snapshot of a volume that is called so, nil if there is none.
 func (p *Provider) snapshotNamed(ctx context.Context, volume, name string) (*providers.Snapshot, error) {
-	list, err := all(ctx, p, "the request for the snapshots of volume "+volume, func(ctx context.Context, page *godo.ListOptions) ([]godo.Snapshot, *godo.Response, error) {
+	list, err := all(ctx, p, "the request for the snapshots of volume "+volume, func(s godo.Snapshot) string { return s.ID }, func(ctx context.Context, page *godo.ListOptions) ([]godo.Snapshot, *godo.Response, error) {
 		return p.api.Storage.ListSnapshots(ctx, volume, page)
 	})
 	if isMissing(err) {

@@ -128,7 +128,7 @@ func (p *Provider) call(name, called string) {
 
 // region returns all volumes of a region, whoever they belong to.
 func (p *Provider) region(ctx context.Context, region string) ([]godo.Volume, error) {
-	return all(ctx, p, "the request for the volumes of region "+region, func(ctx context.Context, page *godo.ListOptions) ([]godo.Volume, *godo.Response, error) {
+	return all(ctx, p, "the request for the volumes of region "+region, func(v godo.Volume) string { return v.ID }, func(ctx context.Context, page *godo.ListOptions) ([]godo.Volume, *godo.Response, error) {
 		return p.api.Storage.ListVolumes(ctx, &godo.ListVolumeParams{Region: region, ListOptions: page})
 	})
 }

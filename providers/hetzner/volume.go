@@ -26,7 +26,7 @@ const perPage = 50
 func (p *Provider) list(ctx context.Context, filter, value string) ([]*volume, error) {
 	const request = "the request for a list of volumes"
 	asked := time.Now()
-	all, err := rest.Pages("Hetzner Cloud", func(n int) ([]*volume, int, bool, error) {
+	all, err := rest.Pages("Hetzner Cloud", func(v *volume) int64 { return v.ID }, func(n int) ([]*volume, int, bool, error) {
 		answer, err := p.api.volumes(ctx, url.Values{filter: {value}, "page": {strconv.Itoa(n)}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}})
 		switch {
 		case err != nil:

@@ -1,8 +1,8 @@
 package linode
 
 import (
-	"context"
 	"bytes"
+	"context"
 	"io"
 	"net/http"
 	"strings"

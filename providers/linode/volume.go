@@ -30,7 +30,7 @@ func (p *Provider) list(ctx context.Context, filter map[string]any) ([]sdk.Volum
 	if err != nil {
 		return nil, err
 	}
-	all, err := rest.Pages("Linode", func(n int) ([]sdk.Volume, int, bool, error) {
+	all, err := rest.Pages("Linode", func(v sdk.Volume) int { return v.ID }, func(n int) ([]sdk.Volume, int, bool, error) {
 		opts := &sdk.ListOptions{PageOptions: &sdk.PageOptions{Page: n}, PageSize: mostPerPage, Filter: string(text)}
 		volumes, err := call(ctx, p, "the question for volumes", func(ctx context.Context) ([]sdk.Volume, error) {
 			return p.api.ListVolumes(ctx, opts)
@@ -41,7 +41,7 @@ func (p *Provider) list(ctx context.Context, filter map[string]any) ([]sdk.Volum
 		return volumes, opts.Results, n >= opts.Pages, err
 	})
 	slices.SortFunc(all, byID)
-	return slices.CompactFunc(all, func(a, b sdk.Volume) bool { return a.ID == b.ID }), err
+	return all, err
 }
 
 func (p *Provider) askByKey(ctx context.Context, keys []string) (map[string][]sdk.Volume, error) {

@@ -18,18 +18,19 @@ const (
 
 // Pages reads a whole list of a cloud that cuts a page out of what there is at the moment when it is asked for. What is deleted
 // between two pages moves others to one that has been read. So a list that does not have the same total on each page, or whose
-// pages do not add up to it, is read anew.
+// pages do not add up to it, or show an item twice, is read anew. What remains is that an item is deleted from a page that has been
+// read, and another made, before the next page is read: then the list may lack one item.
 //
-// page asks for the nth page, from 1 on, and is called by several goroutines at once. It returns how many the list has in all, or
+// key tells items apart. page asks for the nth page, from 1 on, and is called by several goroutines at once. It returns how many the list has in all, or
 // -1 if there is no such page any more, or the cloud does not tell; and whether it is the last page.
 // Errors: those of page; providers.ErrBusy for a list that is never whole.
-func Pages[T any](cloud string, page func(n int) (items []T, total int, last bool, err error)) ([]T, error) {
+func Pages[T any, K comparable](cloud string, key func(T) K, page func(n int) (items []T, total int, last bool, err error)) ([]T, error) {
 	for range readings {
 		list, whole, err := read(page)
 		if err != nil {
 			return nil, err
 		}
-		if whole {
+		if whole && distinct(list, key) {
 			return list, nil
 		}
 	}
@@ -63,4 +64,12 @@ func read[T any](page func(n int) ([]T, int, bool, error)) (list []T, whole bool
 		n += len(pages)
 	}
 	return list, len(list) == total || total < 0 && last, err
+}
+
+func distinct[T any, K comparable](list []T, key func(T) K) bool {
+	seen := make(map[K]bool, len(list))
+	for _, item := range list {
+		seen[key(item)] = true
+	}
+	return len(seen) == len(list)
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
+func itself(n int) int { return n }
+
 // paged serves a list in pages of two, after what happens to it between two pages.
 func paged(list *[]int, between func(n int)) func(n int) ([]int, int, bool, error) {
 	var mu sync.Mutex
@@ -30,13 +32,13 @@ func paged(list *[]int, between func(n int)) func(n int) ([]int, int, bool, erro
 
 func TestAListIsWhole(t *testing.T) {
 	for _, want := range [][]int{nil, {1}, {1, 2}, {1, 2, 3}, {1, 2, 3, 4, 5}} {
-		all, err := Pages("X", paged(&want, func(int) {}))
+		all, err := Pages("X", itself, paged(&want, func(int) {}))
 		require.NoError(t, err)
 		assert.Equal(t, want, all)
 	}
 
 	list, deletions := []int{1, 2, 3, 4, 5}, 0
-	all, err := Pages("X", paged(&list, func(n int) {
+	all, err := Pages("X", itself, paged(&list, func(n int) {
 		if n == 2 && deletions < 4 {
 			deletions++
 			list = list[1:]
@@ -54,7 +56,7 @@ func TestPagesThatDoNotAddUpAreNoList(t *testing.T) {
 		"more than there are":       {{1, 2}, {3, 4}, {5, 6}},
 	} {
 		asked := 0
-		_, err := Pages("X", func(n int) ([]int, int, bool, error) {
+		_, err := Pages("X", itself, func(n int) ([]int, int, bool, error) {
 			if n == 1 {
 				asked++
 			}
@@ -67,7 +69,7 @@ func TestPagesThatDoNotAddUpAreNoList(t *testing.T) {
 		assert.Equal(t, readings, asked, name)
 	}
 	for name, last := range map[string]bool{"the cloud does not tell how many there are": true, "nor that it is the last page": false} {
-		list, err := Pages("X", func(n int) ([]int, int, bool, error) {
+		list, err := Pages("X", itself, func(n int) ([]int, int, bool, error) {
 			if n > 3 {
 				return nil, -1, false, nil
 			}
@@ -91,7 +93,7 @@ func TestPagesAfterTheFirstAreAskedForSeveralAtATime(t *testing.T) {
 	serve, under, most, asked := paged(&list, func(int) {}), 0, 0, 0
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
-		all, err := Pages("X", func(n int) ([]int, int, bool, error) {
+		all, err := Pages("X", itself, func(n int) ([]int, int, bool, error) {
 			mu.Lock()
 			asked++
 			under++
@@ -113,7 +115,7 @@ func TestPagesAfterTheFirstAreAskedForSeveralAtATime(t *testing.T) {
 
 func TestAListThatIsNeverWholeIsBusy(t *testing.T) {
 	list := []int{1, 2, 3}
-	_, err := Pages("X", paged(&list, func(n int) {
+	_, err := Pages("X", itself, paged(&list, func(n int) {
 		if n == 2 {
 			list = append(list, 4)
 		}
@@ -121,7 +123,7 @@ func TestAListThatIsNeverWholeIsBusy(t *testing.T) {
 	require.ErrorIs(t, err, providers.ErrBusy)
 
 	away := errors.New("away")
-	_, err = Pages("X", func(n int) ([]int, int, bool, error) {
+	_, err = Pages("X", itself, func(n int) ([]int, int, bool, error) {
 		if n == 2 {
 			return nil, 0, false, away
 		}
@@ -134,7 +136,7 @@ func TestAListThatIsNeverWholeIsBusy(t *testing.T) {
 func TestAListThatNeverEndsIsGivenUp(t *testing.T) {
 	for _, total := range []int{3, -1} {
 		asked := 0
-		_, err := Pages("X", func(int) ([]int, int, bool, error) {
+		_, err := Pages("X", itself, func(int) ([]int, int, bool, error) {
 			if asked++; asked > 2*readings*mostPages {
 				return nil, 0, false, errors.New("asked for ever")
 			}
@@ -142,4 +144,18 @@ func TestAListThatNeverEndsIsGivenUp(t *testing.T) {
 		})
 		require.ErrorIs(t, err, providers.ErrBusy, total)
 	}
+}
+
+// The total is the same when one is deleted and another made.
+func TestAListThatShowsAnItemTwiceIsReadAnew(t *testing.T) {
+	readings := [][][]int{{{1, 2}, {4, 5}, {5, 6}}, {{2, 3}, {4, 5}, {6, 7}}} // 1 is deleted after the first page, 7 made before the last
+	reading := -1
+	all, err := Pages("X", itself, func(n int) ([]int, int, bool, error) {
+		if n == 1 {
+			reading++
+		}
+		return readings[reading][n-1], 6, n == 3, nil
+	})
+	require.NoError(t, err)
+	assert.Equal(t, []int{2, 3, 4, 5, 6, 7}, all)
 }
