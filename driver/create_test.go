@@ -35,7 +35,9 @@ func TestAVolumeOfAnotherNameIsServedWhereItExists(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)
 		for _, name := range []string{"..", "a/../b", "a:b"} {
-			w.newDisk(name, 1<<30, providers.Record{recFSType: "ext4", recLayout: mount.LayoutData})
+			w.set(func() {
+				w.newDisk(name, 1<<30, providers.Record{recFSType: "ext4", recLayout: mount.LayoutData})
+			})
 			info, err := l.Get(within(t), name)
 			require.NoError(t, err)
 			require.NoError(t, l.Create(within(t), name, nil), "it exists")
@@ -56,11 +58,14 @@ func TestAnAdoptedDiskIsKeptUnlessAskedOtherwise(t *testing.T) {
 		for _, before := range []string{"", "delete", "snapshot", "retain"} { // by an earlier life with blockvol
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
 				l := a.start(t)
-				d := w.newDisk("", 1<<30, nil)
-				d.owned, d.fstype = false, "ext4"
-				if before != "" {
-					d.Record[recReclaim] = before
-				}
+				var d *disk
+				w.set(func() {
+					d = w.newDisk("", 1<<30, nil)
+					d.owned, d.fstype = false, "ext4"
+					if before != "" {
+						d.Record[recReclaim] = before
+					}
+				})
 				require.NoError(t, l.Create(within(t), "data", map[string]string{"volume-id": d.ID, "reclaim": asked}))
 				info, err := l.Get(within(t), "data")
 				require.NoError(t, err)

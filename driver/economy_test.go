@@ -50,7 +50,7 @@ func TestMountAndUnmountCostTheCloudFewCalls(t *testing.T) {
 					l := a.start(t)
 					formatted(t, l, "data")
 					time.Sleep(time.Minute) // the start is over
-					w.arrival, w.departure = c.arrival, departure
+					w.set(func() { w.arrival, w.departure = c.arrival, departure })
 					w.count()
 					mountAsSwarmDoes(t, l, "data", "1")
 					assert.Equal(t, c.mount, w.count())
@@ -62,7 +62,7 @@ func TestMountAndUnmountCostTheCloudFewCalls(t *testing.T) {
 					assert.Equal(t, map[string]int{"Detach": 1}, w.count(), "the device's end tells the rest")
 					time.Sleep(2 * time.Minute)
 					assert.Empty(t, w.count(), "nothing is left to be asked")
-					w.arrival = 0
+					w.set(func() { w.arrival = 0 })
 					mustMount(t, b.start(t), "data", "3")
 					assert.Equal(t, 1, w.disk("data").formats)
 				})
@@ -133,7 +133,7 @@ func TestWithoutADeviceADetachIsBelievedInWords(t *testing.T) {
 		w.setLag(0)
 		la, lb := a.start(t), b.start(t)
 		formatted(t, la, "data")
-		w.arrival = time.Hour // it never comes
+		w.set(func() { w.arrival = time.Hour }) // it never comes
 		time.Sleep(time.Minute)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -152,7 +152,7 @@ func TestWithoutADeviceADetachIsBelievedInWords(t *testing.T) {
 		assert.Equal(t, 1, w.count()["List"], "it might have been attached after all")
 		time.Sleep(straysEvery / 2)
 		assert.Empty(t, w.count(), "which is settled")
-		w.arrival = 0
+		w.set(func() { w.arrival = 0 })
 		mustMount(t, lb, "data", "2")
 	})
 }
@@ -163,7 +163,7 @@ func TestOneAnswerDoesNotMakeAnAttachFail(t *testing.T) {
 		l := a.start(t)
 		formatted(t, l, "data")
 		time.Sleep(time.Minute)
-		w.arrival = 40 * time.Second
+		w.set(func() { w.arrival = 40 * time.Second })
 		time.AfterFunc(time.Second, func() { w.setLag(time.Minute) })
 		time.AfterFunc(attachDoubt+time.Second, func() { w.setLag(0) })
 		w.count()
@@ -176,7 +176,7 @@ func TestAnAttachThatCameToNothingFailsSoon(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)
 		formatted(t, l, "data")
-		w.arrival = time.Hour
+		w.set(func() { w.arrival = time.Hour })
 		time.AfterFunc(time.Second, func() { w.alter(func(d *disk) { d.Attachment = providers.Attachment{} }) })
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -191,7 +191,7 @@ func TestAnAttachThatNeverEndsIsExplained(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)
 		formatted(t, l, "data")
-		w.arrival = time.Hour
+		w.set(func() { w.arrival = time.Hour })
 		time.AfterFunc(time.Minute, func() {
 			w.alter(func(d *disk) { d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the slot is stuck" })
 		})
@@ -349,7 +349,7 @@ func TestRemoveWaitsForTheCloudToFinishADetach(t *testing.T) {
 		formatted(t, l, "data")
 		time.Sleep(time.Minute)
 		mustMount(t, l, "data", "1")
-		w.departure = 20 * time.Second
+		w.set(func() { w.departure = 20 * time.Second })
 		mustUnmount(t, l, "data", "1")
 		w.count()
 		require.NoError(t, l.Remove(within(t), "data"))
@@ -368,7 +368,7 @@ func TestATakeoverLosesNoTimeOnceTheCloudHasLetGo(t *testing.T) {
 				mustMount(t, la, "data", "1")
 				time.Sleep(time.Minute)
 				a.powerOff()
-				w.departure = departure
+				w.set(func() { w.departure = departure })
 				w.count()
 				begin := time.Now()
 				mustMount(t, lb, "data", "2")
@@ -395,7 +395,7 @@ func TestAGlanceAtAVolumeDoesNotDetachIt(t *testing.T) {
 		la, lb := a.start(t, glancing), b.start(t, glancing)
 		formatted(t, la, "data")
 		time.Sleep(time.Minute)
-		w.arrival, w.departure = 5*time.Second, 5*time.Second
+		w.set(func() { w.arrival, w.departure = 5*time.Second, 5*time.Second })
 		w.count()
 
 		glances(t, la, "data")

@@ -23,8 +23,8 @@ func bounded[T any](ctx context.Context, limit time.Duration, call func(context.
 	return call(ctx)
 }
 
-func bound(ctx context.Context, limit time.Duration, call func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+func boundedChange(ctx context.Context, call func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
 	defer cancel()
 	return call(ctx)
 }
@@ -58,21 +58,21 @@ func (t timely) Adopt(ctx context.Context, id string, spec providers.Spec) (*pro
 }
 
 func (t timely) Forget(ctx context.Context, id string) error {
-	return bound(ctx, changeTimeout, func(ctx context.Context) error { return t.Provider.Forget(ctx, id) })
+	return boundedChange(ctx, func(ctx context.Context) error { return t.Provider.Forget(ctx, id) })
 }
 
 func (t timely) Delete(ctx context.Context, id string) error {
-	return bound(ctx, changeTimeout, func(ctx context.Context) error { return t.Provider.Delete(ctx, id) })
+	return boundedChange(ctx, func(ctx context.Context) error { return t.Provider.Delete(ctx, id) })
 }
 
 func (t timely) Attach(ctx context.Context, id string) error {
-	return bound(ctx, changeTimeout, func(ctx context.Context) error { return t.Provider.Attach(ctx, id) })
+	return boundedChange(ctx, func(ctx context.Context) error { return t.Provider.Attach(ctx, id) })
 }
 
 func (t timely) Detach(ctx context.Context, id, node string, force bool) error {
-	return bound(ctx, changeTimeout, func(ctx context.Context) error { return t.Provider.Detach(ctx, id, node, force) })
+	return boundedChange(ctx, func(ctx context.Context) error { return t.Provider.Detach(ctx, id, node, force) })
 }
 
 func (t timely) Mark(ctx context.Context, id, key, value string) error {
-	return bound(ctx, changeTimeout, func(ctx context.Context) error { return t.Provider.Mark(ctx, id, key, value) })
+	return boundedChange(ctx, func(ctx context.Context) error { return t.Provider.Mark(ctx, id, key, value) })
 }

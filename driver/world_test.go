@@ -168,6 +168,13 @@ func (w *world) dice(what ...string) *rand.Rand {
 	return rand.New(rand.NewPCG(w.seed, h.Sum64()))
 }
 
+// set changes what the world is like from now on.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
 // setFault decides from now on what goes wrong.
 func (w *world) setFault(f func(node, call string) fault) {
 	w.mu.Lock()
