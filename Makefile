@@ -95,6 +95,7 @@ bench: ## the figures that the README quotes, as a table
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
 	@go test -run Fleet -bench . -benchtime 3s -timeout 30m ./test/bench
+	@go test -run - -bench InUse ./mount
 	@go test -run Figures -count 1 -timeout 30m -v ./test/cluster
 
 clean: ## remove all that was built, Debian's packages included
