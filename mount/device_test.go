@@ -428,11 +428,14 @@ func TestADeviceThatDoesNotAnswerHoldsUpNobodyForLong(t *testing.T) {
 	fakeSysfs(t, h, map[string]map[string]string{"vdb": {subsystem: "bus/virtio"}})
 	serial := filepath.Join(h.sysfs, "block", "vdb", "serial")
 	require.NoError(t, unix.Mkfifo(serial, 0o600)) // the kernel asks a virtio disk for its serial
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	defer cancel()
 	for name, ask := range map[string]func() error{
-		"Find":     func() error { _, err := h.Find(context.Background(), "disk"); return err },
-		"Wait":     func() error { _, err := h.Wait(ctx, "disk"); return err },
+		"Find": func() error { _, err := h.Find(context.Background(), "disk"); return err },
+		"Wait": func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second) // long after the look was given up
+			defer cancel()
+			_, err := h.Wait(ctx, "disk")
+			return err
+		},
 		"WaitGone": func() error { return h.WaitGone(context.Background(), "disk") },
 	} {
 		answered := make(chan error, 1)

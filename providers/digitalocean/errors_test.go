@@ -38,6 +38,7 @@ func away(t *testing.T, to http.RoundTripper) *Provider {
 	log, _ := logtest.NewNullLogger()
 	p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, "dop_v1_secret"), Region: region, Droplet: "123", Transport: to, Log: log})
 	require.NoError(t, err)
+	t.Cleanup(func() { time.Sleep(time.Minute) }) // a question to the metadata service may outlive the call that began it
 	return p
 }
 
@@ -192,6 +193,7 @@ func TestTheTokenIsNowhere(t *testing.T) {
 			log, lines := logtest.NewNullLogger()
 			log.SetLevel(logrus.DebugLevel)
 			p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, secret), Region: region, Droplet: "123", Transport: to, Log: log})
+			t.Cleanup(func() { time.Sleep(time.Minute) }) // as in away
 			require.NoError(t, err)
 			for call, do := range everything(t.Context(), p) {
 				err := do()
