@@ -38,7 +38,6 @@ func away(t *testing.T, to http.RoundTripper) *Provider {
 	log, _ := logtest.NewNullLogger()
 	p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, "dop_v1_secret"), Region: region, Droplet: "123", Transport: to, Log: log})
 	require.NoError(t, err)
-	t.Cleanup(func() { time.Sleep(time.Minute) }) // a question to the metadata service may outlive the call that began it
 	return p
 }
 
@@ -76,6 +75,7 @@ func TestWhatIsNoAnswerOfDigitalOceansIsNone(t *testing.T) {
 		"a failure": says(http.StatusInternalServerError, "application/json", `{"id": "server_error", "message": "Unexpected server-side error"}`),
 	} {
 		synctest.Test(t, func(t *testing.T) {
+			defer time.Sleep(time.Minute) // a question to the metadata service may outlive the call that began it
 			for call, do := range everything(t.Context(), away(t, to)) {
 				err := do()
 				require.ErrorIs(t, err, providers.ErrUnavailable, "%s: %s", name, call)
@@ -193,7 +193,7 @@ func TestTheTokenIsNowhere(t *testing.T) {
 			log, lines := logtest.NewNullLogger()
 			log.SetLevel(logrus.DebugLevel)
 			p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, secret), Region: region, Droplet: "123", Transport: to, Log: log})
-			t.Cleanup(func() { time.Sleep(time.Minute) }) // as in away
+			defer time.Sleep(time.Minute) // a question to the metadata service may outlive the call that began it
 			require.NoError(t, err)
 			for call, do := range everything(t.Context(), p) {
 				err := do()
