@@ -1,4 +1,4 @@
-// Command device prints the path of the disk that has a serial and is on a bus, as blockvol finds it.
+// Command device prints the path of the disk that has a serial and is on a bus, or on any, as blockvol finds it.
 package main
 
 import (
@@ -10,10 +10,14 @@ import (
 )
 
 func main() {
-	host, err := mount.New(mount.Config{Published: "/mnt", Buses: []string{os.Args[2]}})
+	serial, buses := os.Args[1], os.Args[2:]
+	if len(buses) == 0 {
+		buses = []string{"nvme", "scsi", "virtio"}
+	}
+	host, err := mount.New(mount.Config{Published: "/mnt", Buses: buses})
 	if err == nil {
 		var device mount.Device
-		if device, err = host.Find(context.Background(), os.Args[1]); err == nil {
+		if device, err = host.Find(context.Background(), serial); err == nil {
 			fmt.Println(device.Path)
 			return
 		}
