@@ -174,6 +174,24 @@ func TestAMountThatNoProcessShowsIsUse(t *testing.T) {
 	d.isFree(h)
 }
 
+// A disk that is pulled loses its node at once, and its file system stays with the kernel.
+func TestADeviceWithoutANodeIsHeldWhileItsFileSystemIsMounted(t *testing.T) {
+	h := newHost(t)
+	for _, fstype := range FSTypes() {
+		d := formatted(t, h, fstype)
+		publish(t, h, d, "vol", PublishSpec{FSType: fstype, Layout: LayoutData})
+		pulled := d.Device
+		pulled.Path += "-pulled"
+		held, err := h.Held(pulled)
+		require.NoError(t, err)
+		assert.True(t, held, fstype)
+		unpublish(t, h, d, "vol")
+		held, err = h.Held(pulled)
+		require.NoError(t, err)
+		assert.False(t, held, fstype)
+	}
+}
+
 func TestWhereProcessesAreHiddenEverythingIsInUse(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)

@@ -84,8 +84,8 @@ var guards = []guard{
 		code: `unix.Major(st.Rdev) != d.Major || unix.Minor(st.Rdev) != d.Minor`, without: `false`,
 	},
 	{
-		protects: "a device on a bus that is not the cloud's is not found", file: "mount/device.go",
-		code: `if bus, ours := h.buses[name]; err == nil && ours {`, without: `if bus, _ := buses[name]; err == nil && bus.file != "" {`,
+		protects: "a device on a bus that is not the cloud's is not touched", file: "mount/device.go",
+		code: "bus, ours := h.buses[name]\n	if !ours {", without: "bus, ours := buses[name]\n	if !ours {",
 	},
 	{
 		protects: "of two devices with one serial neither is used", file: "mount/device.go",
