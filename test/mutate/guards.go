@@ -149,7 +149,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a disk is not attached under a new name while it is released under the old one", file: "driver/mount.go",
-		code: `	if other != "" {`, without: `	if false {`,
+		code: `(o.reserved == disk || e != nil && e.Volume == disk)`, without: `e == nil && disk == ""`,
 	},
 	{
 		protects: "an attach is not called off while containers use the volume", file: "driver/mount.go",
