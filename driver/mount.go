@@ -254,7 +254,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 			if err != nil {
 				return nil, false, err
 			}
-			if leaving || time.Since(held.since) < lag/2 { // it lets go, or has done so since
+			if leaving || time.Since(held.since) < lag/2 { // it is releasing the volume, or has done so since
 				retry.shorten()
 			}
 		}

@@ -24,9 +24,9 @@
 //
 // Names are not unique in Cinder, and it has nothing by which to compare and set. So a volume is made in steps:
 //
-//  1. A node that finds no volume of the name makes a candidate: a volume that bears the name, the state "claimed" and its
+//  1. A node that finds no volume of the name makes a candidate: a volume with the name, the state "claimed" and its
 //     maker, which is a process. Nobody takes a candidate for a volume, so it never holds data.
-//  2. After as long as a read may be old, the maker lists all that bear the name. If one of them is settled, or a candidate with
+//  2. After as long as a read may be old, the maker lists all that have the name. If one of them is settled, or a candidate with
 //     a lower id, it deletes its own. If there is a candidate with a higher id, it waits for what becomes of that. Otherwise it
 //     settles its own: that one write makes it the volume of the name.
 //
