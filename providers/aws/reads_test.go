@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // actionOf tells what a request asks for, "" if it is none to EC2.
@@ -131,7 +131,7 @@ func (c circle) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // said is an answer.
 func said(r *http.Request, status int, body string) *http.Response {
-	return wire.Answer(r, status, "text/xml", body)
+	return httpsim.Response(r, status, "text/xml", body)
 }
 
 func TestANodeThatEC2DoesNotShowIsNotGoneAtOnce(t *testing.T) {
@@ -158,10 +158,10 @@ func TestANodeThatEC2DoesNotShowIsNotGoneAtOnce(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		a := w.node("a")
 		inner := w.front.Transport(a)
-		p := w.onWith(wire.Way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			answer, err := inner.RoundTrip(r)
-			if err == nil && r.URL.Hostname() != wire.MetadataHost {
-				wire.Replace(answer, a, "i-0fedcba9876543210")
+			if err == nil && r.URL.Hostname() != httpsim.MetadataHost {
+				httpsim.ReplaceBody(answer, a, "i-0fedcba9876543210")
 			}
 			return answer, err
 		}))

@@ -14,8 +14,8 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rig"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetachAndOneRead(t *testing.T) {
@@ -215,7 +215,7 @@ func TestADropletThatIsNoneIsNotTakenForAMissingVolume(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		node := w.node()
 		v := w.create(w.on(node), "db")
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, w.front.Token(node)), Transport: w.front.Transport(node), Droplet: "12345", Region: region})
 		t.Cleanup(func() { time.Sleep(time.Minute) }) // a question to the metadata service may outlive the call that began it
 		require.NoError(t, err)

@@ -21,13 +21,13 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rig"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // says is a way on which every request is answered so.
 func says(status int, kind, body string) http.RoundTripper {
-	return wire.Way(func(r *http.Request) (*http.Response, error) { return wire.Answer(r, status, kind, body), nil })
+	return httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) { return httpsim.Response(r, status, kind, body), nil })
 }
 
 const volume = "506f78a4-e098-11e5-ad9f-000f53306ae1"
@@ -69,7 +69,7 @@ func TestWhatIsNoAnswerOfDigitalOceansIsNone(t *testing.T) {
 		"an object without a key": says(http.StatusOK, "application/json", `{}`),
 		"half an answer":          says(http.StatusOK, "application/json", `{"volumes": [{"id"`),
 		"nothing":                 says(http.StatusOK, "application/json", ""),
-		"no connection": wire.Way(func(*http.Request) (*http.Response, error) {
+		"no connection": httpsim.RoundTripFunc(func(*http.Request) (*http.Response, error) {
 			return nil, errors.New("connection refused")
 		}),
 		"a failure": says(http.StatusInternalServerError, "application/json", `{"id": "server_error", "message": "Unexpected server-side error"}`),
@@ -134,7 +134,7 @@ func TestAPageIsNoSuccess(t *testing.T) {
 		v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib, Record: providers.Record{"uid": "0"}})
 		require.NoError(t, err)
 		there := w.front.Transport(w.node())
-		p = w.of(w.node(), "main", wire.Way(func(r *http.Request) (*http.Response, error) {
+		p = w.of(w.node(), "main", httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodGet {
 				return there.RoundTrip(r)
 			}
@@ -180,13 +180,13 @@ func TestARevokedTokenIsSaidAndANewOneInItsFileServes(t *testing.T) {
 // Whatever answers, the token is in no error and no log.
 func TestTheTokenIsNowhere(t *testing.T) {
 	const secret = "dop_v1_secret"
-	echo := wire.Way(func(r *http.Request) (*http.Response, error) {
+	echo := httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 		body := `{"id": "` + r.Header.Get("Authorization") + `", "message": "you said ` + r.Header.Get("Authorization") + `", "request_id": "` + secret + `"}`
 		return says(http.StatusUnprocessableEntity, "application/json", body).RoundTrip(r)
 	})
 	for name, to := range map[string]http.RoundTripper{
 		"refused": echo,
-		"broken":  wire.Way(func(*http.Request) (*http.Response, error) { return nil, errors.New("cannot dial with " + secret) }),
+		"broken":  httpsim.RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, errors.New("cannot dial with " + secret) }),
 		"page":    says(http.StatusOK, "text/html", secret),
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -233,9 +233,9 @@ func TestOnlyCertainWordsAreEvidence(t *testing.T) {
 		assert.Equal(t, providers.NodeState{Life: life, Evidence: `DigitalOcean says that droplet 124 is "` + status + `"`}, state)
 	}
 	missing := says(http.StatusNotFound, "application/json", `{"id": "not_found", "message": "The resource you were accessing could not be found."}`)
-	p := away(t, wire.Way(func(r *http.Request) (*http.Response, error) {
+	p := away(t, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 		if strings.HasSuffix(r.URL.Path, "/123") {
-			return wire.Answer(r, http.StatusOK, "application/json", `{"droplet": {"id": 123, "status": "active"}}`), nil
+			return httpsim.Response(r, http.StatusOK, "application/json", `{"droplet": {"id": 123, "status": "active"}}`), nil
 		}
 		return missing.RoundTrip(r)
 	}))
@@ -295,18 +295,18 @@ func TestSettingsAreChecked(t *testing.T) {
 func TestANodeIsAskedForOnceAndKept(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		node, asked := w.node(), 0
-		p := w.of(node, "main", wire.Before(w.front.Transport(node), func(r *http.Request) {
+		p := w.of(node, "main", httpsim.Before(w.front.Transport(node), func(r *http.Request) {
 			if r.URL.Hostname() == "169.254.169.254" {
 				assert.Empty(t, r.Header.Get("Authorization"), "the token is not for it")
 				asked++
 			}
 		}))
-		remove := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Garbage})
+		remove := w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Garbage})
 		_, err := p.Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrUnavailable)
 		providertest.Sentence(t, err, "metadata", "sign in", settingDroplet)
 		remove()
-		remove = w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Hang})
+		remove = w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Hang})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		_, err = p.Node(ctx)
 		cancel()
@@ -321,7 +321,7 @@ func TestANodeIsAskedForOnceAndKept(t *testing.T) {
 			}
 		})...)
 		assert.Equal(t, 2, asked)
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail})
 		got, err := p.Node(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, want, got)
@@ -349,7 +349,7 @@ func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
 			require.NoError(t, err)
 			return p
 		}, func() func() {
-			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+			return w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		})
 	})
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 func TestAnAdoptedVolumeIsFoundUnderTheNameThatItHas(t *testing.T) {
@@ -251,10 +251,10 @@ func TestATokenThatSeesNoTagsMakesNoSecondVolume(t *testing.T) {
 func TestAVolumeIsOursByWhatReadsShow(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		there := w.front.Transport(w.node())
-		p := w.of(w.node(), "main", wire.Way(func(r *http.Request) (*http.Response, error) {
+		p := w.of(w.node(), "main", httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			answer, err := there.RoundTrip(r)
 			if err == nil && r.Method == http.MethodPost {
-				wire.Replace(answer, `"tags":["blockvol:cluster:main","blockvol:name:db"]`, `"tags":null`)
+				httpsim.ReplaceBody(answer, `"tags":["blockvol:cluster:main","blockvol:name:db"]`, `"tags":null`)
 			}
 			return answer, err
 		}))
@@ -325,7 +325,7 @@ func TestAListOfManyIsReadInPages(t *testing.T) {
 
 		// What is deleted while the pages are read moves the others.
 		pages := 0
-		moving := w.of(w.node(), "main", wire.Before(w.front.Transport(w.node()), func(r *http.Request) {
+		moving := w.of(w.node(), "main", httpsim.Before(w.front.Transport(w.node()), func(r *http.Request) {
 			if r.URL.Query().Get("page") == "2" {
 				if pages++; pages == 1 {
 					require.NoError(t, p.Delete(t.Context(), first))
@@ -346,7 +346,7 @@ func TestAListIsReadToItsEnd(t *testing.T) {
 		for i := range 9 {
 			w.create(p, fmt.Sprint("v", i))
 		}
-		p = w.of(w.node(), "main", wire.Before(w.front.Transport(w.node()), func(r *http.Request) {
+		p = w.of(w.node(), "main", httpsim.Before(w.front.Transport(w.node()), func(r *http.Request) {
 			r.URL.RawQuery = strings.Replace(r.URL.RawQuery, "per_page=200", "per_page=4", 1)
 		}))
 		list, err := p.List(t.Context())
@@ -383,10 +383,10 @@ func TestAnEnlargementThatDigitalOceanGivesUpIsSaid(t *testing.T) {
 		p := w.on(w.node())
 		v := w.create(p, "db")
 		answers := w.front.Transport(w.node())
-		p = w.of(w.node(), "main", wire.Way(func(r *http.Request) (*http.Response, error) {
+		p = w.of(w.node(), "main", httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			answer, err := answers.RoundTrip(r)
 			if err == nil && r.Method == http.MethodGet && r.URL.Path != "/v2/volumes/"+v.ID {
-				wire.Replace(answer, `"in-progress"`, `"errored"`)
+				httpsim.ReplaceBody(answer, `"in-progress"`, `"errored"`)
 			}
 			return answer, err
 		}))

@@ -18,8 +18,8 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rig"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // both runs a test with a cloud that shows early, and one that shows late, that a volume is being attached.
@@ -169,12 +169,12 @@ func TestADetachThatFailsIsSeenInTheEnd(t *testing.T) {
 		v := w.create(p, "db")
 		w.attach(p, v)
 		inner := w.front.Transport(a)
-		p = w.onWith(a, wire.Way(func(r *http.Request) (*http.Response, error) {
+		p = w.onWith(a, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if strings.HasSuffix(r.URL.Path, "/actions/detach") {
-				return wire.Answer(r, 201, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "running", "resources": []}}`), nil
+				return httpsim.Response(r, 201, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "running", "resources": []}}`), nil
 			}
 			if strings.HasSuffix(r.URL.Path, "/actions/77") {
-				return wire.Answer(r, 200, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "error", "error": {"code": "action_failed", "message": "x"}}}`), nil
+				return httpsim.Response(r, 200, "application/json", `{"action": {"id": 77, "command": "detach_volume", "status": "error", "error": {"code": "action_failed", "message": "x"}}}`), nil
 			}
 			return inner.RoundTrip(r)
 		}))
@@ -228,7 +228,7 @@ func TestADetachIsNeverSentTwice(t *testing.T) {
 		a, b := w.node("fsn1"), w.node("fsn1")
 		inner := w.front.Transport(a)
 		pb := w.on(b)
-		p := w.onWith(a, wire.Way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(a, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			answer, err := inner.RoundTrip(r)
 			if strings.HasSuffix(r.URL.Path, "/actions/detach") && err == nil {
 				answer.Body.Close() //nolint:errcheck // it is in memory
@@ -278,7 +278,7 @@ func TestADetachThatHitAnotherServerIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		a, b := w.node("fsn1"), w.node("fsn1")
 		inner := w.front.Transport(a)
-		p := w.onWith(a, wire.Way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(a, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if strings.HasSuffix(r.URL.Path, "/actions/detach") { // held up for long
 				id := strings.Split(r.URL.Path, "/")[3]
 				w.must(b, "POST", "/volumes/"+id+"/actions/detach", "")
@@ -349,7 +349,7 @@ func TestProtectionKeepsNobodyFromMountingOrRemoving(t *testing.T) {
 		var meanwhile atomic.Value
 		meanwhile.Store("")
 		inner := w.front.Transport(a)
-		p = w.onWith(a, wire.Way(func(r *http.Request) (*http.Response, error) {
+		p = w.onWith(a, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodDelete && meanwhile.Load() != "" {
 				path, body, _ := strings.Cut(meanwhile.Swap("").(string), " ")
 				w.must(b, "POST", path, body)

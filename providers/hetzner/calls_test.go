@@ -18,7 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 func TestWhatHetznerIsAsked(t *testing.T) {
@@ -118,7 +118,7 @@ func TestAListIsWholeAlthoughAVolumeIsDeletedBetweenItsPages(t *testing.T) {
 		server := w.node("fsn1")
 		var armed atomic.Bool
 		inner := w.front.Transport(server)
-		p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(server, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Query().Get("page") == "2" && armed.CompareAndSwap(true, false) {
 				first := w.cloud.Volumes()[0]
 				for _, v := range w.cloud.Volumes() {
@@ -191,11 +191,11 @@ func TestForeignAnswersAreBelievedInNothing(t *testing.T) {
 				server := w.node("fsn1")
 				var broken atomic.Bool
 				inner := w.front.Transport(server)
-				p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
-					if broken.Load() && r.URL.Hostname() != wire.MetadataHost {
+				p := w.onWith(server, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+					if broken.Load() && r.URL.Hostname() != httpsim.MetadataHost {
 						status, err := strconv.Atoi(body[0])
 						require.NoError(t, err)
-						return wire.Answer(r, status, body[1], body[2]), nil
+						return httpsim.Response(r, status, body[1], body[2]), nil
 					}
 					return inner.RoundTrip(r)
 				}))
@@ -230,9 +230,9 @@ func TestNoSecretIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("fsn1")
 		secret := w.front.Token(server)
-		for _, answer := range []wire.Way{
+		for _, answer := range []httpsim.RoundTripFunc{
 			func(r *http.Request) (*http.Response, error) {
-				return wire.Answer(r, 422, "application/json", `{"error": {"code": "`+secret+`", "message": "Authorization: Bearer `+secret+`"}}`), nil
+				return httpsim.Response(r, 422, "application/json", `{"error": {"code": "`+secret+`", "message": "Authorization: Bearer `+secret+`"}}`), nil
 			},
 			func(*http.Request) (*http.Response, error) { return nil, fmt.Errorf("bad header %q", secret) },
 		} {
@@ -250,10 +250,10 @@ func TestAListWithoutATotalIsReadToItsLastPage(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("fsn1")
 		inner := w.front.Transport(server)
-		p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(server, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			answer, err := inner.RoundTrip(r)
 			if err == nil {
-				wire.Replace(answer, `"total_entries":120`, `"total_entries":null`)
+				httpsim.ReplaceBody(answer, `"total_entries":120`, `"total_entries":null`)
 			}
 			return answer, err
 		}))

@@ -17,8 +17,8 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rig"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func cloudVolume(id int64, name string) *volume { return &volume{ID: id, Name: name} }
@@ -86,7 +86,7 @@ func TestAnUnknownLocationIsTold(t *testing.T) {
 func TestNoAnswerIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("fsn1")
-		p := w.onWith(server, wire.Way(func(*http.Request) (*http.Response, error) { return nil, errReset }))
+		p := w.onWith(server, httpsim.RoundTripFunc(func(*http.Request) (*http.Response, error) { return nil, errReset }))
 		_, err := p.Find(t.Context(), "db")
 		require.ErrorIs(t, err, providers.ErrUnavailable)
 		providertest.Sentence(t, err, "Hetzner Cloud does not answer the request for a list of volumes", "connection reset", "HCLOUD_ENDPOINT")
@@ -125,7 +125,7 @@ func TestTheNodeIsKeptForGood(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("nbg1")
 		p := w.on(server)
-		remove := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		remove := w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		_, err := p.Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrUnavailable)
 		providertest.Sentence(t, err, "metadata service", "HCLOUD_SERVER_ID")
@@ -135,7 +135,7 @@ func TestTheNodeIsKeptForGood(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, want, n)
 		assert.Empty(t, w.since(), "the API is not asked")
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "500"})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "500"})
 		n, err = p.Node(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, want, n)
@@ -147,9 +147,9 @@ func TestTheLocationIsFoundWhereverItIsTold(t *testing.T) {
 		inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 			server := w.node("nbg1")
 			inner := w.front.Transport(server)
-			p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
+			p := w.onWith(server, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 				if strings.HasSuffix(r.URL.Path, "/availability-zone") {
-					return wire.Answer(r, 200, "text/plain", zone+"\n"), nil
+					return httpsim.Response(r, 200, "text/plain", zone+"\n"), nil
 				}
 				return inner.RoundTrip(r)
 			}))
@@ -164,7 +164,7 @@ func TestTheLocationIsFoundWhereverItIsTold(t *testing.T) {
 func TestTheServerCanBeSet(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("nbg1")
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		set := func(id string) *Provider {
 			p, err := New(Config{Cluster: "main", Server: id, Token: rig.Token(tokenSetting, w.front.Token(server)), Transport: w.front.Transport(server)})
 			require.NoError(t, err)
@@ -219,7 +219,7 @@ func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
 			require.NoError(t, err)
 			return p
 		}, func() func() {
-			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+			return w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		})
 	})
 }

@@ -20,8 +20,8 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rig"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // called is what a volume is called at Hetzner.
@@ -122,9 +122,9 @@ func TestACreationThatFailsIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, hetzner.Config{}, func(t *testing.T, w *world) {
 		server := w.node("fsn1")
 		inner := w.front.Transport(server)
-		p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(server, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if strings.HasPrefix(r.URL.Path, "/v1/actions/") {
-				return wire.Answer(r, 200, "application/json", `{"action": {"id": 1400000000, "status": "error", "error": {"code": "no_space_left_in_location", "message": "no space"}}}`), nil
+				return httpsim.Response(r, 200, "application/json", `{"action": {"id": 1400000000, "status": "error", "error": {"code": "no_space_left_in_location", "message": "no space"}}}`), nil
 			}
 			return inner.RoundTrip(r)
 		}))
@@ -299,7 +299,7 @@ func TestAMarkThatIsNotThereIsNoSuccess(t *testing.T) {
 		server := w.node("fsn1")
 		inner := w.front.Transport(server)
 		tries := 0
-		p := w.onWith(server, wire.Way(func(r *http.Request) (*http.Response, error) {
+		p := w.onWith(server, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodPut {
 				if tries++; tries < 3 { // another node's labels in the answer
 					r.Method = http.MethodGet

@@ -15,8 +15,8 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rig"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a simulated Hetzner Cloud without sockets, for a bubble of synctest.
@@ -79,7 +79,7 @@ func (s *sent) RoundTrip(r *http.Request) (*http.Response, error) {
 		r = r.Clone(r.Context())
 		r.Body = io.NopCloser(strings.NewReader(body))
 	}
-	if r.URL.Hostname() != wire.MetadataHost {
+	if r.URL.Hostname() != httpsim.MetadataHost {
 		s.to.mu.Lock()
 		s.to.all = append(s.to.all, strings.TrimSpace(r.Method+" "+r.URL.RequestURI()+" "+body))
 		s.to.mu.Unlock()
@@ -131,7 +131,7 @@ func (w *world) settle() { time.Sleep(10 * time.Second) }
 // as makes a request as the console does, beside all providers.
 func (w *world) as(server, method, path, body string) (status int, answer string) {
 	w.t.Helper()
-	status, _, answer, err := wire.Send(w.t.Context(), w.front.Transport(server), method, "https://api.hetzner.cloud/v1"+path, body,
+	status, _, answer, err := httpsim.Send(w.t.Context(), w.front.Transport(server), method, "https://api.hetzner.cloud/v1"+path, body,
 		"Authorization", "Bearer "+w.front.Token(server))
 	require.NoError(w.t, err)
 	return status, answer

@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 func TestAMountIsOneReadAndOneAttachAndAnUnmountTheSame(t *testing.T) {
@@ -44,7 +44,7 @@ func TestAnAttachmentIsForThisBootOnly(t *testing.T) {
 		a := w.node()
 		var bodies []string
 		p := w.on(a, func(cfg *Config) {
-			cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
+			cfg.Transport = httpsim.Before(cfg.Transport, func(r *http.Request) {
 				if strings.HasSuffix(r.URL.Path, "/attach") {
 					body, err := io.ReadAll(r.Body)
 					assert.NoError(t, err)
@@ -220,7 +220,7 @@ func TestAVolumeOfAnotherRegionIsRefusedInASentence(t *testing.T) {
 
 func TestANodeThatIsNoLinodeOfTheAccountIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		p := w.on(w.node(), func(cfg *Config) { cfg.Instance, cfg.Region = "7", region })
 		err := p.Attach(t.Context(), w.create(p, "db").ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)

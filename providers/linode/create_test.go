@@ -18,7 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 func TestACreateIsOneRequestBetweenReads(t *testing.T) {
@@ -114,7 +114,7 @@ func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
 				}
 				foundNothing, created, posts := make(chan bool), make(chan bool), 0
 				pa := w.on(a, func(cfg *Config) {
-					cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
+					cfg.Transport = httpsim.Before(cfg.Transport, func(r *http.Request) {
 						if r.Method != http.MethodPost {
 							return
 						}
@@ -136,7 +136,7 @@ func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
 					}
 					// b has looked before a made its volume, and makes its own after.
 					late := w.on(b, func(cfg *Config) {
-						cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
+						cfg.Transport = httpsim.Before(cfg.Transport, func(r *http.Request) {
 							if r.Method == http.MethodPost {
 								close(created)
 								synctest.Wait() // until a has its volume
@@ -214,7 +214,7 @@ func TestCreateDeletesOnlyWhatNobodyCanHaveBeenGiven(t *testing.T) {
 				node := w.node()
 				p := w.on(node, func(cfg *Config) {
 					inner := cfg.Transport
-					cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
+					cfg.Transport = httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 						if r.Method != http.MethodPost || !strings.HasSuffix(r.URL.Path, "/volumes") {
 							return inner.RoundTrip(r)
 						}
@@ -250,7 +250,7 @@ func TestCreateDeletesOnlyWhatNobodyCanHaveBeenGiven(t *testing.T) {
 
 // attachByHand attaches a volume as somebody does in the console.
 func (w *world) attachByHand(node string, id json.Number) {
-	status, _, answer, err := wire.Send(w.t.Context(), w.front.Transport(node), http.MethodPost, "https://api.linode.com/v4/volumes/"+id.String()+"/attach",
+	status, _, answer, err := httpsim.Send(w.t.Context(), w.front.Transport(node), http.MethodPost, "https://api.linode.com/v4/volumes/"+id.String()+"/attach",
 		`{"linode_id": `+node+`}`, "Authorization", "Bearer "+w.front.Token(node), "Content-Type", "application/json")
 	require.NoError(w.t, err)
 	require.Equal(w.t, http.StatusOK, status, answer)

@@ -15,8 +15,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rig"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // every calls each method that asks the API, for a volume that is this cluster's.
@@ -39,11 +39,13 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 	const secret = "0123456789abcdef-my-token"
 	json := func(status int, body string) func(*http.Request) (*http.Response, error) {
 		return func(r *http.Request) (*http.Response, error) {
-			return wire.Answer(r, status, "application/json", body), nil
+			return httpsim.Response(r, status, "application/json", body), nil
 		}
 	}
 	html := func(status int, body string) func(*http.Request) (*http.Response, error) {
-		return func(r *http.Request) (*http.Response, error) { return wire.Answer(r, status, "text/html", body), nil }
+		return func(r *http.Request) (*http.Response, error) {
+			return httpsim.Response(r, status, "text/html", body), nil
+		}
 	}
 	refusal := `{"errors": [{"reason": "` + strings.Repeat("very long ", 1000) + secret + `"}]}`
 	answers := map[string]func(*http.Request) (*http.Response, error){
@@ -64,7 +66,7 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 			return nil, errors.New("connection reset by peer, " + secret)
 		},
 		"a redirect": func(r *http.Request) (*http.Response, error) {
-			answer := wire.Answer(r, 302, "text/html", "")
+			answer := httpsim.Response(r, 302, "text/html", "")
 			answer.Header.Set("Location", "https://elsewhere.example/")
 			return answer, nil
 		},
@@ -78,7 +80,7 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 				p := w.on(a, func(cfg *Config) {
 					way := cfg.Transport
 					cfg.Token, cfg.Log = rig.Token("LINODE_TOKEN", secret), log
-					cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
+					cfg.Transport = httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 						if r.URL.Hostname() == "169.254.169.254" {
 							return way.RoundTrip(r)
 						}
@@ -109,11 +111,11 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 			p := w.on(a, func(cfg *Config) {
 				way := cfg.Transport
 				cfg.Token = rig.Token("LINODE_TOKEN", secret)
-				cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
+				cfg.Transport = httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 					if r.URL.Hostname() == "169.254.169.254" {
 						return way.RoundTrip(r)
 					}
-					return wire.Answer(r, 400, "application/json", refusal), nil
+					return httpsim.Response(r, 400, "application/json", refusal), nil
 				})
 			})
 			for _, err := range every(t, p, "12", a) {

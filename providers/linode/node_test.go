@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 func TestANodeIsWhatItsMetadataServiceSaysForGood(t *testing.T) {
@@ -20,7 +20,7 @@ func TestANodeIsWhatItsMetadataServiceSaysForGood(t *testing.T) {
 		a := w.node()
 		var asked atomic.Int32
 		p := w.on(a, func(cfg *Config) {
-			cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
+			cfg.Transport = httpsim.Before(cfg.Transport, func(r *http.Request) {
 				if r.URL.Hostname() == "169.254.169.254" {
 					asked.Add(1)
 				}
@@ -41,7 +41,7 @@ func TestANodeIsWhatItsMetadataServiceSaysForGood(t *testing.T) {
 func TestANodeWithoutMetadataIsWhatTheSettingsSay(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		a := w.node()
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail})
 		_, err := w.on(a).Node(t.Context())
 		require.ErrorIs(t, err, providers.ErrUnavailable)
 		providertest.Sentence(t, err, "169.254.169.254", "LINODE_INSTANCE_ID", "status 500")
@@ -74,7 +74,7 @@ func TestANodeOfAnotherRegionThanTheSettingIsAMistake(t *testing.T) {
 func TestMetadataThatIsNotLinodesIsNoAnswer(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		for _, fault := range []cloud.Fault{cloud.Garbage, cloud.Truncate, cloud.LoseAnswer} {
-			mend := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: fault})
+			mend := w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: fault})
 			_, err := w.on(w.node()).Node(t.Context())
 			require.ErrorIs(t, err, providers.ErrUnavailable, "%s", fault)
 			providertest.Sentence(t, err, "metadata service", "LINODE_INSTANCE_ID")
@@ -114,7 +114,7 @@ func TestOnlyAnOfflineLinodeIsStopped(t *testing.T) {
 func TestATokenThatDoesNotShowThisNodeIsNoWitness(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		a, b := w.node(), w.node()
-		mend := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+		mend := w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		blind := w.on(a, func(cfg *Config) { cfg.Instance, cfg.Region = "7", region })
 		state, err := blind.NodeState(t.Context(), "999")
 		require.NoError(t, err)
@@ -168,7 +168,7 @@ func TestTheEnvironmentOfTheSDKChangesNothing(t *testing.T) {
 		var hosts []string
 		p := w.on(w.node(), func(cfg *Config) {
 			cfg.API = "https://api.example/v4"
-			cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) { hosts = append(hosts, r.URL.Host+" "+r.URL.Path) })
+			cfg.Transport = httpsim.Before(cfg.Transport, func(r *http.Request) { hosts = append(hosts, r.URL.Host+" "+r.URL.Path) })
 		})
 		_, err := p.List(t.Context())
 		require.NoError(t, err)
@@ -186,7 +186,7 @@ func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
 		providertest.Identity(t, "LINODE_INSTANCE_ID", self, w.node(), func(set string) providers.Provider {
 			return w.on(self, func(cfg *Config) { cfg.Instance = set })
 		}, func() func() {
-			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+			return w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		})
 	})
 }

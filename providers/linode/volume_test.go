@@ -17,8 +17,8 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/linode"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func contextWithin(t *testing.T) (context.Context, context.CancelFunc) {
@@ -90,7 +90,7 @@ func TestALongListIsWhole(t *testing.T) {
 		// One of the first page goes between the pages: what slips to the first page is not missed.
 		deleted := false
 		p = w.on(a, func(cfg *Config) {
-			cfg.Transport = wire.Before(cfg.Transport, func(r *http.Request) {
+			cfg.Transport = httpsim.Before(cfg.Transport, func(r *http.Request) {
 				if r.URL.Query().Get("page") == "2" && !deleted {
 					deleted = true
 					assert.NoError(t, w.on(a).Delete(t.Context(), list[3].ID))
@@ -200,9 +200,9 @@ func TestAMarkThatLinodeDropsIsAnError(t *testing.T) {
 		require.NoError(t, err)
 		p := w.on(a, func(cfg *Config) {
 			way := cfg.Transport
-			cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
+			cfg.Transport = httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 				if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/volumes/") {
-					return wire.Answer(r, 200, "application/json", `{"id": `+v.ID+`, "label": "x", "tags": []}`), nil
+					return httpsim.Response(r, 200, "application/json", `{"id": `+v.ID+`, "label": "x", "tags": []}`), nil
 				}
 				return way.RoundTrip(r)
 			})
@@ -216,9 +216,9 @@ func TestAVolumeMadeWithoutItsTagsIsNotLeftBehind(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node(), func(cfg *Config) {
 			way := cfg.Transport
-			cfg.Transport = wire.Way(func(r *http.Request) (*http.Response, error) {
+			cfg.Transport = httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 				if r.Method == http.MethodPost {
-					return wire.Answer(r, 200, "application/json", `{"id": 7, "label": "db-`+strings.Split(labelOf("db"), "db-")[1]+`", "status": "active", "tags": []}`), nil
+					return httpsim.Response(r, 200, "application/json", `{"id": 7, "label": "db-`+strings.Split(labelOf("db"), "db-")[1]+`", "status": "active", "tags": []}`), nil
 				}
 				return way.RoundTrip(r)
 			})

@@ -14,8 +14,8 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetach(t *testing.T) {
@@ -205,7 +205,7 @@ func TestOnlyNovaSaysThatAServerIsGone(t *testing.T) {
 		for _, body := range []string{"404 page not found", `{"itemNotFound":{"code":404,"message":"The resource could not be found."}}`, `{"error":{"code":404,"message":"no route for ` + two + " or " + v.ID + `"}}`} {
 			link.do(func(r *http.Request, _ string) (*http.Response, error) {
 				if strings.Contains(r.URL.Path, "/servers/") || strings.Contains(r.URL.Path, "/volumes/") && !strings.HasSuffix(r.URL.Path, "detail") {
-					return wire.Answer(r, http.StatusNotFound, "application/json", body), nil
+					return httpsim.Response(r, http.StatusNotFound, "application/json", body), nil
 				}
 				return nil, nil
 			})
@@ -231,7 +231,7 @@ func TestAttachmentsThatOnlyCinderKnowsAreToldToTheOperator(t *testing.T) {
 		b := w.onBy(two, link)
 		link.do(func(r *http.Request, _ string) (*http.Response, error) {
 			if r.Method == http.MethodDelete {
-				return wire.Answer(r, http.StatusNotFound, "application/json", `{"itemNotFound":{"code":404,"message":"Instance `+one+` could not be found."}}`), nil
+				return httpsim.Response(r, http.StatusNotFound, "application/json", `{"itemNotFound":{"code":404,"message":"Instance `+one+` could not be found."}}`), nil
 			}
 			return nil, nil
 		})

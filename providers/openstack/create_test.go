@@ -19,8 +19,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // interleavings tries so many courses of things, with reads that lag as much as they may and without.
@@ -297,7 +297,7 @@ func TestAVolumeThatFailsLaterIsToldAndKept(t *testing.T) {
 			if err != nil {
 				return nil, err
 			}
-			wire.Replace(answer, `"status":"available"`, `"status":"error"`)
+			httpsim.ReplaceBody(answer, `"status":"available"`, `"status":"error"`)
 			return answer, nil
 		})
 		_, err := p.Find(t.Context(), "db")

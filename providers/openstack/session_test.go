@@ -22,8 +22,8 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 func volumeOf(status, server string) volumes.Volume {
@@ -198,7 +198,7 @@ func TestRefusalsAreSentences(t *testing.T) {
 			{404, "404 page not found", providers.ErrUnavailable, []string{"404"}},
 		} {
 			link.do(func(r *http.Request, _ string) (*http.Response, error) {
-				return wire.Answer(r, c.status, "application/json", c.body), nil
+				return httpsim.Response(r, c.status, "application/json", c.body), nil
 			})
 			_, err := p.Find(t.Context(), "db")
 			sentence(t, err, c.words...)
@@ -254,7 +254,7 @@ func TestAServerWithoutMetadataNeedsTheSetting(t *testing.T) {
 		server := w.node()
 		p := w.on(server)
 		for _, fault := range []cloud.Fault{cloud.Fail, cloud.Garbage, cloud.Truncate, cloud.LoseAnswer, cloud.Hang} {
-			mend := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: fault})
+			mend := w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: fault})
 			_, err := p.Node(t.Context())
 			require.ErrorIs(t, err, providers.ErrUnavailable, fault)
 			sentence(t, err, "OS_INSTANCE_ID")
@@ -263,7 +263,7 @@ func TestAServerWithoutMetadataNeedsTheSetting(t *testing.T) {
 		node, err := p.Node(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, server, node.ID)
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail})
 		again, err := p.Node(t.Context())
 		require.NoError(t, err, "it is known for good")
 		assert.Equal(t, node, again)
@@ -302,7 +302,7 @@ func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
 			require.NoError(t, err)
 			return p
 		}, func() func() {
-			return w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "404"})
+			return w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		})
 	})
 }
@@ -313,7 +313,7 @@ func TestWhatTheMetadataServiceTellsBesidesTheIDIsNotTold(t *testing.T) {
 			server := w.node()
 			link := &way{RoundTripper: w.front.Transport(server)}
 			link.do(func(r *http.Request, _ string) (*http.Response, error) {
-				if r.URL.Hostname() != wire.MetadataHost {
+				if r.URL.Hostname() != httpsim.MetadataHost {
 					return nil, nil
 				}
 				return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(document)), Request: r}, nil

@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // Cinder keeps a volume as long as it has snapshots.
@@ -71,7 +71,7 @@ func TestAVolumeInUseGrowsWhereTheCloudCan(t *testing.T) {
 		w.attach(p, v)
 		link.do(func(r *http.Request, _ string) (*http.Response, error) { // a cloud of before
 			if strings.HasSuffix(r.URL.Path, "/action") && r.Header.Get("OpenStack-API-Version") != "" {
-				return wire.Answer(r, http.StatusNotAcceptable, "application/json", `{"computeFault":{"code":406,"message":"Version 3.42 is not supported by the API."}}`), nil
+				return httpsim.Response(r, http.StatusNotAcceptable, "application/json", `{"computeFault":{"code":406,"message":"Version 3.42 is not supported by the API."}}`), nil
 			}
 			return nil, nil
 		})

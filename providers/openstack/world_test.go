@@ -16,9 +16,9 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
 	"github.com/blockvol/blockvol/test/cloud/rig"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a simulated OpenStack without sockets, for a bubble of synctest.
@@ -129,7 +129,7 @@ func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
 	w.mu.Lock()
-	if r.URL.Hostname() != wire.MetadataHost {
+	if r.URL.Hostname() != httpsim.MetadataHost {
 		w.asked = append(w.asked, r.Method+" "+r.URL.Path)
 	}
 	before := w.before

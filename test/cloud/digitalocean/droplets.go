@@ -6,8 +6,8 @@ import (
 	"strings"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rest"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // statusOf is the word for an instance's state, "" if DigitalOcean does not know it any more. One on its way down is active.
@@ -51,7 +51,7 @@ func (f *Front) getDroplet(r *rest.Request) (rest.Answer, error) {
 // See https://docs.digitalocean.com/reference/api/metadata/
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		wire.Metadata(f.cloud, instance, w, r, func() (int, string) {
+		httpsim.ServeMetadata(f.cloud, instance, w, r, func() (int, string) {
 			i, ok := f.cloud.Instance(instance)
 			if !ok {
 				return http.StatusNotFound, "not found"

@@ -24,8 +24,8 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rest"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // Config is what is DigitalOcean's own about a cloud, whose zones are its regions.
@@ -141,7 +141,7 @@ func (f *Front) refuse(status int, format string, args ...any) *rest.Refusal {
 	f.mu.Unlock()
 	return &rest.Refusal{Answer: rest.Answer{Status: status, Body: failure{
 		ID: cmp.Or(ids[status], "server_error"), Message: fmt.Sprintf(format, args...),
-		RequestID: wire.UUID(sum[:16]),
+		RequestID: httpsim.UUID(sum[:16]),
 	}}}
 }
 
@@ -207,9 +207,9 @@ func (f *Front) decode(r *rest.Request, into any) error {
 	return nil
 }
 
-// Transport returns what connects the clients of one instance without sockets, see wire.Instance.
+// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport.
 func (f *Front) Transport(instance string) http.RoundTripper {
-	return wire.Instance(f, f.Metadata(instance))
+	return httpsim.InstanceTransport(f, f.Metadata(instance))
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

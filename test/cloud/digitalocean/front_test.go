@@ -14,7 +14,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/digitalocean"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // world is a cloud with a droplet, whose requests are made here byte by byte.
@@ -55,7 +55,7 @@ func (w *world) sendAs(token, method, path, body string) (status int, header htt
 	if token != "" {
 		headers = []string{"Authorization", "Bearer " + token}
 	}
-	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.droplet), method, "https://api.digitalocean.com"+path, body, headers...)
+	status, header, answer, err := httpsim.Send(w.t.Context(), w.front.Transport(w.droplet), method, "https://api.digitalocean.com"+path, body, headers...)
 	require.NoError(w.t, err)
 	return status, header, answer
 }
@@ -426,7 +426,7 @@ func TestDropletsAreWhatTheyAre(t *testing.T) {
 func TestMetadataTellsADropletWhichItIs(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: time.Hour}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		get := func(path string) (int, string) {
-			status, _, answer, err := wire.Send(t.Context(), w.front.Transport(w.droplet), http.MethodGet, "http://"+wire.MetadataHost+path, "")
+			status, _, answer, err := httpsim.Send(t.Context(), w.front.Transport(w.droplet), http.MethodGet, "http://"+httpsim.MetadataHost+path, "")
 			require.NoError(t, err)
 			return status, answer
 		}
@@ -438,7 +438,7 @@ func TestMetadataTellsADropletWhichItIs(t *testing.T) {
 		}
 		status, _ := get("/metadata/v1/colour")
 		assert.Equal(t, http.StatusNotFound, status)
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "503", Times: 1})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "503", Times: 1})
 		status, _ = get("/metadata/v1/id")
 		assert.Equal(t, http.StatusServiceUnavailable, status)
 		assert.Zero(t, time.Since(begin), "the API's latency is not theirs")

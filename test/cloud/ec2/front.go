@@ -27,7 +27,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // Config is what is EC2's own about a cloud.
@@ -155,7 +155,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("X-Amzn-Requestid", id)
 	header.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
 	header.Set("Server", "AmazonEC2")
-	wire.Write(w, status, answer, fault)
+	httpsim.WriteResponse(w, status, answer, fault)
 }
 
 func (f *Front) serve(r *http.Request, body []byte, answer *[]byte) (cloud.Fault, error) {
@@ -205,7 +205,7 @@ func (f *Front) requestID() string {
 	f.requests++
 	sum := sha256.Sum256([]byte("request " + strconv.Itoa(f.requests)))
 	f.mu.Unlock()
-	return wire.UUID(sum[:16])
+	return httpsim.UUID(sum[:16])
 }
 
 // requestIDHere is where the id goes that is not known when an answer is encoded.

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // MetadataOptions are an instance's own.
@@ -48,7 +48,7 @@ const (
 func (m *metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Server", "EC2ws")
 	w.Header().Set("Date", m.front.cfg.Now().UTC().Format(http.TimeFormat))
-	wire.Metadata(m.front.cloud, m.instance, w, r, func() (int, string) { return m.answer(w, r) })
+	httpsim.ServeMetadata(m.front.cloud, m.instance, w, r, func() (int, string) { return m.answer(w, r) })
 }
 
 func (m *metadata) answer(w http.ResponseWriter, r *http.Request) (status int, body string) {

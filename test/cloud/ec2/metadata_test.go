@@ -17,13 +17,13 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // ask sends one request to a metadata service.
 func ask(t *testing.T, transport http.RoundTripper, method, path string, headers ...string) (status int, body string) {
 	t.Helper()
-	status, _, body, err := wire.Send(t.Context(), transport, method, "http://"+wire.MetadataHost+path, "", headers...)
+	status, _, body, err := httpsim.Send(t.Context(), transport, method, "http://"+httpsim.MetadataHost+path, "", headers...)
 	require.NoError(t, err)
 	return status, body
 }
@@ -117,11 +117,11 @@ func TestCredentialsFromMetadataSignRequests(t *testing.T) {
 func TestMetadataServicesFailToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Latency: time.Hour}, ec2.Config{})
-		remove := w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "503"})
+		remove := w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "503"})
 		_, err := w.metadata.GetMetadata(t.Context(), &imds.GetMetadataInput{Path: "instance-id"})
 		require.Error(t, err)
 		remove()
-		remove = w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Hang})
+		remove = w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Hang})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err = w.metadata.GetMetadata(ctx, &imds.GetMetadataInput{Path: "instance-id"})

@@ -3,13 +3,13 @@ package ec2
 import (
 	"net/http"
 
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // MetadataHost is where Transport finds the metadata service.
-const MetadataHost = wire.MetadataHost
+const MetadataHost = httpsim.MetadataHost
 
-// Transport returns what connects the clients of one instance without sockets, see wire.Instance. The instance is who asks for
+// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport. The instance is who asks for
 // metadata; EC2 knows the sender of a request by its credentials.
 func (f *Front) Transport(instance string) http.RoundTripper {
 	return f.TransportWith(instance, MetadataOptions{})
@@ -17,5 +17,5 @@ func (f *Front) Transport(instance string) http.RoundTripper {
 
 // TransportWith is Transport with a metadata service of that kind.
 func (f *Front) TransportWith(instance string, options MetadataOptions) http.RoundTripper {
-	return wire.Instance(f, f.Metadata(instance, options))
+	return httpsim.InstanceTransport(f, f.Metadata(instance, options))
 }

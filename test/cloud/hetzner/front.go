@@ -25,8 +25,8 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rest"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // Config is what is Hetzner's own about a cloud, whose zones are its locations.
@@ -184,9 +184,9 @@ func decode(r *rest.Request, into any) error {
 	return nil
 }
 
-// Transport returns what connects the clients of one instance without sockets, see wire.Instance.
+// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport.
 func (f *Front) Transport(instance string) http.RoundTripper {
-	return wire.Instance(f, f.Metadata(instance))
+	return httpsim.InstanceTransport(f, f.Metadata(instance))
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05+00:00") }

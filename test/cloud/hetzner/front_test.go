@@ -15,7 +15,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // world is a project with a server, whose requests are made here byte by byte.
@@ -56,7 +56,7 @@ func (w *world) sendAs(token, method, path, body string) (status int, header htt
 	if token != "" {
 		headers = []string{"Authorization", "Bearer " + token}
 	}
-	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.server), method, "https://api.hetzner.cloud/v1"+path, body, headers...)
+	status, header, answer, err := httpsim.Send(w.t.Context(), w.front.Transport(w.server), method, "https://api.hetzner.cloud/v1"+path, body, headers...)
 	require.NoError(w.t, err)
 	return status, header, answer
 }
@@ -350,7 +350,7 @@ func TestOnlyGoodTokensAreTaken(t *testing.T) {
 func TestAServerLearnsWhichItIs(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		get := func(path string) string {
-			status, _, answer, err := wire.Send(t.Context(), w.front.Transport(w.server), http.MethodGet, "http://"+wire.MetadataHost+path, "")
+			status, _, answer, err := httpsim.Send(t.Context(), w.front.Transport(w.server), http.MethodGet, "http://"+httpsim.MetadataHost+path, "")
 			require.NoError(t, err)
 			return strconv.Itoa(status) + " " + answer
 		}
@@ -359,7 +359,7 @@ func TestAServerLearnsWhichItIs(t *testing.T) {
 		assert.Equal(t, "200 eu-central", get("/hetzner/v1/metadata/region"))
 		assert.Contains(t, get("/hetzner/v1/metadata"), "instance-id: "+w.server+"\n")
 		assert.Equal(t, "404 not found", get("/hetzner/v1/metadata/ip"))
-		w.cloud.Inject(cloud.Rule{Action: wire.MetadataAction, Fault: cloud.Fail, Code: "503"})
+		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "503"})
 		assert.Equal(t, "503 ", get("/hetzner/v1/metadata/instance-id"))
 	})
 }

@@ -5,8 +5,8 @@ import (
 	"strings"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rest"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // location is how locations are shown.
@@ -130,7 +130,7 @@ func (f *Front) showServer(r *rest.Request, i cloud.Instance, status string) map
 // See https://docs.hetzner.cloud/reference/cloud#description/server-metadata
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		wire.Metadata(f.cloud, instance, w, r, func() (int, string) {
+		httpsim.ServeMetadata(f.cloud, instance, w, r, func() (int, string) {
 			i, ok := f.cloud.Instance(instance)
 			if !ok {
 				return http.StatusNotFound, "not found"

@@ -24,8 +24,8 @@ import (
 	"sync/atomic"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rest"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // Config is what is Linode's own about a cloud. Its zones are the regions.
@@ -88,9 +88,9 @@ func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answ
 // ServeHTTP implements http.Handler.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) { f.api.ServeHTTP(w, r) }
 
-// Transport returns what connects the clients of one instance without sockets, see wire.Instance.
+// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport.
 func (f *Front) Transport(instance string) http.RoundTripper {
-	return wire.Instance(f, f.Metadata(instance))
+	return httpsim.InstanceTransport(f, f.Metadata(instance))
 }
 
 // Withdraw takes Block Storage from a region's capabilities: no volume is made there any more.

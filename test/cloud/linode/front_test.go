@@ -13,8 +13,8 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/linode"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // world is a front and one of its instances.
@@ -44,7 +44,7 @@ func (w *world) send(method, url, body string, headers ...string) (status int, h
 		url = "https://api.linode.com/v4" + url
 	}
 	headers = append([]string{"Authorization", "Bearer " + w.front.Token(w.instance)}, headers...)
-	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.instance), method, url, body, headers...)
+	status, header, answer, err := httpsim.Send(w.t.Context(), w.front.Transport(w.instance), method, url, body, headers...)
 	require.NoError(w.t, err)
 	return status, header, answer
 }

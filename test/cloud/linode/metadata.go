@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // metadata is the service of one instance.
@@ -33,7 +33,7 @@ const mostExpiry = 86400 // seconds
 
 // ServeHTTP implements http.Handler.
 func (m metadata) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	wire.Metadata(m.front.cloud, m.instance, w, r, func() (int, string) {
+	httpsim.ServeMetadata(m.front.cloud, m.instance, w, r, func() (int, string) {
 		status, kind, body := m.answer(r)
 		w.Header().Set("Content-Type", kind)
 		return status, body

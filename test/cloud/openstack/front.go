@@ -28,8 +28,8 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/rest"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // Config is what is one cloud's own. Only Cloud has no default.
@@ -164,7 +164,7 @@ func ID(of cloud.Kind, n uint64) string { return uuid(fmt.Sprintf("%s %d", of, n
 func uuid(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	sum[6], sum[8] = sum[6]&0x0f|0x40, sum[8]&0x3f|0x80
-	return wire.UUID(sum[:16])
+	return httpsim.UUID(sum[:16])
 }
 
 // Serial is what the kernel shows as the serial of a volume's device: virtio has no more than 20 characters for it.

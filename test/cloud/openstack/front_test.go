@@ -12,8 +12,8 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/openstack"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 const (
@@ -45,7 +45,7 @@ func inWorld(t *testing.T, cfg cloud.Config, of openstack.Config, test func(*tes
 func (w *world) ask(method, path, body string, headers ...string) (status int, answer string, header http.Header) {
 	w.t.Helper()
 	headers = append([]string{"X-Auth-Token", w.token}, headers...)
-	status, header, answer, err := wire.Send(w.t.Context(), w.front.Transport(w.server), method, "http://cloud.test"+path, body, headers...)
+	status, header, answer, err := httpsim.Send(w.t.Context(), w.front.Transport(w.server), method, "http://cloud.test"+path, body, headers...)
 	require.NoError(w.t, err)
 	return status, answer, header
 }
@@ -271,7 +271,7 @@ func TestServersAndTheirMetadata(t *testing.T) {
 		show("Instance "+w.server+" could not be found", 404)
 
 		one := w.cloud.AddInstance(cloud.Instance{}).ID
-		_, _, answer, err := wire.Send(t.Context(), w.front.Transport(one), http.MethodGet, "http://"+wire.MetadataHost+"/openstack/latest/meta_data.json", "")
+		_, _, answer, err := httpsim.Send(t.Context(), w.front.Transport(one), http.MethodGet, "http://"+httpsim.MetadataHost+"/openstack/latest/meta_data.json", "")
 		require.NoError(t, err)
 		var document map[string]any
 		require.NoError(t, json.Unmarshal([]byte(answer), &document))

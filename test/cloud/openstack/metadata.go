@@ -5,13 +5,13 @@ import (
 	"net/http"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // Metadata returns the metadata service of one instance.
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		wire.Metadata(f.cloud, instance, w, r, func() (int, string) {
+		httpsim.ServeMetadata(f.cloud, instance, w, r, func() (int, string) {
 			w.Header().Set("Content-Type", "application/json")
 			if i, ok := f.cloud.Instance(instance); ok && r.Method == http.MethodGet && r.URL.Path == "/openstack/latest/meta_data.json" {
 				return http.StatusOK, string(f.document(i))
@@ -32,7 +32,7 @@ func (f *Front) document(i cloud.Instance) []byte {
 	return content
 }
 
-// Transport returns what connects the clients of one instance without sockets, see wire.Instance.
+// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport.
 func (f *Front) Transport(instance string) http.RoundTripper {
-	return wire.Instance(f, f.Metadata(instance))
+	return httpsim.InstanceTransport(f, f.Metadata(instance))
 }

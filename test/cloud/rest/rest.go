@@ -12,7 +12,7 @@ import (
 	"net/http"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/wire"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
 // Config is what is one cloud's own.
@@ -153,5 +153,5 @@ func (a *API) write(w http.ResponseWriter, action string, answer Answer, fault c
 	if fault == cloud.Garbage {
 		header.Set("Content-Type", "text/html")
 	}
-	wire.Write(w, answer.Status, content, fault)
+	httpsim.WriteResponse(w, answer.Status, content, fault)
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/providers/rest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/loop"
-	"github.com/blockvol/blockvol/test/cloud/wire"
 )
 
 // Front is a cloud's API, with a metadata service for each instance.
@@ -99,7 +99,7 @@ func (r *Rig[F]) Node(name string) *Node {
 		calls := &counter{api: r.URL}
 		n = &Node{ID: id, Transport: calls, calls: calls}
 		if r.Disks == nil {
-			n.Metadata, calls.way = "http://"+wire.MetadataHost, wire.Instance(r.Front, metadata)
+			n.Metadata, calls.way = "http://"+httpsim.MetadataHost, httpsim.InstanceTransport(r.Front, metadata)
 		} else {
 			n.Metadata, calls.way = serve(r.t, metadata), http.DefaultTransport
 			require.NoError(r.t, r.Disks.Sysfs(id, r.t.TempDir()))

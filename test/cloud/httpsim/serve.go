@@ -1,4 +1,4 @@
-package wire
+package httpsim
 
 import (
 	"encoding/hex"
@@ -9,9 +9,8 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// Write writes an answer, or what a fault makes of it. What breaks the connection panics with http.ErrAbortHandler, as net/http
-// wants it.
-func Write(w http.ResponseWriter, status int, content []byte, fault cloud.Fault) {
+// WriteResponse writes a response as the fault changes it. A fault that breaks the connection panics with http.ErrAbortHandler.
+func WriteResponse(w http.ResponseWriter, status int, content []byte, fault cloud.Fault) {
 	switch fault {
 	case cloud.LoseAnswer:
 		panic(http.ErrAbortHandler)
@@ -34,22 +33,20 @@ func Write(w http.ResponseWriter, status int, content []byte, fault cloud.Fault)
 	}
 	w.WriteHeader(status)
 	if fault == cloud.Truncate && len(content) > 1 {
-		w.Write(content[:len(content)/2]) //nolint:errcheck // the connection breaks in any case
+		w.Write(content[:len(content)/2]) //nolint:errcheck // the connection breaks anyway
 		if flusher, ok := w.(http.Flusher); ok {
 			flusher.Flush()
 		}
 		panic(http.ErrAbortHandler)
 	}
-	w.Write(content) //nolint:errcheck // a client that went away has nothing to be told
+	w.Write(content) //nolint:errcheck // the client may have gone
 }
 
-// MetadataAction is the action under which rules of package cloud meet requests to metadata services. The code of Fail is
-// an HTTP status then.
+// MetadataAction is the action of a request to a metadata service in a cloud.Rule. The code of cloud.Fail is an HTTP status.
 const MetadataAction = "Metadata"
 
-// Metadata carries a request of an instance to its metadata service. Answer is what that says, of type text/plain unless it sets
-// another.
-func Metadata(c *cloud.Cloud, instance string, w http.ResponseWriter, r *http.Request, answer func() (status int, body string)) {
+// ServeMetadata answers an instance's request to its metadata service. The content type is text/plain unless answer sets another.
+func ServeMetadata(c *cloud.Cloud, instance string, w http.ResponseWriter, r *http.Request, answer func() (status int, body string)) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	var status int
 	var body string
@@ -64,16 +61,16 @@ func Metadata(c *cloud.Cloud, instance string, w http.ResponseWriter, r *http.Re
 	default:
 		status, body = statusOf(err), ""
 	}
-	Write(w, status, []byte(body), fault)
+	WriteResponse(w, status, []byte(body), fault)
 }
 
-// UUID writes 16 bytes as an id.
+// UUID formats 16 bytes as a UUID.
 func UUID(b []byte) string {
 	h := hex.EncodeToString(b)
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
-// statusOf is how a request is made to fail: the rule's code is an HTTP status.
+// statusOf returns the HTTP status that a rule's code asks for.
 func statusOf(err error) int {
 	if failed := new(cloud.FailedError); errors.As(err, &failed) {
 		if status, err := strconv.Atoi(failed.Code); err == nil {
