@@ -306,11 +306,12 @@ var sizeForm = regexp.MustCompile(`^([0-9]+)\s*([A-Za-z]*)$`)
 // forms that say so (KB, MB, GB, TB) are powers of 1000.
 var sizeUnits = map[string]int64{
 	"": 1 << 30, "b": 1,
-	"k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30, "t": 1 << 40, "tib": 1 << 40,
+	"k": 1 << 10, "ki": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mi": 1 << 20, "mib": 1 << 20,
+	"g": 1 << 30, "gi": 1 << 30, "gib": 1 << 30, "t": 1 << 40, "ti": 1 << 40, "tib": 1 << 40,
 	"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
 }
 
-// ParseSize reads a size and returns bytes: "10" is 10 GiB, "500MiB" and "1TB" are what they say.
+// ParseSize reads a size and returns bytes: "10" and "10Gi" are 10 GiB, "500MiB" and "1TB" are what they say.
 func ParseSize(value string) (int64, error) {
 	bad := errors.New("must be a size in GiB like 10, or with a unit like 500MiB, 20GB or 1TiB")
 	m := sizeForm.FindStringSubmatch(value)
@@ -319,8 +320,11 @@ func ParseSize(value string) (int64, error) {
 	}
 	unit, known := sizeUnits[strings.ToLower(m[2])]
 	n, err := strconv.ParseInt(m[1], 10, 64)
-	if !known || err != nil || n == 0 || n > math.MaxInt64/unit {
+	if !known || err == nil && n == 0 {
 		return 0, bad
+	}
+	if err != nil || n > math.MaxInt64/unit { // the form has digits only: what ParseInt refuses is out of range
+		return 0, fmt.Errorf("too large: must be at most %dTiB", int64(math.MaxInt64>>40))
 	}
 	return n * unit, nil
 }

@@ -69,8 +69,10 @@ func TestBadOptionsAreRefusedInASentence(t *testing.T) {
 		{"size", "0", `must be a size`},
 		{"size", "-1", `must be a size`},
 		{"size", "1.5GiB", `must be a size`},
-		{"size", "99999999999999999999", `must be a size`},
-		{"size", "9223372036854775807TiB", `must be a size`},
+		{"size", "10Gb5", `must be a size`},
+		{"size", "99999999TiB", `option size="99999999TiB": too large: must be at most 8388607TiB`},
+		{"size", "99999999999999999999", `too large`},
+		{"size", "9223372036854775807TiB", `too large`},
 		{"size", "1MiB", `too small for ext4`},
 		{"fstype", "ntfs", `must be one of`},
 		{"uid", "root", `must be a whole number`},
@@ -138,7 +140,7 @@ func TestANewVolumeIsNotMountedReadOnly(t *testing.T) {
 func TestSizes(t *testing.T) {
 	for text, bytes := range map[string]int64{
 		"10": 10 << 30, "1GiB": 1 << 30, "1g": 1 << 30, "500MiB": 500 << 20, "500 m": 500 << 20, "1TB": 1e12, "2T": 2 << 40,
-		"20GB": 20e9, "16777216B": 16 << 20,
+		"20GB": 20e9, "16777216B": 16 << 20, "5Gi": 5 << 30, "500Mi": 500 << 20, "512Ki": 512 << 10, "1Ti": 1 << 40, "5G": 5 << 30, "8388607TiB": 8388607 << 40,
 	} {
 		got, err := ParseSize(text)
 		require.NoError(t, err, text)

@@ -111,7 +111,9 @@ func (s *Server) serve(c call, w http.ResponseWriter, r *http.Request) {
 	}
 	log = log.WithField("took", time.Since(begin).Round(time.Microsecond))
 	if err == nil {
-		log.Debug("Call answered")
+		if c.name != "Capabilities" { // an engine asks before nearly every call
+			log.Debug("Call answered")
+		}
 		write(w, http.StatusOK, answer)
 		return
 	}

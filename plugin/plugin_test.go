@@ -319,6 +319,17 @@ func TestCapabilitiesIsGlobalAndAsksNobody(t *testing.T) {
 	assert.Empty(t, v.seen())
 }
 
+func TestCapabilitiesAreNotLogged(t *testing.T) {
+	e := serve(t, &volumes{})
+	e.answers("Capabilities", "{}")
+	e.answers("List", "{}")
+	var calls []any
+	for _, entry := range e.log.AllEntries() {
+		calls = append(calls, entry.Data["call"])
+	}
+	assert.Equal(t, []any{"List"}, calls)
+}
+
 func TestCapabilitiesAnswersWhileEverythingElseHangs(t *testing.T) {
 	started := make(chan struct{})
 	e := serve(t, &volumes{on: func(ctx context.Context, _ string) error { close(started); <-ctx.Done(); return ctx.Err() }})

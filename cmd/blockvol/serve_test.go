@@ -194,9 +194,6 @@ func TestWhatExistsIsServedDespiteWrongSettings(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, http.StatusOK, status, answer)
 	}
-	for _, setting := range []string{"LOG_FORMAT", "LOG_LEVEL", "CALL_TIMEOUT", "LOCAL_OVERCOMMIT"} {
-		p.says(setting)
-	}
 	status, answer, err = m.call(t, "Create", `{"Name":"other","Opts":{"size":"64MiB"}}`)
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusInternalServerError, status)
@@ -207,7 +204,28 @@ func TestWhatExistsIsServedDespiteWrongSettings(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusOK, status, answer)
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
-	assert.Contains(t, p.ends(), "DEFAULT_SIZE")
+	errs := p.ends()
+	for _, says := range []string{"level=error", "DEFAULT_SIZE", "level=warning", "LOG_FORMAT", "LOG_LEVEL", "CALL_TIMEOUT", "LOCAL_OVERCOMMIT"} {
+		assert.Contains(t, errs, says)
+	}
+}
+
+func TestTheJSONLogHasDurationsInSeconds(t *testing.T) {
+	m := machine{dir: t.TempDir()}
+	p := m.start(t, "LOG_FORMAT=json", "LOG_LEVEL=debug")
+	_, _, err := m.call(t, "List", `{}`)
+	require.NoError(t, err)
+	for {
+		text, err := p.out.ReadString('\n')
+		require.NoError(t, err, "the call is not in the log")
+		line := map[string]any{}
+		require.NoError(t, json.Unmarshal([]byte(text), &line))
+		if line["call"] == "List" {
+			assert.Less(t, line["took_s"], 60.0)
+			assert.NotContains(t, line, "took")
+			break
+		}
+	}
 }
 
 func TestAWrongFlagIsTheAnswerToEachCall(t *testing.T) {
