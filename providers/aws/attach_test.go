@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 )
 
 // byHand does what an operator or another tool does with the API.
@@ -31,7 +31,7 @@ func (w *world) foreign(instance, device string) (id string) {
 		id = v.ID
 		return err
 	})
-	bubble.Until(w.t, w.cloud, id, bubble.Free)
+	cloudtest.WaitFor(w.t, w.cloud, id, cloudtest.Detached)
 	w.byHand(func(r *cloud.Request) error {
 		_, err := r.AttachVolume(id, instance, device, func(cloud.Instance, []cloud.Volume) error { return nil })
 		return err
@@ -245,7 +245,7 @@ func TestADiskThatItsKernelDoesNotLetGoIsStillHeld(t *testing.T) {
 		v := w.create(p, "db")
 		w.attach(p, v)
 		require.NoError(t, p.Detach(t.Context(), v.ID, node, false))
-		bubble.Until(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
 		found, err := b.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Detaching}, found.Attachment)
@@ -257,9 +257,9 @@ func TestADiskThatItsKernelDoesNotLetGoIsStillHeld(t *testing.T) {
 		kernel.lets = false
 		w.attach(b, v)
 		require.NoError(t, p.Detach(t.Context(), v.ID, other, true))
-		bubble.Until(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
 		require.NoError(t, p.Detach(t.Context(), v.ID, other, true), "a plain detach does not end, so this one is forced")
-		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 	})
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 func TestMain(m *testing.M) {
@@ -37,7 +37,7 @@ func TestAWSKeepsTheContract(t *testing.T) {
 func TestAWSKeepsTheContractWithDisks(t *testing.T) {
 	keepsTheContract(t, false, func(t *testing.T) cloud.Backend {
 		t.Helper()
-		return rig.Disks(t)
+		return cloudtest.Disks(t)
 	})
 }
 
@@ -48,7 +48,7 @@ func keepsTheContract(t *testing.T, bubble bool, disks func(*testing.T) cloud.Ba
 		cfg := cloud.Config{
 			Zones: []string{region + "a", region + "b"}, Times: cloud.Times{Delete: 20 * time.Millisecond}, Backend: disks(t),
 		}
-		r := rig.New(t, cfg, func(c *cloud.Cloud) front {
+		r := cloudtest.NewAccount(t, cfg, func(c *cloud.Cloud) front {
 			return front{ec2.New(ec2.Config{Cloud: c, Region: region, Account: "123456789012"})}
 		}, func(node string) cloud.Instance {
 			zone := region + "a"

@@ -11,7 +11,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 )
 
 // stuck makes what the action starts never end, once.
@@ -86,7 +86,7 @@ func TestADetachThatNeverEndsLeavesTheVolumeHeld(t *testing.T) {
 		require.ErrorIs(t, other.Attach(t.Context(), v.ID), providers.ErrHeld)
 		require.ErrorIs(t, other.Delete(t.Context(), v.ID), providers.ErrHeld)
 		require.NoError(t, other.Detach(t.Context(), v.ID, node, true), "on evidence that the node is gone it is forced")
-		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 		w.attach(other, v)
 	})
 }

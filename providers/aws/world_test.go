@@ -9,7 +9,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
@@ -26,7 +26,7 @@ func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also
 	if cfg.Zones == nil {
 		cfg.Zones = []string{region + "a", region + "b"}
 	}
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		front := ec2.Config{Cloud: c, Region: region}
 		for _, change := range also {
 			change(&front)
@@ -91,13 +91,13 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
-	bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
+	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 }
 
 func (w *world) detach(p *Provider, v *providers.Volume, node string) {
 	w.t.Helper()
 	require.NoError(w.t, p.Detach(w.t.Context(), v.ID, node, false))
-	bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
+	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 }
 
 // device returns the name under which the volume is truly attached.

@@ -12,10 +12,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetachAndOneRead(t *testing.T) {
@@ -79,7 +78,7 @@ func TestAnAttachThatFailsIsTold(t *testing.T) {
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Attaching}, w.find(p, "db").Attachment)
 		assert.Equal(t, map[string]int{listVolumes: 1, getAction: 1}, w.calls())
 		w.front.Fail(v.ID)
-		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 		for range 2 {
 			now := w.find(p, "db").Attachment
 			assert.Equal(t, providers.AttachFailed, now.State)
@@ -137,7 +136,7 @@ func TestAVolumeThatAnotherNodeTookSinceIsNotThisOnes(t *testing.T) {
 		require.ErrorAs(t, err, &held)
 		assert.Equal(t, providers.HeldError{Volume: v.ID, Node: b}, *held)
 		require.NoError(t, pa.Detach(t.Context(), v.ID, a, true))
-		bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 
 		w.detach(pb, v, b)
 		w.attach(pa, v)
@@ -158,7 +157,7 @@ func TestAttachWaitsForTheVolumeToComeFromAnotherNode(t *testing.T) {
 		require.NoError(t, pb.Attach(t.Context(), v.ID))
 		assert.GreaterOrEqual(t, time.Since(begin), 5*time.Second)
 		assert.Less(t, time.Since(begin), 10*time.Second)
-		bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 	})
 }
 
@@ -176,7 +175,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		begin := time.Now()
 		providertest.AtOnce(calls...)
 		for _, id := range ids {
-			bubble.Until(w.t, w.cloud, id, bubble.Attached)
+			cloudtest.WaitFor(w.t, w.cloud, id, cloudtest.Attached)
 		}
 		assert.Less(t, time.Since(begin), 6*10*time.Second)
 		assert.Less(t, w.calls()[act], 6*8, "one of them asks for all")
@@ -216,7 +215,7 @@ func TestADropletThatIsNoneIsNotTakenForAMissingVolume(t *testing.T) {
 		node := w.node()
 		v := w.create(w.on(node), "db")
 		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
-		p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, w.front.Token(node)), Transport: w.front.Transport(node), Droplet: "12345", Region: region})
+		p, err := New(Config{Cluster: "main", Token: cloudtest.Token(settingToken, w.front.Token(node)), Transport: w.front.Transport(node), Droplet: "12345", Region: region})
 		t.Cleanup(func() { time.Sleep(time.Minute) }) // a question to the metadata service may outlive the call that began it
 		require.NoError(t, err)
 		err = p.Attach(t.Context(), v.ID)
@@ -250,7 +249,7 @@ func TestADetachIsNotSentTwice(t *testing.T) {
 		w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.LoseAnswer, Times: 1})
 		require.ErrorIs(t, p.Detach(t.Context(), v.ID, node, true), providers.ErrUnavailable)
 		assert.Equal(t, 1, w.calls()[act])
-		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 		require.NoError(t, p.Detach(t.Context(), v.ID, node, true))
 	})
 }

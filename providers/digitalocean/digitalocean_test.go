@@ -10,17 +10,17 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/loop"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 const region = "nyc3"
 
-func newRig(t *testing.T, cfg cloud.Config, shown front.Config) *rig.Rig[*front.Front] {
+func newAccount(t *testing.T, cfg cloud.Config, shown front.Config) *cloudtest.Account[*front.Front] {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{region, "ams3"}, front.ID
-	r := rig.New(t, cfg, func(c *cloud.Cloud) *front.Front {
+	r := cloudtest.NewAccount(t, cfg, func(c *cloud.Cloud) *front.Front {
 		shown.Cloud = c
 		return front.New(shown)
 	}, func(string) cloud.Instance { return cloud.Instance{} })
@@ -31,15 +31,15 @@ func newRig(t *testing.T, cfg cloud.Config, shown front.Config) *rig.Rig[*front.
 }
 
 // contract runs the suite. Most of its time passes in waiting, so the runs are at once.
-func contract(t *testing.T, bubble, faulty bool, newRig func(*testing.T) *rig.Rig[*front.Front]) {
+func contract(t *testing.T, bubble, faulty bool, newAccount func(*testing.T) *cloudtest.Account[*front.Front]) {
 	t.Helper()
 	providertest.Run(t, providertest.Harness{Bubble: bubble, New: func(t *testing.T) *providertest.Cloud {
-		r := newRig(t)
+		r := newAccount(t)
 		return r.Harness(providertest.Cloud{
 			Provider: func(t *testing.T, node, cluster string) providers.Provider {
 				t.Helper()
 				n := r.Node(node)
-				p, err := New(Config{Cluster: cluster, Token: rig.Token(settingToken, r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
+				p, err := New(Config{Cluster: cluster, Token: cloudtest.Token(settingToken, r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
 				require.NoError(t, err)
 				return p
 			},
@@ -70,9 +70,9 @@ func contract(t *testing.T, bubble, faulty bool, newRig func(*testing.T) *rig.Ri
 
 func TestDigitalOceanKeepsTheContract(t *testing.T) {
 	t.Parallel()
-	contract(t, true, true, func(t *testing.T) *rig.Rig[*front.Front] {
+	contract(t, true, true, func(t *testing.T) *cloudtest.Account[*front.Front] {
 		t.Helper()
-		return newRig(t, cloud.Config{}, front.Config{})
+		return newAccount(t, cloud.Config{}, front.Config{})
 	})
 }
 
@@ -82,10 +82,10 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 	for name, early := range map[string]bool{"shown when they are over": false, "shown from the beginning": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			contract(t, true, false, func(t *testing.T) *rig.Rig[*front.Front] {
+			contract(t, true, false, func(t *testing.T) *cloudtest.Account[*front.Front] {
 				t.Helper()
 				times := cloud.Times{Attach: 3 * time.Millisecond, Detach: 3 * time.Millisecond}
-				return newRig(t, cloud.Config{Times: times}, front.Config{Early: early})
+				return newAccount(t, cloud.Config{Times: times}, front.Config{Early: early})
 			})
 		})
 	}
@@ -93,8 +93,8 @@ func TestDigitalOceanKeepsTheContractWhileActionsTakeTheirTime(t *testing.T) {
 
 func TestDigitalOceanKeepsTheContractWithDisks(t *testing.T) {
 	t.Parallel()
-	contract(t, false, true, func(t *testing.T) *rig.Rig[*front.Front] {
+	contract(t, false, true, func(t *testing.T) *cloudtest.Account[*front.Front] {
 		t.Helper()
-		return newRig(t, cloud.Config{Backend: rig.Disks(t)}, front.Config{})
+		return newAccount(t, cloud.Config{Backend: cloudtest.Disks(t)}, front.Config{})
 	})
 }

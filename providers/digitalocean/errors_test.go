@@ -20,9 +20,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // says is a way on which every request is answered so.
@@ -36,7 +36,7 @@ const volume = "506f78a4-e098-11e5-ad9f-000f53306ae1"
 func away(t *testing.T, to http.RoundTripper) *Provider {
 	t.Helper()
 	log, _ := logtest.NewNullLogger()
-	p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, "dop_v1_secret"), Region: region, Droplet: "123", Transport: to, Log: log})
+	p, err := New(Config{Cluster: "main", Token: cloudtest.Token(settingToken, "dop_v1_secret"), Region: region, Droplet: "123", Transport: to, Log: log})
 	require.NoError(t, err)
 	return p
 }
@@ -119,7 +119,7 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 func TestARegionThatIsNoneIsSaid(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		node := w.node()
-		p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, w.front.Token(node)), Region: "xyz1", Transport: w.front.Transport(node)})
+		p, err := New(Config{Cluster: "main", Token: cloudtest.Token(settingToken, w.front.Token(node)), Region: "xyz1", Transport: w.front.Transport(node)})
 		require.NoError(t, err)
 		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		require.ErrorIs(t, err, providers.ErrInvalid)
@@ -192,7 +192,7 @@ func TestTheTokenIsNowhere(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			log, lines := logtest.NewNullLogger()
 			log.SetLevel(logrus.DebugLevel)
-			p, err := New(Config{Cluster: "main", Token: rig.Token(settingToken, secret), Region: region, Droplet: "123", Transport: to, Log: log})
+			p, err := New(Config{Cluster: "main", Token: cloudtest.Token(settingToken, secret), Region: region, Droplet: "123", Transport: to, Log: log})
 			defer time.Sleep(time.Minute) // a question to the metadata service may outlive the call that began it
 			require.NoError(t, err)
 			for call, do := range everything(t.Context(), p) {
@@ -345,7 +345,7 @@ func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		self := w.node()
 		providertest.Identity(t, settingDroplet, self, w.node(), func(set string) providers.Provider {
-			p, err := New(Config{Cluster: "main", Droplet: set, Region: region, Token: rig.Token(settingToken, w.front.Token(self)), Transport: w.front.Transport(self)})
+			p, err := New(Config{Cluster: "main", Droplet: set, Region: region, Token: cloudtest.Token(settingToken, w.front.Token(self)), Transport: w.front.Transport(self)})
 			require.NoError(t, err)
 			return p
 		}, func() func() {

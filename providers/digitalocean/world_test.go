@@ -12,9 +12,8 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // world is a simulated DigitalOcean without sockets, for a bubble of synctest.
@@ -32,7 +31,7 @@ var slow = cloud.Times{Attach: 5 * time.Second, Detach: 5 * time.Second, Modify:
 func inWorld(t *testing.T, cfg cloud.Config, shown front.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{region, "ams3"}, front.ID
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		shown.Cloud = c
 		test(t, &world{t: t, cloud: c, front: front.New(shown)})
 	})
@@ -57,7 +56,7 @@ func (w *world) on(node string) *Provider {
 
 func (w *world) of(node, cluster string, way http.RoundTripper) *Provider {
 	w.t.Helper()
-	p, err := New(Config{Cluster: cluster, Token: rig.Token(settingToken, w.front.Token(node)), Transport: way, Log: w.log})
+	p, err := New(Config{Cluster: cluster, Token: cloudtest.Token(settingToken, w.front.Token(node)), Transport: way, Log: w.log})
 	require.NoError(w.t, err)
 	return p
 }
@@ -80,13 +79,13 @@ func (w *world) find(p *Provider, name string) *providers.Volume {
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
-	bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
+	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 }
 
 func (w *world) detach(p *Provider, v *providers.Volume, node string) {
 	w.t.Helper()
 	require.NoError(w.t, p.Detach(w.t.Context(), v.ID, node, false))
-	bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
+	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 }
 
 // bearers returns the ids of the volumes that truly bear a name of this cluster.

@@ -16,10 +16,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // both runs a test with a cloud that shows early, and one that shows late, that a volume is being attached.
@@ -46,7 +45,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		providertest.AtOnce(calls...)
 		w.settle()
 		for _, id := range ids {
-			assert.Equal(t, server, bubble.Holder(w.cloud, id))
+			assert.Equal(t, server, cloudtest.Holder(w.cloud, id))
 		}
 		calls = nil
 		for _, id := range ids {
@@ -55,7 +54,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		providertest.AtOnce(calls...)
 		w.settle()
 		for _, id := range ids {
-			assert.Empty(t, bubble.Holder(w.cloud, id))
+			assert.Empty(t, cloudtest.Holder(w.cloud, id))
 		}
 	})
 }
@@ -124,7 +123,7 @@ func TestAnAttachWaitsForTheDetachFromHere(t *testing.T) {
 			require.NoError(t, next.Attach(t.Context(), v.ID))
 			assert.GreaterOrEqual(t, time.Since(begin), slow.Detach, "what is leaving is not attached here")
 			w.settle()
-			assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
+			assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
 		}
 	})
 }
@@ -145,7 +144,7 @@ func TestAnAttachThatFailsIsTold(t *testing.T) {
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, false), "the driver calls it off")
 		assert.False(t, w.find(p, "db").Held())
 		w.attach(p, v)
-		assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
+		assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
 		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
 	})
 }
@@ -211,7 +210,7 @@ func TestAServerOfAnotherProjectIsToldFromAVolumeThatIsGone(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		a := w.node("fsn1")
 		v := w.create(w.on(a), "db")
-		p, err := New(Config{Cluster: "main", Server: a, Token: rig.Token(tokenSetting, w.front.Token(a)), Transport: w.front.Transport(a)})
+		p, err := New(Config{Cluster: "main", Server: a, Token: cloudtest.Token(tokenSetting, w.front.Token(a)), Transport: w.front.Transport(a)})
 		require.NoError(t, err)
 		_, err = p.Node(t.Context())
 		require.NoError(t, err)
@@ -244,7 +243,7 @@ func TestADetachIsNeverSentTwice(t *testing.T) {
 		assert.Len(t, sent, 1)
 		require.NoError(t, pb.Attach(t.Context(), v.ID))
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, true), "what it no longer holds")
-		assert.Equal(t, b, bubble.Holder(w.cloud, v.ID))
+		assert.Equal(t, b, cloudtest.Holder(w.cloud, v.ID))
 	})
 }
 
@@ -270,7 +269,7 @@ func TestADetachLooksForTheHolderEachTime(t *testing.T) {
 			assert.NoError(t, pb.Attach(t.Context(), v.ID))
 		})
 		w.settle()
-		assert.Equal(t, b, bubble.Holder(w.cloud, v.ID))
+		assert.Equal(t, b, cloudtest.Holder(w.cloud, v.ID))
 	})
 }
 
@@ -304,7 +303,7 @@ func TestDetachingComesTwice(t *testing.T) {
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, true))
 		require.NoError(t, w.on(b).Detach(t.Context(), v.ID, a, true), "by a process that knows nothing of it")
 		w.settle()
-		assert.Empty(t, bubble.Holder(w.cloud, v.ID))
+		assert.Empty(t, cloudtest.Holder(w.cloud, v.ID))
 		assert.False(t, w.find(p, "db").Held())
 	})
 }
@@ -382,11 +381,11 @@ func TestADetachBelievesNoReadOfATimeBeforeTheAttach(t *testing.T) {
 					node, err := p.Node(t.Context())
 					require.NoError(t, err)
 					require.NoError(t, p.Attach(t.Context(), v.ID))
-					bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+					cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
 					begin := time.Now()
 					require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
 					assert.Less(t, time.Since(begin), 6*time.Second, "it is asked again soon")
-					bubble.Until(t, w.cloud, v.ID, bubble.Free)
+					cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 				}
 			})
 		}
@@ -443,16 +442,16 @@ func TestADetachBelievesNoOldReadAfterARequestThatWasNotAnswered(t *testing.T) {
 			detach := func(ctx context.Context) error { return p.Detach(ctx, v.ID, node, false) }
 
 			unanswered("POST /v1/volumes/{id}/actions/attach", cloud.LoseAnswer, attach)
-			bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
 			require.NoError(t, detach(t.Context()))
-			bubble.Until(t, w.cloud, v.ID, bubble.Free)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 
 			time.Sleep(time.Minute)
 			require.NoError(t, attach(t.Context()))
-			bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
 			unanswered("POST /v1/volumes/{id}/actions/detach", cloud.Hang, detach)
 			require.NoError(t, detach(t.Context()))
-			bubble.Until(t, w.cloud, v.ID, bubble.Free)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 		})
 	}
 }

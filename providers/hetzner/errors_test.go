@@ -16,9 +16,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 func cloudVolume(id int64, name string) *volume { return &volume{ID: id, Name: name} }
@@ -166,7 +166,7 @@ func TestTheServerCanBeSet(t *testing.T) {
 		server := w.node("nbg1")
 		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		set := func(id string) *Provider {
-			p, err := New(Config{Cluster: "main", Server: id, Token: rig.Token(tokenSetting, w.front.Token(server)), Transport: w.front.Transport(server)})
+			p, err := New(Config{Cluster: "main", Server: id, Token: cloudtest.Token(tokenSetting, w.front.Token(server)), Transport: w.front.Transport(server)})
 			require.NoError(t, err)
 			return p
 		}
@@ -215,7 +215,7 @@ func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		self := w.node("nbg1")
 		providertest.Identity(t, serverSetting, self, w.node("nbg1"), func(set string) providers.Provider {
-			p, err := New(Config{Cluster: "main", Server: set, Token: rig.Token(tokenSetting, w.front.Token(self)), Transport: w.front.Transport(self)})
+			p, err := New(Config{Cluster: "main", Server: set, Token: cloudtest.Token(tokenSetting, w.front.Token(self)), Transport: w.front.Transport(self)})
 			require.NoError(t, err)
 			return p
 		}, func() func() {

@@ -11,9 +11,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 	"github.com/blockvol/blockvol/test/cloud/loop"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // A test must not depend on the environment: not on its settings, nor on its proxies and certificates.
@@ -27,10 +27,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func newRig(t *testing.T, cfg cloud.Config, front hetzner.Config) *rig.Rig[*hetzner.Front] {
+func newAccount(t *testing.T, cfg cloud.Config, front hetzner.Config) *cloudtest.Account[*hetzner.Front] {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{"fsn1", "nbg1"}, hetzner.ID
-	return rig.New(t, cfg, func(c *cloud.Cloud) *hetzner.Front {
+	return cloudtest.NewAccount(t, cfg, func(c *cloud.Cloud) *hetzner.Front {
 		front.Cloud = c
 		return hetzner.New(front)
 	}, func(string) cloud.Instance { return cloud.Instance{Zone: "fsn1"} })
@@ -50,17 +50,17 @@ func env(pairs ...string) func(string) string {
 
 const size = 10 * gib
 
-func keepsTheContract(t *testing.T, bubble bool, newRig func(t *testing.T) *rig.Rig[*hetzner.Front]) {
+func keepsTheContract(t *testing.T, bubble bool, newAccount func(t *testing.T) *cloudtest.Account[*hetzner.Front]) {
 	t.Helper()
 	t.Parallel()
 	providertest.Run(t, providertest.Harness{Bubble: bubble, New: func(t *testing.T) *providertest.Cloud {
-		r := newRig(t)
+		r := newAccount(t)
 		return r.Harness(providertest.Cloud{
 			Provider: func(t *testing.T, node, cluster string) providers.Provider {
 				t.Helper()
 				n := r.Node(node)
 				p, err := New(Config{
-					Cluster: cluster, Token: rig.Token(tokenSetting, r.Front.Token(n.ID)), Endpoint: r.URL + "/v1", Metadata: n.Metadata, Transport: n.Transport,
+					Cluster: cluster, Token: cloudtest.Token(tokenSetting, r.Front.Token(n.ID)), Endpoint: r.URL + "/v1", Metadata: n.Metadata, Transport: n.Transport,
 				})
 				require.NoError(t, err)
 				return p
@@ -89,25 +89,25 @@ func keepsTheContract(t *testing.T, bubble bool, newRig func(t *testing.T) *rig.
 }
 
 func TestHetznerKeepsTheContract(t *testing.T) {
-	keepsTheContract(t, true, func(t *testing.T) *rig.Rig[*hetzner.Front] {
+	keepsTheContract(t, true, func(t *testing.T) *cloudtest.Account[*hetzner.Front] {
 		t.Helper()
-		return newRig(t, cloud.Config{}, hetzner.Config{})
+		return newAccount(t, cloud.Config{}, hetzner.Config{})
 	})
 }
 
 func TestHetznerKeepsTheContractWithDisks(t *testing.T) {
-	keepsTheContract(t, false, func(t *testing.T) *rig.Rig[*hetzner.Front] {
+	keepsTheContract(t, false, func(t *testing.T) *cloudtest.Account[*hetzner.Front] {
 		t.Helper()
-		disks := rig.Disks(t)
+		disks := cloudtest.Disks(t)
 		disks.ShowAs(loop.SCSI)
-		return newRig(t, cloud.Config{Backend: disks}, hetzner.Config{})
+		return newAccount(t, cloud.Config{Backend: disks}, hetzner.Config{})
 	})
 }
 
 // Hetzner's reference does not say when a volume shows the server that it is being attached to.
 func TestHetznerKeepsTheContractIfAnAttachShowsLate(t *testing.T) {
-	keepsTheContract(t, true, func(t *testing.T) *rig.Rig[*hetzner.Front] {
+	keepsTheContract(t, true, func(t *testing.T) *cloudtest.Account[*hetzner.Front] {
 		t.Helper()
-		return newRig(t, cloud.Config{Times: cloud.Times{Attach: 10 * time.Millisecond, Detach: 10 * time.Millisecond}}, hetzner.Config{Late: true})
+		return newAccount(t, cloud.Config{Times: cloud.Times{Attach: 10 * time.Millisecond, Detach: 10 * time.Millisecond}}, hetzner.Config{Late: true})
 	})
 }

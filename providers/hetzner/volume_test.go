@@ -19,9 +19,9 @@ import (
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // called is what a volume is called at Hetzner.
@@ -80,7 +80,7 @@ func TestClustersOfAnyNameAreListed(t *testing.T) {
 		server := w.node("fsn1")
 		clusters := []string{"main", "Main", "a,b", "Größe 数据库", strings.Repeat("c", 255), "x)"}
 		for _, cluster := range clusters {
-			p, err := New(Config{Cluster: cluster, Token: rig.Token(tokenSetting, w.front.Token(server)), Transport: w.front.Transport(server)})
+			p, err := New(Config{Cluster: cluster, Token: cloudtest.Token(tokenSetting, w.front.Token(server)), Transport: w.front.Transport(server)})
 			require.NoError(t, err)
 			v := w.create(p, "db")
 			list, err := p.List(t.Context())

@@ -13,10 +13,9 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // world is a simulated Hetzner Cloud without sockets, for a bubble of synctest.
@@ -34,7 +33,7 @@ var slow = cloud.Times{Create: 2 * time.Second, Delete: time.Second, Attach: 4 *
 func inWorld(t *testing.T, cfg cloud.Config, front hetzner.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{"fsn1", "nbg1"}, hetzner.ID
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		front.Cloud = c
 		test(t, &world{t: t, cloud: c, front: hetzner.New(front), sent: &sent{}})
 	})
@@ -54,7 +53,7 @@ func (w *world) on(server string) *Provider {
 func (w *world) onWith(server string, way http.RoundTripper) *Provider {
 	w.t.Helper()
 	w.sent.way = way
-	p, err := New(Config{Cluster: "main", Token: rig.Token(tokenSetting, w.front.Token(server)), Transport: &sent{way: way, to: w.sent}})
+	p, err := New(Config{Cluster: "main", Token: cloudtest.Token(tokenSetting, w.front.Token(server)), Transport: &sent{way: way, to: w.sent}})
 	require.NoError(w.t, err)
 	return p
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
@@ -73,7 +73,7 @@ func TestALinodeTakesVolumesOneAfterAnother(t *testing.T) {
 		begin := time.Now()
 		providertest.AtOnce(attaches...)
 		for _, v := range volumes {
-			assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
+			assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
 		}
 		assert.Less(t, time.Since(begin), time.Minute)
 	})
@@ -106,7 +106,7 @@ func TestAVolumeOnItsWayOutIsAttachedAgainWhenItIsOut(t *testing.T) {
 
 		require.NoError(t, p.Attach(t.Context(), v.ID))
 		time.Sleep(time.Minute) // whatever is under way ends
-		assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
+		assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
 		shown, err = p.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: a, State: providers.Attached}, shown.Attachment)
@@ -128,7 +128,7 @@ func TestAnAttachAfterADetachWithoutAnAnswerIsSure(t *testing.T) {
 				require.NoError(t, p.Attach(t.Context(), v.ID))
 				assert.GreaterOrEqual(t, w.calls()[attaching], times)
 				time.Sleep(time.Minute) // whatever is under way ends
-				assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
+				assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
 			})
 		})
 	}
@@ -172,7 +172,7 @@ func TestADetachThatHadToWaitLooksAgainWhoHasTheVolume(t *testing.T) {
 						mend()
 					},
 				)
-				assert.Equal(t, b, bubble.Holder(w.cloud, v.ID))
+				assert.Equal(t, b, cloudtest.Holder(w.cloud, v.ID))
 			})
 		})
 	}
@@ -202,7 +202,7 @@ func TestAnAttachWhoseAnswerIsLostIsKnownByTheNextLook(t *testing.T) {
 		v := w.create(p, "db")
 		w.cloud.Inject(cloud.Rule{Action: attaching, Fault: cloud.LoseAnswer, Times: 1})
 		require.NoError(t, p.Attach(t.Context(), v.ID))
-		assert.Equal(t, a, bubble.Holder(w.cloud, v.ID))
+		assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
 	})
 }
 
@@ -256,9 +256,9 @@ func TestADetachBelievesNoReadOfATimeBeforeTheAttach(t *testing.T) {
 				assert.Equal(t, 1, w.calls()[detaching])
 				require.NoError(t, p.Attach(t.Context(), v.ID))
 				time.Sleep(time.Minute) // whatever is under way ends
-				require.Equal(t, node.ID, bubble.Holder(w.cloud, v.ID), "whatever was shown, it was on its way out")
+				require.Equal(t, node.ID, cloudtest.Holder(w.cloud, v.ID), "whatever was shown, it was on its way out")
 				require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
-				bubble.Until(t, w.cloud, v.ID, bubble.Free)
+				cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 			}
 		})
 	}
@@ -282,16 +282,16 @@ func TestADetachBelievesNoOldReadAfterARequestThatWasNotAnswered(t *testing.T) {
 			detach := func(ctx context.Context) error { return p.Detach(ctx, v.ID, node, false) }
 
 			unanswered(attaching, cloud.LoseAnswer, attach)
-			bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
 			require.NoError(t, detach(t.Context()))
-			bubble.Until(t, w.cloud, v.ID, bubble.Free)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 
 			time.Sleep(time.Minute)
 			require.NoError(t, attach(t.Context()))
-			bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
 			unanswered(detaching, cloud.Hang, detach)
 			require.NoError(t, detach(t.Context()))
-			bubble.Until(t, w.cloud, v.ID, bubble.Free)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 		})
 	}
 }

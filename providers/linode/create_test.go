@@ -17,7 +17,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
@@ -232,7 +232,7 @@ func TestCreateDeletesOnlyWhatNobodyCanHaveBeenGiven(t *testing.T) {
 						if err == nil && c.then != nil {
 							body, err = io.ReadAll(answer.Body)
 							answer.Body = io.NopCloser(bytes.NewReader(body))
-							c.then(w, node, bubble.Field(t, string(body), "id").(json.Number))
+							c.then(w, node, cloudtest.JSONField(t, string(body), "id").(json.Number))
 						}
 						return answer, err
 					})

@@ -15,8 +15,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // every calls each method that asks the API, for a volume that is this cluster's.
@@ -79,7 +79,7 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 				log.SetLevel(logrus.DebugLevel)
 				p := w.on(a, func(cfg *Config) {
 					way := cfg.Transport
-					cfg.Token, cfg.Log = rig.Token("LINODE_TOKEN", secret), log
+					cfg.Token, cfg.Log = cloudtest.Token("LINODE_TOKEN", secret), log
 					cfg.Transport = httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 						if r.URL.Hostname() == "169.254.169.254" {
 							return way.RoundTrip(r)
@@ -110,7 +110,7 @@ func TestAnAnswerThatIsNotLinodesEndsInASentence(t *testing.T) {
 			a := w.node()
 			p := w.on(a, func(cfg *Config) {
 				way := cfg.Transport
-				cfg.Token = rig.Token("LINODE_TOKEN", secret)
+				cfg.Token = cloudtest.Token("LINODE_TOKEN", secret)
 				cfg.Transport = httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
 					if r.URL.Hostname() == "169.254.169.254" {
 						return way.RoundTrip(r)

@@ -11,9 +11,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/linode"
 	"github.com/blockvol/blockvol/test/cloud/loop"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 func TestMain(m *testing.M) {
@@ -23,10 +23,10 @@ func TestMain(m *testing.M) {
 
 const region = "eu-test"
 
-func newRig(t *testing.T, cfg cloud.Config) *rig.Rig[*linode.Front] {
+func newAccount(t *testing.T, cfg cloud.Config) *cloudtest.Account[*linode.Front] {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{region, "us-test"}, linode.ID
-	r := rig.New(t, cfg, func(c *cloud.Cloud) *linode.Front {
+	r := cloudtest.NewAccount(t, cfg, func(c *cloud.Cloud) *linode.Front {
 		return linode.New(linode.Config{Cloud: c, Plain: []string{"us-test"}})
 	}, func(string) cloud.Instance { return cloud.Instance{Type: "g6-standard-8", Zone: region} })
 	if r.Disks != nil {
@@ -35,13 +35,13 @@ func newRig(t *testing.T, cfg cloud.Config) *rig.Rig[*linode.Front] {
 	return r
 }
 
-func harness(r *rig.Rig[*linode.Front], faulty bool) *providertest.Cloud {
+func harness(r *cloudtest.Account[*linode.Front], faulty bool) *providertest.Cloud {
 	const size = 10 * gib
 	return r.Harness(providertest.Cloud{
 		Provider: func(t *testing.T, node, cluster string) providers.Provider {
 			t.Helper()
 			n := r.Node(node)
-			p, err := New(Config{Cluster: cluster, Token: rig.Token("LINODE_TOKEN", r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
+			p, err := New(Config{Cluster: cluster, Token: cloudtest.Token("LINODE_TOKEN", r.Front.Token(n.ID)), API: r.URL, Metadata: n.Metadata, Transport: n.Transport})
 			require.NoError(t, err)
 			return p
 		},
@@ -71,7 +71,7 @@ func harness(r *rig.Rig[*linode.Front], faulty bool) *providertest.Cloud {
 func TestLinodeKeepsTheContract(t *testing.T) {
 	t.Parallel()
 	providertest.Run(t, providertest.Harness{Bubble: true, New: func(t *testing.T) *providertest.Cloud {
-		return harness(newRig(t, cloud.Config{}), true)
+		return harness(newAccount(t, cloud.Config{}), true)
 	}})
 }
 
@@ -80,8 +80,8 @@ func TestLinodeKeepsTheContractWithDisksAndTime(t *testing.T) {
 	t.Parallel()
 	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
 		const moment = 20 * time.Millisecond
-		return harness(newRig(t, cloud.Config{
-			Backend: rig.Disks(t), LetGo: true,
+		return harness(newAccount(t, cloud.Config{
+			Backend: cloudtest.Disks(t), LetGo: true,
 			Times: cloud.Times{Create: moment, Delete: moment, Attach: moment, Detach: moment, Modify: moment},
 		}), false) // the suite's hanging calls end before a question is asked again
 	}})

@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/linode"
 )
@@ -281,7 +281,7 @@ func TestOnlyAVolumeThatIsDetachedIsEnlarged(t *testing.T) {
 		assert.Zero(t, w.calls()[resizing])
 
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
-		bubble.Until(w.t, w.cloud, v.ID, bubble.Free)
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 		ask := func(size int64) func() {
 			return func() {
 				v, err := w.on(a).Modify(t.Context(), v.ID, providers.Change{Size: size})

@@ -8,9 +8,8 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/linode"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // The routes of the API, as faults and counts name them.
@@ -36,7 +35,7 @@ type world struct {
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{region, "us-test"}, linode.ID
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		test(t, &world{t: t, cloud: c, front: linode.New(linode.Config{Cloud: c, Plain: []string{"us-test"}})})
 	})
 }
@@ -47,7 +46,7 @@ func (w *world) node() string { return w.cloud.AddInstance(cloud.Instance{Type: 
 // on starts a process on an instance: one that knows nothing yet.
 func (w *world) on(instance string, change ...func(*Config)) *Provider {
 	w.t.Helper()
-	cfg := Config{Cluster: "main", Token: rig.Token("LINODE_TOKEN", w.front.Token(instance)), Transport: w.front.Transport(instance)}
+	cfg := Config{Cluster: "main", Token: cloudtest.Token("LINODE_TOKEN", w.front.Token(instance)), Transport: w.front.Transport(instance)}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -67,7 +66,7 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
-	bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
+	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 }
 
 // calls counts the requests to the API since the last time, those of a fresh process's look at itself included.

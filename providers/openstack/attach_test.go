@@ -13,7 +13,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
 )
@@ -106,7 +106,7 @@ func TestAnOldCinderLeavesTheHolderOpenUntilItArrives(t *testing.T) {
 		assert.Equal(t, providers.Attachment{State: providers.Attaching}, found.Attachment)
 		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrBusy)
 		require.NoError(t, b.Detach(t.Context(), v.ID, two, false))
-		bubble.Until(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Attached })
+		cloudtest.WaitFor(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Attached })
 		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrHeld)
 	}, func(cfg *front.Config) { cfg.NoAttachments = true })
 }
@@ -312,13 +312,13 @@ func TestNovaIsWaitedForAfterADetach(t *testing.T) {
 		v := w.create(a, "db")
 		w.attach(a, v)
 		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
-		bubble.Until(t, w.cloud, v.ID, bubble.Free)
+		cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
 		require.NoError(t, b.Attach(t.Context(), v.ID))
-		bubble.Until(t, w.cloud, v.ID, bubble.Attached)
+		cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
 
 		require.NoError(t, b.Detach(t.Context(), v.ID, two, false))
-		bubble.Until(t, w.cloud, v.ID, bubble.Free)
+		cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		require.ErrorIs(t, a.Attach(ctx, v.ID), providers.ErrBusy)

@@ -12,9 +12,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // quick are times for a cloud whose reads do not lag, and a test that does not wait.
@@ -27,7 +27,7 @@ func keepsTheContract(t *testing.T, bubble bool, configure func(t *testing.T) cl
 	providertest.Run(t, providertest.Harness{Bubble: bubble, New: func(t *testing.T) *providertest.Cloud {
 		cfg := configure(t)
 		cfg.Zones, cfg.ID = []string{"nova"}, front.ID
-		r := rig.New(t, cfg, func(c *cloud.Cloud) *front.Front {
+		r := cloudtest.NewAccount(t, cfg, func(c *cloud.Cloud) *front.Front {
 			return front.New(front.Config{Cloud: c, Types: []string{"__DEFAULT__", "fast"}, Gigabytes: 100000})
 		}, func(string) cloud.Instance { return cloud.Instance{} })
 		return r.Harness(providertest.Cloud{
@@ -37,7 +37,7 @@ func keepsTheContract(t *testing.T, bubble bool, configure func(t *testing.T) cl
 				id, secret := r.Front.Credentials(n.ID)
 				p, err := New(Config{
 					Cluster: cluster, Auth: gophercloud.AuthOptions{IdentityEndpoint: r.URL + "/identity/v3", ApplicationCredentialID: id},
-					Secret: rig.Token("SECRET", secret), Metadata: n.Metadata + "/openstack/latest/meta_data.json", Transport: n.Transport, Neighbour: &http.Client{Transport: n.Transport},
+					Secret: cloudtest.Token("SECRET", secret), Metadata: n.Metadata + "/openstack/latest/meta_data.json", Transport: n.Transport, Neighbour: &http.Client{Transport: n.Transport},
 				})
 				require.NoError(t, err)
 				p.times = quick
@@ -73,7 +73,7 @@ func TestOpenStackKeepsTheContract(t *testing.T) {
 
 func TestOpenStackKeepsTheContractWithDisks(t *testing.T) {
 	keepsTheContract(t, false, func(t *testing.T) cloud.Config {
-		disks := rig.Disks(t)
+		disks := cloudtest.Disks(t)
 		disks.ShowAs(loop.Virtio)
 		return cloud.Config{Times: cloud.Times{Delete: 20 * time.Millisecond}, Backend: disks}
 	})

@@ -15,10 +15,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // world is a simulated OpenStack without sockets, for a bubble of synctest.
@@ -35,7 +34,7 @@ func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also
 	if cfg.Zones == nil {
 		cfg.Zones = []string{"nova"}
 	}
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		of := front.Config{Cloud: c}
 		for _, change := range also {
 			change(&of)
@@ -62,7 +61,7 @@ func (w *world) onBy(server string, way http.RoundTripper) *Provider {
 	id, secret := w.front.Credentials(server)
 	p, err := New(Config{
 		Cluster: "main", Auth: gophercloud.AuthOptions{IdentityEndpoint: "http://keystone.test/identity/v3", ApplicationCredentialID: id},
-		Secret: rig.Token("SECRET", secret), Transport: way, Neighbour: &http.Client{Transport: way},
+		Secret: cloudtest.Token("SECRET", secret), Transport: way, Neighbour: &http.Client{Transport: way},
 	})
 	require.NoError(w.t, err)
 	return p
@@ -99,7 +98,7 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
-	bubble.Until(w.t, w.cloud, v.ID, bubble.Attached)
+	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 }
 
 // sentence is what every error for the operator must be, without secrets.

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
@@ -31,7 +31,7 @@ var times = cloud.Times{Attach: 5 * time.Second, Detach: 5 * time.Second, Modify
 func inWorld(t *testing.T, cfg cloud.Config, front digitalocean.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID, cfg.Times = []string{"nyc1", "ams3"}, digitalocean.ID, times
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		front.Cloud = c
 		w := &world{t: t, cloud: c, front: digitalocean.New(front)}
 		w.droplet = w.node("nyc1")
@@ -65,7 +65,7 @@ func (w *world) must(method, path, body string, keys ...string) any {
 	w.t.Helper()
 	status, _, answer := w.send(method, path, body)
 	require.Less(w.t, status, 300, answer)
-	return bubble.Field(w.t, answer, keys...)
+	return cloudtest.JSONField(w.t, answer, keys...)
 }
 
 // refused makes a request that is refused so.
@@ -126,7 +126,7 @@ func TestAnswersAreThoseOfTheReference(t *testing.T) {
 
 		status, _, answer = w.send("GET", "/v2/volumes/none", "")
 		assert.Equal(t, http.StatusNotFound, status)
-		assert.JSONEq(t, `{"id": "not_found", "message": "The resource you requested could not be found.", "request_id": "`+bubble.Field(t, answer, "request_id").(string)+`"}`, answer)
+		assert.JSONEq(t, `{"id": "not_found", "message": "The resource you requested could not be found.", "request_id": "`+cloudtest.JSONField(t, answer, "request_id").(string)+`"}`, answer)
 		status, _, answer = w.send("DELETE", "/v2/volumes/"+w.create("other"), "")
 		assert.Equal(t, http.StatusNoContent, status)
 		assert.Empty(t, answer)

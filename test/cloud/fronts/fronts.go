@@ -15,13 +15,13 @@ import (
 	"github.com/blockvol/blockvol/providers/linode"
 	"github.com/blockvol/blockvol/providers/openstack"
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	doFront "github.com/blockvol/blockvol/test/cloud/digitalocean"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 	hetznerFront "github.com/blockvol/blockvol/test/cloud/hetzner"
 	linodeFront "github.com/blockvol/blockvol/test/cloud/linode"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	stackFront "github.com/blockvol/blockvol/test/cloud/openstack"
-	"github.com/blockvol/blockvol/test/cloud/rig"
 )
 
 // Front is a cloud's API for one account.
@@ -123,7 +123,7 @@ var droplets = Kind{
 	},
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*doFront.Front)
-		return digitalocean.New(digitalocean.Config{Cluster: cluster, Token: rig.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
+		return digitalocean.New(digitalocean.Config{Cluster: cluster, Token: cloudtest.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
 	},
 }
 
@@ -144,7 +144,7 @@ var hcloud = Kind{
 	},
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*hetznerFront.Front)
-		return hetzner.New(hetzner.Config{Cluster: cluster, Token: rig.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
+		return hetzner.New(hetzner.Config{Cluster: cluster, Token: cloudtest.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
 	},
 }
 
@@ -165,7 +165,7 @@ var linodes = Kind{
 	},
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*linodeFront.Front)
-		return linode.New(linode.Config{Cluster: cluster, Token: rig.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
+		return linode.New(linode.Config{Cluster: cluster, Token: cloudtest.Token("TOKEN", front.Token(instance)), Transport: front.Transport(instance)})
 	},
 }
 
@@ -193,7 +193,7 @@ var stack = Kind{
 		way := front.Transport(instance)
 		return openstack.New(openstack.Config{
 			Cluster: cluster, Auth: gophercloud.AuthOptions{IdentityEndpoint: "http://openstack/identity/v3", ApplicationCredentialID: id},
-			Secret: rig.Token("SECRET", secret), Transport: way, Neighbour: &http.Client{Transport: way},
+			Secret: cloudtest.Token("SECRET", secret), Transport: way, Neighbour: &http.Client{Transport: way},
 		})
 	},
 }

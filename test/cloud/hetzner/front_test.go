@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
@@ -32,7 +32,7 @@ var times = cloud.Times{Attach: 4 * time.Second, Detach: 4 * time.Second, Modify
 func inWorld(t *testing.T, cfg cloud.Config, front hetzner.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID, cfg.Times = []string{"fsn1", "nbg1"}, hetzner.ID, times
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		front.Cloud = c
 		w := &world{t: t, cloud: c, front: hetzner.New(front)}
 		w.server = w.node("fsn1")
@@ -66,7 +66,7 @@ func (w *world) must(method, path, body string, keys ...string) any {
 	w.t.Helper()
 	status, _, answer := w.send(method, path, body)
 	require.Less(w.t, status, 300, answer)
-	return bubble.Field(w.t, answer, keys...)
+	return cloudtest.JSONField(w.t, answer, keys...)
 }
 
 // refused makes a request that is refused so.

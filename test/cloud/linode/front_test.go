@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/linode"
 )
@@ -29,7 +29,7 @@ type world struct {
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{"eu-central", "us-east"}, linode.ID
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		test(t, &world{
 			t: t, cloud: c, front: linode.New(linode.Config{Cloud: c, Plain: []string{"us-east"}}),
 			instance: c.AddInstance(cloud.Instance{Type: "g6-standard-2"}).ID,
@@ -78,7 +78,7 @@ func (w *world) create(label string, tags ...string) string {
 	require.NoError(w.t, err)
 	status, _, content := w.send("POST", "/volumes", string(body))
 	require.Equal(w.t, http.StatusOK, status, content)
-	return bubble.Field(w.t, content, "id").(json.Number).String()
+	return cloudtest.JSONField(w.t, content, "id").(json.Number).String()
 }
 
 func TestAVolumeIsShownAsTheReferenceHasIt(t *testing.T) {

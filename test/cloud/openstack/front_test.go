@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/bubble"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/openstack"
 )
@@ -33,7 +33,7 @@ type world struct {
 func inWorld(t *testing.T, cfg cloud.Config, of openstack.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{"nova"}, openstack.ID
-	bubble.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
+	cloudtest.Run(t, cfg, func(t *testing.T, c *cloud.Cloud) {
 		of.Cloud = c
 		w := &world{t: t, cloud: c, front: openstack.New(of), server: c.AddInstance(cloud.Instance{}).ID}
 		w.token = w.front.Token(w.server)
@@ -55,7 +55,7 @@ func (w *world) create(body string) string {
 	w.t.Helper()
 	status, answer, _ := w.ask("POST", volumesPath, body)
 	require.Equal(w.t, http.StatusAccepted, status, answer)
-	return bubble.Field(w.t, answer, "volume", "id").(string)
+	return cloudtest.JSONField(w.t, answer, "volume", "id").(string)
 }
 
 // says asserts that a request is refused in these words.
@@ -297,7 +297,7 @@ func TestASnapshotIsDeletingForAWhileAndKeepsItsVolume(t *testing.T) {
 		volume := w.create(`{"volume":{"size":1,"name":"db"}}`)
 		const snapshots = "/volume/v3/" + openstack.Project + "/snapshots"
 		_, answer, _ := w.ask("POST", snapshots, `{"snapshot":{"volume_id":"`+volume+`","name":"one"}}`)
-		path := snapshots + "/" + bubble.Field(t, answer, "snapshot", "id").(string)
+		path := snapshots + "/" + cloudtest.JSONField(t, answer, "snapshot", "id").(string)
 		w.says(202, "", "DELETE", path, "")
 		w.says(200, `"status":"deleting"`, "GET", path, "")
 		w.says(400, "must be available", "DELETE", path, "")

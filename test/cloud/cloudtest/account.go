@@ -1,6 +1,4 @@
-// Package rig gives the contract's suite of package providertest a simulated cloud with nodes by name: behind sockets if it has
-// disks, and otherwise without, so that the suite can run in bubbles of testing/synctest.
-package rig
+package cloudtest
 
 import (
 	"net/http"
@@ -26,12 +24,13 @@ type Front interface {
 	Metadata(instance string) http.Handler
 }
 
-// Rig is one account of a simulated cloud.
-type Rig[F Front] struct {
+// Account is an account of a simulated cloud, for the suite of package providertest. With disks its services listen on sockets.
+// Without, they do not, and the suite can use testing/synctest.
+type Account[F Front] struct {
 	Cloud *cloud.Cloud
 	Front F
 	URL   string        // of the API
-	Disks *loop.Backend // nil: attachments have nothing behind them
+	Disks *loop.Backend // nil: volumes have no devices
 
 	t        *testing.T
 	instance func(node string) cloud.Instance
@@ -39,30 +38,31 @@ type Rig[F Front] struct {
 	nodes    map[string]*Node
 }
 
-// Node is one instance, and the way from it to the cloud.
+// Node is one instance and its connection to the cloud.
 type Node struct {
-	ID, Metadata string // Metadata is the URL of its service
-	Transport    http.RoundTripper
+	ID        string
+	Metadata  string // URL of its metadata service
+	Transport http.RoundTripper
 
 	calls *counter
 }
 
-// New returns a rig that ends with the test. Nodes are such instances as instance says.
-func New[F Front](t *testing.T, cfg cloud.Config, front func(*cloud.Cloud) F, instance func(node string) cloud.Instance) *Rig[F] {
+// NewAccount returns an account that is closed when the test ends. Function instance describes the instance of a node.
+func NewAccount[F Front](t *testing.T, cfg cloud.Config, front func(*cloud.Cloud) F, instance func(node string) cloud.Instance) *Account[F] {
 	t.Helper()
-	r := &Rig[F]{Cloud: cloud.New(cfg), t: t, instance: instance, nodes: map[string]*Node{}}
-	r.Disks, _ = cfg.Backend.(*loop.Backend)
-	t.Cleanup(r.Cloud.Close)
-	r.Front = front(r.Cloud)
-	if r.Disks == nil {
-		r.URL = "http://api.test"
+	a := &Account[F]{Cloud: cloud.New(cfg), t: t, instance: instance, nodes: map[string]*Node{}}
+	a.Disks, _ = cfg.Backend.(*loop.Backend)
+	t.Cleanup(a.Cloud.Close)
+	a.Front = front(a.Cloud)
+	if a.Disks == nil {
+		a.URL = "http://api.test"
 	} else {
-		r.URL = serve(t, r.Front)
+		a.URL = serve(t, a.Front)
 	}
-	return r
+	return a
 }
 
-// Disks returns a backend that ends with the test.
+// Disks returns a backend that is closed when the test ends.
 func Disks(t *testing.T) *loop.Backend {
 	t.Helper()
 	disks, err := loop.New(t.TempDir())
@@ -71,7 +71,7 @@ func Disks(t *testing.T) *loop.Backend {
 	return disks
 }
 
-// Token is one that has been set.
+// Token returns the token of a setting with this value.
 func Token(setting, value string) *rest.Token {
 	token, err := rest.TokenFrom(func(name string) string { return map[string]string{setting: value}[name] }, setting)
 	if err != nil {
@@ -87,41 +87,41 @@ func serve(t *testing.T, h http.Handler) (url string) {
 	return s.URL
 }
 
-// Node returns the node of that name, made when it is first named.
-func (r *Rig[F]) Node(name string) *Node {
-	r.t.Helper()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := r.nodes[name]
+// Node returns the node with this name. The first call starts its instance.
+func (a *Account[F]) Node(name string) *Node {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := a.nodes[name]
 	if n == nil {
-		id := r.Cloud.AddInstance(r.instance(name)).ID
-		metadata := r.Front.Metadata(id)
-		calls := &counter{api: r.URL}
+		id := a.Cloud.AddInstance(a.instance(name)).ID
+		metadata := a.Front.Metadata(id)
+		calls := &counter{api: a.URL}
 		n = &Node{ID: id, Transport: calls, calls: calls}
-		if r.Disks == nil {
-			n.Metadata, calls.way = "http://"+httpsim.MetadataHost, httpsim.InstanceTransport(r.Front, metadata)
+		if a.Disks == nil {
+			n.Metadata, calls.next = "http://"+httpsim.MetadataHost, httpsim.InstanceTransport(a.Front, metadata)
 		} else {
-			n.Metadata, calls.way = serve(r.t, metadata), http.DefaultTransport
-			require.NoError(r.t, r.Disks.Sysfs(id, r.t.TempDir()))
+			n.Metadata, calls.next = serve(a.t, metadata), http.DefaultTransport
+			require.NoError(a.t, a.Disks.Sysfs(id, a.t.TempDir()))
 		}
-		r.nodes[name] = n
+		a.nodes[name] = n
 	}
 	return n
 }
 
-// until waits for an instance's state.
-func (r *Rig[F]) until(instance string, state cloud.InstanceState) {
-	r.t.Helper()
-	require.Eventually(r.t, func() bool {
-		i, _ := r.Cloud.Instance(instance)
+// waitState waits until the instance is in this state.
+func (a *Account[F]) waitState(instance string, state cloud.InstanceState) {
+	a.t.Helper()
+	require.Eventually(a.t, func() bool {
+		i, _ := a.Cloud.Instance(instance)
 		return i.State == state
 	}, time.Minute, time.Millisecond)
 }
 
-// counter counts the calls to the API.
+// counter counts the requests to the API.
 type counter struct {
-	api string
-	way http.RoundTripper
+	api  string
+	next http.RoundTripper
 
 	mu sync.Mutex
 	n  int
@@ -133,7 +133,7 @@ func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
 		c.n++
 		c.mu.Unlock()
 	}
-	return c.way.RoundTrip(r)
+	return c.next.RoundTrip(r)
 }
 
 func (c *counter) count() int {
@@ -142,10 +142,10 @@ func (c *counter) count() int {
 	return c.n
 }
 
-// What may happen to a cloud's answers beside what providertest knows.
+// Faults of an answer beyond those of providertest.
 const (
 	truncate providertest.Fault = "truncated answer"
-	garbage  providertest.Fault = "an answer that is not the cloud's"
+	garbage  providertest.Fault = "answer of something else"
 
 	pageNotFound  providertest.Fault = "a gateway's 404 page"
 	routeNotFound providertest.Fault = "a gateway's 404 of JSON"
@@ -158,38 +158,37 @@ var faults = map[providertest.Fault]cloud.Fault{
 	pageNotFound: cloud.PageNotFound, routeNotFound: cloud.RouteNotFound, emptyNotFound: cloud.EmptyNotFound,
 }
 
-// Harness completes what the suite needs with what every rig has: nodes that stop and go, devices, and, if it is to be faulty,
-// all faults.
-func (r *Rig[F]) Harness(c providertest.Cloud, faulty bool) *providertest.Cloud {
+// Harness adds to c what is the same for every account: how nodes stop and end, devices and, if faulty, all faults.
+func (a *Account[F]) Harness(c providertest.Cloud, faulty bool) *providertest.Cloud {
 	c.Stop = func(_ *testing.T, node string) {
-		r.Cloud.Stop(r.Node(node).ID)
-		r.until(r.Node(node).ID, cloud.Stopped)
+		a.Cloud.Stop(a.Node(node).ID)
+		a.waitState(a.Node(node).ID, cloud.Stopped)
 	}
 	c.Remove = func(_ *testing.T, node string) {
-		r.Cloud.Terminate(r.Node(node).ID)
-		r.until(r.Node(node).ID, cloud.Terminated)
+		a.Cloud.Terminate(a.Node(node).ID)
+		a.waitState(a.Node(node).ID, cloud.Terminated)
 	}
-	if r.Disks != nil {
+	if a.Disks != nil {
 		c.Device = func(t *testing.T, _ string, v *providers.Volume) string {
 			t.Helper()
-			require.Eventually(t, func() bool { return r.Disks.Device(v.ID) != "" }, time.Minute, time.Millisecond)
-			return r.Disks.Device(v.ID)
+			require.Eventually(t, func() bool { return a.Disks.Device(v.ID) != "" }, time.Minute, time.Millisecond)
+			return a.Disks.Device(v.ID)
 		}
 	}
 	if faulty {
 		c.Faults = []providertest.Fault{providertest.Refuse, providertest.LoseAnswer, providertest.Hang, providertest.Throttle, truncate, garbage}
 		c.NotFounds = []providertest.Fault{pageNotFound, routeNotFound, emptyNotFound}
 		c.Break = func(_ *testing.T, node string, fault providertest.Fault) func() {
-			return r.Cloud.Inject(cloud.Rule{Caller: r.Node(node).ID, Fault: faults[fault]})
+			return a.Cloud.Inject(cloud.Rule{Caller: a.Node(node).ID, Fault: faults[fault]})
 		}
-		// Each call of each change meets each fault: where waits take their time, that is minutes.
-		if r.Disks != nil && testing.Short() {
+		// Each call of each change meets each fault. With real waits that takes minutes.
+		if a.Disks != nil && testing.Short() {
 			return &c
 		}
 		c.BreakCall = func(_ *testing.T, node string, n int, fault providertest.Fault) func() bool {
-			calls := r.Node(node).calls
+			calls := a.Node(node).calls
 			before := calls.count()
-			remove := r.Cloud.Inject(cloud.Rule{Caller: r.Node(node).ID, Fault: faults[fault], Skip: n - 1, Times: 1})
+			remove := a.Cloud.Inject(cloud.Rule{Caller: a.Node(node).ID, Fault: faults[fault], Skip: n - 1, Times: 1})
 			return func() bool { remove(); return calls.count() >= before+n }
 		}
 	}
