@@ -125,7 +125,7 @@ func TestWhereMkfsIsMissingItsOptionsAreCheckedWhenAVolumeIsFormatted(t *testing
 // picky is a host that refuses a volume's options.
 type picky struct {
 	Host
-	format, publish error
+	format, stage error
 }
 
 func (p picky) Format(ctx context.Context, dev mount.Device, spec mount.FormatSpec) error {
@@ -135,8 +135,8 @@ func (p picky) Format(ctx context.Context, dev mount.Device, spec mount.FormatSp
 	return p.Host.Format(ctx, dev, spec)
 }
 
-func (p picky) Publish(context.Context, mount.Device, string, mount.PublishSpec) (string, error) {
-	return "", p.publish
+func (p picky) Stage(context.Context, mount.Device, string, mount.StageSpec) (string, error) {
+	return "", p.stage
 }
 
 func TestAMountThatItsOptionsForbidSaysWhatToDo(t *testing.T) {
@@ -152,12 +152,12 @@ func TestAMountThatItsOptionsForbidSaysWhatToDo(t *testing.T) {
 				`it holds no data: if its mkfs-options "-b 4096" are the reason, remove it and create it again with others`,
 			},
 			{
-				picky{publish: mount.ErrInvalid},
+				picky{stage: mount.ErrInvalid},
 				map[string]string{"mount-options": "data=journal,commit=5"},
 				`if its mount-options "data=journal,commit=5" are the reason and it is new, remove it and create it again with others; if it holds data, create another volume from a snapshot of it, with mount-options=defaults`,
 			},
 			{
-				picky{publish: mount.ErrWrongFS},
+				picky{stage: mount.ErrWrongFS},
 				map[string]string{"snapshot": "snap"},
 				`if it was created with another fstype than snapshot snap has, remove it and create it again without`,
 			},

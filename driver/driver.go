@@ -32,10 +32,10 @@ type Host interface {
 	WaitGone(ctx context.Context, serial string) error
 	Probe(ctx context.Context, dev mount.Device) (mount.Contents, error)
 	Format(ctx context.Context, dev mount.Device, spec mount.FormatSpec) error
-	Publish(ctx context.Context, dev mount.Device, dir string, spec mount.PublishSpec) (path string, err error)
-	Unpublish(ctx context.Context, dir string) error
+	Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (path string, err error)
+	Unstage(ctx context.Context, dir string) error
 	Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error)
-	IsPublished(ctx context.Context, dir string, dev mount.Device) (bool, error)
+	IsStaged(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
 	InUse(ctx context.Context, dev mount.Device) (bool, error)
 	Activity(dev mount.Device) (string, error)
@@ -259,7 +259,7 @@ func (d *Driver) recognise(ctx context.Context, v *volume, serial string) {
 	}
 	v.setDevice(dev)
 	d.active(v)
-	if up, err := d.host.IsPublished(ctx, v.dir, dev); err == nil && up {
+	if up, err := d.host.IsStaged(ctx, v.dir, dev); err == nil && up {
 		v.setPath(filepath.Join(d.published, v.dir))
 	}
 }

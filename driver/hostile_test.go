@@ -167,11 +167,11 @@ func (h *blindHost) Wait(ctx context.Context, s string) (mount.Device, error) {
 	return h.Host.Wait(ctx, s)
 }
 
-func (h *blindHost) Unpublish(ctx context.Context, dir string) error {
+func (h *blindHost) Unstage(ctx context.Context, dir string) error {
 	if h.hangDir == dir {
 		<-h.hung
 	}
-	return h.Host.Unpublish(ctx, dir)
+	return h.Host.Unstage(ctx, dir)
 }
 
 func TestADeviceThatCannotBeSeenMayStillBeHeld(t *testing.T) {
@@ -246,7 +246,7 @@ func TestACancelledMountDoesNotForgetThePath(t *testing.T) {
 			if len(c) > 6 && c[:6] == "cloud." {
 				return failBefore
 			}
-			if c == "host.IsPublished" {
+			if c == "host.IsStaged" {
 				return failBefore
 			}
 			return noFault
@@ -802,7 +802,7 @@ func (h *slowFirstFind) Find(ctx context.Context, serial string) (mount.Device, 
 func TestWhatALifeBeforeHasLeftIsLookedAfterOnceItsDeviceIsKnown(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
-		w.setFault(at("host.Publish", crashBefore))
+		w.setFault(at("host.Stage", crashBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
 		l.kill()

@@ -104,7 +104,7 @@ func (d *Driver) isUp(ctx context.Context, v *volume) bool {
 	if err != nil || dev.Name != v.device.Name || dev.Major != v.device.Major || dev.Minor != v.device.Minor {
 		return false
 	}
-	up, err := d.host.IsPublished(ctx, v.dir, dev)
+	up, err := d.host.IsStaged(ctx, v.dir, dev)
 	if err == nil && !up {
 		v.setPath("")
 	}
@@ -143,7 +143,7 @@ func (d *Driver) bringUp(ctx context.Context, v *volume, called time.Time) (err 
 	v.step("being checked and mounted")
 	v.fitted = 0
 	// Nothing is cut short: half an fsck is worse than a late one.
-	path, err := d.host.Publish(context.WithoutCancel(ctx), dev, v.dir, mount.PublishSpec{
+	path, err := d.host.Stage(context.WithoutCancel(ctx), dev, v.dir, mount.StageSpec{
 		FSType: set.fstype, Layout: set.layout, MountOptions: set.mountOptions, UID: set.uid, GID: set.gid, Mode: set.mode,
 		Warn: func(err error) {
 			v.fitted = dev.Size // and was told
@@ -437,7 +437,7 @@ func (d *Driver) explain(ctx context.Context, failure error, vol *providers.Volu
 // here.
 func (d *Driver) formatOnce(ctx context.Context, v *volume, vol *providers.Volume, node providers.Node, dev mount.Device, set *settings) (*providers.Volume, error) {
 	if set.formatted && set.fstype != "" {
-		return vol, nil // whether it still holds what it should, Publish sees
+		return vol, nil // whether it still holds what it should, Stage sees
 	}
 	contents, err := d.host.Probe(ctx, dev)
 	if err != nil {

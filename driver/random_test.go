@@ -208,7 +208,7 @@ func (r *trial) faults(rng *rand.Rand) {
 			return failBefore
 		case f == late && !slices.Contains([]string{"cloud.Attach", "cloud.Detach", "cloud.Mark", "cloud.Delete", "cloud.Forget"}, call):
 			return failAfter
-		case f == stuck && !slices.Contains([]string{"host.Publish", "host.Unpublish", "host.Format mkfs"}, call):
+		case f == stuck && !slices.Contains([]string{"host.Stage", "host.Unstage", "host.Format mkfs"}, call):
 			return failBefore
 		}
 		return f

@@ -145,7 +145,7 @@ func (d *Driver) orphaned(ctx context.Context, v *volume, e *entry) bool {
 	if err != nil || dev == (mount.Device{}) {
 		return false
 	}
-	published, err := d.host.IsPublished(ctx, v.dir, dev)
+	published, err := d.host.IsStaged(ctx, v.dir, dev)
 	return err == nil && !published
 }
 
@@ -309,7 +309,7 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 			// If the journal was lost, and the disk taken from this node since, its dead mount is in the way of the next. Its
 			// unmount may hang in the kernel, which must not keep the other volumes from their turn.
 			d.tasks.Go(func() {
-				if err := d.host.Unpublish(ctx, v.dir); err != nil {
+				if err := d.host.Unstage(ctx, v.dir); err != nil {
 					d.volumeLog(v).WithError(err).Warn("The mount of a volume that this node does not hold could not be taken away")
 				}
 				d.leave(v)

@@ -103,7 +103,7 @@ func (d *Driver) release(ctx context.Context, v *volume) (err error) {
 		}
 	}
 	v.step("being unmounted")
-	if err := d.host.Unpublish(ctx, v.dir); err != nil {
+	if err := d.host.Unstage(ctx, v.dir); err != nil {
 		return fmt.Errorf("%w: volume %q (%s) stays attached to node %s, and its release is tried again", err, v.name, e.Volume, node.ID)
 	}
 	v.setPath("")

@@ -871,8 +871,8 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 	})
 }
 
-func (h *fakeHost) Publish(ctx context.Context, dev mount.Device, dir string, spec mount.PublishSpec) (string, error) {
-	err := h.do(ctx, "host.Publish", func() error {
+func (h *fakeHost) Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (string, error) {
+	err := h.do(ctx, "host.Stage", func() error {
 		d := h.attached(dev.Serial)
 		if d == nil {
 			return mount.ErrNoDevice
@@ -922,8 +922,8 @@ func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grow
 	return grown, err
 }
 
-func (h *fakeHost) Unpublish(ctx context.Context, dir string) error {
-	return h.do(ctx, "host.Unpublish", func() error {
+func (h *fakeHost) Unstage(ctx context.Context, dir string) error {
+	return h.do(ctx, "host.Unstage", func() error {
 		for _, s := range h.machine.mounts {
 			if s.dir == dir && time.Now().Before(s.busy) {
 				return mount.ErrBusy
@@ -958,8 +958,8 @@ func (m *machine) settle() {
 	maps.DeleteFunc(m.mounts, func(_ string, s *superblock) bool { return !s.held() })
 }
 
-func (h *fakeHost) IsPublished(ctx context.Context, dir string, dev mount.Device) (up bool, err error) {
-	err = h.do(ctx, "host.IsPublished", func() error {
+func (h *fakeHost) IsStaged(ctx context.Context, dir string, dev mount.Device) (up bool, err error) {
+	err = h.do(ctx, "host.IsStaged", func() error {
 		s := h.machine.on(dev)
 		up = s != nil && s.dir == dir
 		return nil

@@ -32,8 +32,8 @@ func TestAFileSystemThatWasNotUnmountedComesUp(t *testing.T) {
 		t.Run(fstype, func(t *testing.T) {
 			h := newHost(t)
 			d := formatted(t, h, fstype)
-			spec := PublishSpec{FSType: fstype, Layout: LayoutData}
-			path := publish(t, h, d, "vol", spec)
+			spec := StageSpec{FSType: fstype, Layout: LayoutData}
+			path := stage(t, h, d, "vol", spec)
 			f, err := os.Create(filepath.Join(path, "file"))
 			require.NoError(t, err)
 			_, err = f.WriteString("synced")
@@ -41,13 +41,13 @@ func TestAFileSystemThatWasNotUnmountedComesUp(t *testing.T) {
 			require.NoError(t, f.Sync())
 			require.NoError(t, f.Close())
 			dirty := copyOf(t, d)
-			unpublish(t, h, d, "vol")
+			unstage(t, h, d, "vol")
 
-			path = publish(t, h, dirty, "vol", spec)
+			path = stage(t, h, dirty, "vol", spec)
 			b, err := os.ReadFile(filepath.Join(path, "file"))
 			require.NoError(t, err)
 			assert.Equal(t, "synced", string(b))
-			unpublish(t, h, dirty, "vol")
+			unstage(t, h, dirty, "vol")
 		})
 	}
 }
@@ -57,8 +57,8 @@ func TestASmallDamageIsRepaired(t *testing.T) {
 	d := formatted(t, h, "ext4")
 	must(t, "debugfs", "-w", "-R", "set_super_value free_blocks_count 1", d.Path)
 	must(t, "debugfs", "-w", "-R", "set_super_value state 0", d.Path)
-	publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
-	unpublish(t, h, d, "vol")
+	stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
+	unstage(t, h, d, "vol")
 	must(t, "e2fsck", "-f", "-n", d.Path)
 }
 
@@ -74,7 +74,7 @@ func TestAWreckedFileSystemIsNotMounted(t *testing.T) {
 			h := newHost(t)
 			d := formatted(t, h, fstype)
 			wreck(d)
-			_, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: fstype, Layout: LayoutData})
+			_, err := h.Stage(context.Background(), d.Device, "vol", StageSpec{FSType: fstype, Layout: LayoutData})
 			require.ErrorIs(t, err, ErrDamaged)
 			d.isFree(h)
 		})
@@ -84,21 +84,21 @@ func TestAWreckedFileSystemIsNotMounted(t *testing.T) {
 func TestAFileSystemThatAContainerHoldsIsNotChecked(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
-	path := publish(t, h, d, "vol", spec)
+	spec := StageSpec{FSType: "ext4", Layout: LayoutData}
+	path := stage(t, h, d, "vol", spec)
 	require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("kept"), 0o600))
 	end := inContainer(t, path)
-	require.NoError(t, h.Unpublish(context.Background(), "vol"))
+	require.NoError(t, h.Unstage(context.Background(), "vol"))
 
 	withTool(t, "e2fsck", "echo must not run >&2; exit 4")
-	path = publish(t, h, d, "vol", spec)
+	path = stage(t, h, d, "vol", spec)
 	b, err := os.ReadFile(filepath.Join(path, "file"))
 	require.NoError(t, err)
 	assert.Equal(t, "kept", string(b))
-	require.NoError(t, h.Unpublish(context.Background(), "vol"))
+	require.NoError(t, h.Unstage(context.Background(), "vol"))
 	end()
 	d.isFree(h)
-	_, err = h.Publish(context.Background(), d.Device, "vol", spec)
+	_, err = h.Stage(context.Background(), d.Device, "vol", spec)
 	require.ErrorIs(t, err, ErrDamaged, "now it is checked")
 }
 
@@ -120,11 +120,11 @@ func TestE2fsckExitCodes(t *testing.T) {
 			h := newHost(t)
 			d := formatted(t, h, "ext4")
 			withTool(t, "e2fsck", script)
-			path, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+			path, err := h.Stage(context.Background(), d.Device, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 			switch want {
 			case "":
 				require.NoError(t, err)
-				unpublish(t, h, d, "vol")
+				unstage(t, h, d, "vol")
 			case "damaged":
 				require.ErrorIs(t, err, ErrDamaged)
 			default:
@@ -139,17 +139,17 @@ func TestE2fsckExitCodes(t *testing.T) {
 func TestAReadOnlyMountChangesNothing(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
-	publish(t, h, d, "vol", spec)
-	unpublish(t, h, d, "vol")
+	spec := StageSpec{FSType: "ext4", Layout: LayoutData}
+	stage(t, h, d, "vol", spec)
+	unstage(t, h, d, "vol")
 	require.NoError(t, os.Truncate(d.image, 2*d.Size))
 	must(t, "losetup", "--set-capacity", d.Path)
 	before := d.contents()
 
 	withTool(t, "e2fsck", "echo must not run >&2; exit 4")
 	spec.MountOptions = []string{"ro"}
-	path := publish(t, h, d, "vol", spec)
+	path := stage(t, h, d, "vol", spec)
 	require.Error(t, os.WriteFile(filepath.Join(path, "file"), nil, 0o600))
-	unpublish(t, h, d, "vol")
+	unstage(t, h, d, "vol")
 	assert.Equal(t, before, d.contents())
 }

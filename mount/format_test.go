@@ -122,12 +122,12 @@ func TestNothingThatHoldsAnythingIsFormatted(t *testing.T) {
 					err = h.Format(ctx, d.Device, FormatSpec{FSType: fstype, Size: d.Size, Begun: true})
 					require.ErrorIs(t, err, ErrNotBlank, "what another software left is no unfinished format of ours")
 				}
-				_, err = h.Publish(ctx, d.Device, "vol", PublishSpec{FSType: fstype, Layout: LayoutRoot, MountOptions: []string{"ro"}})
+				_, err = h.Stage(ctx, d.Device, "vol", StageSpec{FSType: fstype, Layout: LayoutRoot, MountOptions: []string{"ro"}})
 				if mark.found != fstype || mark.name != fstype {
 					require.Error(t, err)
 				} else {
 					require.NoError(t, err)
-					unpublish(t, h, d, "vol")
+					unstage(t, h, d, "vol")
 				}
 			}
 			if mark.name != "btrfs" && mark.name != "xfs" && mark.name != "ext4" { // which were mounted
@@ -397,8 +397,8 @@ func TestACrashDuringAFormat(t *testing.T) {
 			err := h.Format(ctx, d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
 			require.ErrorIs(t, err, ErrNotBlank, "without a record of it, nobody knows whose the bytes are")
 			require.NoError(t, h.Format(ctx, d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begun: true}))
-			publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
-			unpublish(t, h, d, "vol")
+			stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
+			unstage(t, h, d, "vol")
 		})
 	}
 }

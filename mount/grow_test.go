@@ -37,15 +37,15 @@ func TestAFileSystemGrowsToItsDevice(t *testing.T) {
 			t.Run(fstype+" "+name, func(t *testing.T) {
 				h := newHost(t)
 				d := formatted(t, h, fstype)
-				spec := PublishSpec{FSType: fstype, Layout: LayoutData}
-				path := publish(t, h, d, "vol", spec)
+				spec := StageSpec{FSType: fstype, Layout: LayoutData}
+				path := stage(t, h, d, "vol", spec)
 				before := statfsBytes(t, path)
 				require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("kept"), 0o600))
-				unpublish(t, h, d, "vol")
+				unstage(t, h, d, "vol")
 
 				d.resize(d.Size + extra)
 				spec.Warn = func(err error) { require.ErrorContains(t, err, "CAP_SYS_RESOURCE") }
-				path = publish(t, h, d, "vol", spec)
+				path = stage(t, h, d, "vol", spec)
 				grown := statfsBytes(t, path) - before
 				// The kernel grows ext4 for CAP_SYS_RESOURCE only, and btrfs to no less than 256 MiB.
 				kept := fstype == "ext4" && !mayGrowExt4 || fstype == "btrfs" && d.Size+extra < 256*mib
@@ -58,12 +58,12 @@ func TestAFileSystemGrowsToItsDevice(t *testing.T) {
 				b, err := os.ReadFile(filepath.Join(path, "file"))
 				require.NoError(t, err)
 				assert.Equal(t, "kept", string(b))
-				unpublish(t, h, d, "vol")
+				unstage(t, h, d, "vol")
 				must(t, fsck[fstype][0], append(fsck[fstype][1:], d.Path)...)
 
-				path = publish(t, h, d, "vol", spec)
+				path = stage(t, h, d, "vol", spec)
 				assert.Equal(t, grown, statfsBytes(t, path)-before, "there is nothing left to grow")
-				unpublish(t, h, d, "vol")
+				unstage(t, h, d, "vol")
 			})
 		}
 	}
@@ -72,18 +72,18 @@ func TestAFileSystemGrowsToItsDevice(t *testing.T) {
 func TestAFileSystemInUseGrows(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "xfs")
-	spec := PublishSpec{FSType: "xfs", Layout: LayoutData}
-	end := inContainer(t, publish(t, h, d, "vol", spec))
-	require.NoError(t, h.Unpublish(context.Background(), "vol"))
+	spec := StageSpec{FSType: "xfs", Layout: LayoutData}
+	end := inContainer(t, stage(t, h, d, "vol", spec))
+	require.NoError(t, h.Unstage(context.Background(), "vol"))
 	d.resize(2 * d.Size)
-	path := publish(t, h, d, "vol", spec)
+	path := stage(t, h, d, "vol", spec)
 	assert.Greater(t, statfsBytes(t, path), d.Size)
-	require.NoError(t, h.Unpublish(context.Background(), "vol"))
+	require.NoError(t, h.Unstage(context.Background(), "vol"))
 	end()
 	d.isFree(h)
 }
 
-func TestAPublishedFileSystemGrowsWithItsDevice(t *testing.T) {
+func TestAStagedFileSystemGrowsWithItsDevice(t *testing.T) {
 	mayGrowExt4 := setCapabilities(t, func(caps uint64) uint64 { return caps })&(1<<unix.CAP_SYS_RESOURCE) != 0
 	for _, fstype := range FSTypes() {
 		for _, layout := range []string{LayoutData, LayoutRoot} {
@@ -91,7 +91,7 @@ func TestAPublishedFileSystemGrowsWithItsDevice(t *testing.T) {
 				ctx := context.Background()
 				h := newHost(t)
 				d := formatted(t, h, fstype)
-				path := publish(t, h, d, "vol", PublishSpec{FSType: fstype, Layout: layout})
+				path := stage(t, h, d, "vol", StageSpec{FSType: fstype, Layout: layout})
 				end := inContainer(t, path)
 				before := statfsBytes(t, path)
 				size := d.Size
@@ -117,7 +117,7 @@ func TestAPublishedFileSystemGrowsWithItsDevice(t *testing.T) {
 					assert.False(t, grown, "nothing is left to grow")
 				}
 				require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("serves on"), 0o600))
-				require.NoError(t, h.Unpublish(ctx, "vol"))
+				require.NoError(t, h.Unstage(ctx, "vol"))
 				end()
 				d.isFree(h)
 				must(t, fsck[fstype][0], append(fsck[fstype][1:], d.Path)...)
@@ -126,11 +126,11 @@ func TestAPublishedFileSystemGrowsWithItsDevice(t *testing.T) {
 	}
 }
 
-func TestOnlyAPublishedFileSystemGrows(t *testing.T) {
+func TestOnlyAStagedFileSystemGrows(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d, other := formatted(t, h, "xfs"), formatted(t, h, "xfs")
-	path := publish(t, h, other, "vol", PublishSpec{FSType: "xfs", Layout: LayoutData})
+	path := stage(t, h, other, "vol", StageSpec{FSType: "xfs", Layout: LayoutData})
 	before := statfsBytes(t, path)
 	d.resize(2 * d.Size)
 	other.resize(2 * other.Size)
@@ -144,14 +144,14 @@ func TestOnlyAPublishedFileSystemGrows(t *testing.T) {
 	stale.Serial = d.Serial
 	_, err := h.Grow(ctx, stale, "vol")
 	require.ErrorIs(t, err, ErrWrongDevice)
-	unpublish(t, h, other, "vol")
+	unstage(t, h, other, "vol")
 
-	path = publish(t, h, other, "vol", PublishSpec{FSType: "xfs", Layout: LayoutData, MountOptions: []string{"ro"}})
+	path = stage(t, h, other, "vol", StageSpec{FSType: "xfs", Layout: LayoutData, MountOptions: []string{"ro"}})
 	grown, err := h.Grow(ctx, other.Device, "vol")
 	require.NoError(t, err)
 	assert.False(t, grown, "it is read-only")
 	assert.Equal(t, before, statfsBytes(t, path))
-	unpublish(t, h, other, "vol")
+	unstage(t, h, other, "vol")
 }
 
 func TestAFileSystemThatCannotGrowIsMountedAllTheSame(t *testing.T) {
@@ -160,17 +160,17 @@ func TestAFileSystemThatCannotGrowIsMountedAllTheSame(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
 	d.resize(2 * d.Size)
-	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
-	_, err := h.Publish(context.Background(), d.Device, "vol", spec)
+	spec := StageSpec{FSType: "ext4", Layout: LayoutData}
+	_, err := h.Stage(context.Background(), d.Device, "vol", spec)
 	require.ErrorContains(t, err, "CAP_SYS_RESOURCE")
 	d.isFree(h)
 
 	var warned error
 	spec.Warn = func(err error) { warned = errors.Join(warned, err) }
-	path := publish(t, h, d, "vol", spec)
+	path := stage(t, h, d, "vol", spec)
 	require.ErrorContains(t, warned, "CAP_SYS_RESOURCE")
 	require.NoError(t, os.WriteFile(filepath.Join(path, "file"), nil, 0o600))
-	unpublish(t, h, d, "vol")
+	unstage(t, h, d, "vol")
 	must(t, "e2fsck", "-f", "-n", d.Path)
 }
 

@@ -89,7 +89,7 @@ func (h *Host) kernelHolds(dev Device) (bool, error) {
 	return true, fmt.Errorf("what holds device %s cannot be told: %w", dev.Path, err)
 }
 
-// InUse tells whether the device's file system would still be mounted somewhere on this machine after Unpublish: in a
+// InUse tells whether the device's file system would still be mounted somewhere on this machine after Unstage: in a
 // container, or any other mount namespace. Copies of the published mount, as they come with a copy of the whole tree around
 // it, do not count: they go with the published directory, and a process that works in one is found by Held. If there is
 // neither, whatever else holds the device counts too.
@@ -128,7 +128,7 @@ type mounts struct {
 
 // usage is who has one file system mounted.
 type usage struct {
-	ours    bool     // something is mounted that Unpublish unmounts
+	ours    bool     // something is mounted that Unstage unmounts
 	used    bool     // and something that is neither that nor a copy of it
 	holders []holder // of what is not ours, some of many
 }
@@ -222,7 +222,7 @@ type view struct {
 	mounts
 	numbers   map[string]diskID // by "major:minor", as it stands in mount tables
 	names     map[string]diskID // by the kernel's name, for btrfs, whose mounts have numbers of their own
-	ours      map[int]bool      // what Unpublish unmounts, by mount ID
+	ours      map[int]bool      // what Unstage unmounts, by mount ID
 	published spot
 }
 
@@ -253,7 +253,7 @@ func (h *Host) newView(devices map[diskID]bool, own []*mountinfo.Info) *view {
 		if m.FSType == "btrfs" {
 			v.numbers[numberOf(m)] = dev
 		}
-		if dir := filepath.Dir(m.Mountpoint); dir == h.published || dir == h.staging {
+		if dir := filepath.Dir(m.Mountpoint); dir == h.published || dir == h.scratch {
 			v.ours[m.ID], v.of[dev].ours = true, true
 		}
 	}

@@ -64,7 +64,7 @@ func TestWhatRemainsWhenOursIsUnmountedIsUse(t *testing.T) {
 		for _, c := range []struct {
 			name, propagation, script string
 			used                      bool // says InUse
-			released                  bool // all the same, says the kernel when Unpublish is done
+			released                  bool // all the same, says the kernel when Unstage is done
 		}{
 			{"a service that follows our mounts", "slave", "true", false, true},
 			{"a service that shares our mounts", "shared", "true", false, true},
@@ -84,7 +84,7 @@ func TestWhatRemainsWhenOursIsUnmountedIsUse(t *testing.T) {
 				ctx := context.Background()
 				h := newHost(t)
 				d := formatted(t, h, fstype)
-				path := publish(t, h, d, "vol", PublishSpec{FSType: fstype, Layout: LayoutData})
+				path := stage(t, h, d, "vol", StageSpec{FSType: fstype, Layout: LayoutData})
 				t.Setenv("VOL", path)
 				t.Setenv("PUB", h.published)
 				t.Setenv("TMPDIR", t.TempDir())
@@ -94,7 +94,7 @@ func TestWhatRemainsWhenOursIsUnmountedIsUse(t *testing.T) {
 				require.NoError(t, err)
 				assert.Equal(t, c.used, used)
 
-				require.NoError(t, h.Unpublish(ctx, "vol"))
+				require.NoError(t, h.Unstage(ctx, "vol"))
 				if c.released {
 					d.isFree(h)
 					return
@@ -128,7 +128,7 @@ func TestACopyOfAMountThatWasTakenAwayIsNotUse(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	path := publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	path := stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 	t.Setenv("PUB", h.published)
 	t.Setenv("TMPDIR", t.TempDir())
 	inNewNamespace(t, "slave", `d=$(mktemp -d); mount --rbind "$PUB" "$d"; mount --make-rprivate "$d"`)
@@ -139,7 +139,7 @@ func TestACopyOfAMountThatWasTakenAwayIsNotUse(t *testing.T) {
 	used, err := h.InUse(ctx, d.Device)
 	require.NoError(t, err)
 	assert.False(t, used)
-	unpublish(t, h, d, "vol") // takes the copy too
+	unstage(t, h, d, "vol") // takes the copy too
 }
 
 // A process that has changed its root sees only what is mounted below that.
@@ -147,7 +147,7 @@ func TestAContainerWithAChrootedProcessIsSeenWhole(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	t.Setenv("VOL", publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData}))
+	t.Setenv("VOL", stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData}))
 	t.Setenv("JAIL", t.TempDir())
 	t.Setenv("TMPDIR", t.TempDir())
 	end := inNewNamespace(t, "slave", bindElsewhere+`mount --make-private "$d"; mount --bind / "$JAIL"
@@ -156,17 +156,17 @@ sleep 1000 & echo ready; exec chroot "$JAIL" sleep 1000`) // the first process i
 	require.NoError(t, err)
 	assert.True(t, used)
 	end()
-	unpublish(t, h, d, "vol")
+	unstage(t, h, d, "vol")
 }
 
 func TestAMountThatNoProcessShowsIsUse(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	path := publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	path := stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC) // in nobody's namespace
 	require.NoError(t, err)
-	require.NoError(t, h.Unpublish(ctx, "vol"))
+	require.NoError(t, h.Unstage(ctx, "vol"))
 	used, err := h.InUse(ctx, d.Device)
 	require.NoError(t, err)
 	assert.True(t, used)
@@ -179,13 +179,13 @@ func TestADeviceWithoutANodeIsHeldWhileItsFileSystemIsMounted(t *testing.T) {
 	h := newHost(t)
 	for _, fstype := range FSTypes() {
 		d := formatted(t, h, fstype)
-		publish(t, h, d, "vol", PublishSpec{FSType: fstype, Layout: LayoutData})
+		stage(t, h, d, "vol", StageSpec{FSType: fstype, Layout: LayoutData})
 		pulled := d.Device
 		pulled.Path += "-pulled"
 		held, err := h.Held(pulled)
 		require.NoError(t, err)
 		assert.True(t, held, fstype)
-		unpublish(t, h, d, "vol")
+		unstage(t, h, d, "vol")
 		held, err = h.Held(pulled)
 		require.NoError(t, err)
 		assert.False(t, held, fstype)
@@ -196,7 +196,7 @@ func TestWhereProcessesAreHiddenEverythingIsInUse(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 	inUse := func() bool {
 		used, err := h.InUse(ctx, d.Device)
 		require.NoError(t, err)
@@ -222,7 +222,7 @@ func TestWhereProcessesAreHiddenEverythingIsInUse(t *testing.T) {
 	used, err := h.InUse(ctx, d.Device)
 	require.Error(t, err)
 	assert.True(t, used)
-	unpublish(t, h, d, "vol")
+	unstage(t, h, d, "vol")
 }
 
 func TestADeviceThatACallWorksOnIsHeld(t *testing.T) {
@@ -234,7 +234,7 @@ func TestADeviceThatACallWorksOnIsHeld(t *testing.T) {
 		assert.True(t, held)
 		short, cancel := context.WithTimeout(ctx, time.Millisecond)
 		defer cancel()
-		_, err = h.Publish(short, d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+		_, err = h.Stage(short, d.Device, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		return nil
 	}})

@@ -12,7 +12,7 @@
 // The file system is mounted with fsopen and fsmount (Linux 5.10 has them in full), so it exists as an open file and at no
 // path while it is verified, grown and laid out; it cannot be seen, cloned into another mount namespace, or left behind by
 // a crash. Only what containers shall see is then attached at the published path. Kernels before 6.15 cannot clone a
-// directory out of a mount without a path: there, and only for that one step, it hangs at a path under Config.Staging.
+// directory out of a mount without a path: there, and only for that one step, it hangs at a path under Config.Scratch.
 //
 // The file system is grown with its own ioctl, as resize2fs, xfs_growfs and btrfs would do; ext4 wants CAP_SYS_RESOURCE
 // for it, besides the CAP_SYS_ADMIN that everything here needs.
@@ -44,9 +44,9 @@ type Config struct {
 	// Buses are where volumes appear, by the kernel's names: nvme, scsi, virtio, loop. A device on any other is none of ours.
 	Buses []string
 
-	// Staging is a working directory of this Host alone, made if missing. Default /run/blockvol/staging. Nothing may be
+	// Scratch is a working directory of this Host alone, made if missing. Default /run/blockvol/staging. Nothing may be
 	// kept under it. It is used on kernels before 6.15 only.
-	Staging string
+	Scratch string
 
 	// Sysfs is where devices are identified, a sysfs mount. Default /sys. Another tree may stand there, for tests: a
 	// directory block/<name> with dev, size and what tells bus and identity (see Device). It decides about identity only;
@@ -64,7 +64,7 @@ type Config struct {
 // device wait for each other, those on different devices do not.
 type Host struct {
 	published string
-	staging   string
+	scratch   string
 	sysfs     string
 	dev       string
 	proc      string
@@ -79,14 +79,14 @@ type Host struct {
 
 	lookTimeout time.Duration // the longest that the devices may take to tell their identities
 
-	prepareStaging func() error
-	alwaysStage    bool // tests of what older kernels need
+	prepareScratch    func() error
+	cloneAlwaysAtPath bool // tests of what older kernels need
 }
 
-// New makes a Host. It unmounts what a crash left under Staging. Close releases it; mounts stay.
+// New makes a Host. It unmounts what a crash left under Scratch. Close releases it; mounts stay.
 func New(cfg Config) (*Host, error) {
 	h := &Host{
-		staging: cmp.Or(cfg.Staging, "/run/blockvol/staging"),
+		scratch: cmp.Or(cfg.Scratch, "/run/blockvol/staging"),
 		sysfs:   cmp.Or(cfg.Sysfs, "/sys"),
 		dev:     cmp.Or(cfg.Dev, "/dev"),
 		proc:    cmp.Or(cfg.Proc, "/proc"),
@@ -115,19 +115,19 @@ func New(cfg Config) (*Host, error) {
 	if h.published, err = canonical(cfg.Published); err != nil {
 		return nil, fmt.Errorf("the directory for published volumes cannot be used: %w", err)
 	}
-	if err := os.MkdirAll(h.staging, 0o700); err != nil {
-		return nil, fmt.Errorf("the staging directory cannot be made: %w", err)
+	if err := os.MkdirAll(h.scratch, 0o700); err != nil {
+		return nil, fmt.Errorf("the scratch directory cannot be made: %w", err)
 	}
-	if h.staging, err = canonical(h.staging); err != nil {
-		return nil, fmt.Errorf("the staging directory cannot be used: %w", err)
+	if h.scratch, err = canonical(h.scratch); err != nil {
+		return nil, fmt.Errorf("the scratch directory cannot be used: %w", err)
 	}
-	if within(h.published, h.staging) || within(h.staging, h.published) {
-		return nil, fmt.Errorf("staging directory %s and published directory %s must not contain one another", h.staging, h.published)
+	if within(h.published, h.scratch) || within(h.scratch, h.published) {
+		return nil, fmt.Errorf("scratch directory %s and published directory %s must not contain one another", h.scratch, h.published)
 	}
-	if err := h.clearStaging(); err != nil {
+	if err := h.clearScratch(); err != nil {
 		return nil, err
 	}
-	h.prepareStaging = sync.OnceValue(h.makeStagingPrivate)
+	h.prepareScratch = sync.OnceValue(h.makeScratchPrivate)
 	h.uevents = listenUevents()
 	return h, nil
 }
@@ -195,49 +195,49 @@ func (c *claims) forLook(dev Device) (release func(), free bool) {
 	return cl.look.Unlock, true
 }
 
-func (h *Host) clearStaging() error {
-	left, err := mountsUnder(h.staging)
+func (h *Host) clearScratch() error {
+	left, err := mountsUnder(h.scratch)
 	if err != nil {
 		return err
 	}
 	// The last mounted is the first to go.
 	for i := len(left) - 1; i >= 0; i-- {
-		if left[i].Mountpoint == h.staging {
+		if left[i].Mountpoint == h.scratch {
 			continue
 		}
 		if err := unix.Unmount(left[i].Mountpoint, unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("%s, left by an earlier run, cannot be unmounted: %w", left[i].Mountpoint, err)
 		}
 	}
-	names, err := os.ReadDir(h.staging)
+	names, err := os.ReadDir(h.scratch)
 	if err != nil {
-		return fmt.Errorf("the staging directory cannot be read: %w", err)
+		return fmt.Errorf("the scratch directory cannot be read: %w", err)
 	}
 	for _, e := range names {
-		if err := unix.Rmdir(filepath.Join(h.staging, e.Name())); err != nil {
-			return fmt.Errorf("the staging directory %s must be empty: %s cannot be removed: %w", h.staging, e.Name(), err)
+		if err := unix.Rmdir(filepath.Join(h.scratch, e.Name())); err != nil {
+			return fmt.Errorf("the scratch directory %s must be empty: %s cannot be removed: %w", h.scratch, e.Name(), err)
 		}
 	}
 	return nil
 }
 
-// makeStagingPrivate makes the staging directory a mount whose own mounts are propagated to nobody.
-func (h *Host) makeStagingPrivate() error {
-	is, err := mountsUnder(h.staging)
+// makeScratchPrivate makes the scratch directory a mount whose own mounts are propagated to nobody.
+func (h *Host) makeScratchPrivate() error {
+	is, err := mountsUnder(h.scratch)
 	if err != nil {
 		return err
 	}
 	mounted := false
 	for _, m := range is {
-		mounted = mounted || m.Mountpoint == h.staging
+		mounted = mounted || m.Mountpoint == h.scratch
 	}
 	if !mounted {
-		if err := unix.Mount(h.staging, h.staging, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("the staging directory %s cannot be made a mount: %w", h.staging, err)
+		if err := unix.Mount(h.scratch, h.scratch, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("the scratch directory %s cannot be made a mount: %w", h.scratch, err)
 		}
 	}
-	if err := unix.Mount("", h.staging, "", unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("the staging directory %s cannot be made private: %w", h.staging, err)
+	if err := unix.Mount("", h.scratch, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("the scratch directory %s cannot be made private: %w", h.scratch, err)
 	}
 	return nil
 }

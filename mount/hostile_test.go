@@ -51,9 +51,9 @@ func TestABtrfsWithADefaultSubvolumeShowsItsRoot(t *testing.T) {
 	must(t, "btrfs", "subvolume", "create", mnt+"/sub")
 	must(t, "btrfs", "subvolume", "set-default", mnt+"/sub")
 	must(t, "umount", mnt)
-	path := publish(t, h, d, "vol", PublishSpec{FSType: "btrfs", Layout: LayoutRoot})
+	path := stage(t, h, d, "vol", StageSpec{FSType: "btrfs", Layout: LayoutRoot})
 	assert.DirExists(t, path+"/sub")
-	unpublish(t, h, d, "vol")
+	unstage(t, h, d, "vol")
 }
 
 // whileProgramsStart runs check while other goroutines start programs, which have copies of all open files until their exec.
@@ -94,21 +94,21 @@ func TestADeviceThatWasLetGoOfIsFree(t *testing.T) {
 	assert.Zero(t, busy)
 }
 
-func TestStagingIsLeftEmptyWhileProgramsStart(t *testing.T) {
+func TestTheScratchDirectoryIsLeftEmptyWhileProgramsStart(t *testing.T) {
 	h := newHost(t)
-	h.alwaysStage = true
+	h.cloneAlwaysAtPath = true
 	d := formatted(t, h, "ext4")
 	whileProgramsStart(func() {
 		for range 20 {
-			if _, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData}); err != nil {
+			if _, err := h.Stage(context.Background(), d.Device, "vol", StageSpec{FSType: "ext4", Layout: LayoutData}); err != nil {
 				t.Errorf("not published: %v", err)
 				return
 			}
-			for h.Unpublish(context.Background(), "vol") != nil {
+			for h.Unstage(context.Background(), "vol") != nil {
 			}
 		}
 	})
-	left, err := os.ReadDir(h.staging)
+	left, err := os.ReadDir(h.scratch)
 	require.NoError(t, err)
 	assert.Empty(t, left)
 }

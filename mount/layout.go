@@ -24,7 +24,7 @@ func openDir(at *os.File, name string) (*os.File, error) {
 
 // ensureData makes the directory that LayoutData shows, if the file system is new. It appears under its name complete, or
 // not at all. Errors: ErrForeignLayout for a file system that holds other things instead.
-func ensureData(root *os.File, dev Device, spec PublishSpec, readOnly bool) error {
+func ensureData(root *os.File, dev Device, spec StageSpec, readOnly bool) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(int(root.Fd()), dataDir, &st, unix.AT_SYMLINK_NOFOLLOW)
 	switch {
@@ -53,7 +53,7 @@ func ensureData(root *os.File, dev Device, spec PublishSpec, readOnly bool) erro
 	return nil
 }
 
-func makeData(root *os.File, spec PublishSpec) error {
+func makeData(root *os.File, spec StageSpec) error {
 	at := int(root.Fd())
 	if err := unix.Unlinkat(at, unfinished, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err

@@ -67,7 +67,7 @@ func formatAndDie(serial string) error {
 	if err := os.Mkdir(published, 0o700); err != nil {
 		return err
 	}
-	h, err := New(Config{Published: published, Buses: onLoop, Staging: filepath.Join(dir, "staging")})
+	h, err := New(Config{Published: published, Buses: onLoop, Scratch: filepath.Join(dir, "staging")})
 	if err != nil {
 		return err
 	}
@@ -89,13 +89,13 @@ func needRoot(t testing.TB) {
 func newHost(t testing.TB) *Host {
 	t.Helper()
 	needRoot(t)
-	h, err := New(Config{Published: sharedDir(t), Buses: onLoop, Staging: filepath.Join(t.TempDir(), "staging")})
+	h, err := New(Config{Published: sharedDir(t), Buses: onLoop, Scratch: filepath.Join(t.TempDir(), "staging")})
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		left, err := mountsUnder(h.staging)
+		left, err := mountsUnder(h.scratch)
 		require.NoError(t, err)
 		for _, m := range left {
-			require.Equal(t, h.staging, m.Mountpoint, "something was left mounted in staging")
+			require.Equal(t, h.scratch, m.Mountpoint, "something was left mounted in the scratch directory")
 			require.NoError(t, unix.Unmount(m.Mountpoint, 0))
 		}
 		require.NoError(t, h.Close())
@@ -208,15 +208,15 @@ func (d *disk) isFree(h *Host) {
 	require.NoError(d.t, h.WaitFree(ctx, d.Device))
 }
 
-func publish(t testing.TB, h *Host, d *disk, dir string, spec PublishSpec) string {
+func stage(t testing.TB, h *Host, d *disk, dir string, spec StageSpec) string {
 	t.Helper()
-	path, err := h.Publish(context.Background(), d.Device, dir, spec)
+	path, err := h.Stage(context.Background(), d.Device, dir, spec)
 	require.NoError(t, err)
 	return path
 }
 
-func unpublish(t testing.TB, h *Host, d *disk, dir string) {
+func unstage(t testing.TB, h *Host, d *disk, dir string) {
 	t.Helper()
-	require.NoError(t, h.Unpublish(context.Background(), dir))
+	require.NoError(t, h.Unstage(context.Background(), dir))
 	d.isFree(h)
 }

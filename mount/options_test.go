@@ -181,12 +181,12 @@ func TestAnErrorOfAFileSystemStopsNoNode(t *testing.T) {
 			must(t, "mkfs.ext4", append(format, "-q", d.Path)...)
 			must(t, "tune2fs", "-e", "panic", "-E", "mount_opts=errors=panic", d.Path)
 			for given, want := range map[string]string{"": "errors=remount-ro", "errors=continue": "errors=continue", "ro": "errors=remount-ro"} {
-				publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutRoot, MountOptions: splitCommas(given)})
+				stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutRoot, MountOptions: splitCommas(given)})
 				// The kernel shows only what differs from the superblock.
 				shown, err := os.ReadFile("/proc/fs/ext4/" + d.Name + "/options")
 				require.NoError(t, err)
 				assert.Contains(t, string(shown), want+"\n", given)
-				unpublish(t, h, d, "vol")
+				unstage(t, h, d, "vol")
 			}
 		})
 	}
@@ -227,8 +227,8 @@ func TestWithEveryOptionThatANewVolumeMayHaveItIsMounted(t *testing.T) {
 					options = append(options, strings.TrimSuffix(key+"="+samples[round%len(samples)], "="))
 				}
 				require.NoError(t, CheckOptions(fstype, nil, options))
-				publish(t, h, d, "vol", PublishSpec{FSType: fstype, Layout: LayoutData, MountOptions: options})
-				unpublish(t, h, d, "vol")
+				stage(t, h, d, "vol", StageSpec{FSType: fstype, Layout: LayoutData, MountOptions: options})
+				unstage(t, h, d, "vol")
 			}
 		})
 	}
@@ -264,8 +264,8 @@ func TestHoweverANewVolumeMayBeFormattedItIsMounted(t *testing.T) {
 			spec := FormatSpec{FSType: c.fstype, Size: d.Size, Options: strings.Fields(c.options)}
 			require.NoError(t, CheckFormat(t.Context(), spec))
 			require.NoError(t, h.Format(t.Context(), d.Device, spec))
-			publish(t, h, d, "vol", PublishSpec{FSType: c.fstype, Layout: LayoutData})
-			unpublish(t, h, d, "vol")
+			stage(t, h, d, "vol", StageSpec{FSType: c.fstype, Layout: LayoutData})
+			unstage(t, h, d, "vol")
 		})
 	}
 }

@@ -14,9 +14,9 @@ import (
 // kernelSysfs is the kernel's own state, wherever Config.Sysfs points.
 const kernelSysfs = "/sys"
 
-// IsPublished tells whether whoever opens dir under Config.Published now sees the file system of that device: the mount
+// IsStaged tells whether whoever opens dir under Config.Published now sees the file system of that device: the mount
 // that the path leads to is on it, by the kernel's mount table.
-func (h *Host) IsPublished(ctx context.Context, dir string, dev Device) (bool, error) {
+func (h *Host) IsStaged(ctx context.Context, dir string, dev Device) (bool, error) {
 	path, err := h.pathOf(dir)
 	if err != nil {
 		return false, err

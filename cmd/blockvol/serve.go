@@ -143,7 +143,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 		return fail(fmt.Errorf("provider %s: %w", s.provider, err))
 	}
 	host, err := mount.New(mount.Config{
-		Published: p.published, Buses: provider.Buses(), Staging: filepath.Join(p.state, "staging"), Sysfs: p.sysfs, Proc: p.proc,
+		Published: p.published, Buses: provider.Buses(), Scratch: filepath.Join(p.state, "staging"), Sysfs: p.sysfs, Proc: p.proc,
 	})
 	if err != nil {
 		return fail(err)

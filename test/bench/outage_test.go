@@ -107,17 +107,17 @@ func (k *kernel) Probe(context.Context, mount.Device) (mount.Contents, error) {
 	return mount.Contents{FSType: "ext4", Found: []string{"ext4"}}, nil
 }
 
-func (k *kernel) Publish(_ context.Context, _ mount.Device, dir string, _ mount.PublishSpec) (string, error) {
+func (k *kernel) Stage(_ context.Context, _ mount.Device, dir string, _ mount.StageSpec) (string, error) {
 	k.mounted.Store(dir, true)
 	return "/published/" + dir, nil
 }
 
-func (k *kernel) Unpublish(_ context.Context, dir string) error {
+func (k *kernel) Unstage(_ context.Context, dir string) error {
 	k.mounted.Delete(dir)
 	return nil
 }
 
-func (k *kernel) IsPublished(_ context.Context, dir string, _ mount.Device) (bool, error) {
+func (k *kernel) IsStaged(_ context.Context, dir string, _ mount.Device) (bool, error) {
 	_, is := k.mounted.Load(dir)
 	return is, nil
 }

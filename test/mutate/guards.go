@@ -129,7 +129,7 @@ var guards = []guard{
 	// Never detach what is mounted.
 	{
 		protects: "a volume is unmounted before it is detached", file: "driver/unmount.go",
-		code: `if err := d.host.Unpublish(ctx, v.dir); err != nil {`, without: `if err := error(nil); err != nil {`,
+		code: `if err := d.host.Unstage(ctx, v.dir); err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
 		protects: "a volume is not detached while the kernel holds its file system", file: "driver/unmount.go",
@@ -240,27 +240,27 @@ var guards = []guard{
 		code: "	if err := d.mustBeSeen(ctx); err != nil {\n		return \"\"", without: "	if err := error(nil); err != nil {\n		return \"\"",
 	},
 	{
-		protects: "another file system than the volume's is not mounted", file: "mount/publish.go",
+		protects: "another file system than the volume's is not mounted", file: "mount/stage.go",
 		code: "		if err := mustHold(ctx, dev, spec.FSType); err != nil {", without: "		if err := error(nil); err != nil {",
 	},
 	{
-		protects: "a file system is checked before it is mounted", file: "mount/publish.go",
+		protects: "a file system is checked before it is mounted", file: "mount/stage.go",
 		code: "if err := check(ctx, dev, spec.FSType); err != nil {", without: "if err := error(nil); err != nil {",
 	},
 	{
-		protects: "a file system that a container holds is not checked", file: "mount/publish.go",
+		protects: "a file system that a container holds is not checked", file: "mount/stage.go",
 		code: `if !held { //`, without: `if !held || dev.Size > 0 { //`,
 	},
 	{
-		protects: "nobody can write into the bare mountpoint", file: "mount/publish.go",
+		protects: "nobody can write into the bare mountpoint", file: "mount/stage.go",
 		code: `err := unix.Mkdir(path, 0)`, without: `err := unix.Mkdir(path, 0o755)`,
 	},
 	{
-		protects: "a bare mountpoint that somebody wrote into is not covered", file: "mount/publish.go",
+		protects: "a bare mountpoint that somebody wrote into is not covered", file: "mount/stage.go",
 		code: `if len(names) > 0 {`, without: `if false {`,
 	},
 	{
-		protects: "a path that shows another file system is not answered", file: "mount/publish.go",
+		protects: "a path that shows another file system is not answered", file: "mount/stage.go",
 		code: `if !isOn(top, dev) || top.Root != root {`, without: `if false {`,
 	},
 

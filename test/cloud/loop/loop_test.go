@@ -53,7 +53,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) instance(id, tree string) *mount.Host {
 	w.t.Helper()
 	require.NoError(w.t, w.Sysfs(id, tree))
-	host, err := mount.New(mount.Config{Published: w.t.TempDir(), Buses: []string{"nvme"}, Staging: w.t.TempDir(), Sysfs: tree})
+	host, err := mount.New(mount.Config{Published: w.t.TempDir(), Buses: []string{"nvme"}, Scratch: w.t.TempDir(), Sysfs: tree})
 	require.NoError(w.t, err)
 	w.t.Cleanup(func() { require.NoError(w.t, host.Close()) })
 	return host

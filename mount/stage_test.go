@@ -18,15 +18,15 @@ import (
 
 func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 	for _, fstype := range FSTypes() {
-		for _, staged := range []bool{false, true} {
+		for _, atPath := range []bool{false, true} {
 			name := fstype
-			if staged {
+			if atPath {
 				name += " on a kernel before 6.15"
 			}
 			t.Run(name, func(t *testing.T) {
 				ctx := context.Background()
 				h := newHost(t)
-				h.alwaysStage = staged
+				h.cloneAlwaysAtPath = atPath
 				d := newDisk(t, sizes[fstype])
 
 				dev, err := h.Find(ctx, d.Serial)
@@ -44,8 +44,8 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				require.NoError(t, err)
 				require.False(t, held)
 
-				spec := PublishSpec{FSType: fstype, Layout: LayoutData}
-				path, err := h.Publish(ctx, dev, "vol", spec)
+				spec := StageSpec{FSType: fstype, Layout: LayoutData}
+				path, err := h.Stage(ctx, dev, "vol", spec)
 				require.NoError(t, err)
 				require.Equal(t, filepath.Join(h.published, "vol"), path)
 				names, err := os.ReadDir(path)
@@ -53,10 +53,10 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				assert.Empty(t, names, "a new volume is empty")
 				require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("kept"), 0o600))
 
-				again, err := h.Publish(ctx, dev, "vol", spec)
+				again, err := h.Stage(ctx, dev, "vol", spec)
 				require.NoError(t, err, "a second call is success")
 				assert.Equal(t, path, again)
-				up, err := h.IsPublished(ctx, "vol", dev)
+				up, err := h.IsStaged(ctx, "vol", dev)
 				require.NoError(t, err)
 				assert.True(t, up)
 				held, err = h.Held(dev)
@@ -66,21 +66,21 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				require.NoError(t, err)
 				assert.False(t, used, "only our own mount is there")
 
-				unpublish(t, h, d, "vol")
+				unstage(t, h, d, "vol")
 				require.NoDirExists(t, path)
-				require.NoError(t, h.Unpublish(ctx, "vol"), "a second call is success")
-				up, err = h.IsPublished(ctx, "vol", dev)
+				require.NoError(t, h.Unstage(ctx, "vol"), "a second call is success")
+				up, err = h.IsStaged(ctx, "vol", dev)
 				require.NoError(t, err)
 				assert.False(t, up)
 				used, err = h.InUse(ctx, dev)
 				require.NoError(t, err)
 				assert.False(t, used)
 
-				publish(t, h, d, "vol", spec)
+				stage(t, h, d, "vol", spec)
 				b, err := os.ReadFile(filepath.Join(path, "file"))
 				require.NoError(t, err)
 				assert.Equal(t, "kept", string(b))
-				unpublish(t, h, d, "vol")
+				unstage(t, h, d, "vol")
 			})
 		}
 	}
@@ -89,26 +89,26 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 func TestABusyVolumeStaysMounted(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	path := publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	path := stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 
 	f, err := os.Create(filepath.Join(path, "open"))
 	require.NoError(t, err)
-	err = h.Unpublish(context.Background(), "vol")
+	err = h.Unstage(context.Background(), "vol")
 	require.ErrorIs(t, err, ErrBusy)
 	require.ErrorContains(t, err, fmt.Sprintf("stays mounted because of process %d (", os.Getpid()))
-	up, err := h.IsPublished(context.Background(), "vol", d.Device)
+	up, err := h.IsStaged(context.Background(), "vol", d.Device)
 	require.NoError(t, err)
 	assert.True(t, up)
 
 	require.NoError(t, f.Close())
-	unpublish(t, h, d, "vol")
+	unstage(t, h, d, "vol")
 }
 
-func TestPublishNeverFormats(t *testing.T) {
+func TestStageNeverFormats(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
 	for _, fstype := range FSTypes() {
-		_, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: fstype, Layout: LayoutData})
+		_, err := h.Stage(context.Background(), d.Device, "vol", StageSpec{FSType: fstype, Layout: LayoutData})
 		require.ErrorIs(t, err, ErrBlank)
 	}
 	d.requireUntouched()
@@ -117,7 +117,7 @@ func TestPublishNeverFormats(t *testing.T) {
 func TestAnotherFileSystemThanTheOneAskedForIsNotMounted(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	_, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: "xfs", Layout: LayoutData})
+	_, err := h.Stage(context.Background(), d.Device, "vol", StageSpec{FSType: "xfs", Layout: LayoutData})
 	require.ErrorIs(t, err, ErrWrongFS)
 	require.ErrorContains(t, err, "xfs")
 	require.ErrorContains(t, err, "ext4")
@@ -126,30 +126,30 @@ func TestAnotherFileSystemThanTheOneAskedForIsNotMounted(t *testing.T) {
 func TestAnotherDiskThanTheVolumeIsNotMounted(t *testing.T) {
 	h := newHost(t)
 	d, other := formatted(t, h, "ext4"), formatted(t, h, "ext4")
-	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	spec := StageSpec{FSType: "ext4", Layout: LayoutData}
 	swapped := d.Device
 	swapped.Serial = other.Serial
-	_, err := h.Publish(context.Background(), swapped, "vol", spec)
+	_, err := h.Stage(context.Background(), swapped, "vol", spec)
 	require.ErrorIs(t, err, ErrWrongDevice)
 
-	publish(t, h, other, "vol", spec)
-	_, err = h.Publish(context.Background(), d.Device, "vol", spec)
+	stage(t, h, other, "vol", spec)
+	_, err = h.Stage(context.Background(), d.Device, "vol", spec)
 	require.ErrorIs(t, err, ErrOccupied, "another volume is mounted there")
-	up, err := h.IsPublished(context.Background(), "vol", d.Device)
+	up, err := h.IsStaged(context.Background(), "vol", d.Device)
 	require.NoError(t, err)
 	assert.False(t, up)
-	unpublish(t, h, other, "vol")
+	unstage(t, h, other, "vol")
 }
 
-func TestAVolumeThatIsCoveredIsNotPublished(t *testing.T) {
+func TestAVolumeThatIsCoveredIsNotStaged(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	path := publish(t, h, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	path := stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 	require.NoError(t, unix.Mount("none", path, "tmpfs", 0, ""))
-	up, err := h.IsPublished(context.Background(), "vol", d.Device)
+	up, err := h.IsStaged(context.Background(), "vol", d.Device)
 	require.NoError(t, err)
 	assert.False(t, up)
-	unpublish(t, h, d, "vol") // and what covers it
+	unstage(t, h, d, "vol") // and what covers it
 }
 
 func TestOwnerAndModeAreSetOnce(t *testing.T) {
@@ -159,8 +159,8 @@ func TestOwnerAndModeAreSetOnce(t *testing.T) {
 			d := formatted(t, h, fstype)
 			uid, gid, mode := 1234, 5678, os.FileMode(0o2770)|os.ModeSticky
 			mode = mode&os.ModePerm | os.ModeSetgid | os.ModeSticky
-			spec := PublishSpec{FSType: fstype, Layout: LayoutData, UID: &uid, GID: &gid, Mode: &mode}
-			path := publish(t, h, d, "vol", spec)
+			spec := StageSpec{FSType: fstype, Layout: LayoutData, UID: &uid, GID: &gid, Mode: &mode}
+			path := stage(t, h, d, "vol", spec)
 			is := func() (uint32, uint32, uint32) {
 				var st unix.Stat_t
 				require.NoError(t, unix.Stat(path, &st))
@@ -170,12 +170,12 @@ func TestOwnerAndModeAreSetOnce(t *testing.T) {
 			assert.Equal(t, []uint32{1234, 5678, 0o3770}, []uint32{u, g, m})
 			require.NoError(t, os.Chown(path, 1, 2))
 			require.NoError(t, os.Chmod(path, 0o700))
-			unpublish(t, h, d, "vol")
+			unstage(t, h, d, "vol")
 
-			publish(t, h, d, "vol", spec)
+			stage(t, h, d, "vol", spec)
 			u, g, m = is()
 			assert.Equal(t, []uint32{1, 2, 0o700}, []uint32{u, g, m}, "they are the container's by now")
-			unpublish(t, h, d, "vol")
+			unstage(t, h, d, "vol")
 		})
 	}
 }
@@ -193,7 +193,7 @@ func TestLayouts(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	data, root := PublishSpec{FSType: "ext4", Layout: LayoutData}, PublishSpec{FSType: "ext4", Layout: LayoutRoot}
+	data, root := StageSpec{FSType: "ext4", Layout: LayoutData}, StageSpec{FSType: "ext4", Layout: LayoutRoot}
 	names := func(path string) (all []string) {
 		entries, err := os.ReadDir(path)
 		require.NoError(t, err)
@@ -205,24 +205,24 @@ func TestLayouts(t *testing.T) {
 
 	uid := 7
 	root.UID = &uid
-	path := publish(t, h, d, "vol", root)
+	path := stage(t, h, d, "vol", root)
 	assert.Equal(t, []string{"lost+found"}, names(path), "nothing is made in a disk from elsewhere")
 	var st unix.Stat_t
 	require.NoError(t, unix.Stat(path, &st))
 	assert.Zero(t, st.Uid)
-	_, err := h.Publish(ctx, d.Device, "vol", data)
+	_, err := h.Stage(ctx, d.Device, "vol", data)
 	require.ErrorIs(t, err, ErrOccupied, "it is mounted in the other layout")
-	unpublish(t, h, d, "vol")
+	unstage(t, h, d, "vol")
 
 	// A crash left the directory unfinished.
 	mountedRoot(t, d, func(dir string) { require.NoError(t, os.Mkdir(filepath.Join(dir, unfinished), 0o700)) })
-	publish(t, h, d, "vol", data)
-	unpublish(t, h, d, "vol")
+	stage(t, h, d, "vol", data)
+	unstage(t, h, d, "vol")
 	mountedRoot(t, d, func(dir string) {
 		assert.Equal(t, []string{dataDir, "lost+found"}, names(dir))
 		require.NoError(t, os.Rename(filepath.Join(dir, dataDir), filepath.Join(dir, "moved")))
 	})
-	_, err = h.Publish(ctx, d.Device, "vol", data)
+	_, err = h.Stage(ctx, d.Device, "vol", data)
 	require.ErrorIs(t, err, ErrForeignLayout, "an empty directory is not shown for data that was moved")
 	d.isFree(h)
 	for name, put := range map[string]func(path string) error{
@@ -230,23 +230,23 @@ func TestLayouts(t *testing.T) {
 		"a file": func(path string) error { return os.WriteFile(path, nil, 0o600) },
 	} {
 		mountedRoot(t, d, func(dir string) { require.NoError(t, put(filepath.Join(dir, dataDir))) })
-		_, err = h.Publish(ctx, d.Device, "vol", data)
+		_, err = h.Stage(ctx, d.Device, "vol", data)
 		require.ErrorIs(t, err, ErrForeignLayout, name)
 		d.isFree(h)
 		mountedRoot(t, d, func(dir string) { require.NoError(t, os.Remove(filepath.Join(dir, dataDir))) })
 	}
 	mountedRoot(t, d, func(dir string) { require.NoError(t, os.Remove(filepath.Join(dir, "moved"))) })
 	data.MountOptions = []string{"ro"}
-	_, err = h.Publish(ctx, d.Device, "vol", data)
+	_, err = h.Stage(ctx, d.Device, "vol", data)
 	require.ErrorIs(t, err, ErrForeignLayout, "nothing is made on a read-only mount")
 	d.isFree(h)
 }
 
-func TestThePublishedDirectoryIsBare(t *testing.T) {
+func TestTheMountpointIsBare(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	spec := StageSpec{FSType: "ext4", Layout: LayoutData}
 	bare := filepath.Join(h.published, "vol")
 
 	require.NoError(t, makeBare(bare))
@@ -254,36 +254,36 @@ func TestThePublishedDirectoryIsBare(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0), info.Mode().Perm())
 	require.NoError(t, os.Chmod(bare, 0o777)) // left by someone
-	publish(t, h, d, "vol", spec)
-	unpublish(t, h, d, "vol")
+	stage(t, h, d, "vol", spec)
+	unstage(t, h, d, "vol")
 
 	require.NoError(t, os.Mkdir(bare, 0o777))
 	require.NoError(t, os.WriteFile(filepath.Join(bare, "lost"), nil, 0o600))
-	_, err = h.Publish(ctx, d.Device, "vol", spec)
+	_, err = h.Stage(ctx, d.Device, "vol", spec)
 	require.ErrorIs(t, err, ErrOccupied)
 	require.ErrorContains(t, err, "lost")
-	require.Error(t, h.Unpublish(ctx, "vol"), "what was written there is not removed")
+	require.Error(t, h.Unstage(ctx, "vol"), "what was written there is not removed")
 	require.FileExists(t, filepath.Join(bare, "lost"))
 	require.NoError(t, os.RemoveAll(bare))
 
 	elsewhere := t.TempDir()
 	require.NoError(t, os.Symlink(elsewhere, bare))
-	_, err = h.Publish(ctx, d.Device, "vol", spec)
+	_, err = h.Stage(ctx, d.Device, "vol", spec)
 	require.ErrorIs(t, err, ErrOccupied)
-	require.Error(t, h.Unpublish(ctx, "vol"))
+	require.Error(t, h.Unstage(ctx, "vol"))
 	require.NoError(t, os.Remove(bare))
 	d.isFree(h)
 
 	for _, dir := range []string{"", ".", "..", ".hidden", "a/b", "../x", "/x", "nul\x00", strings.Repeat("x", 256)} {
-		_, err = h.Publish(ctx, d.Device, dir, spec)
+		_, err = h.Stage(ctx, d.Device, dir, spec)
 		require.Error(t, err, dir)
-		require.Error(t, h.Unpublish(ctx, dir), dir)
-		_, err = h.IsPublished(ctx, dir, d.Device)
+		require.Error(t, h.Unstage(ctx, dir), dir)
+		_, err = h.IsStaged(ctx, dir, d.Device)
 		require.Error(t, err, dir)
 	}
 	long := strings.Repeat("x", 255)
-	publish(t, h, d, long, spec)
-	unpublish(t, h, d, long)
+	stage(t, h, d, long, spec)
+	unstage(t, h, d, long)
 }
 
 func TestMountOptionsReachTheKernel(t *testing.T) {
@@ -303,12 +303,12 @@ func TestMountOptionsReachTheKernel(t *testing.T) {
 			h := newHost(t)
 			d := formatted(t, h, c.fstype)
 			require.NoError(t, CheckOptions(c.fstype, nil, c.options))
-			path := publish(t, h, d, "vol", PublishSpec{FSType: c.fstype, Layout: LayoutData, MountOptions: c.options})
+			path := stage(t, h, d, "vol", StageSpec{FSType: c.fstype, Layout: LayoutData, MountOptions: c.options})
 			m, err := mountAt(path)
 			require.NoError(t, err)
 			assert.Contains(t, m.Options, c.mount)
 			assert.Contains(t, m.VFSOptions, c.sb)
-			unpublish(t, h, d, "vol")
+			unstage(t, h, d, "vol")
 		})
 	}
 }
@@ -316,7 +316,7 @@ func TestMountOptionsReachTheKernel(t *testing.T) {
 func TestAnOptionThatTheKernelRefusesIsNamed(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	_, err := h.Publish(context.Background(), d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData, MountOptions: []string{"commit=soon"}})
+	_, err := h.Stage(context.Background(), d.Device, "vol", StageSpec{FSType: "ext4", Layout: LayoutData, MountOptions: []string{"commit=soon"}})
 	require.ErrorContains(t, err, "commit")
 	t.Log(err)
 	d.isFree(h)
@@ -327,16 +327,16 @@ func TestACopyOfAMountedFileSystemIsMountedBesideIt(t *testing.T) {
 		t.Run(fstype, func(t *testing.T) {
 			h := newHost(t)
 			d := formatted(t, h, fstype)
-			spec := PublishSpec{FSType: fstype, Layout: LayoutData}
-			path := publish(t, h, d, "vol", spec)
+			spec := StageSpec{FSType: fstype, Layout: LayoutData}
+			path := stage(t, h, d, "vol", spec)
 			require.NoError(t, os.WriteFile(filepath.Join(path, "file"), []byte("origin"), 0o600))
 			must(t, "sync", "-f", path)
 			snapshot := copyOf(t, d)
-			copied, err := h.Publish(context.Background(), snapshot.Device, "copy", spec)
+			copied, err := h.Stage(context.Background(), snapshot.Device, "copy", spec)
 			if fstype == "btrfs" && err != nil { // kernels before 6.7 cannot; they must say so
 				require.True(t, errors.Is(err, ErrBusy) || errors.Is(err, ErrWrongDevice), "%v", err)
 				snapshot.isFree(h)
-				unpublish(t, h, d, "vol")
+				unstage(t, h, d, "vol")
 				return
 			}
 			require.NoError(t, err)
@@ -345,57 +345,57 @@ func TestACopyOfAMountedFileSystemIsMountedBesideIt(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, "origin", string(b))
 			for dir, dev := range map[string]Device{"vol": d.Device, "copy": snapshot.Device} {
-				up, err := h.IsPublished(context.Background(), dir, dev)
+				up, err := h.IsStaged(context.Background(), dir, dev)
 				require.NoError(t, err)
 				assert.True(t, up)
 			}
-			up, err := h.IsPublished(context.Background(), "vol", snapshot.Device)
+			up, err := h.IsStaged(context.Background(), "vol", snapshot.Device)
 			require.NoError(t, err)
 			assert.False(t, up)
 			used, err := h.InUse(context.Background(), snapshot.Device)
 			require.NoError(t, err)
 			assert.False(t, used)
-			unpublish(t, h, snapshot, "copy")
-			unpublish(t, h, d, "vol")
+			unstage(t, h, snapshot, "copy")
+			unstage(t, h, d, "vol")
 		})
 	}
 }
 
-func TestWhatACrashLeftInStagingIsUnmounted(t *testing.T) {
+func TestWhatACrashLeftInTheScratchDirectoryIsUnmounted(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	require.NoError(t, h.prepareStaging())
-	left := filepath.Join(h.staging, "vol")
+	require.NoError(t, h.prepareScratch())
+	left := filepath.Join(h.scratch, "vol")
 	require.NoError(t, os.Mkdir(left, 0o700))
 	must(t, "mount", d.Path, left)
 
-	again, err := New(Config{Published: h.published, Buses: onLoop, Staging: h.staging})
+	again, err := New(Config{Published: h.published, Buses: onLoop, Scratch: h.scratch})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, again.Close()) })
 	d.isFree(again)
 	require.NoDirExists(t, left)
-	again.alwaysStage = true
-	publish(t, again, d, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
-	unpublish(t, again, d, "vol")
+	again.cloneAlwaysAtPath = true
+	stage(t, again, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
+	unstage(t, again, d, "vol")
 }
 
 func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	for _, cfg := range []Config{
 		{},
-		{Published: filepath.Join(dir, "missing"), Buses: onLoop, Staging: t.TempDir()},
-		{Published: dir, Buses: onLoop, Staging: filepath.Join(dir, "staging")},
-		{Published: dir, Buses: onLoop, Staging: dir},
-		{Published: dir, Staging: t.TempDir()},
-		{Published: dir, Buses: []string{"abacus"}, Staging: t.TempDir()},
+		{Published: filepath.Join(dir, "missing"), Buses: onLoop, Scratch: t.TempDir()},
+		{Published: dir, Buses: onLoop, Scratch: filepath.Join(dir, "staging")},
+		{Published: dir, Buses: onLoop, Scratch: dir},
+		{Published: dir, Scratch: t.TempDir()},
+		{Published: dir, Buses: []string{"abacus"}, Scratch: t.TempDir()},
 	} {
 		_, err := New(cfg)
 		require.Error(t, err)
 	}
 	full := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(full, "file"), nil, 0o600))
-	_, err := New(Config{Published: dir, Buses: onLoop, Staging: full})
-	require.Error(t, err, "staging holds something that is not ours")
+	_, err := New(Config{Published: dir, Buses: onLoop, Scratch: full})
+	require.Error(t, err, "the scratch directory holds something that is not ours")
 	require.FileExists(t, filepath.Join(full, "file"))
 }
 
@@ -405,9 +405,9 @@ func TestACancelledCallLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	gaveUp := errors.New("the caller gave up")
 	cancel(gaveUp)
-	_, err := h.Publish(ctx, d.Device, "vol", PublishSpec{FSType: "ext4", Layout: LayoutData})
+	_, err := h.Stage(ctx, d.Device, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 	require.ErrorIs(t, err, gaveUp)
-	require.ErrorIs(t, h.Unpublish(ctx, "vol"), gaveUp)
+	require.ErrorIs(t, h.Unstage(ctx, "vol"), gaveUp)
 	require.NoDirExists(t, filepath.Join(h.published, "vol"))
 	d.isFree(h)
 }
@@ -415,11 +415,11 @@ func TestACancelledCallLeavesNothing(t *testing.T) {
 func TestManyCallsForOneVolumeAtOnce(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	spec := PublishSpec{FSType: "ext4", Layout: LayoutData}
+	spec := StageSpec{FSType: "ext4", Layout: LayoutData}
 	var calls sync.WaitGroup
 	for range 8 {
 		calls.Go(func() {
-			_, err := h.Publish(context.Background(), d.Device, "vol", spec)
+			_, err := h.Stage(context.Background(), d.Device, "vol", spec)
 			assert.NoError(t, err)
 		})
 		calls.Go(func() {
@@ -437,25 +437,25 @@ func TestManyCallsForOneVolumeAtOnce(t *testing.T) {
 		}
 	}
 	assert.Equal(t, 1, mounts)
-	unpublish(t, h, d, "vol")
+	unstage(t, h, d, "vol")
 }
 
-// BenchmarkPublish tells blockvol's own share of a mount: what is left after the time of the programs and of the kernel's
+// BenchmarkStage tells blockvol's own share of a mount: what is left after the time of the programs and of the kernel's
 // mount, which is measured by doing the same with the mount program's system call alone.
-func BenchmarkPublish(b *testing.B) {
+func BenchmarkStage(b *testing.B) {
 	for _, fstype := range FSTypes() {
 		b.Run(fstype, func(b *testing.B) {
 			h := newHost(b)
 			d := formatted(b, h, fstype)
-			spec := PublishSpec{FSType: fstype, Layout: LayoutData}
-			publish(b, h, d, "vol", spec)
-			unpublish(b, h, d, "vol")
+			spec := StageSpec{FSType: fstype, Layout: LayoutData}
+			stage(b, h, d, "vol", spec)
+			unstage(b, h, d, "vol")
 			bare := b.TempDir()
 			var programs, kernel time.Duration
 			for b.Loop() {
-				publish(b, h, d, "vol", spec)
+				stage(b, h, d, "vol", spec)
 				b.StopTimer()
-				unpublish(b, h, d, "vol")
+				unstage(b, h, d, "vol")
 				began := time.Now()
 				_, err := blkid(context.Background(), d.Device)
 				require.NoError(b, err)
@@ -469,7 +469,7 @@ func BenchmarkPublish(b *testing.B) {
 				b.StartTimer()
 			}
 			n := float64(b.N) * float64(time.Millisecond)
-			b.ReportMetric(float64(b.Elapsed())/n, "ms/publish")
+			b.ReportMetric(float64(b.Elapsed())/n, "ms/stage")
 			b.ReportMetric(float64(programs)/n, "ms/programs")
 			b.ReportMetric(float64(kernel)/n, "ms/mount(2)")
 			b.ReportMetric(float64(b.Elapsed()-programs-kernel)/n, "ms/own-share")
@@ -477,8 +477,8 @@ func BenchmarkPublish(b *testing.B) {
 	}
 }
 
-// BenchmarkPublishMany tells how much longer 50 volumes at once take than one.
-func BenchmarkPublishMany(b *testing.B) {
+// BenchmarkStageMany tells how much longer 50 volumes at once take than one.
+func BenchmarkStageMany(b *testing.B) {
 	h := newHost(b)
 	var disks []*disk
 	for range 50 {
@@ -488,12 +488,12 @@ func BenchmarkPublishMany(b *testing.B) {
 		began := time.Now()
 		var calls sync.WaitGroup
 		for _, d := range some {
-			calls.Go(func() { publish(b, h, d, d.Name, PublishSpec{FSType: "ext4", Layout: LayoutData}) })
+			calls.Go(func() { stage(b, h, d, d.Name, StageSpec{FSType: "ext4", Layout: LayoutData}) })
 		}
 		calls.Wait()
 		took := time.Since(began)
 		for _, d := range some {
-			unpublish(b, h, d, d.Name)
+			unstage(b, h, d, d.Name)
 		}
 		return took
 	}

@@ -19,8 +19,8 @@ const (
 	LayoutRoot = "root" // its root, whatever is there: a disk from elsewhere
 )
 
-// PublishSpec is how a volume is to be mounted.
-type PublishSpec struct {
+// StageSpec is how a volume is to be mounted.
+type StageSpec struct {
 	FSType       string   // one of FSTypes; what the device must hold
 	Layout       string   // LayoutData or LayoutRoot
 	MountOptions []string // one per element; CheckOptions accepts them, or did when the volume was made
@@ -34,7 +34,7 @@ type PublishSpec struct {
 	Warn func(error)
 }
 
-// Publish shows the device's file system at the returned path, which is dir under Config.Published. ext4 is checked by
+// Stage shows the device's file system at the returned path, which is dir under Config.Published. ext4 is checked by
 // e2fsck first; xfs and btrfs repair themselves as they are mounted. A file system smaller than its device is grown. With
 // the mount option "ro" nothing is checked, grown or made.
 //
@@ -45,7 +45,7 @@ type PublishSpec struct {
 //
 // Errors: ErrBlank, ErrWrongFS, ErrWrongDevice, ErrNoDevice, ErrDamaged, ErrBusy, ErrForeignLayout, ErrOccupied,
 // ErrUnreadable, ErrNoTool, ErrInvalid.
-func (h *Host) Publish(ctx context.Context, dev Device, dir string, spec PublishSpec) (path string, err error) {
+func (h *Host) Stage(ctx context.Context, dev Device, dir string, spec StageSpec) (path string, err error) {
 	path, err = h.pathOf(dir)
 	if err != nil {
 		return "", err
@@ -119,7 +119,7 @@ func (h *Host) Publish(ctx context.Context, dev Device, dir string, spec Publish
 }
 
 // alreadyAt tells whether the volume is mounted at the path. Errors: ErrOccupied for another mount.
-func (h *Host) alreadyAt(path string, dev Device, spec PublishSpec) (bool, error) {
+func (h *Host) alreadyAt(path string, dev Device, spec StageSpec) (bool, error) {
 	top, err := mountAt(path)
 	if err != nil || top == nil {
 		return false, err
@@ -135,7 +135,7 @@ func (h *Host) alreadyAt(path string, dev Device, spec PublishSpec) (bool, error
 }
 
 // prepare grows and lays out a file system that hangs nowhere yet, and returns the mount that containers are to see.
-func (h *Host) prepare(m, device *os.File, dev Device, dir string, spec PublishSpec, readOnly bool) (*os.File, error) {
+func (h *Host) prepare(m, device *os.File, dev Device, dir string, spec StageSpec, readOnly bool) (*os.File, error) {
 	root, err := openDir(m, ".")
 	if err != nil {
 		return nil, fmt.Errorf("the file system of device %s cannot be opened: %w", dev.Path, err)
@@ -163,11 +163,11 @@ func (h *Host) prepare(m, device *os.File, dev Device, dir string, spec PublishS
 		return nil, err
 	}
 	shown, err := cloneDir(m, dataDir)
-	if errors.Is(err, unix.EINVAL) || h.alwaysStage {
+	if errors.Is(err, unix.EINVAL) || h.cloneAlwaysAtPath {
 		if err == nil {
 			shown.Close()
 		}
-		shown, err = h.cloneStaged(m, root, dir)
+		shown, err = h.cloneAtPath(m, root, dir)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("directory %q of device %s cannot be shown by itself: %w", dataDir, dev.Path, err)
@@ -254,38 +254,38 @@ func cloneDir(m *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// cloneStaged does for kernels before 6.15 what cloneDir does for later ones: the mount hangs in the staging directory
+// cloneAtPath does for kernels before 6.15 what cloneDir does for later ones: the mount hangs in the scratch directory
 // just while the directory is cloned out of it. root, open on the mount, is closed.
-func (h *Host) cloneStaged(m, root *os.File, dir string) (shown *os.File, err error) {
-	if err := h.prepareStaging(); err != nil {
+func (h *Host) cloneAtPath(m, root *os.File, name string) (shown *os.File, err error) {
+	if err := h.prepareScratch(); err != nil {
 		return nil, err
 	}
-	stage := filepath.Join(h.staging, dir)
-	if err := os.Mkdir(stage, 0o700); errors.Is(err, fs.ErrExist) {
-		_ = unmountSoon(stage) // left by a call that could not unmount it
+	at := filepath.Join(h.scratch, name)
+	if err := os.Mkdir(at, 0o700); errors.Is(err, fs.ErrExist) {
+		_ = unmountSoon(at) // left by a call that could not unmount it
 	} else if err != nil {
 		return nil, err
 	}
 	defer func() {
-		if e := unix.Rmdir(stage); e != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", stage, e))
+		if e := unix.Rmdir(at); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", at, e))
 		}
 	}()
-	if err := unix.MoveMount(int(m.Fd()), "", unix.AT_FDCWD, stage, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(int(m.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return nil, err
 	}
-	at, err := os.OpenFile(stage, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	dir, err := os.OpenFile(at, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err == nil {
-		shown, err = cloneDir(at, dataDir)
-		at.Close()
+		shown, err = cloneDir(dir, dataDir)
+		dir.Close()
 	}
 	root.Close() // open files keep a mount busy
 	m.Close()
-	if e := unmountSoon(stage); e != nil {
+	if e := unmountSoon(at); e != nil {
 		if shown != nil {
 			shown.Close()
 		}
-		return nil, errors.Join(err, fmt.Errorf("staging directory %s cannot be unmounted: %w", stage, e))
+		return nil, errors.Join(err, fmt.Errorf("scratch directory %s cannot be unmounted: %w", at, e))
 	}
 	return shown, err
 }
@@ -328,12 +328,12 @@ func removeBare(path string) error {
 	return nil
 }
 
-// Unpublish unmounts what is mounted at dir under Config.Published, and removes the bare directory. Nothing mounted there
+// Unstage unmounts what is mounted at dir under Config.Published, and removes the bare directory. Nothing mounted there
 // is success. It never unmounts lazily: a mount in use stays. When it returns, copies of the mount in other mount
 // namespaces may still hold the file system: see Held. Copies at this very directory go as it is removed, by the kernel's
 // doing (since Linux 3.18), but processes in them hold the file system until they leave.
 // Errors: ErrBusy.
-func (h *Host) Unpublish(ctx context.Context, dir string) error {
+func (h *Host) Unstage(ctx context.Context, dir string) error {
 	path, err := h.pathOf(dir)
 	if err != nil {
 		return err
