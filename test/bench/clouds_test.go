@@ -20,7 +20,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/fronts"
 	"github.com/blockvol/blockvol/test/cloud/loop"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 // account is one of a simulated cloud with one instance, this machine, whose disks are loop devices, and blockvol on it.
@@ -34,7 +34,7 @@ const apiLatency = 100 * time.Millisecond
 
 func serveOn(b *testing.B, kind fronts.Kind, attach time.Duration) *account {
 	b.Helper()
-	disks, err := loop.New(space.Dir(b))
+	disks, err := loop.New(namespace.Dir(b))
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, disks.Close()) })
 	cfg := kind.Cloud

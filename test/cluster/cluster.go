@@ -29,14 +29,14 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/image"
 	"github.com/blockvol/blockvol/test/cluster/ledger"
 	"github.com/blockvol/blockvol/test/cluster/qemu"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 // patience bounds every wait. It is long because it only decides how soon a broken test is given up.
 const patience = 5 * time.Minute
 
 // T is what a cluster needs of a test.
-type T = space.T
+type T = namespace.T
 
 // Config is what a cluster is like.
 type Config struct {
@@ -63,18 +63,18 @@ type Cluster struct {
 	Ledger *ledger.Collector
 	Nodes  []*Node
 
-	t        T
-	cfg      Config
-	dir      string
-	files    string // that nodes fetch from the observer
-	image    *image.Image
-	space    *space.Space
-	network  *network
-	storage  *qemu.Storage
-	registry *pluginRegistry
-	version  int // of the plugin, the latest
-	servers  []*http.Server
-	serving  errgroup.Group
+	t          T
+	cfg        Config
+	dir        string
+	files      string // that nodes fetch from the observer
+	image      *image.Image
+	namespaces *namespace.Set
+	network    *network
+	storage    *qemu.Storage
+	registry   *pluginRegistry
+	version    int // of the plugin, the latest
+	servers    []*http.Server
+	serving    errgroup.Group
 
 	mu       sync.Mutex
 	metadata map[string]http.Handler // by address of the asker
@@ -113,23 +113,23 @@ func Start(t T, cfg Config) *Cluster {
 		t.Fatalf("cluster: %v", err)
 	}
 	t.Cleanup(c.image.Release)
-	c.dir = space.Dir(t)
+	c.dir = namespace.Dir(t)
 	c.files = filepath.Join(c.dir, "files")
 	if err := buildWriter(ctx, c.files); err != nil {
 		t.Fatalf("cluster: %v", err)
 	}
-	if c.space, err = space.New(c.dir); err != nil {
+	if c.namespaces, err = namespace.New(c.dir); err != nil {
 		t.Fatalf("cluster: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := c.space.Close(); err != nil {
+		if err := c.namespaces.Close(); err != nil {
 			t.Fatalf("cluster: %v", err)
 		}
 	})
-	if c.network, err = newNetwork(c.space); err != nil {
+	if c.network, err = newNetwork(c.namespaces); err != nil {
 		t.Fatalf("cluster: making the network: %v", err)
 	}
-	if c.storage, err = qemu.NewStorage(qemu.RunnerFunc(c.space.Enter), filepath.Join(c.dir, "storage"), c.model()); err != nil {
+	if c.storage, err = qemu.NewStorage(qemu.RunnerFunc(c.namespaces.Enter), filepath.Join(c.dir, "storage"), c.model()); err != nil {
 		t.Fatalf("cluster: %v", err)
 	}
 	t.Cleanup(func() {
@@ -224,7 +224,7 @@ func (c *Cluster) startCloud() {
 
 func (c *Cluster) listen(address string) net.Listener {
 	c.t.Helper()
-	listener, err := c.space.Listen(address)
+	listener, err := c.namespaces.Listen(address)
 	if err != nil {
 		c.t.Fatalf("cluster: listening on %s: %v", address, err)
 	}

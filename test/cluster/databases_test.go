@@ -240,7 +240,7 @@ func (m *mongodb) initiated(how string) {
 			return fmt.Errorf("the service that initiates it has not ended well: %+v", tasks)
 		}
 		out, err := tasks[0].Node.TryDocker("logs", tasks[0].Container)
-		if err == nil && !strings.Contains(out, "4 members; as a set they are: "+how) {
+		if err == nil && !strings.Contains(out, "4 members; the set is "+how) {
 			err = errors.New(out)
 		}
 		return err
@@ -269,7 +269,7 @@ func (m *mongodb) check(t *testing.T, doomed *cluster.Node) {
 	require.NotZero(t, moved, "no member was on %s", doomed.Name)
 	m.c.Manager().Docker("service", "update", "--detach", "--force", "--no-resolve-image", "db_init")
 	m.initiated("known")
-	t.Logf("MongoDB's stand-in: %d of 4 members have moved; all find each other", moved)
+	t.Logf("fakemongo: %d of 4 members have moved; all find each other", moved)
 }
 
 type sessions struct {

@@ -57,7 +57,7 @@ func (n *Node) Reboot() {
 	n.mu.Lock()
 	guest := n.guest
 	n.mu.Unlock()
-	before, err := guest.Greet(ctx)
+	before, err := guest.BootID(ctx)
 	if err != nil {
 		n.c.t.Fatalf("%s: %v", n.Name, err)
 	}
@@ -67,7 +67,7 @@ func (n *Node) Reboot() {
 	n.c.Eventually(n.Name+" has rebooted", func() error {
 		try, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		boot, err := guest.Greet(try)
+		boot, err := guest.BootID(try)
 		if err == nil && boot == before {
 			err = errNotYet
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 	"github.com/blockvol/blockvol/test/cluster"
-	"github.com/blockvol/blockvol/test/standin"
+	"github.com/blockvol/blockvol/test/standalone"
 )
 
 // The tests share one cluster, since its start takes most of a minute, and run one after another. Each leaves all nodes
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 const logs = "../../build/cluster"
 
 // outer stands in for a test around all tests.
-var outer standin.Test
+var outer standalone.T
 
 // whole is the cluster that they share.
 var whole *cluster.Cluster

@@ -6,7 +6,7 @@ import (
 	"os/exec"
 	"strings"
 
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 // Addresses in the cluster's network. They are those of AWS's default network, which Docker's own networks do not meet.
@@ -20,9 +20,9 @@ const (
 
 // A network is that of a cloud as its machines see it: each has one link, to a router, behind which all others are. It can
 // be cut between any two addresses; then nothing comes through, and nobody is told.
-type network struct{ space *space.Space }
+type network struct{ namespaces *namespace.Set }
 
-func newNetwork(s *space.Space) (*network, error) {
+func newNetwork(s *namespace.Set) (*network, error) {
 	n := &network{s}
 	_, err := n.run("sh", "-ec", `
 		echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -64,7 +64,7 @@ func (n *network) run(name string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := n.space.Enter(cmd)
+	err := n.namespaces.Enter(cmd)
 	if err == nil {
 		err = cmd.Wait()
 	}

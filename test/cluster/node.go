@@ -102,7 +102,7 @@ func (n *Node) setClock(ctx context.Context) error {
 
 // power starts the machine and waits for its agent.
 func (n *Node) power(snapshot string) error {
-	m, err := qemu.Start(qemu.RunnerFunc(n.c.space.Enter), n.c.image.Machine(n.dir, n.root, snapshot, n.tap))
+	m, err := qemu.Start(qemu.RunnerFunc(n.c.namespaces.Enter), n.c.image.Machine(n.dir, n.root, snapshot, n.tap))
 	if err != nil {
 		return fmt.Errorf("%s: %w", n.Name, err)
 	}
@@ -188,7 +188,7 @@ func (n *Node) docker(stdin []byte, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := n.client(ctx, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	err := n.c.space.Enter(cmd)
+	err := n.c.namespaces.Enter(cmd)
 	if err == nil {
 		err = cmd.Wait()
 	}

@@ -215,7 +215,7 @@ func (n *Node) Stream(args ...string) *Output {
 	cmd := n.client(ctx, args...)
 	cmd.Stdout, cmd.Stderr = o, o
 	cmd.WaitDelay = time.Second
-	if err := n.c.space.Enter(cmd); err != nil {
+	if err := n.c.namespaces.Enter(cmd); err != nil {
 		cancel()
 		n.c.t.Fatalf("%s: docker %s: %v", n.Name, strings.Join(args, " "), err)
 	}
@@ -229,7 +229,7 @@ func (n *Node) Stream(args ...string) *Output {
 // PostgresAnswers tells whether a PostgreSQL can be reached at an address from outside of the nodes, and takes clients: while
 // it recovers it refuses them.
 func (c *Cluster) PostgresAnswers(address string) error {
-	conn, err := c.space.Dial(address, time.Second)
+	conn, err := c.namespaces.Dial(address, time.Second)
 	if err != nil {
 		return err
 	}

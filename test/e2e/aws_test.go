@@ -23,7 +23,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	"github.com/blockvol/blockvol/test/engine"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 // Volumes on EBS: engines are instances of a simulated EC2, whose disks are loop devices. Each instance has the role whose
@@ -41,7 +41,7 @@ type ec2Cloud struct {
 // startEC2 returns a cloud where things take a moment, unless change says otherwise.
 func startEC2(t *testing.T, change func(*cloud.Config)) *ec2Cloud {
 	t.Helper()
-	disks, err := loop.New(space.Dir(t))
+	disks, err := loop.New(namespace.Dir(t))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, disks.Close()) })
 	cfg := cloud.Config{

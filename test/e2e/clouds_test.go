@@ -14,7 +14,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/fronts"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	"github.com/blockvol/blockvol/test/engine"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 // account is one of any cloud, whose disks are loop devices.
@@ -28,7 +28,7 @@ type account struct {
 // openAccount returns an account of a cloud where things take a moment.
 func openAccount(t *testing.T, kind fronts.Kind) *account {
 	t.Helper()
-	disks, err := loop.New(space.Dir(t))
+	disks, err := loop.New(namespace.Dir(t))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, disks.Close()) })
 	cfg := kind.Cloud

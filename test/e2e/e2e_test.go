@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/blockvol/blockvol/test/engine"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 	"github.com/blockvol/blockvol/test/violation"
 )
 
@@ -48,7 +48,7 @@ func start(t *testing.T, options ...engine.Option) *engine.Engine {
 func startTwo(t *testing.T) (here, there *engine.Engine) {
 	t.Helper()
 	t.Parallel()
-	images := engine.Images(space.Dir(t))
+	images := engine.Images(namespace.Dir(t))
 	here, there = engine.Start(t, images), engine.Start(t, images)
 	for _, e := range []*engine.Engine{here, there} {
 		e.Busybox()
@@ -136,7 +136,7 @@ func held(e *engine.Engine) error {
 			return errors.New("mounted: " + line)
 		}
 	}
-	loops, err := space.Loops(e.Volumes)
+	loops, err := namespace.Loops(e.Volumes)
 	if err == nil && len(loops) > 0 {
 		err = fmt.Errorf("attached: %v", loops)
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/engine"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 	"github.com/blockvol/blockvol/test/violation"
 )
 
@@ -76,7 +76,7 @@ func TestThePluginIsDisabledByForceUnderAWritingContainer(t *testing.T) {
 	awaitLines(t, e, 10)
 	e.Docker("plugin", "enable", engine.Plugin)
 	awaitLines(t, e, 10)
-	loops, err := space.Loops(e.Volumes)
+	loops, err := namespace.Loops(e.Volumes)
 	require.NoError(t, err)
 	require.Len(t, loops, 1, "what a container writes to stays attached")
 	e.Docker("rm", "--force", "writer")

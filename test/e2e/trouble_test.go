@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/engine"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 // What is amiss around the plugin: the operator is told, and nothing is lost.
@@ -67,7 +67,7 @@ func TestAMountThatOutlastsDockersPatienceIsRolledBack(t *testing.T) {
 
 	_, err := e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "true")
 	require.Error(t, err)
-	loops, err := space.Loops(e.Volumes)
+	loops, err := namespace.Loops(e.Volumes)
 	require.NoError(t, err)
 	require.NotEmpty(t, loops, "the test has not caught the mount at work")
 	proceed(t, e)
@@ -212,7 +212,7 @@ func TestTheDaemonServesAnEngineWithoutThePluginSystem(t *testing.T) {
 	awaitLines(t, e, 10)
 	e.Docker("rm", "--force", "writer")
 	e.Eventually("the volume is detached", func() error {
-		loops, err := space.Loops(e.Volumes)
+		loops, err := namespace.Loops(e.Volumes)
 		if err == nil && len(loops) > 0 {
 			err = fmt.Errorf("attached: %v", loops)
 		}

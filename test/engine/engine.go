@@ -20,14 +20,14 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 // patience bounds every wait for an engine. It is long because it only decides how soon a broken test is given up.
 const patience = 4 * time.Minute
 
 // T is what an engine needs of a test.
-type T = space.T
+type T = namespace.T
 
 // Engine is one private engine.
 type Engine struct {
@@ -35,10 +35,10 @@ type Engine struct {
 	Volumes string // provider local's directory on the engine's host
 	State   string // blockvol's state directory on the engine's host
 
-	t      T
-	args   []string // dockerd's own
-	space  *space.Space
-	daemon *space.Process // nil while dockerd is down
+	t          T
+	args       []string // dockerd's own
+	namespaces *namespace.Set
+	daemon     *namespace.Process // nil while dockerd is down
 }
 
 // Option changes what Start starts.
@@ -50,13 +50,13 @@ func LiveRestore() Option { return Arguments("--live-restore") }
 // Arguments adds arguments to dockerd's.
 func Arguments(args ...string) Option { return func(e *Engine) { e.args = append(e.args, args...) } }
 
-// Images makes provider local keep its images in a directory that outlives the engine, see space.Dir.
+// Images makes provider local keep its images in a directory that outlives the engine, see namespace.Dir.
 func Images(dir string) Option { return func(e *Engine) { e.Volumes = dir } }
 
 // Start returns an engine that answers. It is gone when the test ends.
 func Start(t T, options ...Option) *Engine {
 	t.Helper()
-	dir := space.Dir(t)
+	dir := namespace.Dir(t)
 	e := &Engine{t: t, Dir: dir, State: filepath.Join(dir, "state"), Volumes: filepath.Join(dir, "volumes")}
 	for _, option := range options {
 		option(e)
@@ -70,7 +70,7 @@ func Start(t T, options ...Option) *Engine {
 		if t.Failed() {
 			t.Logf("log of the engine in %s:\n%s", e.Dir, tail(e.Log(), 100))
 		}
-		if e.space != nil {
+		if e.namespaces != nil {
 			e.PowerOff()
 		}
 	})
@@ -82,28 +82,28 @@ func Start(t T, options ...Option) *Engine {
 // what a power loss does to data, since the kernel goes on: file systems are unmounted, loop devices stay attached.
 func (e *Engine) PowerOff() {
 	e.t.Helper()
-	if err := e.space.Close(); err != nil {
+	if err := e.namespaces.Close(); err != nil {
 		e.t.Fatalf("engine: ending what runs in %s: %v", e.Dir, err)
 	}
-	e.space, e.daemon = nil, nil
+	e.namespaces, e.daemon = nil, nil
 }
 
 // Up starts dockerd, and its host if that is off, and waits until it answers.
 func (e *Engine) Up() {
 	e.t.Helper()
-	if e.space == nil {
-		own, err := space.New(e.Dir)
+	if e.namespaces == nil {
+		own, err := namespace.New(e.Dir)
 		if err != nil {
 			e.t.Fatalf("engine: %v", err)
 		}
-		e.space = own
+		e.namespaces = own
 	}
 	args := []string{
 		"--host=" + e.Host(),
 		"--data-root=" + filepath.Join(e.Dir, "docker"),
 		"--exec-root=/run/docker",
 		"--pidfile=/run/docker.pid",
-		"--cgroup-parent=" + e.space.Cgroup() + "/containers",
+		"--cgroup-parent=" + e.namespaces.Cgroup() + "/containers",
 		"--bridge=none",
 		"--iptables=false",
 		"--ip6tables=false",
@@ -115,7 +115,7 @@ func (e *Engine) Up() {
 	defer log.Close()
 	cmd := exec.Command("dockerd", append(args, e.args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
-	e.daemon, err = e.space.Start(cmd)
+	e.daemon, err = e.namespaces.Start(cmd)
 	if err != nil {
 		e.t.Fatalf("engine: starting dockerd: %v", err)
 	}
@@ -183,7 +183,7 @@ func (e *Engine) Run(name string, args ...string) string {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	p, err := e.space.Start(cmd)
+	p, err := e.namespaces.Start(cmd)
 	if err == nil {
 		<-p.Done
 		err = p.Err
@@ -204,7 +204,7 @@ func (e *Engine) Spawn(name string, args ...string) (pid int) {
 	defer log.Close()
 	cmd := exec.Command(name, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	p, err := e.space.Start(cmd)
+	p, err := e.namespaces.Start(cmd)
 	if err != nil {
 		e.t.Fatalf("engine: starting %s: %v", name, err)
 	}
@@ -213,11 +213,11 @@ func (e *Engine) Spawn(name string, args ...string) (pid int) {
 
 // Path translates an absolute path on the engine's host to one that this process can open.
 func (e *Engine) Path(path string) string {
-	return e.space.Path(path)
+	return e.namespaces.Path(path)
 }
 
 // PID is a process whose namespaces are the engine's host.
-func (e *Engine) PID() int { return e.space.PID() }
+func (e *Engine) PID() int { return e.namespaces.PID() }
 
 // Log is what dockerd has logged since Start; plugins' output is part of it.
 func (e *Engine) Log() string {
@@ -256,7 +256,7 @@ func (e *Engine) Busybox() string {
 	}
 	static, err := exec.LookPath("busybox")
 	if err != nil {
-		e.t.Fatalf("engine: %v: scripts/setup test installs it (busybox-static)", err)
+		e.t.Fatalf("engine: %v: run scripts/setup test to install it (busybox-static)", err)
 	}
 	archive := filepath.Join(e.Dir, "busybox.tar")
 	const script = `
@@ -297,7 +297,7 @@ func (e *Engine) pluginID() string {
 
 func (e *Engine) pluginPID(id string) int {
 	e.t.Helper()
-	pid, err := e.space.Find(func(pid int) bool {
+	pid, err := e.namespaces.Find(func(pid int) bool {
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 		cgroup, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 		return strings.HasSuffix(exe, "/usr/bin/blockvol") && strings.Contains(string(cgroup), id)
@@ -362,7 +362,7 @@ func (e *Engine) KillPlugin() {
 
 // Mounts is the mountinfo of the engine's host.
 func (e *Engine) Mounts() string {
-	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", e.space.PID()))
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", e.namespaces.PID()))
 	if err != nil {
 		e.t.Fatalf("engine: %v", err)
 	}

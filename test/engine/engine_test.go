@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/test/engine"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 func TestTwoEnginesRunContainersSideBySide(t *testing.T) {
@@ -89,7 +89,7 @@ func TestNothingIsLeftOfAnEngineWhoseTestWasKilled(t *testing.T) {
 		_, dir, _ = strings.Cut(lines.Text(), "running in ")
 	}
 	require.NotEmpty(t, dir, "the child failed before its engine ran")
-	loops, err := space.Loops(dir)
+	loops, err := namespace.Loops(dir)
 	require.NoError(t, err)
 	require.Len(t, loops, 1)
 

@@ -7,7 +7,7 @@ import "net"
 // test; after a PowerOff nobody reaches it any more.
 func (e *Engine) Listen(address string) net.Listener {
 	e.t.Helper()
-	listener, err := e.space.Listen(address)
+	listener, err := e.namespaces.Listen(address)
 	if err != nil {
 		e.t.Fatalf("engine: listening on %s: %v", address, err)
 	}

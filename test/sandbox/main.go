@@ -1,6 +1,7 @@
-// Command sandbox runs a command with a private Docker engine: `sandbox scripts/demo`. The command finds the engine's
-// address in DOCKER_HOST, and the directories for its plugin in BLOCKVOL_STATE and BLOCKVOL_VOLUMES. When the command
-// ends, or this one is killed, all is gone.
+// Command sandbox runs a command with a private Docker engine: `sandbox scripts/demo`.
+//
+// DOCKER_HOST is the engine's address. BLOCKVOL_STATE and BLOCKVOL_VOLUMES are directories for the plugin. The engine and its data
+// are removed when the command ends or sandbox is killed.
 package main
 
 import (
@@ -12,7 +13,7 @@ import (
 	"syscall"
 
 	"github.com/blockvol/blockvol/test/engine"
-	"github.com/blockvol/blockvol/test/standin"
+	"github.com/blockvol/blockvol/test/standalone"
 )
 
 func main() {
@@ -24,22 +25,22 @@ func main() {
 }
 
 func sandbox(args []string) (status int) {
-	// A Ctrl-C reaches the command too, which decides; this one stays to clean up. (Ignored, they would be so for the
-	// command as well.)
+	// The command gets a Ctrl-C too and decides. sandbox catches it, to clean up later. (The command would inherit an
+	// ignored signal.)
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	var run standin.Test
+	var t standalone.T
 	defer func() {
-		if !run.End() {
+		if !t.End() {
 			status = 1
 		}
 	}()
-	run.Try(func() { status = inEngine(&run, args) })
+	t.Try(func() { status = runCommand(&t, args) })
 	return status
 }
 
-// inEngine runs the command with an engine and returns its status.
-func inEngine(run *standin.Test, args []string) (status int) {
-	e := engine.Start(run)
+// runCommand runs the command with an engine and returns its exit status.
+func runCommand(t *standalone.T, args []string) (status int) {
+	e := engine.Start(t)
 	e.Busybox()
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -51,7 +52,7 @@ func inEngine(run *standin.Test, args []string) (status int) {
 	case errors.As(err, &exit):
 		return max(1, exit.ExitCode())
 	case err != nil:
-		run.Fatalf("%v", err)
+		t.Fatalf("%v", err)
 	}
 	return 0
 }

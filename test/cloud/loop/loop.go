@@ -44,7 +44,7 @@ type attachment struct {
 }
 
 // New returns a backend that keeps its images in a directory, made if missing. Only Close detaches what is attached; where a
-// process may be killed before, the directory wants a guard, see space.Dir.
+// process may be killed before, the directory needs the guard of namespace.Dir.
 func New(dir string) (*Backend, error) {
 	disks, err := image.NewDisks[attachment](dir)
 	if err != nil {

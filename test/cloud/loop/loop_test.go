@@ -20,7 +20,7 @@ import (
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/loop"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
 const (
@@ -40,7 +40,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, dir: space.Dir(t)}
+	w := &world{t: t, dir: namespace.Dir(t)}
 	var err error
 	w.Backend, err = loop.New(filepath.Join(w.dir, "cloud"))
 	require.NoError(t, err)
@@ -67,7 +67,7 @@ func (w *world) create(disk string, snapshot string) {
 // image is the file of a disk or snapshot, found as an operator would.
 func (w *world) loops() []string {
 	w.t.Helper()
-	loops, err := space.Loops(w.dir)
+	loops, err := namespace.Loops(w.dir)
 	require.NoError(w.t, err)
 	return loops
 }

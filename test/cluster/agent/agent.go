@@ -1,8 +1,6 @@
-// Package agent runs commands in a virtual machine for a test outside it, over a stream that no network carries: a serial
-// port. So a machine that is cut off from everything can still be looked into.
+// Package agent runs commands in a virtual machine over a serial port, so that a test reaches a machine without network.
 //
-// Both sides send lines of JSON. The guest greets with a new id each time it starts, so that commands which a reboot has
-// swallowed fail instead of being waited for.
+// Both sides send lines of JSON. The guest sends a new boot ID each time it starts. Commands that a reboot has lost then fail.
 package agent
 
 import (
@@ -20,26 +18,26 @@ import (
 	"time"
 )
 
-// request asks the guest for something.
+// request is a message to the guest.
 type request struct {
 	ID     uint64   `json:"id"`
-	Hello  bool     `json:"hello,omitempty"` // greet again
+	Hello  bool     `json:"hello,omitempty"` // send the boot ID
 	Cancel bool     `json:"cancel,omitempty"`
 	Args   []string `json:"args,omitempty"`
 	Stdin  []byte   `json:"stdin,omitempty"`
 }
 
-// answer is what the guest says.
+// answer is a message from the guest.
 type answer struct {
 	ID     uint64 `json:"id,omitempty"`
-	Boot   string `json:"boot,omitempty"` // a greeting
+	Boot   string `json:"boot,omitempty"` // the boot ID; all else is empty
 	Stdout []byte `json:"stdout,omitempty"`
 	Stderr []byte `json:"stderr,omitempty"`
-	Status int    `json:"status,omitempty"` // of the program; -1 if a signal ended it
-	Error  string `json:"error,omitempty"`  // it could not be run
+	Status int    `json:"status,omitempty"` // exit status; -1 after a signal
+	Error  string `json:"error,omitempty"`  // why the program did not run
 }
 
-// Serve runs what is asked for until the stream breaks.
+// Serve runs the commands that it reads from the stream until the stream breaks.
 func Serve(stream io.ReadWriter, boot string) error {
 	var (
 		mu      sync.Mutex
@@ -48,11 +46,11 @@ func Serve(stream io.ReadWriter, boot string) error {
 	send := func(a answer) {
 		line, err := json.Marshal(a)
 		if err != nil {
-			panic(err) // an answer can be marshalled
+			panic(err) // impossible
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		stream.Write(append(line, '\n')) //nolint:errcheck // nobody could be told
+		stream.Write(append(line, '\n')) //nolint:errcheck // there is nowhere to report it
 	}
 	send(answer{Boot: boot})
 	lines := bufio.NewReader(stream)
@@ -63,7 +61,7 @@ func Serve(stream io.ReadWriter, boot string) error {
 		}
 		var r request
 		if json.Unmarshal(line, &r) != nil {
-			continue // the rest of what an earlier life was sent
+			continue // the rest of a request from before a reboot
 		}
 		if r.Hello {
 			send(answer{Boot: boot})
@@ -113,26 +111,26 @@ func execute(ctx context.Context, r request) answer {
 	return a
 }
 
-// Client is the test's side of one stream.
+// Client is the test's side of a stream.
 type Client struct {
 	stream io.ReadWriteCloser
 
 	mu      sync.Mutex
 	boot    string
-	greeted chan struct{} // closed at the next greeting
+	booted  chan struct{} // closed when the next boot ID arrives
 	last    uint64
 	waiting map[uint64]chan answer
 	err     error
 }
 
-// NewClient takes a stream over.
+// NewClient returns a client that owns the stream.
 func NewClient(stream io.ReadWriteCloser) *Client {
-	c := &Client{stream: stream, greeted: make(chan struct{}), waiting: map[uint64]chan answer{}}
+	c := &Client{stream: stream, booted: make(chan struct{}), waiting: map[uint64]chan answer{}}
 	go c.listen()
 	return c
 }
 
-// Dial connects to the socket at the other end of a guest's port.
+// Dial connects to the host's socket of a guest's serial port.
 func Dial(socket string) (*Client, error) {
 	stream, err := net.Dial("unix", socket)
 	if err != nil {
@@ -141,7 +139,7 @@ func Dial(socket string) (*Client, error) {
 	return NewClient(stream), nil
 }
 
-// Close breaks the stream; commands under way fail.
+// Close closes the stream. Running commands fail.
 func (c *Client) Close() error { return c.stream.Close() }
 
 func (c *Client) listen() {
@@ -160,8 +158,8 @@ func (c *Client) listen() {
 			c.mu.Lock()
 			restarted := c.boot != "" && c.boot != a.Boot
 			c.boot = a.Boot
-			close(c.greeted)
-			c.greeted = make(chan struct{})
+			close(c.booted)
+			c.booted = make(chan struct{})
 			c.mu.Unlock()
 			if restarted {
 				c.fail(ErrRestarted, false)
@@ -177,14 +175,14 @@ func (c *Client) listen() {
 	}
 }
 
-// ErrRestarted is how commands fail when the guest has started anew meanwhile.
+// ErrRestarted is the error of commands during which the guest restarted.
 var ErrRestarted = errors.New("the guest has restarted")
 
-// fail ends all that waits.
-func (c *Client) fail(err error, forGood bool) {
+// fail fails all running commands and, if permanent, all later ones.
+func (c *Client) fail(err error, permanent bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if forGood {
+	if permanent {
 		c.err = err
 	}
 	for id, waiting := range c.waiting {
@@ -207,16 +205,16 @@ func (c *Client) send(r request) error {
 	return err
 }
 
-// Greet returns the id of the guest's present life, asking for it.
-func (c *Client) Greet(ctx context.Context) (boot string, err error) {
+// BootID asks the guest for its boot ID.
+func (c *Client) BootID(ctx context.Context) (string, error) {
 	c.mu.Lock()
-	greeted := c.greeted
+	booted := c.booted
 	c.mu.Unlock()
 	if err := c.send(request{Hello: true}); err != nil {
 		return "", err
 	}
 	select {
-	case <-greeted:
+	case <-booted:
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return c.boot, nil
@@ -229,7 +227,7 @@ func (c *Client) Greet(ctx context.Context) (boot string, err error) {
 func (c *Client) Await(ctx context.Context) error {
 	for {
 		try, cancel := context.WithTimeout(ctx, time.Second)
-		_, err := c.Greet(try)
+		_, err := c.BootID(try)
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return err
@@ -237,8 +235,8 @@ func (c *Client) Await(ctx context.Context) error {
 	}
 }
 
-// Run runs a program in the guest. Its error contains what the program wrote to standard error. When the context ends,
-// the program is killed, if the guest still hears that.
+// Run runs a program in the guest. The error contains its standard error. When the context ends, Run returns and asks the guest to
+// kill the program.
 func (c *Client) Run(ctx context.Context, stdin []byte, args ...string) (stdout string, err error) {
 	answered := make(chan answer, 1)
 	c.mu.Lock()
@@ -259,7 +257,7 @@ func (c *Client) Run(ctx context.Context, stdin []byte, args ...string) (stdout 
 		c.mu.Lock()
 		delete(c.waiting, id)
 		c.mu.Unlock()
-		c.send(request{ID: id, Cancel: true}) //nolint:errcheck // the context's end is what is told
+		c.send(request{ID: id, Cancel: true}) //nolint:errcheck // the context's error is reported
 		return "", fmt.Errorf("%s: %w", strings.Join(args, " "), context.Cause(ctx))
 	}
 	switch {

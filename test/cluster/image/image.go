@@ -1,5 +1,6 @@
-// Package image makes what nodes of a cluster start from, once, and keeps it outside the work tree: a root file system and
-// a snapshot of a machine whose engine has just become ready. A machine that starts from the snapshot is there in a second.
+// Package image builds and caches the virtual machine image from which the nodes of a cluster start.
+//
+// The image has a root file system and a snapshot of a machine whose engine is ready. A machine starts from it in a second.
 package image
 
 import (
@@ -21,28 +22,28 @@ import (
 
 	"github.com/blockvol/blockvol/test/cluster/agent"
 	"github.com/blockvol/blockvol/test/cluster/qemu"
-	"github.com/blockvol/blockvol/test/space"
+	"github.com/blockvol/blockvol/test/namespace"
 )
 
-// An Image is what machines start from.
+// Image is the files that a machine starts from.
 type Image struct {
 	Kernel, Initrd string
-	Root           string // qcow2 to be copied for each machine, with the snapshot in it
+	Root           string // qcow2 with the snapshot; each machine needs a copy
 	dir            *os.File
 }
 
 // Snapshot is the name of the snapshot in Root.
 const Snapshot = "ready"
 
-// whole is a file that an image has when all of it is made: a Ctrl-C may come at any moment before.
-const whole = "whole"
+// complete is the file that marks a complete image, since a build can be interrupted at any point.
+const complete = "complete"
 
-// recipe is what the image is made of, besides Debian's packages, below the module's root.
-var recipe = []string{"test/cluster/image", "test/cluster/agent", "test/cluster/qemu/machine.go", "test/cluster/mongostandin"}
+// sources are the files of this module from which the image is built, beside Debian packages.
+var sources = []string{"test/cluster/image", "test/cluster/agent", "test/cluster/qemu/machine.go", "test/cluster/fakemongo"}
 
-// Get returns the image of the present recipe, which it makes first if need be; that takes minutes. Others that want it
-// meanwhile wait. It stays until Release, and longer, unless the recipe changes.
-func Get(ctx context.Context, t space.T) (*Image, error) {
+// Get returns the image for the current sources. It builds a missing one, which takes minutes; concurrent calls wait for it. The
+// image is kept until Release, and afterwards until the sources change.
+func Get(ctx context.Context, t namespace.T) (*Image, error) {
 	root, err := moduleRoot(ctx)
 	if err != nil {
 		return nil, err
@@ -59,37 +60,37 @@ func Get(ctx context.Context, t space.T) (*Image, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return nil, err
 	}
-	lock, err := lock(cache, unix.LOCK_EX)
+	locked, err := lock(cache, unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close()
+	defer locked.Close()
 	dir := filepath.Join(cache, name)
-	if _, err := os.Stat(filepath.Join(dir, whole)); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, complete)); errors.Is(err, fs.ErrNotExist) {
 		if err := removeOld(cache); err != nil {
 			return nil, err
 		}
-		t.Logf("making the machines' image, which takes some minutes once: %s", dir)
+		t.Logf("building the machine image, which takes a few minutes: %s", dir)
 		begin := time.Now()
 		if err := build(ctx, t, root, dir); err != nil {
-			return nil, fmt.Errorf("making the machines' image: %w", err)
+			return nil, fmt.Errorf("building the machine image: %w", err)
 		}
-		t.Logf("made it in %v", time.Since(begin).Round(time.Second))
+		t.Logf("built in %v", time.Since(begin).Round(time.Second))
 	}
-	i := at(dir)
-	i.dir, err = lockShared(dir)
+	i := imageIn(dir)
+	i.dir, err = lock(dir, unix.LOCK_SH)
 	return i, err
 }
 
-func at(dir string) *Image {
+func imageIn(dir string) *Image {
 	return &Image{Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"), Root: filepath.Join(dir, "node.qcow2")}
 }
 
-// Release lets the image be removed when the recipe has changed.
+// Release allows the image to be removed when the sources have changed.
 func (i *Image) Release() { i.dir.Close() }
 
-// Machine is the configuration of a machine that starts from the image, or of one that starts from what such a machine
-// has left. What a snapshot must find again is the same for all.
+// Machine returns the configuration of a machine that starts from the image or from a machine's copy of it. What must be the same
+// to restore the snapshot is the same for all machines.
 func (i *Image) Machine(dir, root, snapshot, tap string) qemu.Config {
 	return qemu.Config{
 		Dir: dir, Kernel: i.Kernel, Initrd: i.Initrd, Append: "console=ttyS0 net.ifnames=0 panic=1 quiet",
@@ -105,10 +106,10 @@ func moduleRoot(ctx context.Context) (string, error) {
 	return filepath.Dir(strings.TrimSpace(string(out))), nil
 }
 
-// fingerprint tells recipes apart.
+// fingerprint returns a hash of the sources.
 func fingerprint(root string) (string, error) {
 	sum := sha256.New()
-	for _, part := range recipe {
+	for _, part := range sources {
 		err := filepath.WalkDir(filepath.Join(root, part), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() || strings.HasSuffix(path, "_test.go") {
 				return err
@@ -141,9 +142,7 @@ func lock(dir string, how int) (*os.File, error) {
 	return f, nil
 }
 
-func lockShared(dir string) (*os.File, error) { return lock(dir, unix.LOCK_SH) }
-
-// removeOld removes images that nobody uses.
+// removeOld removes the images that are not in use.
 func removeOld(cache string) error {
 	entries, err := os.ReadDir(cache)
 	if err != nil {
@@ -167,9 +166,9 @@ func removeOld(cache string) error {
 	return nil
 }
 
-// build makes an image in a directory that does not exist.
-func build(ctx context.Context, t space.T, root, dir string) (err error) {
-	work := dir + ".new" // removeOld has removed what an earlier attempt left
+// build builds an image in a directory that does not exist.
+func build(ctx context.Context, t namespace.T, root, dir string) (err error) {
+	work := dir + ".new" // removeOld has removed an earlier attempt
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return err
 	}
@@ -177,7 +176,7 @@ func build(ctx context.Context, t space.T, root, dir string) (err error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("test/cluster/image/tree: %w: %s", err, bytes.TrimSpace(out))
 	}
-	if err := os.Rename(work, dir); err != nil { // since the paths in qcow2 are absolute
+	if err := os.Rename(work, dir); err != nil { // before snapshot: the paths in qcow2 are absolute
 		return err
 	}
 	defer func() {
@@ -188,20 +187,20 @@ func build(ctx context.Context, t space.T, root, dir string) (err error) {
 	if err := snapshot(ctx, t, dir); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, whole), nil, 0o600)
+	return os.WriteFile(filepath.Join(dir, complete), nil, 0o600)
 }
 
-// snapshot boots a machine twice: once to import the containers' images, and once to be restored from, fresh.
-func snapshot(ctx context.Context, t space.T, dir string) (err error) {
-	work := space.Dir(t)
-	s, err := space.New(work)
+// snapshot boots a machine twice: once to import the container images, and once to save the snapshot.
+func snapshot(ctx context.Context, t namespace.T, dir string) (err error) {
+	work := namespace.Dir(t)
+	s, err := namespace.New(work)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	i := at(dir)
+	i := imageIn(dir)
 	base := filepath.Join(dir, "base.qcow2")
-	if err := overlay(ctx, filepath.Join(dir, "root.img"), "raw", base); err != nil {
+	if err := createOverlay(ctx, filepath.Join(dir, "root.img"), "raw", base); err != nil {
 		return err
 	}
 	err = i.boot(ctx, s, work, base, func(guest *agent.Client, _ *qemu.Machine) error {
@@ -215,11 +214,11 @@ func snapshot(ctx context.Context, t space.T, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := overlay(ctx, base, "qcow2", i.Root); err != nil {
+	if err := createOverlay(ctx, base, "qcow2", i.Root); err != nil {
 		return err
 	}
 	return i.boot(ctx, s, work, i.Root, func(guest *agent.Client, m *qemu.Machine) error {
-		// What memory holds of files would only make the snapshot larger.
+		// Cached files would only make the snapshot larger.
 		if _, err := guest.Run(ctx, nil, "sh", "-c", "sync && echo 3 >/proc/sys/vm/drop_caches"); err != nil {
 			return err
 		}
@@ -227,7 +226,7 @@ func snapshot(ctx context.Context, t space.T, dir string) (err error) {
 	})
 }
 
-func overlay(ctx context.Context, base, format, file string) error {
+func createOverlay(ctx context.Context, base, format, file string) error {
 	out, err := exec.CommandContext(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-F", format, "-b", base, file).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("qemu-img create: %w: %s", err, bytes.TrimSpace(out))
@@ -235,8 +234,8 @@ func overlay(ctx context.Context, base, format, file string) error {
 	return nil
 }
 
-// boot powers a machine on, does something when its engine is ready, and powers it off.
-func (i *Image) boot(ctx context.Context, s *space.Space, dir, root string, do func(*agent.Client, *qemu.Machine) error) error {
+// boot powers a machine on, calls do when its engine is ready, and powers it off.
+func (i *Image) boot(ctx context.Context, s *namespace.Set, dir, root string, do func(*agent.Client, *qemu.Machine) error) error {
 	m, err := qemu.Start(qemu.RunnerFunc(s.Enter), i.Machine(dir, root, "", ""))
 	if err != nil {
 		return err

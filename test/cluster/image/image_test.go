@@ -11,8 +11,8 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/image"
 )
 
-// Machines of the tests that come later start from it.
-func TestTheImageIsMadeAndKept(t *testing.T) {
+// The machines of later tests start from this image.
+func TestImageIsBuiltOnceAndCached(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Minute)
 	defer cancel()
 	made, err := image.Get(ctx, t)

@@ -75,7 +75,7 @@ func (m *Machine) plug(model Model, serial string, serve func() (*server, error)
 		case <-d.cleared:
 		case <-m.monitor.Done():
 			err = fmt.Errorf("%w: %w", ErrEnded, err)
-		case <-time.After(patience):
+		case <-time.After(qemuTimeout):
 		}
 		return nil, err
 	}
@@ -143,7 +143,7 @@ func (m *Machine) notice(event Event) {
 // connectNode makes QEMU the server's one client. There is no second time: a node whose server has ended fails at once, and
 // its socket's path is gone, and never used for another server, which might have the same disk, in use by another machine.
 func (m *Machine) connectNode(node string, server *server) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), qemuTimeout)
 	defer cancel()
 	for {
 		err := m.monitor.Execute(ctx, "blockdev-add", map[string]any{

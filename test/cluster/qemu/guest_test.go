@@ -115,7 +115,7 @@ var golden = sync.OnceValues(func() (cfg qemu.Config, err error) {
 	}
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
-		return cfg, fmt.Errorf("%w: scripts/setup test installs it", err)
+		return cfg, fmt.Errorf("%w: run scripts/setup test to install it", err)
 	}
 	copies := map[string]string{busybox: "bin/busybox"}
 	for i, module := range modules {
@@ -142,7 +142,7 @@ var golden = sync.OnceValues(func() (cfg qemu.Config, err error) {
 		"qemu-img create -q -f qcow2 " + cfg.Root + " 64M",
 	} {
 		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
-			return cfg, fmt.Errorf("%s: %w: %s (scripts/setup test installs what is missing)", command, err, out)
+			return cfg, fmt.Errorf("%s: %w: %s (scripts/setup test installs missing programs)", command, err, out)
 		}
 	}
 

@@ -1,7 +1,7 @@
-// Package qemu runs virtual machines whose disks come and go as a cloud's do, and has the storage behind these disks: a
-// machine shows a disk that bears its serial on the cloud's bus, loses power, freezes, or has a disk pulled out.
+// Package qemu runs emulated virtual machines with hot-plugged disks, and stores these disks, as a cloud does.
 //
-// Everything is emulated, so that nothing is asked of the host but the program qemu-system-x86_64.
+// A disk appears on the cloud's bus with its serial. A machine can lose power or freeze, and a disk can be pulled out. The host needs
+// the program qemu-system-x86_64 and nothing else: no KVM.
 package qemu
 
 import (
@@ -17,47 +17,46 @@ import (
 	"time"
 )
 
-// scsiController is QEMU's name for what all SCSI disks are plugged into.
+// scsiController is the ID of the controller of all SCSI disks.
 const scsiController = "scsi"
 
-// AgentPort is the name of the serial port by which the guest is spoken to, see Machine.Agent. The guest finds it as
-// /dev/virtio-ports/blockvol.agent, or by /sys/class/virtio-ports/*/name.
+// AgentPort is the name of the guest's serial port for Machine.Agent: /dev/virtio-ports/blockvol.agent, or the port with this name in
+// /sys/class/virtio-ports/*/name.
 const AgentPort = "blockvol.agent"
 
-// patience bounds every wait for QEMU itself. It is long because it only decides how soon a broken test is given up.
-const patience = 2 * time.Minute
+// qemuTimeout limits every wait for QEMU itself. It is long because only a broken test reaches it.
+const qemuTimeout = 2 * time.Minute
 
-// A Runner starts programs where machines live, a network namespace of the test's own, and so that they die with the test.
-// What it starts must become the program, since that is ended by its process id. The caller waits for it.
+// Runner starts programs in the network namespace of the machines, so that they end with the test. The process that it starts must
+// be the program itself, since it is killed by its process ID. The caller waits for it.
 type Runner interface {
 	Start(cmd *exec.Cmd) error
 }
 
-// RunnerFunc is a Runner.
+// RunnerFunc is a function that is a Runner.
 type RunnerFunc func(cmd *exec.Cmd) error
 
 // Start calls the function.
 func (f RunnerFunc) Start(cmd *exec.Cmd) error { return f(cmd) }
 
-// Config is what a machine is like. A snapshot can be restored only by a machine with the same Kernel, Initrd, Append, Memory
-// and Ports as the one that saved it; one saved with a Tap also wants a Tap, and keeps the MAC address.
+// Config describes a machine. To restore a snapshot, a machine needs the same Kernel, Initrd, Append, Memory and Ports as the one
+// that saved it, and a Tap if that had one. It keeps the MAC address of the snapshot.
 type Config struct {
-	Dir      string // of sockets and logs, made if missing; short, since a socket's path has 107 bytes at most
+	Dir      string // of sockets and logs, made if missing; must be short: a socket's path has at most 107 bytes
 	Kernel   string
 	Initrd   string // "" for none
 	Append   string // the kernel's command line
 	Root     string // a qcow2 image, the guest's /dev/vda
-	Snapshot string // in Root, to go on from; "" boots
+	Snapshot string // in Root, to restore; "" boots
 	Memory   int    // MiB
-	Tap      string // a tap interface that exists where the Runner starts programs; "" leaves the network card without a cable
-	MAC      string // of the network card; "" is QEMU's choice, which is the same for all machines
-	Ports    int    // how many disks there can be at a time, 64 at most
+	Tap      string // a tap interface in the Runner's network; "" leaves the network card unconnected
+	MAC      string // of the network card; "" is QEMU's default, the same for all machines
+	Ports    int    // maximum number of disks, at most 64
 }
 
-// Machine is one virtual machine from power on to power off: one process. Its methods may be called from any number of
-// goroutines.
+// Machine is a virtual machine from power-on to power-off: one QEMU process. Its methods are safe for concurrent use.
 //
-// A guest that reboots stays the same machine with the same disks. One that powers itself off ends it.
+// A guest that reboots stays the same Machine with the same disks. A guest that powers off ends it.
 type Machine struct {
 	cfg     Config
 	cmd     *exec.Cmd
@@ -65,13 +64,13 @@ type Machine struct {
 	ended   chan struct{}
 
 	mu    sync.Mutex
-	over  bool           // QEMU has ended: nothing is begun any more
-	work  sync.WaitGroup // what is being done about devices; added to under mu, while not over
-	named int            // devices so far: no name is used twice
-	ports []*device      // nil where nothing is
+	over  bool           // QEMU has ended: no new work
+	work  sync.WaitGroup // pending work on devices; Add only under mu and while not over
+	named int            // number of devices so far, so that no name is used twice
+	ports []*device      // nil for an empty port
 }
 
-// Start powers a machine on. It returns when QEMU has, with a Snapshot, made the guest go on, or begun to boot it.
+// Start powers a machine on. It returns when QEMU has restored the Snapshot or begun to boot.
 func Start(run Runner, cfg Config) (_ *Machine, err error) {
 	if cfg.Ports < 0 || cfg.Ports > maxPorts {
 		return nil, fmt.Errorf("a machine cannot have %d ports", cfg.Ports)
@@ -80,7 +79,7 @@ func Start(run Runner, cfg Config) (_ *Machine, err error) {
 		return nil, err
 	}
 	m := &Machine{cfg: cfg, ended: make(chan struct{}), ports: make([]*device, cfg.Ports)}
-	for _, socket := range []string{m.file("qmp"), m.file("agent")} { // of an earlier machine
+	for _, socket := range []string{m.file("qmp"), m.file("agent")} { // left by an earlier machine
 		if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
@@ -92,12 +91,12 @@ func Start(run Runner, cfg Config) (_ *Machine, err error) {
 	exited := make(chan struct{})
 	go func() {
 		defer close(exited)
-		m.cmd.Wait() //nolint:errcheck // its end, of any kind, is what is waited for
+		m.cmd.Wait() //nolint:errcheck // only its end matters
 	}()
 	if m.monitor, err = m.connect(exited); err != nil {
 		m.kill()
 		<-exited
-		return nil, fmt.Errorf("%w: %s", err, said(m.file("log")))
+		return nil, fmt.Errorf("%w: %s", err, readLog(m.file("log")))
 	}
 	m.monitor.Watch(m.notice)
 	go m.end(exited)
@@ -105,7 +104,7 @@ func Start(run Runner, cfg Config) (_ *Machine, err error) {
 }
 
 func (m *Machine) connect(exited <-chan struct{}) (*Monitor, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), qemuTimeout)
 	defer cancel()
 	for {
 		monitor, err := Dial(ctx, m.file("qmp"))
@@ -122,7 +121,7 @@ func (m *Machine) connect(exited <-chan struct{}) (*Monitor, error) {
 	}
 }
 
-// end leaves nothing behind that could still write to a disk, once QEMU has ended or cannot be ruled any more.
+// end waits until the monitor's connection ends, and then ends QEMU and the disk servers, so that nothing can write to a disk.
 func (m *Machine) end(exited <-chan struct{}) {
 	<-m.monitor.Done()
 	m.kill()
@@ -131,7 +130,7 @@ func (m *Machine) end(exited <-chan struct{}) {
 	m.mu.Lock()
 	m.over = true
 	m.mu.Unlock()
-	m.work.Wait() // soon: all that is asked of the monitor fails
+	m.work.Wait() // ends soon: all monitor commands fail
 	for _, d := range m.ports {
 		if d != nil && d.server != nil {
 			d.server.kill()
@@ -140,8 +139,8 @@ func (m *Machine) end(exited <-chan struct{}) {
 	close(m.ended)
 }
 
-// arguments are the same for saving a snapshot and for restoring it, but for what is the host's side of a device. All
-// devices have addresses, so that one more does not move others.
+// arguments returns QEMU's arguments. They must be the same to save and to restore a snapshot, except for the host's side of a
+// device. Every device has a fixed address, so that another device does not change it.
 func (m *Machine) arguments() []string {
 	netdev, tap := "", ""
 	if m.cfg.Tap != "" {
@@ -157,14 +156,14 @@ func (m *Machine) arguments() []string {
 		"-kernel", m.cfg.Kernel, "-append", m.cfg.Append,
 		"-chardev", "file,id=console,path=" + escape(m.file("console")), "-serial", "chardev:console",
 		"-chardev", "socket,id=qmp,server=on,wait=off,path=" + escape(m.file("qmp")), "-mon", "chardev=qmp,mode=control",
-		// What the guest has flushed is in the image, as the host sees it, when QEMU is killed: never cache=unsafe.
+		// Never cache=unsafe: what the guest has flushed must be in the image when QEMU is killed.
 		"-drive", "if=none,id=root,format=qcow2,cache=writeback,file=" + escape(m.cfg.Root),
 		"-device", "virtio-blk-pci,drive=root,serial=root,addr=0x3",
 		"-device", "virtio-serial-pci,id=serial,addr=0x4",
 		"-chardev", "socket,id=agent,server=on,wait=off,path=" + escape(m.file("agent")),
 		"-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=" + AgentPort,
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,addr=0x5",
-		// The card is there without a cable too. Its boot ROM would only cost time.
+		// No boot ROM, which would only take time.
 		"-device", "virtio-net-pci,romfile=,addr=0x6" + netdev + mac,
 		"-device", "virtio-scsi-pci,id=" + scsiController + ",addr=0x7",
 	}
@@ -182,40 +181,40 @@ func (m *Machine) arguments() []string {
 
 func (m *Machine) file(name string) string { return filepath.Join(m.cfg.Dir, name) }
 
-// Monitor returns the connection to QEMU, for what Machine has no words for.
+// Monitor returns the connection to QEMU, for commands that Machine has no method for.
 func (m *Machine) Monitor() *Monitor { return m.monitor }
 
-// Agent returns the path of the socket at the other end of the guest's serial port AgentPort. One at a time is served. While
-// nobody is connected the guest reads an end of file, and what it writes is lost.
+// Agent returns the path of the host's socket of the guest's serial port AgentPort. It accepts one connection at a time. Without a
+// connection the guest reads an end of file and its output is lost.
 func (m *Machine) Agent() string { return m.file("agent") }
 
-// Console returns what the guest has written to its serial console, ttyS0.
+// Console returns the output of the guest's serial console, ttyS0.
 func (m *Machine) Console() string {
 	log, _ := os.ReadFile(m.file("console"))
 	return string(log)
 }
 
-// Ended is closed when the machine is no more, and nothing of it can write to a disk.
+// Ended returns a channel that is closed when the machine has ended and nothing of it can write to a disk.
 func (m *Machine) Ended() <-chan struct{} { return m.ended }
 
-// PowerOff takes the power from the machine: what the guest has not written is lost. It returns when the machine has ended,
-// and may be called again.
+// PowerOff cuts the machine's power: data that the guest has not flushed is lost. It returns when the machine has ended, and can be
+// called again.
 func (m *Machine) PowerOff() {
 	m.kill()
 	<-m.ended
 }
 
 func (m *Machine) kill() {
-	m.cmd.Process.Kill() //nolint:errcheck // it may have ended already
+	m.cmd.Process.Kill() //nolint:errcheck // it may have ended
 }
 
-// Freeze stops the guest's processors, as a host does that is too busy with others.
+// Freeze stops the guest's processors, like an overloaded host.
 func (m *Machine) Freeze() error { return m.execute("stop", nil, nil) }
 
-// Thaw lets a frozen guest go on.
+// Thaw resumes a frozen guest.
 func (m *Machine) Thaw() error { return m.execute("cont", nil, nil) }
 
-// frozen is true also if there is no knowing.
+// frozen reports whether the guest is frozen or QEMU does not answer.
 func (m *Machine) frozen() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), answerTime)
 	defer cancel()
@@ -226,14 +225,14 @@ func (m *Machine) frozen() bool {
 	return err != nil || !status.Running
 }
 
-// SaveSnapshot keeps the whole machine, memory included, in the root image under a name. The guest stands still meanwhile.
-// It fails while the machine has a disk of a Storage, which QEMU cannot save.
+// SaveSnapshot saves the machine with its memory to the root image. The guest is paused meanwhile. It fails while the machine has a
+// disk of a Storage, which QEMU cannot save.
 func (m *Machine) SaveSnapshot(name string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), qemuTimeout)
 	defer cancel()
-	says, err := m.monitor.Human(ctx, "savevm "+name)
-	if err == nil && says != "" {
-		err = errors.New(says)
+	output, err := m.monitor.Human(ctx, "savevm "+name)
+	if err == nil && output != "" {
+		err = errors.New(output)
 	}
 	if err != nil {
 		return fmt.Errorf("saving snapshot %s: %w", name, err)
@@ -242,15 +241,15 @@ func (m *Machine) SaveSnapshot(name string) error {
 }
 
 func (m *Machine) execute(command string, args, result any) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), qemuTimeout)
 	defer cancel()
 	return m.monitor.Execute(ctx, command, args, result)
 }
 
-// start starts a program that writes what it has to say to a file.
+// start starts a program with its output going to a file.
 func start(run Runner, cmd *exec.Cmd, log string) error {
 	if cmd.Err != nil {
-		return fmt.Errorf("%w: scripts/setup test installs it", cmd.Err)
+		return fmt.Errorf("%w: run scripts/setup test to install it", cmd.Err)
 	}
 	f, err := os.Create(log)
 	if err != nil {
@@ -264,8 +263,8 @@ func start(run Runner, cmd *exec.Cmd, log string) error {
 	return nil
 }
 
-// said returns what a program has said, for an error about it.
-func said(log string) string {
+// readLog returns a program's output, for an error message.
+func readLog(log string) string {
 	text, err := os.ReadFile(log)
 	if err != nil {
 		return err.Error()
@@ -273,5 +272,5 @@ func said(log string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// escape makes a path part of a list of options.
+// escape quotes a path for QEMU's comma-separated options.
 func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }

@@ -51,7 +51,7 @@ func (s *server) lock() error {
 
 func (s *server) log() string { return s.socket + ".log" }
 
-func (s *server) failure() error { return fmt.Errorf("qemu-nbd has ended: %s", said(s.log())) }
+func (s *server) failure() error { return fmt.Errorf("qemu-nbd has ended: %s", readLog(s.log())) }
 
 // hide removes the way to the server for all who have not taken it.
 func (s *server) hide() error {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cluster"
-	"github.com/blockvol/blockvol/test/standin"
+	"github.com/blockvol/blockvol/test/standalone"
 )
 
 const (
@@ -34,7 +34,7 @@ func main() {
 		fmt.Println()
 		os.Exit(1)
 	}()
-	test := standin.Test{Log: tell}
+	test := standalone.T{Log: tell}
 	test.Try(func() { demo(&test, tell) })
 	if !test.End() {
 		os.Exit(1)
@@ -42,7 +42,7 @@ func main() {
 	tell("Machines, disks and network are gone again.")
 }
 
-func demo(t *standin.Test, tell func(format string, args ...any)) {
+func demo(t *standalone.T, tell func(format string, args ...any)) {
 	tell("Three emulated machines with 3 GB of memory in all, and a simulated EC2 that has their disks. All is slow but real.")
 	c := cluster.Start(t, cluster.Config{Dir: plugin, Log: tell, Cloud: cloud.Config{
 		Latency: 50 * time.Millisecond,
@@ -103,7 +103,7 @@ func demo(t *standin.Test, tell func(format string, args ...any)) {
 }
 
 // disk tells where the disk is.
-func disk(t *standin.Test, c *cluster.Cluster) string {
+func disk(t *standalone.T, c *cluster.Cluster) string {
 	v, err := c.Volume("shop_data")
 	if err != nil || len(v.Attachments) != 1 {
 		t.Fatalf("demo: the disk is not where it should be: %+v %v", v, err)

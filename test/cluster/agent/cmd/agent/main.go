@@ -1,10 +1,10 @@
-// Command agent is the guest's side of package agent: it runs in a virtual machine and serves the port of that name. It
-// also lets the test reach the engine's socket by TCP.
+// Command agent is the guest's side of package agent. It runs in a virtual machine, serves the serial port blockvol.agent, and
+// forwards TCP port 2375 to the engine's socket.
 //
-//	agent               serves
-//	agent disk SERIAL   tells of a disk whether it is absent, free, or held by a file system or a program
-//	agent disks         tells the serials of all disks that have one, and which of them are mounted in any namespace
-//	agent seed          takes random bytes from standard input into the kernel's pool
+//	agent               serve
+//	agent disk SERIAL   print whether the disk is absent, free, or held by a file system or a program
+//	agent disks         print the serials of all disks, with "mounted" if mounted in any namespace
+//	agent seed          add random bytes from standard input to the kernel's pool
 package main
 
 import (
@@ -27,7 +27,7 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/agent"
 )
 
-// The port's name, which the host gives it.
+// port is the name of the serial port, qemu.AgentPort.
 const port = "blockvol.agent"
 
 func main() {
@@ -40,7 +40,7 @@ func main() {
 	case len(os.Args) == 2 && os.Args[1] == "seed":
 		err = seed()
 	case len(os.Args) == 1:
-		serveForEver()
+		serveForever()
 	default:
 		err = errors.New("usage: agent [disk SERIAL | disks | seed]")
 	}
@@ -50,7 +50,7 @@ func main() {
 	}
 }
 
-func serveForEver() {
+func serveForever() {
 	go forward(":2375", "/run/docker.sock")
 	for {
 		err := serve(rand.Text())
@@ -77,15 +77,15 @@ func serve(boot string) error {
 			return err
 		}
 		defer stream.Close()
-		return agent.Serve(patient{stream}, boot)
+		return agent.Serve(serialPort{stream}, boot)
 	}
 	return errors.New("there is no port " + port)
 }
 
-// patient is a port: it reads as ended while nobody is connected at the other side.
-type patient struct{ *os.File }
+// serialPort is a port whose Read waits while it returns io.EOF because the host is not connected.
+type serialPort struct{ *os.File }
 
-func (p patient) Read(b []byte) (int, error) {
+func (p serialPort) Read(b []byte) (int, error) {
 	for {
 		n, err := p.File.Read(b)
 		if n > 0 || !errors.Is(err, io.EOF) {
@@ -95,7 +95,7 @@ func (p patient) Read(b []byte) (int, error) {
 	}
 }
 
-// forward passes connections on to a socket.
+// forward forwards TCP connections to a Unix socket.
 func forward(address, socket string) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -109,12 +109,12 @@ func forward(address, socket string) {
 			return
 		}
 		go func() {
-			defer from.Close() //nolint:errcheck // nothing is kept
+			defer from.Close() //nolint:errcheck // no data is lost
 			to, err := net.Dial("unix", socket)
 			if err != nil {
 				return
 			}
-			defer to.Close() //nolint:errcheck // nothing is kept
+			defer to.Close() //nolint:errcheck // no data is lost
 			var both sync.WaitGroup
 			both.Go(func() { pass(to, from) })
 			both.Go(func() { pass(from, to) })
@@ -123,20 +123,20 @@ func forward(address, socket string) {
 	}
 }
 
-// pass copies until the end, which it passes on too.
+// pass copies from one connection to the other and then closes the other for writing.
 func pass(to, from net.Conn) {
-	io.Copy(to, from)                                 //nolint:errcheck // either end may go away
-	to.(interface{ CloseWrite() error }).CloseWrite() //nolint:errcheck // or have gone
+	io.Copy(to, from)                                 //nolint:errcheck // either end may have closed
+	to.(interface{ CloseWrite() error }).CloseWrite() //nolint:errcheck // as above
 }
 
-// disk looks for a disk as blockvol does, by its serial in sysfs. A disk that cannot be opened for oneself alone is held.
+// disk prints the state of the disk with this serial in sysfs. The disk is held if it cannot be opened exclusively.
 func disk(serial string) error {
 	disks, err := filepath.Glob("/sys/block/*")
 	if err != nil {
 		return err
 	}
 	for _, disk := range disks {
-		if !bears(disk, serial) {
+		if !hasSerial(disk, serial) {
 			continue
 		}
 		device, err := os.OpenFile("/dev/"+filepath.Base(disk), os.O_RDONLY|syscall.O_EXCL, 0)
@@ -148,24 +148,24 @@ func disk(serial string) error {
 			fmt.Println("held")
 			return nil
 		}
-		break // it is going
+		break // it is being removed
 	}
 	fmt.Println("absent")
 	return nil
 }
 
-// bears tells whether a disk has the serial, or shows as much of it as its bus has room for.
-func bears(disk, serial string) bool {
-	shown, room := shownBy(disk)
-	return shown == serial || len(shown) == room && strings.HasPrefix(serial, shown)
+// hasSerial reports whether a disk has this serial, or its first bytes if the bus has room for no more.
+func hasSerial(disk, serial string) bool {
+	shown, limit := serialOf(disk)
+	return shown == serial || len(shown) == limit && strings.HasPrefix(serial, shown)
 }
 
-// shownBy is the serial of a disk of any bus, "" if it has none, as one that is going, and how many bytes there is room for.
-func shownBy(disk string) (serial string, room int) {
+// serialOf returns the serial of a disk, "" for none, and the length that its bus is limited to.
+func serialOf(disk string) (serial string, limit int) {
 	if shown, err := os.ReadFile(filepath.Join(disk, "device/serial")); err == nil { // NVMe
 		return strings.TrimSpace(string(shown)), 20
 	}
-	if page, err := os.ReadFile(filepath.Join(disk, "device/vpd_pg80")); err == nil && len(page) > 4 { // SCSI, after four bytes
+	if page, err := os.ReadFile(filepath.Join(disk, "device/vpd_pg80")); err == nil && len(page) > 4 { // SCSI, with a header of four bytes
 		return strings.TrimSpace(string(page[4:])), 36
 	}
 	shown, _ := os.ReadFile(filepath.Join(disk, "serial")) // virtio
@@ -175,7 +175,7 @@ func shownBy(disk string) (serial string, room int) {
 func disks() error {
 	all, err := filepath.Glob("/sys/block/*")
 	for _, disk := range all {
-		serial, _ := shownBy(disk)
+		serial, _ := serialOf(disk)
 		mounts, _ := filepath.Glob("/sys/fs/*/" + filepath.Base(disk))
 		switch {
 		case serial == "":
@@ -188,8 +188,8 @@ func disks() error {
 	return err
 }
 
-// seed makes this guest's random numbers others than those of all machines restored from the same snapshot.
-// See random(4), RNDADDENTROPY and RNDRESEEDCRNG.
+// seed makes the random numbers of this guest differ from those of other machines restored from the same snapshot. See random(4),
+// RNDADDENTROPY and RNDRESEEDCRNG.
 func seed() error {
 	bytes, err := io.ReadAll(io.LimitReader(os.Stdin, 512))
 	if err != nil {

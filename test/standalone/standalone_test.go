@@ -1,22 +1,22 @@
-package standin_test
+package standalone_test
 
 import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 
-	"github.com/blockvol/blockvol/test/standin"
+	"github.com/blockvol/blockvol/test/standalone"
 )
 
-func TestWhatFailsEndsAtOnceAndIsCleanedUpAllTheSame(t *testing.T) {
+func TestFatalfEndsTryAndEndStillCleansUp(t *testing.T) {
 	var done []string
 	note := func(what string) func() { return func() { done = append(done, what) } }
-	var test standin.Test
+	var test standalone.T
 	assert.False(t, test.Try(func() {
 		test.Cleanup(note("first"))
-		test.Cleanup(func() { test.Fatalf("(this is meant to be said)") })
+		test.Cleanup(func() { test.Fatalf("(expected message)") })
 		test.Cleanup(note("last"))
-		test.Fatalf("(this too)")
+		test.Fatalf("(expected message)")
 		note("never")()
 	}))
 	assert.True(t, test.Failed())
@@ -24,13 +24,13 @@ func TestWhatFailsEndsAtOnceAndIsCleanedUpAllTheSame(t *testing.T) {
 	assert.Equal(t, []string{"last", "first"}, done)
 }
 
-func TestWhatGoesWellIsWell(t *testing.T) {
-	var test standin.Test
+func TestTryAndEndReportSuccess(t *testing.T) {
+	var test standalone.T
 	assert.True(t, test.Try(func() {}))
 	assert.True(t, test.End())
 }
 
-func TestOtherPanicsPass(t *testing.T) {
-	var test standin.Test
+func TestOtherPanicsAreNotRecovered(t *testing.T) {
+	var test standalone.T
 	assert.PanicsWithValue(t, "a defect", func() { test.Try(func() { panic("a defect") }) })
 }

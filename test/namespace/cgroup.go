@@ -1,4 +1,4 @@
-package space
+package namespace
 
 import (
 	"errors"
@@ -10,10 +10,10 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// cgroupOf names the control group of the engine in a directory, below the root of each hierarchy.
+// cgroupOf returns the control group of the set that uses dir, relative to the root of each hierarchy.
 func cgroupOf(dir string) string { return "/" + filepath.Base(dir) }
 
-// hierarchies are where the kernel's control groups are mounted: one place with version 2, several with version 1.
+// hierarchies returns the mountpoints of control groups: one for version 2, several for version 1.
 func hierarchies() ([]string, error) {
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
 		return m.FSType != "cgroup" && m.FSType != "cgroup2", false
@@ -28,7 +28,7 @@ func hierarchies() ([]string, error) {
 	return dirs, nil
 }
 
-// makeCgroup makes the named group and a leaf below it for enterCgroup.
+// makeCgroup makes the group and a leaf in it for enterCgroup.
 func makeCgroup(name string) error {
 	dirs, err := hierarchies()
 	if err != nil {
@@ -40,7 +40,7 @@ func makeCgroup(name string) error {
 			if err := os.Mkdir(made, 0o755); err != nil {
 				return err
 			}
-			// A cpuset of version 1 takes no process before it has these.
+			// A version 1 cpuset accepts no process before these are set.
 			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 				value, err := os.ReadFile(filepath.Join(filepath.Dir(made), file))
 				if errors.Is(err, fs.ErrNotExist) {
@@ -55,8 +55,8 @@ func makeCgroup(name string) error {
 	return nil
 }
 
-// enterCgroup moves this process to the leaf of the named group. Groups that the engine makes relative to its own, as it
-// does for plugins, are then below the name too.
+// enterCgroup moves this process to the leaf of the group. Groups that an engine makes relative to its own, as for plugins, are
+// then in the group too.
 func enterCgroup(name string) error {
 	dirs, err := hierarchies()
 	if err != nil {
@@ -64,16 +64,16 @@ func enterCgroup(name string) error {
 	}
 	for _, dir := range dirs {
 		if err := os.WriteFile(filepath.Join(dir, name, leaf, "cgroup.procs"), []byte("0"), 0o644); err != nil {
-			return fmt.Errorf("moving to a control group of its own: %w", err)
+			return fmt.Errorf("joining the control group: %w", err)
 		}
 	}
 	return nil
 }
 
-// leaf is where the engine itself runs; a group with groups below it takes no processes.
+// leaf is the group of the engine itself: a group that contains groups accepts no processes.
 const leaf = "host"
 
-// removeCgroup removes the named group and all below it. It fails while processes are in them.
+// removeCgroup removes the group and all groups in it. It fails while they have processes.
 func removeCgroup(name string) error {
 	dirs, err := hierarchies()
 	if err != nil {

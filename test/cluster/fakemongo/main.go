@@ -1,10 +1,10 @@
-// Command mongostandin stands in for a replica set's programs where MongoDB cannot be had, so that examples/mongodb.yml can be
-// deployed as it is. It is no database. What it shows is what the stack file and the volumes are responsible for: the command
-// lines are as they should be, secrets arrive and are readable, names lead to the members that they name, and each member finds
-// its own data again wherever it starts.
+// Command fakemongo replaces mongod and mongosh, which Debian does not have, to test examples/mongodb.yml unchanged.
 //
-// Named mongod it is a member: it keeps in its data directory who it is and a journal of its starts, and refuses the data of
-// another. Named mongosh it answers the two scripts of the stack file: the health check, and the one that initiates the set.
+// It is not a database. It checks what the stack file and the volumes are responsible for: the command lines are right, secrets can
+// be read, names resolve to the right members, and each member finds its own data on every node.
+//
+// As mongod it is a member: it keeps its identity and a journal of its starts in the data directory, and rejects the data of another
+// member. As mongosh it runs the two scripts of the stack file: the health check and the initiation of the set.
 package main
 
 import (
@@ -38,22 +38,21 @@ func main() {
 		serve = shell
 	}
 	if err := serve(os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "stand-in:", err)
+		fmt.Fprintln(os.Stderr, "fakemongo:", err)
 		os.Exit(1)
 	}
 }
 
-func say(format string, args ...any) { fmt.Printf("stand-in: "+format+"\n", args...) }
+func logf(format string, args ...any) { fmt.Printf("fakemongo: "+format+"\n", args...) }
 
-// identity is who a member is, and the answer to "who". The data directory's journal has a line of it for each start, and one
-// more for the initiation.
+// identity identifies a member. It is the answer to "who", and a line of the journal: one for each start and one for the initiation.
 type identity struct {
-	Name   string // the host name that it was first started under
-	ID     string // drawn when the data directory was first used
+	Name   string // the host name at the first start
+	ID     string // random, from the first start
 	Set    string // the replica set's name
 	Key    string // a digest of the key file
-	Starts int    // this one included
-	Config string // the hosts of the set, empty until it is initiated here
+	Starts int    // including this one
+	Config string // the hosts of the set; empty until it is initiated
 }
 
 // member is mongod.
@@ -66,7 +65,7 @@ func member(args []string) error {
 		return err
 	}
 	if *set == "" || *keyFile == "" || !*all || flags.NArg() > 0 {
-		return errors.New("a member wants --replSet, --keyFile and --bind_ip_all, and nothing without a dash")
+		return errors.New("mongod needs --replSet, --keyFile and --bind_ip_all, and no other arguments")
 	}
 	key, err := readKey(*keyFile)
 	if err != nil {
@@ -74,7 +73,7 @@ func member(args []string) error {
 	}
 	if os.Getenv("MONGO_INITDB_ROOT_USERNAME") != "" {
 		if _, err := readSecret(os.Getenv("MONGO_INITDB_ROOT_PASSWORD_FILE")); err != nil {
-			return fmt.Errorf("the first user's password: %w", err)
+			return fmt.Errorf("root password: %w", err)
 		}
 	}
 	name, err := os.Hostname()
@@ -91,19 +90,19 @@ func member(args []string) error {
 	}
 	stopped, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(stopped, func() { os.Exit(0) })
-	for { // one client at a time is enough, and each has one line
+	for { // one client at a time, and one line from each
 		conn, err := listener.Accept()
 		if err != nil {
 			return err
 		}
-		conn.SetDeadline(time.Now().Add(5 * time.Second)) //nolint:errcheck // a client that hangs is the only loss
+		conn.SetDeadline(time.Now().Add(5 * time.Second)) //nolint:errcheck // without it, only a hanging client is a problem
 		line, _ := bufio.NewReader(conn).ReadString('\n')
 		fmt.Fprintln(conn, answer(journal, me, strings.Fields(line)))
-		conn.Close() //nolint:errcheck // the client has its answer or asks again
+		conn.Close() //nolint:errcheck // the client retries
 	}
 }
 
-// answer does what a client asks: "who", or "initiate HOSTS", which may be asked again.
+// answer handles a request: "who", or "initiate HOSTS", which can be repeated.
 func answer(journal *os.File, me *identity, request []string) string {
 	switch {
 	case len(request) == 1 && request[0] == "who":
@@ -122,36 +121,36 @@ func answer(journal *os.File, me *identity, request []string) string {
 	}
 }
 
-// open reads the journal of a data directory, which is this member's or new, and adds this start.
+// open reads the journal of a data directory and adds this start. It fails if the data is another member's.
 func open(dir string, me identity) (*identity, *os.File, error) {
 	journal, err := os.OpenFile(filepath.Join(dir, "journal"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, err
 	}
 	text, err := io.ReadAll(journal)
-	whole := bytes.LastIndexByte(text, '\n') + 1 // what follows was being written when the power went, and counts for nothing
+	whole := bytes.LastIndexByte(text, '\n') + 1 // the rest was being written when power was lost
 	if err := errors.Join(err, journal.Truncate(int64(whole))); err != nil {
 		return nil, nil, err
 	}
 	for line := range bytes.Lines(text[:whole]) {
 		var was identity
 		if err := json.Unmarshal(line, &was); err != nil {
-			return nil, nil, fmt.Errorf("the journal in %s has a line %q: %w", dir, line, err)
+			return nil, nil, fmt.Errorf("invalid line %[2]q in the journal in %[1]s: %[3]w", dir, line, err)
 		}
 		if was.Name != me.Name || was.Set != me.Set || was.Key != me.Key || me.Starts > 0 && was.ID != me.ID {
-			return nil, nil, fmt.Errorf("the data in %s are another's, or under another key: %+v; this is %+v", dir, was, me)
+			return nil, nil, fmt.Errorf("the data in %s belongs to another member or key: %+v; this is %+v", dir, was, me)
 		}
 		if was.Starts > me.Starts+1 || was.Starts < me.Starts {
-			return nil, nil, fmt.Errorf("the journal in %s leaps from start %d to %d", dir, me.Starts, was.Starts)
+			return nil, nil, fmt.Errorf("the journal in %s jumps from start %d to %d", dir, me.Starts, was.Starts)
 		}
 		me = was
 	}
-	say("%s found its own data of %d earlier starts", me.Name, me.Starts) // none: an empty directory
+	logf("%s found its own data of %d earlier starts", me.Name, me.Starts)
 	me.Starts++
 	return &me, journal, write(journal, &me)
 }
 
-// write adds a line to the journal. It has reached the disk when write returns.
+// write adds a line to the journal and syncs it.
 func write(journal *os.File, me *identity) error {
 	text, err := json.Marshal(me)
 	if err != nil {
@@ -160,10 +159,10 @@ func write(journal *os.File, me *identity) error {
 	if _, err := journal.Write(append(text, '\n')); err != nil {
 		return err
 	}
-	return unix.Syncfs(int(journal.Fd())) // the file's name too, which is new at the first start
+	return unix.Syncfs(int(journal.Fd())) // includes the directory entry, which is new at the first start
 }
 
-// readKey returns a digest of a key file, with the demands that MongoDB has.
+// readKey returns a digest of a key file. It checks what MongoDB checks.
 func readKey(path string) (string, error) {
 	key, err := readSecret(path)
 	if err != nil {
@@ -172,7 +171,7 @@ func readKey(path string) (string, error) {
 	info, err := os.Stat(path)
 	base64 := regexp.MustCompile(`^[A-Za-z0-9+/=\s]{6,}$`)
 	if err == nil && (info.Mode().Perm()&0o077 != 0 || len(key) > 1024 || !base64.MatchString(key)) {
-		err = fmt.Errorf("%s, mode %v, is to be its owner's alone, and 6 to 1024 characters of base64", path, info.Mode())
+		err = fmt.Errorf("%s (mode %v) must be readable by its owner only and have 6 to 1024 characters of base64", path, info.Mode())
 	}
 	digest := sha256.Sum256([]byte(key))
 	return hex.EncodeToString(digest[:4]), err
@@ -186,7 +185,7 @@ func readSecret(path string) (string, error) {
 	return string(text), err
 }
 
-// shell is mongosh. Of JavaScript it knows what it looks for in the two scripts.
+// shell is mongosh. It recognises the two scripts by text and evaluates no JavaScript.
 func shell(args []string) error {
 	flags := flag.NewFlagSet("mongosh", flag.ContinueOnError)
 	host := flags.String("host", "localhost", "")
@@ -198,7 +197,7 @@ func shell(args []string) error {
 	}
 	switch initiates := strings.Contains(*script, "rs.initiate"); {
 	case flags.NArg() > 0, !initiates && !strings.Contains(*script, "ping"):
-		return errors.New("this is neither the health check nor the script that initiates the set")
+		return errors.New("the script is neither the health check nor the initiation of the set")
 	case !initiates:
 		_, err := ask(*host, "who")
 		return err
@@ -216,33 +215,33 @@ func shell(args []string) error {
 		}
 		var is identity
 		if err := json.Unmarshal([]byte(reply), &is); err != nil {
-			return fmt.Errorf("%s answers %q: %w", match[1], reply, err)
+			return fmt.Errorf("invalid answer %[2]q from %[1]s: %[3]w", match[1], reply, err)
 		}
 		if is.Name != match[1] || !strings.Contains(*script, `_id: "`+is.Set+`"`) || slices.Contains(ids, is.ID) {
-			return fmt.Errorf("who answers at %s is another: %s", match[1], reply)
+			return fmt.Errorf("another member answers at %s: %s", match[1], reply)
 		}
-		say("%s answers: id %s, key %s, start %d", is.Name, is.ID, is.Key, is.Starts)
+		logf("%s answers: id %s, key %s, start %d", is.Name, is.ID, is.Key, is.Starts)
 		hosts, ids = append(hosts, is.Name), append(ids, is.ID)
 	}
 	reply, err := ask(*host, "initiate "+strings.Join(hosts, ","))
 	if err != nil {
 		return err
 	}
-	say("%d members; as a set they are: %s", len(hosts), reply)
+	logf("%d members; the set is %s", len(hosts), reply)
 	if reply != "new" && reply != "known" {
 		return errors.New("the set cannot be initiated")
 	}
 	return nil
 }
 
-// ask sends one line and returns the line that comes back.
+// ask sends a line to a member and returns the line that it answers.
 func ask(host, request string) (string, error) {
 	conn, err := net.DialTimeout("tcp", host+":27017", 3*time.Second)
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()                                //nolint:errcheck // the answer is there or not
-	conn.SetDeadline(time.Now().Add(3 * time.Second)) //nolint:errcheck // then it waits for ever, and the health check's limit ends it
+	defer conn.Close()                                //nolint:errcheck // the answer has been read
+	conn.SetDeadline(time.Now().Add(3 * time.Second)) //nolint:errcheck // without it, the health check's timeout applies
 	fmt.Fprintln(conn, request)
 	reply, err := bufio.NewReader(conn).ReadString('\n')
 	return strings.TrimSpace(reply), err

@@ -1,4 +1,4 @@
-package space
+package namespace
 
 import (
 	"errors"
@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Loops returns the loop devices, as paths in /dev, that are attached to files in a directory. Files are told by device
-// and inode: the path that sysfs shows depends on the mount namespace in which the device was attached.
+// Loops returns the loop devices, as paths in /dev, that are attached to files in a directory. It compares files by device and
+// inode, because the path in sysfs depends on the mount namespace in which the device was attached.
 func Loops(dir string) ([]string, error) {
 	type file struct{ device, inode uint64 }
 	files := map[file]bool{}
@@ -51,7 +51,7 @@ func Loops(dir string) ([]string, error) {
 	return loops, nil
 }
 
-// detachLoops detaches the loop devices on files in a directory, and fails as long as there are any.
+// detachLoops detaches the loop devices on files in a directory. It returns an error if it found any, so the caller calls again.
 func detachLoops(dir string) error {
 	loops, err := Loops(dir)
 	if err != nil {
@@ -62,7 +62,7 @@ func detachLoops(dir string) error {
 		if openErr != nil {
 			return openErr
 		}
-		// A device in use is detached by the kernel when its last user is gone.
+		// The kernel detaches a device in use when its last user closes it.
 		err = errors.Join(err, unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0), device.Close())
 	}
 	if len(loops) > 0 {

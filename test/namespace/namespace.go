@@ -1,6 +1,7 @@
-// Package space gives a test a place of its own for what it starts: mounts, processes, a network with nothing but loopback,
-// IPC and a host name. What runs there dies with the process that started it, however that one ends.
-package space
+// Package namespace runs a test's programs in Linux namespaces of their own: mount, PID, network, IPC and UTS.
+//
+// The programs end with the process that started them, even if that is killed.
+package namespace
 
 import (
 	"bufio"
@@ -20,15 +21,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Space is a set of namespaces. Two processes, both this very program started anew, keep it:
+// A Set is a set of namespaces whose network has loopback only. Two processes, both re-executions of this program, maintain it:
 //
-//   - the guard, outside, reads a pipe from the test. When the test ends, by whatever cause, the pipe breaks, and the
-//     guard ends init and removes the control groups. A guard of the same kind keeps a directory: it detaches loop
-//     devices and removes it once no space uses it.
-//   - init, inside, is the first process: the kernel ends all others with it. It prepares the mounts and reaps orphans.
-type Space struct {
-	pid    int    // of init, as the test sees it
-	cgroup string // of all that runs in the space, below the root of each hierarchy
+//   - The guard, outside, reads a pipe from the test. The pipe breaks when the test ends for any reason. The guard then
+//     kills init and removes the control groups. Dir starts a guard too: it detaches loop devices and removes the
+//     directory when no set uses it any more.
+//   - init, inside, is PID 1: the kernel kills all others with it. It prepares the mounts and reaps orphans.
+type Set struct {
+	pid    int    // of init, in the test's PID namespace
+	cgroup string // of all programs in the set, relative to the root of each hierarchy
 
 	guard    *exec.Cmd
 	lifeline io.Closer
@@ -37,8 +38,8 @@ type Space struct {
 
 const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
-// roleVariable makes this program play a part other than its own.
-const roleVariable = "BLOCKVOL_TEST_SPACE_ROLE"
+// roleVariable makes a re-execution of this program act as guard, init or inside.
+const roleVariable = "BLOCKVOL_TEST_NAMESPACE_ROLE"
 
 func init() {
 	role := os.Getenv(roleVariable)
@@ -46,12 +47,12 @@ func init() {
 		return
 	}
 	os.Unsetenv(roleVariable) //nolint:errcheck // cannot fail for a constant name
-	err := fmt.Errorf("no such role: %s", role)
+	err := fmt.Errorf("unknown role %s", role)
 	switch role {
 	case "guard":
 		err = guard(os.Args[1], os.Args[2])
 	case "init":
-		err = initialise(os.Args[1])
+		err = runInit(os.Args[1])
 	case "inside":
 		err = inside(os.Args[1], os.Args[2:])
 	}
@@ -62,26 +63,26 @@ func init() {
 	os.Exit(0)
 }
 
-// PID is a process whose namespaces are the space.
-func (s *Space) PID() int { return s.pid }
+// PID returns a process that is in all namespaces of the set.
+func (s *Set) PID() int { return s.pid }
 
-// Cgroup is the control group of all that runs in the space, below the root of each hierarchy.
-func (s *Space) Cgroup() string { return s.cgroup }
+// Cgroup returns the control group of all programs in the set, relative to the root of each hierarchy.
+func (s *Set) Cgroup() string { return s.cgroup }
 
-// Path translates an absolute path in the space to one that this process can open.
-func (s *Space) Path(path string) string {
+// Path translates an absolute path in the set's mount namespace to one that this process can open.
+func (s *Set) Path(path string) string {
 	return filepath.Join("/proc", strconv.Itoa(s.pid), "root", path)
 }
 
-// again is a command that starts this program in a role.
-func again(role string, args ...string) *exec.Cmd {
+// reexec returns a command that runs this program in a role.
+func reexec(role string, args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), roleVariable+"="+role)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C is for the test, not for these
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a Ctrl-C must reach the test only
 	return cmd
 }
 
-// T is what a space needs of a test.
+// T is the part of testing.T that Dir uses.
 type T interface {
 	Helper()
 	Failed() bool
@@ -90,32 +91,32 @@ type T interface {
 	Cleanup(func())
 }
 
-// Dir makes a directory that several spaces can use. When the test
-// ends, loop devices on files in it are detached and it is removed.
+// Dir makes a directory that several sets can use. When the test ends, loop devices on files in it are detached and it is
+// removed.
 func Dir(t T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "blockvol-")
 	if err != nil {
-		t.Fatalf("space: %v", err)
+		t.Fatalf("namespace: %v", err)
 	}
 	s, err := startGuard(dir, "directory")
 	if err != nil {
-		t.Fatalf("space: %v", err)
+		t.Fatalf("namespace: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
-			t.Fatalf("space: removing %s: %v", dir, err)
+			t.Fatalf("namespace: removing %s: %v", dir, err)
 		}
 	})
 	return dir
 }
 
-// New makes a space. What it leaves in a directory of its own, Dir's guard removes; the base name of that is the name of
-// the space's host and of its control group.
-func New(dir string) (*Space, error) { return startGuard(dir, "space") }
+// New makes a set that uses a directory from Dir. The base name of dir is the host name of the set and the name of its
+// control group.
+func New(dir string) (*Set, error) { return startGuard(dir, "set") }
 
-func startGuard(dir, what string) (*Space, error) {
-	s := &Space{guard: again("guard", dir, what), stderr: &strings.Builder{}, cgroup: cgroupOf(dir)}
+func startGuard(dir, what string) (*Set, error) {
+	s := &Set{guard: reexec("guard", dir, what), stderr: &strings.Builder{}, cgroup: cgroupOf(dir)}
 	s.guard.Stderr = s.stderr
 	lifeline, err := s.guard.StdinPipe()
 	if err != nil {
@@ -131,18 +132,18 @@ func startGuard(dir, what string) (*Space, error) {
 	}
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("the space does not start: %w", err), s.Close())
+		return nil, errors.Join(fmt.Errorf("starting the namespaces: %w", err), s.Close())
 	}
 	s.pid, err = strconv.Atoi(strings.TrimSpace(line))
 	return s, err
 }
 
-// Close ends all that runs in the space and cleans up behind it.
-func (s *Space) Close() error {
+// Close ends all programs in the set and cleans up.
+func (s *Set) Close() error {
 	if s.guard == nil {
 		return nil
 	}
-	s.lifeline.Close() //nolint:errcheck // a broken pipe is what the guard waits for
+	s.lifeline.Close() //nolint:errcheck // the guard waits for the broken pipe
 	err := s.guard.Wait()
 	s.guard = nil
 	if err != nil {
@@ -151,8 +152,8 @@ func (s *Space) Close() error {
 	return nil
 }
 
-// Find returns the first process of the space that matches, 0 if none does.
-func (s *Space) Find(matches func(pid int) bool) (int, error) {
+// Find returns the first matching process in the set, or 0.
+func (s *Set) Find(matches func(pid int) bool) (int, error) {
 	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", s.pid))
 	if err != nil {
 		return 0, err
@@ -173,37 +174,37 @@ func (s *Space) Find(matches func(pid int) bool) (int, error) {
 	return 0, nil
 }
 
-// guard waits for the test's end and cleans up.
+// guard waits until the test ends and cleans up.
 func guard(dir, what string) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	lock, err := unix.Open(dir, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	if what == "space" {
+	if what == "set" {
 		if err := unix.Flock(lock, unix.LOCK_SH); err != nil {
 			return err
 		}
-		return guardSpace(dir)
+		return guardSet(dir)
 	}
 	fmt.Println(0)
-	io.Copy(io.Discard, os.Stdin)                          //nolint:errcheck // its end, of any kind, is what is waited for
-	if err := unix.Flock(lock, unix.LOCK_EX); err != nil { // until no space uses the directory
+	io.Copy(io.Discard, os.Stdin)                          //nolint:errcheck // returns when the pipe breaks
+	if err := unix.Flock(lock, unix.LOCK_EX); err != nil { // until no set uses the directory
 		return err
 	}
-	return until(func() error { return errors.Join(detachLoops(dir), os.RemoveAll(dir)) })
+	return retry(func() error { return errors.Join(detachLoops(dir), os.RemoveAll(dir)) })
 }
 
-// guardSpace is the parent of init, whose process id it prints.
-func guardSpace(dir string) error {
+// guardSet is the parent of init. It prints init's process ID.
+func guardSet(dir string) error {
 	cgroup := cgroupOf(dir)
 	if err := makeCgroup(cgroup); err != nil {
 		return err
 	}
-	cmd := again("init", dir)
+	cmd := reexec("init", dir)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr.Cloneflags = namespaces
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // of the main thread, on which this runs and which lives as long as the guard
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL // the parent is the main thread, which lives as long as the guard
 	ready, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -217,19 +218,19 @@ func guardSpace(dir string) error {
 	}
 	if err == nil {
 		fmt.Println(cmd.Process.Pid)
-		io.Copy(io.Discard, os.Stdin) //nolint:errcheck // its end, of any kind, is what is waited for
+		io.Copy(io.Discard, os.Stdin) //nolint:errcheck // returns when the pipe breaks
 	}
 	cmd.Process.Kill() //nolint:errcheck // it may have ended already
-	cmd.Wait()         //nolint:errcheck // it was killed; the kernel has ended every process of the space before it
+	cmd.Wait()         //nolint:errcheck // it was killed; the kernel has ended all its processes before it
 	plugins, _ := filepath.Glob(filepath.Join(dir, "docker/plugins", strings.Repeat("[0-9a-f]", 64)))
-	for _, plugin := range plugins { // where versions 1 and 2 are mixed, runc makes one group in the root
-		err = errors.Join(err, until(func() error { return removeCgroup(filepath.Base(plugin)) }))
+	for _, plugin := range plugins { // with cgroup versions 1 and 2 mixed, runc makes a group in the root
+		err = errors.Join(err, retry(func() error { return removeCgroup(filepath.Base(plugin)) }))
 	}
-	return errors.Join(err, until(func() error { return removeCgroup(cgroup) }))
+	return errors.Join(err, retry(func() error { return removeCgroup(cgroup) }))
 }
 
-// until repeats what the kernel finishes a moment after the end of a process.
-func until(try func() error) error {
+// retry repeats what can fail until the kernel has cleaned up after a process.
+func retry(try func() error) error {
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		err := try()
@@ -240,8 +241,8 @@ func until(try func() error) error {
 	}
 }
 
-// initialise is init: it gives the space mounts of its own and reaps.
-func initialise(dir string) error {
+// runInit is init: it prepares the mounts, brings loopback up, and reaps orphans.
+func runInit(dir string) error {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -250,7 +251,7 @@ func initialise(dir string) error {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mounting /proc: %w", err)
 	}
-	// A /run of its own keeps the sockets of engines apart. The plugin wants /etc/resolv.conf, which may lead there.
+	// A private /run keeps the sockets of engines apart. The plugin needs /etc/resolv.conf, which may be a link to /run.
 	resolver, _ := filepath.EvalSymlinks("/etc/resolv.conf")
 	servers, _ := os.ReadFile(resolver)
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
@@ -265,7 +266,7 @@ func initialise(dir string) error {
 		return fmt.Errorf("bringing loopback up: %w", err)
 	}
 	if err := unix.Sethostname([]byte(filepath.Base(dir))); err != nil {
-		return fmt.Errorf("naming the host: %w", err)
+		return fmt.Errorf("setting the host name: %w", err)
 	}
 	if _, err := os.Stdout.WriteString("ready"); err != nil {
 		return err
@@ -283,7 +284,7 @@ func initialise(dir string) error {
 	return nil
 }
 
-// inside becomes another program, in the control group of the space: a process that joins namespaces does not join that.
+// inside joins the set's control group, which joining its namespaces does not do, and executes the program.
 func inside(cgroup string, args []string) error {
 	if err := enterCgroup(cgroup); err != nil {
 		return err
@@ -309,17 +310,17 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
 }
 
-// Process is a program in a space. Its end is noticed by a goroutine that lives as long as the program.
+// Process is a program in a set. One goroutine waits for it as long as it runs.
 type Process struct {
-	PID  int           // as the test sees it
-	Done chan struct{} // closed at its end
-	Err  error         // how it ended, valid after Done
+	PID  int           // in the test's PID namespace
+	Done chan struct{} // closed when it has ended
+	Err  error         // of Wait, valid after Done
 
 	cmd *exec.Cmd
 }
 
-// Start starts a program in the space.
-func (s *Space) Start(cmd *exec.Cmd) (*Process, error) {
+// Start starts a program in the set.
+func (s *Set) Start(cmd *exec.Cmd) (*Process, error) {
 	if err := s.Enter(cmd); err != nil {
 		return nil, err
 	}
@@ -331,27 +332,21 @@ func (s *Space) Start(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// Enter is Start for a caller who waits for the program himself. The thread that has entered the namespaces is not used
-// again.
-func (s *Space) Enter(cmd *exec.Cmd) error {
-	inside := again("inside", append([]string{s.cgroup}, cmd.Args...)...)
+// Enter is Start for a caller that calls cmd.Wait.
+func (s *Set) Enter(cmd *exec.Cmd) error {
+	inside := reexec("inside", append([]string{s.cgroup}, cmd.Args...)...)
 	cmd.Path, cmd.Args, cmd.Err = inside.Path, inside.Args, nil
 	cmd.Env = append(cmd.Environ(), roleVariable+"=inside")
 	cmd.SysProcAttr = inside.SysProcAttr
 	started := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		started <- func() error {
-			pidfd, err := unix.PidfdOpen(s.pid, 0)
-			if err != nil {
-				return fmt.Errorf("the space is gone: %w", err)
-			}
-			defer unix.Close(pidfd)
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
 				return fmt.Errorf("unshare: %w", err)
 			}
-			if err := unix.Setns(pidfd, namespaces); err != nil {
-				return fmt.Errorf("entering the space's namespaces: %w", err)
+			if err := s.setns(namespaces); err != nil {
+				return err
 			}
 			return cmd.Start()
 		}()
@@ -359,10 +354,23 @@ func (s *Space) Enter(cmd *exec.Cmd) error {
 	return <-started
 }
 
-// Signal sends the program a signal.
+// setns moves the calling thread to the namespaces of these types.
+func (s *Set) setns(types int) error {
+	pidfd, err := unix.PidfdOpen(s.pid, 0)
+	if err != nil {
+		return fmt.Errorf("the namespaces are gone: %w", err)
+	}
+	defer unix.Close(pidfd)
+	if err := unix.Setns(pidfd, types); err != nil {
+		return fmt.Errorf("entering the namespaces: %w", err)
+	}
+	return nil
+}
+
+// Signal sends a signal to the program.
 func (p *Process) Signal(s syscall.Signal) error { return p.cmd.Process.Signal(s) }
 
-// Ended tells whether the program has ended.
+// Ended reports whether the program has ended.
 func (p *Process) Ended() bool {
 	select {
 	case <-p.Done:
