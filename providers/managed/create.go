@@ -1,0 +1,101 @@
+package managed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+)
+
+// Create returns the volume of that name as soon as it can be attached. If there is none, it is made.
+func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
+	gib, wrong := p.size(spec.Size)
+	if err := errors.Join(p.check(spec), providers.CheckOptions(p.cloud.Name, spec, p.cloud.Options), wrong); err != nil {
+		return nil, err
+	}
+	d, err := p.Lookup(ctx, spec.Name)
+	if errors.Is(err, providers.ErrNotFound) {
+		d, err = p.make(ctx, spec, gib)
+	}
+	if err == nil {
+		d, err = p.created(ctx, d)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p.Volume(ctx, d, true)
+}
+
+// check refuses what is wrong with name, Record and tags.
+func (p *Provider[V]) check(spec providers.Spec) error {
+	return errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), p.cloud.CheckSpec(spec))
+}
+
+func (p *Provider[V]) size(bytes int64) (gib int64, err error) {
+	if p.cloud.Sizes.Most == 0 {
+		return 0, nil
+	}
+	return p.cloud.Sizes.Of(bytes)
+}
+
+// make makes a volume of a name that no volume has, or returns the one that another node has made meanwhile.
+func (p *Provider[V]) make(ctx context.Context, spec providers.Spec, gib int64) (Disk[V], error) {
+	for turn := 0; ; turn++ {
+		asked := time.Now()
+		v, err := p.cloud.Create(ctx, spec, gib, turn)
+		if err == nil {
+			return p.show(v, asked), nil
+		}
+		if !errors.Is(err, ErrTaken) {
+			return Disk[V]{}, err
+		}
+		d, lookErr := p.Lookup(ctx, spec.Name)
+		switch {
+		case !errors.Is(lookErr, providers.ErrNotFound):
+			return d, lookErr
+		case turn+1 >= p.cloud.Turns:
+			return d, p.cloud.Taken(ctx, spec.Name, err)
+		}
+	}
+}
+
+// created waits until a volume can be attached.
+func (p *Provider[V]) created(ctx context.Context, d Disk[V]) (Disk[V], error) {
+	retry := pace.Backoff{Most: 2 * time.Second}
+	for id, begin := d.ID, time.Now(); d.Creating; {
+		if err := retry.Wait(ctx); err != nil {
+			return d, fmt.Errorf("volume %s is still being created: %w", id, err)
+		}
+		now, err := p.GetOurs(ctx, id)
+		switch {
+		case errors.Is(err, providers.ErrNotFound) && time.Since(begin) < Lag:
+		case errors.Is(err, providers.ErrNotFound):
+			return d, fmt.Errorf("%w: volume %s was created and is gone at the same moment", providers.ErrBusy, id)
+		case err != nil:
+			return d, err
+		default:
+			d = now
+		}
+	}
+	return d, d.Damaged
+}
+
+// Lag is how old an answer may be when it comes.
+const Lag = 10 * time.Second
+
+// untilFree makes a call again as long as it returns providers.ErrBusy.
+func untilFree(ctx context.Context, call func() error) error {
+	retry := pace.Backoff{Most: 4 * time.Second}
+	for {
+		err := call()
+		if !errors.Is(err, providers.ErrBusy) {
+			return err
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w", err, over)
+		}
+	}
+}

@@ -1,0 +1,120 @@
+package managed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Find returns the volume of that exact name.
+func (p *Provider[V]) Find(ctx context.Context, name string) (*providers.Volume, error) {
+	d, err := p.Lookup(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return p.Volume(ctx, d, true)
+}
+
+// Lookup is Find without a question about the attachment.
+func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) {
+	if name == "" {
+		return Disk[V]{}, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
+	}
+	all, _, err := p.byName.Get(ctx, name)
+	if err != nil {
+		return Disk[V]{}, err
+	}
+	return p.one(name, all)
+}
+
+// named asks for the volumes of several names.
+func (p *Provider[V]) named(ctx context.Context, names []string) (map[string][]Disk[V], error) {
+	asked := time.Now()
+	all, err := p.cloud.Named(ctx, names)
+	found := make(map[string][]Disk[V], len(all))
+	for name, list := range all {
+		for _, v := range list {
+			found[name] = append(found[name], p.show(v, asked))
+		}
+	}
+	return found, err
+}
+
+// one returns the volume of the name among all that may be. One name is one volume's: if an accident or somebody's hands made it
+// two, neither is taken for the right one. Errors: ErrNotFound, ErrAmbiguous, that of a damaged volume which may be the one.
+func (p *Provider[V]) one(name string, all []Disk[V]) (one Disk[V], err error) {
+	var ours []Disk[V]
+	for _, d := range all {
+		mayBe := (d.Cluster == "" || d.Cluster == p.cloud.Cluster) && (d.Name == "" || d.Name == name)
+		switch {
+		case d.Damaged != nil && mayBe:
+			return one, d.Damaged
+		case p.IsOurs(d) && d.Name == name:
+			ours = append(ours, d)
+		}
+	}
+	switch len(ours) {
+	case 0:
+		return one, fmt.Errorf("%w: %s has none named %q in cluster %q", providers.ErrNotFound, p.cloud.Name, name, p.cloud.Cluster)
+	case 1:
+		return ours[0], nil
+	}
+	return one, p.ambiguous(name, ours)
+}
+
+func (p *Provider[V]) ambiguous(name string, all []Disk[V]) error {
+	shown := make([]string, len(all))
+	for i, d := range all {
+		shown[i] = "volume " + d.ID
+		if d.Zone != "" {
+			shown[i] += " in " + d.Zone
+		}
+	}
+	slices.Sort(shown)
+	return fmt.Errorf("%w: %q is the name of %s: find out which holds the data, and take %s from the others",
+		providers.ErrAmbiguous, name, strings.Join(shown, " and "), p.cloud.Unname)
+}
+
+// List returns the cluster's volumes, sorted by name. Those that share a name or are damaged are left out, and the error names
+// them.
+func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	asked := time.Now()
+	all, err := p.cloud.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var problems []error
+	byName := make(map[string][]Disk[V])
+	for _, v := range all {
+		d := p.show(v, asked)
+		switch {
+		case d.Damaged != nil && (d.Cluster == "" || p.IsOurs(d)):
+			problems = append(problems, d.Damaged)
+		case p.IsOurs(d):
+			byName[d.Name] = append(byName[d.Name], d)
+		}
+	}
+	var list []*providers.Volume
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		var v *providers.Volume
+		d, err := p.one(name, byName[name])
+		if err == nil {
+			v, err = p.Volume(ctx, d, false)
+		}
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		list = append(list, v)
+	}
+	return list, errors.Join(problems...)
+}

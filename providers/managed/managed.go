@@ -1,0 +1,238 @@
+// Package managed is the rule book that all clouds share: which disks are volumes of this cluster, how one is found by its exact
+// name, created, adopted, forgotten, deleted, marked and resized, and which answers of a cloud may be out of date.
+//
+// A cloud's own package translates: it says how the cloud is asked (Cloud), and what its answers mean (Disk and the errors of
+// this package and of package providers).
+package managed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/keymutex"
+	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/recent"
+)
+
+// What a cloud's functions return besides the errors of package providers.
+var (
+	// ErrTaken says that the name which a volume would have in the cloud is another disk's.
+	ErrTaken = errors.New("the name is taken")
+	// ErrAttached says that the cloud has refused a request because a node holds the volume.
+	ErrAttached = errors.New("the volume is attached")
+)
+
+// Disk is a disk as an answer of the cloud shows it.
+type Disk[V any] struct {
+	// Volume has all that the answer shows. Name is empty, as is Cluster, unless the marks of a volume are whole.
+	providers.Volume
+	Cluster string // whose volume it is, by its marks
+	Marked  bool   // it has the marks of a volume, or some of them
+
+	// Damaged says why the disk cannot serve as the volume that it is, or was: somebody has changed its marks, or the cloud
+	// has failed. Such a volume is never called missing, since it may hold data.
+	Damaged error
+
+	Creating bool   // it cannot be attached yet
+	Resizing bool   // a change of its size is under way
+	Unready  string // the cloud's word for a state in which it cannot be adopted
+
+	Native V         // the cloud's own description
+	Asked  time.Time // when the cloud was asked, or before
+}
+
+// Cloud is one cloud, restricted to one cluster: its facts, and how it is asked. V is its own description of a disk.
+//
+// Its functions make the requests that their names say, and decide nothing else. Fields that are said to be optional may be
+// zero.
+type Cloud[V any] struct {
+	Name    string          // for people: "Hetzner Cloud"
+	Machine string          // what it calls a node: "server"
+	Cluster string          // CLUSTER
+	Options []string        // see providers.Provider.Supports
+	Buses   []string        // see providers.Provider.Buses
+	Sizes   providers.Sizes // Least and Most 0: Create and Modify check sizes themselves
+	Unname  string          // what takes its name from a volume, for people: "the label x"
+	IDForm  string          // what ids of volumes look like: "which is a number"
+	IsID    func(id string) bool
+	Log     logrus.FieldLogger // optional
+
+	// Locks is a cloud that refuses a change of a volume as providers.ErrBusy while another is under way. Changes of one volume
+	// by this process are then made one after another, and again while the cloud is busy.
+	Locks bool
+
+	// MarksAlone is a cloud where one entry of a Record can be written without a read of the others.
+	MarksAlone bool
+
+	// Self is providers.Provider.Node.
+	Self func(ctx context.Context) (providers.Node, error)
+
+	// Show translates an answer.
+	Show func(V) Disk[V]
+
+	// Named returns what may be the volumes of these names, at most NamesAtOnce, by name.
+	Named       func(ctx context.Context, names []string) (map[string][]V, error)
+	NamesAtOnce int
+
+	// All returns what may be volumes of the cluster.
+	All func(ctx context.Context) ([]V, error)
+
+	// Get returns a disk by its id, whoever it belongs to. Errors: providers.ErrNotFound only if the cloud said so.
+	Get func(ctx context.Context, id string) (V, error)
+
+	// Settle completes a disk's Attachment with what its answer does not show. It may ask the cloud only if it is told so; the
+	// disk that it returns may be of a later answer.
+	Settle func(ctx context.Context, d Disk[V], ask bool) (Disk[V], error)
+
+	// CheckSpec refuses what the cloud does not accept in tags, names or records. Errors: providers.ErrInvalid.
+	CheckSpec func(spec providers.Spec) error
+
+	// Create makes a disk with all the marks of a volume, of as many GiB as Sizes says; 0 is the cloud's default. After ErrTaken it
+	// is called again with the next turn, up to Turns times (0: once), unless there is a volume of the name by then.
+	Create func(ctx context.Context, spec providers.Spec, gib int64, turn int) (V, error)
+	Turns  int
+
+	// Taken explains that the names of all turns are other disks'.
+	Taken func(ctx context.Context, name string, refusal error) error
+
+	// Mark writes one entry of the Record. With MarksAlone, the disk has an ID only.
+	Mark func(ctx context.Context, d Disk[V], key, value string) error
+
+	// Claim gives the disk the marks of a volume of the cluster, with name, Record and tags; what it had of its own stays.
+	Claim func(ctx context.Context, d Disk[V], spec providers.Spec) (V, error)
+
+	// Release takes cluster and name from the disk. The Record stays.
+	Release func(ctx context.Context, d Disk[V]) error
+
+	// Rivals returns what may be the volumes of the name for certain, where Claim may have given another disk that name at the
+	// same moment. Optional: nil if the cloud itself lets one disk have a name.
+	Rivals func(ctx context.Context, name string) ([]V, error)
+
+	// Delete destroys the disk. Errors: ErrAttached.
+	Delete func(ctx context.Context, d Disk[V]) error
+
+	// Resize asks for more GiB, and returns as soon as the cloud has taken the request.
+	Resize func(ctx context.Context, d Disk[V], gib int64) error
+
+	// Status is the cloud's word on one of its nodes, and what it means. Errors: providers.ErrNotFound only if the cloud said so.
+	Status func(ctx context.Context, node string) (word string, life providers.Life, err error)
+	IsNode func(id string) bool
+}
+
+// Provider keeps the contract of providers.Provider and Modifier for a Cloud.
+type Provider[V any] struct {
+	cloud   Cloud[V]
+	byName  *batch.Asker[[]Disk[V]]
+	ours    recent.Map[string, bool] // by id: whether a disk is a volume of this cluster
+	changes keymutex.KeyMutex        // of a volume by this process, by id
+}
+
+// New makes a Provider. It calls nobody.
+func New[V any](cloud Cloud[V]) *Provider[V] {
+	p := &Provider[V]{cloud: cloud}
+	p.byName = batch.New(p.named, cloud.NamesAtOnce)
+	return p
+}
+
+// Node tells which node this is.
+func (p *Provider[V]) Node(ctx context.Context) (providers.Node, error) { return p.cloud.Self(ctx) }
+
+// Supports lists the options that the cloud's volumes have.
+func (p *Provider[V]) Supports() []string { return slices.Clone(p.cloud.Options) }
+
+// Buses returns those on which the cloud's disks appear.
+func (p *Provider[V]) Buses() []string { return slices.Clone(p.cloud.Buses) }
+
+// IsOurs tells whether a disk is a volume of this cluster.
+func (p *Provider[V]) IsOurs(d Disk[V]) bool { return d.Name != "" && d.Cluster == p.cloud.Cluster }
+
+// show translates an answer to a question that was asked at that time, and learns from it.
+func (p *Provider[V]) show(v V, asked time.Time) Disk[V] {
+	d := p.cloud.Show(v)
+	d.Asked = asked
+	p.ours.See(d.ID, asked, p.IsOurs(d))
+	return d
+}
+
+// Volume is the contract's description of a volume of this cluster. The cloud is asked about its attachment only if told so.
+// Errors: providers.ErrNotFound if it turns out to be no such volume any more.
+func (p *Provider[V]) Volume(ctx context.Context, d Disk[V], ask bool) (*providers.Volume, error) {
+	d, err := p.cloud.Settle(ctx, d, ask)
+	switch {
+	case err != nil:
+		return nil, err
+	case !p.IsOurs(d):
+		return nil, providers.NotOurs(d.ID)
+	}
+	return &d.Volume, nil
+}
+
+// Get returns a disk by its id, whoever it belongs to. Errors: providers.ErrNotFound.
+func (p *Provider[V]) Get(ctx context.Context, id string) (Disk[V], error) {
+	if !p.cloud.IsID(id) {
+		if err := ctx.Err(); err != nil {
+			return Disk[V]{}, err
+		}
+		return Disk[V]{}, fmt.Errorf("%w: %q is no id of a volume of %s, %s", providers.ErrNotFound, quote.Clip(id), p.cloud.Name, p.cloud.IDForm)
+	}
+	asked := time.Now()
+	v, err := p.cloud.Get(ctx, id)
+	if err != nil {
+		if errors.Is(err, providers.ErrNotFound) {
+			p.ours.See(id, asked, false)
+		}
+		return Disk[V]{}, err
+	}
+	return p.show(v, asked), nil
+}
+
+// GetOurs is Get for a volume of this cluster.
+func (p *Provider[V]) GetOurs(ctx context.Context, id string) (Disk[V], error) {
+	d, err := p.Get(ctx, id)
+	if err == nil && !p.IsOurs(d) {
+		err = d.Damaged
+		if err == nil {
+			err = providers.NotOurs(id)
+		}
+	}
+	return d, err
+}
+
+// EnsureOurs returns an error unless the volume is this cluster's. The cloud is asked only if this process does not know.
+func (p *Provider[V]) EnsureOurs(ctx context.Context, id string, age time.Duration) error {
+	if p.KnownOurs(id, age) {
+		return ctx.Err()
+	}
+	_, err := p.GetOurs(ctx, id)
+	return err
+}
+
+// KnownOurs tells whether this process knows that the volume is this cluster's.
+func (p *Provider[V]) KnownOurs(id string, age time.Duration) bool {
+	ours, known := p.ours.Within(age, id)
+	return known && ours
+}
+
+// change carries out a change of a volume, as Cloud.Locks says.
+func (p *Provider[V]) change(ctx context.Context, id string, change func() error) error {
+	if !p.cloud.Locks {
+		return change()
+	}
+	unlock, _, err := p.changes.Lock(ctx, id)
+	if ended := ctx.Err(); ended != nil && err == nil {
+		err = ended
+		unlock()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: another change of volume %s is under way in this process, and the call's time is over: %w", providers.ErrBusy, id, err)
+	}
+	defer unlock()
+	return untilFree(ctx, change)
+}

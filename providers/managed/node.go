@@ -1,0 +1,39 @@
+package managed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/quote"
+)
+
+// NodeState tells what the cloud says about a node.
+//
+// A node that the cloud does not know is gone only if the cloud then shows the same credentials this node itself: to those of
+// another account, project or region every node is missing.
+func (p *Provider[V]) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	c := &p.cloud
+	if !c.IsNode(node) {
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a %s of %s", quote.Clip(node), c.Machine, c.Name)}, ctx.Err()
+	}
+	word, life, err := c.Status(ctx, node)
+	switch {
+	case err == nil:
+		return providers.NodeState{Life: life, Evidence: fmt.Sprintf("%s says that %s %s is %s", c.Name, c.Machine, node, word)}, nil
+	case !errors.Is(err, providers.ErrNotFound):
+		return providers.NodeState{}, err
+	}
+	self, err := c.Self(ctx)
+	if err != nil {
+		return providers.NodeState{}, err
+	}
+	switch _, _, err := c.Status(ctx, self.ID); {
+	case errors.Is(err, providers.ErrNotFound):
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%s shows these credentials neither %s %s nor this node %s: they are of another account, project or region, or may not see them", c.Name, c.Machine, node, self.ID)}, nil
+	case err != nil:
+		return providers.NodeState{}, err
+	}
+	return providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("%s knows no %s %s", c.Name, c.Machine, node)}, nil
+}

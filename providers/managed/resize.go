@@ -1,0 +1,82 @@
+package managed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+)
+
+const gib = 1 << 30
+
+// Modify makes a volume larger, and returns when the cloud shows the new size. Nothing else can be changed of the volumes of most
+// clouds; one that can change more has a Modify of its own.
+func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
+	size, err := p.size(change.Size)
+	if err := errors.Join(err, providers.CheckOnlyGrows(p.cloud.Name, change)); err != nil {
+		return nil, err
+	}
+	var v *providers.Volume
+	err = p.change(ctx, id, func() error {
+		d, err := p.GetOurs(ctx, id)
+		switch now := d.Size / gib; {
+		case err != nil:
+			return err
+		case change.Size != 0 && (change.Size+gib-1)/gib < now:
+			return p.cloud.Sizes.Shrinks(id, now)
+		case size > now && !d.Resizing:
+			if err := p.resize(ctx, d, size); err != nil {
+				return err
+			}
+			d.Resizing = true
+		}
+		if d.Resizing {
+			d, err = p.resized(ctx, id, size)
+		}
+		if err == nil {
+			v, err = p.Volume(ctx, d, true)
+		}
+		return err
+	})
+	return v, err
+}
+
+// resize asks once. What the cloud refuses may be the repetition of a request that it took and whose answer was lost, or another
+// node's: resized finds out.
+func (p *Provider[V]) resize(ctx context.Context, d Disk[V], size int64) error {
+	err := p.cloud.Resize(ctx, d, size)
+	if !errors.Is(err, providers.ErrInvalid) && !errors.Is(err, providers.ErrBusy) || ctx.Err() != nil {
+		return err
+	}
+	now, lookErr := p.GetOurs(ctx, d.ID)
+	switch {
+	case lookErr != nil:
+		return lookErr
+	case now.Resizing || now.Size >= size*gib:
+		return nil
+	}
+	return err
+}
+
+// resized waits until the cloud shows the volume at rest, with so many GiB.
+func (p *Provider[V]) resized(ctx context.Context, id string, size int64) (Disk[V], error) {
+	retry := pace.Backoff{Most: 2 * time.Second}
+	for {
+		d, err := p.GetOurs(ctx, id)
+		switch {
+		case err != nil:
+			return d, err
+		case d.Resizing:
+		case d.Size < size*gib:
+			return d, fmt.Errorf("%w: volume %s has %d GiB, after another change than to %d GiB that was under way: ask again", providers.ErrBusy, id, d.Size/gib, size)
+		default:
+			return d, nil
+		}
+		if err := retry.Wait(ctx); err != nil {
+			return d, fmt.Errorf("volume %s is still being resized: %w", id, err)
+		}
+	}
+}
