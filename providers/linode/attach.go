@@ -18,19 +18,12 @@ import (
 // Attach asks for the volume for as long as this Linode runs, see the package's comment. Linode takes one change of a Linode at a
 // time: callers of this node wait for each other, and for what others do to it.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	n, err := numberOf(id)
-	if err != nil {
-		return err
-	}
 	node, err := p.Node(ctx)
 	if err != nil {
 		return err
 	}
-	self, err := numberOf(node.ID)
-	if err != nil {
-		return err
-	}
-	if ours, known := p.ours.Within(recent.WhileFree, n); !known || !ours {
+	n, self := number(id), number(node.ID)
+	if !p.KnownOurs(id, recent.WhileFree) {
 		v, asked, err := p.getOurs(ctx, n)
 		if err != nil {
 			return err
@@ -44,7 +37,6 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		switch {
 		case err == nil:
 			p.going.Delete(n) // nothing is left of a detach
-			p.ours.See(n, time.Now(), true)
 			p.holder.Took(id, node.ID)
 			return nil
 		case errors.Is(err, providers.ErrUnavailable), ctx.Err() != nil:
@@ -99,10 +91,10 @@ func (p *Provider) attach(ctx context.Context, id, linode int) error {
 //
 // Linode has no force: its detach does not wait for the machine.
 func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
-	n, err := numberOf(id)
-	if err != nil {
+	if !isID(id) {
 		return ctx.Err() // what Linode cannot have, nobody holds
 	}
+	n := number(id)
 	for retry := (pace.Backoff{Most: time.Second}); ; {
 		var stale error
 		err := p.linode.Do(ctx, node, func(ctx context.Context) error {
@@ -190,10 +182,10 @@ func (p *Provider) leaves(volume int, node string, asked time.Time) (does, may b
 	return false, false
 }
 
-// forget is for a volume that is gone, or not ours any more, as was found when it was asked about at that time.
-func (p *Provider) forget(volume int, asked time.Time) {
-	p.ours.See(volume, asked, false)
-	p.going.Delete(volume)
+// getOurs is GetOurs in Linode's words.
+func (p *Provider) getOurs(ctx context.Context, id int) (*sdk.Volume, time.Time, error) {
+	d, err := p.GetOurs(ctx, strconv.Itoa(id))
+	return &d.Native, d.Asked, err
 }
 
 // soon is how long after a look at who holds a volume a detach may be sent.

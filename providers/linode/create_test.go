@@ -126,9 +126,9 @@ func TestTwoVolumesOfOneNameDoNotComeToBe(t *testing.T) {
 				})
 				providertest.AtOnce(func() { create(0, pa) }, func() {
 					<-foundNothing
-					disk, err := numberOf(old.ID)
+					forgotten, err := pb.Get(t.Context(), old.ID)
 					assert.NoError(t, err)
-					assert.NoError(t, pb.destroy(t.Context(), disk))
+					assert.NoError(t, pb.destroy(t.Context(), forgotten))
 					if !aFirst {
 						create(1, pb)
 						close(created)

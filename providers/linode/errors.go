@@ -12,12 +12,13 @@ import (
 	"strings"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 )
 
 // What this package asks of Linode's refusals, besides the contract's errors.
 var (
-	errTaken       = errors.New("the label is taken")
-	errAttached    = errors.New("the volume is attached")
+	errTaken       = managed.ErrTaken
+	errAttached    = managed.ErrAttached
 	errNotAttached = errors.New("the volume is not attached")
 
 	// errNotLinodes is of an answer that is of another service or page.

@@ -44,6 +44,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
@@ -69,6 +70,7 @@ const (
 
 // Provider is Linode as seen from one of its instances. It keeps the contract of providers.Provider and Modifier.
 type Provider struct {
+	*managed.Provider[sdk.Volume]
 	cfg     Config
 	cluster string
 	rest    *rest.Client
@@ -76,12 +78,9 @@ type Provider struct {
 
 	self   *rest.Identity
 	node   *batch.Kept[providers.Node] // this one, with its region
-	byKey  *batch.Asker[[]sdk.Volume]  // volumes by lookup key
-	ours   recent.Map[int, bool]       // whether a volume is this cluster's
 	holder recent.Holders              // by id of a volume
 	going  sync.Map                    // by id of a volume: the departure that this process has asked for
 	linode rest.Line                   // changes of a Linode
-	volume rest.Line                   // changes of a volume's tags, by this process
 }
 
 var (
@@ -98,7 +97,7 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Token == nil {
 		return nil, fmt.Errorf("%w: there is no token: set LINODE_TOKEN or LINODE_TOKEN_FILE", providers.ErrInvalid)
 	}
-	if _, err := numberOf(cfg.Instance); cfg.Instance != "" && err != nil {
+	if cfg.Instance != "" && !isID(cfg.Instance) {
 		return nil, fmt.Errorf("%w: LINODE_INSTANCE_ID is %q, and the id of a Linode is a number", providers.ErrInvalid, quote.Clip(cfg.Instance))
 	}
 	for setting, text := range map[string]string{"LINODE_API_URL": cfg.API, "LINODE_METADATA_URL": cfg.Metadata} {
@@ -119,7 +118,16 @@ func New(cfg Config) (*Provider, error) {
 	p.api.UseCache(false)
 	p.self = rest.NewIdentity("Linode", "LINODE_INSTANCE_ID", cfg.Instance, p.metadata)
 	p.node = batch.Keep("which Linode this is", p.identify)
-	p.byKey = batch.New(p.askByKey, maxAlternatives)
+	p.Provider = managed.New(managed.Cloud[sdk.Volume]{
+		Name: "Linode", Machine: "instance", Cluster: cfg.Cluster, Log: cfg.Log,
+		Options: []string{"encrypted", "tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes,
+		Unname: "the tags that begin with " + markPrefix, IDForm: "which is a number", IsID: isID, IsNode: isID,
+		Locks: true, ResizeDetached: true,
+		Self: p.identified, Status: p.status,
+		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Get: p.get, Settle: p.settle,
+		CheckSpec: checkTags, Create: p.create, Turns: maxTurns, Taken: p.taken,
+		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.destroy, Resize: p.resize,
+	})
 	return p, nil
 }
 
@@ -142,14 +150,8 @@ func (silence) Errorf(string, ...any) {}
 func (silence) Warnf(string, ...any)  {}
 func (silence) Debugf(string, ...any) {}
 
-// Supports lists the options that Linode has.
-func (p *Provider) Supports() []string { return []string{"encrypted", "tags", "zone"} }
-
-// Buses returns those on which this provider's disks appear.
-func (p *Provider) Buses() []string { return []string{"scsi"} }
-
-// Node tells which Linode this is, according to its metadata service, see rest.Identity.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+// identified tells which Linode this is, according to its metadata service, see rest.Identity.
+func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
 	if _, err := p.self.Node(ctx); err != nil {
 		return providers.Node{}, err
 	}
@@ -210,53 +212,39 @@ func (p *Provider) metadata(ctx context.Context) (providers.Node, error) {
 
 // instance asks Linode about one of its instances.
 func (p *Provider) instance(ctx context.Context, id string) (*sdk.Instance, error) {
-	n, err := numberOf(id)
-	if err != nil {
-		return nil, err
-	}
+	n := number(id)
 	return call(ctx, p, "the question for Linode "+id, func(ctx context.Context) (*sdk.Instance, error) {
 		return p.api.GetInstance(ctx, n)
 	}, func(i *sdk.Instance) bool { return i.ID == n })
 }
 
-// NodeState says Stopped for a Linode that is "offline", and Gone for one that is not there. One on its way there counts as
-// running; so does one that is migrated, cloned or restored, which may be done while it runs. "stopped" (Linode's own
-// maintenance) and "billing_suspension" are no evidence, since nothing says that the machine is off then.
-func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
-	if _, err := numberOf(node); err != nil {
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a Linode", quote.Clip(node))}, ctx.Err()
-	}
+// status says Stopped for a Linode that is "offline". One on its way there counts as running; so does one that is migrated, cloned
+// or restored, which may be done while it runs. "stopped" (Linode's own maintenance) and "billing_suspension" are no evidence, since
+// nothing says that the machine is off then.
+func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	i, err := p.instance(ctx, node)
-	if errors.Is(err, providers.ErrNotFound) {
-		return providers.Missing(ctx, "Linode", "instance", node, p.Node, p.shows)
-	} else if err != nil {
-		return providers.NodeState{}, err
+	if err != nil {
+		return "", providers.Unclear, err
 	}
-	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Linode says that instance %s is %q", node, p.rest.Clean(string(i.Status)))}
+	life := providers.Unclear
 	switch i.Status {
 	case sdk.InstanceOffline:
-		state.Life = providers.Stopped
+		life = providers.Stopped
 	case sdk.InstanceRunning, sdk.InstanceBooting, sdk.InstanceRebooting, sdk.InstanceShuttingDown, sdk.InstanceProvisioning, sdk.InstanceDeleting,
 		sdk.InstanceMigrating, sdk.InstanceRebuilding, sdk.InstanceCloning, sdk.InstanceRestoring, sdk.InstanceResizing:
-		state.Life = providers.Running
+		life = providers.Running
 	}
-	return state, nil
+	return strconv.Quote(p.rest.Clean(string(i.Status))), life, nil
 }
 
-// shows tells whether Linode knows an instance.
-func (p *Provider) shows(ctx context.Context, node string) (bool, error) {
-	_, err := p.instance(ctx, node)
-	if errors.Is(err, providers.ErrNotFound) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-// numberOf reads an id of Linode's. Errors: providers.ErrNotFound.
-func numberOf(id string) (int, error) {
+// isID tells whether a text is an id of Linode's.
+func isID(id string) bool {
 	n, err := strconv.Atoi(id)
-	if err != nil || n <= 0 || strconv.Itoa(n) != id {
-		return 0, fmt.Errorf("%w: %q is no id of Linode's, which are numbers", providers.ErrNotFound, quote.Clip(id))
-	}
-	return n, nil
+	return err == nil && n > 0 && strconv.Itoa(n) == id
+}
+
+// number is an id that isID has accepted.
+func number(id string) int {
+	n, _ := strconv.Atoi(id)
+	return n
 }

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	sdk "github.com/linode/linodego"
-
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
 )
@@ -46,22 +44,19 @@ func recordTags(rec providers.Record) []string { return labels.PackTags(recordPr
 
 // identity is whose a volume is, by its tags.
 type identity struct {
-	cluster, name string
-	owned         bool // it bears a cluster's mark, or what is left of one
-	whole         bool // its marks can be read, and belong together
+	cluster, name string // empty unless the marks are whole
+	marked        bool   // it has a cluster's marks, or what is left of them
+	whole         bool   // its marks can be read, and belong together
 }
 
 func (p *Provider) identity(tags []string) identity {
 	texts, unreadable := labels.UnpackTags(markPrefix, tags)
-	is := identity{cluster: texts[textCluster], name: texts[textName], owned: len(texts)+len(unreadable) > 0}
-	is.whole = len(unreadable) == 0 && len(texts) == 3 && (is.cluster != p.cluster || texts[textKey] == p.keyOf(is.name))
-	return is
-}
-
-// isOurs tells whether the tags are those of a volume of this cluster.
-func (p *Provider) isOurs(tags []string) bool {
-	is := p.identity(tags)
-	return is.whole && is.cluster == p.cluster
+	cluster, name := texts[textCluster], texts[textName]
+	marked := len(texts)+len(unreadable) > 0
+	if len(unreadable) > 0 || len(texts) != 3 || cluster == p.cluster && texts[textKey] != p.keyOf(name) {
+		return identity{marked: marked}
+	}
+	return identity{cluster, name, marked, true}
 }
 
 // recordOf takes the record out of the tags.
@@ -89,6 +84,11 @@ func sameTags(a, b []string) bool {
 		return slices.Compact(lower)
 	}
 	return slices.Equal(set(a), set(b))
+}
+
+func checkTags(spec providers.Spec) error {
+	_, err := operatorTags(spec.Tags)
+	return err
 }
 
 // operatorTags are the operator's own: "key:value", or the key alone.
@@ -120,6 +120,3 @@ func (p *Provider) label(name string, turn int) string {
 }
 
 const mostLabel = 32
-
-// byID orders volumes by their ids, which ascend as they are made.
-func byID(a, b sdk.Volume) int { return a.ID - b.ID }

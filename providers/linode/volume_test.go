@@ -40,9 +40,7 @@ func (w *world) retagged(id string, tags ...string) {
 
 func (w *world) tags(id string) []string {
 	w.t.Helper()
-	n, err := strconv.Atoi(id)
-	require.NoError(w.t, err)
-	v, _, err := w.on(w.node()).get(w.t.Context(), n)
+	v, err := w.on(w.node()).get(w.t.Context(), id)
 	require.NoError(w.t, err)
 	return v.Tags
 }
@@ -77,10 +75,9 @@ func TestALongListIsWhole(t *testing.T) {
 		p := w.on(a)
 		const volumes = mostPerPage + 30
 		for i := range volumes {
-			order, err := p.order(providers.Spec{Name: fmt.Sprintf("v%04d", i), Zone: region})
+			order, err := p.order(t.Context(), providers.Spec{Name: fmt.Sprintf("v%04d", i), Zone: region}, 10, 0)
 			require.NoError(t, err)
-			order.Label = p.label(fmt.Sprintf("v%04d", i), 0)
-			_, err = p.makeOnce(t.Context(), order, nil)
+			_, err = p.createOnce(t.Context(), order, nil)
 			require.NoError(t, err)
 		}
 		list, err := p.List(t.Context())
@@ -274,7 +271,7 @@ func TestOnlyAVolumeThatIsDetachedIsEnlarged(t *testing.T) {
 		w.calls()
 		_, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 20 * gib})
 		require.ErrorIs(t, err, providers.ErrBusy)
-		providertest.Sentence(t, err, "attached to Linode "+a, "when it is detached")
+		providertest.Sentence(t, err, "attached to instance "+a, "when it is detached")
 		same, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 10 * gib})
 		require.NoError(t, err, "it has that size")
 		assert.True(t, same.HeldBy(a))

@@ -39,7 +39,7 @@ func (p *Provider[V]) adopt(ctx context.Context, id string, spec providers.Spec)
 	}
 	again := p.IsOurs(d) && d.Name == spec.Name
 	switch {
-	case d.Damaged != nil:
+	case d.Damaged != nil && !errors.Is(d.Damaged, ErrUnmarked):
 		return d, fmt.Errorf("%w: %w", providers.ErrInvalid, d.Damaged)
 	case again:
 	case d.Marked:
@@ -118,8 +118,10 @@ func (p *Provider[V]) Forget(ctx context.Context, id string) error {
 		switch {
 		case err != nil:
 			return err
-		case !d.Marked:
+		case errors.Is(d.Damaged, ErrUnmarked):
 			return d.Damaged
+		case !d.Marked:
+			return nil
 		case !p.IsOurs(d):
 			return providers.NotOurs(id)
 		}

@@ -23,6 +23,8 @@ import (
 
 // What a cloud's functions return besides the errors of package providers.
 var (
+	// ErrUnmarked is in Disk.Damaged if a disk of ours is shown without any marks. It can be adopted.
+	ErrUnmarked = errors.New("the marks are not shown")
 	// ErrTaken says that the name which a volume would have in the cloud is another disk's.
 	ErrTaken = errors.New("the name is taken")
 	// ErrAttached says that the cloud has refused a request because a node holds the volume.
@@ -67,6 +69,9 @@ type Cloud[V any] struct {
 	// Locks is a cloud that refuses a change of a volume as providers.ErrBusy while another is under way. Changes of one volume
 	// by this process are then made one after another, and again while the cloud is busy.
 	Locks bool
+
+	// ResizeDetached is a cloud whose volumes can be resized while no node holds them.
+	ResizeDetached bool
 
 	// MarksAlone is a cloud where one entry of a Record can be written without a read of the others.
 	MarksAlone bool

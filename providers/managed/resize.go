@@ -19,9 +19,19 @@ func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Ch
 	if err := errors.Join(err, providers.CheckOnlyGrows(p.cloud.Name, change)); err != nil {
 		return nil, err
 	}
-	var v *providers.Volume
+	var (
+		v    *providers.Volume
+		held error
+	)
 	err = p.change(ctx, id, func() error {
 		d, err := p.GetOurs(ctx, id)
+		if err == nil && p.cloud.ResizeDetached && size > d.Size/gib && !d.Resizing {
+			if d, err = p.unheld(ctx, d); errors.Is(err, providers.ErrHeld) {
+				held = fmt.Errorf("%w: volume %s is attached to %s %s, and its device would keep its size: stop the services that use it, and enlarge it when it is detached",
+					providers.ErrBusy, id, p.cloud.Machine, d.Attachment.Node)
+				return nil
+			}
+		}
 		switch now := d.Size / gib; {
 		case err != nil:
 			return err
@@ -41,7 +51,7 @@ func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Ch
 		}
 		return err
 	})
-	return v, err
+	return v, errors.Join(err, held)
 }
 
 // resize asks once. What the cloud refuses may be the repetition of a request that it took and whose answer was lost, or another
