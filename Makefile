@@ -20,7 +20,7 @@ WORLD ?=
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install demo demo-swarm shell quick test test-all test-cluster ci soak lint fmt random mutate fuzz bench clean
+.PHONY: help build plugin install demo demo-swarm shell quick test test-all test-cluster ci soak lint fmt random mutate fuzz bench docs clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,7 +91,10 @@ mutate: $(tools)/gremlins ## remove guards, flip conditions: does a test notice?
 fuzz: ## run each fuzz target for a minute or so (FUZZTIME=2000000x)
 	@scripts/fuzz $(FUZZTIME)
 
-bench: ## the figures that the README quotes, as a table
+docs: ## write the settings that the code declares into config.json and docs/
+	go test -run Declared -count 1 ./cmd/blockvol -settings.update
+
+bench: ## the figures of docs/figures.md, as a table
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
 	@go test -run Fleet -bench . -benchtime 3s -timeout 30m ./test/bench

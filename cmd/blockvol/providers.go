@@ -1,6 +1,9 @@
 package main
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/providers"
@@ -12,12 +15,20 @@ import (
 	"github.com/blockvol/blockvol/providers/openstack"
 )
 
-// constructors makes a provider from the environment, by the name that PROVIDER gives it. None calls its cloud.
-var constructors = map[string]func(getenv func(string) string, node, cluster string, log logrus.FieldLogger) (providers.Provider, error){
-	"aws":          aws.FromEnv,
-	"digitalocean": digitalocean.FromEnv,
-	"hetzner":      hetzner.FromEnv,
-	"linode":       linode.FromEnv,
-	"openstack":    openstack.FromEnv,
-	"local":        local.FromEnv,
+// constructor makes a provider from the environment, without a call to its cloud, and tells which settings it reads there.
+type constructor struct {
+	fromEnv  func(getenv func(string) string, node, cluster string, log logrus.FieldLogger) (providers.Provider, error)
+	settings []providers.Setting
 }
+
+// constructors are all providers there are, by the name that PROVIDER gives them.
+var constructors = map[string]constructor{
+	"aws":          {aws.FromEnv, aws.Settings},
+	"digitalocean": {digitalocean.FromEnv, digitalocean.Settings},
+	"hetzner":      {hetzner.FromEnv, hetzner.Settings},
+	"linode":       {linode.FromEnv, linode.Settings},
+	"local":        {local.FromEnv, local.Settings},
+	"openstack":    {openstack.FromEnv, openstack.Settings},
+}
+
+func providerNames() []string { return slices.Sorted(maps.Keys(constructors)) }

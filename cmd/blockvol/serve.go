@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -23,7 +21,7 @@ import (
 // options are where things are on this machine, as this process sees it, and what else flags say.
 type options struct {
 	socket, published, state, proc, sysfs string
-	glance                                time.Duration
+	probe                                 time.Duration // the longest copy-up probe
 }
 
 func serveCommand() *cobra.Command {
@@ -31,10 +29,8 @@ func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve volumes to the Docker engine",
-		Long: "Serve volumes to the Docker engine, until SIGTERM. What is mounted stays mounted.\n\n" + fmt.Sprintf(settingsHelp,
-			strings.Join(slices.Sorted(maps.Keys(constructors)), ", "), strings.Join(mount.FSTypes(), ", "),
-			minTimeout, maxTimeout, plugin.DefaultTimeout, strings.Join(logLevels, ", ")),
-		Args: cobra.ArbitraryArgs,
+		Long:  "Serve volumes to the Docker engine, until SIGTERM. What is mounted stays mounted.\n\n" + settingsHelp(),
+		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// An engine splits a managed plugin's args at each blank: none at all is one that is empty.
 			args = slices.DeleteFunc(args, func(arg string) bool { return arg == "" })
@@ -51,7 +47,10 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&p.published, "published", "/var/lib/blockvol/published", "directory in which volumes are mounted for containers")
 	f.StringVar(&p.state, "state", "/var/lib/blockvol/state", "directory for the journal and this node's id, one for each engine")
 	f.StringVar(&p.proc, "proc", "/proc", "the host's proc file system")
-	f.DurationVar(&p.glance, "glance", 2*time.Second, "a use of a volume that is shorter is taken for Docker's look before a start, after which the disk is kept for 5 s; 0: none is")
+	const probe = 2 * time.Second
+	f.DurationVar(&p.probe, "copy-up-probe", probe, "mounts shorter than this are Docker's copy-up probe: the disk stays attached for 5 s afterwards; 0 disables this")
+	f.DurationVar(&p.probe, "glance", probe, "the former name of --copy-up-probe")
+	_ = f.MarkHidden("glance") // it is there
 	f.StringVar(&p.sysfs, "sysfs", "/sys", "the host's sysfs")
 	return cmd
 }
@@ -138,7 +137,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 	if err != nil {
 		return fail(err)
 	}
-	provider, err := constructors[s.provider](getenv, node, s.cluster, log)
+	provider, err := constructors[s.provider].fromEnv(getenv, node, s.cluster, log)
 	if err != nil {
 		return fail(fmt.Errorf("provider %s: %w", s.provider, err))
 	}
@@ -151,7 +150,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 	undo = append(undo, host.Close)
 	d, err := driver.New(driver.Config{
 		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
-		Takeover: s.takeover, Glance: p.glance, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Log: log,
+		Takeover: s.takeover, Glance: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Log: log,
 	})
 	if err != nil {
 		return fail(err)

@@ -230,9 +230,10 @@ func TestTheJSONLogHasDurationsInSeconds(t *testing.T) {
 
 func TestAWrongFlagIsTheAnswerToEachCall(t *testing.T) {
 	for flag, says := range map[string]string{
-		"--sysf=/x":     "unknown flag: --sysf: correct the command line",
-		"--glance=soon": `invalid argument "soon" for "--glance" flag`,
-		"now":           `unexpected argument "now"`,
+		"--sysf=/x":            "unknown flag: --sysf: correct the command line",
+		"--copy-up-probe=soon": `invalid argument "soon" for "--copy-up-probe" flag`,
+		"--glance=soon":        `invalid argument "soon" for "--glance" flag`,
+		"now":                  `unexpected argument "now"`,
 	} {
 		m := machine{t.TempDir(), []string{"", flag}}
 		p := m.start(t)

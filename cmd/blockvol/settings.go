@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,26 +14,8 @@ import (
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/plugin"
+	"github.com/blockvol/blockvol/providers"
 )
-
-const settingsHelp = `Settings come from the environment:
-  PROVIDER        where disks come from: %s (default: local)
-  CLUSTER         sets the volumes of one Swarm apart from others in the same account (default: default)
-  TAKEOVER        when to take a volume from the node that holds it: never, stopped, always (default: stopped)
-  DEFAULT_SIZE    size of a volume created without one, in GiB or with a unit (default: 10GiB)
-  DEFAULT_FSTYPE  file system of a volume created without one: %s (default: ext4)
-  CALL_TIMEOUT    how long one call of the engine may take, %s to %s (default: %s)
-  LOG_LEVEL       %s (default: info)
-  LOG_FORMAT      text, json (default: text)
-
-Provider aws (docs/aws.md): instance, region and zone come from the instance's metadata, credentials from its role, or from
-  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN  each also as ..._FILE, a file that holds it
-  AWS_REGION                                                   if set, it must be the instance's
-  AWS_ENDPOINT_URL_EC2, AWS_EC2_METADATA_SERVICE_ENDPOINT      where EC2 and the metadata service are, if not where usual
-
-Provider local:
-  LOCAL_DIR         where disk images are kept (default: /data/volumes if it exists, else /var/lib/blockvol/volumes)
-  LOCAL_OVERCOMMIT  true promises more bytes than that file system can hold (default: false)`
 
 // The bounds of CALL_TIMEOUT. An engine waits 60 s for most of its calls.
 const (
@@ -45,8 +26,26 @@ const (
 var (
 	takeovers   = []driver.Takeover{driver.TakeoverNever, driver.TakeoverStopped, driver.TakeoverAlways}
 	logLevels   = []string{"error", "warning", "info", "debug"}
+	logFormats  = []string{"text", "json"}
 	clusterForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 )
+
+// generalSettings are those that do not depend on the provider.
+var generalSettings = []providers.Setting{
+	{Name: "PROVIDER", Default: "local", Help: "where disks come from: " + quoted(providerNames())},
+	{Name: "CLUSTER", Default: "default", Help: "separates the volumes of one Swarm from others in the same account: blockvol sees only the volumes of its own cluster"},
+	{Name: "TAKEOVER", Default: string(driver.TakeoverStopped), Help: "when a volume is taken from the node that holds it: `never`; `stopped`: if the cloud says that this node is stopped or gone; `always`: also if this node does not release it within 15 s"},
+	{Name: "DEFAULT_SIZE", Default: "10GiB", Help: "size of a volume that is created without one, in GiB or with a unit"},
+	{Name: "DEFAULT_FSTYPE", Default: "ext4", Help: "file system of a volume that is created without one: " + quoted(mount.FSTypes())},
+	{Name: "CALL_TIMEOUT", Default: plugin.DefaultTimeout.String(), Help: fmt.Sprintf("how long a call of Docker may take, `%s` to `%s`. A mount that takes longer is answered with an error and goes on in the background; the next call joins it", minTimeout, maxTimeout)},
+	{Name: "LOG_LEVEL", Default: "info", Help: "the least severe messages that are logged: " + quoted(logLevels)},
+	{Name: "LOG_FORMAT", Default: "text", Help: "the format of the log: " + quoted(logFormats)},
+	{Name: "HTTPS_PROXY", Help: "URL of the proxy to a cloud's API"},
+	{Name: "NO_PROXY", Help: "hosts to which requests go without the proxy, separated by commas"},
+}
+
+// quoted lists values in backquotes, as the help of a setting has them.
+func quoted(values []string) string { return "`" + strings.Join(values, "`, `") + "`" }
 
 // settings are what the operator decides, but for the provider's own.
 type settings struct {
@@ -70,44 +69,47 @@ func readSettings(getenv func(string) string) (settings, error) {
 	var fatal, noCreate, warnings []string
 	wrong := &fatal
 	// An empty value counts as none: Docker passes a setting that was taken back as an empty one.
-	value := func(name, fallback string) string { return cmp.Or(strings.TrimSpace(getenv(name)), fallback) }
+	value := func(name string) string {
+		declared := slices.IndexFunc(generalSettings, func(s providers.Setting) bool { return s.Name == name })
+		return cmp.Or(strings.TrimSpace(getenv(name)), generalSettings[declared].Default)
+	}
 	refuse := func(name, must string) {
 		*wrong = append(*wrong, fmt.Sprintf("%s is %q but must be %s", name, getenv(name), must))
 	}
-	choose := func(name, fallback string, allowed []string) string {
-		chosen := value(name, fallback)
-		if !slices.Contains(allowed, chosen) {
+	choose := func(name string, allowed []string) (chosen string, ok bool) {
+		chosen = value(name)
+		ok = slices.Contains(allowed, chosen)
+		if !ok {
 			refuse(name, "one of "+strings.Join(allowed, ", "))
-			return fallback
 		}
-		return chosen
+		return chosen, ok
 	}
 
-	s := settings{
-		provider: choose("PROVIDER", "local", slices.Sorted(maps.Keys(constructors))),
-		cluster:  value("CLUSTER", "default"),
-	}
+	s := settings{cluster: value("CLUSTER")}
+	s.provider, _ = choose("PROVIDER", providerNames())
 	if !clusterForm.MatchString(s.cluster) {
 		refuse("CLUSTER", "up to 63 letters, digits, '.', '_' and '-', with a letter or digit at both ends")
 	}
 
 	wrong = &noCreate
-	s.takeover = driver.TakeoverStopped
-	if value("TAKEOVER", "") != "" {
-		s.takeover = driver.Takeover(choose("TAKEOVER", string(driver.TakeoverNever), names(takeovers)))
+	s.takeover = driver.TakeoverNever
+	if chosen, ok := choose("TAKEOVER", names(takeovers)); ok {
+		s.takeover = driver.Takeover(chosen)
 	}
-	s.defaultFSType = choose("DEFAULT_FSTYPE", "ext4", mount.FSTypes())
+	s.defaultFSType, _ = choose("DEFAULT_FSTYPE", mount.FSTypes())
 	var err error
-	if s.defaultSize, err = driver.ParseSize(value("DEFAULT_SIZE", "10GiB")); err != nil {
+	if s.defaultSize, err = driver.ParseSize(value("DEFAULT_SIZE")); err != nil {
 		noCreate = append(noCreate, fmt.Sprintf("DEFAULT_SIZE is %q but %v", getenv("DEFAULT_SIZE"), err))
 	}
 
 	wrong = &warnings
-	s.logJSON = choose("LOG_FORMAT", "text", []string{"text", "json"}) == "json"
-	if s.logLevel, err = logrus.ParseLevel(choose("LOG_LEVEL", "info", logLevels)); err != nil {
-		panic(err) // the list has names of levels only
+	format, _ := choose("LOG_FORMAT", logFormats)
+	s.logJSON = format == "json"
+	s.logLevel = logrus.InfoLevel
+	if chosen, ok := choose("LOG_LEVEL", logLevels); ok {
+		s.logLevel, _ = logrus.ParseLevel(chosen) // it is a level's name
 	}
-	s.callTimeout, err = time.ParseDuration(value("CALL_TIMEOUT", plugin.DefaultTimeout.String()))
+	s.callTimeout, err = time.ParseDuration(value("CALL_TIMEOUT"))
 	if err != nil || s.callTimeout < minTimeout || s.callTimeout > maxTimeout {
 		refuse("CALL_TIMEOUT", fmt.Sprintf("a time from %s to %s, like %s", minTimeout, maxTimeout, plugin.DefaultTimeout))
 		s.callTimeout = plugin.DefaultTimeout

@@ -98,7 +98,7 @@ func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger
 	if err != nil {
 		return nil, err
 	}
-	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv("AWS_REGION"), Credentials: keys}))
+	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv(regionSetting), Credentials: keys}))
 }
 
 // Buses returns those on which EBS volumes appear. The disks of Xen instances show no serial, so they cannot be identified.

@@ -46,7 +46,7 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 	var none *credentialsError
 	if errors.As(err, &none) {
 		return fmt.Errorf("there are no AWS credentials (%w): give this instance a role that may use EBS volumes, or set %s and %s or their %s variants",
-			s.brief(ctx, none.cause), keyIDSetting, secretSetting, fileSuffix)
+			s.brief(ctx, none.cause), keyIDSetting, secretSetting, providers.FileSuffix)
 	}
 	var api smithy.APIError
 	if !errors.As(err, &api) || api.ErrorCode() == "" || api.ErrorCode() == "UnknownError" {

@@ -223,14 +223,6 @@ func identity(ctx context.Context, client *imds.Client) (imds.InstanceIdentityDo
 	return answer.InstanceIdentityDocument, nil
 }
 
-// Static keys, each in the environment or in a file. Without any the SDK's chain decides.
-const (
-	keyIDSetting  = "AWS_ACCESS_KEY_ID"
-	secretSetting = "AWS_SECRET_ACCESS_KEY" //nolint:gosec // the name of a setting
-	tokenSetting  = "AWS_SESSION_TOKEN"     //nolint:gosec // the name of a setting
-	fileSuffix    = "_FILE"
-)
-
 // fileKeys are static keys of which at least one stands in a file. They are read anew every few minutes, so that a key can
 // be replaced without a restart.
 type fileKeys struct{ getenv func(string) string }
@@ -241,10 +233,10 @@ const keysLife = 5 * time.Minute
 func keysFromFiles(getenv func(string) string) (sdk.CredentialsProvider, error) {
 	named := false
 	for _, name := range []string{keyIDSetting, secretSetting, tokenSetting} {
-		file := getenv(name + fileSuffix)
+		file := getenv(name + providers.FileSuffix)
 		named = named || file != ""
 		if file != "" && getenv(name) != "" {
-			return nil, fmt.Errorf("%w: both %s and %s are set: leave one of them out", providers.ErrInvalid, name, name+fileSuffix)
+			return nil, fmt.Errorf("%w: both %s and %s are set: leave one of them out", providers.ErrInvalid, name, name+providers.FileSuffix)
 		}
 	}
 	if !named {
@@ -257,13 +249,13 @@ func keysFromFiles(getenv func(string) string) (sdk.CredentialsProvider, error) 
 }
 
 func (k fileKeys) read(name string) (string, error) {
-	file := k.getenv(name + fileSuffix)
+	file := k.getenv(name + providers.FileSuffix)
 	if file == "" {
 		return k.getenv(name), nil
 	}
 	content, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("%s cannot be read: %w: the file must be readable where blockvol runs; the plugin sees the host's state directory as /data/state", name+fileSuffix, err)
+		return "", fmt.Errorf("%s cannot be read: %w: the file must be readable where blockvol runs; the plugin sees the host's state directory as /data/state", name+providers.FileSuffix, err)
 	}
 	return strings.TrimSpace(string(content)), nil
 }
@@ -279,7 +271,7 @@ func (k fileKeys) Retrieve(context.Context) (sdk.Credentials, error) {
 		return sdk.Credentials{}, err
 	}
 	if keys.AccessKeyID == "" || keys.SecretAccessKey == "" {
-		return sdk.Credentials{}, fmt.Errorf("%s and %s are both needed, as values or as %s", keyIDSetting, secretSetting, fileSuffix)
+		return sdk.Credentials{}, fmt.Errorf("%s and %s are both needed, as values or as %s", keyIDSetting, secretSetting, providers.FileSuffix)
 	}
 	return keys, nil
 }

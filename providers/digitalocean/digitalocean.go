@@ -45,18 +45,6 @@ import (
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
-// The settings, as the environment has them.
-const (
-	settingToken    = "DIGITALOCEAN_TOKEN"
-	settingRegion   = "DIGITALOCEAN_REGION"
-	settingDroplet  = "DIGITALOCEAN_DROPLET_ID"
-	settingAPI      = "DIGITALOCEAN_API_URL"
-	settingMetadata = "DIGITALOCEAN_METADATA_URL"
-
-	defaultAPI      = "https://api.digitalocean.com"
-	defaultMetadata = "http://169.254.169.254"
-)
-
 // Config is what a Provider needs to know. Cluster and Token have no default.
 type Config struct {
 	Cluster   string

@@ -47,14 +47,6 @@ import (
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
-// The settings.
-const (
-	tokenSetting    = "HCLOUD_TOKEN"
-	serverSetting   = "HCLOUD_SERVER_ID"
-	endpointSetting = "HCLOUD_ENDPOINT"
-	metadataSetting = "HCLOUD_METADATA_URL"
-)
-
 // Config is what a Provider needs to know. Only Cluster and Token have no default.
 type Config struct {
 	Cluster   string
@@ -91,8 +83,8 @@ var (
 
 // New checks the configuration. It calls nobody.
 func New(cfg Config) (*Provider, error) {
-	cfg.Endpoint = strings.TrimRight(cmp.Or(cfg.Endpoint, "https://api.hetzner.cloud/v1"), "/")
-	cfg.Metadata = strings.TrimRight(cmp.Or(cfg.Metadata, "http://169.254.169.254"), "/")
+	cfg.Endpoint = strings.TrimRight(cmp.Or(cfg.Endpoint, defaultEndpoint), "/")
+	cfg.Metadata = strings.TrimRight(cmp.Or(cfg.Metadata, defaultMetadata), "/")
 	switch {
 	case cfg.Cluster == "":
 		return nil, fmt.Errorf("%w: the name of the cluster is empty: set CLUSTER", providers.ErrInvalid)

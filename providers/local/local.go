@@ -136,7 +136,7 @@ func FromEnv(getenv func(string) string, node, cluster string, log logrus.FieldL
 		}
 	}
 	if c.Dir == "" {
-		c.Dir = "/var/lib/blockvol/volumes"
+		c.Dir = defaultDir
 		if info, err := os.Stat("/data/volumes"); err == nil && info.IsDir() {
 			c.Dir = "/data/volumes"
 		}

@@ -12,8 +12,6 @@ import (
 	"github.com/blockvol/blockvol/providers/quote"
 )
 
-const fileSuffix = "_FILE"
-
 // Token is the secret that proves to a cloud who asks: an API token, or a password.
 type Token struct {
 	setting string
@@ -27,14 +25,14 @@ type Token struct {
 // used.
 // Errors: providers.ErrInvalid if none of both is set, or both, or if it cannot be a token.
 func TokenFrom(getenv func(string) string, setting string) (*Token, error) {
-	value, file := getenv(setting), getenv(setting+fileSuffix)
+	value, file := getenv(setting), getenv(setting+providers.FileSuffix)
 	switch {
 	case value != "" && file != "":
-		return nil, fmt.Errorf("%w: both %s and %s are set: leave one of them out", providers.ErrInvalid, setting, setting+fileSuffix)
+		return nil, fmt.Errorf("%w: both %s and %s are set: leave one of them out", providers.ErrInvalid, setting, setting+providers.FileSuffix)
 	case file != "":
 		return &Token{setting: setting, file: file}, nil
 	case strings.TrimSpace(value) == "":
-		return nil, fmt.Errorf("%w: neither %s nor %s is set: set one of them", providers.ErrInvalid, setting, setting+fileSuffix)
+		return nil, fmt.Errorf("%w: neither %s nor %s is set: set one of them", providers.ErrInvalid, setting, setting+providers.FileSuffix)
 	}
 	t := &Token{setting: setting}
 	if err := t.learn(value); err != nil {
@@ -57,7 +55,7 @@ func (t *Token) Value() (string, error) {
 	if t.file != "" {
 		content, err := os.ReadFile(t.file)
 		if err != nil {
-			return "", &tokenError{fmt.Sprintf("%s cannot be read: %v: the file must be readable where blockvol runs; the plugin sees the host's state directory as /data/state", t.setting+fileSuffix, err), err}
+			return "", &tokenError{fmt.Sprintf("%s cannot be read: %v: the file must be readable where blockvol runs; the plugin sees the host's state directory as /data/state", t.setting+providers.FileSuffix, err), err}
 		}
 		if err := t.learn(string(content)); err != nil {
 			return "", err
@@ -73,9 +71,9 @@ func (t *Token) learn(value string) error {
 	value = strings.TrimSpace(value)
 	switch {
 	case value == "":
-		return &tokenError{text: fmt.Sprintf("the file that %s names is empty: it must hold the token", t.setting+fileSuffix)}
+		return &tokenError{text: fmt.Sprintf("the file that %s names is empty: it must hold the token", t.setting+providers.FileSuffix)}
 	case strings.ContainsFunc(value, func(c rune) bool { return unicode.IsControl(c) || c > unicode.MaxASCII }):
-		return &tokenError{text: fmt.Sprintf("what %s or %s holds is no token: it has more than one line, or characters that none has", t.setting, t.setting+fileSuffix)}
+		return &tokenError{text: fmt.Sprintf("what %s or %s holds is no token: it has more than one line, or characters that none has", t.setting, t.setting+providers.FileSuffix)}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
