@@ -1,0 +1,72 @@
+// Package docs_test checks the manual.
+package docs_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	link     = regexp.MustCompile(`\[[^\]]+\]\(([^)\s]+)\)`)
+	heading  = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	anchor   = regexp.MustCompile(`<a id="([^"]+)">`)
+	dropped  = regexp.MustCompile("[^a-z0-9 _-]")
+	codeText = regexp.MustCompile("(?s)```.*?```")
+)
+
+// anchors are the ids that GitHub gives a page's headings, and those that the page sets.
+func anchors(page string) map[string]bool {
+	ids := map[string]bool{}
+	for _, m := range heading.FindAllStringSubmatch(page, -1) {
+		ids[strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-")] = true
+	}
+	for _, m := range anchor.FindAllStringSubmatch(page, -1) {
+		ids[m[1]] = true
+	}
+	return ids
+}
+
+func TestLinksLeadSomewhere(t *testing.T) {
+	pages, err := filepath.Glob("*.md")
+	require.NoError(t, err)
+	linked := map[string]bool{}
+	for _, page := range append(pages, "../README.md", "../CONTRIBUTING.md") {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		links := link.FindAllStringSubmatch(codeText.ReplaceAllString(string(text), ""), -1)
+		for _, m := range links {
+			if strings.HasPrefix(m[1], "https://") {
+				continue
+			}
+			path, id, _ := strings.Cut(m[1], "#")
+			target := page
+			if path != "" {
+				target = filepath.Join(filepath.Dir(page), path)
+			}
+			content, err := os.ReadFile(target)
+			if info, e := os.Stat(target); e == nil && info.IsDir() {
+				err = nil
+			}
+			if !assert.NoError(t, err, "%s: %s", page, m[1]) {
+				continue
+			}
+			if id != "" {
+				assert.True(t, anchors(codeText.ReplaceAllString(string(content), ""))[id], "%s: %s leads to no heading", page, m[1])
+			}
+			if page == "README.md" {
+				linked[target] = true
+			}
+		}
+	}
+	for _, page := range pages {
+		if page != "README.md" {
+			assert.True(t, linked[page], "the index, README.md, lacks %s", page)
+		}
+	}
+}
