@@ -81,7 +81,7 @@ func TestLinodeKeepsTheContractWithDisksAndTime(t *testing.T) {
 	providertest.Run(t, providertest.Harness{New: func(t *testing.T) *providertest.Cloud {
 		const moment = 20 * time.Millisecond
 		return harness(newAccount(t, cloud.Config{
-			Backend: cloudtest.Disks(t), LetGo: true,
+			Backend: cloudtest.Disks(t), DetachOnStop: true,
 			Times: cloud.Times{Create: moment, Delete: moment, Attach: moment, Detach: moment, Modify: moment},
 		}), false) // the suite's hanging calls end before a question is asked again
 	}})

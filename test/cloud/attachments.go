@@ -6,18 +6,18 @@ import (
 	"time"
 )
 
-// A plug is what the cloud knows of a volume's disk and its connection to an instance, beyond what it shows.
+// plug is the internal state of a volume's disk and its connection to an instance.
 type plug struct {
-	gate     chan struct{} // one at a time works on the volume's disk
-	turn     int           // counts what was asked for; what an earlier turn began ends without effect
-	in       bool          // the device is in the instance's kernel
-	underway bool          // a detach is going to be carried out
-	force    bool          // and takes the device whether the instance lets go or not
-	root     bool          // it is an instance's root volume
-	disk     bool          // there is a disk of the Backend behind it
+	gate     chan struct{} // held while working on the disk
+	turn     int           // increases with each request; the operations of earlier requests have no effect
+	in       bool          // the instance's kernel has the device
+	underway bool          // a detach is pending
+	force    bool          // the pending detach is forced
+	root     bool          // the volume is an instance's root volume
+	disk     bool          // the Backend has a disk for it
 }
 
-// exclusively does something with a volume's disk, nothing else being done with it meanwhile, unless the cloud closes.
+// exclusively calls do while nothing else works on the volume's disk. It does not call do if the cloud closes first.
 func (c *Cloud) exclusively(volume string, do func()) {
 	c.mu.Lock()
 	gate := c.plugs[volume].gate
@@ -30,10 +30,11 @@ func (c *Cloud) exclusively(volume string, do func()) {
 	}
 }
 
-// AttachVolume begins to attach a volume to an instance, under a device name. What else the cloud refuses, allow
-// returns, given the instance and the volumes that are attached to it, those on their way in and out included.
-// Errors: ErrNoVolume; ErrNoInstance; ErrInUse; ErrState, of the volume or, with the instance in the answer, of that;
-// ErrZoneMismatch, and those of allow.
+// AttachVolume begins to attach a volume to an instance under a device name. Function allow adds the rules of one cloud: it
+// gets the instance and its volumes, including those being attached or detached.
+//
+// Errors: ErrNoVolume, ErrNoInstance, ErrInUse, ErrZoneMismatch, those of allow, and ErrState, which is about the instance if
+// the Attachment names it and else about the volume.
 func (r *Request) AttachVolume(volume, instance, device string, allow func(Instance, []Volume) error) (Attachment, error) {
 	c := r.c
 	c.mu.Lock()
@@ -82,7 +83,7 @@ func (c *Cloud) beginAttach(volume, instance, device string, allow func(Instance
 	return a, p.turn, nil
 }
 
-// attached ends an attach.
+// attached completes an attach.
 func (c *Cloud) attached(volume, instance string, turn int) {
 	c.exclusively(volume, func() {
 		if !c.current(volume, turn) || !c.plug(volume, instance) {
@@ -102,7 +103,7 @@ func (c *Cloud) current(volume string, turn int) bool {
 	return c.plugs[volume].turn == turn
 }
 
-// plug puts a device into the kernel of an instance that has one, and tells whether nothing failed. The caller is in
+// plug gives the device to the instance's kernel, if it runs, and reports whether that did not fail. It is called in
 // exclusively.
 func (c *Cloud) plug(volume, instance string) bool {
 	c.mu.Lock()
@@ -123,7 +124,7 @@ func (c *Cloud) plug(volume, instance string) bool {
 	return true
 }
 
-// unplug takes a device out of the kernel of an instance. The caller is in exclusively.
+// unplug removes the device from the instance's kernel. It is called in exclusively.
 func (c *Cloud) unplug(volume, instance string, force bool) error {
 	c.mu.Lock()
 	p := c.plugs[volume]
@@ -144,7 +145,7 @@ func (c *Cloud) unplug(volume, instance string, force bool) error {
 	return nil
 }
 
-// plugIn is what powering on does with each volume, pullOut what powering off does.
+// plugIn plugs a volume in at power-on, and pullOut removes it by force at power-off.
 func (c *Cloud) plugIn(volume, instance string) {
 	c.exclusively(volume, func() { c.plug(volume, instance) })
 }
@@ -152,14 +153,15 @@ func (c *Cloud) plugIn(volume, instance string) {
 func (c *Cloud) pullOut(volume, instance string) {
 	c.exclusively(volume, func() {
 		if err := c.unplug(volume, instance, true); err != nil {
-			c.problem("powering %s off with %s in it: %w", instance, volume, err)
+			c.problem("powering off %s with %s attached: %w", instance, volume, err)
 		}
 	})
 }
 
-// DetachVolume begins to detach a volume from an instance, "" being the one that has it. Asked again while it is under
-// way it changes nothing, except that force takes the device from an instance that does not let go, also later.
-// Errors: ErrNoVolume, ErrState if nothing has it, ErrNotAttached, ErrRoot.
+// DetachVolume begins to detach a volume from an instance; "" is its holder. Repeating it has no effect, except that force also
+// makes a pending detach forced.
+//
+// Errors: ErrNoVolume, ErrState if it is not attached, ErrNotAttached, ErrRoot.
 func (r *Request) DetachVolume(volume, instance, device string, force bool) (Attachment, error) {
 	c := r.c
 	c.mu.Lock()
@@ -188,7 +190,7 @@ func (c *Cloud) beginDetach(volume, instance, device string, force, never bool) 
 		return a, 0, false, ErrRoot
 	}
 	asked := a.State == Detaching || a.State == Busy
-	if asked && (p.underway || a.State == Detaching && !force) { // under way, or stuck
+	if asked && (p.underway || a.State == Detaching && !force) { // pending or stuck
 		p.force = p.force || force
 		return a, 0, false, nil
 	}
@@ -199,7 +201,7 @@ func (c *Cloud) beginDetach(volume, instance, device string, force, never bool) 
 	return a, p.turn, !never, nil
 }
 
-// detached ends a detach, or finds that the instance does not let go.
+// detached completes a detach, or makes the attachment Busy if the instance still uses the device.
 func (c *Cloud) detached(volume, instance string, turn int) {
 	c.exclusively(volume, func() {
 		for c.current(volume, turn) {
@@ -209,7 +211,7 @@ func (c *Cloud) detached(volume, instance string, turn int) {
 			err := c.unplug(volume, instance, force)
 			c.mu.Lock()
 			p := c.plugs[volume]
-			if p.turn == turn && err != nil && p.force && !force { // force was asked for meanwhile
+			if p.turn == turn && err != nil && p.force && !force { // force was requested meanwhile
 				c.mu.Unlock()
 				continue
 			}
@@ -232,7 +234,7 @@ func (c *Cloud) detached(volume, instance string, turn int) {
 	})
 }
 
-// abandon detaches a volume from an instance that is terminated.
+// abandon detaches a volume from a terminated instance.
 func (c *Cloud) abandon(volume string, a Attachment) {
 	c.mu.Lock()
 	p := c.plugs[volume]

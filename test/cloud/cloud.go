@@ -1,12 +1,12 @@
-// Package cloud simulates what clouds have in common: instances, volumes, attachments and snapshots, whose changes take
-// time, and calls that are slow, limited, answered from a state of a while ago, or that fail in all ways that calls fail.
-// It knows no cloud: the protocol, the rules and the words of one are a front of their own (package ec2).
+// Package cloud simulates a cloud's instances, volumes, attachments and snapshots, with latency, stale reads, rate limits and
+// failures.
 //
-// All waiting is on contexts and timers, and nothing is locked meanwhile, so that a Cloud works in a bubble of
-// testing/synctest as well as behind a socket.
+// It knows no particular cloud: the API and the rules of one are in a package of its own, such as ec2.
 //
-// It does not simulate what nothing here asks for: networks, images, prices, quotas on volumes, several regions, volumes
-// that several instances hold at once.
+// It waits on contexts and timers only and holds no lock while it waits, so a Cloud works under testing/synctest as well as
+// behind a socket.
+//
+// It does not simulate networks, images, prices, volume quotas, several regions, or volumes shared by several instances.
 package cloud
 
 import (
@@ -21,21 +21,21 @@ import (
 	"time"
 )
 
-// Config is what a cloud is like. The zero value of everything but Zones is a cloud that does all at once.
+// Config configures a cloud. With the zero value of everything but Zones, every operation completes at once.
 type Config struct {
-	Zones   []string                   // at least one; the first is the default
-	Latency time.Duration              // of each API call: half before its effect, half after
-	Times   Times                      // how long what a call starts goes on in the background
-	Lag     time.Duration              // a read may show any object as it was up to so long ago; writes act on the truth
-	Limits  func(bucket string) Bucket // token bucket per action; nil or a zero Bucket: no limit
-	Backend Backend                    // nil: attachments have nothing behind them
-	Seed    uint64                     // of ids and of lag
-	LetGo   bool                       // a volume is detached from an instance that is powered off
-	ID      func(Kind, uint64) string  // words a number that was never used as the id of an object; nil: as EC2 does
-	Trace   func(Call, time.Duration)  // told of each call to the API at its end, and how long it took; may be nil
+	Zones        []string                   // at least one; the first is the default
+	Latency      time.Duration              // of each API call: half before its effect, half after
+	Times        Times                      // durations of the background operations
+	Lag          time.Duration              // reads show each object as it was up to this long ago; writes see the current state
+	Limits       func(bucket string) Bucket // token bucket per action; nil or a zero Bucket: no limit
+	Backend      Backend                    // nil: volumes have no devices
+	Seed         uint64                     // of IDs and of Lag
+	DetachOnStop bool                       // stopping an instance detaches its volumes
+	ID           func(Kind, uint64) string  // makes an object's ID from a random number; nil: as EC2 does
+	Trace        func(Call, time.Duration)  // called at the end of each API call with its duration; may be nil
 }
 
-// Kind is what an id is of.
+// Kind is a kind of object.
 type Kind string
 
 // The kinds of objects.
@@ -45,26 +45,25 @@ const (
 	ASnapshot  Kind = "snap"
 )
 
-// Times are how long what a call starts goes on in the background. What takes no time, and has no Backend behind it, is
-// over before the call returns, although the answer shows it as begun.
+// Times are the durations of the background operations. An operation with no duration and no Backend is complete before the
+// call returns, although the answer shows it as pending.
 type Times struct{ Create, Delete, Attach, Detach, Snapshot, Modify, Stop, Terminate time.Duration }
 
-// Backend is what stands behind disks and attachments: loop devices, virtual machines. Calls for one disk come one after
-// the other.
+// Backend provides the devices of volumes: loop devices or disks of virtual machines. Calls for one disk do not overlap.
 type Backend interface {
-	CreateDisk(disk string, bytes int64, snapshot string) error // snapshot "" is a blank disk
+	CreateDisk(disk string, bytes int64, snapshot string) error // without a snapshot the disk is blank
 	DeleteDisk(disk string) error
 	ResizeDisk(disk string, bytes int64) error
-	CopyDisk(disk, snapshot string) error // takes a snapshot
+	CopyDisk(disk, snapshot string) error // makes a snapshot of the disk
 	DeleteSnapshot(snapshot string) error
-	Attach(instance, disk string) error             // returns when the device is in the instance's kernel
-	Detach(instance, disk string, force bool) error // ErrDeviceBusy while the instance does not let go of it
+	Attach(instance, disk string) error             // returns when the instance's kernel has the device
+	Detach(instance, disk string, force bool) error // ErrDeviceBusy while the instance uses the device
 }
 
-// ErrDeviceBusy is a Backend's word for a device that its instance does not let go of.
-var ErrDeviceBusy = errors.New("the instance does not let go of the device")
+// ErrDeviceBusy is the Backend's error for a device that the instance still uses.
+var ErrDeviceBusy = errors.New("the instance still uses the device")
 
-// What a cloud refuses. Fronts translate these into the words of theirs.
+// Errors of requests. Simulators translate them into the errors of their cloud.
 var (
 	ErrNoInstance   = errors.New("no such instance")
 	ErrNoVolume     = errors.New("no such volume")
@@ -72,20 +71,20 @@ var (
 	ErrNoZone       = errors.New("no such zone")
 	ErrZoneMismatch = errors.New("volume and instance are in different zones")
 	ErrInUse        = errors.New("the volume is in use")
-	ErrState        = errors.New("the object's state does not allow that")
+	ErrState        = errors.New("invalid state for this operation")
 	ErrNotAttached  = errors.New("the volume is not attached to that instance")
-	ErrRoot         = errors.New("a root volume stays with its instance")
-	ErrTooSmall     = errors.New("smaller than what is copied to it")
+	ErrRoot         = errors.New("a root volume cannot be detached from a running instance")
+	ErrTooSmall     = errors.New("smaller than the snapshot")
 	ErrThrottled    = errors.New("too many calls")
 )
 
-// Cloud is one simulated cloud.
+// Cloud is a simulated cloud.
 type Cloud struct {
 	cfg   Config
-	ended context.Context // when closed
+	ended context.Context // done after Close
 	end   context.CancelFunc
-	work  sync.WaitGroup // what runs in the background
-	ahead atomic.Int64   // how much later it is by the cloud's clock, see SetClock
+	work  sync.WaitGroup // background operations
+	ahead atomic.Int64   // how far the cloud's clock is ahead, see SetClock
 
 	mu        sync.Mutex
 	closed    bool
@@ -102,10 +101,10 @@ type Cloud struct {
 	problems  []error
 }
 
-// New returns a cloud without any object in it. It starts nothing that outlives Close.
+// New returns a cloud without objects. Close stops everything it starts.
 func New(cfg Config) *Cloud {
 	if len(cfg.Zones) == 0 {
-		panic("cloud: a cloud has at least one zone")
+		panic("cloud: Config.Zones is empty")
 	}
 	c := &Cloud{
 		cfg:       cfg,
@@ -123,7 +122,7 @@ func New(cfg Config) *Cloud {
 	return c
 }
 
-// Close stops the cloud: what goes on in the background is not finished, calls that hang are let go of.
+// Close stops the cloud. Background operations are not completed, and calls that hang return.
 func (c *Cloud) Close() {
 	c.mu.Lock()
 	c.closed = true
@@ -138,17 +137,17 @@ func (c *Cloud) Close() {
 	c.work.Wait()
 }
 
-// SetPace changes how long things take from now on, and how old answers may be. What has begun goes on as it was.
+// SetPace changes latency, lag and durations from now on. Pending operations keep their durations.
 func (c *Cloud) SetPace(latency, lag time.Duration, times Times) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cfg.Latency, c.cfg.Lag, c.cfg.Times = latency, lag, times
 }
 
-// SetClock puts the cloud's clock ahead of this machine's, or behind it if that is negative. How long things take stays as it is.
+// SetClock sets the cloud's clock ahead of this machine's, or behind if negative. Durations do not change.
 func (c *Cloud) SetClock(ahead time.Duration) { c.ahead.Store(int64(ahead)) }
 
-// Now is the time by the cloud's clock: that of all times which the cloud tells or is told.
+// Now returns the time by the cloud's clock, which all times in the API refer to.
 func (c *Cloud) Now() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
 
 func (c *Cloud) times() Times {
@@ -160,7 +159,7 @@ func (c *Cloud) times() Times {
 // Zones returns the zones, the default first.
 func (c *Cloud) Zones() []string { return slices.Clone(c.cfg.Zones) }
 
-// Problems returns what the Backend failed at, device busy excepted: the objects concerned are left as they were.
+// Problems returns the errors of the Backend except ErrDeviceBusy. The objects concerned did not change.
 func (c *Cloud) Problems() []error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -173,7 +172,7 @@ func (c *Cloud) problem(format string, args ...any) {
 	c.problems = append(c.problems, fmt.Errorf(format, args...))
 }
 
-// later does something after a while, unless the cloud is closed before. The caller holds no lock.
+// later calls do after this time unless the cloud is closed before. The caller must not hold the lock.
 func (c *Cloud) later(after time.Duration, do func()) {
 	if after <= 0 && c.cfg.Backend == nil {
 		do()
@@ -199,7 +198,7 @@ func (c *Cloud) later(after time.Duration, do func()) {
 	c.timers[timer] = struct{}{}
 }
 
-// id makes an identifier that was never used. The caller holds the lock.
+// id returns a new ID. The caller holds the lock.
 func (c *Cloud) id(of Kind) string {
 	if c.cfg.ID != nil {
 		return c.cfg.ID(of, c.rand.Uint64())
@@ -207,7 +206,7 @@ func (c *Cloud) id(of Kind) string {
 	return fmt.Sprintf("%s-0%016x", of, c.rand.Uint64())
 }
 
-// zone resolves a zone's name, "" being the default.
+// zone checks a zone's name; "" is the default.
 func (c *Cloud) zone(name string) (string, error) {
 	if name == "" {
 		return c.cfg.Zones[0], nil
@@ -218,7 +217,7 @@ func (c *Cloud) zone(name string) (string, error) {
 	return name, nil
 }
 
-// live returns the true state of all objects of a kind that exist. The caller holds the lock.
+// live returns the current state of all existing objects of a kind. The caller holds the lock.
 func live[T any](objects map[string]*history[T], order func(a, b T) int) []T {
 	all := make([]T, 0, len(objects))
 	for _, object := range objects {
@@ -230,7 +229,7 @@ func live[T any](objects map[string]*history[T], order func(a, b T) int) []T {
 	return all
 }
 
-// byAge orders by time, then by id.
+// byAge compares by time, then by ID.
 func byAge(aTime, bTime time.Time, a, b string) int {
 	if order := aTime.Compare(bTime); order != 0 {
 		return order

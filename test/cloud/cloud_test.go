@@ -20,7 +20,7 @@ var times = cloud.Times{
 	Snapshot: 10 * time.Second, Modify: 20 * time.Second, Stop: 30 * time.Second, Terminate: 30 * time.Second,
 }
 
-// inBubble runs a test on a cloud in fake time.
+// inBubble runs a test on a cloud under synctest.Test.
 func inBubble(t *testing.T, cfg cloud.Config, test func(*testing.T, *cloud.Cloud)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -33,7 +33,7 @@ func inBubble(t *testing.T, cfg cloud.Config, test func(*testing.T, *cloud.Cloud
 	})
 }
 
-// do carries one call that has to succeed.
+// do makes a call that must succeed.
 func do(t *testing.T, c *cloud.Cloud, act func(*cloud.Request) error) {
 	t.Helper()
 	_, err := c.Do(t.Context(), cloud.Call{Action: "Act"}, act)
@@ -68,7 +68,7 @@ func detach(t *testing.T, c *cloud.Cloud, volume string, force bool) {
 	})
 }
 
-// state is a volume's, and its attachment's if there is one.
+// state returns the state of a volume and of its attachment, if any.
 func state(c *cloud.Cloud, volume string) string {
 	v, ok := c.Volume(volume)
 	switch {
@@ -81,19 +81,19 @@ func state(c *cloud.Cloud, volume string) string {
 	}
 }
 
-// after lets time pass and what is due be done.
+// after waits for d and for what is then due.
 func after(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
 
-// backend notes what it is asked, and can be made to refuse.
+// backend records its calls and can fail.
 type backend struct {
 	mu    sync.Mutex
 	calls []string
 	busy  bool
 	err   error
-	slow  time.Duration // of Attach and Detach
+	slow  time.Duration // duration of Attach and Detach
 }
 
 func (b *backend) note(format string, args ...any) error {
@@ -143,7 +143,7 @@ func (b *backend) Detach(instance, _ string, force bool) error {
 	return nil
 }
 
-func TestWhatACallStartsTakesItsTime(t *testing.T) {
+func TestOperationsTakeTheirConfiguredTime(t *testing.T) {
 	inBubble(t, cloud.Config{Times: times}, func(t *testing.T, c *cloud.Cloud) {
 		i := c.AddInstance(cloud.Instance{})
 		v := create(t, c)
@@ -167,7 +167,7 @@ func TestWhatACallStartsTakesItsTime(t *testing.T) {
 	})
 }
 
-func TestWithoutTimesEverythingIsOverBeforeTheCallReturns(t *testing.T) {
+func TestWithoutTimesOperationsCompleteBeforeTheCallReturns(t *testing.T) {
 	c := cloud.New(cloud.Config{Zones: []string{"a"}})
 	defer c.Close()
 	i := c.AddInstance(cloud.Instance{})
@@ -182,7 +182,7 @@ func TestWithoutTimesEverythingIsOverBeforeTheCallReturns(t *testing.T) {
 	assert.Equal(t, cloud.Terminated, gone.State)
 }
 
-func TestACloudRefusesWhatCannotBe(t *testing.T) {
+func TestInvalidRequestsAreRefused(t *testing.T) {
 	inBubble(t, cloud.Config{Times: times}, func(t *testing.T, c *cloud.Cloud) {
 		running, stopped := c.AddInstance(cloud.Instance{}), c.AddInstance(cloud.Instance{State: cloud.Stopped})
 		pending, elsewhere := c.AddInstance(cloud.Instance{State: cloud.Pending}), c.AddInstance(cloud.Instance{Zone: "b"})
@@ -240,11 +240,11 @@ func TestACloudRefusesWhatCannotBe(t *testing.T) {
 			_, err := c.Do(t.Context(), cloud.Call{}, try.act)
 			require.ErrorIs(t, err, try.want, name)
 		}
-		attach(t, c, free, stopped.ID) // a stopped instance can be attached to
+		attach(t, c, free, stopped.ID) // a volume can be attached to a stopped instance
 	})
 }
 
-func TestABackendSeesEachDeviceComeAndGo(t *testing.T) {
+func TestBackendAttachesAndDetachesEachDevice(t *testing.T) {
 	b := &backend{}
 	inBubble(t, cloud.Config{Times: times, Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		i := c.AddInstance(cloud.Instance{ID: "i-1", RootDevice: "/dev/xvda"})
@@ -275,7 +275,7 @@ func TestABackendSeesEachDeviceComeAndGo(t *testing.T) {
 	})
 }
 
-func TestABusyDeviceStaysUntilItIsLetGoOfOrForced(t *testing.T) {
+func TestBusyDeviceStaysUntilUnusedOrForced(t *testing.T) {
 	b := &backend{busy: true}
 	inBubble(t, cloud.Config{Times: times, Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		i := c.AddInstance(cloud.Instance{})
@@ -283,7 +283,7 @@ func TestABusyDeviceStaysUntilItIsLetGoOfOrForced(t *testing.T) {
 		after(times.Create)
 		attach(t, c, v, i.ID)
 		after(times.Attach)
-		for range 2 { // asking again tries again
+		for range 2 { // a repeated request tries again
 			detach(t, c, v, false)
 			assert.Equal(t, "in-use detaching", state(c, v))
 			after(times.Detach)
@@ -305,7 +305,7 @@ func TestABusyDeviceStaysUntilItIsLetGoOfOrForced(t *testing.T) {
 	})
 }
 
-func TestForceOvertakesADetachThatIsUnderWay(t *testing.T) {
+func TestForceOverridesAPendingDetach(t *testing.T) {
 	b := &backend{busy: true, slow: 10 * time.Second}
 	inBubble(t, cloud.Config{Times: times, Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		i := c.AddInstance(cloud.Instance{ID: "i-1"})
@@ -315,7 +315,7 @@ func TestForceOvertakesADetachThatIsUnderWay(t *testing.T) {
 		after(times.Attach + b.slow)
 		b.take()
 		detach(t, c, v, false)
-		after(times.Detach + time.Second) // the backend is at it
+		after(times.Detach + time.Second) // the backend is detaching
 		detach(t, c, v, true)
 		after(2 * b.slow)
 		assert.Equal(t, []string{"detach i-1 false", "detach i-1 true"}, b.take())
@@ -323,7 +323,7 @@ func TestForceOvertakesADetachThatIsUnderWay(t *testing.T) {
 	})
 }
 
-func TestADetachDuringASlowAttachTakesTheDeviceOutAgain(t *testing.T) {
+func TestDetachDuringSlowAttachRemovesTheDevice(t *testing.T) {
 	b := &backend{slow: 10 * time.Second}
 	inBubble(t, cloud.Config{Times: times, Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		i := c.AddInstance(cloud.Instance{ID: "i-1"})
@@ -340,7 +340,7 @@ func TestADetachDuringASlowAttachTakesTheDeviceOutAgain(t *testing.T) {
 	})
 }
 
-func TestWhatABackendFailsAtIsAProblemAndStaysAsItIs(t *testing.T) {
+func TestBackendErrorIsAProblemAndChangesNothing(t *testing.T) {
 	b := &backend{}
 	inBubble(t, cloud.Config{Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		i := c.AddInstance(cloud.Instance{})
@@ -356,7 +356,7 @@ func TestWhatABackendFailsAtIsAProblemAndStaysAsItIs(t *testing.T) {
 	})
 }
 
-func TestATerminatedInstanceLeavesItsVolumes(t *testing.T) {
+func TestTerminatedInstanceReleasesItsVolumes(t *testing.T) {
 	b := &backend{busy: true}
 	inBubble(t, cloud.Config{Times: times, Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		i := c.AddInstance(cloud.Instance{RootDevice: "/dev/xvda"})
@@ -385,7 +385,7 @@ func TestATerminatedInstanceLeavesItsVolumes(t *testing.T) {
 	})
 }
 
-func TestASnapshotIsCompletedLaterAndMakesVolumes(t *testing.T) {
+func TestVolumeIsCreatedFromCompletedSnapshot(t *testing.T) {
 	b := &backend{}
 	inBubble(t, cloud.Config{Times: times, Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		v := create(t, c)
@@ -421,7 +421,7 @@ func TestASnapshotIsCompletedLaterAndMakesVolumes(t *testing.T) {
 	})
 }
 
-func TestAModificationGrowsTheVolumeHalfWayThrough(t *testing.T) {
+func TestModificationGrowsTheVolumeHalfWayThrough(t *testing.T) {
 	b := &backend{}
 	inBubble(t, cloud.Config{Times: times, Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		v := create(t, c)
@@ -449,7 +449,7 @@ func TestAModificationGrowsTheVolumeHalfWayThrough(t *testing.T) {
 	})
 }
 
-func TestAReadMayMissAWriteAndNeverAfterTheLag(t *testing.T) {
+func TestReadsAreStaleForLagAtMost(t *testing.T) {
 	inBubble(t, cloud.Config{Lag: 10 * time.Second, Seed: 7}, func(t *testing.T, c *cloud.Cloud) {
 		v := create(t, c)
 		shown := func() (n int) {
@@ -487,7 +487,7 @@ func TestAReadMayMissAWriteAndNeverAfterTheLag(t *testing.T) {
 	})
 }
 
-func TestTheSameSeedIsTheSameCloud(t *testing.T) {
+func TestSameSeedGivesSameCloud(t *testing.T) {
 	one, other := cloud.New(cloud.Config{Zones: []string{"a"}, Seed: 3}), cloud.New(cloud.Config{Zones: []string{"a"}, Seed: 3})
 	third := cloud.New(cloud.Config{Zones: []string{"a"}, Seed: 4})
 	for _, c := range []*cloud.Cloud{one, other, third} {
@@ -500,7 +500,7 @@ func TestTheSameSeedIsTheSameCloud(t *testing.T) {
 	assert.Regexp(t, "^i-0[0-9a-f]{16}$", one.AddInstance(cloud.Instance{}).ID)
 }
 
-func TestABucketLetsABurstThroughAndThenItsRate(t *testing.T) {
+func TestBucketAllowsABurstAndThenItsRate(t *testing.T) {
 	limits := func(string) cloud.Bucket { return cloud.Bucket{Size: 5, PerSecond: 2} }
 	inBubble(t, cloud.Config{Limits: limits}, func(t *testing.T, c *cloud.Cloud) {
 		burst := func(action string, n int) (passed int) {
@@ -545,7 +545,7 @@ func TestHalfOfTheLatencyPassesBeforeTheEffect(t *testing.T) {
 	})
 }
 
-func TestARuleMeetsTheCallsItIsFor(t *testing.T) {
+func TestRuleAppliesToMatchingCalls(t *testing.T) {
 	c := cloud.New(cloud.Config{Zones: []string{"a"}})
 	defer c.Close()
 	try := func(call cloud.Call) error {
@@ -574,7 +574,7 @@ func TestARuleMeetsTheCallsItIsFor(t *testing.T) {
 	assert.Equal(t, 3, c.Throttled()["Any"])
 }
 
-func TestWhatNeverFinishesCanStillBeDetached(t *testing.T) {
+func TestAttachThatNeverFinishesCanBeDetached(t *testing.T) {
 	b := &backend{}
 	inBubble(t, cloud.Config{Times: times, Backend: b}, func(t *testing.T, c *cloud.Cloud) {
 		i := c.AddInstance(cloud.Instance{})
@@ -608,7 +608,7 @@ func TestWhatNeverFinishesCanStillBeDetached(t *testing.T) {
 	})
 }
 
-func TestAHangingCallEndsWithItsCallerOrTheCloud(t *testing.T) {
+func TestHangingCallEndsWithItsContextOrTheCloud(t *testing.T) {
 	inBubble(t, cloud.Config{}, func(t *testing.T, c *cloud.Cloud) {
 		c.Inject(cloud.Rule{Fault: cloud.Hang})
 		acted := false
@@ -630,7 +630,7 @@ func TestAHangingCallEndsWithItsCallerOrTheCloud(t *testing.T) {
 	})
 }
 
-func TestTagsAreEditedOnAllOrNone(t *testing.T) {
+func TestTagsAreEditedOnAllObjectsOrNone(t *testing.T) {
 	c := cloud.New(cloud.Config{Zones: []string{"a"}})
 	defer c.Close()
 	one, other := create(t, c), create(t, c)
@@ -652,7 +652,7 @@ func TestTagsAreEditedOnAllOrNone(t *testing.T) {
 	}
 }
 
-func TestWhatIsReadCannotChangeTheTruth(t *testing.T) {
+func TestReturnedObjectsAreCopies(t *testing.T) {
 	c := cloud.New(cloud.Config{Zones: []string{"a"}})
 	defer c.Close()
 	i := c.AddInstance(cloud.Instance{})
@@ -665,7 +665,7 @@ func TestWhatIsReadCannotChangeTheTruth(t *testing.T) {
 	assert.Equal(t, i.ID, again.Attachments[0].Instance)
 }
 
-func TestTimesChangeWhileTheCloudRuns(t *testing.T) {
+func TestPaceChangesWhileTheCloudRuns(t *testing.T) {
 	var traced []time.Duration
 	trace := func(call cloud.Call, took time.Duration) {
 		assert.Equal(t, "Act", call.Action)

@@ -7,32 +7,32 @@ import (
 	"time"
 )
 
-// Fault is a way in which a call goes wrong.
+// Fault is a way in which a call fails.
 type Fault string
 
 // The faults.
 const (
 	Fail        Fault = "fail"         // an error, no effect
 	Hang        Fault = "hang"         // no effect, and no answer until the request's context ends
-	Throttle    Fault = "throttle"     // refused as one too many, no effect
-	LoseAnswer  Fault = "lose-answer"  // the effect, then the connection breaks
-	NeverFinish Fault = "never-finish" // accepted, but what it starts never ends
-	Truncate    Fault = "truncate"     // the effect, then half of the answer's bytes
-	CutShort    Fault = "cut-short"    // the effect, then an answer that is half of what it should be, and ends as a whole one does
-	Garbage     Fault = "garbage"      // the effect, then an answer that is not the protocol's
+	Throttle    Fault = "throttle"     // refused by the rate limit, no effect
+	LoseAnswer  Fault = "lose-answer"  // takes effect; the connection breaks without an answer
+	NeverFinish Fault = "never-finish" // accepted, but the background operation never completes
+	Truncate    Fault = "truncate"     // takes effect; the connection breaks after half of the answer
+	CutShort    Fault = "cut-short"    // takes effect; half of the answer with a matching Content-Length
+	Garbage     Fault = "garbage"      // takes effect; the answer is not of the cloud's protocol
 
-	// No effect, and a 404 of what stands before the cloud, such as a gateway: a page, JSON of its own, or nothing at all.
+	// No effect, and a 404 from a gateway in front of the cloud: an HTML page, JSON of its own, or empty.
 	PageNotFound  Fault = "page-not-found"
 	RouteNotFound Fault = "route-not-found"
 	EmptyNotFound Fault = "empty-not-found"
 )
 
-// Rule tells which calls meet a fault.
+// Rule selects the calls that a fault applies to.
 type Rule struct {
 	Action string // "" is any
-	Caller string // instance id of the caller, "" is any
-	Skip   int    // let so many matching calls pass first
-	Times  int    // how many meet it; 0 is all until removed
+	Caller string // the caller's instance ID; "" is any
+	Skip   int    // number of matching calls to let pass first
+	Times  int    // number of calls to apply to; 0 is all until removed
 	Fault  Fault
 	Code   string // for Fail: the cloud's error code; "" is an internal error
 }
@@ -42,7 +42,7 @@ type rule struct {
 	left int
 }
 
-// Inject makes calls meet a fault. Of several rules that match, the oldest that still has calls to meet is taken.
+// Inject applies a fault to calls. If several rules match a call, the oldest that is not used up applies.
 func (c *Cloud) Inject(r Rule) (remove func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -55,7 +55,7 @@ func (c *Cloud) Inject(r Rule) (remove func()) {
 	}
 }
 
-// meet returns the rule whose fault a call meets, if any. The caller holds the lock.
+// meet returns the rule that applies to a call, if any. The caller holds the lock.
 func (c *Cloud) meet(call Call) Rule {
 	for i, r := range c.rules {
 		if r.Action != call.Action && (r.Action != "" || call.Aside) || r.Caller != "" && r.Caller != call.Caller {
@@ -75,30 +75,30 @@ func (c *Cloud) meet(call Call) Rule {
 	return Rule{}
 }
 
-// FailedError is what a call returns that met Fail.
+// FailedError is the error of a call with the fault Fail.
 type FailedError struct{ Code string }
 
 func (e *FailedError) Error() string { return fmt.Sprintf("made to fail with %q", e.Code) }
 
-// Call is one request of a client.
+// Call describes a client's request.
 type Call struct {
 	Action string
-	Caller string // instance id, "" if it is none
-	Bucket string // whose tokens it takes; its action's if it is "" or has no limit
-	Aside  bool   // not a call to the API: no latency, no limit, not counted, and met only by rules that name its action
+	Caller string // instance ID; "" for no instance
+	Bucket string // rate limit bucket; that of Action if it is "" or unlimited
+	Aside  bool   // not an API call: no latency, no limit, not counted, and subject only to rules that name its action
 }
 
-// Request is what a call acts through. Its reads show what was up to Config.Lag ago.
+// Request gives a call access to the cloud. Its reads show the state of up to Config.Lag ago.
 type Request struct {
 	c     *Cloud
-	never bool // what it starts never ends
+	never bool // background operations never complete
 }
 
-// Do carries a call: it counts it, lets time pass, and has it throttled or fail as configured; act is its effect.
+// Do handles a call: it counts it, waits for the latency, applies limits and faults, and calls act.
 //
-// The error is act's, ErrThrottled, a *FailedError, or the context's if the caller gave up; then act has been done only
-// if half of the latency had passed. The fault tells the front what to do to the answer: LoseAnswer, Truncate, CutShort, Garbage and the
-// NotFound ones.
+// The error is that of act, ErrThrottled, a *FailedError, or the context's. After the context's error, act was called only if
+// half of the latency had passed. The fault tells the simulator how to change the answer: LoseAnswer, Truncate, CutShort,
+// Garbage or one of the NotFound ones.
 func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fault, error) {
 	if begin := time.Now(); c.cfg.Trace != nil && !call.Aside {
 		defer func() { c.cfg.Trace(call, time.Since(begin)) }()
@@ -149,7 +149,7 @@ func (c *Cloud) Do(ctx context.Context, call Call, act func(*Request) error) (Fa
 	}
 }
 
-// sleep waits, or returns why it did not.
+// sleep waits for d, or returns an error if the context or the cloud ends first.
 func (c *Cloud) sleep(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()

@@ -8,18 +8,18 @@ import (
 
 // Instance is a virtual machine.
 type Instance struct {
-	ID         string // AddInstance makes one if it is empty
-	Type       string // the cloud's word
+	ID         string // AddInstance makes one if it is ""
+	Type       string // as the cloud names it
 	Zone       string // "" is the default
 	State      InstanceState
-	Interfaces int    // network interfaces, at least one
-	RootDevice string // "/dev/xvda": there is a root volume under this name, without a disk of the Backend; "" for none
-	Address    string // in the private network
+	Interfaces int    // number of network interfaces, at least one
+	RootDevice string // device name of the root volume, such as "/dev/xvda"; it has no disk of the Backend; "" for no root volume
+	Address    string // private address
 	LaunchedAt time.Time
 	Tags       map[string]string
 }
 
-// InstanceState is where an instance is in its life.
+// InstanceState is a state of an instance.
 type InstanceState string
 
 // The states of an instance.
@@ -32,7 +32,7 @@ const (
 	Terminated   InstanceState = "terminated"
 )
 
-// remembered is how long a terminated instance is still shown.
+// remembered is how long a terminated instance remains visible.
 const remembered = time.Hour
 
 func (i Instance) clone() Instance {
@@ -40,7 +40,7 @@ func (i Instance) clone() Instance {
 	return i
 }
 
-// AddInstance adds an instance, running unless it says otherwise, and returns it as it is then.
+// AddInstance adds an instance and returns it. Its state is Running by default.
 func (c *Cloud) AddInstance(i Instance) Instance {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -49,7 +49,7 @@ func (c *Cloud) AddInstance(i Instance) Instance {
 		i.ID = c.id(AnInstance)
 	}
 	if _, known := c.instances[i.ID]; known {
-		panic("cloud: there is an instance " + i.ID)
+		panic("cloud: duplicate instance " + i.ID)
 	}
 	zone, err := c.zone(i.Zone)
 	if err != nil {
@@ -78,7 +78,7 @@ func (c *Cloud) AddInstance(i Instance) Instance {
 	return i.clone()
 }
 
-// Instance returns the truth about an instance.
+// Instance returns the current state of an instance, regardless of Lag.
 func (c *Cloud) Instance(id string) (Instance, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -86,14 +86,14 @@ func (c *Cloud) Instance(id string) (Instance, bool) {
 	return i.clone(), ok
 }
 
-// Instances returns the truth about all instances, the oldest first.
+// Instances returns the current state of all instances, the oldest first, regardless of Lag.
 func (c *Cloud) Instances() []Instance {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.listInstances(c.instances)
 }
 
-// Instances returns all instances as a read shows them.
+// Instances returns all instances, subject to Lag.
 func (r *Request) Instances() []Instance {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
@@ -108,7 +108,7 @@ func (c *Cloud) listInstances(from map[string]*history[Instance]) []Instance {
 	return all
 }
 
-// SetInterfaces gives an instance so many network interfaces, which may take places of volumes.
+// SetInterfaces sets an instance's number of network interfaces, which can reduce how many volumes it can have.
 func (c *Cloud) SetInterfaces(id string, n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -120,7 +120,7 @@ func (c *Cloud) SetInterfaces(id string, n int) {
 	c.instances[id].put(i, false, c.cfg.Lag)
 }
 
-// Start powers a stopped instance on. What was attached is there when it runs.
+// Start starts a stopped instance. Its attached volumes have devices when it runs.
 func (c *Cloud) Start(id string) {
 	c.power(id, Stopped, Pending)
 	c.later(c.times().Stop, func() {
@@ -130,12 +130,12 @@ func (c *Cloud) Start(id string) {
 	})
 }
 
-// Stop powers a running instance off. Its volumes stay attached, unless Config.LetGo; their devices are gone with its kernel.
+// Stop stops a running instance. Its volumes stay attached unless Config.DetachOnStop, but have no devices.
 func (c *Cloud) Stop(id string) {
 	c.power(id, Running, Stopping)
 	c.later(c.times().Stop, func() {
 		c.each(id, func(volume string, a Attachment) {
-			if c.cfg.LetGo {
+			if c.cfg.DetachOnStop {
 				c.abandon(volume, a)
 			} else {
 				c.pullOut(volume, id)
@@ -145,8 +145,8 @@ func (c *Cloud) Stop(id string) {
 	})
 }
 
-// Terminate ends an instance for good, whatever its state. Then its volumes are detached, those with
-// DeleteOnTermination deleted. It is shown for an hour more.
+// Terminate terminates an instance in any state. Then its volumes are detached, and those with DeleteOnTermination deleted. It
+// remains visible for an hour.
 func (c *Cloud) Terminate(id string) {
 	c.power(id, "", ShuttingDown)
 	c.later(c.times().Terminate, func() {
@@ -163,7 +163,7 @@ func (c *Cloud) Terminate(id string) {
 	})
 }
 
-// power begins a change of an instance's state. One that cannot be is a mistake of the test.
+// power begins a change of an instance's state. It panics if the state does not allow it, since the test is wrong.
 func (c *Cloud) power(id string, from, to InstanceState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -175,7 +175,7 @@ func (c *Cloud) power(id string, from, to InstanceState) {
 	c.instances[id].put(i, false, c.cfg.Lag)
 }
 
-// reach ends a change of an instance's state, if it is still under way.
+// reach completes a change of an instance's state if it is still pending.
 func (c *Cloud) reach(id string, from, to InstanceState) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -191,7 +191,7 @@ func (c *Cloud) reach(id string, from, to InstanceState) bool {
 	return true
 }
 
-// each does something with every volume that is attached to an instance.
+// each calls do for every volume that is attached to an instance.
 func (c *Cloud) each(instance string, do func(volume string, a Attachment)) {
 	c.mu.Lock()
 	held := map[string]Attachment{}

@@ -2,7 +2,7 @@ package cloud
 
 import "time"
 
-// A history is what an object is and was, as far back as a read may look. Its values are never changed in place.
+// history has the versions of an object that a read may show. Its values are never changed in place.
 type history[T any] struct{ versions []version[T] } // oldest first
 
 type version[T any] struct {
@@ -11,7 +11,7 @@ type version[T any] struct {
 	gone  bool
 }
 
-// put makes a new state the truth and forgets those that no read shows any more.
+// put adds the current version and drops versions that no read can show any more.
 func (h *history[T]) put(value T, gone bool, lag time.Duration) {
 	now := time.Now()
 	h.versions = append(h.versions, version[T]{now, value, gone})
@@ -20,7 +20,7 @@ func (h *history[T]) put(value T, gone bool, lag time.Duration) {
 	}
 }
 
-// now returns the truth, and whether the object exists.
+// now returns the current version and whether the object exists.
 func (h *history[T]) now() (T, bool) {
 	if h == nil {
 		var none T
@@ -30,7 +30,7 @@ func (h *history[T]) now() (T, bool) {
 	return last.value, !last.gone
 }
 
-// at returns the object as it was, and whether it existed.
+// at returns the version at a time and whether the object existed.
 func (h *history[T]) at(when time.Time) (T, bool) {
 	for i := len(h.versions) - 1; i >= 0; i-- {
 		if !h.versions[i].from.After(when) {
@@ -41,14 +41,14 @@ func (h *history[T]) at(when time.Time) (T, bool) {
 	return none, false
 }
 
-// seen returns objects as one read shows them: each as it was a random while ago.
+// seen returns objects as one read shows them: each at a random time within Lag.
 func seen[T any](c *Cloud, objects map[string]*history[T]) map[string]*history[T] {
 	if c.cfg.Lag <= 0 {
 		return objects
 	}
 	shown := make(map[string]*history[T], len(objects))
 	now := time.Now()
-	for _, id := range sortedKeys(objects) { // so that a seed always means the same
+	for _, id := range sortedKeys(objects) { // in a fixed order, so that a seed gives the same result
 		ago := time.Duration(c.rand.Int64N(int64(c.cfg.Lag) + 1))
 		if value, ok := objects[id].at(now.Add(-ago)); ok {
 			shown[id] = &history[T]{[]version[T]{{value: value}}}

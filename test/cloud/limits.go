@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Bucket is a token bucket: so many calls at once, then so many per second.
+// Bucket is a token bucket: its size in calls and its refill rate in calls per second.
 type Bucket struct {
 	Size      int
 	PerSecond float64
@@ -17,7 +17,7 @@ type bucket struct {
 	filled time.Time
 }
 
-// take tells whether a call may go on. The caller holds the lock.
+// take reports whether a call is within the limits. The caller holds the lock.
 func (c *Cloud) take(call Call) bool {
 	b, _ := c.fill(call.Bucket)
 	if b == nil {
@@ -33,7 +33,7 @@ func (c *Cloud) take(call Call) bool {
 	return true
 }
 
-// fill returns a bucket with what it has now, nil if it has no limit. The caller holds the lock.
+// fill returns the refilled bucket, or nil if there is no limit. The caller holds the lock.
 func (c *Cloud) fill(name string) (*bucket, Bucket) {
 	if c.cfg.Limits == nil || name == "" {
 		return nil, Bucket{}
@@ -53,8 +53,8 @@ func (c *Cloud) fill(name string) (*bucket, Bucket) {
 	return b, limit
 }
 
-// Left tells what a bucket has: how many calls of how many, and when it will be full, by the cloud's clock. It is of no limit if
-// most is 0.
+// Left returns the calls left in a bucket, its size, and when it will be full by the cloud's clock. There is no limit if most
+// is 0.
 func (c *Cloud) Left(bucket string) (left, most int, full time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -66,21 +66,21 @@ func (c *Cloud) Left(bucket string) (left, most int, full time.Time) {
 	return int(b.tokens), limit.Size, c.Now().Add(time.Duration(missing * float64(time.Second)))
 }
 
-// Calls returns how many calls arrived, by action, those that were refused or met a fault included.
+// Calls returns the number of calls by action, including refused and failed ones.
 func (c *Cloud) Calls() map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.calls)
 }
 
-// Throttled returns how many calls were refused for being too many, by action.
+// Throttled returns the number of calls refused by the rate limit, by action.
 func (c *Cloud) Throttled() map[string]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return maps.Clone(c.throttled)
 }
 
-// ResetCalls makes Calls and Throttled count anew. Buckets stay as empty as they are.
+// ResetCalls resets Calls and Throttled. Buckets are not refilled.
 func (c *Cloud) ResetCalls() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

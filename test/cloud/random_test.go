@@ -13,19 +13,19 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// kernels is a Backend that is slow and busy now and then, and notices what no cloud may do: a device in two kernels, or
-// in one twice, or a disk that goes while its device is there.
+// kernels is a Backend that is slow and sometimes busy, and that reports what a cloud must never do: have a device in two
+// kernels, or twice in one, or delete the disk of a device.
 type kernels struct {
 	t     *testing.T
 	cloud *cloud.Cloud
 	mu    sync.Mutex
 	rand  *rand.Rand
-	in    map[string]string // the instance of each device
+	in    map[string]string // the instance that has each device
 	disk  map[string]bool
-	at    map[string]bool // disks that a call is working on
+	at    map[string]bool // disks in a call
 }
 
-// enter begins a call for a disk, which nothing else may be using, and lets time pass.
+// enter begins a call for a disk, which no other call may be using, and takes some time.
 func (k *kernels) enter(disk string) (leave func()) {
 	k.mu.Lock()
 	assert.False(k.t, k.at[disk], "two at once are working on %s", disk)
@@ -78,10 +78,10 @@ func (k *kernels) Detach(instance, disk string, force bool) error {
 	return nil
 }
 
-func TestWhateverIsAskedAtOnceADeviceIsInOneKernel(t *testing.T) {
+func TestDeviceIsInOneKernelDespiteConcurrentRequests(t *testing.T) {
 	for seed := range uint64(20) {
 		k := &kernels{t: t, rand: rand.New(rand.NewPCG(seed, 1)), in: map[string]string{}, disk: map[string]bool{}, at: map[string]bool{}}
-		// Attaching takes longer than what overtakes it.
+		// Attaching takes longer than the requests that follow it.
 		times := cloud.Times{Create: time.Second, Attach: 10 * time.Second, Detach: time.Second, Stop: 5 * time.Second, Terminate: 5 * time.Second}
 		inBubble(t, cloud.Config{Times: times, Backend: k, Latency: 100 * time.Millisecond, Lag: time.Second, Seed: seed}, func(t *testing.T, c *cloud.Cloud) {
 			k.cloud = c
@@ -117,7 +117,7 @@ func TestWhateverIsAskedAtOnceADeviceIsInOneKernel(t *testing.T) {
 				})
 			}
 			power := rand.New(rand.NewPCG(seed, 2))
-			clients.Go(func() { // the first instance goes off and on, the second for good
+			clients.Go(func() { // the first instance is stopped and started, the second terminated
 				for n := range 8 {
 					time.Sleep(time.Duration(power.IntN(5000)) * time.Millisecond)
 					c.Stop(instances[0])

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// Snapshot is a copy of a volume at one instant.
+// Snapshot is a copy of a volume at one point in time.
 type Snapshot struct {
 	ID          string
 	VolumeID    string
-	Size        int64 // bytes, the volume's
+	Size        int64 // bytes, of the volume
 	Description string
 	State       SnapshotState
 	Progress    int // percent
@@ -20,7 +20,7 @@ type Snapshot struct {
 	Tags        map[string]string
 }
 
-// SnapshotState is where a snapshot is in its life.
+// SnapshotState is a state of a snapshot.
 type SnapshotState string
 
 // The states of a snapshot.
@@ -28,7 +28,7 @@ const (
 	SnapshotPending   SnapshotState = "pending"
 	SnapshotCompleted SnapshotState = "completed"
 	SnapshotError     SnapshotState = "error"
-	SnapshotDeleting  SnapshotState = "deleting" // where that is shown, see Request.RetireSnapshot
+	SnapshotDeleting  SnapshotState = "deleting" // only after Request.RetireSnapshot
 )
 
 func (s Snapshot) clone() Snapshot {
@@ -36,14 +36,14 @@ func (s Snapshot) clone() Snapshot {
 	return s
 }
 
-// Snapshots returns the truth about all snapshots, the oldest first.
+// Snapshots returns the current state of all snapshots, the oldest first, regardless of Lag.
 func (c *Cloud) Snapshots() []Snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.listSnapshots(c.snapshots)
 }
 
-// Snapshots returns all snapshots as a read shows them.
+// Snapshots returns all snapshots, subject to Lag.
 func (r *Request) Snapshots() []Snapshot {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
@@ -58,7 +58,8 @@ func (c *Cloud) listSnapshots(from map[string]*history[Snapshot]) []Snapshot {
 	return all
 }
 
-// CreateSnapshot begins to copy a volume. With a Backend the copy is of the moment at which that gets to it.
+// CreateSnapshot begins to copy a volume. The Backend decides at which time its copy is taken.
+//
 // Errors: ErrNoVolume, ErrState.
 func (r *Request) CreateSnapshot(volume, description string, tags map[string]string) (Snapshot, error) {
 	c := r.c
@@ -86,13 +87,13 @@ func (r *Request) CreateSnapshot(volume, description string, tags map[string]str
 	return s.clone(), nil
 }
 
-// copied takes the copy, and has it shown as completed later.
+// copied makes the copy and completes the snapshot later.
 func (c *Cloud) copied(id, volume string, never bool) {
 	state := SnapshotCompleted
 	if c.cfg.Backend != nil {
 		c.exclusively(volume, func() {
 			if err := c.cfg.Backend.CopyDisk(volume, id); err != nil {
-				c.problem("taking %s of %s: %w", id, volume, err)
+				c.problem("making snapshot %s of %s: %w", id, volume, err)
 				state = SnapshotError
 			}
 		})
@@ -110,7 +111,8 @@ func (c *Cloud) copied(id, volume string, never bool) {
 	})
 }
 
-// RetireSnapshot begins to destroy a snapshot, which is shown as deleting meanwhile.
+// RetireSnapshot begins to delete a snapshot, which is SnapshotDeleting meanwhile.
+//
 // Errors: ErrNoSnapshot.
 func (r *Request) RetireSnapshot(id string) error {
 	c := r.c
@@ -128,7 +130,8 @@ func (r *Request) RetireSnapshot(id string) error {
 	return nil
 }
 
-// DeleteSnapshot destroys a snapshot.
+// DeleteSnapshot deletes a snapshot at once.
+//
 // Errors: ErrNoSnapshot.
 func (r *Request) DeleteSnapshot(id string) error {
 	c := r.c
@@ -142,7 +145,7 @@ func (r *Request) DeleteSnapshot(id string) error {
 	c.mu.Unlock()
 	if c.cfg.Backend != nil {
 		c.later(0, func() {
-			c.exclusively(s.VolumeID, func() { // a copy may still be under way
+			c.exclusively(s.VolumeID, func() { // after a pending copy
 				if err := c.cfg.Backend.DeleteSnapshot(id); err != nil {
 					c.problem("deleting %s: %w", id, err)
 				}
@@ -152,9 +155,9 @@ func (r *Request) DeleteSnapshot(id string) error {
 	return nil
 }
 
-// EditTags edits the tags of volumes, instances and snapshots, of all or, if the edit of one fails, of none.
-// Errors: that of edit, and ErrNoVolume, ErrNoInstance, ErrNoSnapshot with the id that is not there; an id of no kind
-// is ErrNoVolume.
+// EditTags edits the tags of volumes, instances and snapshots. If edit fails for one, none is changed.
+//
+// Errors: those of edit, and ErrNoVolume, ErrNoInstance or ErrNoSnapshot with the missing ID.
 func (r *Request) EditTags(ids []string, edit func(id string, tags map[string]string) error) (missing string, err error) {
 	c := r.c
 	c.mu.Lock()
@@ -198,7 +201,7 @@ func absent(id string) error {
 	}
 }
 
-// Tags returns the true tags of a volume, an instance or a snapshot, nil if there is none.
+// Tags returns the current tags of a volume, an instance or a snapshot, or nil if it does not exist.
 func (r *Request) Tags(id string) map[string]string {
 	c := r.c
 	c.mu.Lock()

@@ -10,25 +10,25 @@ import (
 type Volume struct {
 	ID          string
 	Size        int64  // bytes
-	Type        string // the cloud's word
+	Type        string // as the cloud names it
 	IOPS        int    // per second
 	Throughput  int    // MiB per second
 	Encrypted   bool
 	KMSKey      string
 	Zone        string
-	SnapshotID  string // that it was made from
+	SnapshotID  string // snapshot it was created from
 	State       VolumeState
 	CreatedAt   time.Time
 	Tags        map[string]string
-	Attachments []Attachment // none or one: no instance shares a volume
-	Left        Attachment   // the last that has ended, Since when
-	MultiAttach bool         // never
-	// Modification is the last one, nil if there was none; ModifiedAt are the starts of all.
+	Attachments []Attachment // at most one: volumes are not shared
+	Left        Attachment   // the last one that has ended; Since is when it ended
+	MultiAttach bool         // always false
+	// Modification is the last one, or nil. ModifiedAt has the start times of all.
 	Modification *Modification
 	ModifiedAt   []time.Time
 }
 
-// VolumeState is where a volume is in its life.
+// VolumeState is a state of a volume.
 type VolumeState string
 
 // The states of a volume.
@@ -41,16 +41,16 @@ const (
 	Broken    VolumeState = "error"
 )
 
-// Attachment is what ties a volume to an instance.
+// Attachment is the attachment of a volume to an instance.
 type Attachment struct {
 	Instance            string
-	Device              string // as it was asked for
+	Device              string // as requested
 	State               AttachmentState
 	DeleteOnTermination bool
-	Since               time.Time // when it was asked for
+	Since               time.Time // when it was requested
 }
 
-// AttachmentState is where an attachment is in its life.
+// AttachmentState is a state of an attachment.
 type AttachmentState string
 
 // The states of an attachment.
@@ -58,10 +58,10 @@ const (
 	Attaching AttachmentState = "attaching"
 	Attached  AttachmentState = "attached"
 	Detaching AttachmentState = "detaching"
-	Busy      AttachmentState = "busy" // asked to detach, and the instance does not let go
+	Busy      AttachmentState = "busy" // a detach was requested, but the instance still uses the device
 )
 
-// Modification is a change of a volume's size or kind.
+// Modification is a change of a volume's size or type.
 type Modification struct {
 	State            ModificationState
 	Start, End       time.Time
@@ -69,7 +69,7 @@ type Modification struct {
 	Original, Target Shape
 }
 
-// Shape is what can be modified of a volume.
+// Shape is the properties of a volume that can be modified.
 type Shape struct {
 	Size       int64 // bytes
 	Type       string
@@ -77,30 +77,30 @@ type Shape struct {
 	Throughput int
 }
 
-// ModificationState is where a modification is in its life.
+// ModificationState is a state of a modification.
 type ModificationState string
 
 // The states of a modification.
 const (
 	Modifying  ModificationState = "modifying"
-	Optimizing ModificationState = "optimizing" // the new size is there
+	Optimizing ModificationState = "optimizing" // the new size is in effect
 	Completed  ModificationState = "completed"
 	Failed     ModificationState = "failed"
 )
 
-// VolumeSpec is what a volume shall be.
+// VolumeSpec describes a volume to create.
 type VolumeSpec struct {
-	Shape      // Size 0 with SnapshotID is the snapshot's
+	Shape      // Size 0 with SnapshotID: the snapshot's size
 	Encrypted  bool
 	KMSKey     string
 	Zone       string // "" is the default
-	SnapshotID string // "" is a blank disk
+	SnapshotID string // "" for a blank disk
 	Tags       map[string]string
-	Doomed     bool // it is accepted, then turns out to be impossible: it ends in error, and is gone
-	Stays      bool // in error, if it is Doomed, until it is deleted
+	Doomed     bool // accepted, but then the volume ends in state error and disappears
+	Stays      bool // with Doomed: stays in state error until it is deleted
 }
 
-// Shape returns what can be modified of the volume.
+// Shape returns the volume's current shape.
 func (v Volume) Shape() Shape { return Shape{v.Size, v.Type, v.IOPS, v.Throughput} }
 
 func (v Volume) attachedTo(instance string) (Attachment, bool) {
@@ -123,7 +123,7 @@ func (v Volume) clone() Volume {
 	return v
 }
 
-// Volume returns the truth about a volume.
+// Volume returns the current state of a volume, regardless of Lag.
 func (c *Cloud) Volume(id string) (Volume, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -131,14 +131,14 @@ func (c *Cloud) Volume(id string) (Volume, bool) {
 	return v.clone(), ok
 }
 
-// Volumes returns the truth about all volumes, the oldest first.
+// Volumes returns the current state of all volumes, the oldest first, regardless of Lag.
 func (c *Cloud) Volumes() []Volume {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.listVolumes(c.volumes)
 }
 
-// Volumes returns all volumes as a read shows them.
+// Volumes returns all volumes, subject to Lag.
 func (r *Request) Volumes() []Volume {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
@@ -153,7 +153,7 @@ func (c *Cloud) listVolumes(from map[string]*history[Volume]) []Volume {
 	return all
 }
 
-// change edits a volume that exists; the edit returns whether it changed anything. The caller holds the lock.
+// change edits an existing volume. The edit reports whether it changed anything. The caller holds the lock.
 func (c *Cloud) change(id string, edit func(*Volume) bool) bool {
 	v, ok := c.volumes[id].now()
 	if !ok {
@@ -167,14 +167,14 @@ func (c *Cloud) change(id string, edit func(*Volume) bool) bool {
 	return true
 }
 
-// settle is change for what goes on in the background.
+// settle is change for background operations: it takes the lock.
 func (c *Cloud) settle(id string, edit func(*Volume) bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.change(id, edit)
 }
 
-// gone takes a volume off the books.
+// gone removes a volume from the cloud.
 func (c *Cloud) gone(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -182,14 +182,14 @@ func (c *Cloud) gone(id string) {
 	c.volumes[id].put(v, true, c.cfg.Lag)
 }
 
-// add enters a volume. The caller holds the lock.
+// add adds a volume. The caller holds the lock.
 func (c *Cloud) add(v Volume) {
 	c.volumes[v.ID] = &history[Volume]{}
 	c.volumes[v.ID].put(v, false, c.cfg.Lag)
 	c.plugs[v.ID] = &plug{gate: make(chan struct{}, 1)}
 }
 
-// addRoot gives an instance its root volume. The caller holds the lock.
+// addRoot adds an instance's root volume. The caller holds the lock.
 func (c *Cloud) addRoot(i Instance) {
 	root := c.id(AVolume)
 	c.add(Volume{
@@ -200,8 +200,9 @@ func (c *Cloud) addRoot(i Instance) {
 	c.plugs[root].root = true
 }
 
-// CreateVolume begins to make a volume.
-// Errors: ErrNoZone, ErrNoSnapshot, ErrState for a snapshot that is not completed, ErrTooSmall.
+// CreateVolume begins to create a volume.
+//
+// Errors: ErrNoZone, ErrNoSnapshot, ErrState if the snapshot is not completed, ErrTooSmall.
 func (r *Request) CreateVolume(spec VolumeSpec) (Volume, error) {
 	c := r.c
 	c.mu.Lock()
@@ -251,7 +252,7 @@ func (c *Cloud) newVolume(spec VolumeSpec) (Volume, error) {
 	return v, nil
 }
 
-// created ends a creation.
+// created completes a creation.
 func (c *Cloud) created(v Volume, spec VolumeSpec) {
 	if spec.Doomed {
 		c.settle(v.ID, func(v *Volume) bool { v.State = Broken; return true })
@@ -276,7 +277,8 @@ func (c *Cloud) created(v Volume, spec VolumeSpec) {
 	})
 }
 
-// DeleteVolume begins to destroy a volume. It is shown as deleting, then as deleted, then no more.
+// DeleteVolume begins to delete a volume. Its state is Deleting, then Deleted, and then it is gone.
+//
 // Errors: ErrNoVolume, also while it is being deleted; ErrInUse; ErrState.
 func (r *Request) DeleteVolume(id string) error {
 	c := r.c
@@ -300,7 +302,7 @@ func (r *Request) DeleteVolume(id string) error {
 	return err
 }
 
-// destroy ends what is shown as deleting.
+// destroy completes the deletion of a volume in state Deleting.
 func (c *Cloud) destroy(id string) {
 	c.mu.Lock()
 	hasDisk := c.cfg.Backend != nil && c.plugs[id].disk
@@ -318,8 +320,9 @@ func (c *Cloud) destroy(id string) {
 	})
 }
 
-// ModifyVolume begins to change a volume. Its Shape is the new one from when the modification is optimizing. What the
-// cloud refuses, allow returns.
+// ModifyVolume begins to modify a volume. Its Shape changes when the modification becomes Optimizing. Function allow returns
+// the new shape or the cloud's error.
+//
 // Errors: ErrNoVolume, ErrState, and those of allow.
 func (r *Request) ModifyVolume(id string, allow func(Volume) (target Shape, err error)) (Modification, error) {
 	c := r.c
@@ -353,7 +356,7 @@ func (c *Cloud) modify(id string, allow func(Volume) (Shape, error)) (Modificati
 	return m, nil
 }
 
-// modified ends the first half of a modification, and begins the second.
+// modified completes the first half of a modification and begins the second.
 func (c *Cloud) modified(id string, target Shape) {
 	step := func(edit func(v *Volume, m *Modification)) bool {
 		return c.settle(id, func(v *Volume) bool { edit(v, v.Modification); return true })

@@ -15,7 +15,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/fronts"
 )
 
-// client is a command line that others made for a cloud, and one instance of that cloud, simulated on loopback.
+// client is a cloud's official command line, and a simulated instance whose cloud it uses over loopback.
 type client struct {
 	*cloud.Cloud
 	t        *testing.T
@@ -41,7 +41,7 @@ func newClient(t *testing.T, provider string, command ...string) *client {
 	return c
 }
 
-// run runs the client, and returns what it prints.
+// run runs the client and returns its output.
 func (c *client) run(stdin string, args ...string) string {
 	c.t.Helper()
 	cmd := exec.CommandContext(c.t.Context(), c.command[0], slices.Concat(c.command[1:], args)...)
@@ -51,7 +51,7 @@ func (c *client) run(stdin string, args ...string) string {
 	return string(out)
 }
 
-// volume returns the one volume that there is.
+// volume returns the only volume.
 func (c *client) volume() cloud.Volume {
 	c.t.Helper()
 	all := fronts.Disks(c.Cloud)
@@ -59,13 +59,13 @@ func (c *client) volume() cloud.Volume {
 	return all[0]
 }
 
-func TestTheAWSCommandLineUnderstandsTheFront(t *testing.T) {
+func TestAWSCommandLineWorks(t *testing.T) {
 	c := newClient(t, "aws", "/usr/bin/aws", "--output", "text", "ec2")
 	keyID, secret, _ := c.front.(interface {
 		Credentials(instance string) (keyID, secret, token string)
 	}).Credentials("")
 	c.env = append(c.env, "AWS_REGION=eu-test-1", "AWS_ACCESS_KEY_ID="+keyID, "AWS_SECRET_ACCESS_KEY="+secret)
-	c.command = append(c.command, "--endpoint-url", c.url) // this version does not know AWS_ENDPOINT_URL_EC2
+	c.command = append(c.command, "--endpoint-url", c.url) // this version ignores AWS_ENDPOINT_URL_EC2
 	c.run("", "create-volume", "--availability-zone", "eu-test-1a", "--size", "1")
 	v := c.volume()
 	assert.Contains(t, c.run("", "describe-volumes"), v.ID)
@@ -78,7 +78,7 @@ func TestTheAWSCommandLineUnderstandsTheFront(t *testing.T) {
 	assert.Empty(t, fronts.Disks(c.Cloud))
 }
 
-func TestTheHetznerCommandLineUnderstandsTheFront(t *testing.T) {
+func TestHetznerCommandLineWorks(t *testing.T) {
 	c := newClient(t, "hetzner", "hcloud")
 	c.run("", "volume", "create", "--name", "db", "--size", "10", "--location", "fsn1")
 	assert.Contains(t, c.run("", "volume", "list"), c.volume().ID)
@@ -91,10 +91,10 @@ func TestTheHetznerCommandLineUnderstandsTheFront(t *testing.T) {
 	assert.Empty(t, fronts.Disks(c.Cloud))
 }
 
-func TestTheOpenStackCommandLineUnderstandsTheFront(t *testing.T) {
+func TestOpenStackCommandLineWorks(t *testing.T) {
 	c := newClient(t, "openstack", "openstack")
 	c.env = append(c.env, "OS_AUTH_TYPE=v3applicationcredential", "OS_IDENTITY_API_VERSION=3")
-	// Lines in one process, whose start is what takes time.
+	// One process runs all lines, since starting takes the time.
 	said := c.run(strings.ReplaceAll(`volume create --size 1 db
 volume list
 server add volume SERVER db

@@ -1,4 +1,4 @@
-// Package fronts has every cloud that is simulated in one table, for what blockvol has to do on each.
+// Package fronts lists the simulated clouds and how to run blockvol on each.
 package fronts
 
 import (
@@ -24,40 +24,40 @@ import (
 	stackFront "github.com/blockvol/blockvol/test/cloud/openstack"
 )
 
-// Front is a cloud's API for one account.
+// Front is the front end of a cloud: its API for one account.
 type Front interface {
 	http.Handler
 
-	// Metadata is the service that tells an instance who it is.
+	// Metadata returns an instance's metadata service.
 	Metadata(instance string) http.Handler
 }
 
-// Kind is one cloud.
+// Kind describes a cloud.
 type Kind struct {
-	Name     string                    // as people know it
-	Provider string                    // PROVIDER, on its instances
-	Cloud    cloud.Config              // the zones and ids that it has; all else is the test's to choose
-	Limits   func(string) cloud.Bucket // that it documents, for cloud.Config
-	Hourly   int                       // how many calls it allows in an hour, 0 if it does not count so
-	Instance cloud.Instance            // a usual one
+	Name     string                    // for people
+	Provider string                    // setting PROVIDER
+	Cloud    cloud.Config              // zones and IDs; the test sets the rest
+	Limits   func(string) cloud.Bucket // the documented rate limits, for cloud.Config
+	Hourly   int                       // documented calls per hour; 0 if the limit is not hourly
+	Instance cloud.Instance            // a typical one
 	New      func(*cloud.Cloud) Front
 
-	// Settings are what blockvol needs on an instance, for which the API and the metadata service are at these URLs.
+	// Settings returns blockvol's settings on an instance, given the URLs of the API and the metadata service.
 	Settings func(f Front, instance, api, metadata string) []string
 
-	// Bus is how the kernel shows disks, Serial as what one. SCSI disks tell who made them.
+	// Bus and Serial are how the kernel shows disks. Vendor and Product are for SCSI.
 	Bus             Bus
 	Vendor, Product string
 	Serial          func(f Front, volume string) string
 
-	// Named tells whether a volume is what a cluster knows by that name.
+	// Named reports whether a volume has this name in a cluster.
 	Named func(v cloud.Volume, cluster, name string) bool
 
 	// Process starts blockvol's provider on an instance, without sockets.
 	Process func(f Front, instance, cluster string) (providers.Provider, error)
 }
 
-// Bus is how disks are shown by a kernel.
+// Bus is the bus of a cloud's disks.
 type Bus string
 
 // The buses.
@@ -67,7 +67,7 @@ const (
 	Virtio Bus = "virtio"
 )
 
-// Identity is the file of sysfs that tells who a volume's device is.
+// Identity returns how sysfs identifies a volume's device.
 func (k Kind) Identity(f Front, volume string) loop.Identity {
 	serial := k.Serial(f, volume)
 	switch k.Bus {
@@ -80,10 +80,10 @@ func (k Kind) Identity(f Front, volume string) loop.Identity {
 	}
 }
 
-// All are the clouds, in the order of their names.
+// All are all clouds, by name.
 var All = []Kind{EC2(nil), droplets, hcloud, linodes, stack}
 
-// EC2 is the front whose instances have a role with that IAM policy, nil being all rights.
+// EC2 is EC2 with this IAM policy for its instances; nil allows everything.
 func EC2(policy []byte) Kind {
 	return Kind{
 		Name:     "EC2",
@@ -204,7 +204,7 @@ func (a amazon) Metadata(instance string) http.Handler {
 	return a.Front.Metadata(instance, ec2.MetadataOptions{})
 }
 
-// Disks returns the volumes that are no instance's root.
+// Disks returns the volumes except root volumes.
 func Disks(c *cloud.Cloud) (volumes []cloud.Volume) {
 	for _, v := range c.Volumes() {
 		if len(v.Attachments) == 0 || !v.Attachments[0].DeleteOnTermination {

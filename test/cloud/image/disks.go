@@ -10,12 +10,10 @@ import (
 	"sync"
 )
 
-// Disks are the disks and snapshots of one simulated cloud, in a directory: what cloud.Backends have in common. What is known
-// of an attachment, A, is the backend's.
+// Disks are the disks and snapshots of a simulated cloud in a directory. A is what a cloud.Backend knows of an attachment.
 //
-// The methods may be called from any number of goroutines; calls that concern one disk wait for each other. What a snapshot
-// holds is a copy made at no single moment. A writer that is to be found as after a power loss must be still meanwhile, unless
-// the directory is on a file system that shares blocks of files (xfs, btrfs).
+// The methods are safe for concurrent use; calls for one disk are serialised. A snapshot is not taken at a single point in
+// time. For a crash-consistent one, writers must pause, unless the file system shares blocks of files (xfs, btrfs).
 type Disks[A any] struct {
 	dir string
 
@@ -23,15 +21,15 @@ type Disks[A any] struct {
 	disks map[string]*Disk[A]
 }
 
-// Disk is one that is locked.
+// Disk is a disk, locked by Disks.Lock.
 type Disk[A any] struct {
-	Attachment *A // nil while there is none
+	Attachment *A // nil if not attached
 
 	mu      sync.Mutex
 	deleted bool
 }
 
-// NewDisks returns disks whose files are in a directory, made if missing.
+// NewDisks returns the disks in dir, which it creates if missing.
 func NewDisks[A any](dir string) (*Disks[A], error) {
 	d := &Disks[A]{dir: dir, disks: map[string]*Disk[A]{}}
 	for _, sub := range []string{d.Image(""), d.copy("")} {
@@ -47,10 +45,10 @@ func (d *Disks[A]) Image(disk string) string { return filepath.Join(d.dir, "disk
 
 func (d *Disks[A]) copy(snapshot string) string { return filepath.Join(d.dir, "snapshots", snapshot) }
 
-// CreateDisk makes a disk of so many bytes, blank or with what a snapshot holds.
+// CreateDisk creates a disk of this size, blank or from a snapshot.
 func (d *Disks[A]) CreateDisk(name string, bytes int64, snapshot string) error {
 	disk := &Disk[A]{}
-	disk.mu.Lock() // until it is whole
+	disk.mu.Lock() // until it is complete
 	defer disk.mu.Unlock()
 	d.mu.Lock()
 	if d.disks[name] != nil {
@@ -71,7 +69,7 @@ func (d *Disks[A]) CreateDisk(name string, bytes int64, snapshot string) error {
 	return nil
 }
 
-// DeleteDisk deletes a disk that is attached nowhere.
+// DeleteDisk deletes a disk that is not attached.
 func (d *Disks[A]) DeleteDisk(name string) error {
 	disk, release, err := d.Lock(name)
 	if err != nil {
@@ -95,7 +93,7 @@ func (d *Disks[A]) forget(name string, disk *Disk[A]) {
 	delete(d.disks, name)
 }
 
-// CopyDisk makes a snapshot of a disk, also while it is attached: of what has reached the file.
+// CopyDisk makes a snapshot of a disk, attached or not, from the data that has reached the file.
 func (d *Disks[A]) CopyDisk(name, snapshot string) error {
 	_, release, err := d.Lock(name)
 	if err != nil {
@@ -105,10 +103,10 @@ func (d *Disks[A]) CopyDisk(name, snapshot string) error {
 	return Copy(d.Image(name), d.copy(snapshot))
 }
 
-// DeleteSnapshot deletes a snapshot. Disks made of it do not need it.
+// DeleteSnapshot deletes a snapshot. Disks created from it do not need it.
 func (d *Disks[A]) DeleteSnapshot(snapshot string) error { return os.Remove(d.copy(snapshot)) }
 
-// Lock returns a disk that is there, and keeps other calls from it until release.
+// Lock returns an existing disk and blocks other calls for it until release.
 func (d *Disks[A]) Lock(name string) (_ *Disk[A], release func(), _ error) {
 	d.mu.Lock()
 	disk := d.disks[name]
@@ -120,11 +118,10 @@ func (d *Disks[A]) Lock(name string) (_ *Disk[A], release func(), _ error) {
 		}
 		disk.mu.Unlock()
 	}
-	return nil, nil, fmt.Errorf("there is no disk %s", name)
+	return nil, nil, fmt.Errorf("no such disk: %s", name)
 }
 
-// Remove removes all disks and snapshots. Detach is called before for each disk that is attached; nothing may be attached
-// meanwhile.
+// Remove removes all disks and snapshots. It calls detach for each attached disk before. Nothing may be attached meanwhile.
 func (d *Disks[A]) Remove(detach func(name string, disk *Disk[A]) error) error {
 	d.mu.Lock()
 	names := slices.Collect(maps.Keys(d.disks))

@@ -1,4 +1,4 @@
-// Package image keeps what is on simulated disks in sparse files.
+// Package image stores the contents of simulated disks in sparse files.
 package image
 
 import (
@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Make makes the file of a disk of so many bytes, blank or with what another file holds, "" being none. It fails if there is
-// such a file, or if the other is larger.
+// Make creates the file of a disk of this size, blank or with the contents of another file. It fails if the file exists or the
+// other is larger.
 func Make(path string, bytes int64, from string) (err error) {
 	if from != "" {
 		err = Copy(from, path)
@@ -35,7 +35,7 @@ func create(path string) error {
 	return f.Close()
 }
 
-// Grow makes a file larger, by a hole. Nothing is made smaller.
+// Grow enlarges a file by a hole. It fails if the file is larger already.
 func Grow(path string, bytes int64) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -47,7 +47,7 @@ func Grow(path string, bytes int64) error {
 	return os.Truncate(path, bytes)
 }
 
-// Copy makes a copy whose holes are those of the original. It fails if there is such a file.
+// Copy copies a sparse file. It fails if the copy exists.
 func Copy(from, to string) (err error) {
 	src, err := os.Open(from)
 	if err != nil {
@@ -66,7 +66,7 @@ func Copy(from, to string) (err error) {
 	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err == nil {
 		return nil
 	}
-	// No file system that shares blocks.
+	// The file system does not share blocks.
 	info, err := src.Stat()
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ func Copy(from, to string) (err error) {
 	}
 	for hole := int64(0); ; {
 		data, err := src.Seek(hole, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // a hole to the end
+		if errors.Is(err, unix.ENXIO) { // only a hole is left
 			return nil
 		} else if err != nil {
 			return err

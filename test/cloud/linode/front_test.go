@@ -319,7 +319,7 @@ func TestMetadataWantsItsOwnToken(t *testing.T) {
 }
 
 func TestAnInstanceThatIsPoweredOffLosesItsVolumes(t *testing.T) {
-	inWorld(t, cloud.Config{LetGo: true}, func(t *testing.T, w *world) {
+	inWorld(t, cloud.Config{DetachOnStop: true}, func(t *testing.T, w *world) {
 		id := w.create("db")
 		w.send("POST", "/volumes/"+id+"/attach", `{"linode_id": `+w.instance+`, "persist_across_boots": false}`)
 		_, _, body := w.send("GET", "/volumes/"+id, "")

@@ -1,18 +1,15 @@
-// Package loop gives a simulated cloud real disks: a disk is a sparse image file in a directory, and to attach it is to make
-// it a loop device of this machine.
+// Package loop provides the disks of a simulated cloud as loop devices of this machine, backed by sparse files.
 //
-// A loop device has no serial, and all instances of the simulation share one kernel. So each instance has a tree of its own
-// that stands where package mount looks for sysfs, and shows the devices that are attached to this instance, with their
-// serials as NVMe has them, or another bus, see ShowAs:
+// A loop device has no serial, and all simulated instances share one kernel. So each instance has a tree of its own in place of
+// sysfs for package mount. It has the instance's devices with their serials, as on NVMe or another bus, see ShowAs:
 //
 //	<tree>/block/loop3/dev            → /sys/block/loop3/dev
 //	<tree>/block/loop3/size           → /sys/block/loop3/size
 //	<tree>/block/loop3/device/serial    vol0123456789abcdef0
 //	<tree>/block/loop3/device/subsystem → /sys/class/nvme
 //
-// A device is in a tree only while it shows that very disk: it is put there, whole and at once, when it has been set up,
-// and taken from there before it is cleared. Each time the kernel then sends an event about the device, to wake those who
-// look at the tree.
+// A device is added to a tree in one step after it has been set up, and removed before it is cleared. After each change the
+// kernel sends an event about the device, which wakes programs that wait for it.
 package loop
 
 import (
@@ -26,25 +23,24 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/image"
 )
 
-// Backend has the disks of one simulated cloud. Its methods may be called from any number of goroutines; calls that concern
-// one disk wait for each other.
+// Backend stores the disks of a simulated cloud. Its methods are safe for concurrent use; calls for one disk are serialised.
 type Backend struct {
 	*image.Disks[attachment]
 
 	identity    func(disk string) Identity
-	configuring sync.Mutex // from the choice of a free loop device until it is set up, see attach
+	configuring sync.Mutex // held from the choice of a free loop device until it is set up
 
 	mu    sync.Mutex
-	trees map[string]string // of instances
+	trees map[string]string // by instance
 }
 
 type attachment struct {
 	instance, tree string
-	device         string // the kernel's name: loop3
+	device         string // the kernel's name, such as loop3
 }
 
-// New returns a backend that keeps its images in a directory, made if missing. Only Close detaches what is attached; where a
-// process may be killed before, the directory needs the guard of namespace.Dir.
+// New returns a backend that keeps its images in dir, which it creates if missing. Only Close detaches the disks; if the
+// process may be killed, the directory needs the guard of namespace.Dir.
 func New(dir string) (*Backend, error) {
 	disks, err := image.NewDisks[attachment](dir)
 	if err != nil {
@@ -54,11 +50,11 @@ func New(dir string) (*Backend, error) {
 	return &Backend{Disks: disks, identity: ebs, trees: map[string]string{}}, nil
 }
 
-// ShowAs tells how disks are shown from now on, instead of as those of EBS.
+// ShowAs sets how disks identify themselves from now on. The default is EBS.
 func (b *Backend) ShowAs(identity func(disk string) Identity) { b.identity = identity }
 
-// Sysfs tells where an instance's tree is, for mount.Config.Sysfs. The tree is the backend's: what is in it is removed, and
-// it is empty until a disk is attached. An instance without a tree can have no disk.
+// Sysfs sets the directory of an instance's tree, for mount.Config.Sysfs. It removes the tree's contents. An instance without a
+// tree cannot have disks.
 func (b *Backend) Sysfs(instance, dir string) error {
 	block := filepath.Join(dir, "block")
 	if err := errors.Join(os.RemoveAll(block), os.MkdirAll(block, 0o755)); err != nil {
@@ -70,7 +66,7 @@ func (b *Backend) Sysfs(instance, dir string) error {
 	return nil
 }
 
-// ResizeDisk makes a disk larger, also while it is attached.
+// ResizeDisk enlarges a disk, attached or not.
 func (b *Backend) ResizeDisk(name string, bytes int64) error {
 	d, release, err := b.Lock(name)
 	if err != nil {
@@ -91,13 +87,13 @@ func (b *Backend) Attach(instance, name string) error {
 	}
 	defer release()
 	if d.Attachment != nil {
-		return fmt.Errorf("disk %s is attached to %s already", name, d.Attachment.instance)
+		return fmt.Errorf("disk %s is already attached to %s", name, d.Attachment.instance)
 	}
 	b.mu.Lock()
 	tree := b.trees[instance]
 	b.mu.Unlock()
 	if tree == "" {
-		return fmt.Errorf("instance %s shows no devices: Sysfs has not been called for it", instance)
+		return fmt.Errorf("instance %s has no sysfs tree: call Sysfs first", instance)
 	}
 	device, err := b.setUp(b.Image(name))
 	if err != nil {
@@ -108,15 +104,15 @@ func (b *Backend) Attach(instance, name string) error {
 		return errors.Join(err, clearDevice(device, b.Image(name), true, func(*os.File) error { return nil }))
 	}
 	d.Attachment = a
-	return announceDevice(device) // to those who have looked before
+	return announceDevice(device) // wakes programs that have looked before
 }
 
-// Detach takes the device from the instance. When it returns, the device is not in the instance's tree.
+// Detach removes the device from the instance and its tree.
 //
-// Without force it fails with cloud.ErrDeviceBusy, and everything is as it was, while the kernel holds a file system on the
-// device or a program has it open for itself alone. With force the device is taken from them as if it were pulled: it is
-// empty from then on, what they read and write fails, and the disk can be attached elsewhere. The kernel keeps the empty
-// device until its last user is gone. (Kernels that refuse to change a loop device under its holder may come; then this fails.)
+// Without force it returns cloud.ErrDeviceBusy, and changes nothing, while the device is mounted or opened exclusively. With
+// force the device acts as if it were pulled: it is empty from then on, reads and writes fail, and the disk can be attached
+// elsewhere. The kernel keeps the empty device until its last user closes it. (A future kernel may refuse to change a loop
+// device in use; then this fails.)
 func (b *Backend) Detach(instance, name string, force bool) error {
 	d, release, err := b.Lock(name)
 	if err != nil {
@@ -135,11 +131,11 @@ func detach(d *image.Disk[attachment], image string, force bool) error {
 			return err
 		}
 		d.Attachment = nil
-		return announce(f) // now, since while others have it open the kernel clears it later
+		return announce(f) // now, because the kernel clears it later if it is still open
 	})
 }
 
-// Device returns the path of the device by which an attached disk is seen, "" while there is none.
+// Device returns the path of an attached disk's device, or "".
 func (b *Backend) Device(name string) string {
 	d, release, err := b.Lock(name)
 	if err != nil {
@@ -166,25 +162,25 @@ func (b *Backend) Close() error {
 	return errors.Join(errs...)
 }
 
-// Identity is how sysfs tells who a device is: the file below its own directory, what that holds, and what the link
-// device/subsystem leads to, which is the bus of the device.
+// Identity is how sysfs identifies a device: a file below the device's directory, its content, and the target of the link
+// device/subsystem, which is the bus.
 type Identity struct {
 	File      string
 	Content   []byte
 	Subsystem string
 }
 
-// NVMe is the identity of an NVMe disk: up to 20 bytes, padded with blanks.
+// NVMe returns the identity of an NVMe disk: up to 20 bytes, padded with spaces.
 func NVMe(serial string) Identity {
 	return Identity{"device/serial", fmt.Appendf(nil, "%-20s\n", serial), "class/nvme"}
 }
 
-// SCSI is the identity of a SCSI disk: page 0x80 of its vital product data (SPC-4, 7.8.15).
+// SCSI returns the identity of a SCSI disk: page 0x80 of its vital product data (SPC-4, 7.8.15).
 func SCSI(serial string) Identity {
 	return Identity{"device/vpd_pg80", append([]byte{0, 0x80, byte(len(serial) >> 8), byte(len(serial))}, serial...), "bus/scsi"}
 }
 
-// Virtio is the identity of a virtio disk: up to 20 bytes (VIRTIO_BLK_ID_BYTES of the virtio specification).
+// Virtio returns the identity of a virtio disk: up to 20 bytes (VIRTIO_BLK_ID_BYTES of the virtio specification).
 func Virtio(serial string) Identity {
 	return Identity{"serial", []byte(serial[:min(len(serial), 20)]), "bus/virtio"}
 }

@@ -64,7 +64,7 @@ func (w *world) create(disk string, snapshot string) {
 	require.NoError(w.t, w.CreateDisk(disk, 64*mib, snapshot))
 }
 
-// image is the file of a disk or snapshot, found as an operator would.
+// loops returns the loop devices of the backend's images.
 func (w *world) loops() []string {
 	w.t.Helper()
 	loops, err := namespace.Loops(w.dir)
@@ -72,10 +72,10 @@ func (w *world) loops() []string {
 	return loops
 }
 
-// atOnce is far below the second after which Wait looks by itself, and far above what an event takes.
+// atOnce is far below the second after which Wait polls, and far above the time of an event.
 const atOnce = 300 * time.Millisecond
 
-// after starts to wait, lets change happen, and tells how long after that the wait was over.
+// after starts to wait, calls change, and returns how long after that the wait ended.
 func after(t *testing.T, change func() error, wait func(context.Context) error) time.Duration {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -87,14 +87,14 @@ func after(t *testing.T, change func() error, wait func(context.Context) error) 
 		over = time.Now()
 		return err
 	})
-	time.Sleep(50 * time.Millisecond) // the wait has looked once and is asleep; if not, the test shows less, not wrong
+	time.Sleep(50 * time.Millisecond) // so that the wait has begun; otherwise the test checks less, but does not fail
 	require.NoError(t, change())
 	changed := time.Now()
 	require.NoError(t, group.Wait())
 	return over.Sub(changed)
 }
 
-func TestADeviceArrivesAndGoesWithAnEvent(t *testing.T) {
+func TestAttachAndDetachSendEvents(t *testing.T) {
 	w := newWorld(t)
 	w.create(disk, "")
 	for range 5 {
@@ -120,7 +120,7 @@ func TestADeviceArrivesAndGoesWithAnEvent(t *testing.T) {
 	assert.Empty(t, w.loops())
 }
 
-func TestADeviceHasTheSectorsAndTheSerialOfACloudDisk(t *testing.T) {
+func TestDeviceHasSectorSizeAndSerialOfACloudDisk(t *testing.T) {
 	w := newWorld(t)
 	w.create("vol-0abc", "")
 	require.NoError(t, w.Attach("i-here", "vol-0abc"))
@@ -137,7 +137,7 @@ func TestADeviceHasTheSectorsAndTheSerialOfACloudDisk(t *testing.T) {
 	}
 }
 
-func TestADeviceInUseIsDetachedByForceOnly(t *testing.T) {
+func TestDeviceInUseIsDetachedByForceOnly(t *testing.T) {
 	w := newWorld(t)
 	w.create(disk, "")
 	require.NoError(t, w.Attach("i-here", disk))
@@ -175,7 +175,7 @@ func TestADeviceInUseIsDetachedByForceOnly(t *testing.T) {
 	require.Eventually(t, func() bool { return len(w.loops()) == 0 }, 5*time.Second, time.Millisecond)
 }
 
-func TestWhoHoldsAPulledDeviceWritesToItNoMore(t *testing.T) {
+func TestPulledDeviceFailsAllWrites(t *testing.T) {
 	w := newWorld(t)
 	w.create(disk, "")
 	require.NoError(t, w.Attach("i-here", disk))
@@ -195,7 +195,7 @@ func TestWhoHoldsAPulledDeviceWritesToItNoMore(t *testing.T) {
 	assert.Equal(t, "before\n", string(content))
 }
 
-func TestADiskKeepsItsDataAcrossInstances(t *testing.T) {
+func TestDiskKeepsItsDataAcrossInstances(t *testing.T) {
 	w := newWorld(t)
 	w.create(disk, "")
 	for i, instance := range []string{"i-here", "i-away", "i-here"} {
@@ -215,7 +215,7 @@ func TestADiskKeepsItsDataAcrossInstances(t *testing.T) {
 	}
 }
 
-func TestADiskGrowsWhileAttached(t *testing.T) {
+func TestDiskGrowsWhileAttached(t *testing.T) {
 	w := newWorld(t)
 	w.create(disk, "")
 	require.NoError(t, w.Attach("i-here", disk))
@@ -232,7 +232,7 @@ func TestADiskGrowsWhileAttached(t *testing.T) {
 	assert.EqualValues(t, 128*mib, dev.Size)
 }
 
-func TestASnapshotIsACopyWithTheSameHoles(t *testing.T) {
+func TestSnapshotHasTheSameHoles(t *testing.T) {
 	w := newWorld(t)
 	w.create(disk, "")
 	image, err := os.OpenFile(w.Image(disk), os.O_RDWR, 0)
@@ -268,7 +268,7 @@ func TestASnapshotIsACopyWithTheSameHoles(t *testing.T) {
 	assert.Less(t, st.Blocks*512, int64(mib), "bytes on disk")
 }
 
-func TestADiskThatIsAttachedIsNotDeleted(t *testing.T) {
+func TestAttachedDiskIsNotDeleted(t *testing.T) {
 	w := newWorld(t)
 	w.create(disk, "")
 	require.Error(t, w.Attach("i-unknown", disk))
@@ -282,8 +282,8 @@ func TestADiskThatIsAttachedIsNotDeleted(t *testing.T) {
 	w.create(disk, "")
 }
 
-// Others take and clear loop devices all the while, as engines and other tests do.
-func TestAHundredDisksAreAttachedAtOnceAmongOthers(t *testing.T) {
+// Meanwhile others set up and clear loop devices, as engines and other tests do.
+func TestHundredDisksAreAttachedAtOnceAmongOthers(t *testing.T) {
 	w := newWorld(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	var others errgroup.Group
@@ -358,8 +358,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
-// As when a test ends early, and its engine before the cloud.
-func TestADeviceGoesThoughItsInstanceIsGone(t *testing.T) {
+// A test can end early, and its engine before the cloud.
+func TestDeviceIsRemovedAfterItsInstance(t *testing.T) {
 	w := newWorld(t)
 	w.create(disk, "")
 	require.NoError(t, w.Attach("i-here", disk))

@@ -7,11 +7,11 @@ import (
 	"path/filepath"
 )
 
-// What is put into a tree, or taken from it, is renamed: whoever looks sees the device whole or not at all.
+// Devices are added to and removed from a tree by rename, so that a reader sees all of a device or nothing.
 
 func (a *attachment) path() string { return filepath.Join(a.tree, "block", a.device) }
 
-// aside is where the device's directory is made and unmade, seen by nobody.
+// aside returns the hidden directory in which the device's directory is built and removed.
 func (a *attachment) aside() string { return filepath.Join(a.tree, "."+a.device) }
 
 func (a *attachment) show(as Identity) error {
@@ -36,7 +36,7 @@ func (a *attachment) show(as Identity) error {
 func (a *attachment) hide() error {
 	err := errors.Join(os.RemoveAll(a.aside()), os.Rename(a.path(), a.aside()), os.RemoveAll(a.aside()))
 	if _, none := os.Stat(a.tree); errors.Is(none, fs.ErrNotExist) {
-		return nil // it went with its instance, and shows nothing
+		return nil // the tree was removed with its instance
 	}
 	return err
 }

@@ -1,5 +1,6 @@
-// Package rest is what the fronts of clouds with an API of JSON over HTTP have in common: routes, the way of a call through
-// package cloud, and what faults make of an answer. The words and rules of one cloud are its front's.
+// Package rest serves the JSON APIs of simulated clouds: routes, calls of package cloud, and faults.
+//
+// The front end of each cloud adds its paths, rules and errors.
 package rest
 
 import (
@@ -15,54 +16,55 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// Config is what is one cloud's own.
+// Config is the part that differs between clouds.
 type Config struct {
 	Cloud *cloud.Cloud
 
-	// Caller tells which instance a request comes from, by its token, "" if it is none's. An error is the answer.
+	// Caller returns the instance that a request comes from, according to its token, or "". An error is sent as the response.
 	Caller func(r *http.Request) (instance string, err error)
 
-	// Bucket is whose tokens a call of an action takes, see cloud.Call; nil: one bucket for all, named Account.
+	// Bucket returns an action's rate limit bucket, see cloud.Call. If nil, all actions use Account.
 	Bucket func(action string) string
 
-	// Translate words what package cloud refuses: its errors, cloud.ErrThrottled and *cloud.FailedError included, and ErrNoRoute.
+	// Translate makes the response for an error of package cloud, including cloud.ErrThrottled and *cloud.FailedError, and for
+	// ErrNoRoute.
 	Translate func(err error) *Refusal
 
-	// Headers adds what stands on every answer, such as what is left of a limit; may be nil.
+	// Headers adds headers to every response, such as rate limits. It may be nil.
 	Headers func(h http.Header, action string)
 }
 
-// Account is the bucket that all calls take from unless Config.Bucket names another.
+// Account is the bucket of all calls unless Config.Bucket returns another.
 const Account = "account"
 
-// ErrNoRoute is of a request that no route is for.
+// ErrNoRoute is the error of a request without a matching route.
 var ErrNoRoute = errors.New("the API has no such path or method")
 
-// An Answer is what a route answers. A nil Body is no content at all.
+// Answer is the response of a route. A nil Body is no content.
 type Answer struct {
 	Status int
 	Header http.Header
 	Body   any // to be encoded as JSON
 }
 
-// A Refusal is an Answer that is an error.
+// Refusal is an Answer that is an error.
 type Refusal struct{ Answer }
 
-// Error is for tests that look.
+// Error implements error.
 func (r *Refusal) Error() string {
 	body, _ := json.Marshal(r.Body)
 	return fmt.Sprintf("%d %s", r.Status, body)
 }
 
-// A Request is one call on its way. Its reads show what was up to cloud.Config.Lag ago.
+// Request is a call. Its reads are subject to cloud.Config.Lag.
 type Request struct {
 	*cloud.Request
-	HTTP   *http.Request // for PathValue and the query; its body has been read
+	HTTP   *http.Request // for PathValue and the query; the body has been read
 	Caller string
 	Body   []byte
 }
 
-// Decode reads the body, as strictly as no cloud does: a field that the API does not have is an error.
+// Decode decodes the JSON body. Unlike the clouds it refuses unknown fields.
 func (r *Request) Decode(into any) error {
 	d := json.NewDecoder(bytes.NewReader(r.Body))
 	d.DisallowUnknownFields()
@@ -70,12 +72,12 @@ func (r *Request) Decode(into any) error {
 		return err
 	}
 	if d.More() {
-		return errors.New("the body goes on after its end")
+		return errors.New("data after the end of the JSON body")
 	}
 	return nil
 }
 
-// API serves routes. It is an http.Handler.
+// API is an http.Handler that serves routes.
 type API struct {
 	cfg Config
 	mux *http.ServeMux
@@ -90,13 +92,13 @@ func New(cfg Config) *API {
 	return a
 }
 
-// Handle adds a route. Its pattern, as http.ServeMux has it with a method, is the action's name in rules, limits and counts:
-// "GET /v2/volumes/{id}". What do returns as an error, a *Refusal or one of package cloud, is the answer.
+// Handle adds a route. The pattern of http.ServeMux with a method, such as "GET /v2/volumes/{id}", is the action's name in
+// rules, limits and counts. An error from do is a *Refusal or an error of package cloud.
 func (a *API) Handle(pattern string, do func(*Request) (Answer, error)) {
 	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { a.serve(w, r, pattern, do) })
 }
 
-// ServeHTTP implements http.Handler. What breaks the connection panics with http.ErrAbortHandler, as net/http wants it.
+// ServeHTTP implements http.Handler. It panics with http.ErrAbortHandler to break the connection.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
 
 func (a *API) serve(w http.ResponseWriter, r *http.Request, action string, do func(*Request) (Answer, error)) {

@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// Tokens are the bearer tokens of instances, by which a front knows who asks.
+// Tokens are the bearer tokens of instances.
 type Tokens struct {
 	word func(instance string) string
 
@@ -18,15 +18,15 @@ type Tokens struct {
 type token struct {
 	instance string
 	revoked  bool
-	scopes   []string // nil is all
+	scopes   []string // nil: all scopes
 }
 
-// NewTokens returns tokens that look as word has them, always the same for the same instance.
+// NewTokens returns tokens in the format of word, which are the same in each run.
 func NewTokens(word func(instance string) string) *Tokens {
 	return &Tokens{word: word, all: map[string]*token{}}
 }
 
-// Token is what an instance's requests are known by. It may do everything.
+// Token returns an instance's token. It has all scopes.
 func (t *Tokens) Token(instance string) string {
 	value := t.word(instance)
 	t.mu.Lock()
@@ -37,27 +37,27 @@ func (t *Tokens) Token(instance string) string {
 	return value
 }
 
-// Revoke makes a token worthless.
+// Revoke revokes a token.
 func (t *Tokens) Revoke(value string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all[value].revoked = true
 }
 
-// Restrict leaves a token these scopes.
+// Restrict limits a token to these scopes.
 func (t *Tokens) Restrict(value string, scopes ...string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all[value].scopes = append([]string{}, scopes...)
 }
 
-// Bearer tells whose token a request has, and whether that is good for anything.
+// Bearer returns the instance of a request's token and whether the token is valid.
 func (t *Tokens) Bearer(r *http.Request) (instance string, good bool) {
 	has := t.of(r)
 	return has.instance, !has.revoked
 }
 
-// May tells whether the token of a request has one of these scopes.
+// May reports whether a request's token has one of these scopes.
 func (t *Tokens) May(r *http.Request, scopes ...string) bool {
 	has := t.of(r).scopes
 	return has == nil || slices.ContainsFunc(scopes, func(s string) bool { return slices.Contains(has, s) })

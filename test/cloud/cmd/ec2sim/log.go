@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// A log tells people what is called, one line for each call.
+// log prints a line for each call.
 type log struct {
 	mu      sync.Mutex
 	out     io.Writer
-	callers map[string]string // who has each key
+	callers map[string]string // instance by access key
 }
 
 func (l *log) printf(format string, args ...any) {
@@ -44,7 +44,7 @@ var (
 	errorCode = regexp.MustCompile(`<Code>([^<]*)</Code>`)
 )
 
-// calls logs those to EC2: who, what, on which objects, how it ended and how long it took.
+// calls logs calls to EC2: caller, action, objects, result and duration.
 func (l *log) calls(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
@@ -71,7 +71,7 @@ func (l *log) metadata(instance string, next http.Handler) http.Handler {
 	})
 }
 
-// summary is the action with its parameters, but for what is in each.
+// summary returns the action with its parameters.
 func summary(form url.Values) string {
 	var parts []string
 	for name, values := range form {
@@ -98,7 +98,7 @@ func (l *log) watch(who, what string, next http.Handler, w http.ResponseWriter, 
 	next.ServeHTTP(watched, r)
 }
 
-// watched keeps how a request ended.
+// watched records how a request ended.
 type watched struct {
 	http.ResponseWriter
 	status int

@@ -1,5 +1,6 @@
-// Command ec2sim serves the simulated EC2 of package ec2 on loopback, for people: to point the AWS CLI, or blockvol, at a
-// cloud that costs nothing and has rules all the same. All is forgotten when it ends.
+// Command ec2sim serves the simulated EC2 of package ec2 on loopback, to try the AWS CLI or blockvol without costs.
+//
+// All state is lost when it ends.
 //
 //	go run ./test/cloud/cmd/ec2sim --instance i-0aaaaaaaaaaaaaaa1=127.0.0.1:1338 --attach 3s --throttle
 package main
@@ -37,17 +38,17 @@ func main() {
 	}
 }
 
-// settings are what the flags say.
+// settings are the values of the flags.
 type settings struct {
 	cloud     cloud.Config
 	front     ec2.Config
 	listen    string
 	disks     string // directory, "" for none
-	kind      string // of instances
+	kind      string // instance type
 	instances []placed
 }
 
-// A placed instance has a metadata service at an address.
+// placed is an instance and the address of its metadata service.
 type placed struct{ id, address string }
 
 func parse(args []string) (settings, error) {
@@ -56,12 +57,12 @@ func parse(args []string) (settings, error) {
 	var throttle bool
 	flags := flag.NewFlagSet("ec2sim", flag.ContinueOnError)
 	flags.StringVar(&s.listen, "listen", "127.0.0.1:4566", "where EC2 listens: `address` and port on loopback")
-	flags.StringVar(&s.front.Region, "region", "eu-test-1", "the `name` of the region; its zones are the name with a, b and c after it")
+	flags.StringVar(&s.front.Region, "region", "eu-test-1", "the region's `name`; its zones are NAMEa, NAMEb and NAMEc")
 	flags.StringVar(&s.kind, "type", "m5.large", "the instances' `type`")
-	flags.Func("instance", "an instance in the first zone and where its metadata service listens: `id=address`; may be repeated", func(v string) error {
+	flags.Func("instance", "an instance in the first zone and the address of its metadata service: `id=address`; may be repeated", func(v string) error {
 		id, address, ok := strings.Cut(v, "=")
 		if !ok {
-			return errors.New("it must be an id and an address, as in i-0aaaaaaaaaaaaaaa1=127.0.0.1:1338")
+			return errors.New("use ID=ADDRESS, such as i-0aaaaaaaaaaaaaaa1=127.0.0.1:1338")
 		}
 		s.instances = append(s.instances, placed{id, address})
 		return nil
@@ -73,16 +74,16 @@ func parse(args []string) (settings, error) {
 	flags.DurationVar(&s.cloud.Times.Detach, "detach", 0, "how long a volume is detaching")
 	flags.DurationVar(&s.cloud.Times.Snapshot, "snapshot", 0, "how long a snapshot is pending")
 	flags.DurationVar(&s.cloud.Times.Modify, "modify", 0, "how long a modification is modifying and optimizing")
-	flags.DurationVar(&s.cloud.Lag, "lag", 0, "reads show what was up to so long ago")
+	flags.DurationVar(&s.cloud.Lag, "lag", 0, "reads show the state of up to this long ago")
 	flags.BoolVar(&throttle, "throttle", false, "limit calls as AWS does")
 	flags.StringVar(&policy, "policy", "", "a `file` with the IAM policy of the instances' role")
-	flags.StringVar(&s.disks, "disks", "", "a `directory` for disks, so that attached volumes become loop devices of this machine")
+	flags.StringVar(&s.disks, "disks", "", "a `directory` for disks; attached volumes are loop devices of this machine")
 	flags.Uint64Var(&s.cloud.Seed, "seed", uint64(time.Now().UnixNano()), "of ids and lag; the same `number` makes the same ids")
 	if err := flags.Parse(args); err != nil {
 		return s, err
 	}
 	if flags.NArg() > 0 {
-		return s, fmt.Errorf("%q is not a flag", flags.Arg(0))
+		return s, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	for _, zone := range "abc" {
 		s.cloud.Zones = append(s.cloud.Zones, s.front.Region+string(zone))
@@ -156,20 +157,20 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	return nil
 }
 
-// A group is of servers that end together.
+// group is servers that end together.
 type group struct {
 	servers []*http.Server
 	running sync.WaitGroup
 }
 
-// serve starts one on loopback and returns its URL.
+// serve starts a server on loopback and returns its URL.
 func (g *group) serve(address string, handler http.Handler) (string, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return "", err
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return "", fmt.Errorf("%s is not on loopback, and the simulation is for nobody else", address)
+		return "", fmt.Errorf("%s is not a loopback address", address)
 	}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -177,13 +178,13 @@ func (g *group) serve(address string, handler http.Handler) (string, error) {
 	}
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
 	g.servers = append(g.servers, server)
-	g.running.Go(func() { server.Serve(listener) }) //nolint:errcheck // it ends when it is closed
+	g.running.Go(func() { server.Serve(listener) }) //nolint:errcheck // returns when the server is closed
 	return "http://" + listener.Addr().String(), nil
 }
 
 func (g *group) close() {
 	for _, server := range g.servers {
-		server.Close() //nolint:errcheck // nothing is kept
+		server.Close() //nolint:errcheck // there is nothing to lose
 	}
 	g.running.Wait()
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// output is written and read at once.
+// output is a buffer for concurrent use.
 type output struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -38,7 +38,7 @@ func (o *output) String() string {
 
 const instance = "i-0aaaaaaaaaaaaaaa1"
 
-// start runs ec2sim with one instance, and returns what reads a setting from its output, and what ends it.
+// start runs ec2sim with one instance. Function setting reads a setting from its output.
 func start(t *testing.T, args ...string) (out *output, setting func(name string) string, end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -70,7 +70,7 @@ func client(setting func(string) string) *sdk.Client {
 	})
 }
 
-func TestWhatItPrintsIsEnoughToUseIt(t *testing.T) {
+func TestPrintedSettingsAreEnoughToUseIt(t *testing.T) {
 	out, setting, end := start(t, "--throttle")
 	metadata := imds.New(imds.Options{Endpoint: setting("AWS_EC2_METADATA_SERVICE_ENDPOINT")})
 	document, err := metadata.GetInstanceIdentityDocument(t.Context(), nil)
@@ -97,7 +97,7 @@ func TestWhatItPrintsIsEnoughToUseIt(t *testing.T) {
 	}
 }
 
-func TestVolumesAreBlockDevicesWithDisks(t *testing.T) {
+func TestVolumesAreBlockDevices(t *testing.T) {
 	dir := t.TempDir()
 	_, setting, end := start(t, "--disks", dir)
 	api := client(setting)
@@ -128,16 +128,16 @@ func TestVolumesAreBlockDevicesWithDisks(t *testing.T) {
 	assert.Empty(t, left)
 }
 
-func TestWrongSettingsAreExplained(t *testing.T) {
+func TestInvalidFlagsAreExplained(t *testing.T) {
 	policy := filepath.Join(t.TempDir(), "policy.json")
 	require.NoError(t, os.WriteFile(policy, []byte(`{}`), 0o600))
 	for want, args := range map[string][]string{
-		"is not on loopback":                   {"--listen", "0.0.0.0:0"},
-		"must be an id and an address":         {"--instance", "i-1"},
+		"is not a loopback address":            {"--listen", "0.0.0.0:0"},
+		"use ID=ADDRESS":                       {"--instance", "i-1"},
 		"policy.json: the policy's version is": {"--policy", policy},
 		"no such file":                         {"--policy", policy + ".not"},
 		"--disks: ":                            {"--disks", policy},
-		`"volumes" is not a flag`:              {"volumes"},
+		`unexpected argument "volumes"`:        {"volumes"},
 	} {
 		err := run(t.Context(), args, &output{})
 		require.ErrorContains(t, err, want)

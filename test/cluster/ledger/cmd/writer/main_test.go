@@ -128,7 +128,7 @@ func TestAWriterThatCannotWriteFails(t *testing.T) {
 	assert.Len(t, c.Errors("db"), 1)
 }
 
-func TestWrongSettingsAreExplained(t *testing.T) {
+func TestInvalidSettingsAreExplained(t *testing.T) {
 	bad := filepath.Join(t.TempDir(), "bad")
 	require.NoError(t, os.WriteFile(bad, make([]byte, 10000), 0o600))
 	for want, args := range map[string][]string{
