@@ -12,14 +12,14 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// action is a change of a volume that takes its time.
+// action is an operation on a volume that takes time.
 type action struct {
 	id      int
 	volume  string
 	kind    string // attach, detach, resize
 	region  string
 	started time.Time
-	errored bool // by a test's order
+	errored bool // Fail was called
 }
 
 type shownAction struct {
@@ -34,14 +34,14 @@ type shownAction struct {
 	RegionSlug   string  `json:"region_slug"`
 }
 
-// What a status says.
+// The statuses.
 const (
 	inProgress = "in-progress"
 	completed  = "completed"
 	errored    = "errored"
 )
 
-// begin notes an action, and answers with it. The caller holds the lock.
+// begin records an action and returns the response for it. The caller holds the lock.
 func (f *Front) begin(v cloud.Volume, kind string) rest.Answer {
 	a := &action{id: 2_400_000_000 + len(f.actions), volume: v.ID, kind: kind, region: v.Zone, started: time.Now()}
 	f.actions = append(f.actions, a)
@@ -57,7 +57,8 @@ func (a *action) show(status string) shownAction {
 	return s
 }
 
-// status tells what became of an action: by the volume, if none of its kind came later. The caller holds the lock.
+// status returns an action's status, from the state of the volume unless a later action of the same kind exists. The caller
+// holds the lock.
 func (f *Front) status(a *action) string {
 	v, _ := f.cloud.Volume(a.volume)
 	last := a
@@ -87,7 +88,7 @@ func (f *Front) status(a *action) string {
 	return completed
 }
 
-// Fail lets the attach of a volume that is under way end as errored: the volume is free again.
+// Fail makes the pending attach of a volume end as errored. The volume is detached again.
 func (f *Front) Fail(volume string) {
 	_, err := f.cloud.Do(context.Background(), cloud.Call{Action: "Fail", Aside: true}, func(r *cloud.Request) error {
 		f.mu.Lock()
@@ -99,7 +100,7 @@ func (f *Front) Fail(volume string) {
 				return err
 			}
 		}
-		return errors.New("no attach is under way")
+		return errors.New("no attach is pending")
 	})
 	if err != nil {
 		panic("digitalocean: " + volume + ": " + err.Error())
@@ -108,12 +109,12 @@ func (f *Front) Fail(volume string) {
 
 func isInUse(err error) bool { return errors.Is(err, cloud.ErrInUse) }
 
-// underway tells whether an attachment is on its way in or out.
+// underway reports whether an attachment is being attached or detached.
 func underway(v cloud.Volume) bool {
 	return len(v.Attachments) > 0 && (v.Attachments[0].State == cloud.Attaching || v.Attachments[0].State == cloud.Detaching)
 }
 
-// engaged tells whether an action of a droplet's volumes is under way.
+// engaged reports whether an action of one of the droplet's volumes is pending.
 func (f *Front) engaged(droplet string) bool {
 	return slices.ContainsFunc(f.cloud.Volumes(), func(v cloud.Volume) bool {
 		held := len(v.Attachments) > 0 && v.Attachments[0].Instance == droplet
@@ -125,7 +126,7 @@ func resizing(v cloud.Volume) bool {
 	return v.Modification != nil && v.Modification.State == cloud.Modifying
 }
 
-var errFull = errors.New("the droplet holds as many volumes as it can")
+var errFull = errors.New("the droplet has the maximum number of volumes")
 
 func (f *Front) act(r *rest.Request) (rest.Answer, error) {
 	var in struct {

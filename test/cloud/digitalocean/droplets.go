@@ -10,7 +10,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// statusOf is the word for an instance's state, "" if DigitalOcean does not know it any more. One on its way down is active.
+// statusOf returns a droplet's status, or "" if DigitalOcean does not show it. A droplet that is shutting down is active.
 func statusOf(state cloud.InstanceState) string {
 	switch state {
 	case cloud.Pending:
@@ -47,8 +47,7 @@ func (f *Front) getDroplet(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{}, f.notFound()
 }
 
-// Metadata returns the metadata service of one instance.
-// See https://docs.digitalocean.com/reference/api/metadata/
+// Metadata returns an instance's metadata service. See https://docs.digitalocean.com/reference/api/metadata/
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		httpsim.ServeMetadata(f.cloud, instance, w, r, func() (int, string) {
@@ -80,7 +79,7 @@ func metadata(i cloud.Instance, r *http.Request) (status int, body string) {
 	case "/metadata/v1.json":
 		all, err := json.Marshal(map[string]any{"droplet_id": number(i.ID), "hostname": "droplet-" + i.ID, "region": i.Zone})
 		if err != nil {
-			panic(err) // strings and a number
+			panic(err) // impossible: it has only strings and a number
 		}
 		return http.StatusOK, string(all)
 	}

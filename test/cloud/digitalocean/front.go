@@ -1,14 +1,13 @@
-// Package digitalocean is the front of package cloud that speaks as DigitalOcean does: version 2 of its API, as far as it is
-// about block storage volumes, their actions, snapshots and tags, and about droplets; and each droplet's metadata service.
+// Package digitalocean simulates the DigitalOcean API v2 for volumes, their actions, snapshots and tags, and for droplets, and
+// the droplet metadata service.
 //
-// It keeps the rules of the public reference, and is the stricter one where that leaves something open. While an action is
-// under way, droplet_ids shows nothing of it: a volume that is being attached, or detached, is shown as if it were free (see
-// Config.Early for the other way). Droplet and volume then refuse every other action. The size in a request to create a
-// volume from a snapshot is ignored. What a token may not read of tags is not shown. A tag must exist before it is given, and
-// be named in the capitals of its maker.
+// It follows the public reference and is strict where that leaves a choice. During an action, droplet_ids is empty: a volume
+// being attached or detached looks detached (Config.Early is the other way). The droplet and the volume then refuse all other
+// actions. The size is ignored when a volume is created from a snapshot. Tags that a token may not read are not shown. A tag
+// must exist before it is used, and keeps the capitals of its creator.
 //
-// It does not simulate making droplets, moving volumes between regions, actions by a volume's name, tags in actions, file
-// systems that DigitalOcean makes, projects, and quotas other than of volumes on a droplet.
+// It does not simulate creating droplets, moving volumes between regions, actions by a volume's name, tags in actions, file
+// systems made by DigitalOcean, projects, and quotas other than volumes per droplet.
 package digitalocean
 
 import (
@@ -28,14 +27,14 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// Config is what is DigitalOcean's own about a cloud, whose zones are its regions.
+// Config configures a front end. The cloud's zones are the regions.
 type Config struct {
 	Cloud *cloud.Cloud
-	Most  int  // volumes on one droplet; 0 is 7
-	Early bool // droplet_ids shows a droplet from the beginning of an attach until the end of a detach
+	Most  int  // maximum number of volumes of a droplet; 0 is 7
+	Early bool // droplet_ids shows the droplet from the beginning of an attach to the end of a detach
 }
 
-// Front is DigitalOcean, seen by one account. Configure its limits with Limits, its ids with ID.
+// Front is the front end of DigitalOcean for one account. Pass Limits and ID in cloud.Config.
 type Front struct {
 	*rest.API
 	*rest.Tokens
@@ -43,13 +42,13 @@ type Front struct {
 	cfg   Config
 	cloud *cloud.Cloud
 
-	mu       sync.Mutex // held over what looks before it acts
+	mu       sync.Mutex // held from a check until the change
 	requests int
-	tags     map[string]string // all that were ever given, by their small letters
+	tags     map[string]string // all tags, by their lower-case name
 	actions  []*action
 }
 
-// New returns a front.
+// New returns a front end.
 func New(cfg Config) *Front {
 	cfg.Most = cmp.Or(cfg.Most, 7)
 	f := &Front{Tokens: rest.NewTokens(tokenOf), cfg: cfg, cloud: cfg.Cloud, tags: map[string]string{}}
@@ -64,7 +63,7 @@ func New(cfg Config) *Front {
 	f.handle("GET /v2/actions/{action}", "actions:read", f.getAction)
 	f.handle("POST /v2/volumes/{id}/snapshots", "block_storage_snapshot:create", f.createSnapshot)
 	f.handle("GET /v2/volumes/{id}/snapshots", "block_storage_snapshot:read", f.listSnapshotsOf)
-	// Which of both kinds the paths of all snapshots take for one of a volume, the reference leaves open.
+	// The reference does not say which of the two kinds of scopes the paths of all snapshots need for a volume's.
 	f.handle("GET /v2/snapshots", "snapshot:read block_storage_snapshot:read", f.listSnapshots)
 	f.handle("GET /v2/snapshots/{id}", "snapshot:read block_storage_snapshot:read", f.getSnapshot)
 	f.handle("DELETE /v2/snapshots/{id}", "snapshot:delete block_storage_snapshot:delete", f.deleteSnapshot)
@@ -75,7 +74,7 @@ func New(cfg Config) *Front {
 	return f
 }
 
-// ServeHTTP takes a path that ends in a slash for the same path without it.
+// ServeHTTP implements http.Handler. A trailing slash in the path is ignored.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path, slash := strings.CutSuffix(r.URL.Path, "/"); slash {
 		r = r.Clone(r.Context())
@@ -84,7 +83,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.API.ServeHTTP(w, r)
 }
 
-// handle adds a route that takes scopes.
+// handle adds a route that needs scopes.
 func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answer, error)) {
 	f.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
 		for _, scope := range strings.Fields(scopes) {
@@ -96,7 +95,7 @@ func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answ
 	})
 }
 
-// ID is for cloud.Config.ID: numbers for droplets, UUIDs for the rest.
+// ID is for cloud.Config.ID: numbers for droplets, UUIDs for all else.
 func ID(of cloud.Kind, n uint64) string {
 	if of == cloud.AnInstance {
 		return strconv.FormatUint(1<<28+n>>12, 10)
@@ -104,7 +103,7 @@ func ID(of cloud.Kind, n uint64) string {
 	return fmt.Sprintf("%08x-%04x-11f0-%04x-0a58ac14d0e5", n>>32, n>>16&0xffff, n&0xffff)
 }
 
-// Limits are those of one token: 250 requests at once, and 5,000 in each hour.
+// Limits returns the limits of a token: 250 requests at once, and 5,000 per hour.
 func Limits(string) cloud.Bucket { return cloud.Bucket{Size: 250, PerSecond: 5000. / 3600} }
 
 func tokenOf(instance string) string {
@@ -120,14 +119,14 @@ func (f *Front) caller(r *http.Request) (instance string, err error) {
 	return instance, nil
 }
 
-// ids are DigitalOcean's words for statuses.
+// ids are DigitalOcean's error IDs by HTTP status.
 var ids = map[int]string{
 	http.StatusBadRequest: "bad_request", http.StatusUnauthorized: "unauthorized", http.StatusForbidden: "forbidden",
 	http.StatusNotFound: "not_found", http.StatusConflict: "conflict", http.StatusUnprocessableEntity: "unprocessable_entity",
 	http.StatusTooManyRequests: "too_many_requests", http.StatusServiceUnavailable: "service_unavailable",
 }
 
-// failure is the body of an error.
+// failure is the body of an error response.
 type failure struct {
 	ID        string `json:"id"`
 	Message   string `json:"message"`
@@ -153,13 +152,12 @@ func (f *Front) invalid(format string, args ...any) *rest.Refusal {
 	return f.refuse(http.StatusUnprocessableEntity, format, args...)
 }
 
-// pending refuses what comes while something is under way.
+// pending returns the error for a request during an action.
 func (f *Front) pending(of string) *rest.Refusal {
 	return f.invalid("%s already has a pending event.", of)
 }
 
-// translate words what package cloud refuses. The code of a rule that makes a call fail is a status, and perhaps a message
-// after it.
+// translate returns the response for an error. The code of a Fail rule is an HTTP status and optionally a message.
 func (f *Front) translate(err error) *rest.Refusal {
 	var failed *cloud.FailedError
 	switch {
@@ -184,7 +182,7 @@ func (f *Front) translate(err error) *rest.Refusal {
 	return f.refuse(http.StatusInternalServerError, "Unexpected server-side error")
 }
 
-// limits adds what is left of the limit. Its reset is when the next request is allowed, if none is.
+// limits adds the rate limit headers. The reset is the time of the next allowed request if none is left.
 func (f *Front) limits(h http.Header, _ string) {
 	left, most, full := f.cloud.Left(rest.Account)
 	if most == 0 {
@@ -199,7 +197,7 @@ func (f *Front) limits(h http.Header, _ string) {
 	h.Set("Ratelimit-Reset", strconv.FormatInt(reset.Add(time.Second-1).Unix(), 10))
 }
 
-// decode reads a body.
+// decode decodes a body.
 func (f *Front) decode(r *rest.Request, into any) error {
 	if err := r.Decode(into); err != nil {
 		return f.refuse(http.StatusBadRequest, "error parsing request body: %v", err)
@@ -207,7 +205,7 @@ func (f *Front) decode(r *rest.Request, into any) error {
 	return nil
 }
 
-// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport.
+// Transport connects an instance's clients without sockets, see httpsim.InstanceTransport.
 func (f *Front) Transport(instance string) http.RoundTripper {
 	return httpsim.InstanceTransport(f, f.Metadata(instance))
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// world is a cloud with a droplet, whose requests are made here byte by byte.
+// world is a cloud with a droplet.
 type world struct {
 	t       *testing.T
 	cloud   *cloud.Cloud
@@ -27,7 +27,7 @@ type world struct {
 
 var times = cloud.Times{Attach: 5 * time.Second, Detach: 5 * time.Second, Modify: 4 * time.Second, Snapshot: 3 * time.Second, Stop: time.Second, Terminate: time.Second}
 
-// inWorld runs a test in a bubble, in which an action takes some seconds.
+// inWorld runs a test under synctest.Test. An action takes some seconds.
 func inWorld(t *testing.T, cfg cloud.Config, front digitalocean.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID, cfg.Times = []string{"nyc1", "ams3"}, digitalocean.ID, times
@@ -43,7 +43,7 @@ func (w *world) node(region string) string {
 	return w.cloud.AddInstance(cloud.Instance{Zone: region}).ID
 }
 
-// send makes a request as the droplet does.
+// send sends a request with the droplet's token.
 func (w *world) send(method, path, body string) (status int, header http.Header, answer string) {
 	w.t.Helper()
 	return w.sendAs(w.front.Token(w.droplet), method, path, body)
@@ -60,7 +60,7 @@ func (w *world) sendAs(token, method, path, body string) (status int, header htt
 	return status, header, answer
 }
 
-// must makes a request that succeeds, and returns what is under the path of keys in its answer.
+// must sends a request that must succeed, and returns the value at a path of keys in the answer.
 func (w *world) must(method, path, body string, keys ...string) any {
 	w.t.Helper()
 	status, _, answer := w.send(method, path, body)
@@ -68,7 +68,7 @@ func (w *world) must(method, path, body string, keys ...string) any {
 	return cloudtest.JSONField(w.t, answer, keys...)
 }
 
-// refused makes a request that is refused so.
+// refused checks that a request fails with this status and text.
 func (w *world) refused(status int, words, method, path, body string) {
 	w.t.Helper()
 	got, _, answer := w.send(method, path, body)
@@ -94,7 +94,7 @@ func (w *world) droplets(volume string) any {
 const nyc1 = `{"name": "Region nyc1", "slug": "nyc1", "sizes": ["s-1vcpu-1gb", "s-2vcpu-4gb"],
 	"features": ["private_networking", "backups", "ipv6", "metadata", "storage"], "available": true}`
 
-func TestAnswersAreThoseOfTheReference(t *testing.T) {
+func TestAnswersMatchTheReference(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		status, _, answer := w.send("POST", "/v2/volumes", `{"size_gigabytes": 10, "name": "example", "description": "Block store for examples",
 			"region": "nyc1", "tags": ["aninterestingtag"]}`)
@@ -133,7 +133,7 @@ func TestAnswersAreThoseOfTheReference(t *testing.T) {
 	})
 }
 
-func TestVolumesAreWhatDigitalOceanSells(t *testing.T) {
+func TestVolumesHaveLimits(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(_ *testing.T, w *world) {
 		w.create("taken")
 		for body, status := range map[string]int{
@@ -162,7 +162,7 @@ func TestVolumesAreWhatDigitalOceanSells(t *testing.T) {
 	})
 }
 
-func TestAVolumeIsOnOneDropletAndADropletDoesOneThingAtATime(t *testing.T) {
+func TestVolumeIsOnOneDropletAndDropletHasOneActionAtATime(t *testing.T) {
 	for name, early := range map[string]bool{"shown when it is there": false, "shown early": true} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, cloud.Config{}, digitalocean.Config{Early: early}, func(t *testing.T, w *world) {
@@ -195,7 +195,7 @@ func TestAVolumeIsOnOneDropletAndADropletDoesOneThingAtATime(t *testing.T) {
 	}
 }
 
-func TestPathsAreTheSameWithASlashAndActionsHaveTheirOwn(t *testing.T) {
+func TestTrailingSlashAndPathOfAction(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		volume := w.must("POST", "/v2/volumes/", `{"name": "db", "region": "nyc1", "size_gigabytes": 10}`, "volume", "id").(string)
 		droplet := w.droplet
@@ -205,7 +205,7 @@ func TestPathsAreTheSameWithASlashAndActionsHaveTheirOwn(t *testing.T) {
 	})
 }
 
-func TestActionsAreRefusedForWhatIsWrongWithThem(t *testing.T) {
+func TestInvalidActionsAreRefused(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(_ *testing.T, w *world) {
 		id, far := w.create("a"), w.node("ams3")
 		for body, status := range map[string]int{
@@ -230,7 +230,7 @@ func TestActionsAreRefusedForWhatIsWrongWithThem(t *testing.T) {
 	})
 }
 
-func TestADropletHoldsSoMany(t *testing.T) {
+func TestDropletLimitsVolumes(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{Most: 2}, func(_ *testing.T, w *world) {
 		for _, name := range []string{"a", "b"} {
 			w.attach(w.create(name), w.droplet)
@@ -240,7 +240,7 @@ func TestADropletHoldsSoMany(t *testing.T) {
 	})
 }
 
-func TestAResizeIsInUseAndTakesItsTime(t *testing.T) {
+func TestResizeOfAttachedVolumeTakesTime(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		id := w.create("a")
 		w.attach(id, w.droplet)
@@ -254,7 +254,7 @@ func TestAResizeIsInUseAndTakesItsTime(t *testing.T) {
 	})
 }
 
-func TestAnAttachCanEndAsErrored(t *testing.T) {
+func TestAttachCanEndAsErrored(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		id := w.create("a")
 		w.cloud.Inject(cloud.Rule{Action: "POST /v2/volumes/{id}/actions", Fault: cloud.NeverFinish, Times: 1})
@@ -268,7 +268,7 @@ func TestAnAttachCanEndAsErrored(t *testing.T) {
 	})
 }
 
-func TestASnapshotIsACopyOfTheSameSize(t *testing.T) {
+func TestSnapshotHasTheVolumesSize(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		id := w.create("a")
 		snap := w.must("POST", "/v2/volumes/"+id+"/snapshots", `{"name": "s"}`, "snapshot", "id").(string)
@@ -291,7 +291,7 @@ func TestASnapshotIsACopyOfTheSameSize(t *testing.T) {
 	})
 }
 
-func TestTagsAreOfTheAccountAndInTheCapitalsOfTheirMaker(t *testing.T) {
+func TestTagsKeepTheCapitalsOfTheirCreator(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		id := w.create("a")
 		resources := func(id, kind string) string {
@@ -353,7 +353,7 @@ func TestListsComeInPages(t *testing.T) {
 	})
 }
 
-func TestATokenIsOneInstancesAndMayWhatItsScopesSay(t *testing.T) {
+func TestTokenHasScopes(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		w.must("POST", "/v2/volumes", `{"name": "a", "region": "nyc1", "size_gigabytes": 1, "tags": ["x"]}`)
 		other := w.node("nyc1")
@@ -382,7 +382,7 @@ func TestATokenIsOneInstancesAndMayWhatItsScopesSay(t *testing.T) {
 	})
 }
 
-func TestTheLimitIsToldAndKept(t *testing.T) {
+func TestRateLimit(t *testing.T) {
 	inWorld(t, cloud.Config{Limits: digitalocean.Limits}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		for left := 249; left >= 0; left-- {
 			status, header, _ := w.send("GET", "/v2/volumes", "")
@@ -400,7 +400,7 @@ func TestTheLimitIsToldAndKept(t *testing.T) {
 	})
 }
 
-func TestDropletsAreWhatTheyAre(t *testing.T) {
+func TestDropletsAreShown(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		status := func() any { return w.must("GET", "/v2/droplets/"+w.droplet, "", "droplet", "status") }
 		volume := w.create("a")
@@ -423,7 +423,7 @@ func TestDropletsAreWhatTheyAre(t *testing.T) {
 	})
 }
 
-func TestMetadataTellsADropletWhichItIs(t *testing.T) {
+func TestMetadataIdentifiesTheDroplet(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: time.Hour}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		get := func(path string) (int, string) {
 			status, _, answer, err := httpsim.Send(t.Context(), w.front.Transport(w.droplet), http.MethodGet, "http://"+httpsim.MetadataHost+path, "")

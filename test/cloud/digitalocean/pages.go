@@ -31,7 +31,7 @@ type pages struct {
 	Last  string `json:"last,omitempty"`
 }
 
-// page answers with a part of all objects, under their name.
+// page returns one page of the objects, under their name.
 func page[T any](f *Front, r *rest.Request, name string, all []T) (rest.Answer, error) {
 	given := r.HTTP.URL.Query()
 	number := func(name string, usual, most int) (int, error) {

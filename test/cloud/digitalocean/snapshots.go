@@ -23,7 +23,7 @@ type snapshot struct {
 }
 
 func (f *Front) showSnapshot(r *rest.Request, s cloud.Snapshot) snapshot {
-	const filled = 0.25 // what is billed is less than what the volume has
+	const filled = 0.25 // a snapshot's billed size is smaller than the volume
 	return snapshot{
 		ID: s.ID, Name: s.Tags[ownName], CreatedAt: stamp(s.StartedAt), Regions: []string{s.Tags[ownRegion]},
 		ResourceID: s.VolumeID, ResourceType: "volume", MinDiskSize: s.Size / gib, SizeGigabytes: filled * float64(s.Size) / gib,
@@ -31,7 +31,7 @@ func (f *Front) showSnapshot(r *rest.Request, s cloud.Snapshot) snapshot {
 	}
 }
 
-// snapshot returns the truth about a snapshot.
+// snapshot returns the current state of a snapshot, regardless of Lag.
 func (f *Front) snapshot(id string) (cloud.Snapshot, bool) {
 	for _, s := range f.cloud.Snapshots() {
 		if s.ID == id && s.State != cloud.SnapshotError {
@@ -45,7 +45,7 @@ func (f *Front) createSnapshot(r *rest.Request) (rest.Answer, error) {
 	var in struct {
 		Name        string   `json:"name"`
 		Tags        []string `json:"tags"`
-		VolumeID    string   `json:"volume_id"`   // not of the reference: godo sends it
+		VolumeID    string   `json:"volume_id"`   // not in the reference, but sent by godo
 		Description string   `json:"description"` // likewise
 	}
 	if err := f.decode(r, &in); err != nil {

@@ -13,7 +13,7 @@ import (
 
 var tagName = regexp.MustCompile(`^[a-zA-Z0-9_\-:]{1,255}$`)
 
-// canonical is a tag in the capitals of its maker, who may be the caller. The front's lock is held.
+// canonical returns a tag with the capitals of its creator. The caller holds the lock.
 func (f *Front) canonical(name string) string {
 	small := strings.ToLower(name)
 	if f.tags[small] == "" {
@@ -22,7 +22,7 @@ func (f *Front) canonical(name string) string {
 	return f.tags[small]
 }
 
-// shownTags are those of a volume or snapshot, if the caller may see tags.
+// shownTags returns the tags of a volume or snapshot if the caller may read tags.
 func (f *Front) shownTags(r *rest.Request, own map[string]string) []string {
 	if !f.May(r.HTTP, "tag:read") {
 		return nil

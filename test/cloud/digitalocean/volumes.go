@@ -14,8 +14,7 @@ const gib = 1 << 30
 
 const mostGiB = 16 << 10
 
-// What is DigitalOcean's own of a volume or a snapshot stands in the tags that package cloud keeps: these, and the tags
-// themselves after tagMark.
+// What package cloud has no field for is in tags with these keys. DigitalOcean's tags follow tagMark.
 const (
 	ownName        = "name"
 	ownDescription = "description"
@@ -24,7 +23,7 @@ const (
 	tagMark        = "tag:"
 )
 
-// region is how regions are shown.
+// region is a region in an answer.
 type region struct {
 	Name      string   `json:"name"`
 	Slug      string   `json:"slug"`
@@ -69,12 +68,12 @@ func number(id string) int64 {
 	return n
 }
 
-// there tells whether a volume is shown at all.
+// there reports whether the API shows a volume.
 func there(v cloud.Volume) bool {
 	return v.State == cloud.Creating || v.State == cloud.Available || v.State == cloud.InUse
 }
 
-// Serial returns what the kernel of a droplet shows as the serial of the volume's device.
+// Serial returns the serial of the volume's device in a droplet's kernel.
 func (f *Front) Serial(volume string) string {
 	v, _ := f.cloud.Volume(volume)
 	return v.Tags[ownName]
@@ -94,7 +93,7 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 	return page(f, r, "volumes", shown)
 }
 
-// find returns a volume as a read shows it.
+// find returns a volume, subject to Lag.
 func (f *Front) find(r *rest.Request, id string) (cloud.Volume, error) {
 	for _, v := range r.Volumes() {
 		if v.ID == id && there(v) {

@@ -8,11 +8,11 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// deviceName is what AWS takes as a device on Linux: recommended names and those that work.
-// See https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/device_naming.html
+// deviceName matches AWS's device names on Linux: the recommended ones and others that work. See
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/device_naming.html
 var deviceName = regexp.MustCompile(`^(/dev/)?(sd[a-z][1-9]?|sd[a-z]1[0-5]|xvd[a-z]|xvd[a-d][a-z]|hd[a-z][1-9]?)$`)
 
-// point is one for names that are of the same attachment point: /dev/sdf, sdf, /dev/xvdf.
+// point returns the same string for names of the same device: /dev/sdf, sdf, /dev/xvdf.
 func point(device string) string {
 	device = strings.TrimPrefix(device, "/dev/")
 	if rest, ok := strings.CutPrefix(device, "xvd"); ok {

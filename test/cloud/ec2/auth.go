@@ -17,9 +17,9 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
-// An identity is who sends a request: an instance's role, or the account itself, whom no policy binds.
+// identity is the sender of a request: an instance's role, or the account, to which no policy applies.
 type identity struct {
-	instance string // "" is the account
+	instance string // "" for the account
 	arn      string
 }
 
@@ -32,8 +32,8 @@ func (f *Front) identityOf(instance string) identity {
 	return identity{instance, "arn:aws:sts::" + f.cfg.Account + ":assumed-role/" + role + "/" + instance}
 }
 
-// A role's credentials live for hours, and the metadata service gives out the next ones a while before the old ones expire. Of
-// each generation only the token is another.
+// A role's credentials are valid for hours. The metadata service returns the next ones some time before the old ones expire.
+// Generations differ in the token only.
 const (
 	credentialLife = 6 * time.Hour
 	renewedBefore  = 15 * time.Minute
@@ -46,8 +46,8 @@ func expiry(generation int64) time.Time {
 	return time.Unix(generation*int64(renewal/time.Second), 0).Add(credentialLife)
 }
 
-// Credentials returns what an instance signs its requests with, the same as its metadata service gives out now. Those of no
-// instance, "", are the account's own, which no policy binds and which come without a token and never expire.
+// Credentials returns the credentials that the metadata service returns now for an instance's role. For "" they are the
+// account's: no policy applies, and they have no token and never expire.
 func (f *Front) Credentials(instance string) (keyID, secret, token string) {
 	id := strings.ToUpper(hex.EncodeToString(f.derive("key", instance)[:8]))
 	secret = base64.StdEncoding.EncodeToString(f.derive("secret", instance)[:30])
@@ -73,7 +73,7 @@ func (f *Front) sessionToken(instance string, generation int64) string {
 	return base64.StdEncoding.EncodeToString(slices.Concat(f.derive("token", instance), f.derive("more", instance), f.derive(of, instance)))
 }
 
-// checkToken refuses a session token that is not the instance's, or is no longer good.
+// checkToken refuses a session token that is not the instance's or has expired.
 func (f *Front) checkToken(instance, token string) error {
 	if instance != "" {
 		const week = int64(7 * 24 * time.Hour / renewal)
@@ -93,7 +93,7 @@ func (f *Front) checkToken(instance, token string) error {
 	return refuse("AuthFailure", "AWS was not able to validate the provided access credentials")
 }
 
-// holder tells whose a key is.
+// holder returns the instance of a key.
 func (f *Front) holder(keyID string) (instance string, ok bool) {
 	f.mu.Lock()
 	instance, ok = f.keys[keyID]
@@ -101,7 +101,7 @@ func (f *Front) holder(keyID string) (instance string, ok bool) {
 	if ok {
 		return instance, true
 	}
-	// Keys are the same in each run: a client may have kept one from an earlier run of a program.
+	// Keys are the same in each run, so a client may have one from an earlier run.
 	for _, i := range f.cloud.Instances() {
 		if own, _, _ := f.Credentials(i.ID); own == keyID {
 			return i.ID, true
@@ -111,7 +111,7 @@ func (f *Front) holder(keyID string) (instance string, ok bool) {
 	return "", own == keyID
 }
 
-// An authorization is the header of signature version 4.
+// authorization is the Authorization header of signature version 4.
 type authorization struct {
 	keyID, date, region, service string
 	signed                       []string
@@ -141,7 +141,7 @@ func parseAuthorization(header string) (a authorization, ok bool) {
 	return a, a.keyID != "" && a.signature != "" && slices.Contains(a.signed, "host") && slices.Contains(a.signed, "x-amz-date")
 }
 
-// claims returns who a request says it is from.
+// claims returns the identity that a request claims.
 func (f *Front) claims(r *http.Request) identity {
 	a, _ := parseAuthorization(r.Header.Get("Authorization"))
 	instance, _ := f.holder(a.keyID)
@@ -152,12 +152,12 @@ const (
 	dateHeader  = "X-Amz-Date"
 	tokenHeader = "X-Amz-Security-Token"
 	timeFormat  = "20060102T150405Z"
-	// skew is how far a request's clock may be off.
-	// See https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-troubleshooting.html
+	// skew is the allowed difference of a request's clock. See
+	// https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-troubleshooting.html
 	skew = 5 * time.Minute
 )
 
-// authenticate signs the request again and compares.
+// authenticate computes the signature of a request and compares it.
 func (f *Front) authenticate(r *http.Request, body []byte) (identity, error) {
 	header := r.Header.Get("Authorization")
 	if header == "" {
@@ -193,7 +193,7 @@ func (f *Front) authenticate(r *http.Request, body []byte) (identity, error) {
 	return f.identityOf(instance), nil
 }
 
-// sign returns the signature that a request ought to bear.
+// sign returns the right signature of a request.
 func sign(r *http.Request, body []byte, a authorization, keys aws.Credentials, at time.Time) (string, error) {
 	again := &http.Request{Method: r.Method, Host: r.Host, Header: http.Header{}, URL: &url.URL{
 		Scheme: "https", Host: r.Host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery,

@@ -23,7 +23,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-func TestOnlyWhoSignsRightIsAnswered(t *testing.T) {
+func TestRequestsWithoutValidSignatureAreRefused(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	key, secret, token := w.front.Credentials(w.instance.ID)
 	otherKey, otherSecret, otherToken := w.front.Credentials("i-0123456789abcdef0")
@@ -55,7 +55,7 @@ func TestOnlyWhoSignsRightIsAnswered(t *testing.T) {
 	}
 }
 
-func TestARequestIsGoodForMinutes(t *testing.T) {
+func TestSignatureExpiresAfterMinutes(t *testing.T) {
 	for off, want := range map[time.Duration]string{
 		0: "", 4 * time.Minute: "", -4 * time.Minute: "", 6 * time.Minute: "RequestExpired", -6 * time.Minute: "RequestExpired",
 	} {
@@ -65,7 +65,7 @@ func TestARequestIsGoodForMinutes(t *testing.T) {
 	}
 }
 
-func TestARolesCredentialsExpireAndTheNextOverlapThem(t *testing.T) {
+func TestRoleCredentialsExpireAfterTheNextAreOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{}, ec2.Config{})
 		credentials := func() (keys aws.Credentials) {
@@ -92,7 +92,7 @@ func TestARolesCredentialsExpireAndTheNextOverlapThem(t *testing.T) {
 	})
 }
 
-// post sends a request that is signed and then, perhaps, changed.
+// post sends a signed request, which change may modify after signing.
 func post(t *testing.T, w *world, url, body string, change func(*http.Request)) (status int, answer string) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
@@ -117,7 +117,7 @@ func post(t *testing.T, w *world, url, body string, change func(*http.Request)) 
 	return response.StatusCode, string(got)
 }
 
-func TestARequestThatWasChangedOnItsWayIsRefused(t *testing.T) {
+func TestModifiedRequestIsRefused(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	server := httptest.NewServer(w.front)
 	t.Cleanup(server.Close)
@@ -147,7 +147,7 @@ func TestARequestThatWasChangedOnItsWayIsRefused(t *testing.T) {
 	}
 }
 
-func TestRequestsThatAreNotTheProtocolsAreRefused(t *testing.T) {
+func TestMalformedRequestsAreRefused(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	const url = "https://ec2.eu-test-1.amazonaws.com/"
 	for body, want := range map[string]string{
@@ -176,7 +176,7 @@ func TestRequestsThatAreNotTheProtocolsAreRefused(t *testing.T) {
 	assert.Regexp(t, `^<\?xml version="1.0" encoding="UTF-8"\?>\n<DescribeVolumesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>[0-9a-f-]{36}</requestId><volumeSet><item><volumeId>vol-`, answer)
 }
 
-// allow is a policy of one statement.
+// allow returns a policy of one statement.
 func allow(actions, resources, condition string) []byte {
 	if condition != "" {
 		condition = `, "Condition": ` + condition
@@ -186,7 +186,7 @@ func allow(actions, resources, condition string) []byte {
 
 const arn = `"arn:aws:ec2:eu-test-1:123456789012:`
 
-func TestAPolicyAllowsWhatItSays(t *testing.T) {
+func TestPolicyIsEvaluated(t *testing.T) {
 	const own = "cluster"
 	create := func(pairs ...string) func(*world, *sdk.Client) error {
 		return func(w *world, api *sdk.Client) error {
@@ -233,7 +233,7 @@ func TestAPolicyAllowsWhatItSays(t *testing.T) {
 	for name, test := range map[string]struct {
 		policy []byte
 		call   func(*world, *sdk.Client) error
-		denied string // what is not allowed, "" if all is
+		denied string // the action that is denied; "" for none
 	}{
 		"reads on all":                         {allow(`"ec2:Describe*"`, `"*"`, ""), list, ""},
 		"reads on one volume are not reads":    {allow(`"ec2:Describe*"`, arn+`volume/*"`, ""), list, "ec2:DescribeVolumes"},
@@ -283,7 +283,7 @@ func TestAPolicyAllowsWhatItSays(t *testing.T) {
 	}
 }
 
-func TestAPolicyThatCannotBeEvaluatedIsNotIgnored(t *testing.T) {
+func TestUnsupportedPolicyIsRefused(t *testing.T) {
 	for name, document := range map[string]string{
 		"no JSON":                `Allow everything`,
 		"an old version":         `{"Version": "2008-10-17", "Statement": {"Effect": "Allow", "Action": "*", "Resource": "*"}}`,

@@ -9,8 +9,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// A refusal is an error as EC2 answers it.
-// See https://docs.aws.amazon.com/ec2/latest/devguide/errors-overview.html
+// refusal is an error response of EC2. See https://docs.aws.amazon.com/ec2/latest/devguide/errors-overview.html
 type refusal struct {
 	status        int
 	code, message string
@@ -18,7 +17,7 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.code + ": " + r.message }
 
-// statuses are of the codes whose HTTP status is not 400.
+// statuses are the HTTP statuses of error codes that are not 400.
 var statuses = map[string]int{
 	"AuthFailure":                http.StatusUnauthorized,
 	"DryRunOperation":            http.StatusPreconditionFailed,
@@ -46,7 +45,7 @@ func newRefusal(code, message string) *refusal {
 	return &refusal{status, code, message}
 }
 
-// translate words what is no refusal yet.
+// translate returns EC2's error response for an error.
 func translate(err error) *refusal {
 	if failed := new(cloud.FailedError); errors.As(err, &failed) && failed.Code != "" {
 		message, ok := injected[failed.Code]
@@ -64,7 +63,7 @@ func translate(err error) *refusal {
 	return newRefusal("InternalError", "An internal error has occurred")
 }
 
-// injected are the messages of codes that are met here only if a test wants them.
+// injected are the messages of error codes that only a fault causes.
 var injected = map[string]string{
 	"AuthFailure":                           "AWS was not able to validate the provided access credentials",
 	"ConcurrentTagAccess":                   "The specified tag is being modified by another request. Please retry.",
@@ -90,7 +89,7 @@ func (r *refusal) encode(requestID string) []byte {
 		RequestID string
 	}{Errors: []cause{{r.code, r.message}}, RequestID: requestID})
 	if err != nil {
-		panic(err) // plain strings
+		panic(err) // impossible: it has only strings
 	}
 	return append([]byte(xml.Header), b...)
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-// A fault's effect is the volume that a create leaves behind, or not.
+// The table says whether a create with this fault leaves a volume behind.
 var faults = []struct {
 	rule   cloud.Rule
 	effect bool
@@ -52,7 +52,7 @@ func refused(status int, code string) func(*testing.T, error) {
 	}
 }
 
-// broken is an error by which nobody can tell what happened.
+// broken checks that an error does not tell whether the call took effect.
 func broken(t *testing.T, err error) {
 	t.Helper()
 	require.Error(t, err)
@@ -76,14 +76,14 @@ func testFaults(t *testing.T, w *world, api *sdk.Client, patience time.Duration)
 	}
 }
 
-func TestEachFaultIsMetWithoutSockets(t *testing.T) {
+func TestFaultsWithoutSockets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Latency: time.Second}, ec2.Config{})
 		testFaults(t, w, w.api, time.Hour)
 	})
 }
 
-func TestEachFaultIsMetBehindASocket(t *testing.T) {
+func TestFaultsBehindASocket(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	server := httptest.NewServer(w.front)
 	t.Cleanup(server.Close)
@@ -93,7 +93,7 @@ func TestEachFaultIsMetBehindASocket(t *testing.T) {
 	testFaults(t, w, api, 500*time.Millisecond)
 }
 
-func TestAnAnswerThatIsCutOffSaysHowLongItWas(t *testing.T) {
+func TestTruncatedAnswerHasItsFullContentLength(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	w.cloud.Inject(cloud.Rule{Fault: cloud.Truncate})
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://ec2."+region+".amazonaws.com/", nil)
@@ -105,7 +105,7 @@ func TestAnAnswerThatIsCutOffSaysHowLongItWas(t *testing.T) {
 	assert.Len(t, body, int(response.ContentLength)/2)
 }
 
-func TestALostAnswerAndARetryMakeOneVolume(t *testing.T) {
+func TestRetryAfterLostAnswerMakesOneVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{}, ec2.Config{})
 		w.cloud.Inject(cloud.Rule{Action: "CreateVolume", Times: 1, Fault: cloud.LoseAnswer})
@@ -118,7 +118,7 @@ func TestALostAnswerAndARetryMakeOneVolume(t *testing.T) {
 	})
 }
 
-func TestAThrottledCallIsTriedAgainByTheSDK(t *testing.T) {
+func TestSDKRetriesThrottledCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{}, ec2.Config{})
 		w.cloud.Inject(cloud.Rule{Times: 2, Fault: cloud.Throttle})
@@ -129,7 +129,7 @@ func TestAThrottledCallIsTriedAgainByTheSDK(t *testing.T) {
 	})
 }
 
-func TestAnAttachThatNeverEndsIsCalledOff(t *testing.T) {
+func TestAttachThatNeverFinishesIsUndoneByDetach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Times: cloud.Times{Attach: time.Second, Detach: time.Second}}, ec2.Config{})
 		v := w.create()

@@ -13,19 +13,19 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// The limits of filters, see https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html
+// The limits of filters. See https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html
 const (
 	maxFilters      = 50
 	maxFilterValues = 200 // in one request
 )
 
-// A filter matches if any of its values does; filters match if all do.
+// filter matches if one of its values matches. All filters of a request must match.
 type filter struct {
 	name   string
 	values []string
 }
 
-// fieldsOf returns an object's values under the name of a filter, and whether the action has that filter.
+// fieldsOf returns an object's values for a filter, and whether the action supports the filter.
 type fieldsOf[T any] func(object T, filter string) (values []string, known bool)
 
 func (p params) filters() ([]filter, error) {
@@ -52,7 +52,7 @@ func (p params) filters() ([]filter, error) {
 	return filters, nil
 }
 
-// checkFilters refuses those that the action does not have.
+// checkFilters refuses filters that the action does not support.
 func checkFilters[T any](filters []filter, fields fieldsOf[T]) error {
 	var none T
 	for _, f := range filters {
@@ -75,8 +75,7 @@ func matches[T any](object T, filters []filter, fields fieldsOf[T]) bool {
 	return true
 }
 
-// like matches with wildcards: * any characters, ? one. What follows the escape character, if there is one, stands for
-// itself.
+// like matches wildcards: * is any characters, ? is one. A character after the escape character is literal.
 func like(pattern, value string, escape rune) bool {
 	return glob([]rune(pattern), []rune(value), escape)
 }
@@ -108,7 +107,7 @@ func glob(pattern, value []rune, escape rune) bool {
 	return len(value) == 0
 }
 
-// tagFields are the filters that everything with tags has.
+// tagFields are the filters of everything that has tags.
 func tagFields(tags map[string]string, name string) (values []string, known bool) {
 	if key, ok := strings.CutPrefix(name, "tag:"); ok {
 		if value, has := tags[key]; has {
@@ -125,18 +124,18 @@ func tagFields(tags map[string]string, name string) (values []string, known bool
 	return nil, false
 }
 
-// A read is what describes have in common: ids, filters, pages.
+// read implements the Describe actions: IDs, filters and pages.
 type read[T any] struct {
 	param, kind, shown string // "VolumeId", "vol", "volumes"
 	id                 func(T) string
-	key                func(T) string // in whose order the objects are
+	key                func(T) string // sort key of the objects
 	missing            func(id string) error
 	fields             fieldsOf[T]
 	least, most        int  // of MaxResults
-	capped             bool // more than most is taken for most
+	capped             bool // a greater MaxResults is reduced to most
 }
 
-// of selects from all objects what the request asks for, and returns the token of the next page.
+// of returns the objects that the request asks for and the token of the next page.
 func (d read[T]) of(r *request, all []T) (page []T, next string, err error) {
 	filters, err := r.params.filters()
 	if err != nil {
@@ -181,7 +180,7 @@ func (d read[T]) of(r *request, all []T) (page []T, next string, err error) {
 	return page, next, err
 }
 
-// pick finds the objects of all ids, or fails.
+// pick returns the objects with these IDs, or an error if one does not exist.
 func (d read[T]) pick(all []T, ids []string) ([]T, error) {
 	byID := make(map[string]T, len(all))
 	for _, object := range all {
@@ -195,8 +194,8 @@ func (d read[T]) pick(all []T, ids []string) ([]T, error) {
 	return slices.DeleteFunc(all, func(object T) bool { return !slices.Contains(ids, d.id(object)) }), nil
 }
 
-// paged cuts out one page, before the filters, so that a page may have less than asked for, or nothing, and not be the
-// last: AWS says that one may. A token fits only the request that it came from.
+// paged returns one page. Filters apply afterwards, so a page can be short or empty without being the last, as AWS documents. A
+// token is valid only for the same request.
 func paged[T any](r *request, all []T, limit *int, key func(T) string) (page []T, next string, err error) {
 	mark := r.params.fingerprint("NextToken", "MaxResults", "DryRun")
 	if token := r.params.get("NextToken"); token != "" {
@@ -214,7 +213,7 @@ func paged[T any](r *request, all []T, limit *int, key func(T) string) (page []T
 	return page, base64.RawURLEncoding.EncodeToString([]byte(mark + " " + key(page[len(page)-1]))), nil
 }
 
-// fingerprint is the same for the same parameters, some excepted.
+// fingerprint is a hash of all parameters except some.
 func (p params) fingerprint(except ...string) string {
 	h := sha256.New()
 	for _, name := range slices.Sorted(keys(p.Values)) {
@@ -225,7 +224,7 @@ func (p params) fingerprint(except ...string) string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// boolean and the like word values for filters.
+// boolean and the next functions format values for filters.
 func boolean(b bool) []string { return []string{strconv.FormatBool(b)} }
 
 func whole[N int | int64](n N) []string { return []string{strconv.FormatInt(int64(n), 10)} }
@@ -237,5 +236,5 @@ func attachmentsOf(v cloud.Volume, field func(cloud.Attachment) string) (values 
 	return values
 }
 
-// byAge is a key that orders by time, then by id.
+// byAge is a sort key: by time, then by ID.
 func byAge(t time.Time, id string) string { return fmt.Sprintf("%020d %s", t.UnixNano(), id) }

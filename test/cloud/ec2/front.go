@@ -1,14 +1,12 @@
-// Package ec2 is the front of package cloud that speaks as Amazon EC2 does: the actions on EBS volumes, their snapshots
-// and tags, and on instances, by the query protocol of version 2016-11-15, and each instance's metadata service.
+// Package ec2 simulates the Amazon EC2 API for EBS volumes, snapshots, tags and instances, and the instance metadata service.
 //
-// It keeps the rules that AWS documents, and words its refusals as AWS does, so that a program which works here is not
-// surprised there: signatures are verified, IAM policies evaluated, parameters that an action does not have refused, and
-// reads are of a state of a while ago. Where AWS documents a rule less strictly than it may act, this acts the stricter
-// way: pages may be empty and not the last, a client token is burnt by a create that failed.
+// It implements the query protocol, version 2016-11-15, with the rules and error messages that AWS documents. It verifies
+// signatures, evaluates IAM policies, refuses unknown parameters, and its reads can be stale. Where AWS's documentation leaves
+// a choice, the stricter one applies: pages can be empty without being the last, and a failed create uses up its client token.
 //
 // It does not simulate launching instances, other regions and accounts, quotas on volumes and snapshots, encryption,
-// Multi-Attach, Outposts, managed resources, fast restore, tag policies, permission boundaries, and requests that carry
-// their signature in the URL.
+// Multi-Attach, Outposts, managed resources, fast restore, tag policies, permission boundaries, and requests with the signature
+// in the URL.
 package ec2
 
 import (
@@ -30,16 +28,16 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// Config is what is EC2's own about a cloud.
+// Config configures a front end.
 type Config struct {
 	Cloud   *cloud.Cloud
 	Region  string
-	Account string           // twelve digits; "" is some account
-	Policy  []byte           // IAM policy of the instances' role as JSON, see CheckPolicy; if set, what it does not allow is refused
-	Now     func() time.Time // what signatures are compared with; default Cloud.Now
+	Account string           // twelve digits; "" for a default
+	Policy  []byte           // IAM policy of the instances' role as JSON, see CheckPolicy; nil allows everything
+	Now     func() time.Time // clock for signatures; default Cloud.Now
 }
 
-// Front is one region of EC2, seen by one account. Configure its limits with Limits.
+// Front is the front end of one region for one account. Pass Limits in cloud.Config for its rate limits.
 type Front struct {
 	cfg    Config
 	cloud  *cloud.Cloud
@@ -47,11 +45,11 @@ type Front struct {
 
 	mu       sync.Mutex
 	requests int
-	tokens   map[string]*token // of CreateVolume
-	keys     map[string]string // the instance of each access key
+	tokens   map[string]*token // client tokens of CreateVolume
+	keys     map[string]string // instance by access key
 }
 
-// New returns a front. A policy that CheckPolicy refuses is a mistake of the caller.
+// New returns a front end. It panics if CheckPolicy refuses the policy.
 func New(cfg Config) *Front {
 	if cfg.Now == nil {
 		cfg.Now = cfg.Cloud.Now
@@ -69,9 +67,9 @@ func New(cfg Config) *Front {
 	return f
 }
 
-// Limits are the buckets that AWS documents for its API, per action, account and region. Actions that read without a
-// filter and not in pages have a bucket of their own, named by Unfiltered; limits that do not name it take the action's.
-// See https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html
+// Limits returns AWS's documented rate limits per action, account and region. Actions that read without filters or pages have a
+// bucket of their own, named by Unfiltered, or else that of the action. See
+// https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html
 func Limits(bucket string) cloud.Bucket {
 	switch {
 	case strings.HasSuffix(bucket, unfiltered):
@@ -85,10 +83,10 @@ func Limits(bucket string) cloud.Bucket {
 
 const unfiltered = "/unfiltered"
 
-// Unfiltered names the bucket of an action that reads everything at once.
+// Unfiltered returns the bucket of an action that reads everything at once.
 func Unfiltered(action string) string { return action + unfiltered }
 
-// A request is one action on its way.
+// request is a call of one action.
 type request struct {
 	*cloud.Request
 	front  *Front
@@ -97,7 +95,7 @@ type request struct {
 	caller identity
 }
 
-// An action has the parameters that it takes, lists with N for each number, what it needs to be allowed, and what it does.
+// action describes an action: its parameters (in lists, N is any number), the permissions it needs, and its implementation.
 type action struct {
 	params string
 	needs  func(*request) []permission // nil: the action on "*"
@@ -123,10 +121,10 @@ var actions = map[string]action{
 
 const tagSpecification = "TagSpecification.N.ResourceType TagSpecification.N.Tag.N.Key TagSpecification.N.Tag.N.Value"
 
-// version is of the protocol that is spoken here.
+// version is the version of the protocol.
 const version = "2016-11-15"
 
-// ServeHTTP answers one request. What breaks the connection panics with http.ErrAbortHandler, as net/http wants it.
+// ServeHTTP implements http.Handler. It panics with http.ErrAbortHandler to break the connection.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
 	if err != nil {
@@ -199,7 +197,7 @@ func (f *Front) serve(r *http.Request, body []byte, answer *[]byte) (cloud.Fault
 	})
 }
 
-// requestID makes ids that look like AWS's, the same in each run.
+// requestID returns an ID that looks like AWS's and is the same in each run.
 func (f *Front) requestID() string {
 	f.mu.Lock()
 	f.requests++
@@ -208,15 +206,15 @@ func (f *Front) requestID() string {
 	return httpsim.UUID(sum[:16])
 }
 
-// requestIDHere is where the id goes that is not known when an answer is encoded.
+// requestIDHere is replaced by the request ID in the encoded response.
 const requestIDHere = "00000000-0000-0000-0000-000000000000"
 
-// done is the answer of actions that only succeed.
+// done is the response of actions that return nothing.
 type done struct {
 	Return bool `xml:"return"`
 }
 
-// encode writes an answer, whose fields stand beside the request's id.
+// encode encodes a response with its request ID.
 func encode(action string, result any) ([]byte, error) {
 	var b bytes.Buffer
 	if err := xml.NewEncoder(&b).EncodeElement(result, xml.StartElement{Name: xml.Name{Local: "r"}}); err != nil {
@@ -227,7 +225,7 @@ func encode(action string, result any) ([]byte, error) {
 		xml.Header, action, version, requestIDHere, inner), nil
 }
 
-// stamp is how the protocol writes times.
+// stamp formats a time.
 func stamp(t time.Time) string {
 	if t.IsZero() {
 		return ""

@@ -20,7 +20,7 @@ import (
 
 const region, zone = "eu-test-1", "eu-test-1a"
 
-// world is a cloud with one instance, and that instance's clients.
+// world is a cloud with one instance and its clients.
 type world struct {
 	t        *testing.T
 	cloud    *cloud.Cloud
@@ -49,7 +49,7 @@ func newWorld(t *testing.T, cfg cloud.Config, front ec2.Config) *world {
 	return w
 }
 
-// clientOf is the client of an instance that tries each call once.
+// clientOf returns an instance's client, which does not retry.
 func (w *world) clientOf(instance string, change func(*sdk.Options)) *sdk.Client {
 	return sdk.New(sdk.Options{
 		Region: region,
@@ -66,7 +66,7 @@ func (w *world) clientOf(instance string, change func(*sdk.Options)) *sdk.Client
 	})
 }
 
-// create makes a volume that is available.
+// create creates a volume and waits until it is available.
 func (w *world) create(change ...func(*sdk.CreateVolumeInput)) string {
 	w.t.Helper()
 	in := &sdk.CreateVolumeInput{AvailabilityZone: aws.String(zone), Size: aws.Int32(1), VolumeType: types.VolumeTypeGp3}
@@ -92,7 +92,7 @@ func (w *world) truth(volume string) cloud.Volume {
 	return v
 }
 
-// code is the cloud's word for an error.
+// code returns the error code of an EC2 error.
 func code(t *testing.T, err error) string {
 	t.Helper()
 	if err == nil {
@@ -103,7 +103,7 @@ func code(t *testing.T, err error) string {
 	return api.ErrorCode()
 }
 
-func TestAVolumeLivesFromItsCreationToItsDeletion(t *testing.T) {
+func TestVolumeLifecycle(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	created, err := w.api.CreateVolume(t.Context(), &sdk.CreateVolumeInput{
 		AvailabilityZone: aws.String(zone), Size: aws.Int32(10), VolumeType: types.VolumeTypeGp3, ClientToken: aws.String("a"),
@@ -139,7 +139,7 @@ func TestAVolumeLivesFromItsCreationToItsDeletion(t *testing.T) {
 	assert.Equal(t, "InvalidVolume.NotFound", code(t, err))
 }
 
-func TestTheInstanceLearnsWhoItIsAndItsCredentialsWork(t *testing.T) {
+func TestInstanceIdentityAndCredentials(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	document, err := w.metadata.GetInstanceIdentityDocument(t.Context(), &imds.GetInstanceIdentityDocumentInput{})
 	require.NoError(t, err)

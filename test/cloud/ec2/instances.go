@@ -7,20 +7,20 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// An instanceType is what AWS sells as one, as far as volumes are concerned.
-// See https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/volume_limits.html
+// instanceType has the volume limits of an instance type. See
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/volume_limits.html
 type instanceType struct {
 	name        string
 	hypervisor  string // nitro or xen
 	nvme        string // required, supported, unsupported
 	limitType   string // shared with network interfaces, or dedicated to volumes
 	attachments int
-	interfaces  int // at most
+	interfaces  int // maximum
 	arch        string
 }
 
-// The types in the order of their names. A figure that is shared leaves out the first network interface. AWS's API says
-// that types on Xen share theirs, too, but it is only about volumes.
+// The types by name. A shared limit does not count the first network interface. AWS's API says shared for Xen types too, but
+// there only volumes count.
 var types = []instanceType{
 	{"c7g.large", "nitro", "required", "shared", 27, 3, "arm64"},
 	{"m5.large", "nitro", "required", "shared", 27, 3, "x86_64"},
@@ -30,7 +30,7 @@ var types = []instanceType{
 	{"t3.micro", "nitro", "required", "shared", 27, 2, "x86_64"},
 }
 
-// typeOf returns a type; one that is not known here is like most.
+// typeOf returns a type. An unknown one is like most.
 func typeOf(name string) instanceType {
 	for _, t := range types {
 		if t.name == name {
@@ -82,7 +82,7 @@ var stateCodes = map[cloud.InstanceState]int{
 	cloud.Pending: 0, cloud.Running: 16, cloud.ShuttingDown: 32, cloud.Terminated: 48, cloud.Stopping: 64, cloud.Stopped: 80,
 }
 
-// A mapped instance is one with the volumes that a read shows in it.
+// mapped is an instance with its volumes as a read shows them.
 type mapped struct {
 	cloud.Instance
 	volumes []cloud.Volume
@@ -107,7 +107,7 @@ func (m mapped) item() instanceItem {
 	item := instanceItem{
 		InstanceID: m.ID, ImageID: imageID, State: state{stateCodes[m.State], string(m.State)}, Type: m.Type,
 		LaunchTime: stamp(m.LaunchedAt), Zone: m.Zone, Tenancy: "default", Address: m.Address, Architecture: t.arch,
-		Hypervisor: "xen", RootType: "ebs", RootDevice: m.RootDevice, Tags: tagItems(m.Tags), // "xen" is said of nitro, too
+		Hypervisor: "xen", RootType: "ebs", RootDevice: m.RootDevice, Tags: tagItems(m.Tags), // "xen" is also right for Nitro
 	}
 	for _, v := range m.volumes {
 		for _, a := range v.Attachments {
@@ -123,7 +123,7 @@ func (m mapped) item() instanceItem {
 	return item
 }
 
-// imageID is of the one image that all instances are from.
+// imageID is the image of all instances.
 const imageID = "ami-0b10c6b10c6b10c6b"
 
 func (m mapped) mappings(field func(cloud.Volume, cloud.Attachment) string) (values []string) {
@@ -135,7 +135,7 @@ func (m mapped) mappings(field func(cloud.Volume, cloud.Attachment) string) (val
 	return values
 }
 
-// instanceFields are filters of DescribeInstances.
+// instanceFields are the filters of DescribeInstances.
 func instanceFields(m mapped, name string) ([]string, bool) {
 	switch name {
 	case "architecture":
@@ -265,7 +265,7 @@ func describeInstanceTypes(r *request) (any, error) {
 	return answer, nil
 }
 
-// arnOf names an object for policies.
+// arnOf returns an object's ARN, for policies.
 func (f *Front) arnOf(kind, id string) string {
 	account := f.cfg.Account
 	if kind == "snapshot" {

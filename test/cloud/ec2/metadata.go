@@ -14,25 +14,25 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// MetadataOptions are an instance's own.
+// MetadataOptions configures an instance's metadata service.
 type MetadataOptions struct {
-	V1     bool // requests without a token are answered, too
+	V1     bool // requests without a token are allowed
 	Off    bool // the service is disabled
-	NoRole bool // the instance has no role, hence no credentials
+	NoRole bool // the instance has no role and so no credentials
 }
 
-// metadata is the service of one instance.
-// See https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
+// metadata is the metadata service of an instance. See
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
 type metadata struct {
 	front    *Front
 	instance string
 	options  MetadataOptions
 
 	mu     sync.Mutex
-	tokens map[string]time.Time // until when each is good
+	tokens map[string]time.Time // expiry of each token
 }
 
-// Metadata returns the metadata service of one instance.
+// Metadata returns the metadata service of an instance.
 func (f *Front) Metadata(instance string, options MetadataOptions) http.Handler {
 	return &metadata{front: f, instance: instance, options: options, tokens: map[string]time.Time{}}
 }
@@ -103,7 +103,7 @@ func (m *metadata) good(token string) bool {
 	return known && time.Now().Before(until)
 }
 
-// value is what stands at a path.
+// value returns the value at a path.
 func (m *metadata) value(i cloud.Instance, path string) (string, bool) {
 	path, ok := strings.CutPrefix(path, "/latest/")
 	if !ok {
@@ -156,7 +156,7 @@ func (m *metadata) document(i cloud.Instance) string {
 func (m *metadata) credentials() string {
 	keyID, secret, token := m.front.Credentials(m.instance)
 	now := m.front.cfg.Now().UTC()
-	left := time.Until(expiry(generationAt(time.Now()))) // as long as it is by this machine's clock
+	left := time.Until(expiry(generationAt(time.Now()))) // by this machine's clock
 	return indented(map[string]any{
 		"Code": "Success", "LastUpdated": now.Format(time.RFC3339), "Type": "AWS-HMAC",
 		"AccessKeyId": keyID, "SecretAccessKey": secret, "Token": token, "Expiration": now.Add(left).Format(time.RFC3339),
@@ -166,7 +166,7 @@ func (m *metadata) credentials() string {
 func indented(v any) string {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
-		panic(err) // strings
+		panic(err) // impossible: it has only strings
 	}
 	return string(b)
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// ask sends one request to a metadata service.
+// ask sends a request to a metadata service.
 func ask(t *testing.T, transport http.RoundTripper, method, path string, headers ...string) (status int, body string) {
 	t.Helper()
 	status, _, body, err := httpsim.Send(t.Context(), transport, method, "http://"+httpsim.MetadataHost+path, "", headers...)
@@ -33,7 +33,7 @@ const (
 	token = "X-aws-ec2-metadata-token"
 )
 
-func TestMetadataIsGivenForATokenThatLasts(t *testing.T) {
+func TestMetadataNeedsAValidToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{}, ec2.Config{})
 		service := w.front.Transport(w.instance.ID)
@@ -76,7 +76,7 @@ func TestMetadataIsGivenForATokenThatLasts(t *testing.T) {
 	})
 }
 
-func TestMetadataWithoutTokensOrAtAllIsTheInstancesChoice(t *testing.T) {
+func TestMetadataOptions(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	v1 := w.front.TransportWith(w.instance.ID, ec2.MetadataOptions{V1: true})
 	status, body := ask(t, v1, http.MethodGet, "/latest/meta-data/instance-id")
@@ -114,7 +114,7 @@ func TestCredentialsFromMetadataSignRequests(t *testing.T) {
 	}
 }
 
-func TestMetadataServicesFailToo(t *testing.T) {
+func TestFaultsOfMetadata(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Latency: time.Hour}, ec2.Config{})
 		remove := w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "503"})

@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// params are a request's, by their flattened names: "Filter.1.Value.2".
+// params are a request's parameters by their flattened names: "Filter.1.Value.2".
 type params struct{ url.Values }
 
 func newParams(form url.Values) params { return params{form} }
@@ -20,12 +20,12 @@ func (p params) has(name string) bool { return p.Has(name) }
 
 var numbers = regexp.MustCompile(`\.[0-9]+(\.|$)`)
 
-// check refuses what the action does not take.
+// check refuses parameters that the action does not have.
 func (p params) check(takes string) error {
 	known := append(strings.Fields(takes), "Action", "Version", "DryRun")
 	for _, name := range slices.Sorted(keys(p.Values)) {
 		shape := name
-		for shape != numbers.ReplaceAllString(shape, ".N$1") { // overlapping ones need another round
+		for shape != numbers.ReplaceAllString(shape, ".N$1") { // overlapping matches need another round
 			shape = numbers.ReplaceAllString(shape, ".N$1")
 		}
 		if !slices.Contains(known, shape) {
@@ -48,7 +48,7 @@ func keys(v url.Values) func(yield func(string) bool) {
 	}
 }
 
-// narrowed tells whether a read is of less than everything at once.
+// narrowed reports whether a read is limited by IDs, filters or pages.
 func (p params) narrowed() bool {
 	for name := range p.Values {
 		if name == "MaxResults" || strings.Contains(name, ".") {
@@ -58,7 +58,7 @@ func (p params) narrowed() bool {
 	return false
 }
 
-// need refuses the lack of parameters.
+// need refuses a request without these parameters.
 func (p params) need(names ...string) error {
 	for _, name := range names {
 		if p.get(name) == "" {
@@ -68,7 +68,7 @@ func (p params) need(names ...string) error {
 	return nil
 }
 
-// number reads a whole number, nil if it is not there.
+// number returns an integer, or nil if it is absent.
 func (p params) number(name string) (*int, error) {
 	if !p.has(name) {
 		return nil, nil
@@ -81,7 +81,7 @@ func (p params) number(name string) (*int, error) {
 	return &value, nil
 }
 
-// truth reads a boolean.
+// truth returns a boolean.
 func (p params) truth(name string) (bool, error) {
 	switch p.get(name) {
 	case "", "false":
@@ -93,7 +93,7 @@ func (p params) truth(name string) (bool, error) {
 	}
 }
 
-// list reads name.1, name.2, …, whatever numbers there are, in their order.
+// list returns the values of name.1, name.2, … in the order of their numbers, which may have gaps.
 func (p params) list(name string) []string {
 	values := make([]string, 0, len(p.Values))
 	for _, i := range p.numbers(name) {
@@ -119,13 +119,13 @@ func (p params) numbers(name string) []int {
 	return found
 }
 
-// A tag may have a key only, in DeleteTags.
+// tag is a key and a value. In DeleteTags the value may be absent.
 type tag struct {
 	key, value string
 	valued     bool
 }
 
-// tags reads name.1.Key, name.1.Value, …
+// tags returns the values of name.1.Key, name.1.Value, …
 func (p params) tags(name string) []tag {
 	var tags []tag
 	for _, i := range p.numbers(name) {
@@ -135,14 +135,14 @@ func (p params) tags(name string) []tag {
 	return tags
 }
 
-// The rules for tags, see https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions
+// The rules for tags. See https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Tags.html#tag-restrictions
 const (
 	maxTags     = 50
 	maxTagKey   = 128 // characters
 	maxTagValue = 256
 )
 
-// tagMap checks tags that are to be set.
+// tagMap checks tags to be set.
 func tagMap(tags []tag) (map[string]string, error) {
 	m := make(map[string]string, len(tags))
 	for _, t := range tags {
@@ -173,7 +173,7 @@ func tooManyTags() error {
 	return refuse("TagLimitExceeded", "The maximum number of Tags for a resource has been reached.")
 }
 
-// specifiedTags reads the tags that a new resource of that type gets.
+// specifiedTags returns the tags for a new resource of this type.
 func (p params) specifiedTags(resource string) (map[string]string, error) {
 	var tags []tag
 	for n, i := range p.numbers("TagSpecification") {
@@ -196,13 +196,13 @@ func (p params) specifiedTags(resource string) (map[string]string, error) {
 	return tagMap(tags)
 }
 
-// The forms of ids.
+// The formats of IDs.
 var (
 	anID        = regexp.MustCompile(`^(vol|i|snap)-([0-9a-f]{8}|[0-9a-f]{17})$`)
 	clientToken = regexp.MustCompile(`^[\x21-\x7e]{1,64}$`)
 )
 
-// malformed refuses what cannot be an id of a kind; nil says that it could be one.
+// malformed returns an error if id cannot be an ID of this kind.
 func malformed(kind, id, param string) error {
 	if match := anID.FindStringSubmatch(id); match != nil && match[1] == kind {
 		return nil

@@ -12,9 +12,8 @@ import (
 	"strings"
 )
 
-// A policy is what IAM calls an identity-based policy. Evaluated are Effect, Action, Resource, with wildcards, and the
-// conditions below; anything else in a policy is refused rather than ignored.
-// See https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements.html
+// policy is an IAM identity-based policy. Effect, Action, Resource (with wildcards) and the conditions below are supported;
+// anything else is an error. See https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_elements.html
 type policy struct {
 	Version   string
 	ID        string `json:"Id"`
@@ -29,7 +28,7 @@ type statement struct {
 	Condition map[string]map[string]oneOrMore[string] // operator, key, values
 }
 
-// oneOrMore is a list that JSON may have as a single element.
+// oneOrMore is a JSON list, or a single element.
 type oneOrMore[T any] []T
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -47,7 +46,7 @@ func strict(b []byte, into any) error {
 	return d.Decode(into)
 }
 
-// CheckPolicy tells whether a policy can be evaluated here.
+// CheckPolicy returns an error if the policy is not supported.
 func CheckPolicy(document []byte) error {
 	_, err := parsePolicy(document)
 	return err
@@ -56,7 +55,7 @@ func CheckPolicy(document []byte) error {
 func parsePolicy(document []byte) (*policy, error) {
 	var p policy
 	if err := strict(document, &p); err != nil {
-		return nil, fmt.Errorf("the policy cannot be read: %w", err)
+		return nil, fmt.Errorf("reading the policy: %w", err)
 	}
 	if p.Version != "2012-10-17" {
 		return nil, fmt.Errorf("the policy's version is %q, not 2012-10-17", p.Version)
@@ -92,21 +91,21 @@ func knownKey(key string) bool {
 	})
 }
 
-// A permission is what a request needs: all of them.
+// permission is an action on a resource. A request can need several.
 type permission struct {
 	action   string // "ec2:CreateVolume"
 	resource string // ARN, or "*"
 	context  conditionContext
 }
 
-// A conditionContext is what conditions ask about.
+// conditionContext has the values of condition keys.
 type conditionContext struct {
-	resourceTags map[string]string // nil if the resource has none yet
+	resourceTags map[string]string // nil if the resource does not exist yet
 	requestTags  map[string]string
 	createAction string
 }
 
-// values returns what the context has under a key; nothing if it has not.
+// values returns the values of a condition key.
 func (c conditionContext) values(key string) []string {
 	lower := strings.ToLower(key)
 	_, name, _ := strings.Cut(key, "/")
@@ -130,7 +129,7 @@ func (c conditionContext) values(key string) []string {
 	}
 }
 
-// Operators compare what the context has with what the policy wants.
+// operators compare the values of a request with those of the policy.
 var operators = map[string]func(has, wants []string) bool{
 	"StringEquals":              func(has, wants []string) bool { return any2(has, wants, equal) },
 	"StringNotEquals":           func(has, wants []string) bool { return !any2(has, wants, equal) },
@@ -151,14 +150,14 @@ func equal(want, has string) bool { return want == has }
 
 func likeIAM(want, has string) bool { return like(want, has, 0) }
 
-// any2 tells whether any of the values there are is one of those wanted; of none, none is.
+// any2 reports whether any value matches a wanted one. Without values it is false.
 func any2(has, wants []string, match func(want, has string) bool) bool {
 	return slices.ContainsFunc(has, func(h string) bool {
 		return slices.ContainsFunc(wants, func(want string) bool { return match(want, h) })
 	})
 }
 
-// all2 tells whether all values there are are among those wanted; of none, all are.
+// all2 reports whether all values match wanted ones. Without values it is true.
 func all2(has, wants []string, match func(want, has string) bool) bool {
 	return !slices.ContainsFunc(has, func(h string) bool { return !any2([]string{h}, wants, match) })
 }
@@ -178,7 +177,7 @@ func (s statement) applies(need permission) bool {
 	return true
 }
 
-// allows tells whether the policy allows it, and if not, why not.
+// allows reports whether the policy allows an action, and if not, why.
 func (p *policy) allows(need permission) (ok bool, why string) {
 	allowed := false
 	for _, s := range p.Statement {
@@ -192,7 +191,7 @@ func (p *policy) allows(need permission) (ok bool, why string) {
 	return allowed, "because no identity-based policy allows the " + need.action + " action"
 }
 
-// authorize refuses what the policy does not allow, and then what is only a dry run.
+// authorize refuses a request that the policy does not allow, and then one that is a dry run.
 func (f *Front) authorize(r *request, needs func(*request) []permission) error {
 	if f.policy != nil && r.caller.instance != "" {
 		all := []permission{{action: "ec2:" + r.action, resource: "*"}}
@@ -212,7 +211,7 @@ func (f *Front) authorize(r *request, needs func(*request) []permission) error {
 	return err
 }
 
-// unauthorized words it as AWS does, with a message that only AWS could decode.
+// unauthorized returns AWS's error, with an encoded message.
 func unauthorized(who identity, need permission, why string) error {
 	sum := sha256.Sum256([]byte(who.arn + need.action + need.resource))
 	resource := ""
@@ -223,7 +222,7 @@ func unauthorized(who identity, need permission, why string) error {
 		who.arn, need.action, resource, why, base64.RawURLEncoding.EncodeToString(sum[:]))
 }
 
-// needs is of actions on objects that exist, named by parameters; one that is not given is not needed.
+// needs is for actions on existing objects named by parameters. Absent parameters are skipped.
 func needs(names ...string) func(*request) []permission {
 	return func(r *request) (all []permission) {
 		for _, name := range names {
@@ -235,7 +234,7 @@ func needs(names ...string) func(*request) []permission {
 	}
 }
 
-// on is the permission for this action on an object.
+// on returns the permission for this action on an object.
 func (r *request) on(id string) permission {
 	kind := "volume"
 	switch prefix, _, _ := strings.Cut(id, "-"); prefix {
@@ -247,7 +246,7 @@ func (r *request) on(id string) permission {
 	return permission{"ec2:" + r.action, r.front.arnOf(kind, id), conditionContext{resourceTags: r.Tags(id)}}
 }
 
-// making is the permission to make an object with tags, and to tag it.
+// making returns the permissions to create an object and to tag it.
 func (r *request) making(kind string) []permission {
 	tags := map[string]string{}
 	for _, i := range r.params.numbers("TagSpecification") {

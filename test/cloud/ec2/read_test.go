@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-// where builds filters of name, value, name, value.
+// where builds filters from pairs of name and value.
 func where(pairs ...string) (filters []types.Filter) {
 	for i := 0; i < len(pairs); i += 2 {
 		filters = append(filters, types.Filter{Name: aws.String(pairs[i]), Values: []string{pairs[i+1]}})
@@ -55,7 +55,7 @@ func TestFiltersSelectVolumes(t *testing.T) {
 	}
 }
 
-func TestFiltersMatchIfAllDoAndAnyOfTheirValues(t *testing.T) {
+func TestFiltersMatchIfEachHasAMatchingValue(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	held, free := w.create(func(in *sdk.CreateVolumeInput) { in.TagSpecifications = tagged("volume", "a", "1") }), w.create()
 	require.NoError(t, w.attach(held, "/dev/xvdba"))
@@ -85,7 +85,7 @@ func TestFiltersMatchIfAllDoAndAnyOfTheirValues(t *testing.T) {
 	}
 }
 
-func TestReadsThatCannotBeAreRefused(t *testing.T) {
+func TestInvalidReadsAreRefused(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	v := w.create()
 	values := make([]string, 201)
@@ -118,7 +118,7 @@ func TestReadsThatCannotBeAreRefused(t *testing.T) {
 	}
 }
 
-func TestPagesLeaveNothingOutAndMayBeEmpty(t *testing.T) {
+func TestPagesAreCompleteAndCanBeEmpty(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	want := map[string]bool{}
 	for i := range 23 {
@@ -135,7 +135,7 @@ func TestPagesLeaveNothingOutAndMayBeEmpty(t *testing.T) {
 			assert.False(t, got[*v.VolumeId], "shown twice")
 			got[*v.VolumeId] = true
 		}
-		if count == 1 { // what is deleted meanwhile does not shift the rest
+		if count == 1 { // a deletion between pages does not shift the rest
 			for id := range got {
 				_, err := w.api.DeleteVolume(t.Context(), &sdk.DeleteVolumeInput{VolumeId: &id})
 				require.NoError(t, err)

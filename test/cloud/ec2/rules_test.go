@@ -28,11 +28,11 @@ func tagged(resource types.ResourceType, pairs ...string) []types.TagSpecificati
 	return []types.TagSpecification{{ResourceType: resource, Tags: tags(pairs...)}}
 }
 
-func TestVolumesAreWhatAWSSells(t *testing.T) {
+func TestVolumeTypesHaveLimits(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	for name, test := range map[string]struct {
 		change func(*sdk.CreateVolumeInput)
-		code   string // "" is accepted
+		code   string // "" for accepted
 	}{
 		"gp3 of 1 GiB":          {func(in *sdk.CreateVolumeInput) {}, ""},
 		"gp3 of 64 TiB":         {func(in *sdk.CreateVolumeInput) { in.Size = aws.Int32(65536) }, ""},
@@ -122,7 +122,7 @@ func TestGp2HasIOPSBySize(t *testing.T) {
 	}
 }
 
-func TestAClientTokenMakesOneVolume(t *testing.T) {
+func TestClientTokenMakesOneVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Latency: time.Second}, ec2.Config{})
 		in := func(token string, size int32, zone string) *sdk.CreateVolumeInput {
@@ -143,7 +143,7 @@ func TestAClientTokenMakesOneVolume(t *testing.T) {
 		assert.Equal(t, *first.VolumeId, *again.VolumeId, "of a volume that is gone")
 		assert.Len(t, w.cloud.Volumes(), 1, "the root alone")
 
-		// At the same moment, from two instances.
+		// At the same time, from two instances.
 		ids := make(chan string)
 		for range 2 {
 			go func() {
@@ -169,7 +169,7 @@ func TestAClientTokenMakesOneVolume(t *testing.T) {
 	})
 }
 
-func TestAKeyThatIsNotThereIsFoundOutLaterAndBurnsTheToken(t *testing.T) {
+func TestMissingKMSKeyFailsLaterAndUsesUpTheToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Times: cloud.Times{Create: 10 * time.Second}}, ec2.Config{})
 		in := &sdk.CreateVolumeInput{
@@ -190,7 +190,7 @@ func TestAKeyThatIsNotThereIsFoundOutLaterAndBurnsTheToken(t *testing.T) {
 	})
 }
 
-func TestADeviceNameIsTakenOnce(t *testing.T) {
+func TestDeviceNameIsUniquePerInstance(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	first := w.create()
 	require.NoError(t, w.attach(first, "/dev/xvdf"))
@@ -216,12 +216,12 @@ func TestADeviceNameIsTakenOnce(t *testing.T) {
 	require.NoError(t, w.attach(second, "/dev/sdf"))
 }
 
-func TestAnInstanceHoldsAsManyVolumesAsItsTypeDoes(t *testing.T) {
+func TestInstanceTypeLimitsVolumes(t *testing.T) {
 	for _, test := range []struct {
 		kind       string
 		interfaces int
 		root       string
-		limit      int // of further volumes
+		limit      int // for volumes beside the root volume
 	}{
 		{"m5.large", 1, "/dev/xvda", 26},
 		{"m5.large", 3, "/dev/xvda", 24},
@@ -248,7 +248,7 @@ func TestAnInstanceHoldsAsManyVolumesAsItsTypeDoes(t *testing.T) {
 				attached++
 			}
 		}
-		if test.limit > 103 { // there are no more names
+		if test.limit > 103 { // all device names are used
 			continue
 		}
 		assert.Equal(t, "AttachmentLimitExceeded", code(t, err), test.kind)
@@ -256,7 +256,7 @@ func TestAnInstanceHoldsAsManyVolumesAsItsTypeDoes(t *testing.T) {
 	}
 }
 
-func TestRefusalsOfAttachAndDetachAreWordedAsAWSDoes(t *testing.T) {
+func TestErrorsOfAttachAndDetachAreAWSs(t *testing.T) {
 	w := newWorld(t, cloud.Config{Times: cloud.Times{Detach: time.Hour, Terminate: time.Hour}}, ec2.Config{})
 	pending := w.cloud.AddInstance(cloud.Instance{State: cloud.Pending})
 	ending := w.cloud.AddInstance(cloud.Instance{})
@@ -297,7 +297,7 @@ func TestRefusalsOfAttachAndDetachAreWordedAsAWSDoes(t *testing.T) {
 		{held, nobody, "InvalidInstanceID.NotFound", "The instance ID '" + nobody + "' does not exist"},
 		{nothing, w.instance.ID, "InvalidVolume.NotFound", "The volume '" + nothing + "' does not exist."},
 		{root, w.instance.ID, "OperationNotPermitted", "Unable to detach root volume '" + root + "'"},
-		{leaving, w.instance.ID, "", ""}, // again
+		{leaving, w.instance.ID, "", ""}, // repeated
 		{free, stopped.ID, "", ""},
 	} {
 		_, err := w.api.DetachVolume(t.Context(), &sdk.DetachVolumeInput{VolumeId: &test.volume, InstanceId: &test.instance})
@@ -308,7 +308,7 @@ func TestRefusalsOfAttachAndDetachAreWordedAsAWSDoes(t *testing.T) {
 	}
 }
 
-func TestAVolumeThatIsBeingMadeCannotBeAttached(t *testing.T) {
+func TestCreatingVolumeCannotBeAttached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Times: cloud.Times{Create: time.Minute, Delete: time.Minute}}, ec2.Config{})
 		v := w.create()
@@ -328,7 +328,7 @@ func TestAVolumeThatIsBeingMadeCannotBeAttached(t *testing.T) {
 	})
 }
 
-func TestAVolumeIsModifiedUpToFourTimesADayOneAfterTheOther(t *testing.T) {
+func TestModificationsAreLimitedToFourADay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, cloud.Config{Times: cloud.Times{Modify: time.Hour}}, ec2.Config{})
 		v := w.create()
@@ -462,7 +462,7 @@ func TestTags(t *testing.T) {
 	assert.Empty(t, w.truth(v).Tags)
 }
 
-func TestInstancesShowWhatIsAttached(t *testing.T) {
+func TestDescribeInstancesShowsAttachedVolumes(t *testing.T) {
 	w := newWorld(t, cloud.Config{}, ec2.Config{})
 	v := w.create()
 	require.NoError(t, w.attach(v, "/dev/xvdba"))

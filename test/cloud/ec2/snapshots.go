@@ -31,7 +31,7 @@ func (f *Front) snapshotItem(s cloud.Snapshot) snapshotItem {
 	}
 }
 
-// snapshotFields are the filters of DescribeSnapshots; all snapshots are the account's own.
+// snapshotFields are the filters of DescribeSnapshots. All snapshots belong to the account.
 func (f *Front) snapshotFields(s cloud.Snapshot, name string) ([]string, bool) {
 	switch name {
 	case "description":
@@ -61,7 +61,7 @@ func (f *Front) snapshotFields(s cloud.Snapshot, name string) ([]string, bool) {
 	}
 }
 
-// maxDescription is in characters.
+// maxDescription is the limit in characters.
 const maxDescription = 255
 
 func createSnapshot(r *request) (any, error) {
@@ -124,7 +124,7 @@ func describeSnapshots(r *request) (any, error) {
 	return answer, nil
 }
 
-// ownSnapshots tells whether the owners that are asked for include this account.
+// ownSnapshots reports whether the requested owners include this account.
 func (r *request) ownSnapshots() bool {
 	owners := strings.Join(r.params.list("Owner"), " ")
 	return owners == "" || strings.Contains(owners, "self") || strings.Contains(owners, r.front.cfg.Account)

@@ -7,10 +7,10 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// maxResources is how many resources one request can tag.
+// maxResources is the maximum number of resources of a request.
 const maxResources = 1000
 
-// taggable reads the resources whose tags shall be edited.
+// taggable returns the resources whose tags the request edits.
 func (r *request) taggable() ([]string, error) {
 	ids := r.params.list("ResourceId")
 	if len(ids) == 0 {

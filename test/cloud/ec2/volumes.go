@@ -12,13 +12,13 @@ import (
 
 const gib = 1 << 30
 
-// A kind is what AWS sells under a volume type's name; sizes in GiB, throughput in MiB/s.
-// See https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateVolume.html and, for the ratios,
+// kind describes a volume type: sizes in GiB, throughput in MiB/s. See
+// https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateVolume.html and, for the ratios,
 // https://docs.aws.amazon.com/ebs/latest/userguide/ebs-volume-types.html
 type kind struct {
 	minSize, maxSize             int64
-	minIOPS, maxIOPS             int // 0: none can be asked for
-	defaultIOPS                  int // 0: it must be asked for where it can be
+	minIOPS, maxIOPS             int // 0: IOPS cannot be set
+	defaultIOPS                  int // 0: IOPS must be set, if they can be
 	perGiB                       int // IOPS per GiB
 	minThroughput, maxThroughput int
 }
@@ -33,7 +33,7 @@ var kinds = map[string]kind{
 	"standard": {minSize: 1, maxSize: 1024},
 }
 
-// shape checks what a volume shall be like and fills in what was not asked for.
+// shape checks the shape of a volume and sets defaults.
 func shape(size int64, name string, iops, throughput *int) (cloud.Shape, error) {
 	s := cloud.Shape{Size: size * gib, Type: name}
 	k, ok := kinds[name]
@@ -65,7 +65,7 @@ func shape(size int64, name string, iops, throughput *int) (cloud.Shape, error) 
 	if throughput != nil {
 		s.Throughput = *throughput
 	}
-	// gp3 has its 3,000 IOPS and 125 MiB/s at any size.
+	// gp3 has 3,000 IOPS and 125 MiB/s at any size.
 	if k.perGiB > 0 && s.IOPS > k.defaultIOPS && int64(s.IOPS) > size*int64(k.perGiB) {
 		return s, refuse("InvalidParameterValue", "Iops to volume size ratio of %f is too high; maximum is %d.", float64(s.IOPS)/float64(size), k.perGiB)
 	}
@@ -188,15 +188,15 @@ func describeVolumes(r *request) (any, error) {
 	return answer, nil
 }
 
-// A token remembers what CreateVolume did with a client token.
+// token is the result of a CreateVolume with a client token.
 type token struct {
-	mark   string // of the request's parameters
+	mark   string // fingerprint of the request
 	answer volumeItem
-	burnt  bool // its create failed
+	burnt  bool // the create failed
 	since  time.Time
 }
 
-// tokenLife is how long AWS says that a token is remembered at least.
+// tokenLife is how long AWS keeps a token at least.
 const tokenLife = 24 * time.Hour
 
 func createVolume(r *request) (any, error) {
@@ -209,7 +209,7 @@ func createVolume(r *request) (any, error) {
 		return nil, refuse("InvalidParameterValue", "Value (%s) for parameter ClientToken is invalid. It must be 1 to 64 ASCII characters.", name)
 	}
 	f := r.front
-	f.mu.Lock() // two with one token make one volume
+	f.mu.Lock() // calls with the same token make one volume
 	defer f.mu.Unlock()
 	mark := r.params.fingerprint()
 	if known := f.tokens[name]; name != "" && known != nil && time.Since(known.since) < tokenLife {
@@ -236,7 +236,7 @@ func createVolume(r *request) (any, error) {
 	return item, nil
 }
 
-// volumeSpec checks the parameters of CreateVolume that can be checked without looking at other objects.
+// volumeSpec checks the parameters of CreateVolume that do not refer to other objects.
 func (f *Front) volumeSpec(r *request) (spec cloud.VolumeSpec, err error) {
 	p := r.params
 	if err := p.need("AvailabilityZone"); err != nil {
@@ -289,7 +289,7 @@ func (f *Front) volumeSpec(r *request) (spec cloud.VolumeSpec, err error) {
 	return spec, err
 }
 
-// encrypt chooses the key. AWS looks at one only after it has accepted the volume.
+// encrypt sets the key. AWS checks it only after accepting the volume.
 func (f *Front) encrypt(spec *cloud.VolumeSpec, key string) error {
 	switch {
 	case key != "" && !spec.Encrypted:
@@ -305,7 +305,7 @@ func (f *Front) encrypt(spec *cloud.VolumeSpec, key string) error {
 	return nil
 }
 
-// snapshotSize is the size of a volume for which none is asked for; of one that CreateVolume will refuse it is some.
+// snapshotSize returns the default size of a volume from a snapshot. It is arbitrary if CreateVolume will refuse the volume.
 func (f *Front) snapshotSize(r *request, id string) *int {
 	size := 1
 	for _, s := range f.cloud.Snapshots() {
@@ -335,7 +335,7 @@ func deleteVolume(r *request) (any, error) {
 	return done{true}, err
 }
 
-// idParam reads an id that an action needs.
+// idParam returns a required ID.
 func (r *request) idParam(kind, name string) (string, error) {
 	if err := r.params.need(name); err != nil {
 		return "", err
@@ -344,7 +344,7 @@ func (r *request) idParam(kind, name string) (string, error) {
 	return id, malformed(kind, id, strings.ToLower(name[:1])+name[1:])
 }
 
-// The rule for modifications, see https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_ModifyVolume.html
+// The limits of modifications. See https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_ModifyVolume.html
 const (
 	modifications       = 4
 	modificationsWithin = 24 * time.Hour
@@ -388,7 +388,7 @@ func modifyVolume(r *request) (any, error) {
 			keep(&iops, v.IOPS, kinds[name].maxIOPS > 0)
 			keep(&throughput, v.Throughput, kinds[name].maxThroughput > 0)
 		}
-		if kinds[name].maxIOPS > 0 { // the default after a change of type
+		if kinds[name].maxIOPS > 0 { // the default of the new type
 			keep(&iops, 3000, true)
 		}
 		return shape(wanted, name, iops, throughput)
@@ -406,7 +406,7 @@ func modifyVolume(r *request) (any, error) {
 	}{modificationOf(id, m)}, nil
 }
 
-// keep fills in what was not asked for.
+// keep sets a value that was not requested to the current one.
 func keep(wanted **int, had int, possible bool) {
 	if *wanted == nil && possible {
 		*wanted = &had
@@ -488,7 +488,7 @@ func modificationFields(v cloud.Volume, name string) ([]string, bool) {
 
 func describeModifications(r *request) (any, error) {
 	all := r.Volumes()
-	if len(r.params.list("VolumeId")) == 0 { // a volume that is asked for has to have one
+	if len(r.params.list("VolumeId")) == 0 { // a requested volume must have a modification
 		all = slices.DeleteFunc(all, func(v cloud.Volume) bool { return v.Modification == nil })
 	}
 	page, next, err := read[cloud.Volume]{
@@ -515,10 +515,10 @@ func describeModifications(r *request) (any, error) {
 	return answer, nil
 }
 
-// limitOf is how many volumes an instance can hold, its root volume included.
+// limitOf returns the maximum number of volumes of an instance, including the root volume.
 func limitOf(i cloud.Instance) int {
 	t := typeOf(i.Type)
-	if t.limitType == "shared" && t.hypervisor == "nitro" { // with network interfaces
+	if t.limitType == "shared" && t.hypervisor == "nitro" { // including network interfaces
 		return t.attachments - (i.Interfaces - 1)
 	}
 	return t.attachments

@@ -13,13 +13,13 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// action is a change that takes its time.
+// action is an operation that takes time.
 type action struct {
 	id             int64
 	command        string
-	volume, server string // the server may be ""
+	volume, server string // server may be ""
 	started, ended time.Time
-	failure        *problem // by a test's order
+	failure        *problem // set by Fail
 }
 
 type shownAction struct {
@@ -38,14 +38,14 @@ type resource struct {
 	Type string `json:"type"`
 }
 
-// What a status says.
+// The statuses.
 const (
 	running = "running"
 	success = "success"
 	failed  = "error"
 )
 
-// begin notes an action, and returns it as it is shown then: running. The caller holds the lock.
+// begin records an action and returns it as running. The caller holds the lock.
 func (f *Front) begin(v cloud.Volume, command, server string) shownAction {
 	a := &action{id: 1_400_000_000 + int64(len(f.actions)), command: command, volume: v.ID, server: server, started: time.Now()}
 	f.actions = append(f.actions, a)
@@ -75,7 +75,8 @@ func (a *action) show(status string) shownAction {
 	return s
 }
 
-// status tells what became of an action: by the volume, if no other of its kind came later. The caller holds the lock.
+// status returns an action's status, from the state of the volume unless a later action of the same kind exists. The caller
+// holds the lock.
 func (f *Front) status(a *action) string {
 	v, ok := f.cloud.Volume(a.volume)
 	kind := func(a *action) string {
@@ -116,12 +117,13 @@ func (f *Front) status(a *action) string {
 	return success
 }
 
-// underway tells whether an action of a volume is running. The caller holds the lock.
+// underway reports whether an action of a volume is running. The caller holds the lock.
 func (f *Front) underway(volume string) bool {
 	return slices.ContainsFunc(f.actions, func(a *action) bool { return a.volume == volume && f.status(a) == running })
 }
 
-// busy tells whether a server refuses changes: an action of it is running, or of a volume in it. The caller holds the lock.
+// busy reports whether a server refuses changes because an action of it or of one of its volumes is running. The caller holds
+// the lock.
 func (f *Front) busy(server string) bool {
 	i, _ := f.cloud.Instance(server)
 	if i.State != cloud.Running && i.State != cloud.Stopped {
@@ -132,14 +134,14 @@ func (f *Front) busy(server string) bool {
 	})
 }
 
-// engaged is busy for those who do not hold the lock.
+// engaged is busy with the lock.
 func (f *Front) engaged(server string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.busy(server)
 }
 
-// Fail lets the attach of a volume that is under way end in an error: the volume is free again.
+// Fail makes the pending attach of a volume end in an error. The volume is detached again.
 func (f *Front) Fail(volume, code, message string) {
 	_, err := f.cloud.Do(context.Background(), cloud.Call{Action: "Fail", Aside: true}, func(r *cloud.Request) error {
 		f.mu.Lock()
@@ -151,7 +153,7 @@ func (f *Front) Fail(volume, code, message string) {
 				return err
 			}
 		}
-		return errors.New("no attach is under way")
+		return errors.New("no attach is pending")
 	})
 	if err != nil {
 		panic("hetzner: " + volume + ": " + err.Error())
@@ -318,7 +320,7 @@ func (f *Front) listActions(r *rest.Request) (rest.Answer, error) {
 	return f.actionsWith(r, func(a *action) bool { return a.volume == v.ID })
 }
 
-// listActionsByID shows the actions that are asked for by their ids. All actions of a project are not shown any more.
+// listActionsByID returns the actions with the requested IDs. The API does not list all actions of a project any more.
 func (f *Front) listActionsByID(r *rest.Request) (rest.Answer, error) {
 	if err := query(r, "id*", "sort*", "status*", "page", "per_page"); err != nil {
 		return rest.Answer{}, err

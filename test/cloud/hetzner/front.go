@@ -1,15 +1,15 @@
-// Package hetzner is the front of package cloud that speaks as Hetzner Cloud does: version 1 of its API, as far as it is about
-// volumes and their actions, servers and locations; and each server's metadata service.
+// Package hetzner simulates the Hetzner Cloud API v1 for volumes, their actions, servers and locations, and the server metadata
+// service.
 //
-// It keeps the rules of the public reference, and is the stricter one where that leaves something open. While an action is
-// under way, its volume and its server refuse every other change, that of labels included. A volume shows its server from the
-// moment an attach is accepted, as the reference's example of a creation does (see Config.Late for the other way), until a
-// detach has ended. An attached volume is not deleted, resized only to more than it has. Fields and parameters that the API
-// does not have are refused, and so is what blockvol must never ask for: that Hetzner formats or mounts a volume.
+// It follows the public reference and is strict where that leaves a choice. During an action, its volume and server refuse all
+// other changes, including labels. A volume shows its server from the time when an attach is accepted, as in the reference's
+// example of a creation (Config.Late is the other way), until a detach has ended. An attached volume cannot be deleted, and no
+// volume can be made smaller. Unknown fields and parameters are refused, and so are automount and format, which blockvol must
+// never ask for.
 //
-// It does not simulate making and changing servers, the volumes of a server that is made, and quotas other than of volumes on
-// a server. The reference names no code for some refusals: of a volume that is attached and shall be deleted, or that is not
-// and shall be detached, of another location, and of a server's limit (there it is the one that Hetzner's own driver expects).
+// It does not simulate creating and changing servers, volumes of a server being created, and quotas other than volumes per
+// server. The reference has no error codes for deleting an attached volume, detaching a detached one, another location, and a
+// server's limit (here it is the one that Hetzner's own driver expects).
 package hetzner
 
 import (
@@ -29,14 +29,14 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// Config is what is Hetzner's own about a cloud, whose zones are its locations.
+// Config configures a front end. The cloud's zones are the locations.
 type Config struct {
 	Cloud *cloud.Cloud
-	Most  int  // volumes on one server; 0 is 16
-	Late  bool // a volume shows its server only when an attach has ended
+	Most  int  // maximum number of volumes of a server; 0 is 16
+	Late  bool // a volume shows its server only after the attach
 }
 
-// Front is Hetzner Cloud, seen by one project. Configure its limits with Limits, its ids with ID.
+// Front is the front end of Hetzner Cloud for one project. Pass Limits and ID in cloud.Config.
 type Front struct {
 	*rest.API
 	*rest.Tokens
@@ -44,12 +44,12 @@ type Front struct {
 	cfg   Config
 	cloud *cloud.Cloud
 
-	mu       sync.Mutex // held over what looks before it acts
+	mu       sync.Mutex // held from a check until the change
 	actions  []*action
-	statuses map[string]string // of servers, as a test wants them
+	statuses map[string]string // of servers, set by Show
 }
 
-// New returns a front.
+// New returns a front end.
 func New(cfg Config) *Front {
 	cfg.Most = cmp.Or(cfg.Most, 16)
 	f := &Front{Tokens: rest.NewTokens(tokenOf), cfg: cfg, cloud: cfg.Cloud, statuses: map[string]string{}}
@@ -73,10 +73,10 @@ func New(cfg Config) *Front {
 	return f
 }
 
-// ID is for cloud.Config.ID: numbers that JSON keeps whole.
+// ID is for cloud.Config.ID: numbers that JSON represents exactly.
 func ID(_ cloud.Kind, n uint64) string { return strconv.FormatUint(1<<24+n>>12, 10) }
 
-// Limits are those of one project: 3,600 requests at once, and one more each second.
+// Limits returns the limits of a project: 3,600 requests at once, and one more each second.
 func Limits(string) cloud.Bucket { return cloud.Bucket{Size: 3600, PerSecond: 1} }
 
 func tokenOf(instance string) string {
@@ -84,10 +84,10 @@ func tokenOf(instance string) string {
 	return hex.EncodeToString(sum[:]) // 64 characters, as Hetzner's
 }
 
-// ReadOnly makes a token one that may only read.
+// ReadOnly makes a token read-only.
 func (f *Front) ReadOnly(token string) { f.Restrict(token, "read") }
 
-// Serial returns what the kernel of a server shows as the serial of the volume's device.
+// Serial returns the serial of the volume's device in a server's kernel.
 func (f *Front) Serial(volume string) string { return volume }
 
 func (f *Front) caller(r *http.Request) (instance string, err error) {
@@ -101,7 +101,7 @@ func (f *Front) caller(r *http.Request) (instance string, err error) {
 	return instance, nil
 }
 
-// statuses are those of HTTP that go with the API's codes.
+// statuses are the HTTP statuses of the API's error codes.
 var statuses = map[string]int{
 	"json_error": http.StatusBadRequest, "unauthorized": http.StatusUnauthorized, "forbidden": http.StatusForbidden,
 	"maintenance": http.StatusForbidden, "resource_limit_exceeded": http.StatusForbidden, "protected": http.StatusForbidden,
@@ -113,7 +113,7 @@ var statuses = map[string]int{
 	"bad_gateway": http.StatusBadGateway, "unavailable": http.StatusServiceUnavailable, "timeout": http.StatusGatewayTimeout,
 }
 
-// problem is an error as the API shows it.
+// problem is an error in an answer.
 type problem struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
@@ -129,7 +129,7 @@ func refusal(p problem) *rest.Refusal {
 	return &rest.Refusal{Answer: rest.Answer{Status: status, Body: map[string]any{"error": p}}}
 }
 
-// invalid refuses the value of a field or a parameter.
+// invalid returns the error for an invalid field or parameter.
 func invalid(field, format string, args ...any) *rest.Refusal {
 	message := fmt.Sprintf(format, args...)
 	return refusal(problem{"invalid_input", fmt.Sprintf("invalid input in field '%s': %s", field, message), map[string]any{
@@ -145,8 +145,7 @@ func locked(kind string) *rest.Refusal {
 	return refuse("locked", "cannot perform operation because %s is locked", kind)
 }
 
-// translate words what package cloud refuses. The code of a rule that makes a call fail is one of the API's, and perhaps a
-// message after it.
+// translate returns the response for an error. The code of a Fail rule is one of the API's and optionally a message.
 func (f *Front) translate(err error) *rest.Refusal {
 	var failed *cloud.FailedError
 	switch {
@@ -165,7 +164,7 @@ func (f *Front) translate(err error) *rest.Refusal {
 	return refuse("server_error", "an error occurred: %v", err)
 }
 
-// limits adds what is left of the limit, which is told for an hour.
+// limits adds the rate limit headers, which are per hour.
 func (f *Front) limits(h http.Header, _ string) {
 	left, most, full := f.cloud.Left(rest.Account)
 	if most == 0 {
@@ -176,7 +175,7 @@ func (f *Front) limits(h http.Header, _ string) {
 	h.Set("Ratelimit-Reset", strconv.FormatInt(full.Add(time.Second-1).Unix(), 10))
 }
 
-// decode reads a body.
+// decode decodes a body.
 func decode(r *rest.Request, into any) error {
 	if err := r.Decode(into); err != nil {
 		return refuse("json_error", "invalid JSON: %v", err)
@@ -184,7 +183,7 @@ func decode(r *rest.Request, into any) error {
 	return nil
 }
 
-// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport.
+// Transport connects an instance's clients without sockets, see httpsim.InstanceTransport.
 func (f *Front) Transport(instance string) http.RoundTripper {
 	return httpsim.InstanceTransport(f, f.Metadata(instance))
 }

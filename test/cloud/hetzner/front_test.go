@@ -18,7 +18,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// world is a project with a server, whose requests are made here byte by byte.
+// world is a project with a server.
 type world struct {
 	t      *testing.T
 	cloud  *cloud.Cloud
@@ -28,7 +28,7 @@ type world struct {
 
 var times = cloud.Times{Attach: 4 * time.Second, Detach: 4 * time.Second, Modify: 4 * time.Second, Stop: time.Second, Terminate: time.Second}
 
-// inWorld runs a test in a bubble, in which an action takes some seconds. A volume is made at once.
+// inWorld runs a test under synctest.Test. An action takes some seconds; a volume is created at once.
 func inWorld(t *testing.T, cfg cloud.Config, front hetzner.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID, cfg.Times = []string{"fsn1", "nbg1"}, hetzner.ID, times
@@ -44,7 +44,7 @@ func (w *world) node(location string) string {
 	return w.cloud.AddInstance(cloud.Instance{Zone: location}).ID
 }
 
-// send makes a request as the server does.
+// send sends a request with the server's token.
 func (w *world) send(method, path, body string) (status int, header http.Header, answer string) {
 	w.t.Helper()
 	return w.sendAs(w.front.Token(w.server), method, path, body)
@@ -61,7 +61,7 @@ func (w *world) sendAs(token, method, path, body string) (status int, header htt
 	return status, header, answer
 }
 
-// must makes a request that succeeds, and returns what is under the path of keys in its answer.
+// must sends a request that must succeed, and returns the value at a path of keys in the answer.
 func (w *world) must(method, path, body string, keys ...string) any {
 	w.t.Helper()
 	status, _, answer := w.send(method, path, body)
@@ -69,7 +69,7 @@ func (w *world) must(method, path, body string, keys ...string) any {
 	return cloudtest.JSONField(w.t, answer, keys...)
 }
 
-// refused makes a request that is refused so.
+// refused checks that a request fails with this status and code.
 func (w *world) refused(status int, code, method, path, body string) {
 	w.t.Helper()
 	got, _, answer := w.send(method, path, body)
@@ -97,7 +97,7 @@ func (w *world) ids(selector string) (names []string) {
 	return names
 }
 
-func TestAnswersAreThoseOfTheReference(t *testing.T) {
+func TestAnswersMatchTheReference(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		status, _, answer := w.send("POST", "/volumes", `{"name": "database-storage", "size": 42, "location": "fsn1", "labels": {"env": "dev", "just-a-key": ""}}`)
 		assert.Equal(t, http.StatusCreated, status)
@@ -180,7 +180,7 @@ func TestServersAreShownWithTheirStatus(t *testing.T) {
 	})
 }
 
-func TestWhatIsOutOfRangeIsRefused(t *testing.T) {
+func TestValuesOutOfRangeAreRefused(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(_ *testing.T, w *world) {
 		id := w.create("there")
 		for _, c := range []struct {
@@ -227,7 +227,7 @@ func TestWhatIsOutOfRangeIsRefused(t *testing.T) {
 	})
 }
 
-func TestWhatIsUnderWayLocksVolumeAndServer(t *testing.T) {
+func TestRunningActionLocksVolumeAndServer(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		a, b := w.create("a"), w.create("b")
 		attachA, attachB := "/volumes/"+a+"/actions/attach", "/volumes/"+b+"/actions/attach"
@@ -258,7 +258,7 @@ func TestWhatIsUnderWayLocksVolumeAndServer(t *testing.T) {
 	})
 }
 
-func TestAServerHoldsSoManyVolumes(t *testing.T) {
+func TestServerLimitsVolumes(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{Most: 2}, func(_ *testing.T, w *world) {
 		for _, name := range []string{"a", "b"} {
 			w.attach(w.create(name))
@@ -268,7 +268,7 @@ func TestAServerHoldsSoManyVolumes(t *testing.T) {
 	})
 }
 
-func TestAnAttachCanFail(t *testing.T) {
+func TestAttachCanFail(t *testing.T) {
 	for _, late := range []bool{false, true} {
 		inWorld(t, cloud.Config{}, hetzner.Config{Late: late}, func(t *testing.T, w *world) {
 			id := w.create("a")
@@ -314,7 +314,7 @@ func TestListsAreSelectedSortedAndPaged(t *testing.T) {
 	})
 }
 
-func TestTheLimitIsToldAndRefills(t *testing.T) {
+func TestRateLimitRefills(t *testing.T) {
 	inWorld(t, cloud.Config{Limits: hetzner.Limits}, hetzner.Config{}, func(t *testing.T, w *world) {
 		_, header, _ := w.send("GET", "/locations", "")
 		assert.Equal(t, []string{"3600", "3599", strconv.FormatInt(time.Now().Unix()+1, 10)}, []string{header.Get("Ratelimit-Limit"), header.Get("Ratelimit-Remaining"), header.Get("Ratelimit-Reset")})
@@ -330,7 +330,7 @@ func TestTheLimitIsToldAndRefills(t *testing.T) {
 	})
 }
 
-func TestOnlyGoodTokensAreTaken(t *testing.T) {
+func TestInvalidTokensAreRefused(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		for token, want := range map[string]string{"": "unauthorized", "x": "unauthorized"} {
 			status, _, answer := w.sendAs(token, "GET", "/volumes", "")
@@ -347,7 +347,7 @@ func TestOnlyGoodTokensAreTaken(t *testing.T) {
 	})
 }
 
-func TestAServerLearnsWhichItIs(t *testing.T) {
+func TestMetadataIdentifiesTheServer(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		get := func(path string) string {
 			status, _, answer, err := httpsim.Send(t.Context(), w.front.Transport(w.server), http.MethodGet, "http://"+httpsim.MetadataHost+path, "")

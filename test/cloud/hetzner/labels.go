@@ -39,7 +39,7 @@ var (
 	exists = regexp.MustCompile(`^\s*(!?)\s*([^\s!=(),]+)\s*(?:,|$)`)
 )
 
-// selector returns what tells whether labels match.
+// selector parses a label selector and returns its match function.
 func selector(text string) (func(map[string]string) bool, error) {
 	var all []func(map[string]string) bool
 	wrong := func() error { return invalid("label_selector", "'%s' is no label selector", text) }
@@ -75,7 +75,7 @@ func selector(text string) (func(map[string]string) bool, error) {
 	}, nil
 }
 
-// selected reads the parameter of a list.
+// selected returns the match function of a list's label_selector parameter.
 func selected(r *rest.Request) (func(map[string]string) bool, error) {
 	return selector(r.HTTP.URL.Query().Get("label_selector"))
 }

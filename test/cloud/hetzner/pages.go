@@ -10,7 +10,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// query refuses parameters that a path does not have. Those that many may be named of have an asterisk.
+// query refuses parameters that a path does not have. An asterisk marks parameters that can be repeated.
 func query(r *rest.Request, known ...string) error {
 	for name, values := range r.HTTP.URL.Query() {
 		if !slices.Contains(known, name+"*") && (!slices.Contains(known, name) || len(values) != 1) {
@@ -29,7 +29,7 @@ type pagination struct {
 	TotalEntries int  `json:"total_entries"`
 }
 
-// page answers with a part of all objects, under their name.
+// page returns one page of the objects, under their name.
 func page[T any](r *rest.Request, name string, all []T) (rest.Answer, error) {
 	given := r.HTTP.URL.Query()
 	number := func(name string, usual, most int) (int, error) {
@@ -74,7 +74,7 @@ func page[T any](r *rest.Request, name string, all []T) (rest.Answer, error) {
 	return answer, nil
 }
 
-// sorted puts objects into the order that the parameter wants, of those that it may want; by default the first.
+// sorted sorts objects as the request's sort parameter says, by default in the usual order.
 func sorted[T any](r *rest.Request, all []T, orders map[string]func(a, b T) int, usual string) error {
 	wanted := append(r.HTTP.URL.Query()["sort"], usual)
 	var by []func(a, b T) int

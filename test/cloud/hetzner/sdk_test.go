@@ -14,8 +14,8 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/hetzner"
 )
 
-// Hetzner's own SDK, which the provider does not use, is a second opinion on what the front answers.
-func TestTheSDKUnderstandsTheFront(t *testing.T) {
+// Hetzner's SDK, which the provider does not use, checks the front end independently.
+func TestSDKWorks(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		ctx := t.Context()
 		c := hcloud.NewClient(hcloud.WithEndpoint("https://api.hetzner.test/v1"), hcloud.WithToken(w.front.Token(w.server)),

@@ -9,7 +9,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// location is how locations are shown.
+// location is a location in an answer.
 type location struct {
 	ID          int64   `json:"id"`
 	Name        string  `json:"name"`
@@ -49,14 +49,15 @@ func (f *Front) listLocations(r *rest.Request) (rest.Answer, error) {
 	return page(r, "locations", all)
 }
 
-// Show lets a server have a status, whatever it is doing: one that is "migrating", "rebuilding" or "unknown". "" ends it.
+// Show sets the status that the API shows for a server, such as "migrating", "rebuilding" or "unknown". "" restores the real
+// one.
 func (f *Front) Show(server, status string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.statuses[server] = status
 }
 
-// statusOf is the word for an instance's state, "" if Hetzner does not know it any more.
+// statusOf returns a server's status, or "" if Hetzner does not show it.
 func (f *Front) statusOf(i cloud.Instance) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -126,8 +127,7 @@ func (f *Front) showServer(r *rest.Request, i cloud.Instance, status string) map
 	}
 }
 
-// Metadata returns the metadata service of one instance.
-// See https://docs.hetzner.cloud/reference/cloud#description/server-metadata
+// Metadata returns an instance's metadata service. See https://docs.hetzner.cloud/reference/cloud#description/server-metadata
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		httpsim.ServeMetadata(f.cloud, instance, w, r, func() (int, string) {

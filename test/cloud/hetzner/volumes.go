@@ -17,13 +17,13 @@ import (
 
 const gib = 1 << 30
 
-// What a volume may have, in what Hetzner calls GB: its kernel devices have as many GiB.
+// Limits of a volume's size in what Hetzner calls GB. The devices have as many GiB.
 const leastGB, mostGB = 10, 10240
 
-// What is Hetzner's own of a volume stands in the tags that package cloud keeps: these, and the labels after labelMark.
+// What package cloud has no field for is in tags with these keys. Hetzner's labels follow labelMark.
 const (
 	ownName      = "name"
-	ownProtected = "protected" // if it is there
+	ownProtected = "protected" // present if protected
 	labelMark    = "label:"
 )
 
@@ -81,7 +81,7 @@ func (f *Front) show(v cloud.Volume) volume {
 	return shown
 }
 
-// there tells whether a volume is shown at all.
+// there reports whether the API shows a volume.
 func there(v cloud.Volume) bool {
 	return v.State == cloud.Creating || v.State == cloud.Available || v.State == cloud.InUse
 }
@@ -113,7 +113,7 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 	return page(r, "volumes", all)
 }
 
-// find returns a volume as a read shows it.
+// find returns a volume, subject to Lag.
 func find(r *rest.Request) (cloud.Volume, error) {
 	id := r.HTTP.PathValue("id")
 	for _, v := range r.Volumes() {
@@ -124,7 +124,7 @@ func find(r *rest.Request) (cloud.Volume, error) {
 	return cloud.Volume{}, notFound("volume", id)
 }
 
-// truth returns a volume as it is.
+// truth returns the current state of a volume.
 func (f *Front) truth(r *rest.Request) (cloud.Volume, error) {
 	id := r.HTTP.PathValue("id")
 	v, ok := f.cloud.Volume(id)
@@ -151,7 +151,7 @@ func checkVolumeName(name string) error {
 	return nil
 }
 
-// taken refuses a name that a volume has, other than that one. The caller holds the lock.
+// taken returns an error if another volume has the name. The caller holds the lock.
 func (f *Front) taken(name, but string) error {
 	for _, v := range f.cloud.Volumes() {
 		if there(v) && v.ID != but && v.Tags[ownName] == name {
@@ -199,7 +199,7 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusCreated, Body: map[string]any{"volume": f.show(v), "action": a, "next_actions": []any{}}}, nil
 }
 
-// zone is the location that a request names by name or number, "" if there is none.
+// zone returns the location that a request gives by name or number, or "" if it does not exist.
 func (f *Front) zone(named json.RawMessage) string {
 	for _, zone := range f.cloud.Zones() {
 		if l := locationOf(zone); string(named) == strconv.Quote(zone) || string(named) == strconv.FormatInt(l.ID, 10) {

@@ -8,7 +8,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// plans are what Linode sells, with their memory in MiB.
+// plans are the instance types with their memory in MiB.
 var plans = map[string]int{"g6-nanode-1": 1024, "g6-standard-2": 4096, "g6-standard-8": 32768, "g6-standard-32": 196608}
 
 func memoryOf(i cloud.Instance) int {
@@ -18,11 +18,11 @@ func memoryOf(i cloud.Instance) int {
 	return plans["g6-standard-2"]
 }
 
-// ownDisks are a Linode's own: the system's and a swap disk.
+// ownDisks is the number of an instance's own disks: system and swap.
 const ownDisks = 2
 
-// mostVolumes is how many volumes a Linode holds: as many as it has GB of memory, between 8 and 64, its own disks included.
-// Those that are to come back at a boot stand in a configuration profile, which has 8 places.
+// mostVolumes returns the maximum number of disks of an instance: its memory in GB, between 8 and 64, including its own disks.
+// Volumes that persist across boots are in a configuration profile, which has 8 slots.
 func mostVolumes(i cloud.Instance, persist bool) int {
 	if persist {
 		return 8 - ownDisks
@@ -30,7 +30,7 @@ func mostVolumes(i cloud.Instance, persist bool) int {
 	return min(max(memoryOf(i)/1024, 8), 64) - ownDisks
 }
 
-// busy tells whether another volume is on its way into the Linode or out of it.
+// busy reports whether another volume is being attached to or detached from the instance.
 func (f *Front) busy(linode, except string) bool {
 	for _, v := range f.cloud.Volumes() {
 		if v.ID == except || len(v.Attachments) == 0 || v.Attachments[0].Instance != linode {
@@ -89,8 +89,7 @@ func (f *Front) attachVolume(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusOK, Body: show(v)}, nil
 }
 
-// detachVolume takes the volume from whichever Linode has it. The hypervisor pulls the device, whether the Linode's kernel has
-// let go of it or not.
+// detachVolume detaches the volume from its holder. The hypervisor removes the device even if the instance's kernel uses it.
 func (f *Front) detachVolume(r *rest.Request) (rest.Answer, error) {
 	if len(r.Body) > 0 {
 		if err := decode(r, &struct{}{}); err != nil {

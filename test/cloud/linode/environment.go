@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// ForgetEnvironment takes from this process's environment what the SDK of Linode would find there: a test must not depend on it.
+// ForgetEnvironment removes the Linode SDK's settings from this process's environment, since a test must not depend on them.
 func ForgetEnvironment() {
 	for _, setting := range os.Environ() {
 		if name, _, _ := strings.Cut(setting, "="); strings.HasPrefix(name, "LINODE_") {

@@ -1,16 +1,16 @@
-// Package linode is the front of package cloud that speaks as Linode (Akamai Cloud) does: volumes, and what is asked of
-// instances, by version 4 of its API, and each instance's metadata service.
+// Package linode simulates the Linode (Akamai Cloud) API v4 for volumes and for reading instances, and the instance metadata
+// service.
 //
-// It keeps the rules of the reference (https://techdocs.akamai.com/linode-api/reference/api), and words its refusals as Linode
-// does where that is known: Linode has no codes for them. Where the reference leaves something open, this is strict: a field, a
-// query or a filter that it does not name is refused, a second change of a machine while one is under way is "Linode busy.", the
-// label of a volume is free again only when the volume is gone for good, and instances' own disks count as volumes do.
+// It follows the reference (https://techdocs.akamai.com/linode-api/reference/api) and uses Linode's error messages where they
+// are known: Linode has no error codes. It is strict where the reference leaves a choice: unknown fields, queries and filters
+// are refused, a second change of an instance at the same time is "Linode busy.", a volume's label is free only after the
+// volume is gone, and an instance's own disks count like volumes.
 //
-// The API shows no attachment on its way: a volume has its Linode from the moment that was asked for until the device is gone.
+// The API does not show pending attachments: a volume has its instance from the request to attach until the device is gone.
 //
-// It does not simulate making or changing instances, configuration profiles, tags as objects of their own, events, users with
-// less than all rights, clones, transfers and migrations; nor that the device of an attached volume keeps its size when the
-// volume is resized, until it is attached anew.
+// It does not simulate creating and changing instances, configuration profiles, tags as objects, events, users with limited
+// rights, clones, transfers and migrations; nor that an attached volume's device keeps its size after a resize until the volume
+// is attached again.
 package linode
 
 import (
@@ -28,30 +28,30 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// Config is what is Linode's own about a cloud. Its zones are the regions.
+// Config configures a front end. The cloud's zones are the regions.
 type Config struct {
 	Cloud *cloud.Cloud
 
-	Plain []string // the regions that do not have encryption of volumes
+	Plain []string // regions without encryption of volumes
 }
 
-// Front is Linode's API, an http.Handler.
+// Front is the front end of the Linode API.
 type Front struct {
-	*rest.Tokens // personal access tokens of the account
+	*rest.Tokens // personal access tokens
 
 	cfg   Config
 	cloud *cloud.Cloud
 	api   *rest.API
 
-	changing sync.Mutex // from the check whether a change may be until it is made
+	changing sync.Mutex // held from the check of a change until the change
 
 	mu       sync.Mutex
-	without  map[string]bool    // the regions that do not have Block Storage
-	shown    map[string]string  // what the API says of an instance's status, whatever it is
-	sessions map[string]session // by the metadata service's tokens
+	without  map[string]bool    // regions without Block Storage
+	shown    map[string]string  // instance statuses set by Show
+	sessions map[string]session // by token of the metadata service
 }
 
-// New returns the front of a cloud. It starts nothing.
+// New returns a front end.
 func New(cfg Config) *Front {
 	f := &Front{
 		Tokens: rest.NewTokens(func(instance string) string { return fmt.Sprintf("%064x", "pat of "+instance) }),
@@ -70,7 +70,7 @@ func New(cfg Config) *Front {
 	return f
 }
 
-// handle adds a route that takes these OAuth scopes.
+// handle adds a route that needs these OAuth scopes.
 func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answer, error)) {
 	f.api.Handle(pattern, func(r *rest.Request) (rest.Answer, error) {
 		for _, scope := range strings.Fields(scopes) {
@@ -88,33 +88,33 @@ func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answ
 // ServeHTTP implements http.Handler.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) { f.api.ServeHTTP(w, r) }
 
-// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport.
+// Transport connects an instance's clients without sockets, see httpsim.InstanceTransport.
 func (f *Front) Transport(instance string) http.RoundTripper {
 	return httpsim.InstanceTransport(f, f.Metadata(instance))
 }
 
-// Withdraw takes Block Storage from a region's capabilities: no volume is made there any more.
+// Withdraw removes Block Storage from a region's capabilities. No volumes can be created there afterwards.
 func (f *Front) Withdraw(region string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.without[region] = true
 }
 
-// sells tells whether volumes can be made in a region.
+// sells reports whether volumes can be created in a region.
 func (f *Front) sells(region string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Contains(f.cloud.Zones(), region) && !f.without[region]
 }
 
-// Show makes the API say that an instance has a status, whatever it is in truth; "" ends that.
+// Show sets the status that the API shows for an instance. "" restores the real one.
 func (f *Front) Show(instance, status string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.shown[instance] = status
 }
 
-// Serial is what the kernel shows for the volume's device: its label.
+// Serial returns the serial of the volume's device in the kernel: its label.
 func (f *Front) Serial(volume string) string {
 	v, _ := f.cloud.Volume(volume)
 	return v.Tags[labelKey]
@@ -122,7 +122,7 @@ func (f *Front) Serial(volume string) string {
 
 var lastID atomic.Int64
 
-// ID is for cloud.Config.ID: numbers that ascend, as those of Linode do.
+// ID is for cloud.Config.ID: ascending numbers.
 func ID(kind cloud.Kind, _ uint64) string {
 	n := lastID.Add(1)
 	if kind == cloud.AnInstance {
@@ -133,7 +133,7 @@ func ID(kind cloud.Kind, _ uint64) string {
 	return strconv.FormatInt(n, 10)
 }
 
-// The buckets of requests. Calls that are in none have rest.Account's.
+// The buckets of requests. Other calls use rest.Account.
 const (
 	listing  = "listing"
 	creating = "creating"
@@ -150,7 +150,7 @@ func bucketOf(action string) string {
 	}
 }
 
-// Limits are those of the reference, "Rate limits", as token buckets; Linode's own are windows of a minute.
+// Limits returns the limits of the reference, "Rate limits", as token buckets. Linode's are windows of a minute.
 func Limits(bucket string) cloud.Bucket {
 	perMinute := map[string]int{listing: 200, creating: 100, rest.Account: 800}[bucket]
 	return cloud.Bucket{Size: perMinute, PerSecond: float64(perMinute) / 60}
@@ -198,7 +198,7 @@ var errBusy = bad("", "Linode busy.")
 
 func notFound() *rest.Refusal { return refuse(http.StatusNotFound, "", "Not found") }
 
-// translate words what package cloud refuses. The code of Fail is what Linode says, as the reason of a 400.
+// translate returns the response for an error. The code of a Fail rule is the reason of a 400.
 func (f *Front) translate(err error) *rest.Refusal {
 	var failed *cloud.FailedError
 	switch {

@@ -17,7 +17,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/linode"
 )
 
-// world is a front and one of its instances.
+// world is a front end and one of its instances.
 type world struct {
 	t        *testing.T
 	cloud    *cloud.Cloud
@@ -25,7 +25,7 @@ type world struct {
 	instance string
 }
 
-// inWorld runs a test in a bubble, at midnight of 1 January 2000.
+// inWorld runs a test under synctest.Test. It begins at midnight of 1 January 2000.
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world)) {
 	t.Helper()
 	cfg.Zones, cfg.ID = []string{"eu-central", "us-east"}, linode.ID
@@ -37,7 +37,7 @@ func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world)) {
 	})
 }
 
-// send makes a request with the instance's token, and with headers of name, value, name, value.
+// send sends a request with the instance's token. Headers are pairs of name and value.
 func (w *world) send(method, url, body string, headers ...string) (status int, header http.Header, answer string) {
 	w.t.Helper()
 	if strings.HasPrefix(url, "/") {
@@ -49,7 +49,7 @@ func (w *world) send(method, url, body string, headers ...string) (status int, h
 	return status, header, answer
 }
 
-// says asserts what a request is answered with. Of the wanted text, {v} is the id of a volume and {i} that of the instance.
+// says checks the response to a request. In the wanted text, {v} is the volume's ID and {i} the instance's.
 func (w *world) says(volume string, status int, want, method, path, body string, headers ...string) {
 	w.t.Helper()
 	fill := strings.NewReplacer("{v}", volume, "{i}", w.instance)
@@ -59,7 +59,7 @@ func (w *world) says(volume string, status int, want, method, path, body string,
 	assert.Equal(w.t, "application/json", header.Get("Content-Type"))
 }
 
-// refuses is says for an error about a field, which may be empty.
+// refuses is says for an error about a field, which may be "".
 func (w *world) refuses(volume string, status int, field, reason, method, path, body string, headers ...string) {
 	w.t.Helper()
 	problem := map[string]string{"reason": reason}
@@ -71,7 +71,7 @@ func (w *world) refuses(volume string, status int, field, reason, method, path, 
 	w.says(volume, status, string(want), method, path, body, headers...)
 }
 
-// create makes a volume of 10 GiB and returns its id.
+// create creates a volume of 10 GiB and returns its ID.
 func (w *world) create(label string, tags ...string) string {
 	w.t.Helper()
 	body, err := json.Marshal(map[string]any{"label": label, "region": "eu-central", "size": 10, "tags": tags})
@@ -81,7 +81,7 @@ func (w *world) create(label string, tags ...string) string {
 	return cloudtest.JSONField(w.t, content, "id").(json.Number).String()
 }
 
-func TestAVolumeIsShownAsTheReferenceHasIt(t *testing.T) {
+func TestVolumeMatchesTheReference(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Create: time.Second, Attach: time.Second, Detach: time.Second, Modify: time.Second}}, func(t *testing.T, w *world) {
 		status, _, body := w.send("POST", "/volumes", `{"label": "my-volume", "region": "eu-central", "size": 20, "encryption": "enabled", "tags": ["example tag", "data"]}`)
 		require.Equal(t, http.StatusOK, status, body)
@@ -112,7 +112,7 @@ func TestAVolumeIsShownAsTheReferenceHasIt(t *testing.T) {
 	})
 }
 
-func TestAnInstanceIsShownAsTheReferenceHasIt(t *testing.T) {
+func TestInstanceMatchesTheReference(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		status := func() (shown string) {
 			_, _, body := w.send("GET", "/linode/instances/"+w.instance, "")
@@ -136,7 +136,7 @@ func TestAnInstanceIsShownAsTheReferenceHasIt(t *testing.T) {
 	})
 }
 
-func TestWhatTheReferenceDoesNotAllowIsRefused(t *testing.T) {
+func TestInvalidRequestsAreRefused(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		id := w.create("taken")
 		for _, c := range []struct{ field, reason, method, path, body string }{
@@ -174,7 +174,7 @@ func TestWhatTheReferenceDoesNotAllowIsRefused(t *testing.T) {
 	})
 }
 
-func TestAttachmentsKeepTheRules(t *testing.T) {
+func TestAttachmentRules(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Attach: time.Second, Detach: time.Second, Stop: time.Second}}, func(t *testing.T, w *world) {
 		const attach = `{"linode_id": {i}, "persist_across_boots": false}`
 		one, two := w.create("one"), w.create("two")
@@ -193,7 +193,7 @@ func TestAttachmentsKeepTheRules(t *testing.T) {
 
 		far := w.cloud.AddInstance(cloud.Instance{Zone: "us-east"}).ID
 		w.refuses(two, 400, "linode_id", "The Volume and the Linode must be in the same region.", "POST", "/volumes/{v}/attach", strings.ReplaceAll(attach, "{i}", far))
-		for i := range 6 { // 8 places, of which the Linode's own disks have two
+		for i := range 6 { // 8 slots, two of them for the instance's own disks
 			status, _, body := w.send("POST", "/volumes/"+w.create(fmt.Sprint("v", i))+"/attach", strings.ReplaceAll(attach, "{i}", w.instance))
 			require.Equal(t, 200, status, body)
 			time.Sleep(2 * time.Second)
@@ -253,7 +253,7 @@ func TestListsHavePages(t *testing.T) {
 	})
 }
 
-func TestTokensAreLookedAt(t *testing.T) {
+func TestTokensAreChecked(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		id := w.create("db")
 		w.refuses("", 401, "", "Invalid Token", "GET", "/volumes", "", "Authorization", "Bearer x")
@@ -291,7 +291,7 @@ func TestLimitsAreInTheHeaders(t *testing.T) {
 	})
 }
 
-func TestMetadataWantsItsOwnToken(t *testing.T) {
+func TestMetadataNeedsItsOwnToken(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		const at = "http://169.254.169.254/v1/"
 		status := func(method, path string, headers ...string) int {
@@ -318,7 +318,7 @@ func TestMetadataWantsItsOwnToken(t *testing.T) {
 	})
 }
 
-func TestAnInstanceThatIsPoweredOffLosesItsVolumes(t *testing.T) {
+func TestStoppedInstanceLosesItsVolumes(t *testing.T) {
 	inWorld(t, cloud.Config{DetachOnStop: true}, func(t *testing.T, w *world) {
 		id := w.create("db")
 		w.send("POST", "/volumes/"+id+"/attach", `{"linode_id": `+w.instance+`, "persist_across_boots": false}`)

@@ -11,14 +11,14 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// The sizes of pages.
+// The limits of page sizes.
 const (
 	leastPage   = 25
 	mostPage    = 500
 	defaultPage = 100
 )
 
-// checkQuery refuses what the query of a route may not have.
+// checkQuery refuses query parameters that a route does not have.
 func checkQuery(r *rest.Request, pattern string) error {
 	for key := range r.HTTP.URL.Query() {
 		if pattern != "GET /v4/volumes" || key != "page" && key != "page_size" {
@@ -51,13 +51,14 @@ func paginate[T any](r *rest.Request, all []T) (rest.Answer, error) {
 	}}, nil
 }
 
-// filterable are the fields of a volume that the reference marks so, as texts: several are alternatives.
+// filterable returns the values of the fields that the reference marks as filterable. One of several values must match.
 var filterable = map[string]func(cloud.Volume) []string{
 	"label": func(v cloud.Volume) []string { return []string{v.Tags[labelKey]} },
 	"tags":  tagsOf,
 }
 
-// parseFilter reads an X-Filter ("Filtering and sorting"): {"tags": "a"}, {"label": {"+contains": "a"}}, {"+or": [filters]}.
+// parseFilter parses an X-Filter header ("Filtering and sorting"): {"tags": "a"}, {"label": {"+contains": "a"}}, {"+or":
+// [filters]}.
 func parseFilter(text string) (func(cloud.Volume) bool, error) {
 	if text == "" {
 		return func(cloud.Volume) bool { return true }, nil
@@ -77,7 +78,7 @@ func parseObject(text []byte) (func(cloud.Volume) bool, error) {
 		switch key {
 		case "+or", "+and":
 			match, err = parseArray(key, value)
-		case "+order", "+order_by": // the order is that of ids here
+		case "+order", "+order_by": // the order is always by ID
 			continue
 		default:
 			match, err = parseField(key, value)

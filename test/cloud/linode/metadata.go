@@ -11,20 +11,19 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// metadata is the service of one instance.
-// See https://techdocs.akamai.com/cloud-computing/docs/metadata-service-api
+// metadata is an instance's metadata service. See https://techdocs.akamai.com/cloud-computing/docs/metadata-service-api
 type metadata struct {
 	front    *Front
 	instance string
 }
 
-// session is what a token of the metadata service is for.
+// session is a token of the metadata service.
 type session struct {
 	instance string
 	until    time.Time
 }
 
-// Metadata returns the metadata service of one instance.
+// Metadata returns an instance's metadata service.
 func (f *Front) Metadata(instance string) http.Handler {
 	return metadata{f, instance}
 }
@@ -67,7 +66,7 @@ func (m metadata) answer(r *http.Request) (status int, kind, body string) {
 		"image": map[string]any{"id": image, "label": "Debian 13"}, "account_euuid": "A1B2C3D4-E5F6-47A8-9B0C1D2E3F405162",
 	})
 	if err != nil {
-		panic(err) // plain data
+		panic(err) // impossible: plain data
 	}
 	return http.StatusOK, "application/json", string(document)
 }

@@ -14,11 +14,11 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// What this front keeps of a volume in the cloud's tags.
+// The cloud's tags for what package cloud has no field for.
 const (
 	labelKey   = "label"
 	tagsKey    = "tags"    // JSON
-	updatedKey = "updated" // when somebody changed it last
+	updatedKey = "updated" // time of the last change
 )
 
 const (
@@ -45,18 +45,18 @@ type volume struct {
 	Updated        string   `json:"updated"`
 }
 
-// stamp is how Linode writes times.
+// stamp formats a time.
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05") }
 
 func number(id string) int64 {
 	n, err := strconv.ParseInt(id, 10, 64)
 	if err != nil {
-		panic("linode: " + id + " is no id of Linode: cloud.Config.ID must be linode.ID")
+		panic("linode: " + id + " is not a Linode ID: cloud.Config.ID must be linode.ID")
 	}
 	return n
 }
 
-// show is a volume as the API shows it.
+// show returns a volume as the API shows it.
 func show(from cloud.Volume) volume {
 	v := volume{
 		ID: number(from.ID), Label: from.Tags[labelKey], Status: statusOf(from), Size: from.Size / gib, Region: from.Zone,
@@ -90,12 +90,12 @@ func statusOf(v cloud.Volume) string {
 func tagsOf(v cloud.Volume) []string {
 	tags := []string{}
 	if err := json.Unmarshal([]byte(v.Tags[tagsKey]), &tags); err != nil {
-		panic(err) // this front's own
+		panic(err) // impossible: it was encoded here
 	}
 	return tags
 }
 
-// exists tells whether the API shows a volume.
+// exists reports whether the API shows a volume.
 func exists(v cloud.Volume) bool { return v.State != cloud.Deleting && v.State != cloud.Deleted }
 
 func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
@@ -113,7 +113,7 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 	return paginate(r, all)
 }
 
-// seen is the volume that a request is about, as a read shows it.
+// seen returns the volume of a request, subject to Lag.
 func seen(r *rest.Request) (cloud.Volume, error) {
 	for _, v := range r.Volumes() {
 		if v.ID == r.HTTP.PathValue("id") && exists(v) {
@@ -123,7 +123,7 @@ func seen(r *rest.Request) (cloud.Volume, error) {
 	return cloud.Volume{}, notFound()
 }
 
-// truth is the volume that a request is about.
+// truth returns the current state of the volume of a request.
 func (f *Front) truth(r *rest.Request) (cloud.Volume, error) {
 	v, ok := f.cloud.Volume(r.HTTP.PathValue("id"))
 	if !ok || !exists(v) {
@@ -149,7 +149,7 @@ func decode(r *rest.Request, into any) error {
 
 var labelForm = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]+$`)
 
-// checkLabel keeps the rules for labels; id is of the volume that may have it already.
+// checkLabel checks a label. The volume with this ID may have it already.
 func (f *Front) checkLabel(label, id string) error {
 	if len(label) > 32 || !labelForm.MatchString(label) || strings.Contains(label, "--") || strings.Contains(label, "__") {
 		return bad("label", "Length must be 1-32 characters; only letters, digits, single dashes and underscores, the first a letter")
@@ -162,7 +162,7 @@ func (f *Front) checkLabel(label, id string) error {
 	return nil
 }
 
-// pack checks tags, and makes them a set whatever their case.
+// pack checks tags and removes duplicates, ignoring case.
 func pack(tags []string) (string, error) {
 	set := []string{}
 	for _, tag := range tags {
@@ -264,7 +264,7 @@ func (f *Front) updateVolume(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusOK, Body: show(v)}, nil
 }
 
-// nothing is the answer of what has nothing to say.
+// nothing is an empty answer.
 var nothing = rest.Answer{Status: http.StatusOK, Body: struct{}{}}
 
 func (f *Front) deleteVolume(r *rest.Request) (rest.Answer, error) {

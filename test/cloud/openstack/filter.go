@@ -8,7 +8,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// metadataFilter is the filter by metadata: a dictionary as Python writes it.
+// metadataFilter returns the filter by metadata, which is a Python dictionary literal.
 func metadataFilter(r *rest.Request) (map[string]string, error) {
 	text := r.HTTP.URL.Query().Get("metadata")
 	if text == "" {
@@ -21,8 +21,8 @@ func metadataFilter(r *rest.Request) (map[string]string, error) {
 	return wanted, nil
 }
 
-// bears tells whether metadata meet a filter. Case and blanks at the end make no difference, as in most clouds' databases.
-func bears(metadata, wanted map[string]string) bool {
+// matches reports whether metadata match a filter, ignoring case and trailing spaces, as the databases of most clouds do.
+func matches(metadata, wanted map[string]string) bool {
 	for key, value := range wanted {
 		is, there := metadata[key]
 		if !there || !strings.EqualFold(strings.TrimRight(is, " "), strings.TrimRight(value, " ")) {
@@ -34,7 +34,7 @@ func bears(metadata, wanted map[string]string) bool {
 
 var errLiteral = errors.New("malformed node or string")
 
-// pythonDict reads a dictionary of strings.
+// pythonDict parses a dictionary of strings.
 func pythonDict(text string) (map[string]string, error) {
 	dict := map[string]string{}
 	rest, opened := strings.CutPrefix(strings.TrimSpace(text), "{")
@@ -60,7 +60,7 @@ func pythonDict(text string) (map[string]string, error) {
 	}
 }
 
-// pythonString reads a string in single or double quotes from the beginning of a text.
+// pythonString parses a quoted string at the beginning of a text.
 func pythonString(text string) (value, rest string, err error) {
 	if text == "" || text[0] != '\'' && text[0] != '"' {
 		return "", "", errLiteral

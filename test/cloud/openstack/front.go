@@ -1,15 +1,13 @@
-// Package openstack is the front of package cloud that speaks as an OpenStack does: Keystone v3 for tokens, Cinder v3 for
-// volumes and snapshots, Nova v2.1 for servers and attachments, under the paths /identity, /volume and /compute of one host; and
-// each server's metadata service.
+// Package openstack simulates an OpenStack cloud: Keystone v3 for tokens, Cinder v3 for volumes and snapshots, Nova v2.1 for
+// servers and attachments, under the paths /identity, /volume and /compute of one host, and the server metadata service.
 //
-// It keeps the rules of the API references, and of the services themselves where those are silent. Where it can be one way or
-// the other, this is the stricter: fields and filters that are not known are refused, names are not unique, the times of
-// volumes have whole seconds, filters of metadata do not tell upper case from lower, texts have no characters of four bytes
-// (many clouds' databases take none), a page that is full has a successor, a volume that is on its way to a server does not
-// show which, and a volume that has snapshots stays.
+// It follows the API references, and the services' own behaviour where they are silent. Where clouds differ, it takes the
+// stricter way: unknown fields and filters are refused, names are not unique, volumes have times in whole seconds, metadata
+// filters ignore case, texts cannot have four-byte characters (many clouds' databases refuse them), a full page always has a
+// next one, a volume being attached does not show its server, and a volume with snapshots cannot be deleted.
 //
 // It does not simulate launching servers, several projects and roles, images, groups, backups, transfers, retyping, volumes
-// that several servers hold, and microversions beyond those that the calls here depend on.
+// shared by servers, and microversions other than those that the calls here need.
 package openstack
 
 import (
@@ -32,24 +30,24 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// Config is what is one cloud's own. Only Cloud has no default.
+// Config configures a front end. Only Cloud is required.
 type Config struct {
 	Cloud         *cloud.Cloud
 	Region        string                 // default RegionOne
 	TokenLife     time.Duration          // default an hour
-	Now           func() time.Time       // the cloud's clock; default Cloud.Now
-	Types         []string               // of volumes, the default one first; default __DEFAULT__
-	Devices       int                    // how many volumes a server takes; default 26
+	Now           func() time.Time       // clock of the cloud; default Cloud.Now
+	Types         []string               // volume types, the default first; default __DEFAULT__
+	Devices       int                    // maximum number of volumes of a server; default 26
 	Gigabytes     int64                  // quota of the project in GiB; default 1000
-	Unmakeable    func(name string) bool // tells of volumes that are accepted, and then end in error; may be nil
-	VolumeZone    string                 // how Cinder calls the cloud's first zone; default as Nova does
-	NoAttachments bool                   // an old Cinder, without microversion 3.27
-	NoDate        bool                   // answers do not tell the cloud's time, as without a web server before the services
-	Multiattach   []string               // types whose volumes several servers can have, which the calls here do not ask Nova for
+	Unmakeable    func(name string) bool // reports whether a volume is accepted but then ends in state error; may be nil
+	VolumeZone    string                 // Cinder's name of the first zone; default as in Nova
+	NoAttachments bool                   // old Cinder without microversion 3.27
+	NoDate        bool                   // responses have no Date header, as without a web server in front of the services
+	Multiattach   []string               // multiattach types, which the calls here do not ask Nova for
 	Settles       time.Duration          // how long Nova still lists an attachment that Cinder has ended; default 300 ms
 }
 
-// Front is one region of an OpenStack cloud, seen by one project. Its accounts are the instances' own, see Credentials.
+// Front is the front end of one region for one project. Each instance has its own account, see Credentials.
 type Front struct {
 	cfg   Config
 	cloud *cloud.Cloud
@@ -58,20 +56,20 @@ type Front struct {
 	mu       sync.Mutex
 	tokens   map[string]token
 	issued   int
-	missing  map[string]bool // services that the catalogue does not have
-	revoked  map[string]bool // instances whose credentials are no more
+	missing  map[string]bool // services that are not in the catalogue
+	revoked  map[string]bool // instances whose credentials are revoked
 	page     int
-	listed   map[string]string // by volume: the server that Nova lists it for by mistake
-	statuses map[string]status // what Nova says of a server besides what package cloud knows
+	listed   map[string]string // by volume: the server that Nova wrongly lists it for
+	statuses map[string]status // server statuses set by SetStatus
 }
 
-// Project and User are who all instances are to Keystone.
+// Project and User identify all instances in Keystone.
 const (
 	Project = "6f70656c0fd84a1e9c1d2c7c6d9f3b5a"
 	User    = "a3f5e2c19b7d4c0e8f6a5b4c3d2e1f00"
 )
 
-// New returns a front.
+// New returns a front end.
 func New(cfg Config) *Front {
 	if cfg.Region == "" {
 		cfg.Region = "RegionOne"
@@ -99,7 +97,7 @@ func New(cfg Config) *Front {
 		h.Set("X-Openstack-Request-Id", "req-00000000-0000-4000-8000-000000000000")
 		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
 		if f.cfg.NoDate {
-			h["Date"] = nil // or net/http adds it
+			h["Date"] = nil // otherwise net/http adds it
 		}
 	}})
 	f.api.Handle("POST /identity/v3/auth/tokens", f.issue)
@@ -154,25 +152,25 @@ func New(cfg Config) *Front {
 	return f
 }
 
-// Limits has none: OpenStack leaves them to whoever runs it.
+// Limits returns no limits: in OpenStack the operator sets them.
 func Limits(string) cloud.Bucket { return cloud.Bucket{} }
 
-// ID words ids as OpenStack does, see cloud.Config.ID.
+// ID is for cloud.Config.ID: UUIDs.
 func ID(of cloud.Kind, n uint64) string { return uuid(fmt.Sprintf("%s %d", of, n)) }
 
-// uuid is of version 4, and always the same for the same text.
+// uuid returns a UUID, version 4, which depends on the text only.
 func uuid(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	sum[6], sum[8] = sum[6]&0x0f|0x40, sum[8]&0x3f|0x80
 	return httpsim.UUID(sum[:16])
 }
 
-// Serial is what the kernel shows as the serial of a volume's device: virtio has no more than 20 characters for it.
+// Serial returns the serial of a volume's device in the kernel: virtio limits it to 20 characters.
 func Serial(volume string) string { return volume[:min(len(volume), 20)] }
 
-// ServeHTTP answers one request, see rest.API.
+// ServeHTTP implements http.Handler, see rest.API.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == authPath { // who asks stands in the body
+	if r.URL.Path == authPath { // the body has the credentials
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
 		if err != nil {
 			panic(http.ErrAbortHandler)
@@ -183,7 +181,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.api.ServeHTTP(w, r)
 }
 
-// refuse is an error as Cinder and Nova word them.
+// refuse returns an error in the format of Cinder and Nova.
 func refuse(status int, kind, format string, args ...any) *rest.Refusal {
 	return &rest.Refusal{Answer: rest.Answer{Status: status, Body: map[string]any{
 		kind: map[string]any{"code": status, "message": fmt.Sprintf(format, args...)},
@@ -202,7 +200,7 @@ func conflict(format string, args ...any) *rest.Refusal {
 	return refuse(http.StatusConflict, "conflictingRequest", format, args...)
 }
 
-// overQuota is told with the status of too large a request, and with a time after which nothing will be different.
+// overQuota returns a quota error. It has status 413 and a Retry-After that does not help.
 func overQuota(format string, args ...any) *rest.Refusal {
 	refusal := refuse(http.StatusRequestEntityTooLarge, "overLimit", format, args...)
 	refusal.Header = http.Header{"Retry-After": {"0"}}
@@ -230,13 +228,13 @@ func translate(err error) *rest.Refusal {
 	}
 }
 
-// decode reads the body under its one key.
+// decode decodes a body with one key.
 func decode[T any](r *rest.Request, key string) (T, error) {
 	body := map[string]json.RawMessage{}
 	var value T
 	err := r.Decode(&body)
 	if err == nil && (len(body) != 1 || body[key] == nil) {
-		err = fmt.Errorf("it must have the one field %q", key)
+		err = fmt.Errorf("the body must have the field %q only", key)
 	}
 	if err == nil {
 		d := json.NewDecoder(bytes.NewReader(body[key]))
@@ -249,7 +247,7 @@ func decode[T any](r *rest.Request, key string) (T, error) {
 	return value, nil
 }
 
-// The latest microversions: 2.x of Nova, 3.x of Cinder, and of a Cinder without attachments.
+// The latest microversions: 2.x of Nova, 3.x of Cinder, and of an old Cinder.
 const (
 	maxNova      = 96
 	maxCinder    = 71
@@ -263,10 +261,10 @@ func (f *Front) maxCinder() int {
 	return maxCinder
 }
 
-// How services show their versions.
+// Keys of a version and of a list of versions.
 const one, many = "version", "versions"
 
-// version answers with the version of a service that is at a path.
+// version returns the handler for the version of a service at a path.
 func version(path, key string, v map[string]any) func(*rest.Request) (rest.Answer, error) {
 	return func(r *rest.Request) (rest.Answer, error) {
 		v := maps.Clone(v)
@@ -279,17 +277,17 @@ func version(path, key string, v map[string]any) func(*rest.Request) (rest.Answe
 	}
 }
 
-// asked is the microversion that a request asks for, of a service whose versions begin with that number; ok if it asks for one.
+// asked returns the microversion that a request asks for, if any, of a service with this major version.
 func asked(r *rest.Request, service string, major int) (minor int, ok bool) {
 	text, ok := strings.CutPrefix(r.HTTP.Header.Get("OpenStack-API-Version"), fmt.Sprintf("%s %d.", service, major))
-	if !ok && service == "compute" { // as it was before all services had one
+	if !ok && service == "compute" { // the older header
 		text, ok = strings.CutPrefix(r.HTTP.Header.Get("X-OpenStack-Nova-API-Version"), fmt.Sprintf("%d.", major))
 	}
 	minor, err := strconv.Atoi(text)
 	return minor, ok && err == nil
 }
 
-// checkMicroversion refuses one that the service does not have.
+// checkMicroversion refuses a microversion that the service does not have.
 func checkMicroversion(r *rest.Request, service string, major, least, most int) error {
 	minor, ok := asked(r, service, major)
 	if ok && (minor < least || minor > most) {
@@ -298,13 +296,13 @@ func checkMicroversion(r *rest.Request, service string, major, least, most int) 
 	return nil
 }
 
-// microversion tells whether the request asks for this microversion of Cinder or a later one.
+// microversion reports whether the request asks for at least this microversion of Cinder.
 func microversion(r *rest.Request, least int) bool {
 	minor, ok := asked(r, "volume", 3)
 	return ok && minor >= least
 }
 
-// stamp is how the services write times: without a zone.
+// stamp formats a time: without a zone.
 func stamp(t time.Time) string {
 	return t.UTC().Truncate(time.Second).Format("2006-01-02T15:04:05.000000")
 }

@@ -21,7 +21,7 @@ const (
 	link        = "http://cloud.test" + volumesPath
 )
 
-// world is a cloud with one server, and what that server may say.
+// world is a cloud with one server and its token.
 type world struct {
 	t      *testing.T
 	cloud  *cloud.Cloud
@@ -41,7 +41,7 @@ func inWorld(t *testing.T, cfg cloud.Config, of openstack.Config, test func(*tes
 	})
 }
 
-// ask sends a request and returns what came, as JSON.
+// ask sends a request and returns the response.
 func (w *world) ask(method, path, body string, headers ...string) (status int, answer string, header http.Header) {
 	w.t.Helper()
 	headers = append([]string{"X-Auth-Token", w.token}, headers...)
@@ -50,7 +50,7 @@ func (w *world) ask(method, path, body string, headers ...string) (status int, a
 	return status, answer, header
 }
 
-// create makes a volume and returns its id.
+// create creates a volume and returns its ID.
 func (w *world) create(body string) string {
 	w.t.Helper()
 	status, answer, _ := w.ask("POST", volumesPath, body)
@@ -58,7 +58,7 @@ func (w *world) create(body string) string {
 	return cloudtest.JSONField(w.t, answer, "volume", "id").(string)
 }
 
-// says asserts that a request is refused in these words.
+// says checks that a request fails with this status and text.
 func (w *world) says(status int, words, method, path, body string, header ...string) {
 	w.t.Helper()
 	got, answer, _ := w.ask(method, path, body, header...)
@@ -199,7 +199,7 @@ func TestRules(t *testing.T) {
 	})
 }
 
-func TestMetadataAreWrittenOneByOne(t *testing.T) {
+func TestMetadataKeysAreSetOneByOne(t *testing.T) {
 	inWorld(t, cloud.Config{}, openstack.Config{}, func(t *testing.T, w *world) {
 		id := w.create(`{"volume":{"size":1,"metadata":{"a":"1","b":"2"}}}`)
 		status, answer, _ := w.ask("POST", volumesPath+"/"+id+"/metadata", `{"metadata":{"b":"3","c":""}}`)
@@ -210,7 +210,7 @@ func TestMetadataAreWrittenOneByOne(t *testing.T) {
 	})
 }
 
-func TestListsAreFilteredAndInPages(t *testing.T) {
+func TestListsAreFilteredAndPaged(t *testing.T) {
 	inWorld(t, cloud.Config{}, openstack.Config{}, func(t *testing.T, w *world) {
 		for _, owner := range []string{"a", "A ", "it's", "b"} {
 			w.create(`{"volume":{"size":1,"name":"` + owner + `","metadata":{"owner":"` + owner + `","x":"y"}}}`)
@@ -282,7 +282,7 @@ func TestServersAndTheirMetadata(t *testing.T) {
 	})
 }
 
-func TestAMicroversionOutOfRangeIsRefused(t *testing.T) {
+func TestMicroversionOutOfRangeIsRefused(t *testing.T) {
 	inWorld(t, cloud.Config{}, openstack.Config{NoAttachments: true}, func(t *testing.T, w *world) {
 		w.says(406, "maximum is 3.26", "GET", volumesPath+"/detail", "", "OpenStack-API-Version", "volume 3.27")
 		w.says(200, "volumes", "GET", volumesPath+"/detail", "", "OpenStack-API-Version", "volume 3.26")
@@ -292,7 +292,7 @@ func TestAMicroversionOutOfRangeIsRefused(t *testing.T) {
 	})
 }
 
-func TestASnapshotIsDeletingForAWhileAndKeepsItsVolume(t *testing.T) {
+func TestDeletingSnapshotKeepsItsVolume(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Delete: 2 * time.Second}}, openstack.Config{}, func(t *testing.T, w *world) {
 		volume := w.create(`{"volume":{"size":1,"name":"db"}}`)
 		const snapshots = "/volume/v3/" + openstack.Project + "/snapshots"

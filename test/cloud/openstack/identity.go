@@ -18,19 +18,19 @@ type token struct {
 	until    time.Time // by the cloud's clock
 }
 
-// claimed is the key under which the context of a request for a token has its body.
+// claimed is the context key of the body of a token request.
 type claimed struct{}
 
-// Credentials are an application credential of an instance's own; with its id for a name, and the same secret for a password,
-// there is a user of its own, too, in the domain Default and the project demo.
+// Credentials returns an instance's application credential. The same ID and secret are also the name and password of a user in
+// domain Default and project demo.
 func (f *Front) Credentials(instance string) (id, secret string) {
 	return strings.ReplaceAll(uuid("credential "+instance), "-", ""), "secret-" + strings.ReplaceAll(uuid("secret "+instance), "-", "")
 }
 
-// UserOf is the name of the user that is an instance's own.
+// UserOf returns the name of an instance's user.
 func UserOf(instance string) string { return "node-" + instance }
 
-// Revoke takes the credentials from an instance, and ends its tokens.
+// Revoke revokes an instance's credentials and tokens.
 func (f *Front) Revoke(instance string) {
 	f.mu.Lock()
 	f.revoked[instance] = true
@@ -38,14 +38,14 @@ func (f *Front) Revoke(instance string) {
 	f.Expire(instance)
 }
 
-// Restore gives the credentials back.
+// Restore restores the credentials.
 func (f *Front) Restore(instance string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.revoked, instance)
 }
 
-// Expire ends an instance's tokens; there will be new ones.
+// Expire expires an instance's tokens. It can get new ones.
 func (f *Front) Expire(instance string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -56,21 +56,21 @@ func (f *Front) Expire(instance string) {
 	}
 }
 
-// Withdraw takes a service, such as "volumev3", out of the catalogue that comes with each token: the region does not have it.
+// Withdraw removes a service, such as "volumev3", from the region's catalogue.
 func (f *Front) Withdraw(service string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.missing[service] = true
 }
 
-// catalog is what the region has of these services.
+// catalog returns the catalogue, which is without the services removed by Withdraw.
 func (f *Front) catalog(services ...map[string]any) []map[string]any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.DeleteFunc(services, func(s map[string]any) bool { return f.missing[s["type"].(string)] })
 }
 
-// Token issues a token for an instance.
+// Token issues a token to an instance.
 func (f *Front) Token(instance string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -80,11 +80,11 @@ func (f *Front) Token(instance string) string {
 	return id
 }
 
-// caller tells whose token, or whose credentials, a request has.
+// caller returns the instance of a request's token or credentials.
 func (f *Front) caller(r *http.Request) (string, error) {
 	if body, is := r.Context().Value(claimed{}).([]byte); is {
 		instance, _ := f.claims(body)
-		return instance, nil // issue refuses
+		return instance, nil // issue checks the credentials
 	}
 	if !strings.HasPrefix(r.URL.Path, "/volume/") && !strings.HasPrefix(r.URL.Path, "/compute/") {
 		return "", nil
@@ -135,7 +135,7 @@ type auth struct {
 	} `json:"auth"`
 }
 
-// claims tells which instance's credentials a request for a token bears, and whether they are right.
+// claims returns the instance of a token request and whether the credentials are right.
 func (f *Front) claims(body []byte) (instance string, right bool) {
 	var a auth
 	if json.Unmarshal(body, &a) != nil {
@@ -173,7 +173,7 @@ func isProject(a auth) bool {
 	return project.ID == Project || project.Name == "demo" && isDefault(project.Domain)
 }
 
-// issue answers a request for a token.
+// issue answers a token request.
 func (f *Front) issue(r *rest.Request) (rest.Answer, error) {
 	instance, right := f.claims(r.Body)
 	if !right {
@@ -205,7 +205,7 @@ func (f *Front) issue(r *rest.Request) (rest.Answer, error) {
 				service("identity", "keystone", "/identity"),
 				service("compute", "nova", "/compute/v2.1"),
 				service("volumev3", "cinderv3", "/volume/v3/"+Project),
-				service("image", "glance", "/image"), // that there is one is all that clients want of it
+				service("image", "glance", "/image"), // clients only need its entry
 			),
 		}},
 	}, nil

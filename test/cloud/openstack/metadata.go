@@ -8,7 +8,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// Metadata returns the metadata service of one instance.
+// Metadata returns an instance's metadata service.
 func (f *Front) Metadata(instance string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		httpsim.ServeMetadata(f.cloud, instance, w, r, func() (int, string) {
@@ -27,12 +27,12 @@ func (f *Front) document(i cloud.Instance) []byte {
 		"availability_zone": i.Zone, "meta": map[string]string{}, "keys": []string{}, "devices": []string{}, "random_seed": "c2VlZA==",
 	})
 	if err != nil {
-		panic(err) // strings
+		panic(err) // impossible: it has only strings
 	}
 	return content
 }
 
-// Transport returns what connects the clients of one instance without sockets, see httpsim.InstanceTransport.
+// Transport connects an instance's clients without sockets, see httpsim.InstanceTransport.
 func (f *Front) Transport(instance string) http.RoundTripper {
 	return httpsim.InstanceTransport(f, f.Metadata(instance))
 }

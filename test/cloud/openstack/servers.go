@@ -11,11 +11,11 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// status is what is said of a server instead of what follows from its state.
+// status is a server's status and task set by SetStatus.
 type status struct{ status, task string }
 
-// SetStatus has Nova say this of a server, "" what is so. A task, such as rebooting, keeps it from taking volumes or giving
-// them up.
+// SetStatus sets a server's status and task in Nova; "" restores the real one. During a task, such as rebooting, the server
+// refuses to attach and detach.
 func (f *Front) SetStatus(instance, word, task string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -72,7 +72,7 @@ func (f *Front) viewServer(r *rest.Request, i cloud.Instance) map[string]any {
 	}
 }
 
-// held are the volumes of a server, as a read shows them.
+// held returns the volumes of a server, subject to Lag.
 func held(r *rest.Request, server string) []cloud.Volume {
 	return slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool {
 		return len(v.Attachments) == 0 || v.Attachments[0].Instance != server
@@ -98,7 +98,7 @@ func (f *Front) listServerAttachments(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"volumeAttachments": views}}, nil
 }
 
-// attach begins to attach a volume. The device in the answer is Nova's guess, as it is at clouds.
+// attach begins to attach a volume. The device in the answer is Nova's guess, as in real clouds.
 func (f *Front) attach(r *rest.Request) (rest.Answer, error) {
 	type order struct {
 		Volume string `json:"volumeId"`
@@ -153,14 +153,14 @@ func (f *Front) attach(r *rest.Request) (rest.Answer, error) {
 	}}}, nil
 }
 
-// List has Nova list a volume as attached to a server, whatever Cinder says; "" is what is so.
+// List makes Nova list a volume as attached to a server regardless of Cinder; "" restores the real list.
 func (f *Front) List(volume, server string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.listed[volume] = server
 }
 
-// listing is the server that Nova lists a volume for. It removes an attachment from its list after Cinder has ended it.
+// listing returns the server that Nova lists a volume for. Nova's list lags behind Cinder's end of an attachment.
 func (f *Front) listing(v cloud.Volume) string {
 	f.mu.Lock()
 	listed := f.listed[v.ID]
@@ -189,7 +189,7 @@ func (f *Front) showAttachment(r *rest.Request) (rest.Answer, error) {
 	}}}, nil
 }
 
-// changeable refuses what a server cannot take for now.
+// changeable returns an error if a server refuses changes now.
 func (f *Front) changeable(server, method string) error {
 	i, ok := f.cloud.Instance(server)
 	if !ok || i.State == cloud.Terminated {
@@ -203,7 +203,7 @@ func (f *Front) changeable(server, method string) error {
 	return nil
 }
 
-// detach begins to detach a volume from the server that the path names, and from no other.
+// detach begins to detach a volume from the server in the path, if that is its holder.
 func (f *Front) detach(r *rest.Request) (rest.Answer, error) {
 	server, id := r.HTTP.PathValue("server"), r.HTTP.PathValue("volume")
 	if err := f.changeable(server, "detach_volume"); err != nil {
@@ -230,7 +230,7 @@ func (f *Front) detach(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusAccepted}, nil
 }
 
-// listAttachments is Cinder's own list of them, which has those that are on their way.
+// listAttachments returns Cinder's attachments, including pending ones.
 func (f *Front) listAttachments(r *rest.Request) (rest.Answer, error) {
 	if !microversion(r, 27) {
 		return rest.Answer{}, missing("The resource could not be found.")

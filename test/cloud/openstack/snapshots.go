@@ -26,7 +26,7 @@ func (f *Front) listSnapshots(r *rest.Request) (rest.Answer, error) {
 	}
 	volume := r.HTTP.URL.Query().Get("volume_id")
 	all := slices.DeleteFunc(r.Snapshots(), func(s cloud.Snapshot) bool {
-		return volume != "" && s.VolumeID != volume || !bears(s.Tags, wanted) || !isNamed(r, s.Tags)
+		return volume != "" && s.VolumeID != volume || !matches(s.Tags, wanted) || !isNamed(r, s.Tags)
 	})
 	slices.Reverse(all)
 	return page(f, r, "snapshots", all, func(s cloud.Snapshot) string { return s.ID }, viewSnapshot, "volume_id", "metadata", "name")

@@ -17,20 +17,20 @@ import (
 
 const gib = 1 << 30
 
-// What package cloud has no field for stands in tags whose keys cannot be metadata.
+// Tags for what package cloud has no field for. Their keys cannot be metadata keys.
 const (
 	tagName        = "\x00name"
 	tagDescription = "\x00description"
 )
 
-// metadataOf are the tags that are metadata.
+// metadataOf returns the tags that are metadata.
 func metadataOf(tags map[string]string) map[string]string {
 	metadata := maps.Clone(tags)
 	maps.DeleteFunc(metadata, func(key, _ string) bool { return strings.HasPrefix(key, "\x00") })
 	return metadata
 }
 
-// statusOf is Cinder's word for where a volume is.
+// statusOf returns Cinder's status of a volume.
 func statusOf(v cloud.Volume) string {
 	if m := v.Modification; m != nil && m.State == cloud.Modifying && (v.State == cloud.Available || v.State == cloud.InUse) {
 		return "extending"
@@ -66,7 +66,7 @@ func (f *Front) viewVolume(r *rest.Request, v cloud.Volume) map[string]any {
 	}
 }
 
-// volumeZone is how Cinder calls a zone of Nova's.
+// volumeZone returns Cinder's name of a zone of Nova.
 func (f *Front) volumeZone(zone string) string {
 	if f.cfg.VolumeZone != "" && zone == f.cloud.Zones()[0] {
 		return f.cfg.VolumeZone
@@ -78,7 +78,7 @@ func attachmentID(volume string, a cloud.Attachment) string {
 	return uuid("attachment " + volume + a.Instance + a.Since.String())
 }
 
-// seen finds a volume as a read shows it.
+// seen returns a volume, subject to Lag.
 func seen(r *rest.Request, id string) (cloud.Volume, error) {
 	for _, v := range r.Volumes() {
 		if v.ID == id && v.State != cloud.Deleted {
@@ -90,7 +90,7 @@ func seen(r *rest.Request, id string) (cloud.Volume, error) {
 
 func noVolume(id string) error { return missing("Volume %s could not be found.", id) }
 
-// now finds a volume as it is.
+// now returns the current state of a volume.
 func (f *Front) now(id string) (cloud.Volume, error) {
 	v, ok := f.cloud.Volume(id)
 	if !ok || v.State == cloud.Deleted {
@@ -107,14 +107,14 @@ func (f *Front) showVolume(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"volume": f.viewVolume(r, v)}}, nil
 }
 
-// SetPage changes how many of a list Cinder gives at once, however many are asked for (osapi_max_limit); it is 1000 at first.
+// SetPage sets Cinder's maximum page size (osapi_max_limit); the default is 1000.
 func (f *Front) SetPage(most int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.page = most
 }
 
-// page cuts a list: the answer's key is kind, of which a page that is full has a successor.
+// page returns one page of a list under the key kind. A full page always has a next one.
 func page[T any](f *Front, r *rest.Request, kind string, all []T, id func(T) string, view func(T) map[string]any, filters ...string) (rest.Answer, error) {
 	query := r.HTTP.URL.Query()
 	for name := range query {
@@ -162,13 +162,13 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 		return rest.Answer{}, err
 	}
 	all := slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool {
-		return v.State == cloud.Deleted || !bears(v.Tags, wanted) || !isNamed(r, v.Tags)
+		return v.State == cloud.Deleted || !matches(v.Tags, wanted) || !isNamed(r, v.Tags)
 	})
 	slices.Reverse(all) // the newest first
 	return page(f, r, "volumes", all, func(v cloud.Volume) string { return v.ID }, func(v cloud.Volume) map[string]any { return f.viewVolume(r, v) }, "metadata", "name")
 }
 
-// isNamed tells whether something has the name that a list is asked for, if it is.
+// isNamed reports whether an object has the name that a list is filtered by, if any.
 func isNamed(r *rest.Request, tags map[string]string) bool {
 	query := r.HTTP.URL.Query()
 	return !query.Has("name") || query.Get("name") == tags[tagName]
@@ -176,7 +176,7 @@ func isNamed(r *rest.Request, tags map[string]string) bool {
 
 var metadataKey = regexp.MustCompile(`^[a-zA-Z0-9_:. -]{1,255}$`)
 
-// checkMetadata refuses what Cinder does, and what the databases below it may.
+// checkMetadata refuses what Cinder, or the database of some clouds, refuses.
 func checkMetadata(metadata map[string]string) error {
 	for key, value := range metadata {
 		switch {
@@ -209,7 +209,7 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 		SnapshotID string            `json:"snapshot_id"`
 		Type       string            `json:"volume_type"`
 
-		// What clients send though they do not want it.
+		// Clients send these although they do not use them.
 		Group  *string `json:"consistencygroup_id"`
 		Source *string `json:"source_volid"`
 		Image  *string `json:"imageRef"`
@@ -301,7 +301,7 @@ func (f *Front) deleteVolume(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusAccepted}, nil
 }
 
-// act is an action on a volume. Of the many that Cinder has, growing is one.
+// act handles an action on a volume. Only extending is simulated.
 func (f *Front) act(r *rest.Request) (rest.Answer, error) {
 	type extension struct {
 		Size int64 `json:"new_size"`
