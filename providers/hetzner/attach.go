@@ -18,15 +18,19 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	known, err := p.ensureOurs(ctx, id)
-	if err != nil {
-		return err
+	protected, known := p.protected.Within(recent.WhileFree, number(id))
+	if !known || !p.KnownOurs(id, recent.WhileFree) {
+		v, err := p.getOurs(ctx, id)
+		if err != nil {
+			return err
+		}
+		protected = v.Protection.Delete
 	}
 	node, err := p.Node(ctx)
 	if err != nil {
 		return err
 	}
-	if !known.protected {
+	if !protected {
 		// A volume that is busy is protected the next time.
 		if err := p.protect(ctx, id, true); err != nil && !errors.Is(err, providers.ErrBusy) {
 			return err
@@ -35,21 +39,10 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 	return p.inLine(ctx, node.ID, func(ctx context.Context) error { return p.attach(ctx, id, node) })
 }
 
-// sighting is what is known of a volume.
-type sighting struct{ ours, protected bool }
-
-// ensureOurs returns an error unless the volume is this cluster's. Hetzner is asked only if this process has not just seen it.
-func (p *Provider) ensureOurs(ctx context.Context, id string) (sighting, error) {
-	if isID.MatchString(id) {
-		if known, is := p.seen.Within(recent.WhileFree, number(id)); is && known.ours {
-			return known, nil
-		}
-	}
-	v, err := p.getOurs(ctx, id)
-	if err != nil {
-		return sighting{}, err
-	}
-	return sighting{ours: true, protected: v.Protection.Delete}, nil
+// getOurs is GetOurs in Hetzner's words.
+func (p *Provider) getOurs(ctx context.Context, id string) (*volume, error) {
+	d, err := p.GetOurs(ctx, id)
+	return d.Native, err
 }
 
 // errNothing says that a server need not be changed.

@@ -9,46 +9,15 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // sizes are those of the API reference ("Create a Volume"), which calls them GB.
 var sizes = providers.Sizes{Cloud: "Hetzner Cloud", Least: 10, Most: 10240}
 
-// Create returns the volume once Hetzner calls it available. Of nodes that make one name at once, Hetzner lets one have it.
-func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
-	size, err := sizes.Of(spec.Size)
-	err = errors.Join(err, providers.CheckOptions("Hetzner Cloud", spec, p.Supports()))
-	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags), err); err != nil {
-		return nil, err
-	}
-	v, err := p.find(ctx, spec.Name)
-	if errors.Is(err, providers.ErrNotFound) {
-		v, err = p.make(ctx, spec, int(max(sizes.Least, size)))
-	}
-	if errors.Is(err, errTaken) { // perhaps by the request itself, whose answer was lost
-		refusal := err
-		if v, err = p.find(ctx, spec.Name); errors.Is(err, providers.ErrNotFound) {
-			err = p.whoseName(ctx, spec.Name, refusal)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	retry := pace.Backoff{Most: 2 * time.Second}
-	for v.Status == volumeCreating {
-		if err := retry.Wait(ctx); err != nil {
-			return nil, fmt.Errorf("volume %d is still being created: %w", v.ID, err)
-		}
-		if v, err = p.getOurs(ctx, text(v.ID)); err != nil {
-			return nil, err
-		}
-	}
-	return p.describe(ctx, v, true)
-}
-
-// make asks for a volume with all its labels, and waits for it.
-func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*volume, error) {
+// create asks for a volume with all its labels, and waits for it. Of nodes that create one name at once, Hetzner lets one have it.
+func (p *Provider) create(ctx context.Context, spec providers.Spec, gib int64, _ int) (*volume, error) {
 	zone := spec.Zone
 	if zone == "" {
 		node, err := p.Node(ctx)
@@ -58,9 +27,9 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec, size int) (*vo
 		zone = node.Zone
 	}
 	request, asked := fmt.Sprintf("the request to create volume %q in location %s", spec.Name, zone), time.Now()
-	marks := p.marks(nil, spec)
+	all := p.labelsFor(nil, spec)
 	made, err := p.api.create(ctx, schema.VolumeCreateRequest{
-		Name: p.nameOf(spec.Name), Size: size, Location: &schema.IDOrName{Name: zone}, Labels: &marks,
+		Name: p.nameOf(spec.Name), Size: int(max(sizes.Least, gib)), Location: &schema.IDOrName{Name: zone}, Labels: &all,
 	})
 	switch {
 	case err != nil:
@@ -122,44 +91,26 @@ func (p *Provider) action(ctx context.Context, id int64) (*schema.Action, error)
 	return a, nil
 }
 
-// Modify enlarges the volume, in use or not, and returns when it has its size.
-func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
-	gibs, err := sizes.Of(change.Size)
-	if err := errors.Join(err, providers.CheckOnlyGrows("Hetzner Cloud", change)); err != nil {
-		return nil, err
-	}
-	var v *volume
-	err = p.changing(ctx, id, func(ctx context.Context) error {
-		if v, err = p.getOurs(ctx, id); err != nil {
-			return err
-		}
-		size := int(gibs)
-		switch {
-		case size == 0, size == v.Size:
-			return nil
-		case size < v.Size:
-			return sizes.Shrinks(id, int64(v.Size))
-		}
-		a, err := p.api.resize(ctx, v.ID, size)
-		if err != nil {
-			err = p.explain(ctx, "the request to enlarge volume "+id, err)
-			if !errors.Is(err, providers.ErrInvalid) {
-				return err
-			}
-			// Perhaps it has that size by a request whose answer was lost, or by another node's.
-			if now, look := p.getOurs(ctx, id); look == nil && now.Size == size {
-				v, err = now, nil
-			}
-			return err
-		}
-		if err := p.await(ctx, "enlarge volume "+id, a); err != nil {
-			return err
-		}
-		v, err = p.getOurs(ctx, id)
+// taken explains that the name which a volume of ours would have at Hetzner is another's.
+func (p *Provider) taken(ctx context.Context, name string, refusal error) error {
+	all, err := p.list(ctx, "name", p.nameOf(name))
+	switch {
+	case err != nil:
 		return err
-	})
-	if err != nil {
-		return nil, err
+	case len(all) == 0:
+		return fmt.Errorf("%w: a volume named %q was there and is gone at the same moment", providers.ErrBusy, name)
 	}
-	return p.describe(ctx, v, true)
+	if p.IsOurs(p.show(all[0])) {
+		return fmt.Errorf("%w: %q is the name of volume %d by now", providers.ErrInvalid, name, all[0].ID)
+	}
+	return fmt.Errorf("%w: it is volume %d, which is not blockvol's, or whose labels have been changed: rename it, or adopt it by -o volume-id=%d", refusal, all[0].ID, all[0].ID)
+}
+
+// resize enlarges a volume, in use or not.
+func (p *Provider) resize(ctx context.Context, d managed.Disk[*volume], gib int64) error {
+	a, err := p.api.resize(ctx, d.Native.ID, int(gib))
+	if err != nil {
+		return p.explain(ctx, "the request to enlarge volume "+d.ID, err)
+	}
+	return p.await(ctx, "enlarge volume "+d.ID, a)
 }

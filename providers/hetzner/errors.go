@@ -10,15 +10,16 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 )
 
 // What Hetzner may answer that means something to this package only.
 var (
 	errVolumeLocked = fmt.Errorf("%w: another change of the volume is under way", providers.ErrBusy)
 	errServerLocked = fmt.Errorf("%w: another change of the server is under way", providers.ErrBusy)
-	errAttached     = errors.New("volume is attached to a server")
+	errAttached     = managed.ErrAttached
 	errProtected    = errors.New("volume is protected from deletion")
-	errTaken        = fmt.Errorf("%w: another volume has this name at Hetzner Cloud", providers.ErrInvalid)
+	errTaken        = fmt.Errorf("%w: %w at Hetzner Cloud", providers.ErrInvalid, managed.ErrTaken)
 	errLimit        = fmt.Errorf("%w: a limit is reached", providers.ErrNoSpace)
 )
 

@@ -41,7 +41,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
-	"github.com/blockvol/blockvol/providers/keymutex"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
@@ -60,20 +60,19 @@ type Config struct {
 
 // Provider is Hetzner Cloud as seen from one server. It keeps the contract of providers.Provider and Modifier.
 type Provider struct {
+	*managed.Provider[*volume]
 	cfg      Config
 	cluster  string
 	client   *rest.Client
 	api      client
 	metadata rest.Metadata
 
-	byName  *batch.Asker[[]*volume] // volumes by lookup key
-	self    *rest.Identity
-	node    *batch.Kept[providers.Node] // this one, with its location
-	servers rest.Line                   // changes of one server
-	volumes keymutex.KeyMutex           // changes of one volume by this process
-	seen    recent.Map[int64, sighting] // volumes
-	holders recent.Holders              // of volumes, by what this process has attached
-	moves   sync.Map                    // by id of a volume: its last move, until its end is seen
+	self      *rest.Identity
+	node      *batch.Kept[providers.Node] // this one, with its location
+	servers   rest.Line                   // changes of one server
+	protected recent.Map[int64, bool]     // volumes: from deletion
+	holders   recent.Holders              // of volumes, by what this process has attached
+	moves     sync.Map                    // by id of a volume: its last move, until its end is seen
 }
 
 var (
@@ -107,9 +106,18 @@ func New(cfg Config) (*Provider, error) {
 		p.metadata.Client = &http.Client{Transport: cfg.Transport}
 	}
 	p.api = client{endpoint: cfg.Endpoint, http: p.client.HTTP}
-	p.byName = batch.New(p.askByName, perPage)
 	p.self = rest.NewIdentity("server", serverSetting, cfg.Server, p.askMetadata)
 	p.node = batch.Keep("which server this is", p.askNode)
+	p.Provider = managed.New(managed.Cloud[*volume]{
+		Name: "Hetzner Cloud", Machine: "server", Cluster: cfg.Cluster, Log: cfg.Log,
+		Options: []string{"tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "location",
+		Unname: "the label " + keyLabel, IDForm: "which is a number", IsID: isID.MatchString, IsNode: isID.MatchString,
+		Locks: true,
+		Self:  p.identified, Status: p.status,
+		Show: p.show, Named: p.named, NamesAtOnce: perPage, All: p.all, Get: p.get, Settle: p.settle,
+		CheckSpec: checkTags, Create: p.create, Taken: p.taken,
+		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.resize,
+	})
 	return p, nil
 }
 
@@ -129,17 +137,11 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	}))
 }
 
-// Supports lists the options that Hetzner's volumes have.
-func (p *Provider) Supports() []string { return []string{"tags", "zone"} }
-
-// Buses returns those on which this provider's disks appear.
-func (p *Provider) Buses() []string { return []string{"scsi"} }
-
 // isID is a number that JSON keeps whole (Hetzner's ids have up to 52 bits).
 var isID = regexp.MustCompile(`^[1-9][0-9]{0,15}$`)
 
-// Node tells which server this is, and its location, according to its metadata service, see rest.Identity.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+// identified tells which server this is, and its location, according to its metadata service, see rest.Identity.
+func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
 	if _, err := p.self.Node(ctx); err != nil {
 		return providers.Node{}, err
 	}
@@ -204,30 +206,24 @@ func (p *Provider) server(ctx context.Context, id string) (*schema.Server, error
 	return s, nil
 }
 
-// NodeState says Stopped for a server that is off, and Gone for one that Hetzner does not know. One on its way there may still
-// write, and counts as running; so does one that is moved or set up anew, which runs again by itself.
-func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
-	if !isID.MatchString(node) {
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a server of Hetzner Cloud", quote.Clip(node))}, ctx.Err()
-	}
+// status says Stopped for a server that is off. One on its way there may still write, and counts as running; so does one that is
+// moved or set up anew, which runs again by itself.
+func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	s, err := p.server(ctx, node)
-	if err != nil {
-		return providers.NodeState{}, err
+	switch {
+	case err != nil:
+		return "", providers.Unclear, err
+	case s == nil:
+		return "", providers.Unclear, providers.ErrNotFound
 	}
-	if s == nil {
-		return providers.Missing(ctx, "Hetzner Cloud", "server", node, p.Node, func(ctx context.Context, id string) (bool, error) {
-			s, err := p.server(ctx, id)
-			return s != nil, err
-		})
-	}
-	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Hetzner Cloud says that server %s is %q", node, quote.Clip(s.Status))}
+	life := providers.Unclear
 	switch s.Status { // the others are unclear
 	case "running", "initializing", "starting", "stopping", "migrating", "rebuilding", "deleting": //nolint:misspell // Hetzner's words
-		state.Life = providers.Running
+		life = providers.Running
 	case "off":
-		state.Life = providers.Stopped
+		life = providers.Stopped
 	}
-	return state, nil
+	return strconv.Quote(quote.Clip(s.Status)), life, nil
 }
 
 // number is an id that isID has matched.

@@ -7,9 +7,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/quote"
 )
 
@@ -32,20 +34,20 @@ const (
 // by: it is one for each cluster and name. As no two volumes of a project have the same name, no two are of the same name here.
 func (p *Provider) nameOf(name string) string { return labels.Name(p.cluster, name, mostName) }
 
-// bearing is what labels say of a volume.
-type bearing struct {
+// marks are what labels say of a volume.
+type marks struct {
 	cluster, name, key string
 	owned              bool // somebody's: at least one of these is there, or a part of it
 	record             providers.Record
 	unreadable         []string // labels, as they begin
 }
 
-func read(from map[string]string) bearing {
-	marks, broken := labels.Unpack(cut(from, prefix))
+func read(from map[string]string) marks {
+	texts, broken := labels.Unpack(cut(from, prefix))
 	record, lost := labels.Unpack(cut(from, recordPrefix))
-	b := bearing{cluster: marks[labelCluster], name: marks[labelName], key: marks[labelKey], record: record}
+	b := marks{cluster: texts[labelCluster], name: texts[labelName], key: texts[labelKey], record: record}
 	for _, mark := range []string{labelCluster, labelName, labelKey} {
-		_, there := marks[mark]
+		_, there := texts[mark]
 		unreadable := slices.Contains(broken, mark)
 		b.owned = b.owned || there || unreadable
 		if unreadable {
@@ -89,8 +91,8 @@ func take(from map[string]string, prefix, key string) {
 	})
 }
 
-// marks are the labels of a volume that becomes this cluster's, those that it has included.
-func (p *Provider) marks(has map[string]string, spec providers.Spec) map[string]string {
+// labelsFor are the labels of a volume that becomes this cluster's, those that it has included.
+func (p *Provider) labelsFor(has map[string]string, spec providers.Spec) map[string]string {
 	all := maps.Clone(has)
 	if all == nil {
 		all = make(map[string]string)
@@ -111,15 +113,12 @@ func (p *Provider) ours() string {
 	return strings.Join(all, ",")
 }
 
-// isOurs tells whether the volume is this cluster's.
-func (p *Provider) isOurs(v *volume) bool {
-	b := read(v.Labels)
-	return b.cluster == p.cluster && b.name != "" && b.key == p.nameOf(b.name)
-}
-
 // damaged is the error for a volume whose labels somebody has changed. It is not called absent, since it may hold data, nor is
 // an entry of its record, since that may say that it does.
 func damaged(v *volume, unreadable []string) error {
+	if len(unreadable) == 0 {
+		return nil
+	}
 	return fmt.Errorf("the labels %s of volume %d (%s at Hetzner Cloud) cannot be read: pieces of them are missing or changed: put them back, or remove all labels that begin with %s and adopt the volume anew by -o volume-id=%d",
 		strings.Join(unreadable, ", "), v.ID, quote.Clip(v.Name), prefix, v.ID)
 }
@@ -130,7 +129,8 @@ var (
 )
 
 // checkTags refuses tags that cannot be labels, before anything is made.
-func checkTags(tags map[string]string) error {
+func checkTags(spec providers.Spec) error {
+	tags := spec.Tags
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
 		before, word, prefixed := strings.Cut(key, "/")
 		if !prefixed {
@@ -149,30 +149,18 @@ func checkTags(tags map[string]string) error {
 	return nil
 }
 
-// Mark stores one entry as a label.
+// mark stores one entry as a label.
 //
 // Hetzner replaces all labels at once, so they are read, changed and written. Within this process nothing comes between, see
-// Provider.volumes. Another node can: of two marks made in the same moment by two nodes one may be lost without either knowing,
+// managed.Cloud.Locks. Another node can: of two marks made in the same moment by two nodes one may be lost without either knowing,
 // and a mark may give back the name to a volume that another node forgets in that moment, which is then found as before, or
-// refused as one of two that bear it. The driver marks while its node holds the volume, when no other marks or forgets it, and
+// refused as one of two that have it. The driver marks while its node holds the volume, when no other marks or forgets it, and
 // of what a lost mark may be, nothing alone lets it format a disk.
-func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
-	if err := providers.CheckRecord(providers.Record{key: value}); err != nil {
-		return err
-	}
-	return p.changing(ctx, id, func(ctx context.Context) error {
-		v, err := p.getOurs(ctx, id)
-		if err != nil {
-			return err
-		}
-		if has, marked := read(v.Labels).record[key]; marked && has == value {
-			return nil
-		}
-		all := maps.Clone(v.Labels)
-		put(all, recordPrefix, map[string]string{key: value})
-		_, err = p.update(ctx, id, "", all)
-		return err
-	})
+func (p *Provider) mark(ctx context.Context, d managed.Disk[*volume], key, value string) error {
+	all := maps.Clone(d.Native.Labels)
+	put(all, recordPrefix, map[string]string{key: value})
+	_, err := p.update(ctx, d.ID, "", all)
+	return err
 }
 
 // update writes name and labels, and makes sure that they are there.
@@ -187,5 +175,6 @@ func (p *Provider) update(ctx context.Context, id, name string, marks map[string
 	case !maps.Equal(v.Labels, marks), name != "" && v.Name != name:
 		return nil, fmt.Errorf("%w: Hetzner Cloud has accepted %s, and shows other labels or another name in its answer", providers.ErrBusy, request)
 	}
+	p.saw(v, time.Now())
 	return v, nil
 }

@@ -120,7 +120,7 @@ func New(cfg Config) (*Provider, error) {
 	p.node = batch.Keep("which Linode this is", p.identify)
 	p.Provider = managed.New(managed.Cloud[sdk.Volume]{
 		Name: "Linode", Machine: "instance", Cluster: cfg.Cluster, Log: cfg.Log,
-		Options: []string{"encrypted", "tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes,
+		Options: []string{"encrypted", "tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "region",
 		Unname: "the tags that begin with " + markPrefix, IDForm: "which is a number", IsID: isID, IsNode: isID,
 		Locks: true, ResizeDetached: true,
 		Self: p.identified, Status: p.status,

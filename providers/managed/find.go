@@ -72,8 +72,8 @@ func (p *Provider[V]) ambiguous(name string, all []Disk[V]) error {
 	shown := make([]string, len(all))
 	for i, d := range all {
 		shown[i] = "volume " + d.ID
-		if d.Zone != "" {
-			shown[i] += " in " + d.Zone
+		if p.cloud.Zone != "" {
+			shown[i] += " in " + p.cloud.Zone + " " + d.Zone
 		}
 	}
 	slices.Sort(shown)
@@ -97,7 +97,7 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 	for _, v := range all {
 		d := p.show(v, asked)
 		switch {
-		case d.Damaged != nil && (d.Cluster == "" || p.IsOurs(d)):
+		case d.Damaged != nil && (d.Cluster == "" || d.Cluster == p.cloud.Cluster):
 			problems = append(problems, d.Damaged)
 		case p.IsOurs(d):
 			byName[d.Name] = append(byName[d.Name], d)

@@ -26,7 +26,7 @@ var (
 	// ErrUnmarked is in Disk.Damaged if a disk of ours is shown without any marks. It can be adopted.
 	ErrUnmarked = errors.New("the marks are not shown")
 	// ErrTaken says that the name which a volume would have in the cloud is another disk's.
-	ErrTaken = errors.New("the name is taken")
+	ErrTaken = errors.New("another disk has this name")
 	// ErrAttached says that the cloud has refused a request because a node holds the volume.
 	ErrAttached = errors.New("the volume is attached")
 )
@@ -61,6 +61,7 @@ type Cloud[V any] struct {
 	Options []string        // see providers.Provider.Supports
 	Buses   []string        // see providers.Provider.Buses
 	Sizes   providers.Sizes // Least and Most 0: Create and Modify check sizes themselves
+	Zone    string          // what it calls the zone of a volume: "location"; empty: zones say nothing about a volume
 	Unname  string          // what takes its name from a volume, for people: "the label x"
 	IDForm  string          // what ids of volumes look like: "which is a number"
 	IsID    func(id string) bool
