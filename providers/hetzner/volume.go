@@ -99,7 +99,7 @@ func (p *Provider) settle(ctx context.Context, d managed.Disk[*volume], ask bool
 	if v != d.Native {
 		d = p.show(v)
 	}
-	d.Attachment = held
+	d.Attachment, d.NothingLeft = held, held.State == providers.AttachFailed
 	return d, nil
 }
 

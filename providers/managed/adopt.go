@@ -13,7 +13,7 @@ import (
 
 // Adopt makes an existing disk a volume of this cluster.
 func (p *Provider[V]) Adopt(ctx context.Context, id string, spec providers.Spec) (v *providers.Volume, err error) {
-	if err := p.check(spec); err != nil {
+	if err := p.Check(spec); err != nil {
 		return nil, err
 	}
 	err = p.change(ctx, id, func() error {
@@ -108,7 +108,7 @@ func (p *Provider[V]) rival(ctx context.Context, id, name string) (Disk[V], erro
 			others = append(others, d)
 		}
 	}
-	return p.one(name, others)
+	return p.One(name, others)
 }
 
 // Forget takes cluster and name from a volume that no node holds.
@@ -140,13 +140,13 @@ func (p *Provider[V]) release(ctx context.Context, d Disk[V]) error {
 	return err
 }
 
-// unheld returns an error if a node holds the volume. An attach that has failed holds nothing. The volume may have changed.
+// unheld returns an error if a node holds the volume. The volume may have changed.
 func (p *Provider[V]) unheld(ctx context.Context, d Disk[V]) (Disk[V], error) {
 	d, err := p.cloud.Settle(ctx, d, true)
 	switch {
 	case err != nil:
 		return d, err
-	case d.Held() && d.Attachment.State != providers.AttachFailed:
+	case d.Held() && !d.NothingLeft:
 		return d, &providers.HeldError{Volume: d.ID, Node: d.Attachment.Node}
 	case !p.IsOurs(d): // any more
 		return d, providers.NotOurs(d.ID)

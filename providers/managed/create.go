@@ -13,7 +13,7 @@ import (
 // Create returns the volume of that name as soon as it can be attached. If there is none, it is made.
 func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
 	gib, wrong := p.size(spec.Size)
-	if err := errors.Join(p.check(spec), providers.CheckOptions(p.cloud.Name, spec, p.cloud.Options), wrong); err != nil {
+	if err := errors.Join(p.Check(spec), providers.CheckOptions(p.cloud.Name, spec, p.cloud.Options), wrong); err != nil {
 		return nil, err
 	}
 	d, err := p.Lookup(ctx, spec.Name)
@@ -29,8 +29,8 @@ func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*provide
 	return p.Volume(ctx, d, true)
 }
 
-// check refuses what is wrong with name, Record and tags.
-func (p *Provider[V]) check(spec providers.Spec) error {
+// Check refuses what is wrong with name, Record and tags.
+func (p *Provider[V]) Check(spec providers.Spec) error {
 	return errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), p.cloud.CheckSpec(spec))
 }
 

@@ -26,11 +26,17 @@ func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) 
 	if name == "" {
 		return Disk[V]{}, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
 	}
-	all, _, err := p.byName.Get(ctx, name)
+	all, err := p.ByName(ctx, name)
 	if err != nil {
 		return Disk[V]{}, err
 	}
-	return p.one(name, all)
+	return p.One(name, all)
+}
+
+// ByName returns what may be the volumes of the name. Questions that come together share a request.
+func (p *Provider[V]) ByName(ctx context.Context, name string) ([]Disk[V], error) {
+	all, _, err := p.byName.Get(ctx, name)
+	return all, err
 }
 
 // named asks for the volumes of several names.
@@ -46,9 +52,9 @@ func (p *Provider[V]) named(ctx context.Context, names []string) (map[string][]D
 	return found, err
 }
 
-// one returns the volume of the name among all that may be. One name is one volume's: if an accident or somebody's hands made it
+// One returns the volume of the name among all that may be. One name is one volume's: if an accident or somebody's hands made it
 // two, neither is taken for the right one. Errors: ErrNotFound, ErrAmbiguous, that of a damaged volume which may be the one.
-func (p *Provider[V]) one(name string, all []Disk[V]) (one Disk[V], err error) {
+func (p *Provider[V]) One(name string, all []Disk[V]) (one Disk[V], err error) {
 	var ours []Disk[V]
 	for _, d := range all {
 		mayBe := (d.Cluster == "" || d.Cluster == p.cloud.Cluster) && (d.Name == "" || d.Name == name)
@@ -98,6 +104,9 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 		d := p.show(v, asked)
 		switch {
 		case d.Damaged != nil && (d.Cluster == "" || d.Cluster == p.cloud.Cluster):
+			if d.Name != "" {
+				d.Damaged = fmt.Errorf("%q: %w", d.Name, d.Damaged)
+			}
 			problems = append(problems, d.Damaged)
 		case p.IsOurs(d):
 			byName[d.Name] = append(byName[d.Name], d)
@@ -106,7 +115,7 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 	var list []*providers.Volume
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
 		var v *providers.Volume
-		d, err := p.one(name, byName[name])
+		d, err := p.One(name, byName[name])
 		if err == nil {
 			v, err = p.Volume(ctx, d, false)
 		}

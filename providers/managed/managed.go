@@ -42,6 +42,8 @@ type Disk[V any] struct {
 	// has failed. Such a volume is never called missing, since it may hold data.
 	Damaged error
 
+	NothingLeft bool // the attach that has failed has left nothing: no node holds the volume
+
 	Creating bool   // it cannot be attached yet
 	Resizing bool   // a change of its size is under way
 	Unready  string // the cloud's word for a state in which it cannot be adopted

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/volumeattach"
 
 	"github.com/blockvol/blockvol/providers"
@@ -17,7 +18,7 @@ import (
 
 // Attach asks Nova, which has Cinder reserve the volume before it answers. Where the device is, Nova only guesses.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
+	if err := p.EnsureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	node, err := p.Node(ctx)
@@ -36,6 +37,12 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		}
 		return err
 	})
+}
+
+// getOurs is GetOurs in Cinder's words.
+func (p *Provider) getOurs(ctx context.Context, id string) (volumes.Volume, error) {
+	d, err := p.GetOurs(ctx, id)
+	return d.Native.Volume, err
 }
 
 // errListed says that Nova still lists an attachment that Cinder has ended. Nova does so for a moment after each detach, and for
@@ -91,7 +98,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 // Detach asks for the volume to be detached from that server; Nova takes it from no other. Nova has no force for its users: it
 // takes a volume from a server that is shut off without its co-operation, and from one that is deleted by itself.
 func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
-	err := p.ensureOurs(ctx, id, recent.WhileHeld)
+	err := p.EnsureOurs(ctx, id, recent.WhileHeld)
 	if errors.Is(err, providers.ErrNotFound) || err == nil && !isUUID(node) {
 		return ctx.Err()
 	} else if err != nil {

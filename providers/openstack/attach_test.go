@@ -185,7 +185,7 @@ func TestWhatNovaSaysOfAServer(t *testing.T) {
 			state, err := p.NodeState(t.Context(), server)
 			require.NoError(t, err)
 			assert.Equal(t, life, state.Life, status)
-			assert.Equal(t, `Nova says that server `+server+` is "`+status+`"`, state.Evidence)
+			assert.Equal(t, `OpenStack says that server `+server+` is "`+status+`"`, state.Evidence)
 		}
 		w.front.SetStatus(server, "SHUTOFF", "powering-on")
 		state, err := p.NodeState(t.Context(), server)

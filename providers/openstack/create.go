@@ -30,7 +30,7 @@ var usual = times{lag: 3 * time.Second, life: time.Minute, patience: 2 * time.Mi
 
 // Create returns the volume once Cinder calls it available. How two nodes get one volume, the package's comment says.
 func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
+	if err := p.Check(spec); err != nil {
 		return nil, err
 	}
 	if spec.IOPS != 0 || spec.Throughput != 0 || spec.Encrypted || spec.KMSKey != "" || spec.Size < 0 {
@@ -45,7 +45,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 	for begun := time.Now(); ; {
 		v, err := p.create(ctx, spec)
 		if err == nil {
-			return p.describe(ctx, v)
+			return p.Volume(ctx, p.show(volume{Volume: v}), true)
 		}
 		// Two that are adopted under one name at once are both seen until one of them gives way.
 		giving := errors.Is(err, providers.ErrAmbiguous) && time.Since(begun) < 4*p.times.lag
@@ -84,8 +84,8 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec) (volumes.Vol
 	return p.settle(ctx, spec, made)
 }
 
-// bearers are the volumes that bear a name, those of the makers that are certainly dead left out.
-type bearers struct {
+// contenders are the volumes that have a name, those of the makers that are certainly dead left out.
+type contenders struct {
 	settled volumes.Volume   // the volume of the name; without an ID there is none
 	mine    []volumes.Volume // candidates of this process, by id
 	others  []volumes.Volume // other candidates
@@ -93,17 +93,20 @@ type bearers struct {
 }
 
 // survey asks for all that bear a name.
-func (p *Provider) survey(ctx context.Context, name string) (b bearers, err error) {
-	found, _, err := p.byName.Get(ctx, p.keyOf(name))
+func (p *Provider) survey(ctx context.Context, name string) (b contenders, err error) {
+	found, err := p.ByName(ctx, name)
 	if err != nil {
 		return b, err
 	}
-	if b.settled, err = p.settledOf(name, found.all); errors.Is(err, providers.ErrNotFound) {
+	settled, err := p.One(name, found)
+	if errors.Is(err, providers.ErrNotFound) {
 		err = nil
 	}
+	b.settled = settled.Native.Volume
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, v := range found.all {
+	for _, d := range found {
+		v := d.Native.Volume
 		if !p.isCandidate(v.Metadata) {
 			continue
 		}
@@ -112,11 +115,11 @@ func (p *Provider) survey(ctx context.Context, name string) (b bearers, err erro
 			first = time.Now()
 			p.seen[v.ID] = first
 		}
-		age := found.now.Sub(v.CreatedAt)
+		age := d.Native.told.Sub(v.CreatedAt)
 		switch {
 		case v.Metadata[keyMaker] == p.maker:
 			b.mine = append(b.mine, v)
-		case time.Since(first) >= p.times.patience, !found.now.IsZero() && !v.CreatedAt.IsZero() && age >= p.times.ancient:
+		case time.Since(first) >= p.times.patience, !d.Native.told.IsZero() && !v.CreatedAt.IsZero() && age >= p.times.ancient:
 			b.orphans = append(b.orphans, v)
 		case v.Metadata[keyState] == stateWithdrawn: // nobody settles it
 		default:
@@ -284,7 +287,7 @@ func (p *Provider) unlisted(ctx context.Context, made string, end time.Time) err
 		return errUnlisted
 	}
 	err = fmt.Errorf("Cinder has made volume %s, and its lists do not show it: ask the cloud's operator", made) //nolint:staticcheck // a name
-	if left := p.withdraw(ctx, v); left != nil {
+	if left := p.withdraw(ctx, v.Volume); left != nil {
 		return fmt.Errorf("%w; and it is still there: %w", err, left)
 	}
 	return err
@@ -358,15 +361,15 @@ func (p *Provider) withdraw(ctx context.Context, candidates ...volumes.Volume) e
 		if isBeingMade(v) && v.Metadata[keyState] != stateWithdrawn {
 			_ = p.write(ctx, v.ID, map[string]string{keyState: stateWithdrawn}) // otherwise others wait until it is deleted
 		}
-		if err := p.remove(ctx, v.ID); err != nil {
+		if err := p.removeCandidate(ctx, v.ID); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// remove deletes a candidate, once it is made.
-func (p *Provider) remove(ctx context.Context, id string) error {
+// removeCandidate deletes a candidate, once it is made.
+func (p *Provider) removeCandidate(ctx context.Context, id string) error {
 	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
 		err := p.destroy(ctx, id)
 		if !refused(err, http.StatusBadRequest) {

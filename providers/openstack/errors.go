@@ -54,6 +54,15 @@ func missing(err error, id string) bool {
 	return errors.As(err, &r) && r.status == http.StatusNotFound && r.code == "itemNotFound" && says(err, id)
 }
 
+// unknown is the error for a 404 that is not Nova's or Cinder's own word: it says nothing about what was asked for.
+func unknown(kind, id string, err error) error {
+	var r *refusal
+	if errors.As(err, &r) {
+		err = quote.Error(strings.TrimPrefix(r.text, providers.ErrNotFound.Error()+": "), nil)
+	}
+	return fmt.Errorf("%w: it is not known whether there is a %s %s: %w", providers.ErrUnavailable, kind, id, err)
+}
+
 var requestID = regexp.MustCompile(`\s*\(Request-ID: req-[0-9a-f-]+\)`)
 
 // messageOf is what a service says of an error: {"itemNotFound": {"code": 404, "message": "…"}}, Keystone {"error": {…}}. It is

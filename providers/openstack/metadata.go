@@ -141,25 +141,21 @@ func (p *Provider) isCandidate(metadata map[string]string) bool {
 	return is && slices.Contains([]string{stateNew, stateClaimed, stateWithdrawn}, metadata[keyState])
 }
 
-func checkName(name string) error {
-	if !utf8.ValidString(name) {
-		return fmt.Errorf("%w: the volume's name %q is not UTF-8", providers.ErrInvalid, name)
+// checkSpec refuses what Cinder would, before anything is made.
+func checkSpec(spec providers.Spec) error {
+	if !utf8.ValidString(spec.Name) {
+		return fmt.Errorf("%w: the volume's name %q is not UTF-8", providers.ErrInvalid, spec.Name)
 	}
-	return providers.CheckName(name)
-}
-
-func checkRecord(rec providers.Record) error {
-	for key, value := range rec {
+	for key, value := range spec.Record {
 		if !utf8.ValidString(value) {
 			return fmt.Errorf("%w: entry %q of the record is not UTF-8", providers.ErrInvalid, key)
 		}
 	}
-	return providers.CheckRecord(rec)
+	return checkTags(spec.Tags)
 }
 
 var tagKey = regexp.MustCompile(`^[a-zA-Z0-9_:. -]{1,255}$`)
 
-// checkTags refuses tags that Cinder would, before anything is made.
 func checkTags(tags map[string]string) error {
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
 		value := tags[key]

@@ -9,6 +9,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
 )
@@ -16,70 +17,61 @@ import (
 // Modify makes volumes larger, also while they are in use, if the cloud can. A volume's type is for life here: changing it may
 // move the data for hours.
 func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
-	v, err := p.getOurs(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	gibs, err := sizes.Of(change.Size)
-	switch {
-	case err != nil:
-		return nil, err
-	case change.IOPS != 0 || change.Throughput != 0:
+	if change.IOPS != 0 || change.Throughput != 0 {
 		return nil, fmt.Errorf("%w: IOPS and throughput are matters of Cinder's volume types", providers.ErrInvalid)
-	case change.Type != "" && change.Type != v.VolumeType:
-		return nil, fmt.Errorf("%w: volume %s is of type %q, and stays so: make a new volume and copy", providers.ErrInvalid, id, quote.Clip(v.VolumeType))
-	case gibs == 0:
-		return p.describe(ctx, v)
 	}
-	retry := pace.Backoff{Most: 2 * time.Second}
-	for asked := false; ; {
+	if change.Type != "" {
+		d, err := p.GetOurs(ctx, id)
 		switch {
-		case v.Status == "extending":
-			if err := retry.Wait(ctx); err != nil {
-				return nil, fmt.Errorf("volume %s is still being extended: %w", id, err)
-			}
-		case int64(v.Size) == gibs || asked && int64(v.Size) > gibs:
-			return p.describe(ctx, v)
-		case int64(v.Size) > gibs:
-			return nil, sizes.Shrinks(id, int64(v.Size))
-		case v.Status == "error_extending" || asked:
-			return nil, fmt.Errorf("Cinder could not make volume %s larger (%q, %d GiB): ask the cloud's operator, who knows why", id, quote.Clip(v.Status), v.Size) //nolint:staticcheck // a name
-		default:
-			if err := p.extend(ctx, v, int(gibs)); err != nil {
-				return nil, err
-			}
-			asked = true
-		}
-		if v, err = p.getOurs(ctx, id); err != nil {
+		case err != nil:
 			return nil, err
+		case change.Type != d.Native.VolumeType:
+			return nil, fmt.Errorf("%w: volume %s is of type %q, and stays so: make a new volume and copy", providers.ErrInvalid, id, quote.Clip(d.Native.VolumeType))
 		}
+		change.Type = ""
 	}
+	return p.Provider.Modify(ctx, id, change)
 }
 
-// extend asks for a volume to grow.
-func (p *Provider) extend(ctx context.Context, v volumes.Volume, gibs int) error {
+// extend asks for a volume to grow, and waits until that is over.
+func (p *Provider) extend(ctx context.Context, d managed.Disk[volume], gib int64) error {
 	ask := func(microversion string) error {
-		_, err := call(ctx, p, fmt.Sprintf("to extend volume %s to %d GiB", v.ID, gibs), func(ctx context.Context, s *session) (done, error) {
-			return done{}, volumes.ExtendSize(ctx, s.with(microversion), v.ID, volumes.ExtendSizeOpts{NewSize: gibs}).ExtractErr()
+		_, err := call(ctx, p, fmt.Sprintf("to extend volume %s to %d GiB", d.ID, gib), func(ctx context.Context, s *session) (done, error) {
+			return done{}, volumes.ExtendSize(ctx, s.with(microversion), d.ID, volumes.ExtendSizeOpts{NewSize: int(gib)}).ExtractErr()
 		})
 		return err
+	}
+	if d.Native.Status == "error_extending" {
+		return notExtended(d.Native)
 	}
 	err := ask(withExtendInUse)
 	if refused(err, http.StatusNotAcceptable) {
 		err = ask("")
 	}
-	if refused(err, http.StatusBadRequest) {
-		// Its size may be that already, by a request whose answer was lost; or another change be under way.
-		now, again := p.getOurs(ctx, v.ID)
-		switch {
-		case again != nil:
-			return again
-		case int64(now.Size) >= int64(gibs) || now.Status == "extending":
-			return nil
-		case len(now.Attachments) > 0:
-			return fmt.Errorf("%w: %w: this cloud extends volumes that are in use not at all, or not of this type: try again when nothing mounts it", providers.ErrBusy, err)
-		}
-		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, v.ID, quote.Clip(now.Status), err)
+	switch {
+	case refused(err, http.StatusBadRequest) && len(d.Native.Attachments) > 0:
+		return fmt.Errorf("%w: %w: this cloud extends volumes that are in use not at all, or not of this type: try again when nothing mounts it", providers.ErrBusy, err)
+	case refused(err, http.StatusBadRequest):
+		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, d.ID, quote.Clip(d.Native.Status), err)
+	case err != nil:
+		return err
 	}
-	return err
+	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+		v, err := p.get(ctx, d.ID)
+		switch {
+		case err != nil:
+			return err
+		case int64(v.Size) >= gib:
+			return nil
+		case v.Status != "extending":
+			return notExtended(v)
+		}
+		if err := retry.Wait(ctx); err != nil {
+			return fmt.Errorf("volume %s is still being extended: %w", d.ID, err)
+		}
+	}
+}
+
+func notExtended(v volume) error {
+	return fmt.Errorf("Cinder could not make volume %s larger (%q, %d GiB): ask the cloud's operator, who knows why", v.ID, quote.Clip(v.Status), v.Size) //nolint:staticcheck // a name
 }

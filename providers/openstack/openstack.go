@@ -71,8 +71,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/keymutex"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/quote"
-	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -100,6 +100,7 @@ type Config struct {
 
 // Provider is an OpenStack cloud as seen from one server. It keeps the contract of providers.Provider, Snapshotter and Modifier.
 type Provider struct {
+	*managed.Provider[volume]
 	cfg     Config
 	cluster string
 	maker   string // this process, as the maker of volumes
@@ -109,10 +110,7 @@ type Provider struct {
 
 	session *batch.Kept[*session]
 	self    *rest.Identity
-	byName  *batch.Asker[listing]
 	names   keymutex.KeyMutex // creates of one name, one at a time
-
-	ours recent.Map[string, bool] // by id: whether a volume is this cluster's
 
 	mu        sync.Mutex
 	spent     string               // the token before
@@ -164,7 +162,18 @@ func New(cfg Config) (*Provider, error) {
 	})
 	p.session = batch.Keep("for a token of "+cloudName, p.login)
 	p.self = rest.NewIdentity("server", serverSetting, cfg.Server, p.identify)
-	p.byName = batch.New(p.askByName, maxNames)
+	p.Provider = managed.New(managed.Cloud[volume]{
+		Name: cloudName, Machine: "server", Cluster: cfg.Cluster, Log: cfg.Log,
+		Options: []string{"snapshot", "tags", "type", "zone"}, // encryption is a matter of the type
+		Buses:   []string{"scsi", "virtio"}, Sizes: sizes,
+		Unname: "the name (openstack volume unset --property " + keyDigest + ")",
+		IDForm: "which looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", IsID: isUUID, IsNode: isUUID,
+		MarksAlone: true,
+		// There is no zone: those of Cinder have names of their own, and at most clouds any server can have any volume.
+		Self: p.self.Node, Status: p.status,
+		Show: p.show, Named: p.named, NamesAtOnce: maxNames, All: p.all, Get: p.get, Settle: p.settled,
+		CheckSpec: checkSpec, Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.extend,
+	})
 	return p, nil
 }
 
@@ -256,16 +265,7 @@ func trusting(file string) (http.RoundTripper, error) {
 	return usual, nil
 }
 
-// Supports lists the options that Cinder has for everybody; encryption is a matter of the type.
-func (p *Provider) Supports() []string { return []string{"snapshot", "tags", "type", "zone"} }
-
-// Buses returns those on which this provider's disks appear.
-func (p *Provider) Buses() []string { return []string{"scsi", "virtio"} }
-
-// Node tells which server this is, according to its metadata service, see rest.Identity. It has no zone: those of Cinder have
-// names of their own, and at most clouds any server can have any volume.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) { return p.self.Node(ctx) }
-
+// identify asks the metadata service which server this is, see rest.Identity.
 func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 	document, err := rest.Metadata{Cloud: cloudName, Setting: serverSetting, Client: p.cfg.Neighbour}.Get(ctx, p.cfg.Metadata, nil)
 	if err != nil {
@@ -281,37 +281,28 @@ func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 	return providers.Node{ID: server.UUID}, nil
 }
 
-// NodeState takes Nova's word. A server with a task under way may be on its way back, and counts as running. One that is
-// suspended or paused goes on where it was when it is resumed, and writes what it held in memory.
-func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
-	if !isUUID(node) {
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a server", quote.Clip(node))}, ctx.Err()
-	}
-	is, found, err := p.server(ctx, node)
+// status takes Nova's word. A server with a task under way may be on its way back, and counts as running. One that is suspended or
+// paused goes on where it was when it is resumed, and writes what it held in memory.
+func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
+	is, err := p.server(ctx, node)
 	if err != nil {
-		return providers.NodeState{}, err
+		return "", providers.Unclear, err
 	}
-	if !found {
-		return providers.Missing(ctx, "Nova", "server", node, p.Node, func(ctx context.Context, id string) (bool, error) {
-			_, found, err := p.server(ctx, id)
-			return found, err
-		})
-	}
-	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("Nova says that server %s is %q", node, quote.Clip(is.Status))}
+	word, life := fmt.Sprintf("%q", quote.Clip(is.Status)), providers.Unclear
 	if is.Task != "" {
-		state.Evidence += fmt.Sprintf(" with the task %q under way", quote.Clip(is.Task))
+		word += fmt.Sprintf(" with the task %q under way", quote.Clip(is.Task))
 	}
 	switch is.Status {
 	case "DELETED":
-		state.Life = providers.Gone
+		life = providers.Gone
 	case "SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "SOFT_DELETED":
-		if state.Life = providers.Stopped; is.Task != "" {
-			state.Life = providers.Running
+		if life = providers.Stopped; is.Task != "" {
+			life = providers.Running
 		}
 	case "ACTIVE", "BUILD", "HARD_REBOOT", "MIGRATING", "PASSWORD", "PAUSED", "REBOOT", "REBUILD", "RESCUE", "RESIZE", "REVERT_RESIZE", "SUSPENDED", "VERIFY_RESIZE":
-		state.Life = providers.Running
+		life = providers.Running
 	}
-	return state, nil
+	return word, life, nil
 }
 
 // server is what Nova says of a server.
@@ -320,16 +311,13 @@ type server struct {
 	Task   string `json:"OS-EXT-STS:task_state"`
 }
 
-// server asks Nova for a server.
-func (p *Provider) server(ctx context.Context, id string) (is server, found bool, err error) {
+// server asks Nova for a server. Errors: providers.ErrNotFound only if Nova said so.
+func (p *Provider) server(ctx context.Context, id string) (is server, err error) {
 	is, err = call(ctx, p, "the question about server "+id, func(ctx context.Context, s *session) (is server, err error) {
 		return is, servers.Get(ctx, s.compute, id).ExtractInto(&is)
 	})
-	switch {
-	case missing(err, id):
-		return server{}, false, nil
-	case refused(err, http.StatusNotFound):
-		return server{}, false, fmt.Errorf("it is not known whether there is a server %s: %w", id, err)
+	if refused(err, http.StatusNotFound) && !missing(err, id) {
+		return is, unknown("server", id, err)
 	}
-	return is, err == nil, err
+	return is, err
 }

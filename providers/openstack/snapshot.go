@@ -140,7 +140,7 @@ func (p *Provider) DeleteSnapshot(ctx context.Context, id string) error {
 
 // removeRetired completes what Delete has begun. Cinder refuses what snapshots still keep.
 func (p *Provider) removeRetired(ctx context.Context) error {
-	all, _, err := p.list(ctx, map[string]string{keyRetired: encode(p.cluster)})
+	all, err := p.list(ctx, map[string]string{keyRetired: encode(p.cluster)})
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package openstack
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -20,9 +19,9 @@ import (
 	"github.com/gophercloud/gophercloud/v2/pagination"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
-	"github.com/blockvol/blockvol/providers/recent"
 )
 
 const (
@@ -37,34 +36,44 @@ var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}
 
 func isUUID(id string) bool { return uuidPattern.MatchString(id) }
 
-// listing is what bears a name, and the cloud's time when it said so, zero if it did not tell.
-type listing struct {
-	all []volumes.Volume
-	now time.Time
+// volume is Cinder's description of a volume, and the cloud's time when it gave it in a list, zero if it did not tell.
+type volume struct {
+	volumes.Volume
+	told time.Time
 }
 
 // maxNames is how many names one call is for; with more than one it is a list of the whole cluster.
 const maxNames = 1000
 
-func (p *Provider) askByName(ctx context.Context, digests []string) (map[string]listing, error) {
-	by := map[string]string{keyDigest: digests[0]}
-	if len(digests) > 1 {
+// named looks in the whole region, whatever the zone.
+func (p *Provider) named(ctx context.Context, names []string) (map[string][]volume, error) {
+	by := map[string]string{keyDigest: p.keyOf(names[0])}
+	if len(names) > 1 {
 		by = map[string]string{keyCluster: encode(p.cluster)}
 	}
-	all, now, err := p.list(ctx, by)
-	found := make(map[string]listing)
+	byDigest := make(map[string]string, len(names))
+	for _, name := range names {
+		byDigest[p.keyOf(name)] = name
+	}
+	all, err := p.list(ctx, by)
+	found := make(map[string][]volume)
 	for _, v := range all {
-		key := v.Metadata[keyDigest]
-		found[key] = listing{append(found[key].all, v), now}
+		if name, is := byDigest[v.Metadata[keyDigest]]; is {
+			found[name] = append(found[name], v)
+		}
 	}
 	return found, err
 }
 
+func (p *Provider) all(ctx context.Context) ([]volume, error) {
+	return p.list(ctx, map[string]string{keyCluster: encode(p.cluster)})
+}
+
 // list returns the volumes with such metadata that are not being deleted. Clouds may be set to ignore the filter, and do not tell
 // case, so what comes is looked at again.
-func (p *Provider) list(ctx context.Context, metadata map[string]string) (all []volumes.Volume, now time.Time, err error) {
+func (p *Provider) list(ctx context.Context, metadata map[string]string) (all []volume, err error) {
 	query := fmt.Sprintf("limit=%d&metadata=%s", perPage, pythonDict(metadata))
-	return paged(ctx, p, "the request for the list of volumes", query, func(s *session, query listOptions) pagination.Pager {
+	some, now, err := paged(ctx, p, "the request for the list of volumes", query, func(s *session, query listOptions) pagination.Pager {
 		return volumes.List(s.volume, query)
 	}, func(page pagination.Page) (some []volumes.Volume, last string, header http.Header, err error) {
 		some, err = volumes.ExtractVolumes(page)
@@ -81,6 +90,10 @@ func (p *Provider) list(ctx context.Context, metadata map[string]string) (all []
 		})
 		return some, last, page.(volumes.VolumePage).Header, err //nolint:forcetypeassert // the pager's own
 	})
+	for _, v := range some {
+		all = append(all, volume{v, now})
+	}
+	return all, err
 }
 
 // paged collects the pages of a list, and the cloud's time of the last. Of a link to the next page no more is taken than that
@@ -124,45 +137,6 @@ func (q listOptions) ToAttachmentListQuery() (string, error) { return string(q),
 // exists tells whether Cinder still has the disk.
 func exists(v volumes.Volume) bool { return v.Status != "deleting" && v.Status != "deleted" }
 
-// Find looks in the whole region, whatever the zone.
-func (p *Provider) Find(ctx context.Context, name string) (*providers.Volume, error) {
-	v, err := p.find(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return p.describe(ctx, v)
-}
-
-// find is Find in Cinder's words.
-func (p *Provider) find(ctx context.Context, name string) (volumes.Volume, error) {
-	if name == "" {
-		return volumes.Volume{}, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
-	}
-	bearers, _, err := p.byName.Get(ctx, p.keyOf(name))
-	if err != nil {
-		return volumes.Volume{}, err
-	}
-	return p.settledOf(name, bearers.all)
-}
-
-// settledOf finds the volume of the name among those that bear it.
-func (p *Provider) settledOf(name string, bearers []volumes.Volume) (volumes.Volume, error) {
-	var settled []volumes.Volume
-	for _, v := range bearers {
-		if p.isOurs(v.Metadata) {
-			settled = append(settled, v)
-		}
-	}
-	v, err := providers.Bearers[volumes.Volume]{
-		Cloud: "Cinder", Cluster: p.cluster, Take: "the name (openstack volume unset --property " + keyDigest + ")",
-		Show: func(v volumes.Volume) string { return "volume " + v.ID },
-	}.One(name, settled)
-	if err == nil {
-		err = broken(v)
-	}
-	return v, err
-}
-
 // broken is the error for a volume that Cinder has failed at. It is not called absent, since it may have held data.
 func broken(v volumes.Volume) error {
 	if !strings.HasPrefix(v.Status, "error") || len(v.Attachments) > 0 {
@@ -171,48 +145,33 @@ func broken(v volumes.Volume) error {
 	return fmt.Errorf("Cinder calls volume %s %q: if it has just been created, Cinder could not make it, and the cloud's operator knows why; otherwise look after its disk with the operator: if there is nothing to be saved, remove it with openstack volume delete %s", v.ID, quote.Clip(v.Status), v.ID) //nolint:staticcheck // a name
 }
 
-// List returns the cluster's volumes. Those that share a name or have failed are left out, and the error names them.
-func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
-	all, _, err := p.list(ctx, map[string]string{keyCluster: encode(p.cluster)})
-	if err != nil {
-		return nil, err
+// show puts Cinder's description into the contract's words.
+func (p *Provider) show(v volume) managed.Disk[volume] {
+	d := managed.Disk[volume]{
+		Volume: providers.Volume{
+			ID: v.ID, Size: int64(v.Size) * gib, CreatedAt: v.CreatedAt.UTC(), Serial: v.ID, Snapshot: v.SnapshotID, Record: recordOf(v.Metadata),
+			Details: map[string]string{"type": v.VolumeType, "zone": v.AvailabilityZone, "encrypted": strconv.FormatBool(v.Encrypted)},
+		},
+		Cluster: decode(v.Metadata[keyCluster]), Creating: isBeingMade(v.Volume), Resizing: v.Status == "extending", Native: v,
 	}
-	byName := make(map[string][]volumes.Volume)
-	for _, v := range all {
-		if name, _ := p.nameOf(v.Metadata); p.isOurs(v.Metadata) {
-			byName[name] = append(byName[name], v)
-		}
+	d.Marked = d.Cluster != ""
+	switch {
+	case p.isOurs(v.Metadata):
+		d.Name, d.Damaged = decode(v.Metadata[keyName]), broken(v.Volume)
+	case d.Cluster != p.cluster:
+		d.Name = decode(v.Metadata[keyName])
 	}
-	var list []*providers.Volume
-	var problems []error
-	for _, name := range sorted(byName) {
-		v, err := p.settledOf(name, byName[name])
-		if err != nil {
-			problems = append(problems, fmt.Errorf("%q: %w", name, err))
-			continue
-		}
-		described, err := p.describe(ctx, v)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, described)
+	if v.Status != "available" {
+		d.Unready = v.Status
 	}
-	return list, errors.Join(problems...)
+	return d
 }
 
-// describe puts Cinder's description into the contract's words. It asks only for a volume that is on its way to a server.
-func (p *Provider) describe(ctx context.Context, from volumes.Volume) (*providers.Volume, error) {
-	held, err := p.attachmentOf(ctx, from)
-	if err != nil {
-		return nil, err
-	}
-	p.ours.See(from.ID, time.Now(), true)
-	name, _ := p.nameOf(from.Metadata)
-	return &providers.Volume{
-		ID: from.ID, Name: name, Size: int64(from.Size) * gib, CreatedAt: from.CreatedAt.UTC(), Serial: from.ID,
-		Snapshot: from.SnapshotID, Record: recordOf(from.Metadata), Attachment: held,
-		Details: map[string]string{"type": from.VolumeType, "zone": from.AvailabilityZone, "encrypted": strconv.FormatBool(from.Encrypted)},
-	}, nil
+// settled asks only for a volume that is on its way to a server.
+func (p *Provider) settled(ctx context.Context, d managed.Disk[volume], _ bool) (managed.Disk[volume], error) {
+	var err error
+	d.Attachment, err = p.attachmentOf(ctx, d.Native.Volume)
+	return d, err
 }
 
 // attachmentOf tells who holds the volume. Cinder shows that when a server has it, and not yet while it is on its way.
@@ -260,61 +219,26 @@ func (p *Provider) goingTo(ctx context.Context, id string) (server string, err e
 }
 
 // get asks for a volume by its id, whoever it belongs to.
-func (p *Provider) get(ctx context.Context, id string) (volumes.Volume, error) {
-	if !isUUID(id) {
-		return volumes.Volume{}, errors.Join(ctx.Err(), fmt.Errorf("%w: %q is no id of a volume, which looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", providers.ErrNotFound, quote.Clip(id)))
-	}
+func (p *Provider) get(ctx context.Context, id string) (volume, error) {
 	v, err := call(ctx, p, "the question about volume "+id, func(ctx context.Context, s *session) (*volumes.Volume, error) {
 		return volumes.Get(ctx, s.volume, id).Extract()
 	})
 	switch {
 	case refused(err, http.StatusNotFound) && !missing(err, id):
-		return volumes.Volume{}, fmt.Errorf("%w: it is not known whether there is a volume %s: %w", providers.ErrUnavailable, id, quote.Error(strings.TrimPrefix(err.Error(), providers.ErrNotFound.Error()+": "), ctx.Err()))
+		return volume{}, unknown("volume", id, err)
 	case err != nil:
-		if refused(err, http.StatusNotFound) {
-			p.ours.See(id, time.Now(), false)
-		}
-		return volumes.Volume{}, err
+		return volume{}, err
 	case v.ID != id:
-		return volumes.Volume{}, fmt.Errorf("%w: Cinder was asked about volume %s and answers about %q", providers.ErrUnavailable, id, quote.Clip(v.ID))
+		return volume{}, fmt.Errorf("%w: Cinder was asked about volume %s and answers about %q", providers.ErrUnavailable, id, quote.Clip(v.ID))
 	case !exists(*v):
-		p.ours.See(id, time.Now(), false)
-		return volumes.Volume{}, fmt.Errorf("%w: volume %s is being deleted", providers.ErrNotFound, id)
+		return volume{}, fmt.Errorf("%w: volume %s is being deleted", providers.ErrNotFound, id)
 	}
-	return *v, nil
+	return volume{Volume: *v}, nil
 }
 
-// getOurs is get for a volume of this cluster.
-func (p *Provider) getOurs(ctx context.Context, id string) (volumes.Volume, error) {
-	v, err := p.get(ctx, id)
-	if err == nil && !p.isOurs(v.Metadata) {
-		p.ours.See(id, time.Now(), false)
-		return v, providers.NotOurs(id)
-	}
-	return v, err
-}
-
-// ensureOurs returns an error unless the volume is this cluster's. Cinder is asked only if this process does not know.
-func (p *Provider) ensureOurs(ctx context.Context, id string, age time.Duration) error {
-	if ours, known := p.ours.Within(age, id); known && ours {
-		return ctx.Err()
-	}
-	_, err := p.getOurs(ctx, id)
-	if err == nil {
-		p.ours.See(id, time.Now(), true)
-	}
-	return err
-}
-
-// Mark stores one entry as one of the metadata.
-func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
-	if err := checkRecord(providers.Record{key: value}); err != nil {
-		return err
-	}
-	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
-		return err
-	}
-	return p.write(ctx, id, recordMarks(providers.Record{key: value}))
+// mark stores one entry as one of the metadata.
+func (p *Provider) mark(ctx context.Context, d managed.Disk[volume], key, value string) error {
+	return p.write(ctx, d.ID, recordMarks(providers.Record{key: value}))
 }
 
 // write sets metadata of a volume, and leaves the others as they are.
@@ -332,128 +256,60 @@ func (p *Provider) write(ctx context.Context, id string, marks map[string]string
 	return err
 }
 
-// Adopt gives an existing volume the metadata of one of ours.
-func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(checkName(spec.Name), checkRecord(spec.Record), checkTags(spec.Tags)); err != nil {
-		return nil, err
-	}
-	v, err := p.get(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	held, err := p.attachmentOf(ctx, v)
-	if err != nil {
-		return nil, err
-	}
-	refuse := func(format string, args ...any) (*providers.Volume, error) {
-		return nil, fmt.Errorf("%w: %s %s", providers.ErrInvalid, id, fmt.Sprintf(format, args...))
-	}
-	name, _ := p.nameOf(v.Metadata)
-	again := p.isOurs(v.Metadata) && name == spec.Name
-	owner := decode(v.Metadata[keyCluster])
-	switch {
-	case again:
-	case owner != "":
-		return refuse("is volume %q of cluster %q already: remove it there with reclaim=retain first", decode(v.Metadata[keyName]), owner)
-	case v.Multiattach:
-		return nil, severalServers(id)
-	case held.State != providers.Detached:
-		return refuse("is attached to server %s: detach it first", held.Node)
-	case v.Status != "available":
-		return refuse("is %q: it must be available", quote.Clip(v.Status))
-	}
-	switch other, err := p.find(ctx, spec.Name); {
-	case err == nil && other.ID != id:
-		return refuse("cannot be %q: that is the name of volume %s", spec.Name, other.ID)
-	case err != nil && !errors.Is(err, providers.ErrNotFound):
-		return nil, err
-	}
-	marks := p.marks(spec)
+// claim gives an existing volume the metadata of one of ours.
+func (p *Provider) claim(ctx context.Context, d managed.Disk[volume], spec providers.Spec) (volume, error) {
+	marks, again := p.marks(spec), p.IsOurs(d)
 	if !again {
+		if d.Native.Multiattach {
+			return volume{}, severalServers(d.ID)
+		}
 		marks[keyState], marks[keyMaker] = stateSettled, adopted
 	}
-	if err := p.write(ctx, id, marks); err != nil {
-		return nil, err
+	if err := p.write(ctx, d.ID, marks); err != nil {
+		return volume{}, err
 	}
 	if !again {
-		if err := p.yield(ctx, id, spec.Name); err != nil {
-			return nil, err
+		if err := p.yield(ctx, d, spec.Name); err != nil {
+			return volume{}, err
 		}
 	}
-	if v, err = p.getOurs(ctx, id); err != nil {
-		return nil, err
-	}
-	return p.describe(ctx, v)
+	return p.get(ctx, d.ID)
 }
 
 // yield takes the name off again from a volume that was just adopted, if another got it at the same moment: one that was
 // created, or one adopted whose id is lower.
-func (p *Provider) yield(ctx context.Context, id, name string) error {
+func (p *Provider) yield(ctx context.Context, d managed.Disk[volume], name string) error {
 	if err := pace.Pause(ctx, p.times.lag); err != nil {
 		return err
 	}
-	bearers, _, err := p.byName.Get(ctx, p.keyOf(name))
+	all, err := p.ByName(ctx, name)
 	if err != nil {
 		return err
 	}
-	for _, v := range bearers.all {
-		if v.ID != id && p.isOurs(v.Metadata) && (v.Metadata[keyMaker] != adopted || v.ID < id) {
-			if err := p.write(ctx, id, unnamed(stateForgotten)); err != nil {
+	for _, other := range all {
+		if other.ID != d.ID && p.IsOurs(other) && (other.Native.Metadata[keyMaker] != adopted || other.ID < d.ID) {
+			if err := p.release(ctx, d); err != nil {
 				return err
 			}
-			return fmt.Errorf("%w: %s cannot be %q: volume %s got that name at the same moment", providers.ErrInvalid, id, name, v.ID)
+			return fmt.Errorf("%w: %s cannot be %q: volume %s got that name at the same moment", providers.ErrInvalid, d.ID, name, other.ID)
 		}
 	}
 	return nil
 }
 
-// Forget takes cluster and name from the metadata; the record stays.
-func (p *Provider) Forget(ctx context.Context, id string) error {
-	v, err := p.get(ctx, id)
-	if err != nil {
-		return err
-	}
-	switch owner := decode(v.Metadata[keyCluster]); {
-	case owner == "":
-		return nil
-	case owner != p.cluster || p.isCandidate(v.Metadata):
-		return providers.NotOurs(id)
-	}
-	if held, err := p.attachmentOf(ctx, v); err != nil {
-		return err
-	} else if held.State != providers.Detached {
-		return &providers.HeldError{Volume: id, Node: held.Node}
-	}
-	p.ours.See(id, time.Now(), false)
-	return p.write(ctx, id, unnamed(stateForgotten))
+func (p *Provider) release(ctx context.Context, d managed.Disk[volume]) error {
+	return p.write(ctx, d.ID, unnamed(stateForgotten))
 }
 
-// Delete destroys the volume, and orphans of its name before, see the package's comment. Cinder itself refuses one that is
-// attached. It keeps one that has snapshots, too: if they are blockvol's, the volume loses its name, and DeleteSnapshot deletes
-// it with the last of them.
-func (p *Provider) Delete(ctx context.Context, id string) error {
-	v, err := p.getOurs(ctx, id)
-	if errors.Is(err, providers.ErrNotFound) {
-		return ctx.Err()
-	} else if err != nil {
+// remove destroys the volume, and orphans of its name before, see the package's comment. Cinder keeps one that has snapshots: if
+// they are blockvol's, the volume loses its name, and DeleteSnapshot deletes it with the last of them.
+func (p *Provider) remove(ctx context.Context, d managed.Disk[volume]) error {
+	if err := p.removeOrphans(ctx, d.Name); err != nil {
 		return err
 	}
-	if held, err := p.attachmentOf(ctx, v); err != nil {
-		return err
-	} else if held.State != providers.Detached {
-		return &providers.HeldError{Volume: id, Node: held.Node}
-	}
-	name, _ := p.nameOf(v.Metadata)
-	if err := p.removeOrphans(ctx, name); err != nil {
-		return err
-	}
-	err = p.destroy(ctx, id)
+	err := p.destroy(ctx, d.ID)
 	if refused(err, http.StatusBadRequest) {
-		err = p.whyNotDeleted(ctx, id, err)
-	}
-	if err == nil || errors.Is(err, providers.ErrNotFound) {
-		p.ours.See(id, time.Now(), false)
-		return nil
+		return p.whyNotDeleted(ctx, d.ID, err)
 	}
 	return err
 }
