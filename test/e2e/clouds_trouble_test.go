@@ -23,8 +23,8 @@ import (
 	stackFront "github.com/blockvol/blockvol/test/cloud/openstack"
 )
 
-// sentences are what operators read: what is wrong with a cloud, and what to do. An ellipsis is for what differs from run to run.
-// Docker shows them after the name of the call, and the driver adds the volume and the node.
+// sentences are the errors that operators read for problems with a cloud. An ellipsis is for text that varies. Docker shows
+// them after the name of the call. The driver adds the volume and the node.
 var sentences = map[string]struct{ revoked, cutShort, deleted, withoutVolumes string }{
 	"aws": {
 		revoked:        `EC2 refuses …: AWS was not able to validate the provided access credentials (AuthFailure): check that the keys are right and active, in AWS_ACCESS_KEY_ID or this instance's role, and that this node's clock is right`,
@@ -58,14 +58,14 @@ var sentences = map[string]struct{ revoked, cutShort, deleted, withoutVolumes st
 	},
 }
 
-// One volume is written to through it all, one is mounted again and again, and one will be deleted.
-func TestTroubleWithACloudIsToldInASentenceAndLosesNothing(t *testing.T) {
+// One volume is written to all the time, one is mounted repeatedly, and one will be deleted.
+func TestCloudProblemsAreReportedAndLoseNothing(t *testing.T) {
 	t.Parallel()
 	for _, kind := range fronts.All {
 		t.Run(kind.Provider, func(t *testing.T) {
 			t.Parallel()
 			s, told := launchIntoTrouble(t, kind), sentences[kind.Provider]
-			var creating errgroup.Group // side by side, since OpenStack takes seconds for each
+			var creating errgroup.Group // concurrently, since each takes seconds on OpenStack
 			for _, volume := range []string{"db", "gone", "busy"} {
 				creating.Go(func() error {
 					_, err := s.Try("volume", "create", "--driver", "blockvol", "--opt", "size=10GiB", volume)
@@ -77,7 +77,7 @@ func TestTroubleWithACloudIsToldInASentenceAndLosesNothing(t *testing.T) {
 			startWriter(t, s.Engine, "busy")
 			s.Docker("create", "--name", "user", "--volume", "gone:/data", "busybox", "true")
 
-			t.Log("the token is revoked")
+			t.Log("revoked token")
 			renew := s.revoke(t)
 			s.mountIsRefused(t, told.revoked)
 			s.answersQuickly(t)
@@ -85,29 +85,29 @@ func TestTroubleWithACloudIsToldInASentenceAndLosesNothing(t *testing.T) {
 			renew()
 			s.isWell(t)
 
-			t.Log("answers are cut short")
+			t.Log("truncated answers")
 			s.account.Inject(cloud.Rule{Fault: cloud.Truncate, Times: 1})
 			s.isWell(t)
 			mend := s.account.Inject(cloud.Rule{Fault: cloud.CutShort})
 			s.mountIsRefused(t, told.cutShort)
 			s.answersQuickly(t)
 			awaitLines(t, s.Engine, 10)
-			s.Docker("rm", "--force", "writer") // its disk is given back later
+			s.Docker("rm", "--force", "writer") // the disk is released later
 			mend()
 			s.isWell(t)
 
-			t.Log("the cloud's clock is ahead, and tells when more may be asked")
+			t.Log("cloud's clock ahead, with rate limit reset times")
 			s.setClock(61 * time.Minute)
 			s.limit.Store(&cloud.Bucket{Size: 2, PerSecond: 1})
 			s.isWell(t)
 			s.limit.Store(&cloud.Bucket{})
 
-			t.Log("the cloud's clock is behind")
+			t.Log("cloud's clock behind")
 			s.setClock(-61 * time.Minute)
 			s.isWell(t)
 			s.setClock(0)
 
-			t.Log("a volume is deleted")
+			t.Log("deleted volume")
 			s.deleteUnseen(t, "gone")
 			_, err := s.Try("start", "--attach", "user")
 			s.isTold(t, err, `VolumeDriver.Mount: `+told.deleted+`: volume "gone" cannot be mounted on node `+s.id+`: if nobody has removed it, see the cloud's own records for who deleted its disk`)
@@ -115,7 +115,7 @@ func TestTroubleWithACloudIsToldInASentenceAndLosesNothing(t *testing.T) {
 			s.eventuallyReleased()
 			assertNothingLost(t, s.Engine, "busy")
 
-			t.Log("the region has no volumes")
+			t.Log("region without volumes")
 			s.takeVolumesFromRegion(t)
 			_, err = s.Try("volume", "create", "--driver", "blockvol", "new")
 			s.isTold(t, err, `VolumeDriver.Create: `+told.withoutVolumes+`: volume "new" was not created`)
@@ -124,14 +124,14 @@ func TestTroubleWithACloudIsToldInASentenceAndLosesNothing(t *testing.T) {
 	}
 }
 
-// troubled is a server whose account a test has in its hand.
+// troubled is a server whose account the test controls.
 type troubled struct {
 	*server
 	limit   *atomic.Pointer[cloud.Bucket] // of all calls
-	secrets []string                      // that nobody may be shown
+	secrets []string                      // secrets that must not be shown
 }
 
-// launchIntoTrouble returns a server whose token is in a file, which is there when the plugin has started.
+// launchIntoTrouble returns a server whose token is in a file that is created after the plugin's start.
 func launchIntoTrouble(t *testing.T, kind fronts.Kind) *troubled {
 	t.Helper()
 	s := &troubled{limit: new(atomic.Pointer[cloud.Bucket])}
@@ -148,7 +148,7 @@ func launchIntoTrouble(t *testing.T, kind fronts.Kind) *troubled {
 		}
 		return all
 	}
-	s.server = openAccount(t, kind).launch(t, "--glance=0") // each mount is one that the cloud is asked for
+	s.server = openAccount(t, kind).launch(t, "--glance=0") // every mount calls the cloud
 	for _, secret := range s.secrets {
 		s.putToken(t, secret)
 	}
@@ -172,7 +172,8 @@ func (s *troubled) putToken(t *testing.T, secret string) {
 	require.NoError(t, os.WriteFile(filepath.Join(s.State, "token"), []byte(secret+"\n"), 0o600))
 }
 
-// revoke makes the cloud refuse whatever the node asks, until there is a token again: another one, where it has one.
+// revoke makes the cloud refuse all calls of the node. Function renew gives it a new token, or the old one where there is only
+// one.
 func (s *troubled) revoke(t *testing.T) (renew func()) {
 	t.Helper()
 	switch front := s.account.front.(type) {
@@ -194,21 +195,21 @@ func (s *troubled) revoke(t *testing.T) (renew func()) {
 	}
 }
 
-// setClock sets the cloud's clock. What OpenStack issues for a time is of that clock then.
+// setClock sets the cloud's clock. OpenStack then issues tokens by this clock.
 func (s *troubled) setClock(ahead time.Duration) {
 	s.account.SetClock(ahead)
 	s.endTokens()
 }
 
-// endTokens ends the tokens that OpenStack has issued for a time.
+// endTokens expires OpenStack's tokens.
 func (s *troubled) endTokens() {
 	if front, is := s.account.front.(*stackFront.Front); is {
 		front.Expire(s.id)
 	}
 }
 
-// takeVolumesFromRegion makes the region one that has no volumes: on EC2, no gp3; at Hetzner, where all have some, no space for any
-// more. On OpenStack Docker asks for a quarter of a minute whether there is such a volume already.
+// takeVolumesFromRegion makes volumes unavailable: on EC2, gp3; at Hetzner, where all locations have volumes, there is no space
+// left. On OpenStack it takes 15 seconds to look for an existing volume.
 func (s *troubled) takeVolumesFromRegion(t *testing.T) {
 	t.Helper()
 	refuse := func(action, code string) {
@@ -229,12 +230,12 @@ func (s *troubled) takeVolumesFromRegion(t *testing.T) {
 		case "hetzner":
 			refuse("POST /v1/volumes", "no_space_left_in_location there is no volume space left in this location")
 		default:
-			t.Fatalf("how does %s tell that?", s.account.kind.Name)
+			t.Fatalf("no way to refuse volumes of %s", s.account.kind.Name)
 		}
 	}
 }
 
-// isTold asserts that Docker passes on this sentence, and no secret.
+// isTold checks that Docker shows this sentence and no secret.
 func (s *troubled) isTold(t *testing.T, err error, sentence string) {
 	t.Helper()
 	require.Error(t, err)
@@ -257,7 +258,7 @@ func (s *troubled) mountIsRefused(t *testing.T, sentence string) {
 	s.isTold(t, err, `VolumeDriver.Mount: `+sentence+`: volume "db" cannot be mounted on node `+s.id)
 }
 
-// isWell asserts that the data of before are there.
+// isWell checks that the data is there.
 func (s *troubled) isWell(t *testing.T) {
 	t.Helper()
 	begin := time.Now()
@@ -265,7 +266,7 @@ func (s *troubled) isWell(t *testing.T) {
 	assert.Less(t, time.Since(begin), 30*time.Second)
 }
 
-// answersQuickly asserts that Docker learns that the volumes exist, although the cloud cannot be asked.
+// answersQuickly checks that Docker can list and inspect the volumes although the cloud does not answer.
 func (s *troubled) answersQuickly(t *testing.T) {
 	t.Helper()
 	begin := time.Now()
@@ -276,7 +277,7 @@ func (s *troubled) answersQuickly(t *testing.T) {
 	assert.Less(t, time.Since(begin), 10*time.Second)
 }
 
-// disks are the names of the volumes that the cloud has.
+// disks returns the names of the cloud's volumes.
 func (s *troubled) disks() (names []string) {
 	for _, v := range fronts.Disks(s.account.Cloud) {
 		name := v.ID
@@ -290,14 +291,14 @@ func (s *troubled) disks() (names []string) {
 	return names
 }
 
-// deleteUnseen deletes a volume at the cloud, right after that has told that it is there.
+// deleteUnseen deletes a volume in the cloud right after the cloud has returned it to the plugin.
 func (s *troubled) deleteUnseen(t *testing.T, name string) {
 	t.Helper()
 	s.Eventually("the cloud is asked for the volume", func() error {
 		before := s.account.Calls()
 		s.Docker("volume", "inspect", name)
 		if maps.Equal(before, s.account.Calls()) {
-			return errors.New("the plugin knows enough")
+			return errors.New("no call yet")
 		}
 		return nil
 	})
@@ -308,10 +309,10 @@ func (s *troubled) deleteUnseen(t *testing.T, name string) {
 		_, err := s.account.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error { return r.DeleteVolume(v.ID) })
 		require.NoError(t, err)
 	}
-	s.Eventually("the cloud has deleted it", func() error {
+	s.Eventually("the volume is deleted", func() error {
 		for _, left := range s.disks() {
 			if left == name {
-				return fmt.Errorf("%s is there", name)
+				return fmt.Errorf("%s still exists", name)
 			}
 		}
 		return nil

@@ -1,6 +1,6 @@
-// Package e2e_test runs the plugin as users have it: built by make, installed into a real engine, with real disks. Each
-// test is one thing that can happen to a volume, and what must hold then. Unless it says otherwise, a test ends with no
-// disk left attached.
+// Package e2e_test tests the built plugin in a real engine with real disks.
+//
+// Each test is an event in the life of a volume. Unless it says otherwise, no disk is attached when it ends.
 package e2e_test
 
 import (
@@ -22,7 +22,7 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// pluginDir is what `make plugin` makes. It is made anew, so that no test runs on yesterday's.
+// pluginDir is the output of `make plugin`. TestMain rebuilds it.
 const pluginDir = "../../build/plugin"
 
 func TestMain(m *testing.M) {
@@ -43,8 +43,8 @@ func start(t *testing.T, options ...engine.Option) *engine.Engine {
 	return e
 }
 
-// startTwo returns two engines that share a directory of images: two nodes of the cloud that it is. Who asks for what the other
-// holds is answered soon.
+// startTwo returns two engines that share an image directory, like two nodes of a cloud. A request for a volume that the other
+// holds fails soon.
 func startTwo(t *testing.T) (here, there *engine.Engine) {
 	t.Helper()
 	t.Parallel()
@@ -65,13 +65,13 @@ func create(e *engine.Engine, name string, options ...string) {
 	e.Docker(append(args, name)...)
 }
 
-// once runs a shell command in a container with the volume at /data, and removes the container.
+// once runs a shell command in a temporary container with the volume at /data.
 func once(e *engine.Engine, volume, command string) string {
 	return e.Docker("run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", command)
 }
 
-// writer is a shell command that appends the numbers from 1 to /data/log for ever, and ends at the first error. It is slow
-// enough not to fill the disk before the test ends.
+// writer is a shell command that appends the numbers from 1 to /data/log until an error. It is slow, so that it does not fill
+// the disk.
 const writer = `n=0; while :; do n=$((n + 1)); echo $n >>/data/log; sleep 0.01; done`
 
 // startWriter starts a container named writer that runs writer, and waits for its first lines.
@@ -90,7 +90,7 @@ func lines(e *engine.Engine) (int, error) {
 	return strconv.Atoi(out)
 }
 
-// awaitLines waits until the writer has written so many more lines.
+// awaitLines waits until the writer has written this many more lines.
 func awaitLines(t *testing.T, e *engine.Engine, more int) {
 	t.Helper()
 	before := -1
@@ -109,7 +109,7 @@ func awaitLines(t *testing.T, e *engine.Engine, more int) {
 	})
 }
 
-// assertNothingLost checks that the writer's log is the numbers from 1, each once.
+// assertNothingLost checks that the writer's log has each number from 1 once, in order.
 func assertNothingLost(t *testing.T, e *engine.Engine, volume string) {
 	t.Helper()
 	assert.Regexp(t, `^[1-9]\d* lines$`, once(e, volume,
@@ -117,14 +117,14 @@ func assertNothingLost(t *testing.T, e *engine.Engine, volume string) {
 		violation.Textf("lines are lost or damaged"))
 }
 
-// eventuallyReleased waits until no volume is mounted by the plugin and none of the engine's disks is attached.
+// eventuallyReleased waits until the plugin has no volume mounted and no disk of the engine is attached.
 func eventuallyReleased(t *testing.T, e *engine.Engine) {
 	t.Helper()
 	e.Eventually("the volume is unmounted and detached", func() error { return held(e) })
 }
 
-// requireReleased is eventuallyReleased without patience: Docker has its answer to more than a glance at the volume, and so the
-// disk must be free.
+// requireReleased checks the same at once: after a use that is not just Docker's copy-up probe, the disk is free when Docker
+// has its answer.
 func requireReleased(t *testing.T, e *engine.Engine) {
 	t.Helper()
 	require.NoError(t, held(e))
@@ -159,7 +159,7 @@ func TestOneContainerWritesAnotherReads(t *testing.T) {
 	assert.Empty(t, images)
 }
 
-func TestEachFileSystemHoldsTheSizeItWasGiven(t *testing.T) {
+func TestEachFileSystemHasTheRequestedSize(t *testing.T) {
 	e := start(t)
 	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
 		create(e, fstype, "fstype="+fstype, "size=320MiB")
@@ -173,7 +173,7 @@ func TestEachFileSystemHoldsTheSizeItWasGiven(t *testing.T) {
 	eventuallyReleased(t, e)
 }
 
-func TestTwoContainersOnOneVolume(t *testing.T) {
+func TestTwoContainersShareAVolume(t *testing.T) {
 	e := start(t)
 	create(e, "shared")
 	for _, name := range []string{"first", "second"} {
@@ -218,7 +218,7 @@ func TestCopyToAStoppedContainer(t *testing.T) {
 	eventuallyReleased(t, e)
 }
 
-func TestAContainerThatCannotStartLeavesNothingMounted(t *testing.T) {
+func TestContainerThatCannotStartLeavesNothingMounted(t *testing.T) {
 	e := start(t)
 	create(e, "idle")
 	_, err := e.Try("run", "--rm", "--volume", "idle:/data", "busybox", "/no/such/program")
@@ -226,7 +226,7 @@ func TestAContainerThatCannotStartLeavesNothingMounted(t *testing.T) {
 	eventuallyReleased(t, e)
 }
 
-func TestAContainerThatCrashesLeavesNothingMounted(t *testing.T) {
+func TestContainerThatCrashesLeavesNothingMounted(t *testing.T) {
 	e := start(t)
 	create(e, "crash")
 	startWriter(t, e, "crash")
@@ -235,7 +235,7 @@ func TestAContainerThatCrashesLeavesNothingMounted(t *testing.T) {
 	assertNothingLost(t, e, "crash")
 }
 
-func TestAVolumeInUseIsNotRemoved(t *testing.T) {
+func TestVolumeInUseIsNotRemoved(t *testing.T) {
 	e := start(t)
 	create(e, "used")
 	startWriter(t, e, "used")
@@ -247,7 +247,7 @@ func TestAVolumeInUseIsNotRemoved(t *testing.T) {
 	requireReleased(t, e)
 }
 
-func TestAVolumeFollowsItsContainerToAnotherNode(t *testing.T) {
+func TestVolumeFollowsItsContainerToAnotherNode(t *testing.T) {
 	here, there := startTwo(t)
 	create(here, "moving")
 	startWriter(t, here, "moving")

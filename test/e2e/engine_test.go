@@ -11,7 +11,7 @@ import (
 	"github.com/blockvol/blockvol/test/engine"
 )
 
-// What happens to the engine itself.
+// Tests of events in the life of the engine.
 
 func TestDockerdIsStopped(t *testing.T) {
 	e := start(t)
@@ -71,8 +71,8 @@ func TestLiveRestoreKeepsContainersWriting(t *testing.T) {
 	assertNothingLost(t, e, "live")
 }
 
-// dockerd never tells the plugin of such a container's end; the plugin finds out from the kernel.
-func TestAContainerDiesWhileDockerdIsDown(t *testing.T) {
+// dockerd does not report this container's end to the plugin, which learns of it from the kernel.
+func TestContainerDiesWhileDockerdIsDown(t *testing.T) {
 	e := start(t, engine.LiveRestore())
 	create(e, "orphaned")
 	startWriter(t, e, "orphaned")

@@ -18,10 +18,10 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// The stack files in examples/, deployed as they are, with the real PostgreSQL and Redis, and with what stands in for MongoDB.
-// The network of a stack works here; a port that a file publishes does not, since the kernel may lack Swarm's load balancer.
+// Tests of the stack files in examples/, unchanged, with the real PostgreSQL and Redis and with fakemongo. Published ports are
+// not tested, because the kernel may not have Swarm's load balancer.
 
-// A file that passes here may go anywhere: the scheduler is asked for nothing but the driver.
+// A stack file that passes can run on any node: it asks the scheduler for the driver and nothing else.
 func TestExamplesPinNothingToANode(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
@@ -53,7 +53,7 @@ func TestExamplesPinNothingToANode(t *testing.T) {
 	}
 }
 
-// service is what of `docker service inspect` is asked about.
+// service is the part of `docker service inspect` that is checked.
 type service struct {
 	Spec struct {
 		Name         string
@@ -82,7 +82,7 @@ func services(t *testing.T, e *engine.Engine, stack string) (found []service) {
 	return found
 }
 
-// swarm makes a swarm of one node with the secrets that the examples want.
+// swarm makes a Swarm of one node with the secrets of the examples.
 func swarm(e *engine.Engine) {
 	e.Docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1")
 	for _, secret := range []string{"postgres-password", "mongo-password", "mongo-key"} {
@@ -94,7 +94,7 @@ func swarm(e *engine.Engine) {
 	}
 }
 
-// stack is an example that runs on an engine of its own, as the stack s.
+// stack is an example deployed as stack s on an engine of its own.
 type stack struct {
 	*engine.Engine
 
@@ -102,8 +102,7 @@ type stack struct {
 	files []string
 }
 
-// startStack deploys an example. Of its services these are checked and started again sooner than it says, so that the test
-// waits less; all else is as it is.
+// startStack deploys an example. To save time, it shortens the health checks and restart delays of these services.
 func startStack(t *testing.T, example, image string, services ...string) *stack {
 	t.Helper()
 	images, err := filepath.Abs("../../build/containers")
@@ -130,7 +129,7 @@ func (s *stack) deploy() {
 	s.Docker("stack", "deploy", "--resolve-image", "never", "--compose-file", s.files[0], "--compose-file", s.files[1], "s")
 }
 
-// task is the container of a task that runs, and is well as far as there is a check, once it is another than before.
+// task waits until the task has a running and healthy container other than before, and returns it.
 func (s *stack) task(name, before string) (container string) {
 	s.t.Helper()
 	s.Eventually("task "+name+" runs", func() error {
@@ -145,19 +144,19 @@ func (s *stack) task(name, before string) (container string) {
 	return container
 }
 
-// killed kills the container of a task with SIGKILL and returns the one that follows it.
+// killed kills a task's container and returns the next one.
 func (s *stack) killed(name, container string) string {
 	s.t.Helper()
 	s.Run("kill", "-9", s.Docker("inspect", "--format", "{{.State.Pid}}", container))
 	return s.task(name, container)
 }
 
-// again removes the stack, disks detached, and deploys it once more.
+// again removes the stack, waits until its disks are detached, and deploys it again.
 func (s *stack) again() {
 	s.t.Helper()
 	s.Docker("stack", "rm", "s")
 	eventuallyReleased(s.t, s.Engine)
-	s.Eventually("the stack's network is gone", func() error { // a task may still be leaving it
+	s.Eventually("the stack's network is gone", func() error { // a task may still be leaving the network
 		if left := s.Docker("network", "ls", "--quiet", "--filter", "label=com.docker.stack.namespace=s"); left != "" {
 			return errors.New(left)
 		}
@@ -166,8 +165,8 @@ func (s *stack) again() {
 	s.deploy()
 }
 
-// acknowledged runs a shell command in a container that prints a number for each write that was acknowledged, until the
-// container is gone. It returns when there are some; last waits for the end and returns the last number that was printed.
+// acknowledged runs a shell command in a container which prints a number for each acknowledged write, until the container ends.
+// It returns after the first writes. Function last waits for the end and returns the last number.
 func (s *stack) acknowledged(container, command string) (last func() int) {
 	s.t.Helper()
 	file, err := os.Create(filepath.Join(s.t.TempDir(), "acknowledged"))
@@ -190,13 +189,13 @@ func (s *stack) acknowledged(container, command string) (last func() int) {
 		s.t.Helper()
 		require.Error(s.t, cmd.Wait(), "it goes on until the container is gone")
 		all := lines()
-		n, err := strconv.Atoi(all[len(all)-2]) // what follows the last newline is cut off
+		n, err := strconv.Atoi(all[len(all)-2]) // the last line may be incomplete
 		require.NoError(s.t, err)
 		return n
 	}
 }
 
-func TestExamplePostgresKeepsWhatItCommitted(t *testing.T) {
+func TestExamplePostgresKeepsCommittedRows(t *testing.T) {
 	s := startStack(t, "postgres", "postgres", "postgres")
 	first := s.task("postgres", "")
 	sql := func(container, query string) string {
@@ -224,7 +223,7 @@ func TestExamplePostgresKeepsWhatItCommitted(t *testing.T) {
 	check(s.task("postgres", second), acknowledged)
 }
 
-func TestExampleRedisKeepsWhatItAcknowledged(t *testing.T) {
+func TestExampleRedisKeepsAcknowledgedWrites(t *testing.T) {
 	s := startStack(t, "redis", "redis", "redis")
 	first := s.task("redis", "")
 	s.Docker("exec", "--detach", first, "redis-benchmark", "-q", "-l", "-r", "100000", "-t", "set,lpush")
@@ -271,7 +270,7 @@ func TestExampleMongodbMembersFindEachOtherAndTheirData(t *testing.T) {
 	assert.Equal(t, "s_arbiter\ns_mongo1\ns_mongo2\ns_mongo3", s.Docker("volume", "ls", "--quiet", "--filter", "driver=blockvol:latest"))
 }
 
-func TestExampleReplicasHaveADiskEach(t *testing.T) {
+func TestExampleReplicasHaveOneDiskEach(t *testing.T) {
 	s := startStack(t, "replicas", "redis", "sessions")
 	tasks := []string{"sessions.1", "sessions.2", "sessions.3"}
 	for _, name := range tasks {

@@ -20,9 +20,9 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// What happens to the plugin.
+// Tests of events in the life of the plugin.
 
-func TestThePluginIsKilledUnderAWritingContainer(t *testing.T) {
+func TestPluginIsKilledUnderAWritingContainer(t *testing.T) {
 	e := start(t)
 	create(e, "diary")
 	startWriter(t, e, "diary")
@@ -37,10 +37,10 @@ func TestThePluginIsKilledUnderAWritingContainer(t *testing.T) {
 	assertNothingLost(t, e, "diary")
 }
 
-// The kills are spread over the time that a whole mount takes. The first mount of each volume formats it.
-func TestThePluginIsKilledAtAnyMomentOfAMount(t *testing.T) {
+// The kills are spread over the time of a mount. The first mount of each volume formats it.
+func TestPluginIsKilledAtAnyMomentOfAMount(t *testing.T) {
 	e := start(t)
-	written := map[string][]string{} // what containers have written and ended well, by volume
+	written := map[string][]string{} // files whose containers have ended without an error, by volume
 	for kill := range 25 {
 		volume, word := fmt.Sprintf("volume-%d", kill%5), fmt.Sprintf("word-%d", kill)
 		if kill < 5 {
@@ -50,7 +50,7 @@ func TestThePluginIsKilledAtAnyMomentOfAMount(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		run := e.Client(ctx, "run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", "echo "+word+" >>/data/log")
 		require.NoError(t, run.Start())
-		time.Sleep(time.Duration(kill) * 20 * time.Millisecond) // the moment is the point
+		time.Sleep(time.Duration(kill) * 20 * time.Millisecond) // the kill happens at this time
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 		if run.Wait() == nil {
 			written[volume] = append(written[volume], word)
@@ -67,8 +67,8 @@ func TestThePluginIsKilledAtAnyMomentOfAMount(t *testing.T) {
 	eventuallyReleased(t, e)
 }
 
-// After it dockerd has no mount of its own any more, but the container keeps and uses its private one.
-func TestThePluginIsDisabledByForceUnderAWritingContainer(t *testing.T) {
+// Afterwards dockerd's own mount is gone, but the container still uses its private one.
+func TestPluginIsDisabledByForceUnderAWritingContainer(t *testing.T) {
 	e := start(t)
 	create(e, "kept")
 	startWriter(t, e, "kept")
@@ -84,7 +84,7 @@ func TestThePluginIsDisabledByForceUnderAWritingContainer(t *testing.T) {
 	assertNothingLost(t, e, "kept")
 }
 
-// The registry is Debian's docker-registry, on the loopback of the engine's host.
+// The registry is Debian's docker-registry on the engine's loopback.
 func TestInstallAndUpgradeFromARegistry(t *testing.T) {
 	e := start(t)
 	registry := startRegistry(t, e)
@@ -104,7 +104,7 @@ func TestInstallAndUpgradeFromARegistry(t *testing.T) {
 
 	e.Docker("plugin", "disable", "--force", engine.Plugin)
 	e.Docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", engine.Plugin, registry+"/blockvol:2") // another tag
-	e.Docker(append([]string{"plugin", "set", engine.Plugin}, sources...)...)                                              // Docker resets them
+	e.Docker(append([]string{"plugin", "set", engine.Plugin}, sources...)...)                                              // Docker has reset them
 	e.Docker("plugin", "enable", engine.Plugin)
 	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Config.Description}}", engine.Plugin), "version 2")
 	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Settings.Env}}", engine.Plugin), "LOG_LEVEL=debug")
@@ -112,7 +112,7 @@ func TestInstallAndUpgradeFromARegistry(t *testing.T) {
 	eventuallyReleased(t, e)
 }
 
-// labelled is a copy of the plugin that tells its version.
+// labelled returns a copy of the plugin with a version label.
 func labelled(t *testing.T, version string) string {
 	t.Helper()
 	dir := copyPlugin(t)
@@ -149,7 +149,7 @@ func startRegistry(t *testing.T, e *engine.Engine) (address string) {
 	return address
 }
 
-func TestInstallingOverAnInstalledPluginKeepsSettingsAndVolumes(t *testing.T) {
+func TestReinstallKeepsSettingsAndVolumes(t *testing.T) {
 	e := start(t)
 	create(e, "kept")
 	startWriter(t, e, "kept")
@@ -168,7 +168,7 @@ func TestInstallingOverAnInstalledPluginKeepsSettingsAndVolumes(t *testing.T) {
 	eventuallyReleased(t, e)
 }
 
-func TestFurtherFlagsAreTakenAsArgs(t *testing.T) {
+func TestFlagsArePassedInArgs(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
 	const flags = "args=--sysfs=/sys --state=/data/state/further"
@@ -189,7 +189,7 @@ func TestFurtherFlagsAreTakenAsArgs(t *testing.T) {
 	assert.DirExists(t, filepath.Join(e.State, "journal"))
 }
 
-// install installs the plugin as `make install` does, over the one that is there.
+// install runs scripts/install, as `make install` does.
 func install(e *engine.Engine, settings ...string) (output string, err error) {
 	cmd := exec.Command("../../scripts/install", append([]string{pluginDir}, settings...)...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host())

@@ -16,9 +16,9 @@ import (
 	"github.com/blockvol/blockvol/test/namespace"
 )
 
-// What is amiss around the plugin: the operator is told, and nothing is lost.
+// Tests of problems around the plugin: the operator gets an error, and no data is lost.
 
-// slowPlugin is a copy of the plugin whose mkfs.ext4 waits for the file that proceed makes.
+// slowPlugin returns a copy of the plugin whose mkfs.ext4 waits until proceed creates a file.
 func slowPlugin(t *testing.T) string {
 	t.Helper()
 	dir := copyPlugin(t)
@@ -37,7 +37,7 @@ func proceed(t *testing.T, e *engine.Engine) {
 	require.NoError(t, os.WriteFile(filepath.Join(e.State, "proceed"), nil, 0o600))
 }
 
-func TestAMountThatOutlastsTheCallIsJoinedByARetry(t *testing.T) {
+func TestRetryJoinsASlowMount(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
 	e.Busybox()
@@ -55,8 +55,8 @@ func TestAMountThatOutlastsTheCallIsJoinedByARetry(t *testing.T) {
 	eventuallyReleased(t, e)
 }
 
-// Then no answer reaches Docker, no Unmount follows, and nobody comes back.
-func TestAMountThatOutlastsDockersPatienceIsRolledBack(t *testing.T) {
+// Docker gets no answer, sends no Unmount, and does not retry.
+func TestMountSlowerThanDockersTimeoutIsRolledBack(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
 	e.Busybox()
@@ -75,7 +75,7 @@ func TestAMountThatOutlastsDockersPatienceIsRolledBack(t *testing.T) {
 	once(e, "slow", "echo and can be had again >/data/file")
 }
 
-func TestAProgramThatIsMissingIsNamed(t *testing.T) {
+func TestMissingProgramIsNamed(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
 	e.Busybox()
@@ -90,7 +90,7 @@ func TestAProgramThatIsMissingIsNamed(t *testing.T) {
 	once(e, "ext4", "touch /data/file")
 }
 
-func TestADamagedJournalLosesNothing(t *testing.T) {
+func TestDamagedJournalLosesNothing(t *testing.T) {
 	e := start(t)
 	create(e, "journaled")
 	startWriter(t, e, "journaled")
@@ -111,7 +111,7 @@ func TestADamagedJournalLosesNothing(t *testing.T) {
 	assertNothingLost(t, e, "journaled")
 }
 
-func TestAReadOnlyStateDirectoryIsReported(t *testing.T) {
+func TestReadOnlyStateDirectoryIsReported(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
 	e.Busybox()
@@ -120,7 +120,7 @@ func TestAReadOnlyStateDirectoryIsReported(t *testing.T) {
 	_, err := e.Try("volume", "create", "--driver", "blockvol", "--opt", "size=64MiB", "hopeless")
 	require.ErrorContains(t, err, "read-only file system")
 
-	// It is enough to set it right and to start the plugin again.
+	// Fix the cause and restart the plugin: that is enough.
 	e.Run("mount", "-o", "remount,rw", "tmpfs", e.State)
 	e.Docker("plugin", "disable", engine.Plugin)
 	e.Docker("plugin", "enable", engine.Plugin)
@@ -128,7 +128,7 @@ func TestAReadOnlyStateDirectoryIsReported(t *testing.T) {
 	once(e, "hopeful", "touch /data/file")
 }
 
-func TestADiskThatIsFullPromisesNothing(t *testing.T) {
+func TestFullDiskReportsAnError(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
 	e.Busybox()
@@ -144,7 +144,7 @@ func TestADiskThatIsFullPromisesNothing(t *testing.T) {
 	create(e, "third")
 }
 
-func TestAWrongSettingIsToldWithEachCall(t *testing.T) {
+func TestInvalidSettingIsReportedByEachCall(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
 	e.InstallPlugin(pluginDir, "TAKEOVER=sometimes")
@@ -157,8 +157,8 @@ func TestAWrongSettingIsToldWithEachCall(t *testing.T) {
 	create(e, "any")
 }
 
-// Not even its own node's plugin is there to say that the disk is in use.
-func TestAVolumeOfADisabledPluginIsNotTakenByAnotherNode(t *testing.T) {
+// Not even the plugin of the node that uses the disk is running.
+func TestVolumeOfADisabledPluginIsNotTakenByAnotherNode(t *testing.T) {
 	here, there := startTwo(t)
 	create(here, "kept")
 	startWriter(t, here, "kept")
@@ -175,8 +175,8 @@ func TestAVolumeOfADisabledPluginIsNotTakenByAnotherNode(t *testing.T) {
 	assertNothingLost(t, there, "kept")
 }
 
-// An engine that is told "no such volume" drops its record of it, labels and all, and would make a local volume of that name.
-func TestAPluginThatCannotTellKeepsTheEnginesRecord(t *testing.T) {
+// An engine that gets "no such volume" drops its record with the labels, and would make a local volume of this name.
+func TestPluginWithoutACloudKeepsTheEnginesRecord(t *testing.T) {
 	e := start(t)
 	e.Docker("volume", "create", "--driver", "blockvol", "--opt", "size=64MiB", "--label", "keep=me", "labelled")
 	set := func(cluster string) {
@@ -192,7 +192,7 @@ func TestAPluginThatCannotTellKeepsTheEnginesRecord(t *testing.T) {
 	once(e, "labelled", "test ! -e /data/file")
 }
 
-func TestTheDaemonServesAnEngineWithoutThePluginSystem(t *testing.T) {
+func TestDaemonServesAnEngineWithoutThePluginSystem(t *testing.T) {
 	t.Parallel()
 	e := engine.Start(t)
 	e.Busybox()

@@ -1,9 +1,8 @@
-// Package engine runs private Docker engines, several at once if need be, for tests that want a real one.
+// Package engine runs private Docker engines for tests.
 //
-// An engine lives in namespaces of its own (mounts, processes, network, IPC), with a data directory of its own, and has no
-// network but loopback. It touches no engine of the machine. What it starts, containers included, dies with the process
-// that started it, however that one ends; loop devices on images in its directory are detached then, and the directory
-// is removed.
+// Each engine has its own data directory and its own namespaces (mount, PID, network, IPC, UTS), with loopback as the only
+// network. It does not affect the machine's engine. Its processes, including containers, end with the process that started it,
+// even if that is killed; then loop devices on files in its directory are detached and the directory is removed.
 package engine
 
 import (
@@ -23,37 +22,37 @@ import (
 	"github.com/blockvol/blockvol/test/namespace"
 )
 
-// patience bounds every wait for an engine. It is long because it only decides how soon a broken test is given up.
-const patience = 4 * time.Minute
+// timeout limits every wait for an engine. It is long because only a broken test reaches it.
+const timeout = 4 * time.Minute
 
-// T is what an engine needs of a test.
+// T is the part of testing.T that an engine uses.
 type T = namespace.T
 
-// Engine is one private engine.
+// Engine is a private Docker engine.
 type Engine struct {
-	Dir     string // everything that the engine keeps
-	Volumes string // provider local's directory on the engine's host
-	State   string // blockvol's state directory on the engine's host
+	Dir     string // all data of the engine
+	Volumes string // directory of provider local
+	State   string // blockvol's state directory
 
 	t          T
-	args       []string // dockerd's own
+	args       []string // additional arguments of dockerd
 	namespaces *namespace.Set
 	daemon     *namespace.Process // nil while dockerd is down
 }
 
-// Option changes what Start starts.
+// Option is an option of Start.
 type Option func(*Engine)
 
-// LiveRestore lets containers and plugins go on while dockerd is down.
+// LiveRestore makes containers and plugins continue while dockerd is down.
 func LiveRestore() Option { return Arguments("--live-restore") }
 
 // Arguments adds arguments to dockerd's.
 func Arguments(args ...string) Option { return func(e *Engine) { e.args = append(e.args, args...) } }
 
-// Images makes provider local keep its images in a directory that outlives the engine, see namespace.Dir.
+// Images sets the directory in which provider local keeps its images, which can outlive the engine, see namespace.Dir.
 func Images(dir string) Option { return func(e *Engine) { e.Volumes = dir } }
 
-// Start returns an engine that answers. It is gone when the test ends.
+// Start returns a running engine. It is removed when the test ends.
 func Start(t T, options ...Option) *Engine {
 	t.Helper()
 	dir := namespace.Dir(t)
@@ -78,17 +77,17 @@ func Start(t T, options ...Option) *Engine {
 	return e
 }
 
-// PowerOff ends the engine's host at once with all that runs on it; its directory stays for another Up. It cannot show
-// what a power loss does to data, since the kernel goes on: file systems are unmounted, loop devices stay attached.
+// PowerOff kills all processes of the engine. Its directory remains, for Up. It is not a real power loss, since the kernel
+// continues: file systems are unmounted cleanly and loop devices stay attached.
 func (e *Engine) PowerOff() {
 	e.t.Helper()
 	if err := e.namespaces.Close(); err != nil {
-		e.t.Fatalf("engine: ending what runs in %s: %v", e.Dir, err)
+		e.t.Fatalf("engine: ending the processes of %s: %v", e.Dir, err)
 	}
 	e.namespaces, e.daemon = nil, nil
 }
 
-// Up starts dockerd, and its host if that is off, and waits until it answers.
+// Up starts dockerd, after PowerOff in new namespaces, and waits until it answers.
 func (e *Engine) Up() {
 	e.t.Helper()
 	if e.namespaces == nil {
@@ -128,10 +127,10 @@ func (e *Engine) Up() {
 	})
 }
 
-// Down sends dockerd SIGTERM and waits for its end.
+// Down sends SIGTERM to dockerd and waits until it has ended.
 func (e *Engine) Down() { e.t.Helper(); e.end(syscall.SIGTERM) }
 
-// Kill sends dockerd SIGKILL and waits for its end; containers and plugins go on, as does containerd.
+// Kill sends SIGKILL to dockerd and waits until it has ended. Containers, plugins and containerd continue.
 func (e *Engine) Kill() { e.t.Helper(); e.end(syscall.SIGKILL) }
 
 func (e *Engine) end(signal syscall.Signal) {
@@ -144,16 +143,16 @@ func (e *Engine) end(signal syscall.Signal) {
 	}
 	select {
 	case <-e.daemon.Done:
-	case <-time.After(patience):
-		e.t.Fatalf("engine: dockerd does not end on %v\n%s", signal, tail(e.Log(), 30))
+	case <-time.After(timeout):
+		e.t.Fatalf("engine: dockerd has not ended after %v\n%s", signal, tail(e.Log(), 30))
 	}
 	e.daemon = nil
 }
 
-// Host is the engine's address, for DOCKER_HOST.
+// Host returns the engine's address, for DOCKER_HOST.
 func (e *Engine) Host() string { return "unix://" + filepath.Join(e.Dir, "docker.sock") }
 
-// Docker runs the docker client and returns its standard output without the last newline.
+// Docker runs the docker client and returns its standard output without the final newline.
 func (e *Engine) Docker(args ...string) string {
 	e.t.Helper()
 	out, err := e.Try(args...)
@@ -163,21 +162,21 @@ func (e *Engine) Docker(args ...string) string {
 	return out
 }
 
-// Try is Docker with an error that contains what the client wrote to standard error.
+// Try is Docker, but returns an error, which contains the client's standard error.
 func (e *Engine) Try(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), 3*time.Minute, errors.New("the client hangs"))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 3*time.Minute, errors.New("timeout"))
 	defer cancel()
 	return run(e.Client(ctx, args...), "docker")
 }
 
-// Client is a command of the docker client that talks to this engine.
+// Client returns a command that runs the docker client against this engine.
 func (e *Engine) Client(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host(), "DOCKER_CONTEXT=", "DOCKER_CONFIG="+filepath.Join(e.Dir, "client"))
 	return cmd
 }
 
-// Run runs a program on the engine's host, that is in its namespaces, and returns its output without the last newline.
+// Run runs a program in the engine's namespaces and returns its output without the final newline.
 func (e *Engine) Run(name string, args ...string) string {
 	e.t.Helper()
 	var stdout, stderr bytes.Buffer
@@ -194,7 +193,7 @@ func (e *Engine) Run(name string, args ...string) string {
 	return strings.TrimSuffix(stdout.String(), "\n")
 }
 
-// Spawn starts a program on the engine's host and returns its process id. It ends with the engine at the latest.
+// Spawn starts a program in the engine's namespaces and returns its process ID. The program ends with the engine at the latest.
 func (e *Engine) Spawn(name string, args ...string) (pid int) {
 	e.t.Helper()
 	log, err := os.OpenFile(filepath.Join(e.Dir, filepath.Base(name)+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -211,15 +210,15 @@ func (e *Engine) Spawn(name string, args ...string) (pid int) {
 	return p.PID
 }
 
-// Path translates an absolute path on the engine's host to one that this process can open.
+// Path translates an absolute path in the engine's mount namespace to one that this process can open.
 func (e *Engine) Path(path string) string {
 	return e.namespaces.Path(path)
 }
 
-// PID is a process whose namespaces are the engine's host.
+// PID returns a process that is in the engine's namespaces.
 func (e *Engine) PID() int { return e.namespaces.PID() }
 
-// Log is what dockerd has logged since Start; plugins' output is part of it.
+// Log returns dockerd's log since Start, which includes the plugins' output.
 func (e *Engine) Log() string {
 	log, err := os.ReadFile(e.logFile())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -233,21 +232,21 @@ func (e *Engine) logFile() string { return filepath.Join(e.Dir, "dockerd.log") }
 // Eventually waits until check returns nil.
 func (e *Engine) Eventually(what string, check func() error) {
 	e.t.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(timeout)
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			e.t.Fatalf("still not so after %v: %s: %v", patience, what, err)
+			e.t.Fatalf("timeout after %v: %s: %v", timeout, what, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// Busybox imports an image of one static busybox with /bin/sh, and a directory /copyup with one file in it, for volumes
-// mounted there to copy. It returns the image's name.
+// Busybox imports an image with busybox, /bin/sh, and a directory /copyup with one file, for tests of Docker's copy-up. It
+// returns the image's name.
 func (e *Engine) Busybox() string {
 	e.t.Helper()
 	const name = "busybox"
@@ -272,8 +271,8 @@ func (e *Engine) Busybox() string {
 	return name
 }
 
-// InstallPlugin makes a managed plugin of what `make plugin` built in dir, as blockvol:latest, keeps its state and images
-// in the engine's own directories, applies settings (NAME=VALUE) and enables it.
+// InstallPlugin creates the plugin blockvol:latest from a directory that `make plugin` has built, with its state and images in
+// the engine's directories, applies settings (NAME=VALUE), and enables it.
 func (e *Engine) InstallPlugin(dir string, settings ...string) {
 	e.t.Helper()
 	e.Docker("plugin", "create", Plugin, e.Grantable(dir))
@@ -281,10 +280,10 @@ func (e *Engine) InstallPlugin(dir string, settings ...string) {
 	e.Docker("plugin", "enable", Plugin)
 }
 
-// Plugin is the name under which InstallPlugin installs.
+// Plugin is the name of the plugin that InstallPlugin installs.
 const Plugin = "blockvol:latest"
 
-// PluginPID is the id of the plugin's process as this process sees it, 0 if there is none.
+// PluginPID returns the process ID of the plugin in the test's PID namespace, or 0.
 func (e *Engine) PluginPID() int {
 	e.t.Helper()
 	return e.pluginPID(e.pluginID())
@@ -303,13 +302,13 @@ func (e *Engine) pluginPID(id string) int {
 		return strings.HasSuffix(exe, "/usr/bin/blockvol") && strings.Contains(string(cgroup), id)
 	})
 	if err != nil {
-		e.t.Fatalf("engine: looking for the plugin's process: %v", err)
+		e.t.Fatalf("engine: finding the plugin's process: %v", err)
 	}
 	return pid
 }
 
-// SettledPluginPID waits until dockerd regards the plugin as started, and returns its process id. dockerd dials a new
-// plugin half a second after its start; one that dies before that is not started again but disabled.
+// SettledPluginPID waits until dockerd regards the plugin as started, and returns its process ID. dockerd connects to a new
+// plugin half a second after its start. A plugin that dies before is disabled instead of restarted.
 func (e *Engine) SettledPluginPID() (pid int) {
 	e.t.Helper()
 	id := e.pluginID()
@@ -326,7 +325,7 @@ func (e *Engine) SettledPluginPID() (pid int) {
 	return pid
 }
 
-// ageOf tells how long a process has existed, by proc_pid_stat(5) and proc_uptime(5).
+// ageOf returns how long a process has run, see proc_pid_stat(5) and proc_uptime(5).
 func ageOf(pid int) (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -337,14 +336,14 @@ func ageOf(pid int) (time.Duration, error) {
 		return 0, err
 	}
 	_, after, _ := strings.Cut(string(stat), ") ")
-	var uptime, ticks float64 // ticks are hundredths of a second on every architecture that Debian has
+	var uptime, ticks float64 // a tick is 10 ms on all of Debian's architectures
 	if _, err = fmt.Sscan(string(now), &uptime); err == nil {
 		_, err = fmt.Sscan(strings.Fields(after)[19], &ticks)
 	}
 	return time.Duration((uptime - ticks/100) * float64(time.Second)), err
 }
 
-// KillPlugin sends the plugin's process SIGKILL and waits until dockerd has started another.
+// KillPlugin sends SIGKILL to the plugin and waits until dockerd has restarted it.
 func (e *Engine) KillPlugin() {
 	e.t.Helper()
 	old := e.SettledPluginPID()
@@ -360,7 +359,7 @@ func (e *Engine) KillPlugin() {
 	})
 }
 
-// Mounts is the mountinfo of the engine's host.
+// Mounts returns the mountinfo of the engine's mount namespace.
 func (e *Engine) Mounts() string {
 	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", e.namespaces.PID()))
 	if err != nil {
@@ -379,7 +378,7 @@ func run(cmd *exec.Cmd, name string) (string, error) {
 	return strings.TrimSuffix(stdout.String(), "\n"), nil
 }
 
-// tail is the end of a log, without what containerd and gRPC say of themselves.
+// tail returns the end of a log, without the lines of containerd and gRPC.
 func tail(text string, lines int) string {
 	all := slices.DeleteFunc(strings.SplitAfter(text, "\n"), func(line string) bool {
 		return strings.Contains(line, " type=io.containerd.") || strings.Contains(line, " module=grpc")

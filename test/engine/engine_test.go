@@ -43,7 +43,7 @@ func TestContainersOutliveAKilledEngineWithLiveRestore(t *testing.T) {
 	assert.Equal(t, pid, e.Docker("inspect", "--format", "{{.State.Pid}}", id))
 }
 
-func TestThisProcessServesOnTheEnginesHost(t *testing.T) {
+func TestListenServesTheEnginesNetworkOnly(t *testing.T) {
 	first, second := engine.Start(t), engine.Start(t)
 	listener := first.Listen("127.0.0.1:0")
 	address := listener.Addr().String()
@@ -67,8 +67,9 @@ func TestThisProcessServesOnTheEnginesHost(t *testing.T) {
 	require.ErrorIs(t, <-served, http.ErrServerClosed)
 }
 
-// The child is this test binary, killed while its engine runs a container and a loop device is attached to one of its files.
-func TestNothingIsLeftOfAnEngineWhoseTestWasKilled(t *testing.T) {
+// The child is this test binary. It is killed while its engine runs a container and a loop device is attached to one of its
+// files.
+func TestEngineIsRemovedWhenItsTestIsKilled(t *testing.T) {
 	const variable = "BLOCKVOL_TEST_LEAVES_AN_ENGINE"
 	if os.Getenv(variable) != "" {
 		e := engine.Start(t)

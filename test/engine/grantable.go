@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Grantable returns a plugin's directory that an engine here can start: dir itself, or a copy that does not ask for
-// CAP_SYS_RESOURCE where this machine has not got it to give, as in many containers. Growing ext4 cannot be tried there.
+// Grantable returns a plugin directory that this machine can start: dir, or a copy without CAP_SYS_RESOURCE if this machine
+// does not have it, as in many containers. Without it, growing ext4 cannot be tested.
 func (e *Engine) Grantable(dir string) string {
 	e.t.Helper()
 	given, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
 	if err != nil {
-		e.t.Fatalf("engine: the kernel does not tell which capabilities there are: %v", err)
+		e.t.Fatalf("engine: reading the capability bounding set: %v", err)
 	}
 	if given == 1 {
 		return dir

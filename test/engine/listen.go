@@ -2,9 +2,9 @@ package engine
 
 import "net"
 
-// Listen returns a listener on the engine's host, whose connections this process serves: a server that the plugin and
-// containers with the host's network reach, and nobody else. The address is a literal one: "127.0.0.1:0". It ends with the
-// test; after a PowerOff nobody reaches it any more.
+// Listen returns a listener in the engine's network, for a server in this process that only the plugin and containers with the
+// host's network can reach. The address must be a literal one: "127.0.0.1:0". The listener is closed when the test ends.
+// PowerOff makes it unreachable.
 func (e *Engine) Listen(address string) net.Listener {
 	e.t.Helper()
 	listener, err := e.namespaces.Listen(address)

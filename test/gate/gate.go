@@ -15,8 +15,8 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// gate runs go test and prints what `go test` prints. Tests that fail are run once more, alone, if that is allowed and nothing
-// that the package has printed forbids it.
+// gate runs go test and prints its output. With repeat, failed tests run once more, alone, unless the package's output contains
+// one of forbidding.
 type gate struct {
 	flags  []string
 	repeat bool
@@ -25,10 +25,10 @@ type gate struct {
 	note   func(record)
 }
 
-// forbidding is what makes a failure final.
+// forbidding are the texts that make a failure final.
 var forbidding = []string{violation.Prefix, "DATA RACE", "panic: ", "fatal error: "}
 
-// test tells whether all tests of the packages pass, at once or when repeated.
+// test reports whether all tests of the packages pass, possibly when repeated.
 func (g *gate) test(packages []string) bool {
 	runs, err := g.once(append(slices.Clone(g.flags), packages...))
 	if err == nil {
@@ -45,13 +45,13 @@ func (g *gate) test(packages []string) bool {
 			fmt.Fprintf(g.out, "== %s is not repeated: %q is in its output\n", r.name, strings.TrimSpace(r.final))
 			return false
 		case len(r.tests) == 0 || len(r.texts) > 0:
-			fmt.Fprintf(g.out, "== %s is not repeated: it has ended without a verdict on each test\n", r.name)
+			fmt.Fprintf(g.out, "== %s is not repeated: it ended before all tests had a result\n", r.name)
 			return false
 		default:
 			failed = append(failed, r)
 		}
 	}
-	if len(failed) == 0 { // what failed is none of the packages
+	if len(failed) == 0 { // no package has failed, but go test has
 		return false
 	}
 	well := true
@@ -73,29 +73,29 @@ func quoted(tests []string) (all []string) {
 	return all
 }
 
-// A run is what one package has come to.
+// run is the result of a package.
 type run struct {
 	name   string
 	failed bool
-	passed int                      // top-level tests
-	tests  []string                 // those that failed
-	final  string                   // what forbids to repeat them
-	texts  map[string]*bytes.Buffer // of top-level tests without a verdict
+	passed int                      // number of top-level tests
+	tests  []string                 // failed tests
+	final  string                   // the text that forbids a repetition
+	texts  map[string]*bytes.Buffer // output of top-level tests without a result
 }
 
-// event is one of `go doc test2json`.
+// event is an event of `go doc test2json`.
 type event struct {
 	Action, Package, Test, Output string
 	Elapsed                       float64
 }
 
-// once runs go test, prints what is worth it, and notes how long tests and packages took.
+// once runs go test, prints the output of failures, and records the durations of tests and packages.
 func (g *gate) once(args []string) (map[string]*run, error) {
 	runs := map[string]*run{}
 	err := g.run(args, func(line []byte) {
 		var e event
 		if json.Unmarshal(line, &e) != nil || e.Package == "" {
-			if e.Output != "" { // of the compiler
+			if e.Output != "" { // compiler output
 				line = []byte(e.Output)
 			}
 			if e.Action == "" || e.Output != "" {
@@ -136,7 +136,7 @@ func (g *gate) take(r *run, e event) {
 		switch {
 		case e.Test == "":
 			r.failed = failed
-			for _, text := range r.texts { // of tests without a verdict
+			for _, text := range r.texts { // of tests without a result
 				g.out.Write(text.Bytes()) //nolint:errcheck // a log
 			}
 		case !sub:

@@ -17,7 +17,7 @@ import (
 
 const pkg = "github.com/blockvol/blockvol/test/cluster"
 
-// says is the log of a test that runs, prints lines, and ends; without a verdict if that is "".
+// says returns the events of a test that prints lines and ends with the verdict, or has no result if that is "".
 func says(test, verdict string, lines ...string) []event {
 	log := []event{{Action: "run", Package: pkg, Test: test}, {Action: "output", Package: pkg, Test: test, Output: "=== RUN   " + test + "\n"}}
 	for _, line := range lines {
@@ -30,7 +30,7 @@ func says(test, verdict string, lines ...string) []event {
 		event{Action: verdict, Package: pkg, Test: test, Elapsed: 7})
 }
 
-// ends is the end of the package's log.
+// ends returns the events of the end of a package.
 func ends(verdict string, lines ...string) (log []event) {
 	for _, line := range lines {
 		log = append(log, event{Action: "output", Package: pkg, Output: line + "\n"})
@@ -38,7 +38,7 @@ func ends(verdict string, lines ...string) (log []event) {
 	return append(log, event{Action: verdict, Package: pkg, Elapsed: 30})
 }
 
-// suite plays logs of go test, one for each run of it.
+// suite replays events instead of running go test: one list for each run.
 type suite struct {
 	logs [][]event
 	args []string // of each run
@@ -47,7 +47,7 @@ type suite struct {
 func (s *suite) run(args []string, out func([]byte)) error {
 	s.args = append(s.args, strings.Join(args, " "))
 	if len(s.args) > len(s.logs) {
-		return errors.New("a run too many")
+		return errors.New("one run too many")
 	}
 	log := s.logs[len(s.args)-1]
 	var err error
@@ -64,7 +64,7 @@ func (s *suite) run(args []string, out func([]byte)) error {
 	return err
 }
 
-// judged returns the verdict on logs, what was printed, and the summary.
+// judged returns the result for these events, the output, and the summary.
 func judged(t *testing.T, repeat bool, logs ...[]event) (well bool, s *suite, printed, summary string) {
 	t.Helper()
 	s = &suite{logs: logs}
@@ -86,7 +86,7 @@ func join(logs ...[]event) (all []event) {
 	return all
 }
 
-func TestWhatPassesIsRunOnceAndItsLogIsNotPrinted(t *testing.T) {
+func TestPassingTestsRunOnceAndTheirOutputIsNotPrinted(t *testing.T) {
 	well, s, printed, summary := judged(t, true, join(says("TestMoves", "pass", "a detail"), says("TestLong", "skip"), ends("pass", "PASS", "ok  \t"+pkg+"\t30s")))
 	assert.True(t, well)
 	assert.Equal(t, []string{"-short ./test/cluster"}, s.args)
@@ -97,7 +97,7 @@ func TestWhatPassesIsRunOnceAndItsLogIsNotPrinted(t *testing.T) {
 	assert.True(t, strings.HasSuffix(summary, "\nrepeated: none\n"), summary)
 }
 
-func TestFailedTestsAloneAreRepeatedAndCounted(t *testing.T) {
+func TestOnlyFailedTestsAreRepeated(t *testing.T) {
 	first := join(says("TestGood", "pass"), says("TestSlow/row", "fail", "too slow"), says("TestSlow", "fail"), says("TestLate", "fail", "too late"), ends("fail", "FAIL"))
 	well, s, printed, summary := judged(t, true, first, join(says("TestSlow", "pass"), says("TestLate", "pass"), ends("pass")))
 	assert.True(t, well)
@@ -118,7 +118,7 @@ func TestFailedTestsAloneAreRepeatedAndCounted(t *testing.T) {
 	assert.Len(t, s.args, 1, "only where it is asked for")
 }
 
-func TestAViolationIsNeverRepeated(t *testing.T) {
+func TestViolationIsNeverRepeated(t *testing.T) {
 	v := violation.Of(errors.New("db: two writers at once: …")).Error()
 	for name, log := range map[string][]event{
 		"in the test that fails":        join(says("TestMoves", "fail", "    moves_test.go:10: "+v), ends("fail")),
@@ -136,7 +136,7 @@ func TestAViolationIsNeverRepeated(t *testing.T) {
 	}
 }
 
-func TestARunThatBreaksOffIsNotRepeated(t *testing.T) {
+func TestIncompleteRunIsNotRepeated(t *testing.T) {
 	for name, log := range map[string][]event{
 		"a timeout": join(says("TestMoves", "fail"), says("TestSlow", "", "panic: test timed out after 40m0s"), ends("fail")),
 		"a kill":    join(says("TestMoves", "fail"), says("TestSlow", "", "what it was at"), ends("fail", "signal: killed")),
@@ -153,7 +153,7 @@ func TestARunThatBreaksOffIsNotRepeated(t *testing.T) {
 	}
 }
 
-func TestGoTestIsRead(t *testing.T) {
+func TestGoTestOutputIsParsed(t *testing.T) {
 	var actions []string
 	err := goTest([]string{"-run=^$", "."}, func(line []byte) {
 		var e event

@@ -53,7 +53,7 @@ func fatal(err error) {
 	os.Exit(1)
 }
 
-// step runs a command, notes how long it took, and returns its exit status.
+// step runs a command, records its duration, and returns its exit status.
 func step(book ledger, name string, command []string) (status int) {
 	begin := time.Now()
 	cmd := exec.Command(command[0], command[1:]...)

@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// A record is one thing that took time: a step, a package, or a test. One that is Repeated has failed before.
+// record is the duration of a step, a package, or a test. A Repeated test has failed before.
 type record struct {
 	Step     string  `json:",omitempty"`
 	Package  string  `json:",omitempty"`
@@ -21,10 +21,10 @@ type record struct {
 	Repeated bool    `json:",omitempty"`
 }
 
-// A ledger is a file of records. Several processes may write it at a time.
+// ledger is a file of records. Several processes can append to it at the same time.
 type ledger string
 
-const worth = 0.5 // second: what took less is not noted
+const worth = 0.5 // seconds; shorter durations are not recorded
 
 func (l ledger) note(r record) {
 	if r.Seconds < worth && !r.Repeated {
@@ -66,7 +66,7 @@ const (
 	shownTests    = 25
 )
 
-// report prints where the time went, and at the end what was repeated.
+// report prints the durations, and then the repeated tests.
 func report(w io.Writer, records []record) {
 	var steps, packages, tests []record
 	var repeated []string

@@ -1,9 +1,7 @@
-// Command mutate removes one guard after another from blockvol, each in a build of its own, and runs the tests of the guard's
-// package. A guard whose removal fails no test is a survivor: nobody would notice if it were lost.
+// Command mutate removes one guard of blockvol at a time and runs the tests of the guard's package, to check that they fail.
 //
-// The guards are chosen by hand, in guards.go: those that keep data, and those whose loss a conditional-flipping tool cannot
-// imitate, such as a call that is left out. Nothing in the source tree is changed: the compiler reads the changed file
-// through its -overlay option.
+// The guards are chosen by hand, in guards.go: those that protect data, and those that a condition-flipping tool cannot remove,
+// such as calls. The source tree is not changed: the compiler reads the changed file through its -overlay option.
 package main
 
 import (
@@ -23,14 +21,14 @@ import (
 	"time"
 )
 
-// A guard is one place in the source that protects something.
+// guard is a piece of code that protects something.
 type guard struct {
-	protects string // what goes wrong without it, as a statement about the product
-	file     string // from the module's root
-	code     string // the guard, as it stands in the file, once
-	without  string // what stands there when it is removed
-	tests    string // packages whose tests must notice; default is the file's own
-	survives string // why no test can notice; empty for a guard whose removal must fail a test
+	protects string // what goes wrong without it
+	file     string // relative to the module's root
+	code     string // the guard's text, which occurs once in the file
+	without  string // the text that replaces it
+	tests    string // packages whose tests must fail; default: the file's
+	survives string // why no test can fail; "" if one must
 }
 
 func main() {
@@ -60,12 +58,12 @@ func run(ctx context.Context, only string, workers int) error {
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 
-	// A test that fails by itself would be taken for one that notices.
+	// A test that always fails would count for every guard.
 	if killer, err := (guard{tests: "./driver ./mount"}).test(ctx, root, ""); killer != "" || err != nil {
 		return errors.Join(fmt.Errorf("the tests must pass before a guard is removed: %s", killer), err)
 	}
 
-	var mu sync.Mutex // guards the counts and the output
+	var mu sync.Mutex // protects the counts and the output
 	var killed, survived, explained, broken int
 	var all sync.WaitGroup
 	next := make(chan int)
