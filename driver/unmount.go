@@ -65,6 +65,9 @@ func (d *Driver) unuse(ctx context.Context, v *volume, id string) error {
 	case !e.Releasing:
 		// Whose ID it is the journal does not know; the kernel knows whether anybody is left.
 		if used, err := d.usedByContainers(ctx, v, e); used || err != nil {
+			if err != nil {
+				err = fmt.Errorf("%w: volume %q (%s) stays attached", err, v.name, e.Volume)
+			}
 			return err
 		}
 	}

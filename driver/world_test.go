@@ -622,7 +622,7 @@ func (p *fakeProvider) Attach(ctx context.Context, id string) error {
 		case d.Held():
 			return &providers.HeldError{Volume: id, Node: d.Attachment.Node}
 		}
-		if d.Zone != p.machine.zone {
+		if d.Zone != "" && p.machine.zone != "" && d.Zone != p.machine.zone {
 			p.machine.world.violate("%s, which is in zone %s, asked for %s, which is in %s", p.machine.name, p.machine.zone, d.Name, d.Zone)
 			return providers.ErrInvalid
 		}
