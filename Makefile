@@ -84,7 +84,7 @@ fmt: $(tools)/golangci-lint ## format all Go code
 random: ## randomised runs of the driver, with what came to pass in them (STEPS=1000000); SEED=7 WORLD=own replays one
 	@cd driver && go test -run 'TestRandom/$(WORLD)' -count 1 -timeout 0 $(if $(SEED),-v -random.seed=$(SEED),-random.steps=$(STEPS))
 
-mutate: $(tools)/gremlins ## remove guards, flip conditions: does a test notice? (hours; PKG=guards, half an hour; PKG=./driver)
+mutate: ## make the code wrong in small places: does a test notice? (hours; PKG=guards, half an hour; PKG=./driver)
 	@[ "$(PKG)" ] || scripts/mutate guards
 	@scripts/mutate $(PKG)
 
@@ -109,9 +109,6 @@ $(tools)/golangci-lint: | $(tools)
 
 $(tools)/govulncheck: | $(tools)
 	GOBIN=$(CURDIR)/$(tools) go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
-
-$(tools)/gremlins: | $(tools)
-	GOBIN=$(CURDIR)/$(tools) go install github.com/go-gremlins/gremlins/cmd/gremlins@v0.6.0
 
 $(tools):
 	@mkdir -p $@

@@ -334,11 +334,13 @@ func TestADiskThatIsDeletedFailsItsMountSoon(t *testing.T) {
 
 func TestAnAttachThatNeverEndsIsExplainedByWhatTheCloudSaysThen(t *testing.T) {
 	for says, change := range map[string]func(w *world){
-		"no device has arrived within 1m30s, and the cloud says that the disk does not exist":            func(w *world) { w.disks = map[string]*disk{} },
-		"no device has arrived within 1m30s, and the cloud says that this node does not hold the disk":   func(w *world) { w.disks["vol-1"].Attachment = providers.Attachment{} },
-		`no device has arrived within 1m30s, and the cloud calls the attachment "attaching": volume`:     func(w *world) { w.disks["vol-1"].Attachment.State = providers.Attaching },
-		`no device has arrived within 1m30s, and the cloud calls the attachment "attaching": stuck: vol`: func(w *world) { w.disks["vol-1"].Attachment = providers.Attachment{Node: "a", State: providers.Attaching, Problem: "stuck"} },
-		"no device has arrived within 1m30s: volume":                                                     func(w *world) { w.fault = at("cloud.Find", failBefore) },
+		"no device has arrived within 1m30s, and the cloud says that the disk does not exist":          func(w *world) { w.disks = map[string]*disk{} },
+		"no device has arrived within 1m30s, and the cloud says that this node does not hold the disk": func(w *world) { w.disks["vol-1"].Attachment = providers.Attachment{} },
+		`no device has arrived within 1m30s, and the cloud calls the attachment "attaching": volume`:   func(w *world) { w.disks["vol-1"].Attachment.State = providers.Attaching },
+		`no device has arrived within 1m30s, and the cloud calls the attachment "attaching": stuck: vol`: func(w *world) {
+			w.disks["vol-1"].Attachment = providers.Attachment{Node: "a", State: providers.Attaching, Problem: "stuck"}
+		},
+		"no device has arrived within 1m30s: volume": func(w *world) { w.fault = at("cloud.Find", failBefore) },
 	} {
 		t.Run(says, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {

@@ -1,7 +1,14 @@
-// Command mutate removes one guard of blockvol at a time and runs the tests of the guard's package, to check that they fail.
+// Command mutate changes blockvol's code in one place at a time and runs the tests of the package, to check that they fail. A
+// change that fails no test is a survivor: nobody would notice it. The source tree is not changed: the compiler reads the changed
+// files through its -overlay option.
 //
-// The guards are chosen by hand, in guards.go: those that protect data, and those that a condition-flipping tool cannot remove,
-// such as calls. The source tree is not changed: the compiler reads the changed file through its -overlay option.
+// Without arguments it removes the guards listed in guards.go, each in its own build. They are chosen by hand: those that protect
+// data.
+//
+// With packages as arguments it applies the rules of mutants.go to all of their code: a condition becomes false or true, a
+// boundary moves, a statement is left out, an error is returned as nil, an operator is replaced by its opposite. One build
+// contains all mutants of a package; an environment variable selects the active one. Only the tests that reach a mutant are run,
+// the fastest first, so that a thousand mutants take minutes.
 package main
 
 import (
@@ -34,16 +41,17 @@ type guard struct {
 func main() {
 	only := flag.String("only", "", "remove only guards whose file or description matches this regular expression")
 	workers := flag.Int("workers", 2, "how many builds to test at once")
+	skip := flag.String("skip", "^$", "leave out tests that match this regular expression")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *only, *workers); err != nil {
+	if err := run(ctx, flag.Args(), *only, *skip, *workers); err != nil {
 		fmt.Fprintln(os.Stderr, "mutate:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, only string, workers int) error {
+func run(ctx context.Context, packages []string, only, skip string, workers int) error {
 	root, err := moduleRoot(ctx)
 	if err != nil {
 		return err
@@ -52,12 +60,34 @@ func run(ctx context.Context, only string, workers int) error {
 	if err != nil {
 		return fmt.Errorf("-only: %w", err)
 	}
+	skipped, err := regexp.Compile(skip)
+	if err != nil {
+		return fmt.Errorf("-skip: %w", err)
+	}
 	dir, err := os.MkdirTemp("", "mutate-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	if len(packages) == 0 {
+		return removeGuards(ctx, root, dir, chosen, workers)
+	}
+	left := 0
+	for i, pkg := range packages {
+		n, err := mutate(ctx, root, pkg, filepath.Join(dir, strconv.Itoa(i)), chosen, skipped, workers)
+		if err != nil {
+			return err
+		}
+		left += n
+	}
+	if left > 0 {
+		return errors.New("no test notices these changes: write one, remove the code, or explain why none can")
+	}
+	return nil
+}
 
+// removeGuards removes the chosen guards, one at a time, and prints those whose removal fails no test.
+func removeGuards(ctx context.Context, root, dir string, chosen *regexp.Regexp, workers int) error {
 	// A test that always fails would count for every guard.
 	if killer, err := (guard{tests: "./driver ./mount"}).test(ctx, root, ""); killer != "" || err != nil {
 		return errors.Join(fmt.Errorf("the tests must pass before a guard is removed: %s", killer), err)
