@@ -82,7 +82,7 @@ func TestAPathThatShowsNothingAnyMoreIsNotShown(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")
 		a.engineTakesMounts()
-		w.setFault(at("host.Publish", failBefore))
+		w.setFault(at("host.Stage", failBefore))
 		_, err := l.Mount(within(t), "data", "2")
 		require.ErrorIs(t, err, errInjected)
 		path, err := l.Path(within(t), "data")
@@ -121,9 +121,9 @@ func (s *slow) Format(ctx context.Context, dev mount.Device, spec mount.FormatSp
 	return s.Host.Format(ctx, dev, spec)
 }
 
-func (s *slow) Publish(ctx context.Context, dev mount.Device, dir string, spec mount.PublishSpec) (string, error) {
+func (s *slow) Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (string, error) {
 	s.wait(ctx, s.publish)
-	return s.Host.Publish(ctx, dev, dir, spec)
+	return s.Host.Stage(ctx, dev, dir, spec)
 }
 
 // Half a mkfs or fsck is worse than a late one. Whoever waits is told what takes so long.
@@ -150,8 +150,8 @@ func TestNeitherAFormatNorACheckIsCutShort(t *testing.T) {
 // stunted is a kernel that cannot grow a file system to its device at the mount.
 type stunted struct{ Host }
 
-func (s stunted) Publish(ctx context.Context, dev mount.Device, dir string, spec mount.PublishSpec) (string, error) {
-	path, err := s.Host.Publish(ctx, dev, dir, spec)
+func (s stunted) Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (string, error) {
+	path, err := s.Host.Stage(ctx, dev, dir, spec)
 	spec.Warn(errInjected)
 	return path, err
 }
