@@ -1,5 +1,6 @@
-// Package bench measures what blockvol promises of its speed, on the real program, real loop devices and real file systems.
-// `make bench` prints the figures as a table, each beside what it is to stay under.
+// Package bench measures the speed of blockvol: the real program with real loop devices and file systems.
+//
+// `make bench` prints the figures as a table with their limits.
 package bench
 
 import (
@@ -32,12 +33,12 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-// row is one line of the table.
+// row is a row of the table.
 type row struct{ figure, measured, limit string }
 
 var (
 	tableMu sync.Mutex
-	table   = map[string]row{} // by figure: the last run of a benchmark is the longest
+	table   = map[string]row{} // by figure; the last run of a benchmark is the longest
 	order   []string
 )
 
@@ -68,7 +69,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-var built string // the directory of the binary
+var built string // directory of the binary
 
 var binary = sync.OnceValues(func() (string, error) {
 	var err error
@@ -90,11 +91,11 @@ type daemon struct {
 	cmd    *exec.Cmd
 	client *http.Client
 	dir    string
-	start  time.Duration // from start to listening
+	start  time.Duration // from the start of the process until it listens
 	stop   func()
 }
 
-// serve starts blockvol on directories of its own; volumes may be given, as a directory that is filled already.
+// serve starts blockvol. It uses an existing volume directory if one is given.
 func serve(b *testing.B, volumes string) *daemon {
 	b.Helper()
 	if volumes == "" {
@@ -103,7 +104,7 @@ func serve(b *testing.B, volumes string) *daemon {
 	return serveWith(b, nil, "LOCAL_DIR="+volumes, "LOCAL_OVERCOMMIT=true", "DEFAULT_SIZE=64MiB")
 }
 
-// serveWith is serve with further flags and settings.
+// serveWith is serve with flags and settings.
 func serveWith(b *testing.B, flags []string, settings ...string) *daemon {
 	b.Helper()
 	path, err := binary()
@@ -139,7 +140,7 @@ func serveWith(b *testing.B, flags []string, settings ...string) *daemon {
 	return d
 }
 
-// call makes one call, as Docker does, and returns how long it took.
+// call makes a call as Docker does and returns its duration.
 func (d *daemon) call(b *testing.B, name string, request map[string]any) time.Duration {
 	body, err := json.Marshal(request)
 	require.NoError(b, err)
@@ -154,7 +155,7 @@ func (d *daemon) call(b *testing.B, name string, request map[string]any) time.Du
 	return took
 }
 
-// resident is the memory of the process in bytes.
+// resident returns the memory of the process in bytes.
 func (d *daemon) resident(b *testing.B) int64 {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
 	require.NoError(b, err)
@@ -165,7 +166,7 @@ func (d *daemon) resident(b *testing.B) int64 {
 			return kib << 10
 		}
 	}
-	b.Fatal("the kernel does not tell VmRSS")
+	b.Fatal("no VmRSS in /proc/PID/status")
 	return 0
 }
 
@@ -176,7 +177,7 @@ func percentile(all []time.Duration, p float64) time.Duration {
 
 func median(all []time.Duration) time.Duration { return percentile(all, 0.5) }
 
-// ramDisk is a directory where fsync costs nothing.
+// ramDisk returns a directory where fsync is free.
 func ramDisk(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -187,9 +188,9 @@ func ramDisk(t testing.TB) string {
 
 const known = 10_000
 
-// BenchmarkTenThousandVolumes measures reads and memory with many volumes known.
+// BenchmarkTenThousandVolumes measures reads and memory with many volumes.
 func BenchmarkTenThousandVolumes(b *testing.B) {
-	volumes := ramDisk(b) // so that making them does not take longer than the benchmark
+	volumes := ramDisk(b) // so that creating them is fast
 	p, err := local.New(local.Config{Dir: volumes, Node: "bench", Cluster: "default", Overcommit: true})
 	require.NoError(b, err)
 	record := providers.Record{"fstype": "ext4", "layout": mount.LayoutData, "formatted": "ext4"}
@@ -198,7 +199,7 @@ func BenchmarkTenThousandVolumes(b *testing.B) {
 		require.NoError(b, err)
 	}
 	d := serve(b, volumes)
-	d.call(b, "List", map[string]any{}) // now it knows them
+	d.call(b, "List", map[string]any{}) // fills the cache
 
 	for _, call := range []string{"Get", "Path"} {
 		b.Run(call, func(b *testing.B) {
@@ -230,7 +231,7 @@ func BenchmarkTenThousandVolumes(b *testing.B) {
 	})
 }
 
-// BenchmarkStart measures the time from the start of the process to its first accepted connection.
+// BenchmarkStart measures the time from the start of the process until it accepts a connection.
 func BenchmarkStart(b *testing.B) {
 	var took []time.Duration
 	for b.Loop() {
@@ -242,7 +243,7 @@ func BenchmarkStart(b *testing.B) {
 	report("start to listening, median", "100 ms", "%.1f ms", median(took).Seconds()*1e3)
 }
 
-// BenchmarkMount measures the mount of a formatted volume, and of many at once.
+// BenchmarkMount measures mounts of formatted volumes, one and many at once.
 func BenchmarkMount(b *testing.B) {
 	const many = 50
 	images := b.TempDir()
@@ -298,7 +299,7 @@ func BenchmarkMount(b *testing.B) {
 	})
 }
 
-// programsOfAMount measures what e2fsck and the kernel's mount take for one of the volumes, without blockvol.
+// programsOfAMount measures e2fsck and mount for one of the volumes, without blockvol.
 func programsOfAMount(b *testing.B, volumes string) time.Duration {
 	images, err := filepath.Glob(filepath.Join(volumes, "disks", "*.img"))
 	require.NoError(b, err)

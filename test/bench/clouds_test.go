@@ -23,13 +23,13 @@ import (
 	"github.com/blockvol/blockvol/test/namespace"
 )
 
-// account is one of a simulated cloud with one instance, this machine, whose disks are loop devices, and blockvol on it.
+// account is an account of a simulated cloud with blockvol on one instance, this machine. The disks are loop devices.
 type account struct {
 	*daemon
 	cloud *cloud.Cloud
 }
 
-// apiLatency is what each call to a cloud takes.
+// apiLatency is the duration of each API call.
 const apiLatency = 100 * time.Millisecond
 
 func serveOn(b *testing.B, kind fronts.Kind, attach time.Duration) *account {
@@ -55,7 +55,7 @@ func serveOn(b *testing.B, kind fronts.Kind, attach time.Duration) *account {
 
 func nth(i int) string { return "v" + strconv.Itoa(i) }
 
-// make creates volumes and formats them.
+// make creates and formats volumes.
 func (a *account) make(b *testing.B, volumes int) {
 	var all sync.WaitGroup
 	for i := range volumes {
@@ -66,7 +66,7 @@ func (a *account) make(b *testing.B, volumes int) {
 	a.atOnce(b, "Unmount", volumes)
 }
 
-// atOnce mounts or unmounts the first volumes, all at once.
+// atOnce mounts or unmounts the first volumes, all at the same time.
 func (a *account) atOnce(b *testing.B, call string, volumes int) {
 	var all sync.WaitGroup
 	for i := range volumes {
@@ -75,7 +75,7 @@ func (a *account) atOnce(b *testing.B, call string, volumes int) {
 	all.Wait()
 }
 
-// counted returns the calls to the cloud that do makes.
+// counted returns the number of API calls during do.
 func (a *account) counted(do func()) (calls int) {
 	a.cloud.ResetCalls()
 	do()
@@ -85,7 +85,7 @@ func (a *account) counted(do func()) (calls int) {
 	return calls
 }
 
-// BenchmarkCalls counts what mounts and unmounts of formatted volumes cost.
+// BenchmarkCalls counts the API calls of mounts and unmounts of formatted volumes.
 func BenchmarkCalls(b *testing.B) {
 	for _, kind := range fronts.All {
 		b.Run(kind.Name, func(b *testing.B) {
@@ -108,8 +108,8 @@ func BenchmarkCalls(b *testing.B) {
 	}
 }
 
-// BenchmarkOver measures what blockvol and the file system add to what the cloud itself takes: a call that describes the volume,
-// and an attach, which begins when the simulated cloud has carried out the call, half of the call's time after it was sent.
+// BenchmarkOver measures what blockvol and the file system add to the cloud's own time: a call that describes the volume, and
+// an attach, which begins half of the call's duration after it was sent.
 func BenchmarkOver(b *testing.B) {
 	for _, kind := range fronts.All {
 		b.Run(kind.Name, func(b *testing.B) {
@@ -132,9 +132,9 @@ func BenchmarkOver(b *testing.B) {
 	}
 }
 
-// TestAFleetsHour counts, in fake time, what 100 nodes ask of a cloud in an hour in which each mounts ten volumes, or as many as
-// the cloud attaches to one, at a moment of its own, and unmounts them later, as it did in the hour before.
-func TestAFleetsHour(t *testing.T) {
+// TestFleetHour counts, in fake time, the API calls of 100 nodes in an hour. Each node mounts ten volumes (or the cloud's
+// maximum) at a random time and unmounts them later, as in the hour before.
+func TestFleetHour(t *testing.T) {
 	const hour = time.Hour
 	nodes := 100
 	if testing.Short() {
@@ -171,7 +171,7 @@ func TestAFleetsHour(t *testing.T) {
 				time.Sleep(hour) // the start is over
 				random := rand.New(rand.NewPCG(1, 1))
 				var all sync.WaitGroup
-				for range 2 { // the first hour finds out what is asked only once
+				for range 2 { // the first hour also has calls that happen once
 					c.ResetCalls()
 					for n, d := range fleet {
 						begin, end := time.Duration(random.Int64N(int64(hour/2))), hour/2+time.Duration(random.Int64N(int64(hour/2)))
@@ -179,7 +179,7 @@ func TestAFleetsHour(t *testing.T) {
 							all.Go(func() {
 								time.Sleep(begin)
 								volume := volumeName(n*volumesPerNode + v)
-								if _, err := d.Get(context.Background(), volume); err != nil { // as dockerd does
+								if _, err := d.Get(context.Background(), volume); err != nil { // like dockerd
 									t.Error(err)
 								}
 								id := mountAsSwarm(t, d, volume)

@@ -24,7 +24,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-// kernels are the kernels of a fleet: what the cloud attaches is there, formatted, and can be mounted.
+// kernels simulates the kernels of a fleet: attached disks are formatted and can be mounted.
 type kernels struct {
 	serial func(disk string) string
 
@@ -66,7 +66,7 @@ func (k *kernels) has(instance, serial string) (bool, int64, <-chan struct{}) {
 	return k.devices[serial] == instance, k.sizes[serial], k.changed
 }
 
-// kernel is one of them, as blockvol sees it.
+// kernel is the kernel of one node.
 type kernel struct {
 	*kernels
 	instance string
@@ -137,9 +137,9 @@ const (
 	perNode = 5
 )
 
-// TestAFleetMountsAtOnceAfterAnOutage lets 200 nodes start at one moment and mount five volumes each, against the buckets that
-// EC2 documents, in fake time. The bound is what the buckets give: 1000 attaches, less those in the full bucket.
-func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
+// TestFleetMountsAfterAnOutage starts 200 nodes at the same time with five volumes each, in fake time with EC2's documented
+// rate limits. The bound is what the limits allow: 1000 attaches, minus those in the full bucket.
+func TestFleetMountsAfterAnOutage(t *testing.T) {
 	state := ramDisk(t)
 	log := logrus.New()
 	log.SetLevel(logrus.PanicLevel)
@@ -159,7 +159,7 @@ func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
 			require.NoError(t, err)
 			if i == 0 {
 				makeFormatted(t, p, fleet*perNode)
-				time.Sleep(time.Hour) // the buckets are full again
+				time.Sleep(time.Hour) // until the buckets are full again
 				c.ResetCalls()
 			}
 			d, err := driver.New(driver.Config{
@@ -200,7 +200,7 @@ func TestAFleetMountsAtOnceAfterAnOutage(t *testing.T) {
 
 func volumeName(i int) string { return fmt.Sprintf("volume-%04d", i) }
 
-// makeFormatted makes volumes that have been in use before.
+// makeFormatted creates volumes that have been used before.
 func makeFormatted(t *testing.T, p providers.Provider, volumes int) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -216,7 +216,7 @@ func makeFormatted(t *testing.T, p providers.Provider, volumes int) {
 	require.False(t, t.Failed())
 }
 
-// mountAsSwarm is a task that is tried until it runs: each time with a new mount ID, five seconds after a failure.
+// mountAsSwarm mounts as a task that Swarm retries: each time with a new mount ID, five seconds after a failure.
 func mountAsSwarm(t *testing.T, d *driver.Driver, volume string) (id string) {
 	for begin, try := time.Now(), 0; ; try++ {
 		ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)

@@ -13,9 +13,9 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/ledger"
 )
 
-// Clouds that show their disks otherwise than EC2: on each a service follows its disk from node to node, also when the
-// node loses power. They are clusters of their own, of two nodes.
-func TestAServiceFollowsItsDiskOnOtherClouds(t *testing.T) {
+// Clouds with other buses than EC2. On each, a service and its disk move from node to node, also when the node loses power.
+// Each has a cluster of its own, with two nodes.
+func TestServiceMovesWithItsVolumeOnOtherClouds(t *testing.T) {
 	long(t)
 	for _, kind := range fronts.All {
 		if kind.Bus == fronts.NVMe {
@@ -54,7 +54,7 @@ func TestAServiceFollowsItsDiskOnOtherClouds(t *testing.T) {
 			w.OnlyOn(manager)
 			w.Remove()
 			c.NothingLeft()
-			c.Eventually("the disk is deleted", func() error {
+			c.Eventually("the volume is deleted", func() error {
 				if left := fronts.Disks(c.Cloud); len(left) > 0 {
 					return fmt.Errorf("%+v", left)
 				}

@@ -1,9 +1,10 @@
-// Package cluster gives a test a Swarm of virtual machines in a simulated cloud: real engines with kernels of their own, disks
-// that are plugged into them and pulled out, and failures as operators meet them: power loss, freezing, partitions, a cloud
-// that does not answer.
+// Package cluster runs a Swarm of virtual machines in a simulated cloud.
 //
-// The machines are in a network namespace of the test's own, with the cloud as their only neighbour: EC2 and the metadata
-// service answer where a guest expects them. All that a cluster starts dies with the test, however that ends.
+// Its engines have kernels of their own and hot-plugged disks. Tests can cause power loss, freezes, partitions and cloud
+// outages.
+//
+// The machines are in a network namespace of the test whose only other hosts are the cloud's: EC2 and the metadata service have
+// their usual addresses. Everything ends with the test's process.
 package cluster
 
 import (
@@ -32,31 +33,30 @@ import (
 	"github.com/blockvol/blockvol/test/namespace"
 )
 
-// patience bounds every wait. It is long because it only decides how soon a broken test is given up.
+// patience limits every wait. It is long because only a broken test reaches it.
 const patience = 5 * time.Minute
 
-// T is what a cluster needs of a test.
+// T is the part of testing.T that a cluster uses.
 type T = namespace.T
 
-// Config is what a cluster is like.
+// Config configures a cluster.
 type Config struct {
-	Nodes   int          // three, if 0; the first is the only manager, see Promote
-	Kind    fronts.Kind  // of the cloud; EC2 with the policy that docs/ gives, if zero
-	Cloud   cloud.Config // Backend, Zones and ID are not the test's
-	Plugins []Plugin     // on every node; one of no settings, if empty
-	Dir     string       // what `make plugin` built
+	Nodes   int          // 0 is three; the first is the only manager, see Promote
+	Kind    fronts.Kind  // cloud; the zero value is EC2 with the policy in docs/
+	Cloud   cloud.Config // Backend, Zones and ID are set by Start
+	Plugins []Plugin     // on every node; empty is one without settings
+	Dir     string       // output of `make plugin`
 	Log     func(format string, args ...any)
 }
 
-// A Plugin is one installation of blockvol. Several, each with a cluster name of its own, let one failure meet several
-// settings at a time.
+// Plugin is an installation of blockvol. Several with different cluster names test one failure with several settings at once.
 type Plugin struct {
-	Alias    string   // the volume driver's name; "blockvol", if empty
-	Cluster  string   // whose volumes it sees; "default", if empty
+	Alias    string   // name of the volume driver; "" is "blockvol"
+	Cluster  string   // setting CLUSTER; "" is "default"
 	Settings []string // NAME=VALUE
 }
 
-// Cluster is a Swarm of machines.
+// Cluster is a Swarm of virtual machines.
 type Cluster struct {
 	Cloud  *cloud.Cloud
 	Front  fronts.Front
@@ -66,23 +66,23 @@ type Cluster struct {
 	t          T
 	cfg        Config
 	dir        string
-	files      string // that nodes fetch from the observer
+	files      string // directory that nodes download from the observer
 	image      *image.Image
 	namespaces *namespace.Set
 	network    *network
 	storage    *qemu.Storage
 	registry   *pluginRegistry
-	version    int // of the plugin, the latest
+	version    int // latest version of the plugin
 	servers    []*http.Server
 	serving    errgroup.Group
 
 	mu       sync.Mutex
-	metadata map[string]http.Handler // by address of the asker
-	token    string                  // for workers to join
-	made     int                     // how many nodes there have ever been
+	metadata map[string]http.Handler // by the caller's address
+	token    string                  // join token for workers
+	made     int                     // number of nodes created so far
 }
 
-// Start returns a Swarm whose nodes have the plugins. It is gone when the test ends.
+// Start returns a Swarm whose nodes have the plugins. It is removed when the test ends.
 func Start(t T, cfg Config) *Cluster {
 	t.Helper()
 	if cfg.Nodes == 0 {
@@ -155,7 +155,7 @@ func Start(t T, cfg Config) *Cluster {
 	return c
 }
 
-// usual is EC2 with the policy that docs/ gives, for the clusters that there are plugins of.
+// usual returns EC2 with the policy in docs/ for the clusters of the plugins.
 func (cfg *Config) usual() (fronts.Kind, error) {
 	policy, err := os.ReadFile(filepath.Join(cfg.Dir, "../../docs/aws-policy.json"))
 	if err != nil {
@@ -168,14 +168,14 @@ func (cfg *Config) usual() (fronts.Kind, error) {
 	return fronts.EC2(bytes.ReplaceAll(policy, []byte(`"default"`), []byte("["+strings.Join(clusters, ", ")+"]"))), nil
 }
 
-// model is how the disks of the cloud look in its machines.
+// model returns how the cloud's disks appear in its machines.
 func (c *Cluster) model() qemu.Model {
 	kind := c.cfg.Kind
 	bus := map[fronts.Bus]qemu.Bus{fronts.NVMe: qemu.NVMe, fronts.SCSI: qemu.SCSI, fronts.Virtio: qemu.Virtio}[kind.Bus]
 	return qemu.Model{Bus: bus, Vendor: kind.Vendor, Product: kind.Product, Serial: func(disk string) string { return kind.Serial(c.Front, disk) }}
 }
 
-// serial is what a kernel shows of a volume's disk.
+// serial returns the serial that a kernel shows for a volume.
 func (c *Cluster) serial(volume string) string {
 	serial := c.cfg.Kind.Serial(c.Front, volume)
 	if c.cfg.Kind.Bus == fronts.Virtio {
@@ -184,7 +184,7 @@ func (c *Cluster) serial(volume string) string {
 	return serial
 }
 
-// startCloud starts what answers the nodes.
+// startCloud starts the API and the metadata services.
 func (c *Cluster) startCloud() {
 	c.t.Helper()
 	c.cfg.Cloud.Backend = c.storage
@@ -199,7 +199,7 @@ func (c *Cluster) startCloud() {
 	c.Ledger = ledger.Collect(c.listen(observer + ":7000"))
 	c.t.Cleanup(func() {
 		c.Ledger.Close()
-		c.NoViolations() // whatever else has failed
+		c.NoViolations() // even if something else has failed
 	})
 	c.serve(api+":80", c.Front)
 	c.serve(registry+":5000", c.registry)
@@ -216,9 +216,9 @@ func (c *Cluster) startCloud() {
 	}))
 	c.t.Cleanup(func() {
 		for _, server := range c.servers {
-			server.Close() //nolint:errcheck // nothing is kept
+			server.Close() //nolint:errcheck // no data is lost
 		}
-		c.serving.Wait() //nolint:errcheck // they end when they are closed
+		c.serving.Wait() //nolint:errcheck // they return when they are closed
 	})
 }
 
@@ -239,7 +239,7 @@ func (c *Cluster) serve(address string, handler http.Handler) {
 	c.serving.Go(func() error { return server.Serve(listener) })
 }
 
-// buildWriter builds the program that writes acknowledged records.
+// buildWriter builds the ledger's writer.
 func buildWriter(ctx context.Context, dir string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(dir, "writer"),
 		"github.com/blockvol/blockvol/test/cluster/ledger/cmd/writer")
@@ -250,8 +250,8 @@ func buildWriter(ctx context.Context, dir string) error {
 	return nil
 }
 
-// makeSwarm makes all nodes one Swarm, with the plugins. A node tells the Swarm what it has when it joins, and later each 20 s
-// only: so the plugins come first.
+// makeSwarm joins all nodes in a Swarm, after installing the plugins: a node reports its plugins when it joins, and later every
+// 20 s only.
 func (c *Cluster) makeSwarm() {
 	c.t.Helper()
 	var installing errgroup.Group
@@ -279,13 +279,13 @@ func (c *Cluster) makeSwarm() {
 	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
 }
 
-// Settle waits until the Swarm calls all nodes ready, and knows of their plugins.
+// Settle waits until all nodes are ready and the Swarm knows their plugins.
 func (c *Cluster) Settle() {
 	c.t.Helper()
 	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
 }
 
-// PushPlugin makes a new version of the plugin available, and returns its reference. Only its number is new.
+// PushPlugin makes a new version of the plugin available and returns its reference. Only the version differs.
 func (c *Cluster) PushPlugin() (reference string) {
 	c.t.Helper()
 	c.version++
@@ -296,7 +296,7 @@ func (c *Cluster) PushPlugin() (reference string) {
 	return registry + ":5000/blockvol:" + tag
 }
 
-// pluginsKnown asks the Swarm which plugins its nodes have: the scheduler takes only those.
+// pluginsKnown returns an error until the Swarm knows the plugins of its nodes. The scheduler uses only known plugins.
 func (c *Cluster) pluginsKnown() error {
 	for _, n := range c.Nodes {
 		if !n.On() {
@@ -315,7 +315,7 @@ func (c *Cluster) pluginsKnown() error {
 	return nil
 }
 
-// Manager is a node that can be asked about the Swarm: if it can be helped, one that is not cut off from the others.
+// Manager returns a manager, if possible one that is not cut off.
 func (c *Cluster) Manager() *Node {
 	c.t.Helper()
 	var found *Node
@@ -330,7 +330,7 @@ func (c *Cluster) Manager() *Node {
 	return found
 }
 
-// Leader is the manager that decides.
+// Leader returns the Swarm's leader.
 func (c *Cluster) Leader() *Node {
 	c.t.Helper()
 	var leader *Node
@@ -379,7 +379,7 @@ func (c *Cluster) Demote(nodes ...*Node) {
 	}
 }
 
-// Node returns a node by its name.
+// Node returns the node with this name.
 func (c *Cluster) Node(name string) *Node {
 	c.t.Helper()
 	for _, n := range c.Nodes {
@@ -387,7 +387,7 @@ func (c *Cluster) Node(name string) *Node {
 			return n
 		}
 	}
-	c.t.Fatalf("cluster: there is no node %q", name)
+	c.t.Fatalf("cluster: no such node: %q", name)
 	return nil
 }
 
@@ -397,7 +397,7 @@ func (c *Cluster) Eventually(what string, check func() error) {
 	c.eventually(what, func() string { return "" }, check)
 }
 
-// eventually is Eventually with more to tell when it gives up.
+// eventually is Eventually with more text for a failure.
 func (c *Cluster) eventually(what string, more func() string, check func() error) {
 	c.t.Helper()
 	deadline := time.Now().Add(patience)
@@ -407,13 +407,13 @@ func (c *Cluster) eventually(what string, more func() string, check func() error
 			return
 		}
 		if time.Now().After(deadline) {
-			c.t.Fatalf("still not so after %v: %s: %v\n%s", patience, what, err, more())
+			c.t.Fatalf("timeout after %v: %s: %v\n%s", patience, what, err, more())
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 }
 
-// Logf writes to the test's log.
+// logf writes to the test's log.
 func (c *Cluster) logf(format string, args ...any) {
 	if c.cfg.Log != nil {
 		c.cfg.Log(format, args...)

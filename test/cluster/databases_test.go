@@ -16,9 +16,9 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// The stack files in examples/ as they are, with the real PostgreSQL and Redis and with what stands in for MongoDB, all on one
-// Swarm. A node that has tasks of each loses power while they are under load.
-func TestDatabasesOutliveTheirNode(t *testing.T) {
+// The stack files in examples/, unchanged, with the real PostgreSQL and Redis and with fakemongo, all in one Swarm. A node with
+// tasks of each loses power under load.
+func TestDatabasesSurvivePowerLossOfTheirNode(t *testing.T) {
 	long(t)
 	c := shared(t)
 	begin := time.Now()
@@ -33,7 +33,7 @@ func TestDatabasesOutliveTheirNode(t *testing.T) {
 	p, r := &postgres{c: c}, &redis{c: c}
 	m, s := &mongodb{c: c}, &sessions{c: c}
 
-	// One after the other: emulated machines that make eight file systems at once take longer for it than Docker waits.
+	// One after the other: eight emulated mkfs at once would take longer than Docker waits.
 	c.Place(doomed, func() {
 		p.stack = c.Deploy("shop", "../../examples/postgres.yml")
 		p.await(nil)
@@ -41,14 +41,14 @@ func TestDatabasesOutliveTheirNode(t *testing.T) {
 		r.await(nil)
 	})
 	step("PostgreSQL and Redis run on %s", doomed.Name)
-	// Of the four members three have room on the third node; so there is one at least on the doomed one.
+	// Three of the four members have room on the third node, so at least one is on the node that fails.
 	c.Availability(outside, "pause")
 	m.stack = c.Deploy("db", "../../examples/mongodb.yml")
 	m.initiated("new")
 	m.begin()
 	c.Availability(outside, "active")
 	step("MongoDB's members have found each other")
-	// The replicas are spread over all three.
+	// The replicas are spread over all three nodes.
 	s.stack = c.Deploy("web", "../../examples/replicas.yml")
 	s.begin()
 	step("the replicas have a disk each")
@@ -81,7 +81,7 @@ func TestDatabasesOutliveTheirNode(t *testing.T) {
 	step("all is removed")
 }
 
-// clients is a container with what uses a database, on a node that stays. It notes what was acknowledged.
+// clients is a container that uses a database, on a node that stays. It records the acknowledged writes.
 type clients struct {
 	node  *cluster.Node
 	name  string
@@ -99,7 +99,7 @@ func (k *clients) background(args ...string) {
 	k.node.Docker(append([]string{"exec", "--detach", k.name}, args...)...)
 }
 
-// note runs a script that prints each number that was acknowledged.
+// note runs a script that prints the number of each acknowledged write.
 func (k *clients) note(c *cluster.Cluster, script string) {
 	k.noted = k.node.Stream("exec", k.name, "sh", "-c", script)
 	c.Eventually("writes are acknowledged", func() error {
@@ -111,7 +111,7 @@ func (k *clients) note(c *cluster.Cluster, script string) {
 	})
 }
 
-// last ends the clients and returns the last number that was acknowledged.
+// last stops the clients and returns the last acknowledged number.
 func (k *clients) last(t *testing.T) int {
 	t.Helper()
 	k.noted.End()
@@ -120,7 +120,7 @@ func (k *clients) last(t *testing.T) int {
 	last, whole := 0, true
 	for _, line := range lines {
 		n, err := strconv.Atoi(line)
-		if err != nil { // what the client says of the end of its connection; what was under way may have been done
+		if err != nil { // the client's error at the end of its connection; a pending write may have been done
 			whole = false
 			continue
 		}
@@ -147,7 +147,7 @@ func (p *postgres) await(not *cluster.Node) {
 	p.answers()
 }
 
-// answers waits until it does, at the published port of a node that it may not be on.
+// answers waits until PostgreSQL answers at the published port of a node that it may not run on.
 func (p *postgres) answers() {
 	p.c.Eventually("PostgreSQL answers", func() error { return p.c.PostgresAnswers(p.c.Manager().Address + ":5432") })
 }
@@ -156,7 +156,7 @@ func (p *postgres) sql(query string) string {
 	return p.task.Exec("psql", "--username=postgres", "--no-align", "--tuples-only", "--quiet", "--command="+query)
 }
 
-// begin has clients come by the published port of a node that the database is not on.
+// begin starts clients that use the published port of a node that the database does not run on.
 func (p *postgres) begin(node *cluster.Node) {
 	p.sql("create extension amcheck; create table kept (n bigint primary key)")
 	p.task.Exec("pgbench", "-i", "-I", "dtGvp", "--quiet", "--username=postgres", "postgres")
@@ -197,7 +197,7 @@ type redis struct {
 
 func (r *redis) await(not *cluster.Node) { r.task = r.stack.Task("redis", not) }
 
-// begin has clients come by the service's name, from another node.
+// begin starts clients on another node that use the service's name.
 func (r *redis) begin(node *cluster.Node) {
 	r.clients = startClients(node, "redis-clients", "cache_cache", "redis:8")
 	r.clients.background("redis-benchmark", "-h", "redis", "-q", "-l", "-c", "5", "-r", "100000", "-t", "set,lpush")
@@ -229,7 +229,7 @@ type mongodb struct {
 
 var members = []string{"mongo1", "mongo2", "mongo3", "arbiter"}
 
-// initiated waits until the service that initiates the set has done so, each member having answered by its name.
+// initiated waits until the init service is complete. Each member must have answered under its name.
 func (m *mongodb) initiated(how string) {
 	m.c.Eventually("the set is initiated", func() error {
 		tasks, err := m.stack.Tasks("init")
@@ -237,7 +237,7 @@ func (m *mongodb) initiated(how string) {
 			return err
 		}
 		if len(tasks) == 0 || tasks[0].Status.State != "complete" {
-			return fmt.Errorf("the service that initiates it has not ended well: %+v", tasks)
+			return fmt.Errorf("the init service has not completed: %+v", tasks)
 		}
 		out, err := tasks[0].Node.TryDocker("logs", tasks[0].Container)
 		if err == nil && !strings.Contains(out, "4 members; the set is "+how) {
@@ -278,7 +278,7 @@ type sessions struct {
 	nodes map[string]*cluster.Node
 }
 
-// begin gives each replica a name that has reached its disk.
+// begin gives each replica a name and waits until it is on its disk.
 func (s *sessions) begin() {
 	s.nodes = map[string]*cluster.Node{}
 	for _, slot := range []string{"sessions.1", "sessions.2", "sessions.3"} {

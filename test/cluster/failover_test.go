@@ -19,31 +19,31 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// What each TAKEOVER policy makes of each failure. One failure meets three services at once, one of each policy, whose only
-// task runs on the node that fails, and which write acknowledged records all the time: the same three through all failures.
-// The table goes into docs/failover.md.
+// The effect of each TAKEOVER policy in each failure. Each failure affects three services at once, one for each policy. The
+// only task of each runs on the node that fails and writes acknowledged records all the time. The same services run through all
+// failures. The table is for docs/failover.md.
 
 var writeTable = flag.String("failover.table", "", "a `file` of Markdown, in which the table of results is brought up to date")
 
-// An outcome is what becomes of a service while its node fails.
+// outcome is what happens to a service when its node fails.
 type outcome string
 
 const (
-	moves   outcome = "moves"   // it goes on, on another node
-	stays   outcome = "stays"   // the task goes on where it is
-	renewed outcome = "renewed" // another task goes on, wherever
-	refused outcome = "refused" // it does not go on elsewhere; `docker service ps` says why not
+	moves   outcome = "moves"   // it continues on another node
+	stays   outcome = "stays"   // the task continues on its node
+	renewed outcome = "renewed" // another task continues, on any node
+	refused outcome = "refused" // it does not move; `docker service ps` says why
 )
 
-// A failure is what happens to a node.
+// failure is a failure of a node.
 type failure struct {
 	name     string
 	begin    func(t *testing.T, c *cluster.Cluster, victim *cluster.Node)
-	end      func(c *cluster.Cluster, victim *cluster.Node) // makes the node well again
+	end      func(c *cluster.Cluster, victim *cluster.Node) // repairs the node
 	expected map[string]outcome                             // by policy
-	told     string                                         // how a refusal begins, if not with the holder
-	advice   string                                         // and what it says to do
-	over     string                                         // what the end is, in the table
+	told     string                                         // start of the refusal, if it is not about the holder
+	advice   string                                         // advice in the refusal
+	over     string                                         // name of the end in the table
 }
 
 func each(never, stopped, always outcome) map[string]outcome {
@@ -132,7 +132,7 @@ var failures = []failure{
 	},
 }
 
-// cause is how a refusal begins.
+// cause returns how a refusal begins.
 func (f *failure) cause(victim *cluster.Node) string {
 	if f.told != "" {
 		return f.told
@@ -140,17 +140,17 @@ func (f *failure) cause(victim *cluster.Node) string {
 	return "held by node " + victim.Instance
 }
 
-// subject is a service that a failure meets: one cell of the table.
+// subject is a service during a failure: one cell of the table.
 type subject struct {
 	*cluster.Writer
-	outcome  outcome             // expected of the failure
+	outcome  outcome             // expected outcome
 	before   ledger.Ack          // the last record before the failure
-	told     []cluster.TaskError // before
-	pause    time.Duration       // the longest between two acknowledged records
-	silent   bool                // nothing was written when the failure was about to end
-	sentence string              // of `docker service ps`
-	back     time.Duration       // from the end of the failure to a record
-	moving   time.Duration       // the longest pause from that record until the service has settled
+	told     []cluster.TaskError // errors before the failure
+	pause    time.Duration       // longest time between two acknowledged records
+	silent   bool                // nothing was written right before the end of the failure
+	sentence string              // error in `docker service ps`
+	back     time.Duration       // time from the end of the failure to a record
+	moving   time.Duration       // longest pause after that record until the service has settled
 }
 
 func TestFailover(t *testing.T) {
@@ -166,7 +166,7 @@ func TestFailover(t *testing.T) {
 			table = append(table, fail(t, c, f, writers, busiest(c.Nodes[1:], writers)))
 		})
 		if t.Failed() {
-			break // what comes now would fail for that
+			break // the following failures would fail for the same reason
 		}
 	}
 	c.Use(t)
@@ -178,7 +178,7 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// fail puts a node that runs all three services through a failure, and returns the table's row.
+// fail runs a failure of a node that has all three services, and returns the table's row.
 func fail(t *testing.T, c *cluster.Cluster, f failure, writers []*cluster.Writer, victim *cluster.Node) string {
 	t.Helper()
 	gather(c, victim, writers...)
@@ -192,7 +192,7 @@ func fail(t *testing.T, c *cluster.Cluster, f failure, writers []*cluster.Writer
 	for _, s := range subjects {
 		s.observe(t, c, f, victim, begin)
 	}
-	for _, s := range subjects { // nothing has changed meanwhile
+	for _, s := range subjects { // nothing has changed during the failure
 		if s.outcome == refused {
 			for _, session := range c.Ledger.Sessions(s.Name) {
 				assert.False(t, session.Begun.After(begin) && session.Node != victim.Name,
@@ -224,7 +224,7 @@ func fail(t *testing.T, c *cluster.Cluster, f failure, writers []*cluster.Writer
 	return "| " + strings.Join(cells, " | ") + " |"
 }
 
-// busiest is the node to which the fewest services have to be moved.
+// busiest returns the node to which the fewest services must move.
 func busiest(nodes []*cluster.Node, writers []*cluster.Writer) *cluster.Node {
 	count := map[*cluster.Node]int{}
 	for _, w := range writers {
@@ -247,7 +247,7 @@ func gather(c *cluster.Cluster, to *cluster.Node, writers ...*cluster.Writer) {
 	})
 }
 
-// observe waits for what is to become of the service while its node fails.
+// observe waits for the expected outcome.
 func (s *subject) observe(t *testing.T, c *cluster.Cluster, f failure, victim *cluster.Node, begin time.Time) {
 	t.Helper()
 	goesOn := func(how string, condition func(ledger.Ack) bool) {
@@ -267,9 +267,9 @@ func (s *subject) observe(t *testing.T, c *cluster.Cluster, f failure, victim *c
 	}
 }
 
-// refusal waits for what blockvol tells by a new error of a task: a cause first, then what to do.
+// refusal waits until a task has a new error of blockvol with this cause and advice.
 func refusal(c *cluster.Cluster, w *cluster.Writer, old []cluster.TaskError, cause, advice string) (told string) {
-	c.Eventually("the refusal is told", func() error {
+	c.Eventually("the refusal is reported", func() error {
 		for _, e := range w.Errors() {
 			told = e.Refusal()
 			if !slices.Contains(old, e) && strings.HasPrefix(told, cause) && strings.Contains(told, advice) {
@@ -281,7 +281,7 @@ func refusal(c *cluster.Cluster, w *cluster.Writer, old []cluster.TaskError, cau
 	return told
 }
 
-// settled waits until the one task that the Swarm wants is what writes, and its node the volume's only holder.
+// settled waits until the only wanted task writes and its node is the volume's only holder.
 func settled(c *cluster.Cluster, w *cluster.Writer) {
 	c.Eventually(w.Name+" has settled", func() error {
 		wanted, err := w.Wanted()
@@ -318,7 +318,7 @@ const (
 	tableEnds   = "<!-- Here it ends. -->\n"
 )
 
-// bringUpToDate puts the rows between the marks in a file.
+// bringUpToDate replaces the rows between the marks in a file.
 func bringUpToDate(file string, rows []string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -327,7 +327,7 @@ func bringUpToDate(file string, rows []string) error {
 	before, rest, ok := strings.Cut(string(text), tableBegins)
 	_, after, ok2 := strings.Cut(rest, tableEnds)
 	if !ok || !ok2 {
-		return fmt.Errorf("%s has not the marks between which the table stands", file)
+		return fmt.Errorf("%s does not have the table's marks", file)
 	}
 	head := "| failure | `never` | `stopped` | `always` |\n|---|---|---|---|\n"
 	return os.WriteFile(file, []byte(before+tableBegins+head+strings.Join(rows, "\n")+"\n"+tableEnds+after), 0o644)

@@ -11,32 +11,31 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/agent"
 )
 
-// PowerOff takes the power from the machine, and the cloud notices: it says that the instance is stopped. What had not been
-// written is lost.
+// PowerOff cuts the machine's power. The cloud notices and shows the instance as stopped. Data that was not flushed is lost.
 func (n *Node) PowerOff() {
 	n.c.t.Helper()
 	n.fall()
 	n.c.Cloud.Stop(n.Instance)
 }
 
-// Terminate ends the instance for good.
+// Terminate terminates the instance.
 func (n *Node) Terminate() {
 	n.c.t.Helper()
 	n.fall()
 	n.c.Cloud.Terminate(n.Instance)
 }
 
-// fall is what the machine meets, whatever the cloud says of it.
+// fall cuts the machine's power without informing the cloud.
 func (n *Node) fall() {
 	n.mu.Lock()
 	machine, guest := n.machine, n.guest
 	n.machine, n.guest, n.frozen = nil, nil, false
 	n.mu.Unlock()
 	if machine == nil {
-		n.c.t.Fatalf("%s has no power already", n.Name)
+		n.c.t.Fatalf("%s is already off", n.Name)
 	}
 	machine.PowerOff()
-	guest.Close() //nolint:errcheck // it is broken
+	guest.Close() //nolint:errcheck // the connection is broken
 }
 
 // PowerOn starts a stopped instance. It returns when the engine answers.
@@ -49,7 +48,7 @@ func (n *Node) PowerOn() {
 	n.awaitEngine()
 }
 
-// Reboot restarts the machine in good order, as `reboot` does, and waits for the engine.
+// Reboot reboots the machine cleanly and waits for the engine.
 func (n *Node) Reboot() {
 	n.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -84,7 +83,7 @@ func (n *Node) awaitEngine() {
 	})
 }
 
-// Freeze stops the machine's processors. The cloud calls it running all the same.
+// Freeze stops the machine's processors. The cloud still shows it as running.
 func (n *Node) Freeze() {
 	n.c.t.Helper()
 	n.mu.Lock()
@@ -95,7 +94,7 @@ func (n *Node) Freeze() {
 	n.frozen = true
 }
 
-// Thaw lets a frozen machine go on. Its clock is set right, as a time service would.
+// Thaw resumes a frozen machine and corrects its clock, as a time service would.
 func (n *Node) Thaw() {
 	n.c.t.Helper()
 	n.mu.Lock()
@@ -112,7 +111,7 @@ func (n *Node) Thaw() {
 	}
 }
 
-// CutFromNodes lets nothing pass between this node and all others.
+// CutFromNodes blocks the traffic between this node and all others.
 func (n *Node) CutFromNodes() {
 	n.c.t.Helper()
 	n.cut = true
@@ -123,7 +122,7 @@ func (n *Node) CutFromNodes() {
 	}
 }
 
-// CutFromCloud lets nothing pass between this node and the cloud's API, its metadata service included.
+// CutFromCloud blocks the traffic between this node and the cloud's API and metadata service.
 func (n *Node) CutFromCloud() {
 	n.c.t.Helper()
 	n.cutFrom(api)
@@ -136,7 +135,7 @@ func (n *Node) cutFrom(address string) {
 	}
 }
 
-// Heal undoes all cuts of this node.
+// Heal removes all blocks of this node.
 func (n *Node) Heal() {
 	n.c.t.Helper()
 	if err := n.c.network.heal(n.Address); err != nil {
@@ -145,13 +144,12 @@ func (n *Node) Heal() {
 	n.cut = false
 }
 
-// CloudDown lets every call to the cloud's API fail, for everybody, until the function it returns is called.
+// CloudDown makes all API calls fail for all nodes until up is called.
 func (c *Cluster) CloudDown() (up func()) {
 	return c.Cloud.Inject(cloud.Rule{Fault: cloud.Fail, Code: "Unavailable"})
 }
 
-// KillEngine kills dockerd alone: its containers and plugins go on. What supervises it starts it again after 2 s, unless it
-// is to stay down.
+// KillEngine kills dockerd only: containers and plugins continue. It restarts after 2 s unless stayDown is set.
 func (n *Node) KillEngine(stayDown bool) {
 	n.c.t.Helper()
 	script := "kill -9 $(cat /run/docker.pid)"
@@ -161,20 +159,20 @@ func (n *Node) KillEngine(stayDown bool) {
 	n.Run("sh", "-ec", script)
 }
 
-// StopEngine stops dockerd in good order, and keeps it down.
+// StopEngine stops dockerd cleanly and keeps it down.
 func (n *Node) StopEngine() {
 	n.c.t.Helper()
 	n.Run("/etc/guest/stop")
 }
 
-// StartEngine lets dockerd start again and waits for it.
+// StartEngine starts dockerd and waits for it.
 func (n *Node) StartEngine() {
 	n.c.t.Helper()
 	n.Run("rm", "-f", "/run/no-engine")
 	n.awaitEngine()
 }
 
-// KillPlugin kills the processes of all plugins, and waits until the engine has started others.
+// KillPlugin kills all plugins and waits until the engine has restarted them.
 func (n *Node) KillPlugin() {
 	n.c.t.Helper()
 	before := n.Run("pgrep", "-x", "blockvol")
@@ -186,7 +184,7 @@ func (n *Node) KillPlugin() {
 		}
 		for _, pid := range strings.Fields(now) {
 			if strings.Contains(" "+strings.ReplaceAll(before, "\n", " ")+" ", " "+pid+" ") {
-				return fmt.Errorf("process %s is of before", pid)
+				return fmt.Errorf("process %s has not been restarted", pid)
 			}
 		}
 		if len(strings.Fields(now)) < len(n.c.cfg.Plugins) {
@@ -196,7 +194,7 @@ func (n *Node) KillPlugin() {
 	})
 }
 
-// Replace puts a new instance, started from the image, in the place of a node that is gone for good.
+// Replace replaces a terminated node by a new instance started from the image.
 func (n *Node) Replace() *Node {
 	n.c.t.Helper()
 	c := n.c

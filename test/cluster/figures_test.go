@@ -18,13 +18,13 @@ import (
 	"github.com/blockvol/blockvol/test/cluster"
 )
 
-// What a failover of PostgreSQL consists of, from power loss to an answer at the published port, for clouds of several speeds:
+// The parts of a failover of PostgreSQL, from power loss to an answer at the published port, for clouds of several speeds:
 //
 //	go test -run Figures -v ./test/cluster
 //
-// Everything but Swarm's patience and the cloud's times is as slow as emulation makes it, ten to twenty times. Of blockvol's
-// share up to 0.8 s is how seldom the cloud is asked whether it has detached the disk.
-func TestFiguresOfAFailover(t *testing.T) {
+// Emulation makes everything ten to twenty times slower, except Swarm's timeouts and the cloud's durations. Up to 0.8 s of
+// blockvol's part is the interval of its polls for the detach.
+func TestFailoverFigures(t *testing.T) {
 	long(t)
 	c := shared(t)
 	t.Cleanup(func() { c.Cloud.SetPace(latency, lag, times) })
@@ -35,10 +35,10 @@ func TestFiguresOfAFailover(t *testing.T) {
 		p.stack = c.Deploy("shop", "../../examples/postgres.yml")
 		p.await(nil)
 	})
-	c.Availability(c.Nodes[0], "pause") // so that a worker is what takes over
+	c.Availability(c.Nodes[0], "pause") // so that a worker takes over
 	p.sql("create table load (n bigint primary key, filler text)")
 	var columns []failover
-	defer func() { t.Log("\n" + strings.Join(table(columns), "\n")) }() // what there is, if the rest fails
+	defer func() { t.Log("\n" + strings.Join(table(columns), "\n")) }() // the measurements so far, if the test fails
 	for i, pace := range []pace{
 		{latency: 20 * time.Millisecond, detach: time.Second, attach: time.Second},
 		{latency: 100 * time.Millisecond, detach: 5 * time.Second, attach: 5 * time.Second},
@@ -52,18 +52,18 @@ func TestFiguresOfAFailover(t *testing.T) {
 	c.Manager().Docker("secret", "rm", "postgres-password")
 }
 
-// A pace is how slow the cloud is.
+// pace is the speed of the cloud.
 type pace struct{ latency, detach, attach time.Duration }
 
-// A failover is what one consisted of.
+// failover has the durations of the parts of a failover.
 type failover struct {
 	pace  pace
-	calls int // to the cloud's API
+	calls int // API calls
 	share map[string]time.Duration
 	total time.Duration
 }
 
-// shares are what a failover consists of, in the order of its story.
+// shares are the parts of a failover, in order.
 var shares = []string{
 	"Swarm gives the node up and the task to another",
 	"the engine there asks for the volume",
@@ -95,7 +95,7 @@ func table(columns []failover) (lines []string) {
 	return lines
 }
 
-// measure takes the power from the node that PostgreSQL is on.
+// measure cuts the power of the node of PostgreSQL.
 func measure(t *testing.T, p *postgres, from, to *cluster.Node, pace pace) failover {
 	t.Helper()
 	c := p.c
@@ -125,7 +125,7 @@ func measure(t *testing.T, p *postgres, from, to *cluster.Node, pace pace) failo
 			given = at
 		}
 	}
-	// The answer to the attach is where blockvol's clock and the cloud's meet.
+	// The response to the attach is an event in both blockvol's log and the cloud's.
 	took := laps(t, to)
 	var accepted time.Time
 	for _, call := range calls {
@@ -158,10 +158,10 @@ func measure(t *testing.T, p *postgres, from, to *cluster.Node, pace pace) failo
 	return f
 }
 
-// span is a span of time.
+// span is a time span.
 type span struct{ begin, end time.Time }
 
-// union is how much of a span others cover together.
+// union returns how much of a span is covered by others.
 func union(covers []span, of span) (covered time.Duration) {
 	slices.SortFunc(covers, func(a, b span) int { return a.begin.Compare(b.begin) })
 	at := of.begin
@@ -180,14 +180,14 @@ func union(covers []span, of span) (covered time.Duration) {
 	return covered
 }
 
-func TestTimeThatIsCoveredTwiceCountsOnce(t *testing.T) {
+func TestOverlappingSpansCountOnce(t *testing.T) {
 	at := func(s int) time.Time { return time.Unix(int64(s), 0) }
 	covers := []span{{at(7), at(20)}, {at(1), at(3)}, {at(2), at(4)}, {at(2), at(3)}}
 	assert.Equal(t, 5*time.Second, union(covers, span{at(2), at(10)}))
 	assert.Zero(t, union(nil, span{at(2), at(10)}))
 }
 
-// watch notes when a volume is being detached or attached, until the function it returns is called.
+// watch records when a volume is detaching or attaching until seen is called.
 func watch(c *cluster.Cluster, volume string) (seen func() []span) {
 	var spans []span
 	end, ended := make(chan struct{}), make(chan struct{})
@@ -215,7 +215,7 @@ func watch(c *cluster.Cluster, volume string) (seen func() []span) {
 	return func() []span { close(end); <-ended; return spans }
 }
 
-// laps are what blockvol's log says of its last mount on a node.
+// laps returns the steps of blockvol's last mount on a node, from its log.
 func laps(t *testing.T, n *cluster.Node) map[string]time.Duration {
 	t.Helper()
 	log := n.Run("sh", "-c", "grep --text 'Volume mounted.*volume=shop_data' /var/log/dockerd.log | tail -n 1")
@@ -229,7 +229,7 @@ func laps(t *testing.T, n *cluster.Node) map[string]time.Duration {
 	return took
 }
 
-// starts tells when a container of PostgreSQL was started, and when that took clients.
+// starts returns when a container of PostgreSQL was started and when PostgreSQL was ready.
 func starts(t *testing.T, task *cluster.Task) (started, ready time.Time) {
 	t.Helper()
 	skew := ahead(task.Node)
@@ -241,7 +241,7 @@ func starts(t *testing.T, task *cluster.Task) (started, ready time.Time) {
 	return started.Add(-skew), ready.Add(-skew)
 }
 
-// ahead is by how much a node's clock is ahead of this one's.
+// ahead returns how far a node's clock is ahead of this machine's.
 func ahead(n *cluster.Node) time.Duration {
 	before := time.Now()
 	text := n.Run("date", "+%s%N")
@@ -250,7 +250,7 @@ func ahead(n *cluster.Node) time.Duration {
 	return time.Unix(0, nanoseconds).Sub(before.Add(after.Sub(before) / 2))
 }
 
-// trace is all calls to the cloud's API.
+// trace records all API calls.
 var trace tracer
 
 type tracer struct {
@@ -271,7 +271,7 @@ func (r *tracer) note(call cloud.Call, took time.Duration) {
 	r.calls = append(r.calls, apiCall{span{now.Add(-took), now}, call.Action, call.Caller})
 }
 
-// since returns the calls of one caller from a point in time on.
+// since returns the calls of a caller since a point in time.
 func (r *tracer) since(begin time.Time, caller string) (calls []apiCall) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

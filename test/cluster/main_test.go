@@ -14,13 +14,13 @@ import (
 	"github.com/blockvol/blockvol/test/standalone"
 )
 
-// The tests share one cluster, since its start takes most of a minute, and run one after another. Each leaves all nodes
-// well and nothing on them.
+// The tests share one cluster, since its start takes most of a minute, and run sequentially. Each leaves all nodes running and
+// empty.
 
 func TestMain(m *testing.M) {
 	flag.Parse()
 	ec2.ForgetEnvironment()
-	// A Ctrl-C ends the tests; what they have started ends with them.
+	// Ctrl-C ends the tests, and with them all programs that they have started.
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
 	go func() { <-stop; os.Exit(1) }()
@@ -31,19 +31,19 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// logs is where the logs of a failure are kept.
+// logs is the directory for the logs after a failure.
 const logs = "../../build/cluster"
 
-// outer stands in for a test around all tests.
+// outer is the testing.T of the shared cluster between tests.
 var outer standalone.T
 
-// whole is the cluster that they share.
+// whole is the shared cluster.
 var whole *cluster.Cluster
 
-// policies are the plugins on every node: one for each TAKEOVER, so that one failure meets all three.
+// policies are the plugins on every node: one for each TAKEOVER, so that each failure tests all three.
 var policies = []string{"never", "stopped", "always"}
 
-// driverOf is the name of a policy's volume driver. The default policy's is the one that the files in examples/ ask for.
+// driverOf returns the volume driver of a policy. The default policy's is the driver in the examples.
 func driverOf(policy string) string {
 	if policy == "stopped" {
 		return "blockvol"
@@ -51,7 +51,7 @@ func driverOf(policy string) string {
 	return policy
 }
 
-// times are what the simulated cloud takes, in the order of what EC2 does.
+// times are durations of the simulated cloud, similar to EC2's.
 var times = cloud.Times{
 	Create: 500 * time.Millisecond, Delete: 500 * time.Millisecond, Attach: 1500 * time.Millisecond, Detach: 2 * time.Second,
 	Snapshot: time.Second, Modify: time.Second, Stop: time.Second, Terminate: time.Second,
@@ -59,23 +59,23 @@ var times = cloud.Times{
 
 const (
 	latency = 50 * time.Millisecond // of each call
-	lag     = time.Second           // of what is read
+	lag     = time.Second           // of reads
 )
 
-// long marks a test that is for `make test-cluster`: with it, `make test` would take more than its 40 minutes.
+// long skips a test in `make test`, which would take too long with it.
 func long(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("make test-cluster runs it")
+		t.Skip("only in make test-cluster")
 	}
 }
 
-// shared returns the cluster, all of whose nodes are well. What fails from now on is this test's failure.
+// shared returns the cluster with all nodes running. Failures belong to t from now on.
 func shared(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	if whole == nil {
 		if outer.Failed() {
-			t.Fatal("there is no cluster")
+			t.Fatal("the cluster has failed")
 		}
 		cfg := cluster.Config{
 			Dir: "../../build/plugin", Log: outer.Logf,
@@ -83,8 +83,8 @@ func shared(t *testing.T) *cluster.Cluster {
 		}
 		for _, policy := range policies {
 			settings := []string{"TAKEOVER=" + policy}
-			if policy != "stopped" || testing.Short() { // which is to be as operators have it, if there is time
-				settings = append(settings, "CALL_TIMEOUT=10s") // so that what is refused is told soon
+			if policy != "stopped" || testing.Short() { // the default is tested without it if there is time
+				settings = append(settings, "CALL_TIMEOUT=10s") // so that refusals come soon
 			}
 			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{Alias: driverOf(policy), Cluster: policy, Settings: settings})
 		}

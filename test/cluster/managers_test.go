@@ -10,8 +10,8 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/ledger"
 )
 
-// Three nodes, all of them managers, as small Swarms are. What decides where the service runs is on the node that fails.
-func TestAServiceOutlivesTheLeader(t *testing.T) {
+// Three nodes, all of them managers, as in small Swarms. The leader is on the node that fails.
+func TestServiceSurvivesPowerLossOfTheLeader(t *testing.T) {
 	long(t)
 	c := shared(t)
 	c.Promote(c.Nodes[1:]...)

@@ -18,8 +18,8 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/ledger"
 )
 
-// Ten services lose their node at once, and one of the two that are left cannot take its half.
-func TestTenVolumesOfANodeThatDies(t *testing.T) {
+// Ten services lose their node at once, and one of the two remaining nodes cannot take half of them.
+func TestTenVolumesMoveFromAFailedNode(t *testing.T) {
 	long(t)
 	const (
 		places = 3
@@ -27,7 +27,7 @@ func TestTenVolumesOfANodeThatDies(t *testing.T) {
 	)
 	c := shared(t)
 	large, dying, small := c.Nodes[0], c.Nodes[1], c.Nodes[2]
-	// An m5.large has 28 places for volumes and network interfaces together, of which one is the root volume's.
+	// An m5.large can have 28 volumes and network interfaces, including the root volume.
 	c.Cloud.SetInterfaces(small.Instance, 28-1-places)
 	defer c.Cloud.SetInterfaces(small.Instance, 1)
 
@@ -70,7 +70,7 @@ func TestTenVolumesOfANodeThatDies(t *testing.T) {
 	step("all removed")
 }
 
-// steps returns what logs how long a step took.
+// steps returns a function that logs the duration of a step.
 func steps(t *testing.T) func(what string) {
 	t.Helper()
 	begin := time.Now()
@@ -81,7 +81,7 @@ func steps(t *testing.T) func(what string) {
 	}
 }
 
-func TestEachSlotFindsItsOwnDisk(t *testing.T) {
+func TestEachSlotKeepsItsOwnVolume(t *testing.T) {
 	long(t)
 	c := shared(t)
 	step := steps(t)
@@ -98,7 +98,7 @@ func TestEachSlotFindsItsOwnDisk(t *testing.T) {
 	scale := func(n int) { writers[0].Update("--replicas", strconv.Itoa(n)) }
 	scale(2)
 	var idle *cluster.Writer
-	c.Eventually("one volume is free", func() error {
+	c.Eventually("one volume is detached", func() error {
 		i := slices.IndexFunc(writers, func(w *cluster.Writer) bool { return w.Volume().State == cloud.Available })
 		if i < 0 {
 			return errors.New(writers[0].Tasks())
@@ -119,9 +119,9 @@ func TestEachSlotFindsItsOwnDisk(t *testing.T) {
 	step("removed")
 }
 
-// An image with content at the target makes Docker mount the volume when the new container is created, while the old task
-// still has it.
-func TestAnImagesContentMovesOnce(t *testing.T) {
+// If the image has content at the target, Docker mounts the volume when it creates the new container, while the old task still
+// uses it.
+func TestCopyUpDuringAMove(t *testing.T) {
 	long(t)
 	c := shared(t)
 	w := c.StartWriters(cluster.WriterSpec{Name: "copyup", Driver: driverOf("stopped"), Target: "/copyup"})[0]
@@ -146,7 +146,7 @@ func TestAnImagesContentMovesOnce(t *testing.T) {
 	c.NothingLeft()
 }
 
-func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
+func TestVolumeInAnotherZoneIsNotUsed(t *testing.T) {
 	long(t)
 	c := shared(t)
 	zones := c.Cloud.Zones()
@@ -155,7 +155,7 @@ func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 	before, err := c.Volume("far")
 	require.NoError(t, err)
 	w := c.CreateWriters(cluster.WriterSpec{Name: "far", Driver: driverOf("stopped")})[0]
-	c.Eventually("a task tells what is wrong", func() error {
+	c.Eventually("a task has the error", func() error {
 		for _, e := range w.Errors() {
 			if told := e.Refusal(); told != "" {
 				assert.Regexp(t, `^volume "far" \(`+before.ID+`\) is in zone `+zone+` and node i-\w+ in zone `+here+
@@ -178,15 +178,15 @@ func TestAVolumeInAnotherZoneIsLeftAlone(t *testing.T) {
 	c.NothingLeft()
 }
 
-// A volume declared external comes without the name of its driver: Docker asks all drivers for it.
-func TestAnExternalVolumeKeepsItsData(t *testing.T) {
+// An external volume has no driver in the stack file: Docker asks all drivers for it.
+func TestExternalVolumeKeepsItsData(t *testing.T) {
 	long(t)
 	c := shared(t)
 	w := c.StartWriter("external", driverOf("stopped"))
 	knows := w.Node()
 	before := w.Volume()
 	c.Manager().Docker("service", "rm", w.Service)
-	c.Eventually("the volume is free", func() error { return available(w.Volume()) })
+	c.Eventually("the volume is detached", func() error { return available(w.Volume()) })
 
 	file := filepath.Join(t.TempDir(), "stack.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(`
@@ -214,10 +214,10 @@ volumes:
 	c.Availability(knows, "active")
 	step("it writes where the volume is not known")
 	c.Manager().Docker("stack", "rm", "stack")
-	c.Eventually("the volume is free", func() error { return available(w.Volume()) })
+	c.Eventually("the volume is detached", func() error { return available(w.Volume()) })
 
-	// Where the driver does not answer for a name that the engine has never heard of, Docker makes a volume of its own, which
-	// hides the disk for as long as it is there. No harm is done to the disk.
+	// If the driver does not answer for a name that the engine does not know, Docker makes a local volume, which hides the disk
+	// while it exists. The disk is not harmed.
 	third := c.Nodes[slices.IndexFunc(c.Nodes, func(n *cluster.Node) bool { return n != knows && n.Name != moved.Node })]
 	show := []string{"run", "--rm", "--volume", "external:/data", "busybox", "ls", "-A", "/data"}
 	third.Docker("plugin", "disable", "--force", driverOf("stopped"))

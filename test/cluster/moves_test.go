@@ -13,9 +13,9 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/ledger"
 )
 
-// One service goes through all that an operator does to it and to its nodes. Each new task reads the whole ledger before it
-// writes, and what it read must be what was acknowledged.
-func TestAServiceMovesWithItsVolume(t *testing.T) {
+// One service goes through everything that an operator does to it and its nodes. Each new task reads the whole ledger before it
+// writes, and must find everything that was acknowledged.
+func TestServiceMovesWithItsVolume(t *testing.T) {
 	long(t)
 	c := shared(t)
 	w := c.StartWriter("diary", driverOf("stopped"))
@@ -55,12 +55,12 @@ func TestAServiceMovesWithItsVolume(t *testing.T) {
 	})
 	step("scale to 0 and 1", func(*testing.T, *cluster.Node) ledger.Ack {
 		w.Update("--replicas", "0")
-		c.Eventually("the volume is free", func() error { return available(w.Volume()) })
+		c.Eventually("the volume is detached", func() error { return available(w.Volume()) })
 		w.Update("--replicas", "1")
 		return newTask()
 	})
 	step("update start-first", func(t *testing.T, from *cluster.Node) ledger.Ack { return startFirst(t, c, w, from, at) })
-	if at.Node == c.Manager().Name { // without which nobody moves anything
+	if at.Node == c.Manager().Name { // only the manager moves tasks
 		step("drain", drain)
 	}
 	step("reboot", func(_ *testing.T, from *cluster.Node) ledger.Ack {
@@ -80,7 +80,7 @@ func TestAServiceMovesWithItsVolume(t *testing.T) {
 	_, version, _ := strings.Cut(reference, "blockvol:")
 	step("upgrade of the plugin", func(t *testing.T, from *cluster.Node) ledger.Ack {
 		for _, n := range c.Nodes {
-			if n != from { // where there is nothing to drain
+			if n != from { // a drained node has nothing left
 				c.Availability(n, "drain")
 			}
 			assert.Equal(t, version, n.UpgradePlugin(w.Driver, reference), "the version that runs on %s", n.Name)
@@ -96,7 +96,7 @@ func TestAServiceMovesWithItsVolume(t *testing.T) {
 	c.NothingLeft()
 }
 
-// available tells why a volume is not free.
+// available returns nil if a volume is available, and else an error with its state.
 func available(v cloud.Volume) error {
 	if v.State != cloud.Available {
 		return fmt.Errorf("it is %s: %+v", v.State, v.Attachments)
@@ -104,8 +104,8 @@ func available(v cloud.Volume) error {
 	return nil
 }
 
-// startFirst starts an update that cannot succeed: the new task on another node, while the old one has the volume. The old one
-// must not notice, and the new one say why.
+// startFirst starts an update that cannot succeed: the new task is on another node while the old task uses the volume. The old
+// task must not be affected, and the new one must report why it failed.
 func startFirst(t *testing.T, c *cluster.Cluster, w *cluster.Writer, from *cluster.Node, before ledger.Ack) ledger.Ack {
 	t.Helper()
 	c.Availability(from, "pause")
@@ -122,7 +122,7 @@ func startFirst(t *testing.T, c *cluster.Cluster, w *cluster.Writer, from *clust
 	assert.Equal(t, before.Task, after.Task, "the old task stays\n%s", w.Tasks())
 	holder := from.Instance
 	for _, e := range w.Errors() {
-		if told := e.Refusal(); strings.Contains(told, "held by") { // others are of earlier steps
+		if told := e.Refusal(); strings.Contains(told, "held by") { // others are from earlier steps
 			assert.Regexp(t, "^held by node "+holder+" .*; stop what uses it on node "+holder, told)
 			return after
 		}

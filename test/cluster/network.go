@@ -9,17 +9,17 @@ import (
 	"github.com/blockvol/blockvol/test/namespace"
 )
 
-// Addresses in the cluster's network. They are those of AWS's default network, which Docker's own networks do not meet.
+// Addresses in the cluster's network. It is AWS's default network, which does not overlap with Docker's own.
 const (
-	router   = "172.31.0.1" // the nodes' only neighbour
+	router   = "172.31.0.1" // only neighbour of the nodes
 	api      = "172.31.0.2" // EC2
 	registry = "172.31.0.3"
-	observer = "172.31.0.4" // the test's own; nothing is ever cut off from it
+	observer = "172.31.0.4" // of the test; never cut off
 	metadata = "169.254.169.254"
 )
 
-// A network is that of a cloud as its machines see it: each has one link, to a router, behind which all others are. It can
-// be cut between any two addresses; then nothing comes through, and nobody is told.
+// network is a cloud's network as machines see it: each has one link to a router and reaches all others through it. Traffic
+// between two addresses can be dropped silently.
 type network struct{ namespaces *namespace.Set }
 
 func newNetwork(s *namespace.Set) (*network, error) {
@@ -42,7 +42,7 @@ func (n *network) connect(tap, address string) error {
 	return err
 }
 
-// cut lets nothing pass between two addresses, in either direction.
+// cut drops all traffic between two addresses.
 func (n *network) cut(a, b string) error {
 	_, err := n.run("sh", "-ec", `
 		ip rule add preference 10 from "$1" to "$2" blackhole
@@ -50,7 +50,7 @@ func (n *network) cut(a, b string) error {
 	return err
 }
 
-// heal undoes all cuts of an address.
+// heal removes all cuts of an address.
 func (n *network) heal(address string) error {
 	_, err := n.run("sh", "-ec", `
 		ip rule list preference 10 | while read -r _ from a to b _; do
@@ -59,7 +59,7 @@ func (n *network) heal(address string) error {
 	return err
 }
 
-// run runs a program in the network and returns its output without the last newline.
+// run runs a program in the network and returns its output without the final newline.
 func (n *network) run(name string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(name, args...)

@@ -20,7 +20,7 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/qemu"
 )
 
-// Node is one machine of the cluster, an instance of the cloud.
+// Node is a machine of the cluster and an instance of the cloud.
 type Node struct {
 	Name     string
 	Address  string
@@ -28,13 +28,13 @@ type Node struct {
 
 	c       *Cluster
 	dir     string
-	root    string // its own disk
+	root    string // its root disk
 	tap     string
 	manager bool
-	cut     bool // from other nodes
+	cut     bool // cut off from other nodes
 
 	mu      sync.Mutex
-	machine *qemu.Machine // nil while there is no power
+	machine *qemu.Machine // nil while it is off
 	guest   *agent.Client
 	frozen  bool
 }
@@ -62,7 +62,7 @@ func (c *Cluster) newNode() *Node {
 	return n
 }
 
-// launch starts the node from the image's snapshot, and makes it itself.
+// launch starts the node from the image's snapshot and sets its identity.
 func (n *Node) launch() error {
 	if err := os.MkdirAll(n.dir, 0o700); err != nil {
 		return err
@@ -131,7 +131,7 @@ func (n *Node) power(snapshot string) error {
 	return nil
 }
 
-// On tells whether the machine has power.
+// On reports whether the machine is on.
 func (n *Node) On() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -144,7 +144,7 @@ func (n *Node) reachable() bool {
 	return n.machine != nil && !n.frozen
 }
 
-// Run runs a program on the node, out of band, and returns its output without the last newline.
+// Run runs a program on the node through the agent and returns its output without the final newline.
 func (n *Node) Run(args ...string) string {
 	n.c.t.Helper()
 	out, err := n.Try(args...)
@@ -154,7 +154,7 @@ func (n *Node) Run(args ...string) string {
 	return out
 }
 
-// Try is Run with an error that contains what the program wrote to standard error.
+// Try is Run, but returns an error, which contains the program's standard error.
 func (n *Node) Try(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, errors.New("the node does not answer"))
 	defer cancel()
@@ -162,7 +162,7 @@ func (n *Node) Try(args ...string) (string, error) {
 	guest := n.guest
 	n.mu.Unlock()
 	if guest == nil {
-		return "", errors.New("the node has no power")
+		return "", errors.New("the node is off")
 	}
 	return guest.Run(ctx, nil, args...)
 }
@@ -177,13 +177,13 @@ func (n *Node) Docker(args ...string) string {
 	return out
 }
 
-// TryDocker is Docker with an error that contains what the client wrote to standard error.
+// TryDocker is Docker, but returns an error, which contains the client's standard error.
 func (n *Node) TryDocker(args ...string) (string, error) {
 	return n.docker(nil, args...)
 }
 
 func (n *Node) docker(stdin []byte, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, errors.New("the client hangs"))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, errors.New("timeout"))
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := n.client(ctx, args...)
@@ -204,7 +204,7 @@ func (n *Node) client(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// installPlugins installs what the cluster's nodes have, as an operator does.
+// installPlugins installs the cluster's plugins as an operator does.
 func (n *Node) installPlugins() error {
 	begin := time.Now()
 	for _, p := range n.c.cfg.Plugins {
@@ -223,7 +223,7 @@ func (n *Node) installPlugins() error {
 	return nil
 }
 
-// SaveLogs copies the log of each node's engine, which has the plugin's, and its console to a directory.
+// SaveLogs copies each node's engine log, which includes the plugin's, and its console to a directory.
 func (c *Cluster) SaveLogs(dir string) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		c.t.Logf("%v", err)
@@ -239,7 +239,7 @@ func (c *Cluster) SaveLogs(dir string) {
 	}
 }
 
-// saveLogs adds to the console of a node that does not answer what its processors are at: it is all that can be had of one.
+// saveLogs adds the processors' stacks to the console of a node that does not answer, since nothing else is available.
 func (n *Node) saveLogs(dir string) error {
 	const soon = 20 * time.Second
 	ctx, cancel := context.WithTimeoutCause(context.Background(), soon, errors.New("the node does not answer"))
@@ -264,8 +264,7 @@ func (n *Node) saveLogs(dir string) error {
 func stateDir(alias string) string   { return "/var/lib/blockvol/" + alias + "/state" }
 func volumesDir(alias string) string { return "/var/lib/blockvol/" + alias + "/volumes" }
 
-// UpgradePlugin makes a plugin another version while containers use its volumes, as an operator does, and returns the version
-// that then runs.
+// UpgradePlugin upgrades a plugin while containers use its volumes, as an operator does, and returns the running version.
 func (n *Node) UpgradePlugin(alias, reference string) (version string) {
 	n.c.t.Helper()
 	n.Docker("plugin", "disable", "--force", alias)

@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// A pluginRegistry serves plugins to `docker plugin install`, as a registry does: what a node gets is what its operator would.
-// See https://distribution.github.io/distribution/spec/api/
+// pluginRegistry serves plugins to `docker plugin install` like a registry. See
+// https://distribution.github.io/distribution/spec/api/
 type pluginRegistry struct {
 	mu        sync.Mutex
 	blobs     map[string][]byte // by digest
@@ -41,8 +41,7 @@ type descriptor struct {
 	Digest    string `json:"digest"`
 }
 
-// push makes the plugin that `make plugin` built in a directory available under tags. What change does to the files of its
-// root file system distinguishes one version from another.
+// push makes a built plugin available under a tag, which is also a file in its root file system, so that versions differ.
 func (r *pluginRegistry) push(dir, tag string) error {
 	layer, diff, err := pack(filepath.Join(dir, "rootfs"), tag)
 	if err != nil {
@@ -87,8 +86,8 @@ func digest(content []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// pack returns a directory as an archive in the form of a compressed one, and the digest of the archive. To expand bytes costs an
-// emulated processor more than to receive them. The version is a file in it.
+// pack returns a directory as an uncompressed archive in gzip format, and the archive's digest. An emulated processor receives
+// bytes faster than it expands them. The archive has a file with the version.
 func pack(dir, version string) (layer []byte, diff string, err error) {
 	var compressed bytes.Buffer
 	sum := sha256.New()

@@ -17,30 +17,30 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// WriterSpec is a service of tasks that write acknowledged records, each to a volume of its own.
+// WriterSpec is a service whose tasks write acknowledged records, each to a volume of its own.
 type WriterSpec struct {
-	Name      string // of the service
-	Driver    string // of the volumes
-	Volume    string // a volume's name, with {{.Task.Slot}} in it if there are several; the service's, if empty
-	Slots     int    // how many; one, if 0
-	Target    string // where the volume is mounted; /data, if empty
+	Name      string // name of the service
+	Driver    string // driver of the volumes
+	Volume    string // name of the volume, with {{.Task.Slot}} for several; "" is the service's name
+	Slots     int    // number of tasks; 0 is one
+	Target    string // mountpoint; "" is /data
 	Arguments []string
 }
 
-// Writer is one slot of such a service. Its ledger has the volume's name.
+// Writer is a slot of such a service. Its ledger has the volume's name.
 type Writer struct {
 	Service, Name, Driver string
 	c                     *Cluster
 }
 
-// StartWriter makes a writer's service, whose volume has the same name, and waits for its first record. Arguments are further
-// ones for `docker service create`.
+// StartWriter creates a service with one writer and a volume of the same name, and waits for its first record. The arguments
+// are for `docker service create`.
 func (c *Cluster) StartWriter(name, driver string, arguments ...string) *Writer {
 	c.t.Helper()
 	return c.StartWriters(WriterSpec{Name: name, Driver: driver, Arguments: arguments})[0]
 }
 
-// StartWriters makes services of writers, and waits until all write.
+// StartWriters creates services and waits until all write.
 func (c *Cluster) StartWriters(specs ...WriterSpec) []*Writer {
 	c.t.Helper()
 	var all []*Writer
@@ -53,7 +53,7 @@ func (c *Cluster) StartWriters(specs ...WriterSpec) []*Writer {
 	return all
 }
 
-// CreateWriters makes a service of writers, and waits for nothing.
+// CreateWriters creates a service without waiting.
 func (c *Cluster) CreateWriters(spec WriterSpec) []*Writer {
 	c.t.Helper()
 	volume, target, slots := cmp.Or(spec.Volume, spec.Name), cmp.Or(spec.Target, "/data"), max(1, spec.Slots)
@@ -72,7 +72,7 @@ func (c *Cluster) CreateWriters(spec WriterSpec) []*Writer {
 	return all
 }
 
-// Await waits for a record that is not yet there and fulfils conditions.
+// Await waits for a new record that meets the conditions.
 func (w *Writer) Await(what string, conditions ...func(ledger.Ack) bool) ledger.Ack {
 	w.c.t.Helper()
 	last, _ := w.c.Ledger.Last(w.Name)
@@ -83,7 +83,7 @@ func (w *Writer) Await(what string, conditions ...func(ledger.Ack) bool) ledger.
 	return ack
 }
 
-// Story is what an engineer asks first when a writer does not write.
+// Story returns what helps to find out why a writer does not write.
 func (w *Writer) Story() string {
 	var b strings.Builder
 	fmt.Fprintln(&b, w.Tasks())
@@ -95,7 +95,7 @@ func (w *Writer) Story() string {
 	for _, n := range w.c.Nodes {
 		fmt.Fprintf(&b, "--- %s, %s:\n", n.Name, n.Instance)
 		if n.reachable() {
-			// What the plugins say stands in the engine's log.
+			// The plugins' log is part of the engine's.
 			log, err := n.Try("sh", "-c", `grep -F "$0" /var/log/dockerd.log | tail -n 20`, w.Name)
 			fmt.Fprintln(&b, log)
 			if err != nil {
@@ -106,14 +106,14 @@ func (w *Writer) Story() string {
 	return b.String()
 }
 
-// TryAwait waits for a record that fulfils conditions.
+// TryAwait waits for a record that meets the conditions.
 func (w *Writer) TryAwait(patience time.Duration, conditions ...func(ledger.Ack) bool) (ledger.Ack, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
 	return w.c.Ledger.WaitAck(ctx, w.Name, conditions...)
 }
 
-// Latest is the session of who wrote last.
+// Latest returns the session that wrote last.
 func (w *Writer) Latest() ledger.Session {
 	w.c.t.Helper()
 	sessions := w.c.Ledger.Sessions(w.Name)
@@ -123,19 +123,19 @@ func (w *Writer) Latest() ledger.Session {
 	return sessions[len(sessions)-1]
 }
 
-// Node is the node that wrote last.
+// Node returns the node that wrote last.
 func (w *Writer) Node() *Node {
 	w.c.t.Helper()
 	return w.c.Node(w.Latest().Node)
 }
 
-// Wanted are the service's tasks that the Swarm wants to run.
+// Wanted returns the service's tasks that the Swarm wants to run.
 func (w *Writer) Wanted() ([]string, error) {
 	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--quiet", "--filter", "desired-state=running", w.Service)
 	return strings.Fields(out), err
 }
 
-// Tasks is what `docker service ps` shows.
+// Tasks returns the output of `docker service ps`.
 func (w *Writer) Tasks() string {
 	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", w.Service)
 	if err != nil {
@@ -144,10 +144,10 @@ func (w *Writer) Tasks() string {
 	return out
 }
 
-// TaskError is what `docker service ps` shows as a task's error.
+// TaskError is the error of a task in `docker service ps`.
 type TaskError struct{ Task, Text string }
 
-// Errors are those of the service's tasks, the newest first.
+// Errors returns the errors of the service's tasks, the newest first.
 func (w *Writer) Errors() (told []TaskError) {
 	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--format", "{{.ID}} {{.Error}}", w.Service)
 	if err != nil {
@@ -161,7 +161,7 @@ func (w *Writer) Errors() (told []TaskError) {
 	return told
 }
 
-// Refusal is what blockvol has answered to the task's engine, "" if the error is another.
+// Refusal returns blockvol's error, or "" if the error is another's.
 func (e TaskError) Refusal() string {
 	_, told, _ := strings.Cut(e.Text, "VolumeDriver.Mount: ")
 	return strings.TrimSuffix(told, `"`)
@@ -173,8 +173,8 @@ func (w *Writer) Update(arguments ...string) {
 	w.c.change(append(append([]string{"service", "update", "--detach", "--no-resolve-image"}, arguments...), w.Service)...)
 }
 
-// change changes an object of the Swarm. One that the Swarm itself changes at that moment has to be read again, and managers
-// that have just come back have to find each other.
+// change changes an object of the Swarm. It retries, because the Swarm may change the object at the same time, and restarted
+// managers need time to find each other.
 func (c *Cluster) change(command ...string) {
 	c.t.Helper()
 	c.Eventually(strings.Join(command, " "), func() error {
@@ -186,7 +186,7 @@ func (c *Cluster) change(command ...string) {
 	})
 }
 
-// Volume is the cloud's.
+// Volume returns the writer's volume in the cloud.
 func (w *Writer) Volume() cloud.Volume {
 	w.c.t.Helper()
 	v, err := w.c.Volume(w.Name)
@@ -196,7 +196,7 @@ func (w *Writer) Volume() cloud.Volume {
 	return v
 }
 
-// Volume returns the cloud's volume of a name.
+// Volume returns the volume with this name in the cloud.
 func (c *Cluster) Volume(name string) (cloud.Volume, error) {
 	var found []cloud.Volume
 	for _, v := range c.Cloud.Volumes() {
@@ -210,14 +210,14 @@ func (c *Cluster) Volume(name string) (cloud.Volume, error) {
 	return found[0], nil
 }
 
-// Remove removes the service, waits until its volume is released, checks every record and the file system in the volume's
-// image, and deletes the volume.
+// Remove removes the service, waits until its volume is detached, checks all records and the file system in the volume's image,
+// and deletes the volume.
 func (w *Writer) Remove() {
 	w.c.t.Helper()
 	w.c.RemoveWriters(w)
 }
 
-// RemoveWriters does as Remove does, with all writers of services.
+// RemoveWriters does the same for all writers of services.
 func (c *Cluster) RemoveWriters(writers ...*Writer) {
 	c.t.Helper()
 	removed := map[string]bool{}
@@ -233,30 +233,30 @@ func (c *Cluster) RemoveWriters(writers ...*Writer) {
 	}
 }
 
-// RemoveVolume deletes a volume that is about to be used no more.
+// RemoveVolume deletes a volume that is no longer used, or soon will not be.
 func (c *Cluster) RemoveVolume(name string) {
 	c.t.Helper()
 	c.Eventually("volume "+name+" is deleted", func() error {
 		_, err := c.Manager().TryDocker("volume", "rm", name)
-		if err != nil && strings.Contains(err.Error(), "no such volume") { // the answer to an earlier attempt was lost
+		if err != nil && strings.Contains(err.Error(), "no such volume") { // the response to an earlier attempt was lost
 			return nil
 		}
 		return err
 	})
 }
 
-// Check waits until the volume is attached nowhere, and checks every record and the file system in the volume's image.
+// Check waits until the volume is detached and checks all records and the file system in the volume's image.
 func (w *Writer) Check() {
 	w.c.t.Helper()
 	w.c.Eventually(w.Name+" is attached to no node", func() error {
 		if v := w.Volume(); v.State != cloud.Available {
-			return fmt.Errorf("it is %s: %v", v.State, v.Attachments)
+			return fmt.Errorf("state %s: %v", v.State, v.Attachments)
 		}
 		return nil
 	})
 	image := w.c.storage.Image(w.Volume().ID)
 	if out, err := exec.Command("e2fsck", "-f", "-n", image).CombinedOutput(); err != nil {
-		w.c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: the file system is not whole: %w: %s", w.Name, err, out)))
+		w.c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: the file system is damaged: %w: %s", w.Name, err, out)))
 	}
 	var stderr bytes.Buffer
 	cmd := exec.Command("debugfs", "-R", "cat data/ledger", image)
@@ -274,14 +274,14 @@ func (w *Writer) Check() {
 	}
 }
 
-// OnlyOn waits until the volume's disk is on one node alone, by the word of the cloud and of every kernel that can be asked.
-// That is for a test that has no other volumes.
+// OnlyOn waits until only this node has the volume's disk, according to the cloud and to all kernels that answer. It is for
+// tests with no other volumes.
 func (w *Writer) OnlyOn(node *Node) {
 	w.c.t.Helper()
 	w.c.eventually(w.Name+" is on "+node.Name+" alone", w.Story, func() error {
 		v := w.Volume()
 		if len(v.Attachments) != 1 || v.Attachments[0].Instance != node.Instance || v.Attachments[0].State != cloud.Attached {
-			return fmt.Errorf("the cloud has it %s: %+v", v.State, v.Attachments)
+			return fmt.Errorf("the cloud says %s: %+v", v.State, v.Attachments)
 		}
 		for _, n := range w.c.Nodes {
 			want := ""
@@ -296,7 +296,8 @@ func (w *Writer) OnlyOn(node *Node) {
 	})
 }
 
-// Misplaced tells of disks that a node shows while the cloud has them on another. What is on its way is not meant.
+// Misplaced returns disks that a node shows while the cloud says they are on another. Disks being attached or detached are
+// ignored.
 func (c *Cluster) Misplaced() (found []string) {
 	for _, n := range c.Nodes {
 		if !n.reachable() {
@@ -305,7 +306,7 @@ func (c *Cluster) Misplaced() (found []string) {
 		before := c.held()
 		serials, err := n.disks()
 		if err != nil {
-			continue // it has just been taken away
+			continue // it has just been detached
 		}
 		after := c.held()
 		for _, serial := range strings.Fields(serials) {
@@ -317,7 +318,7 @@ func (c *Cluster) Misplaced() (found []string) {
 	return found
 }
 
-// held returns the attachments that are not on their way, by the disks' serials.
+// held returns the attachments that are not pending, by serial.
 func (c *Cluster) held() map[string]cloud.Attachment {
 	held := map[string]cloud.Attachment{}
 	for _, v := range c.Cloud.Volumes() {
@@ -330,7 +331,7 @@ func (c *Cluster) held() map[string]cloud.Attachment {
 	return held
 }
 
-// NothingLeft waits until no node has a disk, or a file system of one mounted.
+// NothingLeft waits until no node shows or has mounted a disk.
 func (c *Cluster) NothingLeft() {
 	c.t.Helper()
 	for _, n := range c.Nodes {
@@ -339,8 +340,7 @@ func (c *Cluster) NothingLeft() {
 	c.NoViolations()
 }
 
-// shows compares what a node, if it can be asked, has of disks with what it shall have. A mount counts in whatever namespace
-// it is.
+// shows compares the disks of a node with what it should have, if it answers. Mounts in all namespaces count.
 func (n *Node) shows(want string) error {
 	if !n.reachable() {
 		return nil
@@ -352,14 +352,14 @@ func (n *Node) shows(want string) error {
 	return err
 }
 
-// disks are the serials of the disks that the node shows, but of its own, and whether they are mounted in any namespace.
+// disks returns the serials of the node's disks except its own, and whether they are mounted in any namespace.
 func (n *Node) disks() (string, error) {
 	shown, err := n.Try("agent", "disks")
 	lines := slices.DeleteFunc(strings.Split(shown, "\n"), func(line string) bool { return strings.HasPrefix(line, "root ") })
 	return strings.Join(lines, "\n"), err
 }
 
-// NoViolations fails the test if a ledger's rules have been broken.
+// NoViolations fails the test if a ledger has a violation.
 func (c *Cluster) NoViolations() {
 	c.t.Helper()
 	if violations := c.Ledger.Violations(); len(violations) > 0 {
@@ -367,7 +367,7 @@ func (c *Cluster) NoViolations() {
 	}
 }
 
-// Place makes a node the only one that takes new tasks, while something is done.
+// Place makes a node the only one that gets new tasks while do runs.
 func (c *Cluster) Place(on *Node, do func()) {
 	c.t.Helper()
 	for _, n := range c.Nodes {
@@ -381,11 +381,11 @@ func (c *Cluster) Place(on *Node, do func()) {
 	}
 }
 
-// Availability sets whether a node takes tasks: active, pause, drain.
+// Availability sets a node's availability: active, pause or drain.
 func (c *Cluster) Availability(n *Node, availability string) {
 	c.t.Helper()
 	c.change("node", "update", "--availability", availability, n.Name)
 }
 
-// Use lets another test decide: what fails from now on is its failure.
+// Use makes failures those of another test from now on.
 func (c *Cluster) Use(t T) { c.t = t }

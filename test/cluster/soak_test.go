@@ -19,12 +19,12 @@ import (
 )
 
 var (
-	soakFor  = flag.Duration("soak", 0, "how long TestSoak lets things fail; it is skipped otherwise")
-	soakSeed = flag.Uint64("soak.seed", 0, "makes TestSoak choose as a run that printed this seed did")
+	soakFor  = flag.Duration("soak", 0, "how long TestSoak runs; 0 skips it")
+	soakSeed = flag.Uint64("soak.seed", 0, "seed of TestSoak, to repeat the choices of the run that printed it")
 )
 
-// TestSoak lets nodes and cloud fail at random while services are moved at random. After each round all is mended, and every
-// service must write again. What must never happen is looked for all along.
+// TestSoak causes random failures of nodes and the cloud while services move at random. After each round everything is
+// repaired, and every service must write again. Violations are checked all the time.
 //
 // A seed repeats the choices, not their timing.
 func TestSoak(t *testing.T) {
@@ -35,7 +35,7 @@ func TestSoak(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	fmt.Printf("soak: -soak.seed %d\n", seed) // at once, not when the test ends
+	fmt.Printf("soak: -soak.seed %d\n", seed) // printed now, not when the test ends
 	s := &soak{t: t, c: shared(t), rand: rand.New(rand.NewPCG(seed, 0)), begin: time.Now()}
 	var specs []cluster.WriterSpec
 	for i, policy := range []string{"stopped", "always", "stopped", "always"} {
@@ -66,13 +66,13 @@ type soak struct {
 	rounds  int
 	slowest time.Duration // recovery
 
-	nodes sync.Mutex // held while they are looked at, or one is replaced
+	nodes sync.Mutex // held while nodes are read or replaced
 
 	mu     sync.Mutex
-	broken []string // what must never happen and has happened
+	broken []string // violations found
 }
 
-// recovery is how long services may take to write again when all is mended.
+// recovery is how long services may take to write again after the repair.
 const recovery = 5 * time.Minute
 
 func (s *soak) logf(format string, args ...any) {
@@ -80,20 +80,20 @@ func (s *soak) logf(format string, args ...any) {
 	s.t.Logf("%s %7.1f s  %s", time.Now().UTC().Format("15:04:05.000"), time.Since(s.begin).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// A mishap is something that goes wrong with a node, and returns how it is mended.
+// mishap causes a failure of a node and returns its repair.
 type mishap struct {
 	name string
-	// alive: what runs on the node goes on where the Swarm does not see it, or comes back as it was. TAKEOVER=always is the
-	// operator's word that no node does so with a volume in use; so such a one meets only nodes without one.
+	// alive: programs on the node continue unseen by the Swarm, or continue later. With TAKEOVER=always the operator promises
+	// that no node does so while it uses a volume. So it happens only to nodes without such a volume.
 	alive bool
-	// final: what is on the node is gone. A Swarm does not survive that of its only manager.
+	// final: the node's data is lost. A Swarm does not survive this on its only manager.
 	final bool
 	do    func(s *soak, n *cluster.Node) (mend func())
 }
 
 var mishaps = []mishap{
 	{name: "power off", do: func(_ *soak, n *cluster.Node) func() { n.PowerOff(); return n.PowerOn }},
-	{name: "power off", do: func(_ *soak, n *cluster.Node) func() { n.PowerOff(); return n.PowerOn }}, // the commonest
+	{name: "power off", do: func(_ *soak, n *cluster.Node) func() { n.PowerOff(); return n.PowerOn }}, // the most frequent one
 	{name: "terminate", final: true, do: func(s *soak, n *cluster.Node) func() {
 		n.Terminate()
 		return func() {
@@ -118,7 +118,7 @@ var mishaps = []mishap{
 	{name: "cloud down", do: func(s *soak, _ *cluster.Node) func() { return s.c.CloudDown() }},
 }
 
-// An operation is what an operator does to a service.
+// operation is an operator's action on a service.
 type operation struct {
 	name string
 	do   func(s *soak, w *cluster.Writer, n *cluster.Node)
@@ -138,7 +138,7 @@ var operations = []operation{
 	}},
 }
 
-// faults of the cloud's API. An attach may be accepted and never end; a detach that never ends is for the operator.
+// faults of the cloud's API. An attach may never finish; a detach that never finishes needs an operator and is left out.
 var faults = []cloud.Rule{
 	{Fault: cloud.Fail, Code: "InternalError"},
 	{Fault: cloud.Fail, Code: "Unavailable"},
@@ -154,15 +154,15 @@ var actions = []string{"AttachVolume", "DetachVolume", "DescribeVolumes", "Descr
 
 func pick[T any](s *soak, of []T) T { return of[s.rand.IntN(len(of))] }
 
-// round lets things fail, mends all, and waits until every service writes.
+// round causes failures, repairs everything, and waits until every service writes.
 func (s *soak) round() {
 	s.t.Helper()
-	// All is chosen before anything is done, so that a seed means the same however things go.
+	// All choices are made first, so that a seed gives the same choices whatever happens.
 	type candidate struct {
 		mishap
 		n *cluster.Node
 	}
-	var candidates []candidate // the first that is allowed is what happens
+	var candidates []candidate // the first that is allowed is used
 	for range 5 {
 		candidates = append(candidates, candidate{pick(s, mishaps), pick(s, s.c.Nodes)})
 	}
@@ -225,7 +225,7 @@ func (s *soak) round() {
 	s.mended()
 }
 
-// forbids tells why a mishap may not meet a node.
+// forbids returns why a mishap must not happen to a node, or "".
 func (s *soak) forbids(f mishap, n *cluster.Node) (reason string) {
 	if f.final && n == s.c.Nodes[0] {
 		return "it is the manager"
@@ -233,7 +233,7 @@ func (s *soak) forbids(f mishap, n *cluster.Node) (reason string) {
 	if !f.alive {
 		return ""
 	}
-	// None shall come to it any more, and none be on its way.
+	// No task may start there or be starting.
 	s.c.Availability(n, "pause")
 	defer func() {
 		if reason != "" {
@@ -260,7 +260,7 @@ func (s *soak) holds(n *cluster.Node, w *cluster.Writer) bool {
 	return err != nil || len(v.Attachments) > 0 && v.Attachments[0].Instance == n.Instance
 }
 
-// canOperate tells whether a manager answers.
+// canOperate reports whether a manager answers.
 func (s *soak) canOperate() bool {
 	manager := s.c.Nodes[0]
 	if !manager.On() {
@@ -279,7 +279,7 @@ func (s *soak) canOperate() bool {
 	}
 }
 
-// mended undoes what operators have done, and waits for all services.
+// mended undoes the operators' actions and waits for all services.
 func (s *soak) mended() {
 	s.t.Helper()
 	s.c.Settle()
@@ -302,7 +302,7 @@ func (s *soak) mended() {
 	s.check()
 }
 
-// pause lets time pass, unless something happens that must not.
+// pause waits, but fails at once after a violation.
 func (s *soak) pause(d time.Duration) {
 	s.t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
@@ -310,7 +310,7 @@ func (s *soak) pause(d time.Duration) {
 	}
 }
 
-// check fails the test if what must never happen has happened.
+// check fails the test after a violation.
 func (s *soak) check() {
 	s.t.Helper()
 	s.c.NoViolations()
@@ -325,9 +325,9 @@ func (s *soak) check() {
 	s.t.Fatalf("%v", violation.Of(errors.New(strings.Join(s.broken, "\n"))))
 }
 
-// watch looks for what must never happen.
+// watch looks for violations.
 func (s *soak) watch(stop chan struct{}) {
-	seen := map[string]int{} // how often in a row
+	seen := map[string]int{} // consecutive sightings
 	for {
 		s.nodes.Lock()
 		misplaced := s.c.Misplaced()
@@ -335,7 +335,7 @@ func (s *soak) watch(stop chan struct{}) {
 		s.mu.Lock()
 		now := map[string]int{}
 		for _, what := range misplaced {
-			// A kernel that has just been thawed has not yet noticed which of its disks are gone.
+			// A kernel that has just resumed has not yet noticed which disks were removed.
 			if now[what] = seen[what] + 1; now[what] == 5 {
 				s.broken = append(s.broken, what)
 			}

@@ -20,13 +20,13 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// Stack is a stack of services.
+// Stack is a deployed stack.
 type Stack struct {
 	Name string
 	c    *Cluster
 }
 
-// Deploy deploys a stack from files, of which a later one overrides those before.
+// Deploy deploys a stack from files. Later files override earlier ones.
 func (c *Cluster) Deploy(name string, files ...string) *Stack {
 	c.t.Helper()
 	args := []string{"stack", "deploy", "--resolve-image", "never", "--detach=true"}
@@ -41,7 +41,7 @@ func (c *Cluster) Deploy(name string, files ...string) *Stack {
 	return &Stack{name, c}
 }
 
-// Secret makes a secret of the Swarm.
+// Secret creates a secret in the Swarm.
 func (c *Cluster) Secret(name, value string) {
 	c.t.Helper()
 	if _, err := c.Manager().docker([]byte(value), "secret", "create", name, "-"); err != nil {
@@ -49,24 +49,24 @@ func (c *Cluster) Secret(name, value string) {
 	}
 }
 
-// Task is one task of a service, on the node that it was given to.
+// Task is a task of a service with its node.
 type Task struct {
 	Node      *Node
-	Container string // its id; empty before there is one
+	Container string // container ID; "" while there is none
 
 	ID           string
-	CreatedAt    time.Time // when the Swarm decided that it is to be
+	CreatedAt    time.Time // when the Swarm created the task
 	DesiredState string
 	NodeID       string
 	Status       struct {
 		State           string
-		Timestamp       time.Time // since when it is in that state
+		Timestamp       time.Time // since when it is in this state
 		Err             string
 		ContainerStatus struct{ ContainerID string }
 	}
 }
 
-// Tasks returns the tasks of a service, or of one of its slots ("sessions.2"), the newest first.
+// Tasks returns the tasks of a service or of one slot ("sessions.2"), the newest first.
 func (s *Stack) Tasks(service string) ([]*Task, error) {
 	name, slot, _ := strings.Cut(service, ".")
 	args := []string{"service", "ps", "--no-trunc", "--format", "{{.ID}} {{.Node}}", s.Name + "_" + name}
@@ -105,7 +105,8 @@ func (s *Stack) Tasks(service string) ([]*Task, error) {
 	return tasks, nil
 }
 
-// Task waits until a task of a service runs, and is well as far as there is a check, on any node but one, which may be nil.
+// Task waits until a task of a service is running, and healthy if it has a health check, on any node except not, which may be
+// nil.
 func (s *Stack) Task(service string, not *Node) (running *Task) {
 	s.c.t.Helper()
 	s.c.Eventually(s.Name+"_"+service+" runs", func() error {
@@ -130,18 +131,18 @@ func (s *Stack) Task(service string, not *Node) (running *Task) {
 	return running
 }
 
-// Exec runs a program in the task's container and returns its output without the last newline.
+// Exec runs a program in the task's container and returns its output without the final newline.
 func (t *Task) Exec(args ...string) string {
 	t.Node.c.t.Helper()
 	return t.Node.Docker(append([]string{"exec", t.Container}, args...)...)
 }
 
-// TryExec is Exec with an error that contains what the program wrote to standard error.
+// TryExec is Exec, but returns an error, which contains the program's standard error.
 func (t *Task) TryExec(args ...string) (string, error) {
 	return t.Node.TryDocker(append([]string{"exec", t.Container}, args...)...)
 }
 
-// Remove removes stacks and waits until nothing of them is left but their volumes, which are attached to no node.
+// Remove removes stacks and waits until nothing is left of them except their volumes, which are detached.
 func (c *Cluster) Remove(stacks ...*Stack) {
 	c.t.Helper()
 	args := []string{"stack", "rm"}
@@ -166,7 +167,7 @@ func (c *Cluster) Remove(stacks ...*Stack) {
 	c.NothingLeft()
 }
 
-// CheckFileSystem checks the file system in the image of a volume that is attached to no node.
+// CheckFileSystem checks the file system in the image of a detached volume.
 func (c *Cluster) CheckFileSystem(v cloud.Volume) {
 	c.t.Helper()
 	program := []string{"e2fsck", "-f", "-n"}
@@ -175,11 +176,11 @@ func (c *Cluster) CheckFileSystem(v cloud.Volume) {
 	}
 	program = append(program, c.storage.Image(v.ID))
 	if out, err := exec.Command(program[0], program[1:]...).CombinedOutput(); err != nil {
-		c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: the file system of %s is not whole: %w: %s", v.ID, v.Tags["blockvol:name"], err, out)))
+		c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: the file system of %s is damaged: %w: %s", v.ID, v.Tags["blockvol:name"], err, out)))
 	}
 }
 
-// Output is what a program in the background has written so far.
+// Output is the output of a program in the background.
 type Output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -193,15 +194,15 @@ func (o *Output) Write(p []byte) (int, error) {
 	return o.text.Write(p)
 }
 
-// Lines are the whole lines of the output.
+// Lines returns the complete lines of the output so far.
 func (o *Output) Lines() []string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	lines := strings.Split(o.text.String(), "\n")
-	return lines[:len(lines)-1] // what follows the last newline may be cut off
+	return lines[:len(lines)-1] // the last line may be incomplete
 }
 
-// End ends the client; what it has started in a container may go on.
+// End stops the client. A program that it has started in a container may continue.
 func (o *Output) End() {
 	o.end()
 	<-o.done
@@ -221,30 +222,30 @@ func (n *Node) Stream(args ...string) *Output {
 	}
 	go func() {
 		defer close(o.done)
-		cmd.Wait() //nolint:errcheck // its output says what there is to know
+		cmd.Wait() //nolint:errcheck // the output says why it ended
 	}()
 	return o
 }
 
-// PostgresAnswers tells whether a PostgreSQL can be reached at an address from outside of the nodes, and takes clients: while
-// it recovers it refuses them.
+// PostgresAnswers returns nil if PostgreSQL at this address accepts clients from outside the cluster. It refuses them during
+// recovery.
 func (c *Cluster) PostgresAnswers(address string) error {
 	conn, err := c.namespaces.Dial(address, time.Second)
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // all has been said
+	defer conn.Close() //nolint:errcheck // all data has been sent
 	if err := conn.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		return err
 	}
 	return greetPostgres(conn)
 }
 
-// greetPostgres begins a session and ends it when the server asks for a password.
+// greetPostgres starts a session and ends it when the server asks for a password.
 func greetPostgres(conn net.Conn) error {
 	parameters := "user\x00postgres\x00\x00"
 	startup := binary.BigEndian.AppendUint32(nil, uint32(8+len(parameters)))
-	startup = binary.BigEndian.AppendUint32(startup, 3<<16) // the protocol's version
+	startup = binary.BigEndian.AppendUint32(startup, 3<<16) // protocol version
 	if _, err := conn.Write(append(startup, parameters...)); err != nil {
 		return err
 	}
@@ -255,6 +256,6 @@ func greetPostgres(conn net.Conn) error {
 	case string(reply) == "R":
 		return nil
 	default:
-		return fmt.Errorf("it answers %q", reply)
+		return fmt.Errorf("unexpected answer %q", reply)
 	}
 }

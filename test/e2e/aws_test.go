@@ -26,19 +26,19 @@ import (
 	"github.com/blockvol/blockvol/test/namespace"
 )
 
-// Volumes on EBS: engines are instances of a simulated EC2, whose disks are loop devices. Each instance has the role whose
-// policy docs/ gives, and a metadata service.
+// Tests of volumes on EBS. The engines are instances of a simulated EC2 with loop devices as disks. Each instance has a
+// metadata service and a role with the policy in docs/.
 
 const region, zone = "eu-test-1", "eu-test-1a"
 
-// ec2Cloud is one account.
+// ec2Cloud is an EC2 account.
 type ec2Cloud struct {
 	*cloud.Cloud
 	front *ec2.Front
 	disks *loop.Backend
 }
 
-// startEC2 returns a cloud where things take a moment, unless change says otherwise.
+// startEC2 returns a cloud with short durations, which change can set.
 func startEC2(t *testing.T, change func(*cloud.Config)) *ec2Cloud {
 	t.Helper()
 	disks, err := loop.New(namespace.Dir(t))
@@ -65,7 +65,7 @@ func startEC2(t *testing.T, change func(*cloud.Config)) *ec2Cloud {
 	return c
 }
 
-// data returns the volumes that are not an instance's root.
+// data returns the volumes except root volumes.
 func (c *ec2Cloud) data() (volumes []cloud.Volume) {
 	for _, v := range c.Volumes() {
 		if v.Tags["blockvol:name"] != "" {
@@ -75,14 +75,14 @@ func (c *ec2Cloud) data() (volumes []cloud.Volume) {
 	return volumes
 }
 
-// instance is an engine on EC2.
+// instance is an engine on an EC2 instance.
 type instance struct {
 	*engine.Engine
 	id    string
 	cloud *ec2Cloud
 
 	t        *testing.T
-	api      string // addresses on the engine's host
+	api      string // addresses in the engine's network
 	metadata string
 	kind     ec2.MetadataOptions
 }
@@ -108,14 +108,14 @@ func (c *ec2Cloud) launch(t *testing.T, kind ec2.MetadataOptions, settings ...st
 	return i
 }
 
-// connect gives the engine's host, which has been started, EC2 and the metadata service.
+// connect serves the API and the metadata service in the engine's network.
 func (i *instance) connect() {
 	i.t.Helper()
 	i.api = serve(i.t, i.Engine, i.api, i.cloud.front)
 	i.metadata = serve(i.t, i.Engine, i.metadata, i.cloud.front.Metadata(i.id, i.kind))
 }
 
-// serve lets a handler answer at an address on the engine's host.
+// serve serves a handler at an address in the engine's network.
 func serve(t *testing.T, e *engine.Engine, at string, handler http.Handler) (address string) {
 	t.Helper()
 	listener := e.Listen(at)
@@ -129,7 +129,7 @@ func serve(t *testing.T, e *engine.Engine, at string, handler http.Handler) (add
 	return listener.Addr().String()
 }
 
-// eventuallyReleased waits until the plugin has nothing mounted, and the instance has no disk but its root.
+// eventuallyReleased waits until the plugin has no volume mounted and the instance has only its root volume.
 func (i *instance) eventuallyReleased() {
 	i.t.Helper()
 	i.Eventually("the volume is unmounted and detached", func() error {
@@ -142,7 +142,7 @@ func (i *instance) eventuallyReleased() {
 	})
 }
 
-func TestAnEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
+func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, nil)
 	here, there := c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s"), c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s")
@@ -161,7 +161,7 @@ func TestAnEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	assertNothingLost(t, there.Engine, "moving")
 	there.eventuallyReleased()
 	there.Docker("volume", "rm", "moving")
-	there.Eventually("EBS has deleted the volume, and nobody lists it", func() error {
+	there.Eventually("the volume is deleted and not listed", func() error {
 		if left := fmt.Sprint(c.data(), here.Docker("volume", "ls", "--quiet")); left != "[]" {
 			return errors.New(left)
 		}
@@ -169,7 +169,7 @@ func TestAnEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	})
 }
 
-func TestWhatEC2NeedsIsTold(t *testing.T) {
+func TestMissingEC2RequirementsAreReported(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		kind    ec2.MetadataOptions
@@ -184,7 +184,7 @@ func TestWhatEC2NeedsIsTold(t *testing.T) {
 		},
 	} {
 		if testing.Short() && test.kind != (ec2.MetadataOptions{}) {
-			continue // providers/aws tells these, see TestWhatIsWrongWithCredentialsIsSaid
+			continue // tested in providers/aws, TestWhatIsWrongWithCredentialsIsSaid
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -220,7 +220,7 @@ func TestKeysInFilesAreUsedAndNotLogged(t *testing.T) {
 	i.eventuallyReleased()
 }
 
-func TestThePluginIsKilledDuringAnAttachThatTakesSeconds(t *testing.T) {
+func TestPluginIsKilledDuringASlowAttach(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, func(cfg *cloud.Config) { cfg.Times.Attach = 3 * time.Second })
 	i := c.launch(t, ec2.MetadataOptions{})
@@ -237,7 +237,7 @@ func TestThePluginIsKilledDuringAnAttachThatTakesSeconds(t *testing.T) {
 		return nil
 	})
 	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
-	run.Wait() //nolint:errcheck // Docker may or may not have tried again
+	run.Wait() //nolint:errcheck // Docker may have retried
 
 	i.Eventually("the volume can be mounted", func() error {
 		_, err := i.Try("run", "--rm", "--volume", "diary:/data", "busybox", "true")
@@ -252,7 +252,7 @@ func TestThePluginIsKilledDuringAnAttachThatTakesSeconds(t *testing.T) {
 	assert.Equal(t, cloud.Available, c.data()[0].State)
 }
 
-func TestAnAttachThatNeverEndsIsToldAndCalledOff(t *testing.T) {
+func TestAttachThatNeverFinishesIsReportedAndUndone(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, nil)
 	i := c.launch(t, ec2.MetadataOptions{})
@@ -264,7 +264,7 @@ func TestAnAttachThatNeverEndsIsToldAndCalledOff(t *testing.T) {
 	require.ErrorContains(t, err, "being attached: waiting for the device")
 	require.ErrorContains(t, err, "stuck")
 
-	i.Eventually("the attach is called off, and another one succeeds", func() error {
+	i.Eventually("the attach is undone and another one succeeds", func() error {
 		_, err := i.Try("run", "--rm", "--volume", "stuck:/data", "busybox", "touch", "/data/file")
 		return err
 	})
@@ -272,12 +272,12 @@ func TestAnAttachThatNeverEndsIsToldAndCalledOff(t *testing.T) {
 	i.eventuallyReleased()
 }
 
-// Whatever EC2 and the order of arrival say, a disk is the one whose serial it bears.
-func TestADiskThatShowsAnotherSerialIsNotTouched(t *testing.T) {
+// Only the serial identifies a disk, whatever EC2 says and in whatever order disks appear.
+func TestDiskWithAnotherSerialIsNotUsed(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, nil)
 	i := c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s")
-	require.NoError(t, c.disks.Sysfs(i.id, filepath.Join(t.TempDir(), "sysfs"))) // not the one that the plugin looks at
+	require.NoError(t, c.disks.Sysfs(i.id, filepath.Join(t.TempDir(), "sysfs"))) // not the directory that the plugin reads
 	create(i.Engine, "mistaken")
 	volume := c.data()[0].ID
 
@@ -310,10 +310,10 @@ func TestADiskThatShowsAnotherSerialIsNotTouched(t *testing.T) {
 	content, err := io.ReadAll(io.LimitReader(device, 16<<20))
 	require.NoError(t, err)
 	assert.Empty(t, bytes.Trim(content, "\x00"), "nothing was written to it")
-	require.NoError(t, c.disks.Detach(i.id, volume, true)) // the plugin would keep it for a while
+	require.NoError(t, c.disks.Detach(i.id, volume, true)) // otherwise the plugin would keep it for a while
 }
 
-func TestThrottlingIsWaitedOut(t *testing.T) {
+func TestMountsSucceedDespiteThrottling(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, func(cfg *cloud.Config) {
 		cfg.Limits = func(string) cloud.Bucket { return cloud.Bucket{Size: 2, PerSecond: 2} }
@@ -334,7 +334,7 @@ func TestThrottlingIsWaitedOut(t *testing.T) {
 	i.eventuallyReleased()
 }
 
-func TestAVolumeOfAStoppedInstanceIsTakenOver(t *testing.T) {
+func TestVolumeOfStoppedInstanceIsTakenOver(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, nil)
 	here, there := c.launch(t, ec2.MetadataOptions{}), c.launch(t, ec2.MetadataOptions{})
@@ -343,7 +343,7 @@ func TestAVolumeOfAStoppedInstanceIsTakenOver(t *testing.T) {
 	awaitLines(t, here.Engine, 10)
 	written, err := lines(here.Engine)
 	require.NoError(t, err)
-	here.Docker("exec", "writer", "sync", "-f", "/data/log") // what is not synced may be lost with the power
+	here.Docker("exec", "writer", "sync", "-f", "/data/log") // data that is not synced may be lost
 	here.PowerOff()
 	c.Stop(here.id)
 
@@ -354,14 +354,14 @@ func TestAVolumeOfAStoppedInstanceIsTakenOver(t *testing.T) {
 	there.eventuallyReleased()
 	assert.Regexp(t, `Volume is taken over .*evidence=.*`+here.id+`.* is .*stopped`, there.Log())
 
-	// It comes back, and gets its volume again as anybody would.
+	// The instance restarts and gets its volume back like any other.
 	c.Start(here.id)
 	here.Up()
 	here.connect()
 	here.Eventually("the container is back", func() error {
 		_, err := lines(here.Engine)
 		if err != nil {
-			here.Try("start", "writer") //nolint:errcheck // dockerd itself does not try again
+			here.Try("start", "writer") //nolint:errcheck // dockerd does not retry
 		}
 		return err
 	})
@@ -371,7 +371,7 @@ func TestAVolumeOfAStoppedInstanceIsTakenOver(t *testing.T) {
 	there.eventuallyReleased()
 }
 
-func TestAnEBSVolumeGrowsInUseAndIsCopiedBySnapshot(t *testing.T) {
+func TestEBSVolumeGrowsInUseAndIsCopiedBySnapshot(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, nil)
 	i := c.launch(t, ec2.MetadataOptions{})

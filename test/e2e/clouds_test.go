@@ -17,7 +17,7 @@ import (
 	"github.com/blockvol/blockvol/test/namespace"
 )
 
-// account is one of any cloud, whose disks are loop devices.
+// account is an account of any cloud, with loop devices as disks.
 type account struct {
 	*cloud.Cloud
 	kind  fronts.Kind
@@ -25,7 +25,7 @@ type account struct {
 	disks *loop.Backend
 }
 
-// openAccount returns an account of a cloud where things take a moment.
+// openAccount returns an account of a cloud with short durations.
 func openAccount(t *testing.T, kind fronts.Kind) *account {
 	t.Helper()
 	disks, err := loop.New(namespace.Dir(t))
@@ -54,7 +54,7 @@ type server struct {
 	account *account
 }
 
-// launch returns an engine on a new instance, with the plugin, which has these flags, and an image.
+// launch returns an engine on a new instance, with the plugin with these flags, and an image.
 func (a *account) launch(t *testing.T, flags ...string) *server {
 	t.Helper()
 	s := &server{Engine: engine.Start(t), id: a.AddInstance(a.kind.Instance).ID, account: a}
@@ -66,7 +66,7 @@ func (a *account) launch(t *testing.T, flags ...string) *server {
 	return s
 }
 
-// eventuallyReleased waits until the plugin has nothing mounted, and the instance has none of the disks.
+// eventuallyReleased waits until the plugin has no volume mounted and the instance has none attached.
 func (s *server) eventuallyReleased() {
 	s.Eventually("the volume is unmounted and detached", func() error {
 		for _, v := range fronts.Disks(s.account.Cloud) {
@@ -78,9 +78,8 @@ func (s *server) eventuallyReleased() {
 	})
 }
 
-// A volume with a name that few clouds can hold is made, follows its container, outlives a server that is stopped, and is
-// deleted.
-func TestAVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
+// A volume whose name few clouds allow is created, follows its container, survives the stop of its server, and is deleted.
+func TestVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 	t.Parallel()
 	for _, kind := range fronts.All {
 		t.Run(kind.Provider, func(t *testing.T) {
@@ -116,7 +115,7 @@ func TestAVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 			assert.Regexp(t, `Volume is taken over .*evidence=.*`+here.id, there.Log())
 			there.eventuallyReleased()
 			there.Docker("volume", "rm", name)
-			there.Eventually("the cloud has deleted it", func() error {
+			there.Eventually("the volume is deleted", func() error {
 				if left := fronts.Disks(a.Cloud); len(left) > 0 {
 					return fmt.Errorf("%+v", left)
 				}
@@ -126,14 +125,14 @@ func TestAVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 	}
 }
 
-// Where the image has something at the volume's place, Docker mounts the volume before the start, copies or finds that there is
-// nothing to copy, unmounts it, and mounts it for the container: the cloud is to attach it once.
-func TestDockersLookBeforeAStartCostsNoAttach(t *testing.T) {
+// If the image has something at the mountpoint, Docker mounts the volume before the start for its copy-up, unmounts it, and
+// mounts it for the container. The volume must be attached once.
+func TestCopyUpProbeCostsNoAttach(t *testing.T) {
 	t.Parallel()
 	a := openAccount(t, fronts.EC2(nil))
 	s := a.launch(t)
 	create(s.Engine, "data", "size=10GiB")
-	s.Eventually("a start attaches once", func() error { // unless this machine takes longer than is waited for
+	s.Eventually("a start attaches once", func() error { // repeated, since a slow machine can exceed the grace period
 		a.ResetCalls()
 		require.Equal(t, "from the image", s.Docker("run", "--rm", "--volume", "data:/copyup", "busybox", "cat", "/copyup/file"))
 		s.eventuallyReleased()

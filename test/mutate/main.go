@@ -136,12 +136,12 @@ func removeGuards(ctx context.Context, root, dir string, chosen *regexp.Regexp, 
 	fmt.Printf("\nguards removed: %d, noticed by a test: %d, explained: %d, survived: %d, broken: %d\n",
 		killed+survived+explained+broken, killed, explained, survived, broken)
 	if survived+broken > 0 {
-		return errors.New("a guard can be lost without notice: write the test that fails without it, or correct guards.go")
+		return errors.New("no test fails without a guard: add one, or correct guards.go")
 	}
 	return nil
 }
 
-// remove runs the tests without the guard and returns the first that failed, or "" if none did.
+// remove runs the tests without the guard and returns the first failed test, or "".
 func (g guard) remove(ctx context.Context, root, dir string) (killer string, err error) {
 	path := filepath.Join(root, g.file)
 	mutant, err := g.mutant(root)
@@ -162,7 +162,7 @@ func (g guard) remove(ctx context.Context, root, dir string) (killer string, err
 	return g.test(ctx, root, filepath.Join(dir, "overlay.json"))
 }
 
-// test runs the tests that must notice, on the files of an overlay, and returns the first that failed.
+// test runs the tests on the files of an overlay and returns the first failed test, or "".
 func (g guard) test(ctx context.Context, root, overlay string) (killer string, err error) {
 	tests := g.tests
 	if tests == "" {
@@ -184,14 +184,14 @@ func (g guard) test(ctx context.Context, root, overlay string) (killer string, e
 	return firstFailure(string(out)), nil
 }
 
-// mutant is the file without the guard.
+// mutant returns the file without the guard.
 func (g guard) mutant(root string) ([]byte, error) {
 	source, err := os.ReadFile(filepath.Join(root, g.file))
 	if err != nil {
 		return nil, err
 	}
 	if n := strings.Count(string(source), g.code); n != 1 {
-		return nil, fmt.Errorf("the guard stands %d times in %s, where it must stand once: %s", n, g.file, g.code)
+		return nil, fmt.Errorf("the guard occurs %d times in %s instead of once: %s", n, g.file, g.code)
 	}
 	return []byte(strings.Replace(string(source), g.code, g.without, 1)), nil
 }
@@ -209,7 +209,7 @@ func firstFailure(out string) string {
 func moduleRoot(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
-		return "", fmt.Errorf("the module's root cannot be found: %w", err)
+		return "", fmt.Errorf("finding the module's root: %w", err)
 	}
 	return strings.TrimSpace(string(out)), nil
 }

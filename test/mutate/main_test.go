@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A guard that is not in the source any more was removed by somebody, or has changed and must be looked at.
+// A guard that is not in the source has been removed, or changed and must be reviewed.
 func TestEveryGuardIsInTheSource(t *testing.T) {
 	root, err := moduleRoot(t.Context())
 	require.NoError(t, err)
@@ -22,8 +22,8 @@ func TestEveryGuardIsInTheSource(t *testing.T) {
 	}
 }
 
-// The tool itself must tell a guard that a test notices from one that none does, and from one that does not build.
-func TestAGuardThatNoTestNoticesSurvives(t *testing.T) {
+// The tool must distinguish a guard that a test notices, one that no test notices, and one that does not build.
+func TestGuardWithoutATestSurvives(t *testing.T) {
 	root := t.TempDir()
 	for name, content := range map[string]string{
 		"go.mod": "module m\n\ngo 1.26\n",
@@ -49,7 +49,7 @@ func TestAGuardThatNoTestNoticesSurvives(t *testing.T) {
 
 	g.code = "return"
 	_, err = g.remove(t.Context(), root, filepath.Join(t.TempDir(), "ambiguous"))
-	require.ErrorContains(t, err, "stands 3 times")
+	require.ErrorContains(t, err, "occurs 3 times")
 }
 
 // Changes by rule: each kind is made, and only those that no test notices survive.

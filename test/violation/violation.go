@@ -1,13 +1,15 @@
-// Package violation marks what must never happen, however slow the machine: lost records, two writers, a damaged file system.
-// A test run whose output shows a violation is never repeated, see test/gate.
+// Package violation marks results that must never occur, however slow the machine: lost records, two writers, a damaged file
+// system.
+//
+// Test runs with a violation in their output are not repeated, see test/gate.
 package violation
 
 import "fmt"
 
-// Prefix begins the text of every violation.
+// Prefix is the start of every violation.
 const Prefix = "VIOLATION: "
 
-// Of marks an error, unless it is nil, as a violation.
+// Of marks err as a violation, unless it is nil.
 func Of(err error) error {
 	if err == nil {
 		return nil
@@ -15,5 +17,5 @@ func Of(err error) error {
 	return fmt.Errorf(Prefix+"%w", err)
 }
 
-// Textf formats the text of a violation, as the message of an assertion.
+// Textf formats a violation as the message of an assertion.
 func Textf(format string, args ...any) string { return fmt.Sprintf(Prefix+format, args...) }

@@ -1,5 +1,6 @@
-// Command demo shows a database that outlives its machine: `make demo-swarm`. Three emulated machines are a Swarm in a simulated
-// EC2, PostgreSQL runs on one of them, and that one loses power.
+// Command demo shows that a database survives the power loss of its machine: `make demo-swarm`.
+//
+// Three emulated machines form a Swarm in a simulated EC2. PostgreSQL runs on one of them, which loses power.
 package main
 
 import (
@@ -26,7 +27,7 @@ func main() {
 	tell := func(format string, args ...any) {
 		fmt.Printf("%6.1f s  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
 	}
-	// A Ctrl-C ends this program; what it has started ends with it.
+	// Ctrl-C ends this program, and with it all programs that it has started.
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
@@ -39,11 +40,11 @@ func main() {
 	if !test.End() {
 		os.Exit(1)
 	}
-	tell("Machines, disks and network are gone again.")
+	tell("The machines, disks and network have been removed.")
 }
 
 func demo(t *standalone.T, tell func(format string, args ...any)) {
-	tell("Three emulated machines with 3 GB of memory in all, and a simulated EC2 that has their disks. All is slow but real.")
+	tell("Starting three emulated machines (3 GB of memory in all) and a simulated EC2 with their disks. Emulation is slow.")
 	c := cluster.Start(t, cluster.Config{Dir: plugin, Log: tell, Cloud: cloud.Config{
 		Latency: 50 * time.Millisecond,
 		Times:   cloud.Times{Create: 500 * time.Millisecond, Attach: 1500 * time.Millisecond, Detach: 2 * time.Second, Stop: time.Second},
@@ -54,7 +55,7 @@ func demo(t *standalone.T, tell func(format string, args ...any)) {
 	tell("$ docker stack deploy --compose-file %s shop", example)
 	var shop *cluster.Stack
 	var task *cluster.Task
-	c.Place(doomed, func() { // so that it is not the manager's node that fails, of which a Swarm of three has but one here
+	c.Place(doomed, func() { // the manager must not fail: this Swarm of three has only one
 		shop = c.Deploy("shop", example)
 		task = shop.Task("postgres", nil)
 	})
@@ -75,19 +76,19 @@ func demo(t *standalone.T, tell func(format string, args ...any)) {
 	sql(insert)
 	before := sql(count)
 	rows, sum, _ := strings.Cut(before, "|")
-	tell("It has %s rows, whose checksum is %s.", rows, sum)
+	tell("The table has %s rows with checksum %s.", rows, sum)
 
 	tell("%s loses power.", doomed.Name)
 	lost := time.Now()
 	since := func() string { return fmt.Sprintf("%.1f s", time.Since(lost).Seconds()) }
 	doomed.PowerOff()
-	c.Eventually("the Swarm starts another task", func() error {
+	c.Eventually("the Swarm starts a new task", func() error {
 		tasks, err := shop.Tasks("postgres")
 		if err == nil && (len(tasks) < 2 || tasks[0].Node == nil || tasks[0].Node == doomed) {
 			err = errors.New("there is none")
 		}
 		if err == nil {
-			tell("After %s the Swarm has given the task to %s.", since(), tasks[0].Node.Name)
+			tell("After %s the Swarm has placed the task on %s.", since(), tasks[0].Node.Name)
 		}
 		return err
 	})
@@ -96,17 +97,17 @@ func demo(t *standalone.T, tell func(format string, args ...any)) {
 	tell("After %s PostgreSQL answers, on %s, %s.", since(), task.Node.Name, disk(t, c))
 	after := sql(count)
 	rows, sum, _ = strings.Cut(after, "|")
-	tell("It has %s rows, whose checksum is %s.", rows, sum)
+	tell("The table has %s rows with checksum %s.", rows, sum)
 	if after != before {
-		t.Fatalf("demo: these are not the rows that were there before")
+		t.Fatalf("demo: the rows have changed")
 	}
 }
 
-// disk tells where the disk is.
+// disk returns where the volume is attached.
 func disk(t *standalone.T, c *cluster.Cluster) string {
 	v, err := c.Volume("shop_data")
 	if err != nil || len(v.Attachments) != 1 {
-		t.Fatalf("demo: the disk is not where it should be: %+v %v", v, err)
+		t.Fatalf("demo: the volume is not attached as expected: %+v %v", v, err)
 	}
 	for _, n := range c.Nodes {
 		if n.Instance == v.Attachments[0].Instance {
