@@ -5,28 +5,28 @@ import (
 	"time"
 )
 
-// Ack is one acknowledged record: durable, and known to be so outside of the volume.
+// Ack is an acknowledged record: it is durable, and the collector knows it.
 type Ack struct {
 	Seq  uint64
 	Sum  Sum
-	At   time.Time // when the collector heard of it
+	At   time.Time // when the collector received it
 	Node string
 	Task string
 }
 
-// Session is one connection of a writer.
+// Session is a connection of a writer.
 type Session struct {
 	Name, Node, Task string
 	Remote           string // address
 	Begun            time.Time
-	Ended            time.Time // zero while it goes on
-	First            bool      // the first of its writer's life
-	From             uint64    // the last record when it began
-	To               uint64    // the last that it acknowledged
-	Torn             int       // bytes of an unfinished record that the writer cut off
+	Ended            time.Time // zero while connected
+	First            bool      // the writer's first session
+	From             uint64    // last record at the start
+	To               uint64    // last acknowledged record
+	Torn             int       // bytes of an incomplete record that the writer removed
 }
 
-// String is the session in one line.
+// String returns the session in one line.
 func (s Session) String() string {
 	who := "a new writer"
 	if !s.First {
@@ -36,34 +36,34 @@ func (s Session) String() string {
 		s.Name, clock(s.Begun), clock(s.Ended), s.From, s.To, s.Torn, who, s.Task, s.Node, s.Remote)
 }
 
-// Failure is what a writer reported before it ended.
+// Failure is an error that a writer reported before it ended.
 type Failure struct {
 	Node, Task string
 	At         time.Time
 	Text       string
 }
 
-// An account is all that is known of one ledger. The collector's lock guards it.
+// account is the state of a ledger. The collector's lock protects it.
 type account struct {
 	name       string
-	acks       []Ack // without gaps; the first may be any
+	acks       []Ack // without gaps; the first can have any number
 	sessions   []*session
 	runs       map[string]*run
 	failures   []Failure
 	violations []error
-	known      bool // what the ledger held has been said once
-	events     int  // counts, to tell what was before what
+	known      bool // the ledger's contents have been reported once
+	events     int  // counter of events, for their order
 	successor  int  // the latest hello of a writer that has since read the ledger
 }
 
-// A run is one life of a writer.
+// run is the life of a writer process.
 type run struct {
 	node, task string
 	hello      int    // the event after which it read the ledger
-	floor      uint64 // what was acknowledged at that event: it must have read that
-	read       int    // the event by which it had read the ledger; 0 before
+	floor      uint64 // last acknowledged record at that event, which it must have read
+	read       int    // the event at which it had read the ledger; 0 before
 	failed     string
-	stray      bool // it has violated the ledger; what it claims counts no more
+	stray      bool // it has caused a violation; its claims are ignored
 }
 
 func (r *run) String() string { return fmt.Sprintf("task %s on %s", r.task, r.node) }
@@ -80,7 +80,7 @@ func (a *account) last() Ack {
 	return a.acks[len(a.acks)-1]
 }
 
-// acked returns the acknowledgement of a record. That of record 0 is always known.
+// acked returns the acknowledgement of a record. Record 0 always has one.
 func (a *account) acked(seq uint64) (Ack, bool) {
 	if seq == 0 {
 		return Ack{}, true
@@ -106,7 +106,7 @@ func (a *account) hello(m message, remote string, now time.Time) *session {
 	return s
 }
 
-// state is what a writer has read, or, if it is back, has written. It has made that durable: it counts as acknowledged.
+// state handles what a writer has read, or has written if it reconnects. It is durable, so it counts as acknowledged.
 func (a *account) state(s *session, ledger Summary, now time.Time) error {
 	a.events++
 	s.From, s.To, s.Torn = ledger.Last, ledger.Last, ledger.Torn
@@ -114,7 +114,7 @@ func (a *account) state(s *session, ledger Summary, now time.Time) error {
 	if first {
 		s.run.read = a.events
 	}
-	if !a.known && ledger.Last > 0 { // it is older than the collector
+	if !a.known && ledger.Last > 0 { // the ledger is older than the collector
 		a.acks = []Ack{{ledger.Last, ledger.Sum, now, s.Node, s.Task}}
 	}
 	a.known = true
@@ -141,13 +141,13 @@ func (a *account) ack(s *session, ledger Summary, now time.Time) error {
 	return a.claim(s, ledger, now)
 }
 
-// claim judges a writer's word that a record, with all before it, is durable.
+// claim checks a writer's claim that a record and all before it are durable.
 func (a *account) claim(s *session, ledger Summary, now time.Time) error {
 	last := a.last()
 	switch {
 	case s.run.stray:
 		return nil
-	case ledger.Last <= last.Seq: // old news, as of a node that was cut off, is no harm
+	case ledger.Last <= last.Seq: // an old claim, such as from a node that was cut off, is fine
 		if ack, ok := a.acked(ledger.Last); ok && ack.Sum != ledger.Sum {
 			return a.stray(s, "fork: at %s %v has a record %d with checksum %v; %s",
 				clock(now), s.run, ledger.Last, ledger.Sum, a.told(ledger.Last))
@@ -161,7 +161,7 @@ func (a *account) claim(s *session, ledger Summary, now time.Time) error {
 	case s.run.failed != "":
 		return a.stray(s, "written after an error: at %s %v has a record %d, and had reported: %s", clock(now), s.run, ledger.Last, s.run.failed)
 	case s.run.read < a.successor:
-		// Its successor has read the ledger without this record, so the record was written after that.
+		// Its successor has read the ledger without this record, so the record was written later.
 		return a.stray(s, "two writers at once: at %s %v has a record %d, written after another writer had read the ledger, which came after it; %s",
 			clock(now), s.run, ledger.Last, a.told(last.Seq))
 	}
@@ -183,7 +183,7 @@ func (a *account) stray(s *session, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", a.name, fmt.Errorf(format, args...))
 }
 
-// told says who acknowledged a record, and when.
+// told returns who acknowledged a record and when.
 func (a *account) told(seq uint64) string {
 	if seq == 0 {
 		return "nothing had been acknowledged"
@@ -192,7 +192,7 @@ func (a *account) told(seq uint64) string {
 	return fmt.Sprintf("record %d with checksum %v was acknowledged by task %s on %s at %s", seq, ack.Sum, ack.Task, ack.Node, clock(ack.At))
 }
 
-// check compares what a file holds with what was acknowledged.
+// check compares a file with what was acknowledged.
 func (a *account) check(ledger Summary) error {
 	last := a.last()
 	switch {
@@ -206,7 +206,7 @@ func (a *account) check(ledger Summary) error {
 	return nil
 }
 
-// clock is a time of day, as logs of nodes have it.
+// clock formats a time of day as in the nodes' logs.
 func clock(t time.Time) string {
 	if t.IsZero() {
 		return "now"

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A simulation is one disk, writers that come and go, and a network that delays, loses answers and is cut. Messages of one
-// connection keep their order; those of different ones overtake each other.
+// simulation is one disk, writers that come and go, and a network that delays, loses answers and is cut. Messages of a
+// connection keep their order; those of different connections do not.
 type simulation struct {
 	*rand.Rand
 	account account
@@ -28,16 +28,16 @@ type life struct {
 	id      string
 	dead    bool
 	read    bool
-	private []Sum // what it takes for the ledger
-	own     bool  // it has a disk of its own, which nobody may have
+	private []Sum // the ledger as it sees it
+	own     bool  // it has a copy of the disk, which is an error
 	link    *link
 }
 
 // link is a connection, seen from both ends.
 type link struct {
 	session *session
-	sent    []message // not heard yet
-	waiting bool      // the writer is, for an answer
+	sent    []message // not received yet
+	waiting bool      // the writer waits for an answer
 	stated  bool
 }
 
@@ -63,7 +63,7 @@ func (k *link) send(m message) {
 	k.waiting = true
 }
 
-// step has one writer do what it does next.
+// step performs a writer's next step.
 func (s *simulation) step(l *life) {
 	k := l.link
 	switch {
@@ -75,7 +75,7 @@ func (s *simulation) step(l *life) {
 		k.send(message{Kind: kindHello, Name: "db", Node: l.id, Task: l.id, Run: l.id, Read: l.read})
 	case !k.stated:
 		if !l.read {
-			if l != s.owner { // the disk is gone
+			if l != s.owner { // the disk has been detached
 				l.dead = true
 				k.send(message{Kind: kindFailed, Error: "no disk"})
 				return
@@ -101,7 +101,7 @@ func (s *simulation) step(l *life) {
 	}
 }
 
-// deliver has the collector hear one message, and the writer its answer if it still listens.
+// deliver delivers one message to the collector, and the answer to the writer if it still waits.
 func (s *simulation) deliver(k *link) {
 	if len(k.sent) == 0 {
 		return
@@ -125,7 +125,7 @@ func (s *simulation) deliver(k *link) {
 	k.waiting = false
 }
 
-// cut has the writer give a connection up. What it had sent may arrive all the same, and for long.
+// cut breaks a writer's connection. Messages that it has sent can still arrive, even much later.
 func (s *simulation) cut(l *life) {
 	if k := l.link; k != nil {
 		if s.IntN(2) == 0 {
@@ -142,7 +142,7 @@ func simulated(seed uint64) *simulation {
 	return s
 }
 
-// run has things happen in any order.
+// run performs random steps.
 func (s *simulation) run(steps int) {
 	for range steps {
 		l := s.lives[s.IntN(len(s.lives))]
@@ -166,7 +166,7 @@ func (s *simulation) run(steps int) {
 	}
 }
 
-// any is one of the latest connections.
+// any returns one of the latest connections.
 func (s *simulation) any() *link {
 	if len(s.wires) == 0 {
 		return &link{}
@@ -174,7 +174,7 @@ func (s *simulation) any() *link {
 	return s.wires[max(0, len(s.wires)-1-s.IntN(6))]
 }
 
-func TestNoOrderOfHonestThingsIsAViolation(t *testing.T) {
+func TestCorrectWritersNeverCauseAViolation(t *testing.T) {
 	records := 0
 	for seed := range uint64(300) {
 		s := simulated(seed)
@@ -188,7 +188,7 @@ func TestNoOrderOfHonestThingsIsAViolation(t *testing.T) {
 	require.Greater(t, records, 10000, "the simulation is one of writers that write")
 }
 
-// settle lets a writer do so many steps with nothing in its way.
+// settle performs steps of a writer without disturbance.
 func (s *simulation) settle(t *testing.T, l *life, steps int) {
 	t.Helper()
 	for range steps {
@@ -199,13 +199,13 @@ func (s *simulation) settle(t *testing.T, l *life, steps int) {
 	}
 }
 
-func TestEveryAcknowledgedRecordThatIsLostIsAViolation(t *testing.T) {
+func TestLostAcknowledgedRecordIsAViolation(t *testing.T) {
 	for seed := range uint64(300) {
 		s := simulated(seed)
 		s.run(1000)
 		s.settle(t, s.owner, 10)
 		require.Empty(t, s.errs)
-		s.disk = s.disk[:len(s.disk)-1-s.IntN(3)-1] // one of them may not have been acknowledged
+		s.disk = s.disk[:len(s.disk)-1-s.IntN(3)-1] // the last one may not have been acknowledged
 		s.takeOver()
 		s.settle(t, s.owner, 5)
 		require.Len(t, s.errs, 1, "seed %d", seed)
@@ -213,14 +213,14 @@ func TestEveryAcknowledgedRecordThatIsLostIsAViolation(t *testing.T) {
 	}
 }
 
-func TestEveryForkIsAViolation(t *testing.T) {
+func TestForkIsAViolation(t *testing.T) {
 	for seed := range uint64(300) {
 		s := simulated(seed)
 		s.run(1000)
 		old := s.owner
 		s.settle(t, old, 10)
 		require.Empty(t, s.errs)
-		old.own = true // it keeps what it has, or a copy: both go on
+		old.own = true // it keeps its disk or a copy, and both continue
 		s.takeOver()
 		both := []*life{old, s.owner}
 		for range 60 {

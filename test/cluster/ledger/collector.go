@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/test/violation"
 )
 
-// Collector hears what writers acknowledge, and judges at once whether one history of each ledger explains it.
+// Collector receives the acknowledgements of writers and checks at once whether they fit one history of each ledger.
 type Collector struct {
 	listener net.Listener
 	serving  sync.WaitGroup
@@ -22,10 +22,10 @@ type Collector struct {
 	conns      map[net.Conn]struct{}
 	accounts   map[string]*account
 	violations []error
-	changed    chan struct{} // closed when anything is new
+	changed    chan struct{} // closed at the next change
 }
 
-// Collect collects until Close, which closes the listener too.
+// Collect returns a collector. Close closes it and the listener.
 func Collect(listener net.Listener) *Collector {
 	c := &Collector{
 		listener: listener,
@@ -37,15 +37,15 @@ func Collect(listener net.Listener) *Collector {
 	return c
 }
 
-// Close ends all connections. What was collected can still be asked for.
+// Close closes all connections. The collected data remains available.
 func (c *Collector) Close() {
 	c.mu.Lock()
 	c.closed = true
 	for conn := range c.conns {
-		conn.Close() //nolint:errcheck // nothing is kept
+		conn.Close() //nolint:errcheck // no data is lost
 	}
 	c.mu.Unlock()
-	c.listener.Close() //nolint:errcheck // nothing is kept
+	c.listener.Close() //nolint:errcheck // no data is lost
 	c.serving.Wait()
 }
 
@@ -56,7 +56,7 @@ func (c *Collector) accept() {
 		switch {
 		case c.closed:
 			if err == nil {
-				conn.Close() //nolint:errcheck // nothing is kept
+				conn.Close() //nolint:errcheck // no data is lost
 			}
 			c.mu.Unlock()
 			return
@@ -68,17 +68,17 @@ func (c *Collector) accept() {
 			c.conns[conn] = struct{}{}
 			c.serving.Go(func() { c.serve(conn) })
 			c.mu.Unlock()
-		default: // as when there are no descriptors left
+		default: // such as too many open files
 			c.mu.Unlock()
 			time.Sleep(50 * time.Millisecond)
 		}
 	}
 }
 
-// serve hears one connection to its end.
+// serve handles a connection.
 func (c *Collector) serve(conn net.Conn) {
 	defer func() {
-		conn.Close() //nolint:errcheck // nothing is kept
+		conn.Close() //nolint:errcheck // no data is lost
 		c.mu.Lock()
 		delete(c.conns, conn)
 		c.mu.Unlock()
@@ -86,7 +86,7 @@ func (c *Collector) serve(conn net.Conn) {
 	writer := newWire(conn)
 	m, err := writer.receive()
 	if err == nil && (m.Kind != kindHello || m.Name == "" || m.Run == "") {
-		err = fmt.Errorf("%w: the first must be a hello with a name and a run, not %q", errMessage, m.Kind)
+		err = fmt.Errorf("%w: the first message must be a hello with a name and a run, not %q", errMessage, m.Kind)
 	}
 	if err != nil {
 		c.refuse(conn, err)
@@ -108,7 +108,7 @@ func (c *Collector) serve(conn net.Conn) {
 	c.tell()
 }
 
-// answer does not wait for long: the other side may be gone without a word.
+// answer writes an answer with a deadline, since the writer may be unreachable.
 func answer(writer wire) error {
 	if err := writer.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 		return err
@@ -116,7 +116,7 @@ func answer(writer wire) error {
 	return writer.send(message{Kind: kindNoted})
 }
 
-// refuse makes a violation of what cannot be read. That a connection breaks is none.
+// refuse reports an invalid message as a violation. A broken connection is none.
 func (c *Collector) refuse(conn net.Conn, err error) {
 	if !errors.Is(err, errMessage) {
 		return
@@ -138,12 +138,12 @@ func (c *Collector) hello(m message, remote string) (*session, *account) {
 	return a.hello(m, remote, time.Now()), a
 }
 
-// hear takes one message in. The error is of a message that nothing can be made of.
+// hear handles a message. An error means that the message is invalid.
 func (c *Collector) hear(a *account, s *session, m message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if (m.Kind == kindState || m.Kind == kindAck) && m.Ledger == nil {
-		return fmt.Errorf("%w: %s says nothing of the ledger", errMessage, m.Kind)
+		return fmt.Errorf("%w: %s has no ledger", errMessage, m.Kind)
 	}
 	var violated error
 	switch m.Kind {
@@ -154,7 +154,7 @@ func (c *Collector) hear(a *account, s *session, m message) error {
 	case kindFailed, kindCorrupt:
 		violated = a.fail(s, m, time.Now())
 	default:
-		return fmt.Errorf("%w: a %q", errMessage, m.Kind)
+		return fmt.Errorf("%w: unexpected %q", errMessage, m.Kind)
 	}
 	if violated != nil {
 		c.violate(a, violated)
@@ -163,7 +163,7 @@ func (c *Collector) hear(a *account, s *session, m message) error {
 	return nil
 }
 
-// violate notes a violation, of an account if it is known whose. The caller holds the lock.
+// violate records a violation, of an account if it is known. The caller holds the lock.
 func (c *Collector) violate(a *account, err error) {
 	err = violation.Of(err)
 	c.violations = append(c.violations, err)
@@ -173,20 +173,20 @@ func (c *Collector) violate(a *account, err error) {
 	c.tell()
 }
 
-// tell wakes who waits. The caller holds the lock.
+// tell wakes the waiting calls. The caller holds the lock.
 func (c *Collector) tell() {
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
 
-// Violations returns what no single history explains, in sentences. There must be none.
+// Violations returns all violations.
 func (c *Collector) Violations() []error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.violations)
 }
 
-// Last returns the last acknowledged record, 0 if there is none, and when it was acknowledged.
+// Last returns the last acknowledged record and when it was acknowledged, or 0.
 func (c *Collector) Last(name string) (seq uint64, at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -205,14 +205,14 @@ func (c *Collector) Sessions(name string) []Session {
 	return all
 }
 
-// Errors returns what the writers of a ledger reported before they ended.
+// Errors returns what a ledger's writers reported before they ended.
 func (c *Collector) Errors(name string) []Failure {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.account(name).failures)
 }
 
-// Check compares what a ledger holds, when nobody writes it any more, with what was acknowledged.
+// Check compares the contents of a ledger, which must not have a writer any more, with what was acknowledged.
 func (c *Collector) Check(name string, ledger Summary) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -223,7 +223,7 @@ func (c *Collector) Check(name string, ledger Summary) error {
 	return violation.Of(a.check(ledger))
 }
 
-// account returns that of a name, an empty one if there is none. The caller holds the lock.
+// account returns the account of a ledger, which it creates if necessary. The caller holds the lock.
 func (c *Collector) account(name string) *account {
 	if a := c.accounts[name]; a != nil {
 		return a
@@ -231,8 +231,7 @@ func (c *Collector) account(name string) *account {
 	return &account{name: name}
 }
 
-// Gap returns the longest time without an acknowledgement of those that were not over at a point in time: the interruption
-// that an event then made. Until there is an acknowledgement after it, the time that goes on is what counts.
+// Gap returns the longest time without an acknowledgement that ended after since. A gap that has not ended counts up to now.
 func (c *Collector) Gap(name string, since time.Time) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -247,23 +246,23 @@ func gap(acks []Ack, since, now time.Time) (longest time.Duration) {
 			return longest
 		}
 	}
-	return max(longest, end.Sub(since)) // it was before the first
+	return max(longest, end.Sub(since)) // the first acknowledgement is later
 }
 
-// After asks for an acknowledgement of a later record.
+// After matches acknowledgements of later records.
 func After(seq uint64) func(Ack) bool { return func(a Ack) bool { return a.Seq > seq } }
 
-// On asks for an acknowledgement from a node.
+// On matches acknowledgements from a node.
 func On(node string) func(Ack) bool { return func(a Ack) bool { return a.Node == node } }
 
-// NotOn asks for an acknowledgement from any other node.
+// NotOn matches acknowledgements from all other nodes.
 func NotOn(node string) func(Ack) bool { return func(a Ack) bool { return a.Node != node } }
 
-// NotBy asks for an acknowledgement from any other task.
+// NotBy matches acknowledgements from all other tasks.
 func NotBy(task string) func(Ack) bool { return func(a Ack) bool { return a.Task != task } }
 
-// WaitAck waits until there is an acknowledgement, of now or of before, that is all that is asked for, and returns the
-// first. A violation of the ledger ends the wait, as the context does.
+// WaitAck returns the first acknowledgement that matches, and waits for it if necessary. It returns an error after a violation
+// of the ledger or when the context ends.
 func (c *Collector) WaitAck(ctx context.Context, name string, asked ...func(Ack) bool) (Ack, error) {
 	wanted := func(a Ack) bool {
 		return !slices.ContainsFunc(asked, func(is func(Ack) bool) bool { return !is(a) })

@@ -26,7 +26,7 @@ func collect(t *testing.T, address string) *Collector {
 
 func (c *Collector) address() string { return c.listener.Addr().String() }
 
-// history returns a ledger up to a record. Histories of different names have nothing in common.
+// history returns a ledger up to a record. Ledgers of different names have no records in common.
 func history(name string, last uint64) Summary {
 	sum := func(seq uint64) Sum {
 		if seq == 0 {
@@ -41,21 +41,21 @@ func history(name string, last uint64) Summary {
 	return s
 }
 
-// branch is history b, of one record after history a.
+// branch returns history a with its last record replaced by one of history b.
 func branch(last uint64) Summary {
 	s := history("b", last)
 	s.Before = history("a", last-1).Sum
 	return s
 }
 
-// A puppet says what a test has it say.
+// puppet is a writer that the test controls.
 type puppet struct {
 	t    *testing.T
 	wire wire
 	node string
 }
 
-// greet is a new connection of a writer.
+// greet opens a connection of a writer.
 func greet(t *testing.T, c *Collector, node string, read bool) *puppet {
 	t.Helper()
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", c.address())
@@ -98,7 +98,7 @@ func (p *puppet) acks(from, to uint64) *puppet {
 
 func empty() Summary { return history("a", 0) }
 
-func TestWhatOneHistoryExplainsIsNoViolation(t *testing.T) {
+func TestOneHistoryIsNoViolation(t *testing.T) {
 	for name, tell := range map[string]func(t *testing.T, c *Collector){
 		"a writer takes over where another ended": func(t *testing.T, c *Collector) {
 			greet(t, c, "one", false).state(empty()).acks(1, 5)
@@ -148,7 +148,7 @@ func TestWhatOneHistoryExplainsIsNoViolation(t *testing.T) {
 	}
 }
 
-func TestWhatNoHistoryExplainsIsAViolation(t *testing.T) {
+func TestContradictionsAreViolations(t *testing.T) {
 	for want, tell := range map[string]func(t *testing.T, c *Collector){
 		"lost: task task-two on two read a ledger of the same history that ends with 4 at …, when all up to 5 had been acknowledged; record 5 with checksum … was acknowledged by task task-one on one at …": func(t *testing.T, c *Collector) {
 			greet(t, c, "one", false).state(empty()).acks(1, 5)
@@ -223,14 +223,14 @@ func TestWhatNoHistoryExplainsIsAViolation(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoMessageIsAViolation(t *testing.T) {
+func TestInvalidMessageIsAViolation(t *testing.T) {
 	for want, sent := range map[string]string{
-		"not a message: invalid character": "GET / HTTP/1.1\r\n",
-		"without an end":                   strings.Repeat("x", maxLine+1),
-		`not "ack"`:                        `{"kind":"ack"}` + "\n",
-		`a "hello"`:                        strings.Repeat(`{"kind":"hello","name":"db","run":"1"}`+"\n", 2),
-		"says nothing":                     `{"kind":"hello","name":"db","run":"1"}` + "\n" + `{"kind":"state"}` + "\n",
-		"not a checksum":                   `{"kind":"state","ledger":{"sum":"00"}}` + "\n",
+		"invalid message: invalid character": "GET / HTTP/1.1\r\n",
+		"without a newline":                  strings.Repeat("x", maxLine+1),
+		`not "ack"`:                          `{"kind":"ack"}` + "\n",
+		`unexpected "hello"`:                 strings.Repeat(`{"kind":"hello","name":"db","run":"1"}`+"\n", 2),
+		"has no ledger":                      `{"kind":"hello","name":"db","run":"1"}` + "\n" + `{"kind":"state"}` + "\n",
+		"a checksum cannot":                  `{"kind":"state","ledger":{"sum":"00"}}` + "\n",
 	} {
 		c := collect(t, "127.0.0.1:0")
 		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", c.address())
@@ -243,7 +243,7 @@ func TestWhatIsNoMessageIsAViolation(t *testing.T) {
 	}
 }
 
-func TestAConnectionThatBreaksIsNoViolation(t *testing.T) {
+func TestBrokenConnectionIsNoViolation(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", c.address())
 	require.NoError(t, err)
@@ -259,14 +259,14 @@ func TestAConnectionThatBreaksIsNoViolation(t *testing.T) {
 	assert.Empty(t, c.Violations())
 }
 
-func TestACollectorThatHearsNobodySaysSo(t *testing.T) {
+func TestClosedListenerIsAViolation(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	require.NoError(t, c.listener.Close())
 	require.Eventually(t, func() bool { return len(c.Violations()) == 1 }, 10*time.Second, time.Millisecond)
 	require.ErrorIs(t, c.Violations()[0], net.ErrClosed)
 }
 
-func TestAFileIsComparedWithWhatWasAcknowledged(t *testing.T) {
+func TestCheckComparesFileAndAcknowledgements(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	require.ErrorContains(t, c.Check("db", empty()), "nothing was acknowledged")
 	greet(t, c, "one", false).state(empty()).acks(1, 5)
@@ -280,7 +280,7 @@ func TestAFileIsComparedWithWhatWasAcknowledged(t *testing.T) {
 	assert.Empty(t, c.Violations())
 }
 
-func TestSessionsAndErrorsAreKept(t *testing.T) {
+func TestSessionsAndErrorsAreRecorded(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	torn := empty()
 	torn.Torn = 3
@@ -300,7 +300,7 @@ func TestSessionsAndErrorsAreKept(t *testing.T) {
 	assert.Empty(t, c.Violations())
 }
 
-func TestAnAcknowledgementIsWaitedFor(t *testing.T) {
+func TestWaitAck(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	one := greet(t, c, "one", false).state(empty()).acks(1, 3)
 	ack, err := c.WaitAck(t.Context(), "db", After(1))
@@ -335,7 +335,7 @@ func TestAnAcknowledgementIsWaitedFor(t *testing.T) {
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
 
-func TestTheGapIsTheLongestSinceTheEvent(t *testing.T) {
+func TestGapIsTheLongestSinceTheEvent(t *testing.T) {
 	second := func(n int) time.Time { return time.Unix(int64(n), 0) }
 	acks := func(at ...int) (all []Ack) {
 		for _, n := range at {

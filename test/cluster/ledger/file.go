@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// File is a ledger open for writing. It is for one goroutine.
+// File is a ledger open for writing. It is not safe for concurrent use.
 type File struct {
 	f      *os.File
 	sync   func(*os.File) error
@@ -21,8 +21,8 @@ type File struct {
 	failed error
 }
 
-// Open opens a ledger, makes it if there is none, reads all of it, and cuts off what a crash left of its last record. What
-// it has read is on the disk, not only in memory.
+// Open opens or creates a ledger, reads all of it, and removes an incomplete last record. What it has read is on the disk, not
+// only in the page cache.
 func Open(path string) (*File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
@@ -37,8 +37,8 @@ func Open(path string) (*File, error) {
 }
 
 func (l *File) read() (Summary, error) {
-	// After a write that failed, a page may be clean and yet on no disk. The process that wrote it may be gone with all it
-	// knew. So write what is dirty, forget the rest, and read the disk.
+	// After a failed write, a page can be clean without being on the disk, and the process that knew it may be gone. So sync,
+	// drop the cache, and read from the disk.
 	if err := l.f.Sync(); err != nil {
 		return Summary{}, err
 	}
@@ -60,11 +60,11 @@ func (l *File) read() (Summary, error) {
 	return s, syncDirectory(filepath.Dir(l.f.Name()))
 }
 
-// State is what the ledger holds; Torn is what Open cut off.
+// State returns the ledger's contents. Torn is what Open has removed.
 func (l *File) State() Summary { return l.state }
 
-// Append writes the next record, of random bytes. It is durable when Append returns. After an error nothing is known of
-// the file any more: all further calls fail, and nothing is tried again.
+// Append writes the next record, with random contents, and syncs it. After an error the file's state is unknown: all further
+// calls fail.
 func (l *File) Append() error {
 	if l.failed != nil {
 		return l.failed
@@ -88,10 +88,10 @@ func (l *File) fail(err error) error {
 	return l.failed
 }
 
-// Close closes the file, which has nothing left to write.
+// Close closes the file. Everything has been synced.
 func (l *File) Close() error { return l.f.Close() }
 
-// datasync is not File.Sync, which tries again when it was interrupted.
+// datasync does not retry after an interruption, unlike File.Sync.
 func datasync(f *os.File) error {
 	return os.NewSyscallError("fdatasync", unix.Fdatasync(int(f.Fd())))
 }

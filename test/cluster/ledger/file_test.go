@@ -26,7 +26,7 @@ func read(t *testing.T, path string) Summary {
 	return verified(t, b)
 }
 
-func TestALedgerGoesOnWhereItWas(t *testing.T) {
+func TestReopenedLedgerContinues(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger")
 	var state Summary
 	for range 3 {
@@ -42,7 +42,7 @@ func TestALedgerGoesOnWhereItWas(t *testing.T) {
 	assert.EqualValues(t, 15, state.Last)
 }
 
-func TestATornTailIsCutAndWrittenAnew(t *testing.T) {
+func TestIncompleteRecordIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger")
 	records := made(3, 1)
 	for n := 1; n < len(records[2]); n++ {
@@ -58,7 +58,7 @@ func TestATornTailIsCutAndWrittenAnew(t *testing.T) {
 	}
 }
 
-func TestACorruptLedgerIsLeftAsItIs(t *testing.T) {
+func TestCorruptLedgerIsNotChanged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger")
 	r := made(3, 1)
 	r[1][60] ^= 1
@@ -71,7 +71,7 @@ func TestACorruptLedgerIsLeftAsItIs(t *testing.T) {
 	assert.Equal(t, joined(r...), left)
 }
 
-func TestAfterAFailedSyncNothingIsTriedAgain(t *testing.T) {
+func TestFailedSyncIsNotRetried(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger")
 	l := opened(t, path)
 	require.NoError(t, l.Append())
@@ -86,7 +86,7 @@ func TestAfterAFailedSyncNothingIsTriedAgain(t *testing.T) {
 	assert.EqualValues(t, 2, read(t, path).Last, "nothing is written after the error")
 }
 
-// full is a directory on a file system so small that a ledger soon fills it.
+// full returns a directory on a file system that a ledger soon fills.
 func full(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -98,7 +98,7 @@ func full(t *testing.T) string {
 	return dir
 }
 
-func TestWhatCannotBeWrittenIsNotInTheState(t *testing.T) {
+func TestFailedWriteIsNotInTheState(t *testing.T) {
 	path := filepath.Join(full(t), "ledger")
 	l := opened(t, path)
 	var err error

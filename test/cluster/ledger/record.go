@@ -1,10 +1,11 @@
-// Package ledger proves what a volume kept, and that one writer at a time had it: a Writer appends records to a file on the
-// volume, each made durable before it is acknowledged to a Collector outside, and the Collector compares what writers
-// claim and what files hold with all that was acknowledged.
+// Package ledger proves what a volume has kept and that it had one writer at a time.
 //
-// Whatever happens to nodes and networks, every acknowledged record must be in the file, in order, once, and at most one
-// record that is not acknowledged may follow. Records are chained by checksum, and a writer reads the file only when it
-// starts. So two writers that have the volume at the same time name different records by the same number, and show.
+// A Writer appends records to a file on the volume. Each is durable before it is acknowledged to a Collector outside. The
+// Collector compares all claims of writers and the contents of files with what was acknowledged.
+//
+// Every acknowledged record must be in the file, once and in order, and at most one unacknowledged record may follow. Records
+// are chained by checksum, and a writer reads the file only when it starts. So two concurrent writers give different records
+// the same number, which the Collector notices.
 package ledger
 
 import (
@@ -19,41 +20,40 @@ import (
 	"time"
 )
 
-// ErrCorrupt is what a ledger is that no crash explains: a record is lost, doubled, out of order, or damaged with others
-// after it.
+// ErrCorrupt is the error of a ledger with lost, duplicate, reordered or damaged records that a crash cannot explain.
 var ErrCorrupt = errors.New("the ledger is corrupt")
 
-// Sum is the checksum of a record and, by the chain, of all before it. That of record 0, which there is not, is zero.
+// Sum is the checksum of a record and, through the chain, of all before it. Record 0 does not exist and has the sum zero.
 type Sum [sha256.Size]byte
 
-// String is long enough to tell records apart.
+// String returns enough digits to distinguish records.
 func (s Sum) String() string { return hex.EncodeToString(s[:6]) }
 
-// MarshalText writes all of it.
+// MarshalText returns all digits.
 func (s Sum) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(s[:])), nil }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText parses the result of MarshalText.
 func (s *Sum) UnmarshalText(text []byte) error {
 	if hex.DecodedLen(len(text)) != len(s) {
-		return fmt.Errorf("%d characters are not a checksum", len(text))
+		return fmt.Errorf("a checksum cannot have %d characters", len(text))
 	}
 	_, err := hex.Decode(s[:], text)
 	return err
 }
 
-// Summary is what a ledger holds. Records are numbered from 1.
+// Summary summarises a ledger. Records are numbered from 1.
 type Summary struct {
-	Last   uint64 `json:"last"`   // 0 if it is empty
-	Sum    Sum    `json:"sum"`    // of Last
-	Before Sum    `json:"before"` // of Last - 1
-	Torn   int    `json:"torn"`   // bytes of an unfinished record at the end
+	Last   uint64 `json:"last"`   // 0 for an empty ledger
+	Sum    Sum    `json:"sum"`    // sum of Last
+	Before Sum    `json:"before"` // sum of Last - 1
+	Torn   int    `json:"torn"`   // bytes of an incomplete record at the end
 }
 
-// A record, all big endian:
+// The format of a record, big endian, with sizes in bytes:
 //
-//	magic 4, length of the payload 4, number 8, time 8 (ns since 1970), the sum before 32, payload, its own sum 32
+//	magic 4, length of the payload 4, number 8, time 8 (ns since 1970), previous sum 32, payload, sum 32
 //
-// It names the sum before it so that it can be told for a whole record wherever it is found.
+// It contains the previous sum so that a complete record can be recognised anywhere in a file.
 const (
 	magic      = "LDGR"
 	head       = len(magic) + 4 + 8 + 8 + sha256.Size
@@ -74,7 +74,7 @@ func appendRecord(b []byte, seq uint64, at time.Time, before Sum, payload []byte
 	return append(b, sum[:]...), sum
 }
 
-// parse reads the record that b begins with; size is 0 if it begins with none that is whole.
+// parse parses the record at the start of b. The size is 0 if there is no complete record.
 func parse(b []byte) (seq uint64, before, sum Sum, size int) {
 	if len(b) < head || string(b[:len(magic)]) != magic {
 		return 0, Sum{}, Sum{}, 0
@@ -91,14 +91,14 @@ func parse(b []byte) (seq uint64, before, sum Sum, size int) {
 	return binary.BigEndian.Uint64(b[8:]), Sum(b[24:]), sum, len(content) + sha256.Size
 }
 
-// Verify reads a ledger to its end. One unfinished or damaged record at the end is what a crash leaves: it is counted in
-// Torn and is no error. If it was acknowledged, Collector.Check finds it missing. All else that is amiss is ErrCorrupt.
+// Verify reads a whole ledger. An incomplete or damaged last record, as after a crash, is counted in Torn and is no error. If
+// it was acknowledged, Collector.Check reports it. Any other damage is ErrCorrupt.
 func Verify(r io.Reader) (Summary, error) {
 	s, _, err := verify(r)
 	return s, err
 }
 
-// verify also tells the length of the whole records.
+// verify also returns the length of the complete records.
 func verify(r io.Reader) (s Summary, length int64, err error) {
 	in := bufio.NewReaderSize(r, maxRecord+1)
 	for {
@@ -129,11 +129,11 @@ func verify(r io.Reader) (s Summary, length int64, err error) {
 	}
 }
 
-// torn tells why b, which does not begin with a whole record, is not what a crash leaves. Each record was durable before
-// the next was written, so that is one record at most, and none that is whole.
+// torn returns why b, which does not start with a complete record, cannot be the result of a crash. Each record was durable
+// before the next one was written, so a crash leaves one incomplete record at most, and no complete one.
 func torn(b []byte) error {
 	if len(b) > maxRecord {
-		return errors.New("a damaged record, and more than one record's bytes")
+		return errors.New("a damaged record and more bytes than one record has")
 	}
 	for from := 0; ; {
 		found := bytes.Index(b[from:], []byte(magic))
@@ -142,7 +142,7 @@ func torn(b []byte) error {
 		}
 		from += found
 		if seq, _, _, size := parse(b[from:]); size > 0 {
-			return fmt.Errorf("%d bytes of a damaged record, and then record %d", from, seq)
+			return fmt.Errorf("%d bytes of a damaged record before record %d", from, seq)
 		}
 		from++
 	}

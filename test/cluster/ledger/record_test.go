@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// made returns the records of a ledger, each by itself. They are as small as records can be.
+// made returns the records of a ledger. They have the minimum size.
 func made(n int, seed uint64) (records [][]byte) {
 	source := rand.New(rand.NewPCG(seed, 0))
 	var before Sum
@@ -38,7 +38,7 @@ func verified(t *testing.T, b []byte) Summary {
 	return s
 }
 
-func TestALedgerIsReadAsItWasWritten(t *testing.T) {
+func TestVerifyReadsWhatWasWritten(t *testing.T) {
 	assert.Equal(t, Summary{}, verified(t, nil))
 	records := made(3, 1)
 	two := verified(t, joined(records[:2]...))
@@ -52,7 +52,7 @@ func TestALedgerIsReadAsItWasWritten(t *testing.T) {
 	require.NotErrorIs(t, err, ErrCorrupt)
 }
 
-func TestATornTailIsToldAtEveryByte(t *testing.T) {
+func TestTruncationIsFoundAtEveryByte(t *testing.T) {
 	records := made(3, 1)
 	whole := joined(records[:2]...)
 	want := verified(t, whole)
@@ -60,7 +60,7 @@ func TestATornTailIsToldAtEveryByte(t *testing.T) {
 		want.Torn = n
 		assert.Equal(t, want, verified(t, joined(whole, records[2][:n])))
 	}
-	// The length may have reached the disk before the content.
+	// The length may be on the disk without the content.
 	want.Torn = len(records[2])
 	for n := range records[2] {
 		cut := joined(whole, records[2][:n], make([]byte, len(records[2])-n))
@@ -70,7 +70,7 @@ func TestATornTailIsToldAtEveryByte(t *testing.T) {
 	}
 }
 
-func TestEveryFlippedBitShows(t *testing.T) {
+func TestEveryFlippedBitIsFound(t *testing.T) {
 	records := made(5, 1)
 	ledger := joined(records...)
 	lastBegins := len(ledger) - len(records[4])
@@ -78,7 +78,7 @@ func TestEveryFlippedBitShows(t *testing.T) {
 		for bit := range 8 {
 			ledger[i] ^= 1 << bit
 			s, err := Verify(bytes.NewReader(ledger))
-			if i >= lastBegins { // which may as well be torn
+			if i >= lastBegins { // in the last record, it looks like a crash
 				require.NoError(t, err)
 				require.EqualValues(t, 4, s.Last, "byte %d", i)
 				require.Positive(t, s.Torn)
@@ -90,7 +90,7 @@ func TestEveryFlippedBitShows(t *testing.T) {
 	}
 }
 
-func TestWhatNoCrashLeavesIsCorrupt(t *testing.T) {
+func TestDamageThatNoCrashCausesIsCorrupt(t *testing.T) {
 	r, other := made(4, 1), made(4, 2)
 	misnumbered, _ := appendRecord(nil, 3, time.Now(), verified(t, r[0]).Sum, make([]byte, minPayload))
 	for name, ledger := range map[string][]byte{
@@ -111,7 +111,7 @@ func TestWhatNoCrashLeavesIsCorrupt(t *testing.T) {
 	}
 }
 
-// FuzzDamage: whatever is done to a ledger, it is not taken for the same, and is never read as more than it was.
+// FuzzDamage checks that a damaged ledger is never taken for the same one, and never read as longer.
 func FuzzDamage(f *testing.F) {
 	records := made(6, 1)
 	ledger := joined(records...)

@@ -12,14 +12,14 @@ import (
 // Writer and collector exchange lines of JSON. A connection is
 //
 //	writer     collector
-//	hello      noted       who it is, and whether it has read the ledger
-//	state      noted       what the ledger holds, read after the hello was noted
+//	hello      noted       identifies the writer, and says whether it has read the ledger
+//	state      noted       contents of the ledger, read after the hello was noted
 //	ack        noted       one more record is durable
 //	...
-//	failed     noted       or corrupt; the last there is
+//	failed     noted       or corrupt; the last message
 //
-// The writer does nothing before it is answered. So at most one record is durable that is not noted, and the collector
-// knows what had been acknowledged before the ledger was read.
+// The writer waits for each answer. So at most one durable record is not noted, and the collector knows what had been
+// acknowledged before the ledger was read.
 const (
 	kindHello   = "hello"
 	kindState   = "state"
@@ -32,23 +32,23 @@ const (
 type message struct {
 	Kind string `json:"kind"`
 
-	// Of a hello.
+	// In a hello.
 	Name string `json:"name,omitempty"`
 	Node string `json:"node,omitempty"`
 	Task string `json:"task,omitempty"`
-	Run  string `json:"run,omitempty"`  // one life of a writer, whatever its connections
-	Read bool   `json:"read,omitempty"` // it has read the ledger already
+	Run  string `json:"run,omitempty"`  // ID of the writer process, the same for all its connections
+	Read bool   `json:"read,omitempty"` // it has read the ledger
 
-	Ledger *Summary `json:"ledger,omitempty"` // of a state and an ack
+	Ledger *Summary `json:"ledger,omitempty"` // in a state and an ack
 
-	// Of what failed or is corrupt.
+	// In failed and corrupt.
 	Error string `json:"error,omitempty"`
 }
 
 const (
 	maxLine  = 4096
 	maxError = 1024
-	patience = 5 * time.Second // with one message; a cut network says nothing
+	patience = 5 * time.Second // timeout for a message; a cut network gives no error
 )
 
 // wire is a connection that carries messages.
@@ -71,13 +71,13 @@ func (w wire) send(m message) error {
 	return err
 }
 
-// errMessage is what comes from something that is not our other side.
-var errMessage = errors.New("not a message")
+// errMessage is the error of a message that our side cannot have sent.
+var errMessage = errors.New("invalid message")
 
 func (w wire) receive() (m message, err error) {
 	line, err := w.in.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		return m, fmt.Errorf("%w: %d bytes without an end", errMessage, len(line))
+		return m, fmt.Errorf("%w: %d bytes without a newline", errMessage, len(line))
 	}
 	if err != nil {
 		return m, err

@@ -10,26 +10,26 @@ import (
 	"time"
 )
 
-// Writer keeps a ledger on a volume.
+// Writer writes a ledger on a volume.
 type Writer struct {
 	Path string // of the file
 	To   string // address of the collector
-	Name string // of the service, which has one ledger wherever it runs
+	Name string // ledger of the service, the same on every node
 	Node string
 	Task string
-	Rate float64 // records per second; 0 is as many as there can be
+	Rate float64 // records per second; 0 is unlimited
 
 	run  string
-	file *File // nil until the collector knows us
+	file *File // nil until the first connection
 }
 
-// Run writes until the context ends, which is no error: the record under way is finished. Any error of the file ends it,
-// and is told to the collector if there is a connection. Without the collector it waits, and writes nothing.
+// Run writes until the context ends, and then finishes the current record and returns nil. It returns an error of the file and
+// reports it to the collector if connected. Without the collector it waits and writes nothing.
 func (w *Writer) Run(ctx context.Context) error {
 	w.run = rand.Text()
 	defer func() {
 		if w.file != nil {
-			w.file.Close() //nolint:errcheck // each record is durable already
+			w.file.Close() //nolint:errcheck // each record has been synced
 		}
 	}()
 	backoff := minBackoff
@@ -52,14 +52,14 @@ const (
 	maxBackoff = time.Second
 )
 
-// session writes for as long as a connection holds. The error is the file's.
+// session writes until the connection breaks. The error is the file's.
 func (w *Writer) session(ctx context.Context) (greeted bool, err error) {
 	dialer := net.Dialer{Timeout: patience}
 	conn, err := dialer.DialContext(ctx, "tcp", w.To)
 	if err != nil {
-		return false, nil // it is tried again
+		return false, nil // Run retries
 	}
-	defer conn.Close() //nolint:errcheck // nothing is kept
+	defer conn.Close() //nolint:errcheck // no data is lost
 	collector := newWire(conn)
 	hello := message{Kind: kindHello, Name: w.Name, Node: w.Node, Task: w.Task, Run: w.run, Read: w.file != nil}
 	if !tell(ctx, collector, hello) || ctx.Err() != nil {
@@ -95,7 +95,7 @@ func (w *Writer) report(ctx context.Context, collector wire, err error) error {
 		kind = kindCorrupt
 	}
 	if !tell(ctx, collector, message{Kind: kind, Error: err.Error()}) {
-		return fmt.Errorf("%w (not told to the collector)", err)
+		return fmt.Errorf("%w (not reported to the collector)", err)
 	}
 	return err
 }
@@ -105,9 +105,9 @@ func tell(ctx context.Context, collector wire, m message) bool {
 	if collector.SetDeadline(time.Now().Add(patience)) != nil {
 		return false
 	}
-	// Who ends us does not wait for long.
+	// After the context ends, wait for a short time only.
 	defer context.AfterFunc(ctx, func() {
-		collector.SetDeadline(time.Now().Add(farewell)) //nolint:errcheck // then the first deadline stands
+		collector.SetDeadline(time.Now().Add(farewell)) //nolint:errcheck // on an error the first deadline applies
 	})()
 	if collector.send(m) != nil {
 		return false

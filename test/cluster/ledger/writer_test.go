@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// started runs a writer; end ends it and returns what Run returned.
+// started runs a writer. Function end stops it and returns Run's result.
 func started(t *testing.T, w Writer) (end func() error) {
 	t.Helper()
 	w.Name = "db"
@@ -62,7 +62,7 @@ func TestEveryRecordIsAcknowledged(t *testing.T) {
 	assert.Len(t, c.Sessions("db"), 3)
 }
 
-func TestARateIsKept(t *testing.T) {
+func TestRateLimitsRecords(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	end := started(t, Writer{Path: filepath.Join(t.TempDir(), "ledger"), To: c.address(), Rate: 50})
 	first := awaitAck(t, c, After(0))
@@ -70,7 +70,7 @@ func TestARateIsKept(t *testing.T) {
 	require.NoError(t, end())
 }
 
-func TestAWriterComesBackWhenItsConnectionBreaks(t *testing.T) {
+func TestWriterReconnects(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	path := filepath.Join(t.TempDir(), "ledger")
 	end := started(t, Writer{Path: path, To: c.address(), Node: "one"})
@@ -92,7 +92,7 @@ func TestAWriterComesBackWhenItsConnectionBreaks(t *testing.T) {
 	assert.False(t, sessions[1].First)
 }
 
-func TestWithoutACollectorNothingIsWritten(t *testing.T) {
+func TestNothingIsWrittenWithoutACollector(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	path := filepath.Join(t.TempDir(), "ledger")
 	end := started(t, Writer{Path: path, To: c.address(), Node: "one"})
@@ -112,8 +112,8 @@ func TestWithoutACollectorNothingIsWritten(t *testing.T) {
 	require.ErrorContains(t, c.Check("db", s), "without acknowledgement", "the other collector knows nothing of those")
 }
 
-// What was acknowledged after it had read, it need not know.
-func TestAWriterThatHasReadSaysSo(t *testing.T) {
+// It need not know what was acknowledged after it had read the ledger.
+func TestReconnectedWriterReportsThatItHasRead(t *testing.T) {
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	started(t, Writer{Path: filepath.Join(t.TempDir(), "ledger"), To: listener.Addr().String()})
@@ -136,7 +136,7 @@ func TestAWriterThatHasReadSaysSo(t *testing.T) {
 	require.NoError(t, listener.Close())
 }
 
-func TestAWriterEndsPromptly(t *testing.T) {
+func TestWriterEndsPromptly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ledger")
 	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -155,7 +155,7 @@ func TestAWriterEndsPromptly(t *testing.T) {
 	assert.NoFileExists(t, path, "what a collector does not know of is not begun")
 }
 
-func TestTwoWritersOnCopiesAreAFork(t *testing.T) {
+func TestWritersOnCopiesFork(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	dir := t.TempDir()
 	path, copied := filepath.Join(dir, "ledger"), filepath.Join(dir, "copy")
@@ -175,7 +175,7 @@ func TestTwoWritersOnCopiesAreAFork(t *testing.T) {
 	assert.Regexp(t, "task [ab] on (one|two)", violation)
 }
 
-func TestAWriterOnAnOlderCopyIsTold(t *testing.T) {
+func TestWriterOnOlderCopyIsAViolation(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	dir := t.TempDir()
 	path, copied := filepath.Join(dir, "ledger"), filepath.Join(dir, "copy")
@@ -190,7 +190,7 @@ func TestAWriterOnAnOlderCopyIsTold(t *testing.T) {
 	awaitViolation(t, c, "acknowledged records are lost: task  on two read a ledger of the same history")
 }
 
-func TestAnErrorIsReportedAndNeverAcknowledged(t *testing.T) {
+func TestFailedRecordIsReportedAndNotAcknowledged(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	path := filepath.Join(full(t), "ledger")
 	end := started(t, Writer{Path: path, To: c.address(), Node: "one", Task: "a"})
@@ -206,7 +206,7 @@ func TestAnErrorIsReportedAndNeverAcknowledged(t *testing.T) {
 	assert.Empty(t, c.Violations())
 }
 
-func TestAnErrorBeforeTheFirstRecordIsReportedToo(t *testing.T) {
+func TestErrorBeforeTheFirstRecordIsReported(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	path := filepath.Join(t.TempDir(), "missing", "ledger")
 	end := started(t, Writer{Path: path, To: c.address()})
@@ -222,7 +222,7 @@ func TestAnErrorBeforeTheFirstRecordIsReportedToo(t *testing.T) {
 	assert.Len(t, c.Errors("db"), 2)
 }
 
-func TestAnErrorThatNobodyHearsSaysSo(t *testing.T) {
+func TestUnreportedErrorSaysSo(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	l := opened(t, filepath.Join(t.TempDir(), "ledger"))
 	l.sync = func(*os.File) error {
@@ -232,7 +232,7 @@ func TestAnErrorThatNobodyHearsSaysSo(t *testing.T) {
 	w := Writer{To: c.address(), Name: "db", file: l}
 	err := w.Run(t.Context())
 	require.ErrorIs(t, err, syscall.EIO)
-	require.ErrorContains(t, err, "not told to the collector")
+	require.ErrorContains(t, err, "not reported to the collector")
 	assert.Empty(t, c.Errors("db"))
 	last, _ := c.Last("db")
 	assert.Zero(t, last)

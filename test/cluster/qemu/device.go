@@ -10,17 +10,16 @@ import (
 	"time"
 )
 
-// ErrEnded is returned for a disk that was to be put into a machine that has ended, or that has ended meanwhile.
+// ErrEnded is the error of plugging a disk into a machine that has ended.
 var ErrEnded = errors.New("the machine has ended")
 
-// maxPorts is what eight slots of the machine's first bus hold: a port is one of eight functions of a slot.
+// maxPorts is the number of ports in eight slots of the machine's first bus, with eight functions each.
 const maxPorts = 64
 
-// again is how long after a guest was asked to let a device go it is asked anew: while it boots it may not hear.
+// again is the interval of requests to the guest to release a device: it may miss one while it boots.
 const again = time.Second
 
-// portArguments are the sockets into which disks are plugged. They reserve no I/O space, of which there is too little for
-// so many and which no disk wants.
+// portArguments returns the ports for disks. They reserve no I/O space, which is scarce and not needed by disks.
 func portArguments(ports int) []string {
 	var args []string
 	for i := range ports {
@@ -33,25 +32,25 @@ func portArguments(ports int) []string {
 
 func portName(i int) string { return fmt.Sprintf("port%d", i) }
 
-// A device is a disk in a machine: QEMU's device, QEMU's node, which is a connection to a server, and the server. It takes
-// its port until nothing of it is left; on a bus without ports, that is its place among the disks that there can be.
+// device is a disk in a machine: QEMU's device, QEMU's block node, which is a connection to a server, and the server. It
+// occupies its port (on a bus without ports, its place in the limit) until all of them are gone.
 type device struct {
 	m       *Machine
 	model   Model
-	number  int    // of all devices that the machine has had
-	name    string // of the device
+	number  int    // number among all devices that the machine has had
+	name    string // ID of the device
 	node    string
 	serial  string
 	port    int
 	server  *server
-	gone    chan struct{} // closed when QEMU has no such device any more
-	cleared chan struct{} // closed when nothing is left; never, if the machine ends before
+	gone    chan struct{} // closed when QEMU's device is gone
+	cleared chan struct{} // closed when all is gone; not if the machine ends before
 
-	removing bool // under m.mu
+	removing bool // protected by m.mu
 }
 
-// plug puts a disk into a machine. When it returns the machine has it, the guest may not have seen it yet. If it fails there
-// is no server any more, and nothing else is left unless QEMU has ceased to answer.
+// plug plugs a disk into a machine. When it returns, the machine has the disk, but the guest may not have seen it yet. After an
+// error the server is gone, and all else too unless QEMU has stopped answering.
 func (m *Machine) plug(model Model, serial string, serve func() (*server, error)) (*device, error) {
 	d, err := m.allot(model, serial)
 	if err != nil {
@@ -82,7 +81,7 @@ func (m *Machine) plug(model Model, serial string, serve func() (*server, error)
 	return d, nil
 }
 
-// allot finds a port. If it finds one, the caller owes m.work an end.
+// allot reserves a port. After success the caller must call m.work.Done.
 func (m *Machine) allot(model Model, serial string) (*device, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -91,7 +90,7 @@ func (m *Machine) allot(model Model, serial string) (*device, error) {
 	}
 	port := slices.Index(m.ports, nil)
 	if port < 0 {
-		return nil, fmt.Errorf("all %d ports of the machine are taken", len(m.ports))
+		return nil, fmt.Errorf("all %d ports of the machine are in use", len(m.ports))
 	}
 	m.named++
 	name := fmt.Sprintf("disk%d", m.named)
@@ -111,7 +110,7 @@ func (d *device) free() {
 	close(d.cleared)
 }
 
-// device returns the device with a serial, nil if there is none.
+// device returns the device with a serial, or nil.
 func (m *Machine) device(serial string) *device {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -123,7 +122,7 @@ func (m *Machine) device(serial string) *device {
 	return nil
 }
 
-// notice is called for QEMU's events.
+// notice handles QEMU's events.
 func (m *Machine) notice(event Event) {
 	var about struct {
 		Device string `json:"device"`
@@ -140,8 +139,8 @@ func (m *Machine) notice(event Event) {
 	}
 }
 
-// connectNode makes QEMU the server's one client. There is no second time: a node whose server has ended fails at once, and
-// its socket's path is gone, and never used for another server, which might have the same disk, in use by another machine.
+// connectNode connects QEMU to the server as its only client. It never reconnects: if the server has ended, the node fails at
+// once. The socket's path is removed and never reused, since another server could serve the same disk for another machine.
 func (m *Machine) connectNode(node string, server *server) error {
 	ctx, cancel := context.WithTimeout(context.Background(), qemuTimeout)
 	defer cancel()
@@ -156,7 +155,7 @@ func (m *Machine) connectNode(node string, server *server) error {
 		if !errors.As(err, new(*Refusal)) {
 			return err
 		}
-		select { // it does not listen yet, in all likelihood
+		select { // the server probably does not listen yet
 		case <-server.ended:
 			return server.failure()
 		case <-ctx.Done():
@@ -166,7 +165,7 @@ func (m *Machine) connectNode(node string, server *server) error {
 	}
 }
 
-// remove begins to take the device from the machine, if that has not begun. The guest does its part when it runs.
+// remove begins to remove the device from the machine, unless that has begun. The guest takes part when it runs.
 func (d *device) remove() {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
@@ -184,13 +183,13 @@ func (d *device) isRemoving() bool {
 	return d.removing
 }
 
-// clear lasts until nothing is left, or the machine ends.
+// clear waits until all is gone or the machine ends.
 func (d *device) clear() {
 	defer d.m.work.Done()
 	ask := time.NewTicker(again)
 	defer ask.Stop()
 	for here := true; here; {
-		// Refused it is, too, while the guest has not answered yet.
+		// QEMU also refuses while the guest has not answered an earlier request.
 		err := d.m.execute("device_del", map[string]any{"id": d.name}, nil)
 		var refusal *Refusal
 		if errors.As(err, &refusal) && refusal.Class == "DeviceNotFound" {
@@ -211,7 +210,7 @@ func (d *device) clear() {
 	d.free()
 }
 
-// dropNode lasts until there is no such node, or the machine ends, which makes it false.
+// dropNode waits until the node is gone and returns true, or returns false if the machine ends.
 func (m *Machine) dropNode(node string) bool {
 	for {
 		err := m.execute("blockdev-del", map[string]any{"node-name": node}, nil)
@@ -226,9 +225,8 @@ func (m *Machine) dropNode(node string) bool {
 	}
 }
 
-// grow shows the guest that the image has become larger. A server and its client keep the size that they began with: so a
-// second pair takes the place of the first, between two requests of the guest. Nothing else may be done about the device
-// meanwhile.
+// grow shows the guest the larger image. A server and its client keep their initial size, so a second pair replaces the first
+// between two requests of the guest. Nothing else may be done with the device meanwhile.
 func (d *device) grow(bytes int64, serve func() (*server, error)) error {
 	m := d.m
 	m.mu.Lock()
@@ -238,7 +236,7 @@ func (d *device) grow(bytes int64, serve func() (*server, error)) error {
 	}
 	if d.removing {
 		m.mu.Unlock()
-		return errors.New("the guest has been asked to let it go")
+		return errors.New("the disk is being removed")
 	}
 	m.named++
 	node := fmt.Sprintf("disk%d", m.named)
@@ -270,7 +268,7 @@ func (d *device) grow(bytes int64, serve func() (*server, error)) error {
 	return m.execute("block_resize", map[string]any{"node-name": node, "size": bytes}, nil)
 }
 
-// left waits until nothing is left of the device, or of the machine, but no longer than so long.
+// left waits until the device or the machine is gone, at most for the limit.
 func (d *device) left(limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()

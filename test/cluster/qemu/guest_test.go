@@ -22,19 +22,19 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/qemu"
 )
 
-// ready is the snapshot of a guest that listens.
+// ready is the name of the snapshot of a booted guest.
 const ready = "ready"
 
-// modules are what the guest loads, in this order.
+// modules are the kernel modules of the guest, in load order.
 var modules = []string{
 	"virtio/virtio_ring", "virtio/virtio", "virtio/virtio_pci_legacy_dev", "virtio/virtio_pci_modern_dev", "virtio/virtio_pci",
 	"block/virtio_blk", "char/virtio_console", "scsi/scsi_common", "scsi/scsi_mod", "scsi/sd_mod", "scsi/virtio_scsi",
 }
 
-// programs are what is built for the guest.
+// programs are the programs built for the guest.
 var programs = map[string]string{"agent": "../agent/cmd/agent", "device": "./testdata/device"}
 
-// initScript is all that runs in the guest. It carries out the lines that come by the agent's port.
+// initScript is the guest's only program. It runs the lines that arrive at the agent's port.
 const initScript = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t devtmpfs none /dev
@@ -59,7 +59,7 @@ while :; do
 done
 `
 
-// processes are started by one thread, which lives as long as the test: they die with it.
+// processes starts programs from a thread that lives as long as the test, so that they end with it.
 var processes = func() qemu.Runner {
 	type order struct {
 		cmd  *exec.Cmd
@@ -80,7 +80,7 @@ var processes = func() qemu.Runner {
 	})
 }()
 
-var shared string // a directory of all tests
+var shared string // directory shared by all tests
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -89,12 +89,12 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer func() { os.RemoveAll(shared) }() //nolint:errcheck // the system cleans up behind tests
+		defer func() { os.RemoveAll(shared) }() //nolint:errcheck // leftovers are harmless
 		return m.Run()
 	}())
 }
 
-// golden makes what all machines have in common: what they boot with, and a root image with the snapshot ready.
+// golden makes what all machines share: kernel, initrd, and a root image with the snapshot ready.
 var golden = sync.OnceValues(func() (cfg qemu.Config, err error) {
 	kernel, err := qemu.FetchKernel(context.Background())
 	if err != nil {
@@ -160,18 +160,18 @@ var golden = sync.OnceValues(func() (cfg qemu.Config, err error) {
 	return cfg, m.SaveSnapshot(ready)
 })
 
-// guest is a machine whose kernel can be asked.
+// guest is a machine whose kernel answers commands.
 type guest struct {
 	*qemu.Machine
 	t   *testing.T
 	cfg qemu.Config
 
-	mu sync.Mutex // the port serves one at a time
+	mu sync.Mutex // the port serves one command at a time
 }
 
 var machines atomic.Int32
 
-// newGuest returns a guest that runs.
+// newGuest returns a running guest.
 func newGuest(t *testing.T) *guest {
 	t.Helper()
 	cfg, err := golden()
@@ -199,7 +199,7 @@ func start(t *testing.T, cfg qemu.Config) *guest {
 
 var commands atomic.Int64
 
-// command has the guest carry out a line, and returns what that has printed.
+// command runs a line in the guest and returns its output.
 func (g *guest) command(ctx context.Context, line string) (string, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -226,7 +226,7 @@ func (g *guest) command(ctx context.Context, line string) (string, error) {
 			printed.WriteString(lines.Text() + "\n")
 			continue
 		}
-		if ended < id { // one that nobody has waited for
+		if ended < id { // answer to an earlier command that timed out
 			printed.Reset()
 			continue
 		}
@@ -254,7 +254,7 @@ func (g *guest) run(format string, args ...any) string {
 	return out
 }
 
-// questions are what a Storage asks the guest.
+// questions returns the functions by which a Storage queries the guest.
 func (g *guest) questions() qemu.Guest {
 	state := func(ctx context.Context, serial string) (string, error) {
 		return g.command(ctx, "agent disk "+serial)

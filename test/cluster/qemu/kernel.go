@@ -13,23 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KernelVariable names the environment variable with the directory where FetchKernel keeps kernels.
+// KernelVariable is the environment variable for the directory in which FetchKernel caches kernels.
 const KernelVariable = "BLOCKVOL_TEST_KERNEL"
 
-// Kernel is a Linux to boot machines with. It has NVMe and ext4 built in; virtio comes as modules.
+// Kernel is a Linux kernel for machines. It has NVMe and ext4 built in, and virtio as modules.
 type Kernel struct {
-	Image   string // the file to boot
+	Image   string // kernel image
 	Modules string // lib/modules/<version>
 }
 
-// FetchKernel returns Debian's kernel for machines in clouds. What was fetched once is kept, and the network is not asked
-// again: in the directory that KernelVariable names, or else in blockvol/kernel below the user's cache.
+// FetchKernel returns Debian's kernel for cloud machines. It is downloaded once and cached in the directory in KernelVariable,
+// by default blockvol/kernel in the user's cache directory.
 func FetchKernel(ctx context.Context) (Kernel, error) {
 	dir := os.Getenv(KernelVariable)
 	if dir == "" {
 		cache, err := os.UserCacheDir()
 		if err != nil {
-			return Kernel{}, fmt.Errorf("no place to keep a kernel in, %s can name one: %w", KernelVariable, err)
+			return Kernel{}, fmt.Errorf("no cache directory, set %s: %w", KernelVariable, err)
 		}
 		dir = filepath.Join(cache, "blockvol", "kernel")
 	}
@@ -41,7 +41,7 @@ func FetchKernel(ctx context.Context) (Kernel, error) {
 		return Kernel{}, err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil { // one fetches for all
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil { // concurrent callers wait
 		return Kernel{}, err
 	}
 	tree := filepath.Join(dir, "tree")
@@ -56,7 +56,7 @@ func FetchKernel(ctx context.Context) (Kernel, error) {
 	images, _ := filepath.Glob(filepath.Join(tree, "boot", "vmlinuz-*"))
 	modules, _ := filepath.Glob(filepath.Join(tree, "lib", "modules", "*"))
 	if len(images) != 1 || len(modules) != 1 {
-		return Kernel{}, fmt.Errorf("%s is not one kernel with its modules: remove it to fetch one anew", tree)
+		return Kernel{}, fmt.Errorf("%s is not a kernel with its modules: remove it to download one again", tree)
 	}
 	return Kernel{images[0], modules[0]}, nil
 }
@@ -66,11 +66,11 @@ func fetchKernel(ctx context.Context, dir, tree string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work) //nolint:errcheck // at worst something useless stays
+	defer os.RemoveAll(work) //nolint:errcheck // leftovers are harmless
 	if err := os.Chmod(work, 0o755); err != nil {
 		return err
 	}
-	// The package that everybody names depends on the one of the day.
+	// The metapackage depends on the current kernel's package.
 	depends, err := output(ctx, work, "apt-cache", "depends", "--important", "linux-image-cloud-amd64")
 	if err != nil {
 		return err
@@ -78,7 +78,7 @@ func fetchKernel(ctx context.Context, dir, tree string) error {
 	_, name, _ := strings.Cut(depends, "Depends: ")
 	name, _, _ = strings.Cut(name, "\n")
 	if name == "" {
-		return errors.New("apt knows no package linux-image-cloud-amd64: this wants Debian, and apt-get update")
+		return errors.New("apt knows no package linux-image-cloud-amd64: use Debian and run apt-get update")
 	}
 	if _, err := output(ctx, work, "apt-get", "download", name); err != nil {
 		return err
@@ -91,7 +91,7 @@ func fetchKernel(ctx context.Context, dir, tree string) error {
 	if _, err := output(ctx, work, "dpkg", "-x", packages[0], unpacked); err != nil {
 		return err
 	}
-	return os.Rename(unpacked, tree) // whole, or not at all
+	return os.Rename(unpacked, tree) // in one step
 }
 
 func output(ctx context.Context, dir, program string, args ...string) (string, error) {

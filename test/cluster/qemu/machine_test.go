@@ -13,7 +13,7 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/qemu"
 )
 
-func TestASnapshotHoldsTheWholeMachine(t *testing.T) {
+func TestSnapshotRestoresTheMachine(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t)
 	g.run("echo then >/memory; echo then | dd of=/dev/vda conv=fsync")
@@ -27,7 +27,7 @@ func TestASnapshotHoldsTheWholeMachine(t *testing.T) {
 	assert.Equal(t, "then", again.run("head -n 1 /dev/vda"))
 }
 
-func TestASnapshotThatFailsSaysWhy(t *testing.T) {
+func TestFailedSnapshotReportsTheCause(t *testing.T) {
 	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		w.create(vol(0))
@@ -38,7 +38,7 @@ func TestASnapshotThatFailsSaysWhy(t *testing.T) {
 	})
 }
 
-func TestAMachineThatDoesNotStartSaysWhy(t *testing.T) {
+func TestFailedStartReportsTheCause(t *testing.T) {
 	t.Parallel()
 	cfg, err := golden()
 	require.NoError(t, err)
@@ -49,20 +49,20 @@ func TestAMachineThatDoesNotStartSaysWhy(t *testing.T) {
 	assert.Empty(t, running(t, cfg.Dir))
 }
 
-func TestAGuestThatPowersOffEndsItsMachine(t *testing.T) {
+func TestGuestPowerOffEndsTheMachine(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t)
 	g.run("(sleep 0.2; poweroff -f) >/dev/null 2>&1 &")
 	select {
 	case <-g.Ended():
 	case <-time.After(20 * time.Second):
-		t.Fatal("it goes on")
+		t.Fatal("the machine has not ended")
 	}
-	g.PowerOff() // changes nothing
+	g.PowerOff() // no effect
 	require.Error(t, g.Freeze())
 }
 
-// A machine that loses power boots again from what it has flushed, and reboots in place with the disks it has.
+// After a power loss a machine boots from the data that it has flushed. After a reboot it has the same disks.
 func TestPowerOffColdStartAndReboot(t *testing.T) {
 	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
@@ -94,9 +94,9 @@ func TestPowerOffColdStartAndReboot(t *testing.T) {
 	})
 }
 
-// A guest that boots may not hear that it is to let a disk go. QEMU takes another request after 5 s, and a guest that heard one takes
-// 5 s of its own, in which somebody might change their mind (PCI Express, attention button).
-func TestADiskPulledDuringBootIsGoneAfterIt(t *testing.T) {
+// A booting guest may miss a request to release a disk. QEMU accepts another after 5 s, and a guest takes 5 s of its own,
+// during which the request could be cancelled (PCI Express, attention button).
+func TestDiskDetachedDuringBootIsRemoved(t *testing.T) {
 	t.Parallel()
 	w := newStorage(t, qemu.EBS)
 	cfg, err := golden()

@@ -13,11 +13,10 @@ import (
 	"sync"
 )
 
-// Monitor speaks QMP, QEMU's protocol for those who watch and change a running machine. Its methods may be called from any
-// number of goroutines.
+// Monitor is a connection by QMP, QEMU's control protocol. Its methods are safe for concurrent use.
 type Monitor struct {
 	conn net.Conn
-	done chan struct{} // closed when nothing is read any more
+	done chan struct{} // closed when the connection has ended
 
 	writing sync.Mutex
 
@@ -25,16 +24,16 @@ type Monitor struct {
 	last    int
 	pending map[int]chan<- answer
 	watches map[int]func(Event)
-	err     error // why nothing is read any more
+	err     error // why the connection has ended
 }
 
-// Event is what QEMU tells without being asked.
+// Event is a QMP event.
 type Event struct {
 	Name string          `json:"event"`
 	Data json.RawMessage `json:"data"`
 }
 
-// Refusal is QEMU's error for one command.
+// Refusal is QEMU's error for a command.
 type Refusal struct {
 	Class string `json:"class"`
 	Desc  string `json:"desc"`
@@ -61,7 +60,7 @@ func Dial(ctx context.Context, path string) (*Monitor, error) {
 		watches: map[int]func(Event){},
 	}
 	go m.read()
-	// QEMU answers only after its greeting, which read passes over.
+	// QEMU answers after its greeting, which read ignores.
 	if err := m.Execute(ctx, "qmp_capabilities", nil, nil); err != nil {
 		m.Close()
 		return nil, err
@@ -69,17 +68,17 @@ func Dial(ctx context.Context, path string) (*Monitor, error) {
 	return m, nil
 }
 
-// Close ends the connection. Commands that are under way fail.
+// Close closes the connection. Pending commands fail.
 func (m *Monitor) Close() {
-	m.conn.Close() //nolint:errcheck // nothing is to be sent any more
+	m.conn.Close() //nolint:errcheck // nothing more is sent
 	<-m.done
 }
 
-// Done is closed when the connection has ended, as it does with QEMU.
+// Done returns a channel that is closed when the connection has ended, for instance with QEMU.
 func (m *Monitor) Done() <-chan struct{} { return m.done }
 
-// Watch has f called for each event from now on, in their order, until stop is called. f must neither wait nor call the
-// monitor: nothing is read meanwhile.
+// Watch calls f for each event, in order, until stop is called. f must not block or call the monitor: nothing is read
+// meanwhile.
 func (m *Monitor) Watch(f func(Event)) (stop func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -93,8 +92,8 @@ func (m *Monitor) Watch(f func(Event)) (stop func()) {
 	}
 }
 
-// Execute has QEMU carry out a command, and puts what it returns into result, unless that is nil. What QEMU refuses is a
-// *Refusal. After any other error the command may have been carried out, or may be yet.
+// Execute executes a command and stores its result in result, unless that is nil. QEMU's error is a *Refusal. After any other
+// error the command may have been executed, or may still be.
 func (m *Monitor) Execute(ctx context.Context, command string, args, result any) error {
 	answered := make(chan answer, 1)
 	m.mu.Lock()
@@ -140,12 +139,12 @@ func (m *Monitor) send(ctx context.Context, id int, command string, args any) er
 	}
 	m.writing.Lock()
 	defer m.writing.Unlock()
-	deadline, _ := ctx.Deadline() // the zero time is none
+	deadline, _ := ctx.Deadline() // the zero time is no deadline
 	if err := m.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
 	if _, err := m.conn.Write(append(line, '\n')); err != nil {
-		m.conn.Close()                               //nolint:errcheck // half a command may have been sent: no other can follow
+		m.conn.Close()                               //nolint:errcheck // part of a command may have been sent, so no other can follow
 		if !errors.Is(err, os.ErrDeadlineExceeded) { // before the reader has noticed
 			err = fmt.Errorf("the monitor's connection has ended: %w", err)
 		}
@@ -154,8 +153,7 @@ func (m *Monitor) send(ctx context.Context, id int, command string, args any) er
 	return nil
 }
 
-// Human has QEMU carry out a command in the words of the monitor for humans, and returns what it says: nothing, in most
-// cases, if all is well.
+// Human executes a command of the human monitor and returns its output, which is usually empty on success.
 func (m *Monitor) Human(ctx context.Context, line string) (string, error) {
 	var says string
 	err := m.Execute(ctx, "human-monitor-command", map[string]any{"command-line": line}, &says)
@@ -197,7 +195,7 @@ func (m *Monitor) read() {
 	for _, answered := range m.pending {
 		select {
 		case answered <- answer{err: m.err}:
-		default: // it has its answer
+		default: // it has an answer already
 		}
 	}
 	m.mu.Unlock()

@@ -17,8 +17,8 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/qemu"
 )
 
-// answering is a monitor whose other end is a function: given a command, it returns the lines to say. When it returns none,
-// the connection ends.
+// answering returns a monitor connected to a function that returns the lines to send for a command. If it returns none, the
+// connection ends.
 func answering(t *testing.T, say func(command string, id int) []string) *qemu.Monitor {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "qmp")
@@ -30,7 +30,7 @@ func answering(t *testing.T, say func(command string, id int) []string) *qemu.Mo
 		if err != nil {
 			return
 		}
-		defer conn.Close() //nolint:errcheck // that is what is tested
+		defer conn.Close() //nolint:errcheck // the end is part of the test
 		fmt.Fprintln(conn, `{"QMP": {"version": {}, "capabilities": ["oob"]}}`)
 		for lines := bufio.NewScanner(conn); lines.Scan(); {
 			var command struct {
@@ -58,14 +58,14 @@ func answering(t *testing.T, say func(command string, id int) []string) *qemu.Mo
 	return m
 }
 
-func TestAnswersReachWhoAskedForThem(t *testing.T) {
+func TestAnswersAreMatchedToCommands(t *testing.T) {
 	var first int
 	m := answering(t, func(_ string, id int) []string {
 		if first == 0 {
 			first = id
 			return []string{}
 		}
-		return []string{ // in the other order
+		return []string{ // in reverse order
 			fmt.Sprintf(`{"return": %d, "id": %d}`, id, id),
 			fmt.Sprintf(`{"return": %d, "id": %d}`, first, first),
 		}
@@ -80,7 +80,7 @@ func TestAnswersReachWhoAskedForThem(t *testing.T) {
 	assert.NotContains(t, results, 0)
 }
 
-func TestARefusalHasItsClass(t *testing.T) {
+func TestRefusalHasItsClass(t *testing.T) {
 	m := answering(t, func(_ string, id int) []string {
 		return []string{fmt.Sprintf(`{"error": {"class": "DeviceNotFound", "desc": "no disk1"}, "id": %d}`, id)}
 	})

@@ -9,16 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A server is what stands between one machine and the image of one disk: a qemu-nbd with one client. When it has ended, no
-// byte of this machine reaches the image any more, whatever the machine does. What it has acknowledged is in the file.
+// server is a qemu-nbd that serves the image of one disk to one machine. When it has ended, no more data of the machine reaches
+// the image. Data that it has acknowledged is in the file.
 type server struct {
 	socket string
-	image  *os.File // until it is locked
+	image  *os.File // open until it is locked
 	cmd    *exec.Cmd
-	ended  chan struct{} // closed when the program has, and every write of it
+	ended  chan struct{} // closed when the program has ended and all its writes are done
 }
 
-// serve starts a server, which is to be locked.
+// serve starts a server. The caller must lock it.
 func serve(run Runner, image, socket string) (*server, error) {
 	file, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
@@ -34,17 +34,17 @@ func serve(run Runner, image, socket string) (*server, error) {
 	}
 	go func() {
 		defer close(s.ended)
-		s.cmd.Wait() //nolint:errcheck // its end, of any kind, is what is waited for
+		s.cmd.Wait() //nolint:errcheck // only its end matters
 	}()
 	return s, nil
 }
 
-// lock keeps all others from serving the same image, in whichever process, or fails because one does: two qemu-nbd would
-// share it without a word. The lock is the program's, as long as it lives.
+// lock prevents any other process from serving the same image, or fails if one does: qemu-nbd itself would allow it. The
+// program holds the lock while it lives.
 func (s *server) lock() error {
 	defer s.image.Close()
 	if err := unix.Flock(int(s.image.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("%s is being served already: %w", s.image.Name(), err)
+		return fmt.Errorf("%s is already being served: %w", s.image.Name(), err)
 	}
 	return nil
 }
@@ -53,7 +53,7 @@ func (s *server) log() string { return s.socket + ".log" }
 
 func (s *server) failure() error { return fmt.Errorf("qemu-nbd has ended: %s", readLog(s.log())) }
 
-// hide removes the way to the server for all who have not taken it.
+// hide removes the socket, so that there are no new clients.
 func (s *server) hide() error {
 	if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -61,11 +61,11 @@ func (s *server) hide() error {
 	return nil
 }
 
-// kill ends the server. It returns when it has ended, and may be called again.
+// kill kills the server and waits until it has ended. It can be called again.
 func (s *server) kill() {
-	s.cmd.Process.Kill() //nolint:errcheck // it may have ended already
+	s.cmd.Process.Kill() //nolint:errcheck // it may have ended
 	<-s.ended
 	s.image.Close()
-	os.Remove(s.socket) //nolint:errcheck // it is there only if it was not hidden
-	os.Remove(s.log())  //nolint:errcheck // nobody asks any more
+	os.Remove(s.socket) //nolint:errcheck // it may be hidden
+	os.Remove(s.log())  //nolint:errcheck // not needed any more
 }

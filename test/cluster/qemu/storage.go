@@ -14,28 +14,27 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/image"
 )
 
-// How long a guest is given. All is a matter of milliseconds; but emulated machines share few processors.
+// Timeouts for guests. Usually milliseconds are enough, but emulated machines share few processors.
 const (
-	answerTime  = 5 * time.Second  // to answer a question
-	showTime    = 10 * time.Second // to show a device that was put in
-	removalTime = 20 * time.Second // to let go of a device that it does not use
-	pullTime    = 2 * time.Second  // to notice that a device was pulled out
+	answerTime  = 5 * time.Second  // to answer a query
+	showTime    = 10 * time.Second // to show a new device
+	removalTime = 20 * time.Second // to release an unused device
+	pullTime    = 2 * time.Second  // to notice a pulled device
 )
 
-// Guest asks the kernel of an instance about the disk with a serial, see Model. What is nil is not asked.
+// Guest queries the kernel of an instance about the disk with a serial, see Model. A nil function is not called.
 type Guest struct {
-	// Busy tells whether the guest holds the disk: has a file system on it mounted, or has it open exclusively. It is asked
-	// right before the disk goes; what takes the disk between the two loses it.
+	// Busy reports whether the guest has the disk mounted or opened exclusively. It is called right before the disk is removed.
+	// What uses the disk in between loses it.
 	Busy func(ctx context.Context, serial string) (bool, error)
 
-	// Present tells whether the guest shows the disk.
+	// Present reports whether the guest shows the disk.
 	Present func(ctx context.Context, serial string) (bool, error)
 }
 
-// Storage has the disks of one simulated cloud: it is a cloud.Backend for instances that are machines. A disk is a sparse
-// image file in a directory, and to attach it is to plug a device into the machine, behind a server of its own, without
-// which the machine cannot reach the image. Its methods may be called from any number of goroutines; calls that concern one
-// disk wait for each other.
+// Storage stores the disks of a simulated cloud. It is a cloud.Backend for instances that are machines. A disk is a sparse
+// image file. An attached disk is a device of the machine with a server of its own, which is the machine's only access to the
+// image. Its methods are safe for concurrent use; calls for one disk are serialised.
 type Storage struct {
 	*image.Disks[attachment]
 	run   Runner
@@ -44,7 +43,7 @@ type Storage struct {
 
 	mu        sync.Mutex
 	instances map[string]instance
-	sockets   int // so far: no path is used twice
+	sockets   int // counter, so that no path is reused
 }
 
 type instance struct {
@@ -60,8 +59,8 @@ type attachment struct {
 
 var _ cloud.Backend = (*Storage)(nil)
 
-// NewStorage returns a storage of disks of one model, which keeps its images in a directory, made if missing. The path is to
-// be short: that of a socket in it has 107 bytes at most.
+// NewStorage returns a storage for disks of one model, with its images in dir, which it creates if missing. The path must be
+// short: that of a socket has at most 107 bytes.
 func NewStorage(run Runner, dir string, model Model) (*Storage, error) {
 	disks, err := image.NewDisks[attachment](dir)
 	if err != nil {
@@ -73,7 +72,7 @@ func NewStorage(run Runner, dir string, model Model) (*Storage, error) {
 
 func (s *Storage) socket(name string) string { return filepath.Join(s.dir, "sockets", name) }
 
-// server returns what starts a server for a disk, with a socket whose path was never used.
+// server returns a function that starts a server for a disk, with a new socket path each time.
 func (s *Storage) server(disk string) func() (*server, error) {
 	return func() (*server, error) {
 		s.mu.Lock()
@@ -84,15 +83,15 @@ func (s *Storage) server(disk string) func() (*server, error) {
 	}
 }
 
-// Register tells which machine an instance is from now on. It is called again after each power on. A machine that has ended
-// has no devices; but its disks are attached to the instance, as far as the Storage knows, until they are detached.
+// Register sets the machine of an instance. Call it after each power-on. Disks of a machine that has ended remain attached to
+// the instance until they are detached.
 func (s *Storage) Register(name string, m *Machine, guest Guest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.instances[name] = instance{m, guest}
 }
 
-// ResizeDisk makes a disk larger, also while it is attached, unless it is NVMe: the guest sees it as soon as it runs.
+// ResizeDisk enlarges a disk, attached or not. On NVMe it must be detached. A running guest sees the new size at once.
 func (s *Storage) ResizeDisk(name string, bytes int64) error {
 	d, release, err := s.Lock(name)
 	if err != nil {
@@ -101,20 +100,20 @@ func (s *Storage) ResizeDisk(name string, bytes int64) error {
 	defer release()
 	a := d.Attachment
 	if a != nil && s.model.Bus == NVMe {
-		return fmt.Errorf("disk %s is attached to %s, and QEMU's NVMe controllers cannot grow", name, a.instance)
+		return fmt.Errorf("disk %s is attached to %s and QEMU cannot resize NVMe disks", name, a.instance)
 	}
 	err = image.Grow(s.Image(name), bytes)
 	if err == nil && a != nil && !a.device.left(0) {
 		err = a.device.grow(bytes, s.server(name))
 	}
 	if err != nil {
-		return fmt.Errorf("making disk %s larger: %w", name, err)
+		return fmt.Errorf("resizing disk %s: %w", name, err)
 	}
 	return nil
 }
 
-// Attach plugs the disk into the instance's machine. When it returns the guest shows the disk, unless it is frozen, or does
-// not answer, or is very slow.
+// Attach plugs the disk into the instance's machine. It waits until the guest shows the disk, but not if the guest is frozen,
+// does not answer, or is very slow.
 func (s *Storage) Attach(name, disk string) error {
 	d, release, err := s.Lock(disk)
 	if err != nil {
@@ -122,7 +121,7 @@ func (s *Storage) Attach(name, disk string) error {
 	}
 	defer release()
 	if d.Attachment != nil {
-		return fmt.Errorf("disk %s is attached to %s already", disk, d.Attachment.instance)
+		return fmt.Errorf("disk %s is already attached to %s", disk, d.Attachment.instance)
 	}
 	serial, err := s.model.serial(disk)
 	if err != nil {
@@ -132,11 +131,11 @@ func (s *Storage) Attach(name, disk string) error {
 	i, ok := s.instances[name]
 	s.mu.Unlock()
 	if !ok {
-		return fmt.Errorf("instance %s has no machine: Register has not been called for it", name)
+		return fmt.Errorf("instance %s has no machine: call Register first", name)
 	}
-	// A guest may refuse a second device of the same name.
+	// A guest may refuse a second device with the same serial.
 	if old := i.machine.device(serial); old != nil && !old.left(removalTime) {
-		return fmt.Errorf("instance %s has not let go of disk %s yet, which was taken from it by force", name, disk)
+		return fmt.Errorf("instance %s has not yet released disk %s, which was detached by force", name, disk)
 	}
 	dev, err := i.machine.plug(s.model, serial, s.server(disk))
 	if err != nil {
@@ -171,15 +170,15 @@ func (a *attachment) awaitGuest(shows bool, limit time.Duration) {
 	}
 }
 
-// Detach takes the disk from the instance's machine.
+// Detach removes the disk from the instance's machine.
 //
-// Without force it fails with cloud.ErrDeviceBusy while the guest holds the disk, is frozen or does not answer, and all is as
-// it was. So it does if the guest does not hold the disk, but does not let it go in time either; then it may do so later.
+// Without force it returns cloud.ErrDeviceBusy, and changes nothing, while the guest uses the disk, is frozen or does not
+// answer. It returns the same if the guest does not release an unused disk in time; the guest may still do so later.
 //
-// With force the disk is taken from the guest as if it were pulled: nothing that the guest writes reaches it from then on,
-// and it can be attached elsewhere. The guest sees it go as soon as it runs.
+// With force it pulls the disk: no further writes of the guest reach it, and it can be attached elsewhere. The guest notices
+// when it runs.
 //
-// From a machine that has ended a disk is detached at once.
+// From a machine that has ended, a disk is detached at once.
 func (s *Storage) Detach(name, disk string, force bool) error {
 	d, release, err := s.Lock(disk)
 	if err != nil {
@@ -223,14 +222,14 @@ func (a *attachment) ask() error {
 	return nil
 }
 
-// awaitGone waits until the guest has noticed, where it has no say.
+// awaitGone waits until a guest that cannot refuse the removal has noticed it.
 func (a *attachment) awaitGone(limit time.Duration) {
 	if a.device.model.Bus == SCSI {
 		a.awaitGuest(false, limit)
 	}
 }
 
-// letsGo returns nil if the guest does not hold the device.
+// letsGo returns nil if the guest does not use the device.
 func (a *attachment) letsGo() error {
 	if a.device.m.frozen() {
 		return fmt.Errorf("%w: the machine is frozen", cloud.ErrDeviceBusy)
@@ -250,7 +249,7 @@ func (a *attachment) letsGo() error {
 	return nil
 }
 
-// Close takes all disks from their machines by force, and removes them and the snapshots. The machines go on.
+// Close detaches all disks by force and removes them and the snapshots. The machines continue.
 func (s *Storage) Close() error {
 	s.mu.Lock()
 	s.instances = map[string]instance{} // nothing is attached any more

@@ -27,7 +27,7 @@ const mib = 1 << 20
 
 func vol(i int) string { return fmt.Sprintf("vol-0123456789abcd%03d", i) }
 
-// buses are models of clouds, one for each bus.
+// buses has the model of one cloud for each bus.
 var buses = map[string]qemu.Model{
 	"NVMe": qemu.EBS,
 	"SCSI": {Bus: qemu.SCSI, Vendor: "DO", Product: "Volume", Serial: func(disk string) string { return "named-" + disk }},
@@ -36,7 +36,7 @@ var buses = map[string]qemu.Model{
 	}},
 }
 
-// onEachBus tests an instance whose disks are of each bus; with -short of the one that the Swarm's tests have then.
+// onEachBus runs a test for each bus, with -short only for the bus that the Swarm's tests then use.
 func onEachBus(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Helper()
 	for name, model := range buses {
@@ -81,10 +81,10 @@ func newStorage(t *testing.T, model qemu.Model) *world {
 	return w
 }
 
-// serial is what a disk bears.
+// serial returns a disk's serial.
 func (w *world) serial(i int) string { return w.model.Serial(vol(i)) }
 
-// shown is what a guest shows of it.
+// shown returns the serial that the guest shows.
 func (w *world) shown(i int) string {
 	serial := w.serial(i)
 	if w.model.Bus == qemu.Virtio {
@@ -135,14 +135,14 @@ func (w *world) checksum(disk string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// writeUntilItFails has the guest write to a disk all the time, and make a file, failed, when it cannot any more.
+// writeUntilItFails makes the guest write to a disk continuously and create the file failed at the first error.
 func (w *world) writeUntilItFails(i int) {
 	w.t.Helper()
 	w.here.run("(d=$(device %s); while dd if=/dev/urandom of=$d bs=4k count=4096 oflag=direct conv=notrunc; do :; done; "+
 		">/failed) >/dev/null 2>&1 &", w.serial(i))
 }
 
-// changes waits until a disk does.
+// changes waits until a disk's image changes.
 func (w *world) changes(disk string) {
 	w.t.Helper()
 	before := w.checksum(disk)
@@ -163,13 +163,13 @@ func running(t *testing.T, dir string) []string {
 	return found
 }
 
-// servers returns those of them that serve disks.
+// servers returns the disk servers among them.
 func servers(t *testing.T, dir string) []string {
 	t.Helper()
 	return slices.DeleteFunc(running(t, dir), func(command string) bool { return !strings.HasPrefix(command, "qemu-nbd") })
 }
 
-// nodes returns how many nodes QEMU has for disks.
+// nodes returns the number of QEMU's block nodes for disks.
 func nodes(t *testing.T, m *qemu.Machine) (count int) {
 	t.Helper()
 	var all []struct {
@@ -184,7 +184,7 @@ func nodes(t *testing.T, m *qemu.Machine) (count int) {
 	return count
 }
 
-func TestADiskComesAndGoesTwentyTimes(t *testing.T) {
+func TestDiskIsAttachedTwentyTimes(t *testing.T) {
 	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		w.create(vol(0))
@@ -201,7 +201,7 @@ func TestADiskComesAndGoesTwentyTimes(t *testing.T) {
 	})
 }
 
-func TestSeveralDisksComeAndGoAtOnce(t *testing.T) {
+func TestDisksAreAttachedConcurrently(t *testing.T) {
 	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		const disks = 8
@@ -234,7 +234,7 @@ func TestSeveralDisksComeAndGoAtOnce(t *testing.T) {
 	})
 }
 
-func TestAMountedDiskIsBusyAndUnharmed(t *testing.T) {
+func TestMountedDiskIsBusyAndUnharmed(t *testing.T) {
 	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		w.createFS(vol(0))
@@ -248,10 +248,10 @@ func TestAMountedDiskIsBusyAndUnharmed(t *testing.T) {
 	})
 }
 
-func TestAGuestThatDoesNotAnswerIsBusy(t *testing.T) {
+func TestUnresponsiveGuestIsBusy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	silent := errors.New("it says nothing")
+	silent := errors.New("no answer")
 	fail := func(context.Context, string) (bool, error) { return false, silent }
 	w.Register("i-here", w.here.Machine, qemu.Guest{Busy: fail, Present: fail})
 	w.create(vol(0))
@@ -262,7 +262,7 @@ func TestAGuestThatDoesNotAnswerIsBusy(t *testing.T) {
 	require.NoError(t, w.Detach("i-here", vol(0), true))
 }
 
-func TestAPulledDiskFailsInItsGuestAndWorksInAnother(t *testing.T) {
+func TestPulledDiskFailsInItsGuestAndWorksInAnother(t *testing.T) {
 	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		away := w.instance("i-away")
@@ -287,12 +287,12 @@ func TestAPulledDiskFailsInItsGuestAndWorksInAnother(t *testing.T) {
 		away.run("umount /mnt")
 		w.detach("i-away", vol(0))
 
-		w.attach("i-here", vol(0)) // it is welcome again
+		w.attach("i-here", vol(0)) // it can be attached again
 		w.detach("i-here", vol(0))
 	})
 }
 
-func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
+func TestFrozenMachineCannotWriteToAPulledDisk(t *testing.T) {
 	t.Parallel()
 	onEachBus(t, func(t *testing.T, w *world) {
 		away := w.instance("i-away")
@@ -307,7 +307,7 @@ func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
 		begin := time.Now()
 		require.NoError(t, w.Detach("i-here", vol(0), true))
 		assert.Less(t, time.Since(begin), time.Second, "a frozen guest is not waited for")
-		w.attach("i-here", vol(1)) // without a kernel that could show it, or tell it from the one that has gone
+		w.attach("i-here", vol(1)) // while the kernel cannot show it, or distinguish it from the removed one
 		w.attach("i-away", vol(0))
 		away.run("echo new | dd of=$(device %s) conv=fsync,notrunc", w.serial(0))
 		sum, blank := w.checksum(vol(0)), w.checksum(vol(1))
@@ -326,9 +326,8 @@ func TestAFrozenMachineWritesNothingToADiskThatWasTakenFromIt(t *testing.T) {
 	})
 }
 
-// A writer that is at work the whole time does not notice how the way to its disk is replaced, and neither way is left once
-// the disk is pulled.
-func TestADiskGrowsWhileItIsThere(t *testing.T) {
+// A writer does not notice that the connection to its disk is replaced. After the disk is pulled, neither connection is left.
+func TestAttachedDiskGrows(t *testing.T) {
 	t.Parallel()
 	for _, bus := range []string{"SCSI", "virtio"} {
 		t.Run(bus, func(t *testing.T) {
@@ -352,7 +351,7 @@ func TestADiskGrowsWhileItIsThere(t *testing.T) {
 			w.here.run("echo end | dd of=$(device %s) bs=1M seek=127 conv=fsync", w.serial(0))
 			w.here.run("[ ! -e /failed ]")
 
-			other := newStorage(t, buses[bus]) // as if of another process
+			other := newStorage(t, buses[bus]) // like another process
 			require.NoError(t, other.CreateDisk(vol(1), mib, ""))
 			require.NoError(t, os.Remove(other.Image(vol(1))))
 			require.NoError(t, os.Link(w.Image(vol(0)), other.Image(vol(1))))
@@ -373,8 +372,8 @@ func TestADiskGrowsWhileItIsThere(t *testing.T) {
 	}
 }
 
-// What each cloud's disks look like in sysfs, and that blockvol finds them by it.
-func TestTheIdentitiesOfDisks(t *testing.T) {
+// The identities of each cloud's disks in sysfs, by which blockvol finds them.
+func TestIdentitiesOfDisks(t *testing.T) {
 	g := newGuest(t)
 	const (
 		uuid  = "0b1c8a53-1ca7-4a5b-a8c5-5e1c27a4f6d2"
@@ -431,12 +430,12 @@ func TestTheIdentitiesOfDisks(t *testing.T) {
 			w := newStorage(t, qemu.Model{Bus: bus, Serial: func(string) string { return strings.Repeat("x", most+1) }})
 			w.Register("i-here", g.Machine, g.questions())
 			w.create(vol(0))
-			require.ErrorContains(t, w.Attach("i-here", vol(0)), "does not fit")
+			require.ErrorContains(t, w.Attach("i-here", vol(0)), "is longer than")
 		}
 	})
 }
 
-func TestPowerLossLosesWhatWasNotWritten(t *testing.T) {
+func TestPowerLossLosesUnflushedData(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	away := w.instance("i-away")
@@ -456,15 +455,15 @@ func TestPowerLossLosesWhatWasNotWritten(t *testing.T) {
 	away.run("umount /mnt")
 }
 
-func TestASnapshotOfAnAttachedDiskHoldsWhatWasWritten(t *testing.T) {
+func TestSnapshotOfAttachedDiskHasAllWrites(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.create(vol(0))
 	w.attach("i-here", vol(0))
-	w.here.run("echo written | dd of=$(device %s) bs=4k conv=sync oflag=direct", w.serial(0)) // and not flushed
+	w.here.run("echo written | dd of=$(device %s) bs=4k conv=sync oflag=direct", w.serial(0)) // without a flush
 	require.NoError(t, w.CopyDisk(vol(0), "snap-1"))
 	w.here.run("echo later | dd of=$(device %s) bs=4k conv=sync oflag=direct", w.serial(0))
-	require.ErrorContains(t, w.ResizeDisk(vol(0), 128*mib), "cannot grow")
+	require.ErrorContains(t, w.ResizeDisk(vol(0), 128*mib), "cannot resize")
 	require.Error(t, w.DeleteDisk(vol(0)))
 	w.detach("i-here", vol(0))
 
@@ -484,8 +483,8 @@ func TestASnapshotOfAnAttachedDiskHoldsWhatWasWritten(t *testing.T) {
 	}
 }
 
-// What fails here fails in QEMU or before, so that no guest is wanted: the machine has not booted yet.
-func TestAFailedAttachLeavesNothing(t *testing.T) {
+// These failures happen before the guest is involved, so the machine need not have booted.
+func TestFailedAttachLeavesNothing(t *testing.T) {
 	t.Parallel()
 	cfg, err := golden()
 	require.NoError(t, err)
@@ -509,11 +508,11 @@ func TestAFailedAttachLeavesNothing(t *testing.T) {
 	none("Register")
 	w.Register("i-here", m, qemu.Guest{})
 
-	// Another has the port.
+	// Another device uses the port.
 	busy := map[string]any{"driver": "virtio-balloon-pci", "bus": "port0", "id": "other"}
 	require.NoError(t, m.Monitor().Execute(t.Context(), "device_add", busy, nil))
 	none("device_add")
-	none("device_add") // again: the first has given back what it took
+	none("device_add") // repeated: the first attempt has released everything
 	m.PowerOff()
 	require.ErrorIs(t, w.Attach("i-here", vol(0)), qemu.ErrEnded)
 
@@ -533,7 +532,7 @@ func TestAFailedAttachLeavesNothing(t *testing.T) {
 	require.ErrorContains(t, w.Attach("i-here", vol(0)), "all 1 ports")
 	assert.Len(t, servers(t, w.dir), 1)
 
-	// Another writes to the image: a second storage, as if of another process.
+	// A second storage writes to the image, like another process.
 	other, err := qemu.NewStorage(processes, w.dir, qemu.EBS)
 	require.NoError(t, err)
 	require.NoError(t, os.Rename(w.Image(vol(1)), w.Image("away")))
@@ -551,8 +550,8 @@ func TestAFailedAttachLeavesNothing(t *testing.T) {
 	assert.Len(t, servers(t, w.dir), 1)
 }
 
-// Whatever a machine is in the middle of when it loses power, no server and no lock is left, and no disk is stuck.
-func TestPowerLossWhileDisksComeAndGo(t *testing.T) {
+// Whenever a machine loses power, no server and no lock is left, and all disks can be attached again.
+func TestPowerLossDuringAttachAndDetach(t *testing.T) {
 	t.Parallel()
 	cfg, err := golden()
 	require.NoError(t, err)
@@ -574,7 +573,7 @@ func TestPowerLossWhileDisksComeAndGo(t *testing.T) {
 					if err := w.Attach("i-here", vol(i)); err != nil {
 						return err
 					}
-					if i == 0 { // one stays, the others go without a guest that lets them go
+					if i == 0 { // one stays, the others go without the guest's consent
 						return nil
 					}
 					if err := w.Detach("i-here", vol(i), true); err != nil {

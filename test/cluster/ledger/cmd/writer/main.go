@@ -22,7 +22,7 @@ import (
 )
 
 func main() {
-	// The first process of a container has no default actions: a signal that is not caught is none.
+	// The first process of a container has no default signal handlers, so it must catch signals.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Stdout)
@@ -48,11 +48,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	switch {
 	case flags.NArg() > 0:
-		return fmt.Errorf("%q is not a flag", flags.Arg(0))
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case verify != "":
 		return printSummary(verify, out)
 	case w.Path == "" || w.To == "" || w.Name == "":
-		return errors.New("--file, --to and --name must be given")
+		return errors.New("--file, --to and --name are required")
 	case w.Rate < 0:
 		return errors.New("--rate must not be negative")
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/ledger"
 )
 
-// asWriter makes the test's program the writer.
+// asWriter makes the test binary act as the writer.
 const asWriter = "LEDGER_TEST_IS_WRITER"
 
 func TestMain(m *testing.M) {
@@ -30,13 +30,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A process is a writer by itself.
+// process is a writer process.
 type process struct {
 	*exec.Cmd
 	stderr bytes.Buffer
 }
 
-// start starts a writer as the first process of a namespace, as in a container, if it may.
+// start starts a writer, if possible as PID 1 of a namespace, as in a container.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.Command(os.Args[0], args...)}
@@ -70,7 +70,7 @@ func awaitAck(t *testing.T, c *ledger.Collector, asked ...func(ledger.Ack) bool)
 	require.NoError(t, err)
 }
 
-// verify asks the program.
+// verify runs the program with --verify.
 func verify(t *testing.T, path string) (s ledger.Summary) {
 	t.Helper()
 	var out bytes.Buffer
@@ -80,7 +80,7 @@ func verify(t *testing.T, path string) (s ledger.Summary) {
 	return s
 }
 
-func TestAKilledWriterLosesNothing(t *testing.T) {
+func TestKilledWriterLosesNothing(t *testing.T) {
 	c, address := collect(t)
 	path := filepath.Join(t.TempDir(), "ledger")
 	for range 10 {
@@ -89,7 +89,7 @@ func TestAKilledWriterLosesNothing(t *testing.T) {
 		awaitAck(t, c, ledger.After(last+5+rand.Uint64N(20)))
 		require.NoError(t, p.Process.Kill())
 		require.Error(t, p.Wait())
-		require.Eventually(t, func() bool { // what was on its way is heard
+		require.Eventually(t, func() bool { // pending messages have been received
 			sessions := c.Sessions("db")
 			return !sessions[len(sessions)-1].Ended.IsZero()
 		}, 10*time.Second, time.Millisecond)
@@ -102,7 +102,7 @@ func TestAKilledWriterLosesNothing(t *testing.T) {
 	assert.Equal(t, "a", sessions[0].Task)
 }
 
-func TestATerminatedWriterFinishesItsRecord(t *testing.T) {
+func TestTerminatedWriterFinishesItsRecord(t *testing.T) {
 	c, address := collect(t)
 	path := filepath.Join(t.TempDir(), "ledger")
 	for range 3 {
@@ -120,7 +120,7 @@ func TestATerminatedWriterFinishesItsRecord(t *testing.T) {
 	assert.Empty(t, c.Violations())
 }
 
-func TestAWriterThatCannotWriteFails(t *testing.T) {
+func TestWriterThatCannotWriteFails(t *testing.T) {
 	c, address := collect(t)
 	p := start(t, "--file", filepath.Join(t.TempDir(), "missing", "ledger"), "--to", address, "--name", "db")
 	require.ErrorContains(t, p.Wait(), "exit status 1")
@@ -132,11 +132,11 @@ func TestInvalidSettingsAreExplained(t *testing.T) {
 	bad := filepath.Join(t.TempDir(), "bad")
 	require.NoError(t, os.WriteFile(bad, make([]byte, 10000), 0o600))
 	for want, args := range map[string][]string{
-		"must be given":      {"--file", "f", "--to", "t"},
-		"must not be":        {"--file", "f", "--to", "t", "--name", "n", "--rate", "-1"},
-		`"ledger" is not`:    {"ledger"},
-		"no such file":       {"--verify", bad + ".not"},
-		bad + ": the ledger": {"--verify", bad},
+		"are required":                 {"--file", "f", "--to", "t"},
+		"must not be":                  {"--file", "f", "--to", "t", "--name", "n", "--rate", "-1"},
+		`unexpected argument "ledger"`: {"ledger"},
+		"no such file":                 {"--verify", bad + ".not"},
+		bad + ": the ledger":           {"--verify", bad},
 	} {
 		require.ErrorContains(t, run(t.Context(), args, &bytes.Buffer{}), want)
 	}

@@ -1,4 +1,4 @@
-// Command device prints the path of the disk that has a serial and is on a bus, or on any, as blockvol finds it.
+// Command device prints the path of the disk with this serial, on one bus or any, found as blockvol does.
 package main
 
 import (
