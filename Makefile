@@ -1,22 +1,22 @@
-# `make help` explains every target.
+# `make help` lists the targets.
 
-# The architecture to build for, in Debian's words: amd64 or arm64.
+# The architecture to build for, as Debian names it: amd64 or arm64.
 ARCH ?= $(shell dpkg --print-architecture)
-# Settings for the plugin at `make install`: SETTINGS="LOG_LEVEL=debug CLUSTER=blue".
+# The plugin's settings for `make install`: SETTINGS="LOG_LEVEL=debug CLUSTER=blue".
 SETTINGS ?=
 
 native := $(shell dpkg --print-architecture)
 plugin := build/plugin$(if $(filter-out $(native),$(ARCH)),-$(ARCH))
 tools  := build/bin
 
-# How often `make fuzz` runs each target. (With a duration Go fails now and then when the time is up.)
+# How many times `make fuzz` runs each target. (With a duration, Go sometimes fails at the end.)
 FUZZTIME ?= 2000000x
 
-# How many steps `make random` takes, and in which world: own, EC2 or, empty, both. With a SEED it replays one run.
+# The number of steps of `make random`, and its world: own, EC2 or, if empty, both. SEED replays a run.
 STEPS ?= 20000
 WORLD ?=
 
-# How long `make soak` goes on.
+# The duration of `make soak`.
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
@@ -25,83 +25,83 @@ SOAK ?= 30m
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## the binary alone: build/blockvol
+build: ## build the binary: build/blockvol
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -o build/blockvol ./cmd/blockvol
 
-plugin: ## the managed plugin: build/plugin (ARCH=arm64: build/plugin-arm64)
+plugin: ## build the managed plugin: build/plugin (ARCH=arm64: build/plugin-arm64)
 	@scripts/plugin $(ARCH) $(plugin)
 
-install: plugin ## put the plugin into the engine at hand as blockvol:latest (SETTINGS="NAME=VALUE ...")
+install: plugin ## install the plugin into the current engine as blockvol:latest (SETTINGS="NAME=VALUE ...")
 	@scripts/install $(plugin) $(SETTINGS)
 
-demo: ## show it at work on a private engine; leaves nothing behind
+demo: ## a tour on a private engine; leaves nothing behind
 	@scripts/setup demo
 	@$(MAKE) --no-print-directory plugin
 	@go build -buildvcs=false -o build/sandbox ./test/sandbox
 	@build/sandbox scripts/demo
 
-demo-swarm: ## show a database outlive its machine, in a Swarm of three emulated ones; takes 5 minutes the first time
+demo-swarm: ## a database survives a power loss, in a Swarm of three emulated machines; takes 5 minutes the first time
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
 	@go build -buildvcs=false -o build/demo-swarm ./test/cluster/cmd/demo
 	@build/demo-swarm
 
-shell: ## a shell with a private engine and the plugin in it, to play with; gone at exit
+shell: ## a shell with a private engine, to install the plugin into; removed at exit
 	@scripts/setup demo
 	@$(MAKE) --no-print-directory plugin
 	@go build -buildvcs=false -o build/sandbox ./test/sandbox
 	@build/sandbox $${SHELL:-sh}
 
-quick: ## tests of one package and of what depends on it (PKG=./driver; without PKG: of what has changed)
+quick: ## test the changed packages and those that depend on them (PKG=./driver names one)
 	@scripts/quick $(PKG)
 
-test: ## unit tests under the race detector, real disks, real engines, a Swarm's failures; brief fuzzing; arm64 (half an hour)
+test: ## all tests, with reduced breadth: race detector, real disks and engines, a Swarm's failures, fuzzing (half an hour)
 	@scripts/test
 
-test-all: ## the same in full breadth: all clouds and buses, all tests of a Swarm (two hours)
+test-all: ## all tests in full breadth: all clouds and buses, all tests of a Swarm (two hours)
 	@scripts/test all
 
-ci: ## what CI runs: lint, with the tests beside it
+ci: ## what CI runs: lint and test in parallel
 	@scripts/test lint
 
-test-cluster: ## all tests of a Swarm of emulated machines: failures, moves, many volumes, databases (an hour)
+test-cluster: ## test a Swarm of emulated machines: failures, moves, many volumes, databases (an hour)
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
 	go test -timeout 2h -v ./test/cluster -failover.table=$(CURDIR)/docs/failover.md
 
-soak: ## half an hour of random failures in that Swarm (SOAK=30m)
+soak: ## random failures in a Swarm of emulated machines (SOAK=30m)
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
 	go test -run Soak -timeout 0 -v ./test/cluster -soak=$(SOAK)
 
-lint: $(tools)/golangci-lint $(tools)/govulncheck ## golangci-lint with gofumpt, govulncheck
+lint: $(tools)/golangci-lint $(tools)/govulncheck ## run golangci-lint with gofumpt, and govulncheck
 	$(tools)/golangci-lint run ./...
 	@scripts/vulnerabilities $(tools)/govulncheck
 
 fmt: $(tools)/golangci-lint ## format all Go code
 	$(tools)/golangci-lint fmt ./...
 
-random: ## randomised runs of the driver, with what came to pass in them (STEPS=1000000); SEED=7 WORLD=own replays one
+random: ## random runs of the driver, with counts of what happened (STEPS=1000000); SEED=7 WORLD=own replays one
 	@cd driver && go test -run 'TestRandom/$(WORLD)' -count 1 -timeout 0 $(if $(SEED),-v -random.seed=$(SEED),-random.steps=$(STEPS))
 
-mutate: ## make the code wrong in small places: does a test notice? (hours; PKG=guards, half an hour; PKG=./driver)
+mutate: ## break the code in one place at a time: a test must fail (hours; PKG=guards: half an hour; PKG=./driver)
 	@[ "$(PKG)" ] || scripts/mutate guards
 	@scripts/mutate $(PKG)
 
-fuzz: ## run each fuzz target for a minute or so (FUZZTIME=2000000x)
+fuzz: ## run each fuzz target for about a minute (FUZZTIME=2000000x)
 	@scripts/fuzz $(FUZZTIME)
 
-docs: ## write the settings that the code declares into config.json and docs/
+docs: ## write the settings that the providers declare to config.json and docs/
 	go test -run Declared -count 1 ./cmd/blockvol -settings.update
 
-bench: ## the figures of docs/figures.md, as a table
+bench: ## measure the figures in docs/figures.md
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
 	@go test -run Fleet -bench . -benchtime 3s -timeout 30m ./test/bench
 	@go test -run - -bench InUse ./mount
 	@go test -run Figures -count 1 -timeout 30m -v ./test/cluster
 
-clean: ## remove all that was built, Debian's packages included
+clean: ## remove build/, including the files from Debian packages
 	rm -rf build
 
 $(tools)/golangci-lint: | $(tools)

@@ -54,16 +54,16 @@ func (g *gate) test(packages []string) bool {
 	if len(failed) == 0 { // no package has failed, but go test has
 		return false
 	}
-	well := true
+	ok := true
 	for _, r := range failed {
 		fmt.Fprintf(g.out, "== repeating %s of %s\n", strings.Join(r.tests, ", "), r.name)
 		for _, test := range r.tests {
 			g.note(record{Package: r.name, Test: test, Repeated: true})
 		}
 		again, err := g.once(append(slices.Clone(g.flags), "-count=1", "-run=^("+strings.Join(quoted(r.tests), "|")+")$", r.name))
-		well = well && err == nil && len(again) == 1 && again[r.name] != nil && !again[r.name].failed && again[r.name].passed == len(r.tests)
+		ok = ok && err == nil && len(again) == 1 && again[r.name] != nil && !again[r.name].failed && again[r.name].passed == len(r.tests)
 	}
-	return well
+	return ok
 }
 
 func quoted(tests []string) (all []string) {

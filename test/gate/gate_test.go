@@ -65,18 +65,18 @@ func (s *suite) run(args []string, out func([]byte)) error {
 }
 
 // judged returns the result for these events, the output, and the summary.
-func judged(t *testing.T, repeat bool, logs ...[]event) (well bool, s *suite, printed, summary string) {
+func judged(t *testing.T, repeat bool, logs ...[]event) (ok bool, s *suite, printed, summary string) {
 	t.Helper()
 	s = &suite{logs: logs}
 	var out, end bytes.Buffer
-	book := ledger(filepath.Join(t.TempDir(), "book"))
-	book.note(record{Step: "fuzzing", Seconds: 61})
-	g := gate{flags: []string{"-short"}, repeat: repeat, run: s.run, out: &out, note: book.note}
-	well = g.test([]string{"./test/cluster"})
-	records, err := book.read()
+	file := recordFile(filepath.Join(t.TempDir(), "records"))
+	file.add(record{Step: "fuzzing", Seconds: 61})
+	g := gate{flags: []string{"-short"}, repeat: repeat, run: s.run, out: &out, note: file.add}
+	ok = g.test([]string{"./test/cluster"})
+	records, err := file.read()
 	require.NoError(t, err)
 	report(&end, records)
-	return well, s, out.String(), end.String()
+	return ok, s, out.String(), end.String()
 }
 
 func join(logs ...[]event) (all []event) {
@@ -87,8 +87,8 @@ func join(logs ...[]event) (all []event) {
 }
 
 func TestPassingTestsRunOnceAndTheirOutputIsNotPrinted(t *testing.T) {
-	well, s, printed, summary := judged(t, true, join(says("TestMoves", "pass", "a detail"), says("TestLong", "skip"), ends("pass", "PASS", "ok  \t"+pkg+"\t30s")))
-	assert.True(t, well)
+	ok, s, printed, summary := judged(t, true, join(says("TestMoves", "pass", "a detail"), says("TestLong", "skip"), ends("pass", "PASS", "ok  \t"+pkg+"\t30s")))
+	assert.True(t, ok)
 	assert.Equal(t, []string{"-short ./test/cluster"}, s.args)
 	assert.Equal(t, "ok  \t"+pkg+"\t30s\n", printed)
 	assert.Contains(t, summary, "   1:01  fuzzing\n")
@@ -99,22 +99,22 @@ func TestPassingTestsRunOnceAndTheirOutputIsNotPrinted(t *testing.T) {
 
 func TestOnlyFailedTestsAreRepeated(t *testing.T) {
 	first := join(says("TestGood", "pass"), says("TestSlow/row", "fail", "too slow"), says("TestSlow", "fail"), says("TestLate", "fail", "too late"), ends("fail", "FAIL"))
-	well, s, printed, summary := judged(t, true, first, join(says("TestSlow", "pass"), says("TestLate", "pass"), ends("pass")))
-	assert.True(t, well)
+	ok, s, printed, summary := judged(t, true, first, join(says("TestSlow", "pass"), says("TestLate", "pass"), ends("pass")))
+	assert.True(t, ok)
 	assert.Equal(t, []string{"-short ./test/cluster", "-short -count=1 -run=^(TestSlow|TestLate)$ " + pkg}, s.args)
 	assert.Contains(t, printed, "too late")
 	assert.True(t, strings.HasSuffix(summary, "\nrepeated: 2 tests: TestSlow, TestLate\n"), summary)
 
 	one := join(says("TestSlow", "fail"), ends("fail"))
-	well, _, _, summary = judged(t, true, one, one)
-	assert.False(t, well, "it fails again")
+	ok, _, _, summary = judged(t, true, one, one)
+	assert.False(t, ok, "it fails again")
 	assert.True(t, strings.HasSuffix(summary, "\nrepeated: 1 test: TestSlow\n"), summary)
 
-	well, _, _, _ = judged(t, true, one, ends("pass", "testing: warning: no tests to run"))
-	assert.False(t, well, "a repetition that runs nothing proves nothing")
+	ok, _, _, _ = judged(t, true, one, ends("pass", "testing: warning: no tests to run"))
+	assert.False(t, ok, "a repetition that runs nothing proves nothing")
 
-	well, s, _, _ = judged(t, false, one)
-	assert.False(t, well)
+	ok, s, _, _ = judged(t, false, one)
+	assert.False(t, ok)
 	assert.Len(t, s.args, 1, "only where it is asked for")
 }
 
@@ -128,8 +128,8 @@ func TestViolationIsNeverRepeated(t *testing.T) {
 		"after all tests":               join(says("TestMoves", "fail"), ends("fail", v)),
 		"beside a data race":            join(says("TestMoves", "fail", "WARNING: DATA RACE"), ends("fail")),
 	} {
-		well, s, printed, summary := judged(t, true, log)
-		assert.False(t, well, name)
+		ok, s, printed, summary := judged(t, true, log)
+		assert.False(t, ok, name)
 		assert.Len(t, s.args, 1, name)
 		assert.Contains(t, printed, "is not repeated", name)
 		assert.True(t, strings.HasSuffix(summary, "\nrepeated: none\n"), summary)
@@ -142,8 +142,8 @@ func TestIncompleteRunIsNotRepeated(t *testing.T) {
 		"a kill":    join(says("TestMoves", "fail"), says("TestSlow", "", "what it was at"), ends("fail", "signal: killed")),
 		"a cleanup": ends("fail", "the simulated cloud: …"),
 	} {
-		well, s, printed, _ := judged(t, true, log)
-		assert.False(t, well, name)
+		ok, s, printed, _ := judged(t, true, log)
+		assert.False(t, ok, name)
 		assert.Len(t, s.args, 1, name)
 		for _, e := range log {
 			if e.Action == "output" && !strings.HasPrefix(e.Output, "=== ") {

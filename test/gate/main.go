@@ -18,22 +18,22 @@ func main() {
 	if len(args) < 2 {
 		usage()
 	}
-	command, book, args := args[0], ledger(args[1]), args[2:]
+	command, file, args := args[0], recordFile(args[1]), args[2:]
 	switch {
 	case command == "step" && len(args) > 1:
-		os.Exit(step(book, args[0], args[1:]))
+		os.Exit(step(file, args[0], args[1:]))
 	case command == "test" && slices.Contains(args, "--"):
 		repeat := args[0] == "-repeat"
 		if repeat {
 			args = args[1:]
 		}
 		split := slices.Index(args, "--")
-		g := gate{flags: args[:split], repeat: repeat, run: goTest, out: os.Stdout, note: book.note}
+		g := gate{flags: args[:split], repeat: repeat, run: goTest, out: os.Stdout, note: file.add}
 		if !g.test(args[split+1:]) {
 			os.Exit(1)
 		}
 	case command == "report" && len(args) == 0:
-		records, err := book.read()
+		records, err := file.read()
 		if err != nil {
 			fatal(err)
 		}
@@ -54,12 +54,12 @@ func fatal(err error) {
 }
 
 // step runs a command, records its duration, and returns its exit status.
-func step(book ledger, name string, command []string) (status int) {
+func step(file recordFile, name string, command []string) (status int) {
 	begin := time.Now()
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	err := cmd.Run()
-	book.note(record{Step: name, Seconds: time.Since(begin).Seconds()})
+	file.add(record{Step: name, Seconds: time.Since(begin).Seconds()})
 	if err == nil {
 		return 0
 	}

@@ -21,20 +21,20 @@ type record struct {
 	Repeated bool    `json:",omitempty"`
 }
 
-// ledger is a file of records. Several processes can append to it at the same time.
-type ledger string
+// recordFile is a file of records. Several processes can append to it at the same time.
+type recordFile string
 
-const worth = 0.5 // seconds; shorter durations are not recorded
+const minSeconds = 0.5 // seconds; shorter durations are not recorded
 
-func (l ledger) note(r record) {
-	if r.Seconds < worth && !r.Repeated {
+func (path recordFile) add(r record) {
+	if r.Seconds < minSeconds && !r.Repeated {
 		return
 	}
 	line, err := json.Marshal(r)
 	if err != nil {
 		fatal(err)
 	}
-	f, err := os.OpenFile(string(l), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	f, err := os.OpenFile(string(path), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		fatal(err)
 	}
@@ -46,15 +46,15 @@ func (l ledger) note(r record) {
 	}
 }
 
-func (l ledger) read() (all []record, err error) {
-	text, err := os.ReadFile(string(l))
+func (path recordFile) read() (all []record, err error) {
+	text, err := os.ReadFile(string(path))
 	if err != nil {
 		return nil, err
 	}
 	for line := range bytes.Lines(text) {
 		var r record
 		if err := json.Unmarshal(line, &r); err != nil {
-			return nil, fmt.Errorf("%s: %w", l, err)
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		all = append(all, r)
 	}

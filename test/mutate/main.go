@@ -30,7 +30,7 @@ import (
 
 // guard is a piece of code that protects something.
 type guard struct {
-	protects string // what goes wrong without it
+	protects string // the property that it protects, as a statement
 	file     string // relative to the module's root
 	code     string // the guard's text, which occurs once in the file
 	without  string // the text that replaces it
