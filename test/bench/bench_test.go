@@ -125,7 +125,7 @@ func serveWith(b *testing.B, flags []string, settings ...string) *daemon {
 			require.NoError(b, conn.Close())
 			break
 		}
-		require.Less(b, time.Since(begin), 10*time.Second, "it does not listen")
+		require.Less(b, time.Since(begin), 10*time.Second, "blockvol does not listen")
 		time.Sleep(100 * time.Microsecond)
 	}
 	d.client = &http.Client{Transport: &http.Transport{

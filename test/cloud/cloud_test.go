@@ -220,22 +220,22 @@ func TestInvalidRequestsAreRefused(t *testing.T) {
 			want error
 			act  func(*cloud.Request) error
 		}{
-			"a zone that is not there":            {cloud.ErrNoZone, spec(cloud.VolumeSpec{Zone: "z"})},
-			"a snapshot that is not there":        {cloud.ErrNoSnapshot, spec(cloud.VolumeSpec{SnapshotID: "snap-0"})},
-			"a snapshot that is not completed":    {cloud.ErrState, spec(cloud.VolumeSpec{SnapshotID: snapshot.ID})},
-			"attaching what is attached":          {cloud.ErrInUse, attachTo(held, running.ID)},
-			"attaching what is being created":     {cloud.ErrState, attachTo(creating, running.ID)},
-			"attaching what is being deleted":     {cloud.ErrNoVolume, attachTo(gone, running.ID)},
-			"attaching across zones":              {cloud.ErrZoneMismatch, attachTo(free, elsewhere.ID)},
-			"attaching to an instance not yet up": {cloud.ErrState, attachTo(free, pending.ID)},
-			"attaching to no instance":            {cloud.ErrNoInstance, attachTo(free, "i-0")},
-			"detaching what is not attached":      {cloud.ErrState, detachFrom(free, "")},
-			"detaching from another instance":     {cloud.ErrNotAttached, detachFrom(held, stopped.ID)},
-			"detaching a running root":            {cloud.ErrRoot, detachFrom(root, rooted.ID)},
-			"deleting what is attached":           {cloud.ErrInUse, func(r *cloud.Request) error { return r.DeleteVolume(held) }},
-			"deleting what is being created":      {cloud.ErrState, func(r *cloud.Request) error { return r.DeleteVolume(creating) }},
-			"deleting twice":                      {cloud.ErrNoVolume, func(r *cloud.Request) error { return r.DeleteVolume(gone) }},
-			"deleting no snapshot":                {cloud.ErrNoSnapshot, func(r *cloud.Request) error { return r.DeleteSnapshot("snap-0") }},
+			"an unknown zone":                          {cloud.ErrNoZone, spec(cloud.VolumeSpec{Zone: "z"})},
+			"an unknown snapshot":                      {cloud.ErrNoSnapshot, spec(cloud.VolumeSpec{SnapshotID: "snap-0"})},
+			"an incomplete snapshot":                   {cloud.ErrState, spec(cloud.VolumeSpec{SnapshotID: snapshot.ID})},
+			"attaching an attached volume":             {cloud.ErrInUse, attachTo(held, running.ID)},
+			"attaching a volume being created":         {cloud.ErrState, attachTo(creating, running.ID)},
+			"attaching a volume being deleted":         {cloud.ErrNoVolume, attachTo(gone, running.ID)},
+			"attaching across zones":                   {cloud.ErrZoneMismatch, attachTo(free, elsewhere.ID)},
+			"attaching to an instance not yet up":      {cloud.ErrState, attachTo(free, pending.ID)},
+			"attaching to an unknown instance":         {cloud.ErrNoInstance, attachTo(free, "i-0")},
+			"detaching a detached volume":              {cloud.ErrState, detachFrom(free, "")},
+			"detaching from another instance":          {cloud.ErrNotAttached, detachFrom(held, stopped.ID)},
+			"detaching the root of a running instance": {cloud.ErrRoot, detachFrom(root, rooted.ID)},
+			"deleting an attached volume":              {cloud.ErrInUse, func(r *cloud.Request) error { return r.DeleteVolume(held) }},
+			"deleting a volume being created":          {cloud.ErrState, func(r *cloud.Request) error { return r.DeleteVolume(creating) }},
+			"deleting twice":                           {cloud.ErrNoVolume, func(r *cloud.Request) error { return r.DeleteVolume(gone) }},
+			"deleting an unknown snapshot":             {cloud.ErrNoSnapshot, func(r *cloud.Request) error { return r.DeleteSnapshot("snap-0") }},
 		} {
 			_, err := c.Do(t.Context(), cloud.Call{}, try.act)
 			require.ErrorIs(t, err, try.want, name)
@@ -260,7 +260,7 @@ func TestBackendAttachesAndDetachesEachDevice(t *testing.T) {
 
 		c.Stop(i.ID)
 		after(times.Stop)
-		assert.Equal(t, []string{"detach i-1 true"}, b.take(), "a kernel that stops lets go, and the root has no disk")
+		assert.Equal(t, []string{"detach i-1 true"}, b.take(), "a stop detaches the devices, and the root has no disk")
 		assert.Equal(t, "in-use attached", state(c, v))
 		c.Start(i.ID)
 		after(times.Stop)
@@ -396,7 +396,7 @@ func TestVolumeIsCreatedFromCompletedSnapshot(t *testing.T) {
 			return err
 		})
 		after(0)
-		assert.Equal(t, []string{"copy"}, b.take(), "the copy is of now")
+		assert.Equal(t, []string{"copy"}, b.take(), "the copy has the current contents")
 		assert.Equal(t, cloud.SnapshotPending, c.Snapshots()[0].State)
 		after(times.Snapshot)
 		s := c.Snapshots()[0]
@@ -471,7 +471,7 @@ func TestReadsAreStaleForLagAtMost(t *testing.T) {
 		for range 100 {
 			require.Equal(t, 1, shown())
 		}
-		assert.Equal(t, "available", state(c, v), "the truth does not lag")
+		assert.Equal(t, "available", state(c, v), "the current state is not stale")
 
 		do(t, c, func(r *cloud.Request) error { return r.DeleteVolume(v) })
 		still := 0
@@ -479,7 +479,7 @@ func TestReadsAreStaleForLagAtMost(t *testing.T) {
 			after(50 * time.Millisecond)
 			still += shown()
 		}
-		assert.NotZero(t, still, "what is gone may be shown for a while")
+		assert.NotZero(t, still, "a deleted object can be shown for a while")
 		after(5*time.Second + time.Nanosecond)
 		for range 100 {
 			require.Equal(t, 0, shown())
@@ -514,11 +514,11 @@ func TestBucketAllowsABurstAndThenItsRate(t *testing.T) {
 			return passed
 		}
 		assert.Equal(t, 5, burst("Read", 20))
-		assert.Equal(t, 5, burst("Write", 20), "each action has its own")
+		assert.Equal(t, 5, burst("Write", 20), "each action has its own bucket")
 		after(time.Second)
 		assert.Equal(t, 2, burst("Read", 20))
 		after(time.Hour)
-		assert.Equal(t, 5, burst("Read", 20), "and no more than its size")
+		assert.Equal(t, 5, burst("Read", 20), "at most the bucket's size")
 		assert.Equal(t, map[string]int{"Read": 60, "Write": 20}, c.Calls())
 		assert.Equal(t, map[string]int{"Read": 48, "Write": 15}, c.Throttled())
 		c.ResetCalls()
@@ -555,20 +555,20 @@ func TestRuleAppliesToMatchingCalls(t *testing.T) {
 	remove := c.Inject(cloud.Rule{Action: "Attach", Caller: "i-1", Skip: 1, Times: 2, Fault: cloud.Fail, Code: "Nope"})
 	require.NoError(t, try(cloud.Call{Action: "Detach", Caller: "i-1"}))
 	require.NoError(t, try(cloud.Call{Action: "Attach", Caller: "i-2"}))
-	require.NoError(t, try(cloud.Call{Action: "Attach", Caller: "i-1"}), "the first is let through")
+	require.NoError(t, try(cloud.Call{Action: "Attach", Caller: "i-1"}), "the first passes")
 	for range 2 {
 		var failed *cloud.FailedError
 		require.ErrorAs(t, try(cloud.Call{Action: "Attach", Caller: "i-1"}), &failed)
 		assert.Equal(t, "Nope", failed.Code)
 	}
-	require.NoError(t, try(cloud.Call{Action: "Attach", Caller: "i-1"}), "two have met it")
+	require.NoError(t, try(cloud.Call{Action: "Attach", Caller: "i-1"}), "it applies to two")
 	remove()
 
 	remove = c.Inject(cloud.Rule{Fault: cloud.Throttle})
 	for range 3 {
 		require.ErrorIs(t, try(cloud.Call{Action: "Any"}), cloud.ErrThrottled)
 	}
-	require.NoError(t, try(cloud.Call{Action: "Metadata", Aside: true}), "that is no call to the API")
+	require.NoError(t, try(cloud.Call{Action: "Metadata", Aside: true}), "not an API call")
 	remove()
 	require.NoError(t, try(cloud.Call{Action: "Any"}))
 	assert.Equal(t, 3, c.Throttled()["Any"])
@@ -598,10 +598,10 @@ func TestAttachThatNeverFinishesCanBeDetached(t *testing.T) {
 		assert.Equal(t, "in-use detaching", state(c, v))
 		detach(t, c, v, false)
 		after(time.Hour)
-		assert.Equal(t, "in-use detaching", state(c, v), "asking again does not help")
+		assert.Equal(t, "in-use detaching", state(c, v), "a repeated request has no effect")
 		detach(t, c, v, true)
 		after(times.Detach)
-		assert.Equal(t, "available", state(c, v), "force does")
+		assert.Equal(t, "available", state(c, v), "force has")
 
 		stuck(func() { v = create(t, c) })
 		assert.Equal(t, "creating", state(c, v))
@@ -680,7 +680,7 @@ func TestPaceChangesWhileTheCloudRuns(t *testing.T) {
 		slow.Detach = time.Minute
 		c.SetPace(time.Second, 0, slow)
 		time.Sleep(times.Attach + time.Millisecond)
-		assert.Equal(t, "in-use attached", state(c, volume), "what had begun took what it took before")
+		assert.Equal(t, "in-use attached", state(c, volume), "pending operations keep their durations")
 		begin := time.Now()
 		detach(t, c, volume, false)
 		assert.Equal(t, time.Second, time.Since(begin), "the latency")

@@ -28,7 +28,7 @@ type kernels struct {
 // enter begins a call for a disk, which no other call may be using, and takes some time.
 func (k *kernels) enter(disk string) (leave func()) {
 	k.mu.Lock()
-	assert.False(k.t, k.at[disk], "two at once are working on %s", disk)
+	assert.False(k.t, k.at[disk], "concurrent calls for %s", disk)
 	k.at[disk] = true
 	d := time.Duration(k.rand.IntN(2000)) * time.Millisecond
 	k.mu.Unlock()
@@ -49,7 +49,7 @@ func (k *kernels) CreateDisk(disk string, _ int64, _ string) error {
 func (k *kernels) DeleteDisk(disk string) error {
 	defer k.enter(disk)()
 	assert.True(k.t, k.disk[disk])
-	assert.Empty(k.t, k.in[disk], "a disk goes while its device is there")
+	assert.Empty(k.t, k.in[disk], "a disk is deleted while its device exists")
 	delete(k.disk, disk)
 	return nil
 }
@@ -60,17 +60,17 @@ func (k *kernels) DeleteSnapshot(string) error    { return nil }
 
 func (k *kernels) Attach(instance, disk string) error {
 	i, _ := k.cloud.Instance(instance)
-	assert.NotContains(k.t, []cloud.InstanceState{cloud.Pending, cloud.Stopped, cloud.Terminated}, i.State, "there is no kernel")
+	assert.NotContains(k.t, []cloud.InstanceState{cloud.Pending, cloud.Stopped, cloud.Terminated}, i.State, "the instance is off")
 	defer k.enter(disk)()
 	assert.True(k.t, k.disk[disk])
-	assert.Empty(k.t, k.in[disk], "a device comes where it is")
+	assert.Empty(k.t, k.in[disk], "a device is attached twice")
 	k.in[disk] = instance
 	return nil
 }
 
 func (k *kernels) Detach(instance, disk string, force bool) error {
 	defer k.enter(disk)()
-	assert.Equal(k.t, instance, k.in[disk], "a device goes that is not there")
+	assert.Equal(k.t, instance, k.in[disk], "a device is detached that is not attached")
 	if !force && k.rand.IntN(3) == 0 {
 		return cloud.ErrDeviceBusy
 	}

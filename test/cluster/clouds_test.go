@@ -47,7 +47,7 @@ func TestServiceMovesWithItsVolumeOnOtherClouds(t *testing.T) {
 			gather(c, worker, w)
 			begin = time.Now()
 			worker.PowerOff()
-			w.Await("it goes on", ledger.On(manager.Name))
+			w.Await("it continues", ledger.On(manager.Name))
 			t.Logf("power loss: pause %.1f s", c.Ledger.Gap(w.Name, begin).Seconds())
 			worker.PowerOn()
 			c.Settle()

@@ -263,7 +263,7 @@ func (m *mongodb) check(t *testing.T, doomed *cluster.Node) {
 			moved++
 			assert.Regexp(t, name+" found its own data of [1-9]", task.Node.Docker("logs", task.Container))
 		} else {
-			assert.Equal(t, m.before[name].ID, task.ID, "%s had no reason to move", name)
+			assert.Equal(t, m.before[name].ID, task.ID, "%s must not move", name)
 		}
 	}
 	require.NotZero(t, moved, "no member was on %s", doomed.Name)

@@ -24,7 +24,7 @@ func TestServiceSurvivesPowerLossOfTheLeader(t *testing.T) {
 			gather(c, leader, w)
 			begin := time.Now()
 			do(t, leader)
-			ack := w.Await("it goes on", ledger.NotOn(leader.Name))
+			ack := w.Await("it continues on another node", ledger.NotOn(leader.Name))
 			t.Logf("the leader was %s and is %s; the service went on at %s after %.1f s; the longest pause was %.1f s", leader.Name,
 				c.Leader().Name, ack.Node, ack.At.Sub(begin).Seconds(), c.Ledger.Gap(w.Name, begin).Seconds())
 			leader.Heal()

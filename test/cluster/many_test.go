@@ -60,7 +60,7 @@ func TestTenVolumesMoveFromAFailedNode(t *testing.T) {
 			}
 		}
 	}
-	assert.Positive(t, full, "a node that is full says so in `docker service ps`:\n%s", writers[0].Story())
+	assert.Positive(t, full, "`docker service ps` says that the node is full:\n%s", writers[0].Story())
 	step := steps(t)
 	dying.PowerOn()
 	c.Settle()
@@ -113,7 +113,7 @@ func TestEachSlotKeepsItsOwnVolume(t *testing.T) {
 	for _, w := range writers {
 		w.Await("it writes")
 	}
-	assert.Len(t, c.Cloud.Volumes(), len(c.Nodes)+len(writers), "there are root volumes, and one for each slot")
+	assert.Len(t, c.Cloud.Volumes(), len(c.Nodes)+len(writers), "root volumes, and one volume for each slot")
 	c.RemoveWriters(writers...)
 	c.NothingLeft()
 	step("removed")
@@ -141,7 +141,7 @@ func TestCopyUpDuringAMove(t *testing.T) {
 	w.OnlyOn(c.Node(ack.Node))
 	t.Logf("from %s to %s in %.1f s, gap between acks %.1f s, errors: %q", from.Name, ack.Node, ack.At.Sub(begin).Seconds(),
 		c.Ledger.Gap(w.Name, begin).Seconds(), w.Errors())
-	assert.Equal(t, "changed", inside(c.Node(ack.Node), "cat /copyup/file"), "what was in the volume stays")
+	assert.Equal(t, "changed", inside(c.Node(ack.Node), "cat /copyup/file"), "the volume keeps its data")
 	w.Remove()
 	c.NothingLeft()
 }
@@ -167,7 +167,7 @@ func TestVolumeInAnotherZoneIsNotUsed(t *testing.T) {
 	})
 	c.Manager().Docker("service", "rm", w.Service)
 	after, err := c.Volume("far")
-	require.NoError(t, err, "there is one volume, as before")
+	require.NoError(t, err, "there is still one volume")
 	assert.Equal(t, before.ID, after.ID)
 	require.NoError(t, available(after))
 	assert.Len(t, c.Cloud.Volumes(), len(c.Nodes)+1)
@@ -221,11 +221,11 @@ volumes:
 	third := c.Nodes[slices.IndexFunc(c.Nodes, func(n *cluster.Node) bool { return n != knows && n.Name != moved.Node })]
 	show := []string{"run", "--rm", "--volume", "external:/data", "busybox", "ls", "-A", "/data"}
 	third.Docker("plugin", "disable", "--force", driverOf("stopped"))
-	assert.Empty(t, third.Docker(show...), "without the plugin there is an empty folder")
+	assert.Empty(t, third.Docker(show...), "without the plugin, Docker makes an empty local volume")
 	third.Docker("plugin", "enable", driverOf("stopped"))
-	assert.Empty(t, third.Docker(show...), "and so it stays")
+	assert.Empty(t, third.Docker(show...), "the local volume remains")
 	third.Docker("volume", "rm", "external")
-	assert.Equal(t, "ledger", third.Docker(show...), "until Docker's volume is removed")
+	assert.Equal(t, "ledger", third.Docker(show...), "the disk is back after the local volume is removed")
 	step("hidden by a volume of Docker's, and shown again")
 	assert.Equal(t, before.ID, w.Volume().ID)
 	c.Settle()

@@ -87,7 +87,7 @@ func TestServiceMovesWithItsVolume(t *testing.T) {
 			c.Availability(n, "active")
 		}
 		after := w.Await("it writes on")
-		assert.Equal(t, at.Task, after.Task, "a container writes on while the plugin is upgraded\n%s", w.Tasks())
+		assert.Equal(t, at.Task, after.Task, "a container keeps writing while the plugin is upgraded\n%s", w.Tasks())
 		return after
 	})
 	c.Settle()
@@ -127,6 +127,6 @@ func startFirst(t *testing.T, c *cluster.Cluster, w *cluster.Writer, from *clust
 			return after
 		}
 	}
-	assert.Fail(t, "no task tells who holds the volume", w.Tasks())
+	assert.Fail(t, "no task reports the holder of the volume", w.Tasks())
 	return after
 }

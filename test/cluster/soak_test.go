@@ -296,7 +296,7 @@ func (s *soak) mended() {
 		if err != nil {
 			s.t.Fatalf("%s does not write again: %v\n%s", w.Name, err, w.Story())
 		}
-		s.logf("%s writes on %s, record %d, %.1f s after all was mended", w.Name, ack.Node, ack.Seq, time.Since(begin).Seconds())
+		s.logf("%s writes on %s, record %d, %.1f s after the repair", w.Name, ack.Node, ack.Seq, time.Since(begin).Seconds())
 	}
 	s.slowest = max(s.slowest, time.Since(begin))
 	s.check()

@@ -154,7 +154,7 @@ func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	_, err := there.Try("run", "--rm", "--volume", "moving:/data", "busybox", "true")
 	require.ErrorContains(t, err, "held by node "+here.id+` (running: EC2 says that instance `+here.id+` is "running")`)
 	_, err = there.Try("volume", "rm", "moving")
-	require.Error(t, err, "nor removed")
+	require.Error(t, err, "or removed")
 	awaitLines(t, here.Engine, 10)
 
 	here.Docker("rm", "--force", "writer")
@@ -179,7 +179,7 @@ func TestMissingEC2RequirementsAreReported(t *testing.T) {
 		"another region":      {setting: "AWS_REGION=eu-west-1", told: []string{"AWS_REGION is eu-west-1", "runs in " + region, "set AWS_REGION=" + region}},
 		"no metadata service": {kind: ec2.MetadataOptions{Off: true}, told: []string{"metadata service does not tell which instance this is", "endpoint enabled"}},
 		"no role":             {kind: ec2.MetadataOptions{NoRole: true}, told: []string{"no AWS credentials", "give this instance a role"}},
-		"a file of keys that is not there": {
+		"a missing file of keys": {
 			setting: "AWS_ACCESS_KEY_ID_FILE=/data/state/no-key", told: []string{"AWS_ACCESS_KEY_ID_FILE", "/data/state/no-key"},
 		},
 	} {
@@ -260,7 +260,7 @@ func TestAttachThatNeverFinishesIsReportedAndUndone(t *testing.T) {
 	c.Inject(cloud.Rule{Action: "AttachVolume", Fault: cloud.NeverFinish, Times: 1})
 	begin := time.Now()
 	_, err := i.Try("run", "--rm", "--volume", "stuck:/data", "busybox", "true")
-	assert.Less(t, time.Since(begin), 30*time.Second, "Docker's shortest limit")
+	assert.Less(t, time.Since(begin), 30*time.Second, "Docker's shortest timeout")
 	require.ErrorContains(t, err, "being attached: waiting for the device")
 	require.ErrorContains(t, err, "stuck")
 

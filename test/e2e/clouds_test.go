@@ -100,7 +100,7 @@ func TestVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 			_, err := there.Try("run", "--rm", "--volume", name+":/data", "busybox", "true")
 			require.ErrorContains(t, err, "held by node "+here.id+" (running: ")
 			_, err = there.Try("volume", "rm", name)
-			require.Error(t, err, "nor removed")
+			require.Error(t, err, "or removed")
 			awaitLines(t, here.Engine, 10)
 
 			here.Docker("rm", "--force", "writer")

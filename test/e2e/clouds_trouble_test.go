@@ -111,7 +111,7 @@ func TestCloudProblemsAreReportedAndLoseNothing(t *testing.T) {
 			s.deleteUnseen(t, "gone")
 			_, err := s.Try("start", "--attach", "user")
 			s.isTold(t, err, `VolumeDriver.Mount: `+told.deleted+`: volume "gone" cannot be mounted on node `+s.id+`: if nobody has removed it, see the cloud's own records for who deleted its disk`)
-			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "nothing takes its place")
+			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "no other volume replaces it")
 			s.eventuallyReleased()
 			assertNothingLost(t, s.Engine, "busy")
 
@@ -119,7 +119,7 @@ func TestCloudProblemsAreReportedAndLoseNothing(t *testing.T) {
 			s.takeVolumesFromRegion(t)
 			_, err = s.Try("volume", "create", "--driver", "blockvol", "new")
 			s.isTold(t, err, `VolumeDriver.Create: `+told.withoutVolumes+`: volume "new" was not created`)
-			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "nothing is half made")
+			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "no incomplete volume is left")
 		})
 	}
 }

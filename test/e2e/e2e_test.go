@@ -167,7 +167,7 @@ func TestEachFileSystemHasTheRequestedSize(t *testing.T) {
 		assert.Equal(t, fstype, e.Docker("exec", fstype, "awk", `$2 == "/data" { print $3 }`, "/proc/mounts"))
 		_, err := e.Try("exec", fstype, "dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=400")
 		require.ErrorContains(t, err, "No space left on device")
-		assert.Equal(t, "file", e.Docker("exec", fstype, "ls", "-A", "/data"), "the container sees an empty root")
+		assert.Equal(t, "file", e.Docker("exec", fstype, "ls", "-A", "/data"), "the volume is empty")
 		e.Docker("rm", "--force", fstype)
 	}
 	eventuallyReleased(t, e)
@@ -185,7 +185,7 @@ func TestTwoContainersShareAVolume(t *testing.T) {
 		require.Len(t, found, 1)
 		info, err := os.Stat(found[0])
 		require.NoError(t, err)
-		assert.Equal(t, os.ModeDir|0o700, info.Mode(), "%s is for root alone", found[0])
+		assert.Equal(t, os.ModeDir|0o700, info.Mode(), "only root can enter %s", found[0])
 	}
 	e.Docker("exec", "first", "sh", "-c", "echo from the first >/data/file")
 	e.Docker("rm", "--force", "first")
@@ -202,7 +202,7 @@ func TestCopyUpFillsANewVolumeFromTheImage(t *testing.T) {
 	const path = "filled:/copyup"
 	assert.Equal(t, "from the image", e.Docker("run", "--rm", "--volume", path, "busybox", "cat", "/copyup/file"))
 	e.Docker("run", "--rm", "--volume", path, "busybox", "sh", "-c", "echo changed >/copyup/file")
-	assert.Equal(t, "changed", e.Docker("run", "--rm", "--volume", path, "busybox", "cat", "/copyup/file"), "a filled volume is left alone")
+	assert.Equal(t, "changed", e.Docker("run", "--rm", "--volume", path, "busybox", "cat", "/copyup/file"), "a filled volume is not filled again")
 	eventuallyReleased(t, e)
 }
 
@@ -256,7 +256,7 @@ func TestVolumeFollowsItsContainerToAnotherNode(t *testing.T) {
 	require.Error(t, err, "a volume that a live node holds is not taken")
 	require.ErrorContains(t, err, "moving")
 	_, err = there.Try("volume", "rm", "moving")
-	require.Error(t, err, "nor removed")
+	require.Error(t, err, "or removed")
 	awaitLines(t, here, 10)
 
 	here.Docker("rm", "--force", "writer")

@@ -65,7 +65,7 @@ func TestLiveRestoreKeepsContainersWriting(t *testing.T) {
 		e.Up()
 		awaitLines(t, e, 10)
 	}
-	assert.Equal(t, pid, e.PluginPID(), "the plugin goes on as well")
+	assert.Equal(t, pid, e.PluginPID(), "the plugin keeps running")
 	e.Docker("rm", "--force", "writer")
 	eventuallyReleased(t, e)
 	assertNothingLost(t, e, "live")
@@ -96,7 +96,7 @@ func TestTheHostLosesPower(t *testing.T) {
 }
 
 func awaitPluginInSwarm(e *engine.Engine) {
-	e.Eventually("the node tells Swarm of the plugin", func() error {
+	e.Eventually("the Swarm knows the plugin", func() error {
 		plugins := e.Docker("node", "inspect", "--format", "{{range .Description.Engine.Plugins}}{{.Type}}/{{.Name}} {{end}}", "self")
 		if !strings.Contains(plugins, "Volume/blockvol:latest") {
 			return errors.New(plugins)
@@ -120,6 +120,6 @@ func TestSwarmMovesFromTaskToTask(t *testing.T) {
 	e.Docker("service", "scale", "--detach", "guestbook=0")
 	eventuallyReleased(t, e)
 	e.Docker("service", "rm", "guestbook")
-	assert.Equal(t, "book-1", e.Docker("volume", "ls", "--quiet"), "volumes stay")
+	assert.Equal(t, "book-1", e.Docker("volume", "ls", "--quiet"), "volumes are kept")
 	assert.Equal(t, "first\nsecond", once(e, "book-1", "cat /data/book"))
 }

@@ -187,7 +187,7 @@ func (s *stack) acknowledged(container, command string) (last func() int) {
 	})
 	return func() int {
 		s.t.Helper()
-		require.Error(s.t, cmd.Wait(), "it goes on until the container is gone")
+		require.Error(s.t, cmd.Wait(), "it runs until the container has ended")
 		all := lines()
 		n, err := strconv.Atoi(all[len(all)-2]) // the last line may be incomplete
 		require.NoError(s.t, err)

@@ -63,7 +63,7 @@ func TestPluginIsKilledAtAnyMomentOfAMount(t *testing.T) {
 		})
 		require.Subset(t, strings.Fields(log), written[volume], violation.Textf("words are lost after kill %d", kill))
 	}
-	assert.NotEmpty(t, written, "no container came through; all kills were too early")
+	assert.NotEmpty(t, written, "no container has run; all kills were too early")
 	eventuallyReleased(t, e)
 }
 
@@ -78,7 +78,7 @@ func TestPluginIsDisabledByForceUnderAWritingContainer(t *testing.T) {
 	awaitLines(t, e, 10)
 	loops, err := namespace.Loops(e.Volumes)
 	require.NoError(t, err)
-	require.Len(t, loops, 1, "what a container writes to stays attached")
+	require.Len(t, loops, 1, "a disk that a container writes to stays attached")
 	e.Docker("rm", "--force", "writer")
 	eventuallyReleased(t, e)
 	assertNothingLost(t, e, "kept")
@@ -100,7 +100,7 @@ func TestInstallAndUpgradeFromARegistry(t *testing.T) {
 	sources := []string{"state.source=" + e.State, "volumes.source=" + e.Volumes}
 
 	e.Docker(append([]string{"plugin", "install", "--grant-all-permissions", "--alias", "blockvol", registry + "/blockvol:1", "CLUSTER=default", "LOG_LEVEL=debug"}, sources...)...)
-	assert.Equal(t, "before", once(e, "kept", "cat /data/marker"), "volumes outlive the plugin")
+	assert.Equal(t, "before", once(e, "kept", "cat /data/marker"), "volumes survive the plugin's upgrade")
 
 	e.Docker("plugin", "disable", "--force", engine.Plugin)
 	e.Docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", engine.Plugin, registry+"/blockvol:2") // another tag

@@ -45,7 +45,7 @@ func TestRetryJoinsASlowMount(t *testing.T) {
 	create(e, "slow")
 
 	_, err := e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "true")
-	require.ErrorContains(t, err, "being formatted", "the answer says what goes on")
+	require.ErrorContains(t, err, "being formatted", "the error says what the plugin is doing")
 	proceed(t, e)
 	e.Eventually("a retry joins the mount", func() error {
 		_, err := e.Try("run", "--rm", "--volume", "slow:/data", "busybox", "touch", "/data/file")
@@ -69,7 +69,7 @@ func TestMountSlowerThanDockersTimeoutIsRolledBack(t *testing.T) {
 	require.Error(t, err)
 	loops, err := namespace.Loops(e.Volumes)
 	require.NoError(t, err)
-	require.NotEmpty(t, loops, "the test has not caught the mount at work")
+	require.NotEmpty(t, loops, "the mount was over too soon for the test")
 	proceed(t, e)
 	eventuallyReleased(t, e)
 	once(e, "slow", "echo and can be had again >/data/file")

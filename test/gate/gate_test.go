@@ -102,7 +102,7 @@ func TestOnlyFailedTestsAreRepeated(t *testing.T) {
 	ok, s, printed, summary := judged(t, true, first, join(says("TestSlow", "pass"), says("TestLate", "pass"), ends("pass")))
 	assert.True(t, ok)
 	assert.Equal(t, []string{"-short ./test/cluster", "-short -count=1 -run=^(TestSlow|TestLate)$ " + pkg}, s.args)
-	assert.Contains(t, printed, "too late")
+	assert.Contains(t, printed, "too slow")
 	assert.True(t, strings.HasSuffix(summary, "\nrepeated: 2 tests: TestSlow, TestLate\n"), summary)
 
 	one := join(says("TestSlow", "fail"), ends("fail"))
@@ -111,11 +111,11 @@ func TestOnlyFailedTestsAreRepeated(t *testing.T) {
 	assert.True(t, strings.HasSuffix(summary, "\nrepeated: 1 test: TestSlow\n"), summary)
 
 	ok, _, _, _ = judged(t, true, one, ends("pass", "testing: warning: no tests to run"))
-	assert.False(t, ok, "a repetition that runs nothing proves nothing")
+	assert.False(t, ok, "a repetition without tests is no success")
 
 	ok, s, _, _ = judged(t, false, one)
 	assert.False(t, ok)
-	assert.Len(t, s.args, 1, "only where it is asked for")
+	assert.Len(t, s.args, 1, "no repetition without -repeat")
 }
 
 func TestViolationIsNeverRepeated(t *testing.T) {

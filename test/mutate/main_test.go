@@ -100,7 +100,7 @@ func TestSum(t *testing.T) {
 	}
 }
 
-func TestSkipped(t *testing.T) { t.Fatal("it is to be left out") }
+func TestSkipped(t *testing.T) { t.Fatal("it must be skipped") }
 `,
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(content), 0o600))

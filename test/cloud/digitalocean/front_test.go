@@ -170,7 +170,7 @@ func TestVolumeIsOnOneDropletAndDropletHasOneActionAtATime(t *testing.T) {
 				attach := func(droplet string) string { return `{"type": "attach", "droplet_id": ` + droplet + `}` }
 				detach := strings.Replace(attach(w.droplet), "attach", "detach", 1)
 				w.attach(a, w.droplet)
-				assert.Len(t, w.droplets(a), map[bool]int{false: 0, true: 1}[early], "under way")
+				assert.Len(t, w.droplets(a), map[bool]int{false: 0, true: 1}[early], "pending")
 				w.refused(422, "pending event", "POST", "/v2/volumes/"+b+"/actions", attach(w.droplet))
 				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", attach(other))
 				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", detach)
@@ -184,7 +184,7 @@ func TestVolumeIsOnOneDropletAndDropletHasOneActionAtATime(t *testing.T) {
 				w.refused(422, "Attachment not found", "POST", "/v2/volumes/"+b+"/actions", detach)
 				w.refused(409, "attached to a Droplet", "DELETE", "/v2/volumes/"+a, "")
 				w.must("POST", "/v2/volumes/"+a+"/actions", detach)
-				assert.Len(t, w.droplets(a), map[bool]int{false: 0, true: 1}[early], "under way")
+				assert.Len(t, w.droplets(a), map[bool]int{false: 0, true: 1}[early], "pending")
 				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", attach(other))
 				time.Sleep(6 * time.Second)
 				assert.Empty(t, w.droplets(a))
@@ -280,7 +280,7 @@ func TestSnapshotHasTheVolumesSize(t *testing.T) {
 		w.refused(422, "pending event", "DELETE", "/v2/volumes/"+id, "")
 		time.Sleep(4 * time.Second)
 		w.refused(422, "", "POST", "/v2/volumes", from("ams3"))
-		assert.Equal(t, json.Number("10"), w.must("POST", "/v2/volumes", from("nyc1"), "volume", "size_gigabytes"), "what is asked for is ignored")
+		assert.Equal(t, json.Number("10"), w.must("POST", "/v2/volumes", from("nyc1"), "volume", "size_gigabytes"), "the requested size is ignored")
 		for _, path := range []string{"/v2/snapshots?resource_type=volume", "/v2/volumes/" + id + "/snapshots"} {
 			assert.Len(t, w.must("GET", path, "", "snapshots"), 1)
 		}
@@ -411,7 +411,7 @@ func TestDropletsAreShown(t *testing.T) {
 		assert.Equal(t, "active", status())
 		time.Sleep(2 * time.Second)
 		assert.Equal(t, "off", status())
-		assert.Equal(t, []any{json.Number(w.droplet)}, w.droplets(volume), "off, it keeps what it holds")
+		assert.Equal(t, []any{json.Number(w.droplet)}, w.droplets(volume), "a stopped droplet keeps its volumes")
 		w.cloud.Start(w.droplet)
 		assert.Equal(t, "new", status())
 		time.Sleep(2 * time.Second)
@@ -441,7 +441,7 @@ func TestMetadataIdentifiesTheDroplet(t *testing.T) {
 		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "503", Times: 1})
 		status, _ = get("/metadata/v1/id")
 		assert.Equal(t, http.StatusServiceUnavailable, status)
-		assert.Zero(t, time.Since(begin), "the API's latency is not theirs")
+		assert.Zero(t, time.Since(begin), "the API's latency does not apply")
 		assert.Empty(t, w.cloud.Calls())
 	})
 }

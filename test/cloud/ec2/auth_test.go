@@ -83,7 +83,7 @@ func TestRoleCredentialsExpireAfterTheNextAreOut(t *testing.T) {
 		for credentials() == keys {
 			time.Sleep(time.Minute)
 		}
-		assert.Empty(t, ask(), "the old ones are still good")
+		assert.Empty(t, ask(), "the old ones are still valid")
 		time.Sleep(15 * time.Minute)
 		assert.Equal(t, "RequestExpired", ask())
 		keys = credentials()
@@ -172,7 +172,7 @@ func TestMalformedRequestsAreRefused(t *testing.T) {
 		assert.Regexp(t, `^<\?xml version="1.0" encoding="UTF-8"\?>\n<Response><Errors><Error><Code>\w+</Code><Message>.+</Message></Error></Errors><RequestID>[0-9a-f-]{36}</RequestID></Response>$`, answer)
 	}
 	status, answer := post(t, w, url, "Action=DescribeVolumes&Version=2016-11-15&Filter.2.Name=size&Filter.2.Value.7=8", nil)
-	assert.Equal(t, http.StatusOK, status, "numbers need not begin at one")
+	assert.Equal(t, http.StatusOK, status, "list numbers can begin anywhere")
 	assert.Regexp(t, `^<\?xml version="1.0" encoding="UTF-8"\?>\n<DescribeVolumesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>[0-9a-f-]{36}</requestId><volumeSet><item><volumeId>vol-`, answer)
 }
 
@@ -247,10 +247,10 @@ func TestPolicyIsEvaluated(t *testing.T) {
 		"attach on both":                       {allow(`"ec2:AttachVolume"`, `[`+arn+`volume/*", `+arn+`instance/*"]`, ""), attach, ""},
 		"attach on both of one tag":            {allow(`"ec2:AttachVolume"`, `"*"`, `{"StringEquals": {"aws:ResourceTag/cluster": "blue"}}`), attach, "ec2:AttachVolume"},
 		"delete what is ours":                  {allow(`"ec2:DeleteVolume"`, `"*"`, `{"StringEquals": {"ec2:ResourceTag/cluster": "blue"}}`), remove("blue"), ""},
-		"delete what is not":                   {allow(`"ec2:DeleteVolume"`, `"*"`, `{"StringEquals": {"ec2:ResourceTag/cluster": "blue"}}`), remove("red"), "ec2:DeleteVolume"},
-		"delete what is like ours":             {allow(`"ec2:DeleteVolume"`, `"*"`, `{"StringLike": {"aws:ResourceTag/cluster": "bl?*"}}`), remove("blue"), ""},
-		"delete what has the tag":              {allow(`"ec2:DeleteVolume"`, `"*"`, `{"Null": {"aws:ResourceTag/cluster": "false"}}`), remove("red"), ""},
-		"delete what has it not":               {allow(`"ec2:DeleteVolume"`, `"*"`, `{"Null": {"aws:ResourceTag/cluster": "true"}}`), remove("red"), "ec2:DeleteVolume"},
+		"delete another's":                     {allow(`"ec2:DeleteVolume"`, `"*"`, `{"StringEquals": {"ec2:ResourceTag/cluster": "blue"}}`), remove("red"), "ec2:DeleteVolume"},
+		"delete with a similar tag":            {allow(`"ec2:DeleteVolume"`, `"*"`, `{"StringLike": {"aws:ResourceTag/cluster": "bl?*"}}`), remove("blue"), ""},
+		"delete if the tag exists":             {allow(`"ec2:DeleteVolume"`, `"*"`, `{"Null": {"aws:ResourceTag/cluster": "false"}}`), remove("red"), ""},
+		"delete if the tag is absent":          {allow(`"ec2:DeleteVolume"`, `"*"`, `{"Null": {"aws:ResourceTag/cluster": "true"}}`), remove("red"), "ec2:DeleteVolume"},
 		"create with our tag":                  {allow(`"ec2:*"`, `"*"`, `{"StringEquals": {"aws:RequestTag/cluster": "blue"}}`), create(own, "blue", "a", "b"), ""},
 		"create with another":                  {allow(`"ec2:*"`, `"*"`, `{"StringEquals": {"aws:RequestTag/cluster": "blue"}}`), create(own, "red"), "ec2:CreateVolume"},
 		"create without":                       {allow(`"ec2:*"`, `"*"`, `{"StringEquals": {"aws:RequestTag/cluster": "blue"}}`), create(), "ec2:CreateVolume"},
@@ -261,10 +261,10 @@ func TestPolicyIsEvaluated(t *testing.T) {
 		"create with none of them":             {allow(`"ec2:*"`, `"*"`, `{"ForAnyValue:StringEquals": {"aws:TagKeys": ["cluster", "a"]}}`), create("b", ""), "ec2:CreateVolume"},
 		"create without keys, for all of them": {allow(`"ec2:*"`, `"*"`, `{"ForAllValues:StringEquals": {"aws:TagKeys": "a"}}`), create(), ""},
 		"tag what is ours":                     {allow(`"ec2:CreateTags"`, `"*"`, `{"StringEquals": {"aws:ResourceTag/cluster": "blue"}}`), tag("blue", "a", "b"), ""},
-		"tag what is not":                      {allow(`"ec2:CreateTags"`, `"*"`, `{"StringEquals": {"aws:ResourceTag/cluster": "blue"}}`), tag("red", own, "blue"), "ec2:CreateTags"},
+		"tag another's":                        {allow(`"ec2:CreateTags"`, `"*"`, `{"StringEquals": {"aws:ResourceTag/cluster": "blue"}}`), tag("red", own, "blue"), "ec2:CreateTags"},
 		"a snapshot needs both":                {allow(`"ec2:CreateSnapshot"`, arn+`volume/*"`, ""), snapshot, "ec2:CreateSnapshot on resource: arn:aws:ec2:eu-test-1::snapshot/*"},
 		"a snapshot with both":                 {allow(`"ec2:CreateSnapshot"`, `[`+arn+`volume/*", "arn:aws:ec2:*::snapshot/*"]`, ""), snapshot, ""},
-		"a denial is stronger": {[]byte(`{"Version": "2012-10-17", "Statement": [
+		"Deny overrides Allow": {[]byte(`{"Version": "2012-10-17", "Statement": [
 			{"Effect": "Allow", "Action": "*", "Resource": "*"}, {"Effect": "Deny", "Action": "ec2:Delete*", "Resource": "*"}]}`), remove("blue"), "ec2:DeleteVolume"},
 	} {
 		w := newWorld(t, cloud.Config{}, ec2.Config{Policy: test.policy})

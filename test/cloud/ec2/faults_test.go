@@ -57,7 +57,7 @@ func broken(t *testing.T, err error) {
 	t.Helper()
 	require.Error(t, err)
 	var api smithy.APIError
-	assert.NotErrorAs(t, err, &api, "no word of the cloud's")
+	assert.NotErrorAs(t, err, &api, "not an error of the cloud")
 }
 
 func testFaults(t *testing.T, w *world, api *sdk.Client, patience time.Duration) {

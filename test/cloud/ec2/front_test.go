@@ -110,7 +110,7 @@ func TestVolumeLifecycle(t *testing.T) {
 		TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeVolume, Tags: []types.Tag{{Key: aws.String("Name"), Value: aws.String("db <&>")}}}},
 	})
 	require.NoError(t, err)
-	assert.Equal(t, types.VolumeStateCreating, created.State, "the answer shows it as begun")
+	assert.Equal(t, types.VolumeStateCreating, created.State, "the answer shows it as pending")
 	assert.Regexp(t, "^vol-0[0-9a-f]{16}$", *created.VolumeId)
 	assert.EqualValues(t, 3000, *created.Iops)
 	assert.EqualValues(t, 125, *created.Throughput)

@@ -69,7 +69,7 @@ func TestMetadataNeedsAValidToken(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		status, _ = ask(t, service, http.MethodGet, "/latest/meta-data/instance-id", token, good)
-		assert.Equal(t, http.StatusUnauthorized, status, "after its time")
+		assert.Equal(t, http.StatusUnauthorized, status, "after it has expired")
 		other := w.cloud.AddInstance(cloud.Instance{})
 		status, _ = ask(t, w.front.Transport(other.ID), http.MethodGet, "/latest/meta-data/instance-id", token, good)
 		assert.Equal(t, http.StatusUnauthorized, status, "with another's token")
@@ -83,7 +83,7 @@ func TestMetadataOptions(t *testing.T) {
 	assert.Equal(t, http.StatusOK, status)
 	assert.Equal(t, w.instance.ID, body)
 	status, _ = ask(t, v1, http.MethodGet, "/latest/meta-data/instance-id", token, "guess")
-	assert.Equal(t, http.StatusUnauthorized, status, "a wrong token is worse than none")
+	assert.Equal(t, http.StatusUnauthorized, status, "a wrong token is refused even if none is needed")
 
 	off := w.front.TransportWith(w.instance.ID, ec2.MetadataOptions{Off: true, V1: true})
 	status, _ = ask(t, off, http.MethodGet, "/latest/meta-data/instance-id")
@@ -130,7 +130,7 @@ func TestFaultsOfMetadata(t *testing.T) {
 		start := time.Now()
 		status, _ := ask(t, w.front.Transport(w.instance.ID), http.MethodPut, "/latest/api/token", ttl, "60")
 		assert.Equal(t, http.StatusOK, status)
-		assert.Zero(t, time.Since(start), "the API's latency is not theirs")
+		assert.Zero(t, time.Since(start), "the API's latency does not apply")
 		assert.Empty(t, w.cloud.Calls())
 	})
 }

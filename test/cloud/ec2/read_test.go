@@ -63,21 +63,21 @@ func TestFiltersMatchIfEachHasAMatchingValue(t *testing.T) {
 		filters []types.Filter
 		want    int
 	}{
-		"held by the instance":       {where("attachment.instance-id", w.instance.ID), 2},
-		"held, but not the root":     {where("attachment.instance-id", w.instance.ID, "attachment.delete-on-termination", "false"), 1},
-		"by state":                   {where("status", "available"), 1},
-		"by either state":            {[]types.Filter{{Name: aws.String("status"), Values: []string{"available", "in-use"}}}, 3},
-		"by zone":                    {where("availability-zone", zone), 3},
-		"by id":                      {where("volume-id", free), 1},
-		"by a tag's key":             {where("tag-key", "a"), 1},
-		"by a tag's key, wild":       {where("tag-key", "?"), 1},
-		"by another's value":         {where("tag:a", "2"), 0},
-		"by two that exclude":        {where("status", "available", "tag-key", "a"), 0},
-		"by size":                    {where("size", "8"), 1},
-		"by device":                  {where("attachment.device", "/dev/xvdb*"), 1},
-		"by the attachment's status": {where("attachment.status", "attached"), 2},
-		"by type":                    {where("volume-type", "gp?"), 3},
-		"by encryption":              {where("encrypted", "false"), 3},
+		"held by the instance":           {where("attachment.instance-id", w.instance.ID), 2},
+		"held, but not the root":         {where("attachment.instance-id", w.instance.ID, "attachment.delete-on-termination", "false"), 1},
+		"by state":                       {where("status", "available"), 1},
+		"by either state":                {[]types.Filter{{Name: aws.String("status"), Values: []string{"available", "in-use"}}}, 3},
+		"by zone":                        {where("availability-zone", zone), 3},
+		"by id":                          {where("volume-id", free), 1},
+		"by a tag's key":                 {where("tag-key", "a"), 1},
+		"by a tag's key, wild":           {where("tag-key", "?"), 1},
+		"by another's value":             {where("tag:a", "2"), 0},
+		"by two that exclude each other": {where("status", "available", "tag-key", "a"), 0},
+		"by size":                        {where("size", "8"), 1},
+		"by device":                      {where("attachment.device", "/dev/xvdb*"), 1},
+		"by the attachment's status":     {where("attachment.status", "attached"), 2},
+		"by type":                        {where("volume-type", "gp?"), 3},
+		"by encryption":                  {where("encrypted", "false"), 3},
 	} {
 		out, err := w.api.DescribeVolumes(t.Context(), &sdk.DescribeVolumesInput{Filters: test.filters})
 		require.NoError(t, err)
@@ -105,9 +105,9 @@ func TestInvalidReadsAreRefused(t *testing.T) {
 		"ids in pages":        {sdk.DescribeVolumesInput{MaxResults: aws.Int32(5), VolumeIds: []string{v}}, "InvalidParameterCombination", ""},
 		"a made-up token":     {sdk.DescribeVolumesInput{MaxResults: aws.Int32(5), NextToken: aws.String("2")}, "InvalidPaginationToken", ""},
 		"one id of two":       {sdk.DescribeVolumesInput{VolumeIds: []string{v, "vol-0123456789abcdef0"}}, "InvalidVolume.NotFound", "The volume 'vol-0123456789abcdef0' does not exist."},
-		"an id that is none":  {sdk.DescribeVolumesInput{VolumeIds: []string{"db"}}, "InvalidParameterValue", "Value (db) for parameter volumes is invalid."},
+		"an invalid id":       {sdk.DescribeVolumesInput{VolumeIds: []string{"db"}}, "InvalidParameterValue", "Value (db) for parameter volumes is invalid."},
 		"a dry run":           {sdk.DescribeVolumesInput{DryRun: aws.Bool(true)}, "DryRunOperation", ""},
-		"an old id's form":    {sdk.DescribeVolumesInput{VolumeIds: []string{"vol-01234567"}}, "InvalidVolume.NotFound", ""},
+		"an old id format":    {sdk.DescribeVolumesInput{VolumeIds: []string{"vol-01234567"}}, "InvalidVolume.NotFound", ""},
 		"an id in upper case": {sdk.DescribeVolumesInput{VolumeIds: []string{"vol-0123456789ABCDEF0"}}, "InvalidParameterValue", ""},
 	} {
 		_, err := w.api.DescribeVolumes(t.Context(), &test.in)
@@ -150,7 +150,7 @@ func TestPagesAreCompleteAndCanBeEmpty(t *testing.T) {
 	assert.Empty(t, first.Volumes)
 	require.NotNil(t, first.NextToken, "an empty page that is not the last")
 	_, err = w.api.DescribeVolumes(t.Context(), &sdk.DescribeVolumesInput{MaxResults: aws.Int32(5), NextToken: first.NextToken, Filters: where("tag:n", "21")})
-	assert.Equal(t, "InvalidPaginationToken", code(t, err), "a token is of its request")
+	assert.Equal(t, "InvalidPaginationToken", code(t, err), "a token is valid for its request only")
 }
 
 func TestReadsLagAndWritesDoNot(t *testing.T) {
@@ -158,7 +158,7 @@ func TestReadsLagAndWritesDoNot(t *testing.T) {
 		w := newWorld(t, cloud.Config{Lag: 10 * time.Second}, ec2.Config{})
 		time.Sleep(time.Minute)
 		v := w.create()
-		require.NoError(t, w.attach(v, "/dev/xvdba"), "a write acts on the truth")
+		require.NoError(t, w.attach(v, "/dev/xvdba"), "a write uses the current state")
 		shown := func() string {
 			out, err := w.api.DescribeVolumes(t.Context(), &sdk.DescribeVolumesInput{VolumeIds: []string{v}})
 			if err != nil {

@@ -37,12 +37,12 @@ func TestVolumeTypesHaveLimits(t *testing.T) {
 		"gp3 of 1 GiB":          {func(in *sdk.CreateVolumeInput) {}, ""},
 		"gp3 of 64 TiB":         {func(in *sdk.CreateVolumeInput) { in.Size = aws.Int32(65536) }, ""},
 		"gp3 of more":           {func(in *sdk.CreateVolumeInput) { in.Size = aws.Int32(65537) }, "InvalidParameterValue"},
-		"of nothing":            {func(in *sdk.CreateVolumeInput) { in.Size = aws.Int32(0) }, "InvalidParameterValue"},
+		"of 0 GiB":              {func(in *sdk.CreateVolumeInput) { in.Size = aws.Int32(0) }, "InvalidParameterValue"},
 		"without a size":        {func(in *sdk.CreateVolumeInput) { in.Size = nil }, "MissingParameter"},
 		"without a zone":        {func(in *sdk.CreateVolumeInput) { in.AvailabilityZone = nil }, "MissingParameter"},
 		"in another zone":       {func(in *sdk.CreateVolumeInput) { in.AvailabilityZone = aws.String("us-east-1a") }, "InvalidZone.NotFound"},
 		"of the default type":   {func(in *sdk.CreateVolumeInput) { in.VolumeType = "" }, ""},
-		"of no type":            {func(in *sdk.CreateVolumeInput) { in.VolumeType = "gp9" }, "InvalidParameterValue"},
+		"of an unknown type":    {func(in *sdk.CreateVolumeInput) { in.VolumeType = "gp9" }, "InvalidParameterValue"},
 		"gp2 of 17 TiB":         {func(in *sdk.CreateVolumeInput) { in.VolumeType, in.Size = "gp2", aws.Int32(17408) }, "InvalidParameterValue"},
 		"gp2 with iops":         {func(in *sdk.CreateVolumeInput) { in.VolumeType, in.Iops = "gp2", aws.Int32(3000) }, "InvalidParameterCombination"},
 		"gp2 with throughput":   {func(in *sdk.CreateVolumeInput) { in.VolumeType, in.Throughput = "gp2", aws.Int32(125) }, "InvalidParameterCombination"},
@@ -88,11 +88,11 @@ func TestVolumeTypesHaveLimits(t *testing.T) {
 		"with a value of 257": {func(in *sdk.CreateVolumeInput) {
 			in.TagSpecifications = tagged("volume", "a", strings.Repeat("é", 257))
 		}, "InvalidParameterValue"},
-		"with 50 tags":            {func(in *sdk.CreateVolumeInput) { in.TagSpecifications = tagged("volume", many(50)...) }, ""},
-		"with 51 tags":            {func(in *sdk.CreateVolumeInput) { in.TagSpecifications = tagged("volume", many(51)...) }, "TagLimitExceeded"},
-		"as a dry run":            {func(in *sdk.CreateVolumeInput) { in.DryRun = aws.Bool(true) }, "DryRunOperation"},
-		"on an outpost":           {func(in *sdk.CreateVolumeInput) { in.OutpostArn = aws.String("arn") }, "UnknownParameter"},
-		"that several can attach": {func(in *sdk.CreateVolumeInput) { in.MultiAttachEnabled = aws.Bool(true) }, "InvalidParameterCombination"},
+		"with 50 tags":      {func(in *sdk.CreateVolumeInput) { in.TagSpecifications = tagged("volume", many(50)...) }, ""},
+		"with 51 tags":      {func(in *sdk.CreateVolumeInput) { in.TagSpecifications = tagged("volume", many(51)...) }, "TagLimitExceeded"},
+		"as a dry run":      {func(in *sdk.CreateVolumeInput) { in.DryRun = aws.Bool(true) }, "DryRunOperation"},
+		"on an outpost":     {func(in *sdk.CreateVolumeInput) { in.OutpostArn = aws.String("arn") }, "UnknownParameter"},
+		"with Multi-Attach": {func(in *sdk.CreateVolumeInput) { in.MultiAttachEnabled = aws.Bool(true) }, "InvalidParameterCombination"},
 	} {
 		in := &sdk.CreateVolumeInput{AvailabilityZone: aws.String(zone), Size: aws.Int32(1), VolumeType: types.VolumeTypeGp3}
 		test.change(in)
@@ -100,7 +100,7 @@ func TestVolumeTypesHaveLimits(t *testing.T) {
 		_, err := w.api.CreateVolume(t.Context(), in)
 		assert.Equal(t, test.code, code(t, err), "%s: %v", name, err)
 		if test.code != "" {
-			assert.Len(t, w.cloud.Volumes(), before, "%s: refused, and made", name)
+			assert.Len(t, w.cloud.Volumes(), before, "%s: refused, but created", name)
 		}
 	}
 }
@@ -140,8 +140,8 @@ func TestClientTokenMakesOneVolume(t *testing.T) {
 		require.NoError(t, err)
 		again, err = w.api.CreateVolume(t.Context(), in("t", 1, zone))
 		require.NoError(t, err)
-		assert.Equal(t, *first.VolumeId, *again.VolumeId, "of a volume that is gone")
-		assert.Len(t, w.cloud.Volumes(), 1, "the root alone")
+		assert.Equal(t, *first.VolumeId, *again.VolumeId, "of a deleted volume")
+		assert.Len(t, w.cloud.Volumes(), 1, "only the root volume")
 
 		// At the same time, from two instances.
 		ids := make(chan string)
@@ -160,7 +160,7 @@ func TestClientTokenMakesOneVolume(t *testing.T) {
 		_, err = w.api.CreateVolume(t.Context(), in("refused", 99999, zone))
 		assert.Equal(t, "InvalidParameterValue", code(t, err))
 		_, err = w.api.CreateVolume(t.Context(), in("refused", 1, zone))
-		require.NoError(t, err, "a request that was refused for its parameters burns nothing")
+		require.NoError(t, err, "an invalid request does not use up the token")
 
 		time.Sleep(24 * time.Hour)
 		again, err = w.api.CreateVolume(t.Context(), in("t", 1, zone))
@@ -345,7 +345,7 @@ func TestModificationsAreLimitedToFourADay(t *testing.T) {
 		assert.Equal(t, "InvalidParameterValue", code(t, grow(0)), "it cannot shrink")
 		for i := range int32(4) {
 			require.NoError(t, grow(2+i))
-			assert.EqualValues(t, 1+i, w.truth(v).Size>>30, "not yet")
+			assert.EqualValues(t, 1+i, w.truth(v).Size>>30, "too soon")
 			assert.Equal(t, "IncorrectModificationState", code(t, grow(100)))
 			time.Sleep(30*time.Minute + 1)
 			assert.EqualValues(t, 2+i, w.truth(v).Size>>30, "optimizing")
@@ -389,13 +389,13 @@ func TestSnapshots(t *testing.T) {
 		assert.Equal(t, "IncorrectState", code(t, err))
 		time.Sleep(time.Minute + 1)
 		_, err = from("a", nil)
-		assert.Equal(t, "IdempotentParameterMismatch", code(t, err), "the token is burnt")
+		assert.Equal(t, "IdempotentParameterMismatch", code(t, err), "the token is used up")
 		_, err = from("b", aws.Int32(6))
 		assert.Equal(t, "InvalidParameterValue", code(t, err))
 		made, err := from("c", nil)
 		require.NoError(t, err)
 		assert.EqualValues(t, 7, *made.Size)
-		assert.True(t, *made.Encrypted, "as its snapshot is")
+		assert.True(t, *made.Encrypted, "like its snapshot")
 
 		found, err := w.api.DescribeSnapshots(t.Context(), &sdk.DescribeSnapshotsInput{OwnerIds: []string{"self"}, Filters: []types.Filter{
 			{Name: aws.String("volume-id"), Values: []string{v}},
@@ -443,7 +443,7 @@ func TestTags(t *testing.T) {
 	} {
 		assert.Equal(t, test.code, code(t, set(test.ids, test.tags...)))
 	}
-	assert.Len(t, w.truth(v).Tags, 4, "of what is refused nothing is done")
+	assert.Len(t, w.truth(v).Tags, 4, "a refused request changes nothing")
 	require.NoError(t, set([]string{v}, many(46)...))
 
 	unset := func(list ...types.Tag) {
@@ -454,8 +454,8 @@ func TestTags(t *testing.T) {
 	unset(types.Tag{Key: aws.String("old"), Value: aws.String("2")}, types.Tag{Key: aws.String("new")}, types.Tag{Key: aws.String("never")},
 		types.Tag{Key: aws.String("kept"), Value: aws.String("")}, types.Tag{Key: aws.String("empty"), Value: aws.String("")})
 	assert.Len(t, w.truth(v).Tags, 48)
-	assert.Equal(t, "3", w.truth(v).Tags["old"], "its value is another")
-	assert.Equal(t, "1", w.truth(v).Tags["kept"], "its value is not empty")
+	assert.Equal(t, "3", w.truth(v).Tags["old"], "the value differs")
+	assert.Equal(t, "1", w.truth(v).Tags["kept"], "the value is not empty")
 	assert.NotContains(t, w.truth(v).Tags, "new")
 	assert.NotContains(t, w.truth(v).Tags, "empty")
 	unset()

@@ -314,7 +314,7 @@ func TestMetadataNeedsItsOwnToken(t *testing.T) {
 		assert.Contains(t, body, "id: "+w.instance+"\n")
 		time.Sleep(time.Minute)
 		assert.Equal(t, 401, status("GET", "instance", "Metadata-Token", token))
-		assert.Empty(t, w.cloud.Calls(), "it is not the API")
+		assert.Empty(t, w.cloud.Calls(), "the API's latency does not apply")
 	})
 }
 

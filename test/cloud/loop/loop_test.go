@@ -156,7 +156,7 @@ func TestDeviceInUseIsDetachedByForceOnly(t *testing.T) {
 
 	require.ErrorIs(t, w.Detach("i-here", disk, false), cloud.ErrDeviceBusy)
 	found, err := w.here.Find(t.Context(), serial)
-	require.NoError(t, err, "it is all as it was")
+	require.NoError(t, err, "nothing has changed")
 	assert.Equal(t, device, found.Path)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("still"), 0o600))
 	unmount()
@@ -168,9 +168,9 @@ func TestDeviceInUseIsDetachedByForceOnly(t *testing.T) {
 	took := after(t, func() error { return w.Detach("i-here", disk, true) }, func(ctx context.Context) error {
 		return w.here.WaitGone(ctx, serial)
 	})
-	assert.Less(t, took, atOnce, "also while somebody has it open")
+	assert.Less(t, took, atOnce, "even while it is open")
 	assert.Empty(t, w.Device(disk))
-	assert.Equal(t, []string{device}, w.loops(), "the kernel keeps it")
+	assert.Equal(t, []string{device}, w.loops(), "the kernel keeps the device")
 	require.NoError(t, exclusive.Close())
 	require.Eventually(t, func() bool { return len(w.loops()) == 0 }, 5*time.Second, time.Millisecond)
 }
@@ -249,9 +249,9 @@ func TestSnapshotHasTheSameHoles(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, image.Close())
 	require.NoError(t, w.CreateDisk("vol-0def", 128*mib, "snap-0abc"))
-	require.Error(t, w.CreateDisk("vol-1def", 32*mib, "snap-0abc"), "a disk is not smaller than its snapshot")
+	require.Error(t, w.CreateDisk("vol-1def", 32*mib, "snap-0abc"), "a disk cannot be smaller than its snapshot")
 	require.Error(t, w.CreateDisk("vol-1def", 128*mib, "snap-none"))
-	require.NoError(t, w.CreateDisk("vol-1def", 32*mib, ""), "nothing is left of one that could not be made")
+	require.NoError(t, w.CreateDisk("vol-1def", 32*mib, ""), "a failed copy leaves no file")
 	require.NoError(t, w.DeleteSnapshot("snap-0abc"))
 	require.Error(t, w.DeleteSnapshot("snap-0abc"))
 

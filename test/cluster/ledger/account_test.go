@@ -185,7 +185,7 @@ func TestCorrectWritersNeverCauseAViolation(t *testing.T) {
 		}
 		records += len(s.account.acks)
 	}
-	require.Greater(t, records, 10000, "the simulation is one of writers that write")
+	require.Greater(t, records, 10000, "the simulated writers must write")
 }
 
 // settle performs steps of a writer without disturbance.

@@ -104,25 +104,25 @@ func TestOneHistoryIsNoViolation(t *testing.T) {
 			greet(t, c, "one", false).state(empty()).acks(1, 5)
 			greet(t, c, "two", false).state(history("a", 5)).acks(6, 7)
 		},
-		"one record was durable and its acknowledgement not heard": func(t *testing.T, c *Collector) {
+		"one record was durable and its acknowledgement lost": func(t *testing.T, c *Collector) {
 			greet(t, c, "one", false).state(empty()).acks(1, 5)
 			greet(t, c, "two", false).state(history("a", 6)).acks(7, 7)
 		},
-		"a writer is back": func(t *testing.T, c *Collector) {
+		"a writer reconnects": func(t *testing.T, c *Collector) {
 			greet(t, c, "one", false).state(empty()).acks(1, 5)
 			greet(t, c, "one", true).state(history("a", 6)).acks(7, 7)
 		},
-		"an acknowledgement comes late, over a connection of before": func(t *testing.T, c *Collector) {
+		"a late acknowledgement, over an old connection": func(t *testing.T, c *Collector) {
 			one := greet(t, c, "one", false).state(empty()).acks(1, 5)
 			greet(t, c, "two", false).state(history("a", 6)).acks(7, 7)
 			one.acks(6, 6)
 		},
-		"a writer that was cut off is back, and its disk gone": func(t *testing.T, c *Collector) {
+		"a writer that was cut off reconnects without its disk": func(t *testing.T, c *Collector) {
 			greet(t, c, "one", false).state(empty()).acks(1, 5)
 			greet(t, c, "two", false).state(history("a", 5)).acks(6, 7)
 			greet(t, c, "one", true).state(history("a", 5)).says(message{Kind: kindFailed, Error: "EIO"})
 		},
-		"a writer was cut off between reading and telling": func(t *testing.T, c *Collector) {
+		"a writer was cut off after reading": func(t *testing.T, c *Collector) {
 			greet(t, c, "zero", false).state(empty()).acks(1, 3)
 			one := greet(t, c, "one", false)
 			greet(t, c, "two", false).state(history("a", 3)).acks(4, 5)
@@ -218,7 +218,7 @@ func TestContradictionsAreViolations(t *testing.T) {
 				rest = after
 			}
 			_, err := c.WaitAck(t.Context(), "db", On("nowhere"))
-			require.ErrorIs(t, err, violations[0], "who waits is told")
+			require.ErrorIs(t, err, violations[0], "waiting calls return the violation")
 		})
 	}
 }
@@ -347,13 +347,13 @@ func TestGapIsTheLongestSinceTheEvent(t *testing.T) {
 		acks             []Ack
 		since, now, want int
 	}{
-		"one before, one after":              {acks(10, 30), 15, 31, 20},
-		"longer ones before do not count":    {acks(0, 100, 110, 115), 111, 116, 5},
-		"some were still on their way":       {acks(10, 12, 14, 40, 41), 11, 42, 26},
-		"it goes on":                         {acks(10), 15, 100, 90},
-		"it goes on after some on their way": {acks(10, 12), 11, 100, 88},
-		"the event was before all":           {acks(10, 11), 2, 12, 8},
-		"nothing was ever acknowledged":      {nil, 2, 12, 10},
+		"one before, one after":                {acks(10, 30), 15, 31, 20},
+		"longer ones before do not count":      {acks(0, 100, 110, 115), 111, 116, 5},
+		"some were still on their way":         {acks(10, 12, 14, 40, 41), 11, 42, 26},
+		"the gap continues":                    {acks(10), 15, 100, 90},
+		"the gap continues after pending ones": {acks(10, 12), 11, 100, 88},
+		"the event was before all":             {acks(10, 11), 2, 12, 8},
+		"nothing was ever acknowledged":        {nil, 2, 12, 10},
 	} {
 		assert.Equal(t, time.Duration(c.want)*time.Second, gap(c.acks, second(c.since), second(c.now)), name)
 	}

@@ -94,17 +94,17 @@ func TestDamageThatNoCrashCausesIsCorrupt(t *testing.T) {
 	r, other := made(4, 1), made(4, 2)
 	misnumbered, _ := appendRecord(nil, 3, time.Now(), verified(t, r[0]).Sum, make([]byte, minPayload))
 	for name, ledger := range map[string][]byte{
-		"one lost":                     joined(r[0], r[2], r[3]),
-		"the first lost":               joined(r[1], r[2]),
-		"one doubled":                  joined(r[0], r[1], r[1], r[2]),
-		"the last doubled":             joined(r[0], r[1], r[1]),
-		"two in the other order":       joined(r[0], r[2], r[1], r[3]),
-		"one of another ledger":        joined(r[0], other[1], r[2]),
-		"the last of another ledger":   joined(r[0], r[1], other[2]),
-		"one with another number":      joined(r[0], misnumbered),
-		"a torn one amid":              joined(r[0], r[1][:40], r[2]),
-		"one of zeros amid":            joined(r[0], make([]byte, len(r[1])), r[2]),
-		"more zeros than a record has": joined(r[0], make([]byte, maxRecord+1)),
+		"one lost":                        joined(r[0], r[2], r[3]),
+		"the first lost":                  joined(r[1], r[2]),
+		"one duplicated":                  joined(r[0], r[1], r[1], r[2]),
+		"the last duplicated":             joined(r[0], r[1], r[1]),
+		"two swapped":                     joined(r[0], r[2], r[1], r[3]),
+		"one of another ledger":           joined(r[0], other[1], r[2]),
+		"the last of another ledger":      joined(r[0], r[1], other[2]),
+		"one with another number":         joined(r[0], misnumbered),
+		"an incomplete one in the middle": joined(r[0], r[1][:40], r[2]),
+		"one of zeros in the middle":      joined(r[0], make([]byte, len(r[1])), r[2]),
+		"more zeros than a record has":    joined(r[0], make([]byte, maxRecord+1)),
 	} {
 		_, err := Verify(bytes.NewReader(ledger))
 		require.ErrorIs(t, err, ErrCorrupt, name)

@@ -109,7 +109,7 @@ func TestNothingIsWrittenWithoutACollector(t *testing.T) {
 	s := read(t, path)
 	require.NoError(t, another.Check("db", s))
 	assert.Empty(t, append(c.Violations(), another.Violations()...))
-	require.ErrorContains(t, c.Check("db", s), "without acknowledgement", "the other collector knows nothing of those")
+	require.ErrorContains(t, c.Check("db", s), "without acknowledgement", "the other collector does not know these records")
 }
 
 // It need not know what was acknowledged after it had read the ledger.
@@ -147,12 +147,12 @@ func TestWriterEndsPromptly(t *testing.T) {
 	require.NoError(t, err)
 	began := time.Now()
 	require.NoError(t, silent())
-	assert.Less(t, time.Since(began), patience-farewell, "although the collector says nothing")
+	assert.Less(t, time.Since(began), patience-farewell, "although the collector does not answer")
 	require.NoError(t, conn.Close())
 	require.NoError(t, listener.Close())
 
 	require.NoError(t, started(t, Writer{Path: path, To: listener.Addr().String()})())
-	assert.NoFileExists(t, path, "what a collector does not know of is not begun")
+	assert.NoFileExists(t, path, "nothing is written without the collector")
 }
 
 func TestWritersOnCopiesFork(t *testing.T) {
@@ -171,7 +171,7 @@ func TestWritersOnCopiesFork(t *testing.T) {
 	started(t, Writer{Path: copied, To: c.address(), Node: "two", Task: "b", Rate: 200})
 	require.Eventually(t, func() bool { return len(c.Violations()) > 0 }, 10*time.Second, time.Millisecond)
 	violation := c.Violations()[0].Error()
-	assert.Regexp(t, "^VIOLATION: db: (fork|acknowledged records are lost|two writers at once): ", violation, "whichever comes first shows")
+	assert.Regexp(t, "^VIOLATION: db: (fork|acknowledged records are lost|two writers at once): ", violation, "whichever comes first is reported")
 	assert.Regexp(t, "task [ab] on (one|two)", violation)
 }
 
@@ -201,7 +201,7 @@ func TestFailedRecordIsReportedAndNotAcknowledged(t *testing.T) {
 	assert.Equal(t, "one", failure.Node)
 	s := read(t, path)
 	last, _ := c.Last("db")
-	assert.Equal(t, last, s.Last, "what failed is torn")
+	assert.Equal(t, last, s.Last, "the failed record is incomplete")
 	require.NoError(t, c.Check("db", s))
 	assert.Empty(t, c.Violations())
 }

@@ -70,7 +70,7 @@ func TestPowerOffColdStartAndReboot(t *testing.T) {
 		w.attach("i-here", vol(0))
 		w.here.run("echo flushed | dd of=/dev/vda conv=fsync")
 		w.here.PowerOff()
-		assert.Empty(t, running(t, w.dir), "no server outlives its machine")
+		assert.Empty(t, running(t, w.dir), "no server is left when its machine has ended")
 		w.detach("i-here", vol(0))
 
 		w.here.cfg.Snapshot = ""

@@ -108,7 +108,7 @@ func TestNoEventIsLost(t *testing.T) {
 	})
 	m.Watch(func(qemu.Event) { ended++ })
 	require.NoError(t, m.Execute(t.Context(), "go", nil, nil))
-	assert.Equal(t, events, seen, "what came before the answer is seen before it")
+	assert.Equal(t, events, seen, "events before the answer are handled before it")
 	stop()
 	require.NoError(t, m.Execute(t.Context(), "go", nil, nil))
 	assert.Equal(t, events, seen)

@@ -229,7 +229,7 @@ func TestDisksAreAttachedConcurrently(t *testing.T) {
 		for i := range disks {
 			content, err := os.ReadFile(w.Image(vol(i)))
 			require.NoError(t, err)
-			assert.Equal(t, fmt.Sprintln(i), string(content[:2]), "each has what was written to it")
+			assert.Equal(t, fmt.Sprintln(i), string(content[:2]), "each disk has its own data")
 		}
 	})
 }
@@ -306,7 +306,7 @@ func TestFrozenMachineCannotWriteToAPulledDisk(t *testing.T) {
 		require.ErrorIs(t, w.Detach("i-here", vol(0), false), cloud.ErrDeviceBusy)
 		begin := time.Now()
 		require.NoError(t, w.Detach("i-here", vol(0), true))
-		assert.Less(t, time.Since(begin), time.Second, "a frozen guest is not waited for")
+		assert.Less(t, time.Since(begin), time.Second, "a frozen guest causes no wait")
 		w.attach("i-here", vol(1)) // while the kernel cannot show it, or distinguish it from the removed one
 		w.attach("i-away", vol(0))
 		away.run("echo new | dd of=$(device %s) conv=fsync,notrunc", w.serial(0))
@@ -317,7 +317,7 @@ func TestFrozenMachineCannotWriteToAPulledDisk(t *testing.T) {
 		require.Eventually(t, func() bool {
 			shown, _ := w.here.try("shown")
 			return shown == w.shown(1) && nodes(t, w.here.Machine) == 1
-		}, 20*time.Second, 100*time.Millisecond, "what came and went meanwhile has come and gone")
+		}, 20*time.Second, 100*time.Millisecond, "all changes made meanwhile are seen")
 		assert.Equal(t, sum, w.checksum(vol(0)))
 		assert.Equal(t, blank, w.checksum(vol(1)))
 		assert.Equal(t, "new", away.run("head -n 1 $(device %s)", w.serial(0)))
@@ -425,7 +425,7 @@ func TestIdentitiesOfDisks(t *testing.T) {
 			assert.Equal(t, "absent", g.run("agent disk %s", c.serial))
 		})
 	}
-	t.Run("what QEMU would cut off", func(t *testing.T) {
+	t.Run("a serial that QEMU would truncate", func(t *testing.T) {
 		for bus, most := range map[qemu.Bus]int{qemu.NVMe: 20, qemu.SCSI: 247} {
 			w := newStorage(t, qemu.Model{Bus: bus, Serial: func(string) string { return strings.Repeat("x", most+1) }})
 			w.Register("i-here", g.Machine, g.questions())
@@ -446,7 +446,7 @@ func TestPowerLossLosesUnflushedData(t *testing.T) {
 	sum := w.checksum(vol(0))
 	assert.Empty(t, running(t, w.dir))
 	w.create(vol(1))
-	require.ErrorIs(t, w.Attach("i-here", vol(1)), qemu.ErrEnded, "without power there are no devices")
+	require.ErrorIs(t, w.Attach("i-here", vol(1)), qemu.ErrEnded, "a machine without power has no devices")
 	w.detach("i-here", vol(0))
 
 	assert.Equal(t, sum, w.checksum(vol(0)))

@@ -42,7 +42,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags.StringVar(&w.To, "to", "", "where the collector listens: `address` and port")
 	flags.StringVar(&w.Name, "name", "", "the `name` of the service, the same wherever it runs")
 	flags.Float64Var(&w.Rate, "rate", 20, "records per second at most; 0 is no limit")
-	flags.StringVar(&verify, "verify", "", "read a `file`, print what it holds as a line of JSON, and do nothing else")
+	flags.StringVar(&verify, "verify", "", "verify a `file`, print its summary as JSON, and exit")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
