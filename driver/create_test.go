@@ -161,11 +161,20 @@ func TestAMountThatItsOptionsForbidSaysWhatToDo(t *testing.T) {
 				map[string]string{"snapshot": "snap"},
 				`if it was created with another fstype than snapshot snap has, remove it and create it again without`,
 			},
+			// Where the options are not the reason, nothing is said of them.
+			{picky{format: errors.New("mkfs.ext4 failed")}, nil, ""},
+			{picky{stage: mount.ErrInvalid}, nil, ""},
+			{picky{stage: mount.ErrUnreadable}, map[string]string{"mount-options": "commit=5"}, ""},
+			{picky{stage: mount.ErrUnreadable}, map[string]string{"snapshot": "snap"}, ""},
+			{picky{stage: mount.ErrWrongFS}, nil, ""},
 		} {
 			l := a.start(t, func(cfg *Config) { c.host.Host = cfg.Host; cfg.Host = c.host })
 			require.NoError(t, l.Create(within(t), "data", c.options))
 			_, err := l.Mount(within(t), "data", "1")
 			require.ErrorContains(t, err, c.says)
+			if c.says == "" {
+				assert.NotContains(t, err.Error(), "create it again")
+			}
 			require.NoError(t, l.Remove(within(t), "data"))
 			require.NoError(t, l.Close(within(t)))
 			time.Sleep(fresh)

@@ -61,5 +61,11 @@ func TestAFileSystemThatCannotGrowIsToldOncePerSize(t *testing.T) {
 			assert.Equal(t, size+1, warned)
 		}
 		assert.Equal(t, "a", w.holder("data"), "it serves on")
+		w.setFault(calm)
+		w.count()
+		a.engineTakesMounts()
+		mustMount(t, a.current, "data", "2")
+		time.Sleep(reconcileEvery + time.Second)
+		assert.Equal(t, 1, w.grows(), "with the next mount it is tried again")
 	})
 }

@@ -1,0 +1,321 @@
+package driver
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/providers"
+)
+
+func TestTheStatusOfAVolumeIsWhatIsInEffect(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		w.set(func() { w.departure = time.Minute })
+		w.snapshots["snap"] = providers.Record{recFSType: "xfs", recLayout: mount.LayoutData, recFormatted: "xfs"}
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"size": "2", "tags": "team=db", "uid": "999"}))
+		require.NoError(t, l.Create(within(t), "copy", map[string]string{"snapshot": "snap", "size": "1"}))
+		assert.Equal(t, map[string]any{
+			"id": "vol-1", "size": "2GiB", "layout": "data", "reclaim": "delete", "formatted": "false", "fstype": "ext4", "uid": "999",
+			"zone": "z1", "state": "detached",
+		}, status(t, l, "data"))
+		assert.Equal(t, map[string]any{
+			"id": "vol-2", "size": "1GiB", "layout": "data", "reclaim": "delete", "formatted": "true", "fstype": "xfs",
+			"zone": "z1", "state": "detached", "snapshot": "snap",
+		}, status(t, l, "copy"))
+		w.alter(func(d *disk) { d.Zone = "" })
+		time.Sleep(fresh)
+		assert.NotContains(t, status(t, l, "copy"), "zone")
+		w.alter(func(d *disk) { d.Zone = "z1" })
+
+		mustMount(t, l, "data", "1")
+		mustMount(t, l, "data", "2")
+		w.count()
+		is := status(t, l, "data")
+		assert.Equal(t, map[string]any{
+			"id": "vol-1", "size": "2GiB", "layout": "data", "reclaim": "delete", "formatted": "true", "fstype": "ext4", "uid": "999",
+			"zone": "z1", "state": "mounted", "node": "a", "containers": 2, "device": "/dev/serial-1",
+		}, is)
+		mustUnmount(t, l, "data", "2")
+		mustUnmount(t, l, "data", "1")
+		is = status(t, l, "data")
+		assert.Equal(t, "detaching", is["state"])
+		assert.Equal(t, "a", is["node"])
+		assert.NotContains(t, is, "containers")
+		assert.Zero(t, w.count()["Find"], "what this node does itself it knows")
+		time.Sleep(2 * time.Minute)
+		is = status(t, l, "data")
+		assert.Equal(t, "detached", is["state"])
+		assert.NotContains(t, is, "node")
+	})
+}
+
+// The cloud is away, and the plugin has just started.
+func TestTheStatusOfAVolumeThatOnlyTheJournalKnows(t *testing.T) {
+	for state, entry := range map[string]func(e *entry){
+		"attached":       func(*entry) {},
+		"being released": func(e *entry) { e.Releasing = true },
+	} {
+		t.Run(state, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				mounted(t, a.start(t), "data", "1").kill()
+				created := w.disk("data").CreatedAt
+				a.engineTakesMounts()
+				synctest.Wait()
+				entry(a.journal["data"])
+				w.setFault(at("cloud.List", failBefore))
+				l := a.start(t)
+				synctest.Wait()
+				info, err := l.Get(within(t), "data")
+				require.NoError(t, err)
+				assert.Equal(t, "data", info.Name)
+				assert.True(t, created.Equal(info.CreatedAt))
+				assert.Equal(t, map[string]any{"id": "vol-1", "containers": 1, "state": state}, info.Status)
+				w.setFault(calm)
+				a.containerEnds("1")
+			})
+		})
+	}
+}
+
+func TestTheListIsWhatTheCloudSays(t *testing.T) {
+	names := func(t *testing.T, l *life) string {
+		t.Helper()
+		all, err := l.List(within(t))
+		require.NoError(t, err)
+		var names []string
+		for _, info := range all {
+			names = append(names, info.Name+"="+info.Mountpoint)
+		}
+		return strings.Join(names, " ")
+	}
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := made(t, made(t, a.start(t), "m"), "z")
+		for _, name := range []string{"c", "k", "b", "q"} {
+			made(t, l, name)
+		}
+		mounted(t, l, "a", "1")
+		assert.Equal(t, "a=/published/a b= c= k= m= q= z=", names(t, l))
+
+		w.count()
+		time.Sleep(fresh)
+		for range 3 {
+			names(t, l)
+		}
+		assert.Equal(t, 1, w.count()["List"])
+
+		// Two of one name are missing, and the others there.
+		time.Sleep(fresh)
+		w.set(func() { w.newDisk("z", 1<<30, nil).twin = true })
+		assert.Equal(t, "a=/published/a b= c= k= m= q=", names(t, l))
+
+		time.Sleep(fresh)
+		w.setFault(at("cloud.List", failBefore))
+		for range 2 {
+			_, err := l.List(within(t))
+			require.ErrorIs(t, err, errInjected)
+			require.ErrorContains(t, err, "the volumes cannot be listed")
+		}
+		w.setFault(calm)
+		mustUnmount(t, l, "a", "1")
+
+		// A list that is on its way does not take away what was made meanwhile.
+		w.set(func() { w.latency = 5 * time.Second })
+		lb := b.start(t)
+		synctest.Wait()
+		require.NoError(t, lb.Create(within(t), "new", nil))
+		time.Sleep(5 * time.Second)
+		w.set(func() { w.latency = 0 })
+		assert.Contains(t, names(t, lb), "new=")
+	})
+}
+
+func TestAVolumeThatIsGoneIsNotRememberedWhenTheCloudIsAway(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la, lb := a.start(t), b.start(t)
+		made(t, la, "data")
+		w.count()
+		for range 2 {
+			_, err := la.Get(within(t), "data")
+			require.NoError(t, err)
+		}
+		assert.Zero(t, w.count()["Find"], "it was just made here")
+		require.NoError(t, lb.Remove(within(t), "data"))
+		time.Sleep(time.Minute)
+		_, err := la.Get(within(t), "data")
+		require.ErrorIs(t, err, ErrNotFound)
+		w.setFault(at("cloud.Find", failBefore))
+		_, err = la.Get(within(t), "data")
+		require.ErrorIs(t, err, ErrUnsure)
+		w.setFault(calm)
+	})
+}
+
+func TestAVolumeThatExistsIsNotMadeAnew(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		w.set(func() { w.newDisk("theirs", 1<<30, nil).owned = false })
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "adopted", map[string]string{"volume-id": "vol-1"}))
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"size": "2"}))
+		for _, c := range []struct{ name, option, value, says string }{
+			{"data", "volume-id", "vol-1", `volume "data" exists with volume-id=vol-2, not vol-1`},
+			{"data", "size", "3", `volume "data" exists with size=2GiB, not 3GiB`},
+			{"data", "snapshot", "snap", `volume "data" exists with snapshot=, not snap`},
+			{"data", "fstype", "xfs", `volume "data" exists with fstype=ext4, not xfs`},
+			{"data", "sise", "3", `unknown option "sise"`},
+		} {
+			require.ErrorContains(t, l.Create(within(t), c.name, map[string]string{c.option: c.value}), c.says)
+		}
+		for _, c := range []struct{ name, option, value string }{
+			{"adopted", "volume-id", "vol-1"}, {"data", "size", "2"}, {"data", "size", "1"}, {"data", "size", ""}, {"data", "type", "ssd"},
+		} {
+			require.NoError(t, l.Create(within(t), c.name, map[string]string{c.option: c.value}), "%s=%s", c.option, c.value)
+		}
+		assert.Len(t, w.disks, 2)
+		require.ErrorContains(t, l.Create(within(t), "a\nb", nil), "cannot be printed: no volume was created")
+		require.ErrorContains(t, l.Create(within(t), "bad", map[string]string{"sise": "3"}), `volume "bad" was not created`)
+
+		// Another node is first, and its volume is another.
+		w.setLag(5 * time.Second)
+		require.NoError(t, l.Create(within(t), "race", nil))
+		require.ErrorContains(t, b.start(t).Create(within(t), "race", map[string]string{"size": "3"}), `volume "race" exists with size=1GiB, not 3GiB`)
+	})
+}
+
+// rich is a cloud that has every option.
+type rich struct {
+	*fakeProvider
+	asked providers.Spec
+}
+
+func (*rich) Supports() []string { return cloudOptions }
+
+func (p *rich) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
+	p.asked = spec
+	return p.fakeProvider.Create(ctx, spec)
+}
+
+func TestOptionsReachTheCloud(t *testing.T) {
+	scene(t, func(t *testing.T, _ *world, a, _ *machine) {
+		var p *rich
+		l := a.start(t, func(c *Config) { p = &rich{fakeProvider: c.Provider.(*fakeProvider)}; c.Provider = p })
+		for option, value := range map[string]string{"iops": "0", "throughput": "-1", "encrypted": "perhaps", "tags": ",", "size": "9PiB"} {
+			require.Error(t, l.Create(within(t), "data", map[string]string{option: value}), "%s=%s", option, value)
+		}
+		require.NoError(t, l.Create(within(t), "data", map[string]string{
+			"size": "16MiB", "type": "fast", "iops": "1", "throughput": "2", "encrypted": "TRUE", "kms-key": "key", "zone": "z1", "tags": "a=b",
+			"mkfs-options": "-m 0",
+		}))
+		assert.Equal(t, int64(16<<20), p.asked.Size, "the smallest that ext4 takes")
+		p.asked.Record = nil
+		assert.Equal(t, providers.Spec{
+			Name: "data", Size: 16 << 20, Type: "fast", IOPS: 1, Throughput: 2, Encrypted: true, KMSKey: "key", Zone: "z1",
+			Tags: map[string]string{"a": "b"},
+		}, p.asked)
+		long := strings.Repeat("x", 200)
+		require.NoError(t, l.Create(within(t), "longest", map[string]string{"mkfs-options": "-L x", "tags": "a=" + long}))
+		for text, bytes := range map[string]int64{"8388607TiB": 8388607 << 40, "9223372036854775807B": 1<<63 - 1} {
+			size, err := ParseSize(text)
+			require.NoError(t, err)
+			assert.Equal(t, bytes, size)
+		}
+		_, err := ParseSize("5x")
+		require.Error(t, err)
+		assert.Equal(t, "1TiB", FormatSize(1<<40))
+		assert.Equal(t, "1025KiB", FormatSize(1025<<10))
+		assert.Equal(t, "1023B", FormatSize(1023))
+		assert.Equal(t, "0B", FormatSize(0))
+	})
+}
+
+// watched is a kernel that remembers how it was to mount.
+type watched struct {
+	Host
+	spec mount.StageSpec
+}
+
+func (h *watched) Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (string, error) {
+	h.spec = spec
+	return h.Host.Stage(ctx, dev, dir, spec)
+}
+
+func TestOptionsReachTheMount(t *testing.T) {
+	scene(t, func(t *testing.T, _ *world, a, _ *machine) {
+		var h *watched
+		l := a.start(t, func(c *Config) { h = &watched{Host: c.Host}; c.Host = h })
+		mounted(t, l, "plain", "1")
+		assert.Nil(t, h.spec.UID)
+		assert.Nil(t, h.spec.GID)
+		assert.Nil(t, h.spec.Mode)
+		assert.Empty(t, h.spec.MountOptions)
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"uid": "1", "gid": "0", "mode": "6751", "mount-options": "noatime,nodev"}))
+		mustMount(t, l, "data", "2")
+		require.NotNil(t, h.spec.UID)
+		require.NotNil(t, h.spec.GID)
+		require.NotNil(t, h.spec.Mode)
+		assert.Equal(t, 1, *h.spec.UID)
+		assert.Equal(t, 0, *h.spec.GID)
+		assert.Equal(t, os.ModeSetuid|os.ModeSetgid|0o751, *h.spec.Mode)
+		assert.Equal(t, []string{"noatime", "nodev"}, h.spec.MountOptions)
+		assert.Equal(t, "ext4", h.spec.FSType)
+		assert.Equal(t, mount.LayoutData, h.spec.Layout)
+		mustUnmount(t, l, "plain", "1")
+		mustUnmount(t, l, "data", "2")
+	})
+}
+
+func TestADriverNeedsOnlyACloudAKernelAndADirectory(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		dir := t.TempDir()
+		l := &life{machine: a}
+		d, err := New(Config{Provider: w.cloud.provider(t, l), Host: &fakeHost{l}, PublishedDir: "/published", StateDir: dir})
+		require.NoError(t, err)
+		d.log = quiet()
+		l.Driver, a.current = d, l
+		mounted(t, l, "data", "1")
+		assert.Equal(t, int64(10<<30), w.disk("data").Size)
+		assert.Equal(t, "ext4", w.disk("data").fstype)
+		file, err := os.ReadFile(filepath.Join(dir, "journal", "data.json"))
+		require.NoError(t, err)
+		boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		require.NoError(t, err)
+		assert.Contains(t, string(file), `"boot":"`+strings.TrimSpace(string(boot))+`"`)
+
+		_, err = New(Config{StateDir: filepath.Join(dir, "journal", "data.json")})
+		require.ErrorContains(t, err, "the state directory cannot be used")
+		mustUnmount(t, l, "data", "1")
+	})
+}
+
+func TestAJournalThatIsGoneSaysSo(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "journal")
+	j, err := openJournal(dir)
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(dir))
+	_, _, err = j.load()
+	require.ErrorContains(t, err, "the journal cannot be read")
+	require.ErrorContains(t, j.put(testEntry("one", "1")), "the journal cannot be written")
+	require.NoError(t, os.WriteFile(dir, nil, 0o600))
+	require.ErrorContains(t, j.remove("one"), "the journal cannot be written")
+	require.ErrorContains(t, j.put(testEntry("one", "1")), "the journal cannot be written")
+}
+
+// A cloud that never answers holds a volume for so long and no longer. To copy a snapshot takes longer.
+func TestACreateThatIsNeverAnsweredIsGivenUp(t *testing.T) {
+	for limit, options := range map[time.Duration]map[string]string{changeTimeout: nil, workTimeout: {"snapshot": "snap"}} {
+		scene(t, func(t *testing.T, w *world, a, _ *machine) {
+			w.setFault(at("cloud.Create", hang))
+			begin := time.Now()
+			require.Error(t, a.start(t).Create(after(t, 2*workTimeout), "data", options))
+			assert.Equal(t, limit, time.Since(begin))
+		})
+	}
+}
