@@ -117,7 +117,7 @@ func (c *catalog) free(name string) *providers.Volume {
 // list returns all volumes, sorted by name.
 func (c *catalog) list(ctx context.Context) ([]*providers.Volume, error) {
 	c.mu.Lock()
-	recent := !c.listed.IsZero() && time.Since(c.listed) < fresh
+	recent := time.Since(c.listed) < fresh
 	c.mu.Unlock()
 	if !recent {
 		_, err := c.share(ctx, "list", func(ctx context.Context) (any, error) {
@@ -200,7 +200,7 @@ func (c *catalog) leaving(name, id, node string) {
 }
 
 // ours tells whether this node has made, changed or removed the volume so lately that the cloud's answers may be older.
-func (s seen) ours() bool { return s.change > 0 && time.Since(s.changedAt) < lag }
+func (s seen) ours() bool { return time.Since(s.changedAt) < lag }
 
 // olderThanOurs tells whether the cloud's answer on one name (nil: there is none) is of a time before this node made or
 // removed the volume, and returns what it knows instead.

@@ -30,6 +30,10 @@ func TestACopyOfASnapshotIsNotFormattedThoughItsMarkIsLost(t *testing.T) {
 		_, err := l.Mount(within(t), "copy", "1")
 		require.ErrorContains(t, err, "blank but was formatted before")
 		assert.Zero(t, w.disk("copy").formats)
+
+		w.alter(func(d *disk) { d.fstype = "ext4" })
+		mustMount(t, l, "copy", "2")
+		mustUnmount(t, l, "copy", "2")
 	})
 }
 

@@ -107,7 +107,6 @@ func (d *Driver) reconcile(ctx context.Context, v *volume) {
 	default:
 		log.WithField("ids", e.IDs).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped")
 	}
-	v.staleSince = time.Time{}
 	if err := d.release(ctx, v); err != nil {
 		log.WithError(err).Warn("The volume could not be released yet")
 	}

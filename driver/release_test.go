@@ -2,11 +2,13 @@ package driver
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -489,4 +491,45 @@ func TestAContainerThatStaysKeepsTheVolumeWhoseDiskWasAttachedAgain(t *testing.T
 		mustUnmount(t, l, "data", "1")
 		assert.Empty(t, w.holder("data"))
 	})
+}
+
+// It holds no data. What stands on it is in the way of no release, and the log says what to do.
+func TestAFormatThatCannotBeFinishedIsToldAndTheDiskIsLetGo(t *testing.T) {
+	for _, call := range []string{"cloud.Find", "host.Find", "host.Probe", "host.Format"} {
+		t.Run(call, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				l := made(t, a.start(t), "data")
+				w.setFault(at("host.Format mkfs", crashBefore))
+				_, err := l.Mount(within(t), "data", "1")
+				require.Error(t, err)
+				l.kill()
+				w.setFault(calm)
+				log, logged := logtest.NewNullLogger()
+				a.start(t, func(c *Config) { c.Log = log })
+				synctest.Wait()
+				calls := 0
+				w.setFault(func(_, is string) fault {
+					if is != call {
+						return noFault
+					}
+					if calls++; call == "host.Find" && calls != 2 { // the first asks who uses it
+						return noFault
+					}
+					return failBefore
+				})
+				time.Sleep(time.Minute)
+				w.setFault(calm)
+				time.Sleep(2 * reconcileEvery)
+				assert.Empty(t, w.holder("data"))
+				told := 0
+				for _, e := range logged.AllEntries() {
+					if strings.HasPrefix(e.Message, "A format that was cut short could not be finished") {
+						require.ErrorIs(t, e.Data[logrus.ErrorKey].(error), errInjected)
+						told++
+					}
+				}
+				assert.Positive(t, told)
+			})
+		})
+	}
 }

@@ -295,10 +295,18 @@ func TestADriverNeedsOnlyACloudAKernelAndADirectory(t *testing.T) {
 	})
 }
 
-func TestAJournalThatIsGoneSaysSo(t *testing.T) {
+func TestAJournalThatIsGoneOrOddSaysSo(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "journal")
 	j, err := openJournal(dir)
 	require.NoError(t, err)
+	twice := testEntry("one", "1", "1")
+	require.NoError(t, j.put(twice))
+	entries, damaged, err := j.load()
+	require.NoError(t, err)
+	assert.Empty(t, damaged)
+	assert.Equal(t, []*entry{testEntry("one", "1")}, entries, "mount IDs are a set")
+	require.NoError(t, j.remove("one"))
+
 	require.NoError(t, os.Remove(dir))
 	_, _, err = j.load()
 	require.ErrorContains(t, err, "the journal cannot be read")
