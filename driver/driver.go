@@ -37,7 +37,7 @@ type Host interface {
 	Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error)
 	IsStaged(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
-	InUse(ctx context.Context, dev mount.Device) (bool, error)
+	InUse(ctx context.Context, dev mount.Device, targets ...string) (bool, error)
 	Activity(dev mount.Device) (string, error)
 	Shared(ctx context.Context) (bool, error)
 }

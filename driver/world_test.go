@@ -913,7 +913,7 @@ func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grow
 	err = h.do(ctx, "host.Grow", func() error {
 		s := h.machine.on(dev)
 		if s == nil || s.dir != dir {
-			return mount.ErrOccupied
+			return mount.ErrNotStaged
 		}
 		grown = s.size < s.disk.Size
 		s.size = s.disk.Size
@@ -967,7 +967,7 @@ func (h *fakeHost) IsStaged(ctx context.Context, dir string, dev mount.Device) (
 	return up, err
 }
 
-func (h *fakeHost) InUse(ctx context.Context, dev mount.Device) (used bool, err error) {
+func (h *fakeHost) InUse(ctx context.Context, dev mount.Device, _ ...string) (used bool, err error) {
 	err = h.do(ctx, "host.InUse", func() error {
 		s := h.machine.on(dev)
 		used = s != nil && len(s.containers) > 0

@@ -321,6 +321,13 @@ func backingFile(b []byte) string {
 	return path[strings.LastIndexByte(path, '/')+1:]
 }
 
+// devno is the number of a block device.
+type devno struct{ major, minor uint32 }
+
+func (n devno) String() string { return fmt.Sprintf("%d:%d", n.major, n.minor) }
+
+func (d Device) number() devno { return devno{d.Major, d.Minor} }
+
 func (h *Host) number(name string) (major, minor uint32, err error) {
 	b, err := os.ReadFile(filepath.Join(h.sysfs, "block", name, "dev"))
 	if err != nil {
@@ -359,14 +366,35 @@ func (h *Host) size(name string) (int64, error) {
 // isNode checks that a stat of the device's path is of the device that sysfs identified.
 func (d Device) isNode(st *unix.Stat_t) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK || unix.Major(st.Rdev) != d.Major || unix.Minor(st.Rdev) != d.Minor {
-		return fmt.Errorf("%w: %s is not block device %d:%d, which bears the serial %q; the host's own /dev must be seen here", ErrWrongDevice, d.Path, d.Major, d.Minor, d.Serial)
+		return fmt.Errorf("%w: %s is not block device %s, which has the serial %q; the host's own /dev must be visible here", ErrWrongDevice, d.Path, d.number(), d.Serial)
 	}
 	return nil
 }
 
-// open opens the device with further flags and verifies its identity anew. While the file is open the kernel does not give
-// the device's name and number to another disk.
-func (h *Host) open(dev Device, flags int) (*os.File, error) {
+// open opens a disk with further flags and verifies its identity anew. While the file is open the kernel does not give the
+// disk's name and number to another one.
+func (h *Host) open(disk Device, flags int) (*os.File, error) {
+	f, err := openNode(disk, flags)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.verify(disk); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// openTop opens the device that has the file system of a volume whose disk is open.
+func (h *Host) openTop(disk Device) (top Device, f *os.File, err error) {
+	if top, err = h.topOf(disk); err == nil {
+		f, err = openNode(top, os.O_RDONLY)
+	}
+	return top, f, err
+}
+
+// openNode opens a device by its node, which must have the device's number.
+func openNode(dev Device, flags int) (*os.File, error) {
 	f, err := os.OpenFile(dev.Path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	switch {
 	case errors.Is(err, unix.EBUSY):
@@ -376,7 +404,13 @@ func (h *Host) open(dev Device, flags int) (*os.File, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: device %s cannot be opened: %w", ErrUnreadable, dev.Path, err)
 	}
-	if err := h.verify(dev, f); err != nil {
+	var st unix.Stat_t
+	if err = unix.Fstat(int(f.Fd()), &st); err != nil {
+		err = fmt.Errorf("%w: device %s: %w", ErrUnreadable, dev.Path, err)
+	} else {
+		err = dev.isNode(&st)
+	}
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -404,14 +438,8 @@ func tryExclusive(path string) error {
 	return err
 }
 
-func (h *Host) verify(dev Device, f *os.File) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return fmt.Errorf("%w: device %s: %w", ErrUnreadable, dev.Path, err)
-	}
-	if err := dev.isNode(&st); err != nil {
-		return err
-	}
+// verify checks that the device of that name still is the disk, as sysfs has it.
+func (h *Host) verify(dev Device) error {
 	dir := filepath.Join(h.sysfs, "block", dev.Name)
 	name, err := busOf(dir)
 	if err != nil {

@@ -17,5 +17,6 @@ var (
 	ErrNoTool          = errors.New("program is missing")     // or the kernel lacks the file system
 	ErrForeignLayout   = errors.New("file system has another layout")
 	ErrOccupied        = errors.New("published directory is not free") // files or another mount are in the way
-	ErrInvalid         = errors.New("not accepted")                    // an option or a name
+	ErrNotStaged       = errors.New("volume is not mounted on this node")
+	ErrInvalid         = errors.New("not accepted") // an option or a name
 )

@@ -35,14 +35,14 @@ type FormatSpec struct {
 // be cleaned up after: see FormatSpec.Begun.
 //
 // Errors: ErrNotBlank, ErrWrongDevice, ErrNoDevice, ErrUnreadable, ErrBusy, ErrNoTool, ErrInvalid.
-func (h *Host) Format(ctx context.Context, dev Device, spec FormatSpec) error {
+func (h *Host) Format(ctx context.Context, disk Device, spec FormatSpec) error {
 	if err := CheckOptions(spec.FSType, spec.Options, nil); err != nil {
 		return err
 	}
 	if _, err := exec.LookPath("mkfs." + spec.FSType); err != nil { // before anything is recorded or written
-		return fmt.Errorf("%w: device %s cannot be formatted, since mkfs.%s is not installed where blockvol runs (%w)", ErrNoTool, dev.Path, spec.FSType, err)
+		return fmt.Errorf("%w: device %s cannot be formatted, since mkfs.%s is not installed where blockvol runs (%w)", ErrNoTool, disk.Path, spec.FSType, err)
 	}
-	release, err := h.claims.forWork(ctx, dev)
+	release, err := h.claimDevice(ctx, disk)
 	if err != nil {
 		return err
 	}
@@ -50,34 +50,38 @@ func (h *Host) Format(ctx context.Context, dev Device, spec FormatSpec) error {
 
 	// An exclusive open is what mkfs, mount, device-mapper and md use: nobody else begins while it lasts. mkfs needs it for
 	// itself, so it is given up just before; the second file keeps the name from passing to another disk.
-	kept, err := h.open(dev, os.O_RDWR)
+	kept, err := h.open(disk, os.O_RDWR)
 	if err != nil {
 		return err
 	}
 	defer kept.Close()
-	if err := h.mustBeBlank(ctx, dev, spec); err != nil {
+	if err := h.mustBeBlank(ctx, disk, spec); err != nil {
 		return err
 	}
 	if spec.Begin != nil {
 		if err := spec.Begin(ctx); err != nil {
-			return fmt.Errorf("device %s is not formatted: %w", dev.Path, err)
+			return fmt.Errorf("device %s is not formatted: %w", disk.Path, err)
 		}
 	}
-	if err := mkfs(ctx, dev, spec); err != nil {
+	top, err := h.topOf(disk)
+	if err != nil {
+		return err
+	}
+	if err := mkfs(ctx, top, spec); err != nil {
 		// Not everything there is mkfs's own work: it may have failed since somebody else was quicker.
 		spec.Begun = true
-		if clearErr := h.mustBeBlank(context.WithoutCancel(ctx), dev, spec); clearErr != nil {
+		if clearErr := h.mustBeBlank(context.WithoutCancel(ctx), disk, spec); clearErr != nil {
 			err = fmt.Errorf("%w; what is there now is left as it is: %w", err, clearErr)
 		}
 		return err
 	}
 	if err := kept.Sync(); err != nil {
-		return fmt.Errorf("%w: device %s was formatted but could not be flushed: %w", ErrUnreadable, dev.Path, err)
+		return fmt.Errorf("%w: device %s was formatted but could not be flushed: %w", ErrUnreadable, disk.Path, err)
 	}
-	if err := h.verify(dev, kept); err != nil {
+	if err := h.verify(disk); err != nil {
 		return err
 	}
-	return mustHold(ctx, dev, spec.FSType)
+	return mustHold(ctx, top, spec.FSType)
 }
 
 // mustBeBlank climbs the whole ladder, on an exclusive open.

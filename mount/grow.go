@@ -13,44 +13,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Grow enlarges the file system published at dir to its device, if that has become larger, while containers use it. It tells
+// Grow enlarges the file system staged at dir to its device, if that has become larger, while containers use it. It tells
 // whether there was anything to grow; if not, it costs a look at the mount table and a read or an ioctl. A file system that is
 // mounted read-only stays as it is. On error it keeps its size, and serves on.
-// Errors: ErrNoDevice, ErrWrongDevice; ErrOccupied if what is at dir is not the device's file system.
-func (h *Host) Grow(ctx context.Context, dev Device, dir string) (grown bool, err error) {
+// Errors: ErrNoDevice, ErrWrongDevice, ErrNotStaged.
+func (h *Host) Grow(ctx context.Context, disk Device, dir string) (grown bool, err error) {
 	path, err := h.pathOf(dir)
 	if err != nil {
 		return false, err
 	}
-	release, err := h.claims.forWork(ctx, dev)
+	release, err := h.claimDevice(ctx, disk)
 	if err != nil {
 		return false, err
 	}
 	defer release()
-	f, err := h.open(dev, os.O_RDONLY) // open until it has grown, so that the name stays this disk's
+	f, err := h.open(disk, os.O_RDONLY) // open until it has grown, so that the name stays this disk's
 	if err != nil {
 		return false, err
 	}
 	defer f.Close()
-	top, err := mountAt(path)
+	top, device, err := h.openTop(disk)
 	if err != nil {
 		return false, err
 	}
-	if top == nil || !isOn(top, dev) {
-		return false, fmt.Errorf("%w: the file system of device %s is not mounted at %s, so it is not grown", ErrOccupied, dev.Path, path)
-	}
-	if isReadOnly(top) {
-		return false, nil
-	}
-	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	defer device.Close()
+	root, m, err := openStaged(path, top)
 	if err != nil {
-		return false, fmt.Errorf("the file system of device %s cannot be opened: %w", dev.Path, err)
+		return false, fmt.Errorf("the file system is not grown: %w", err)
 	}
 	defer root.Close()
-	if err := mustBeOn(root, dev, top.FSType); err != nil {
-		return false, err
+	if isReadOnly(m) {
+		return false, nil
 	}
-	return grow(root, f, top.FSType)
+	return grow(root, device, m.FSType)
 }
 
 func isReadOnly(m *mountinfo.Info) bool {

@@ -136,7 +136,7 @@ func TestOnlyAStagedFileSystemGrows(t *testing.T) {
 	other.resize(2 * other.Size)
 	for _, dir := range []string{"vol", "none"} {
 		grown, err := h.Grow(ctx, d.Device, dir)
-		require.ErrorIs(t, err, ErrOccupied)
+		require.ErrorIs(t, err, ErrNotStaged)
 		assert.False(t, grown)
 	}
 	assert.Equal(t, before, statfsBytes(t, path))

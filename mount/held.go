@@ -2,7 +2,6 @@ package mount
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,16 +20,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Held tells whether anything in this machine's kernel holds the device: a file system mounted in whichever mount
+// Held tells whether anything in this machine's kernel holds the disk or its top: a file system mounted in whichever mount
 // namespace, visible to this process or not, also of a device that was pulled; swap, device-mapper, md or another
 // program's exclusive open; or a call of this Host that works on it. Detach only what is not held.
-func (h *Host) Held(dev Device) (bool, error) {
-	release, free := h.claims.forLook(dev)
+func (h *Host) Held(disk Device) (bool, error) {
+	release, free := h.claims.forProbe(disk.number().String())
 	if !free {
 		return true, nil
 	}
 	defer release()
-	return h.kernelHolds(dev)
+	top, err := h.topOf(disk)
+	if err != nil {
+		return true, err
+	}
+	held, err := h.kernelHolds(disk)
+	if err != nil || held || top == disk {
+		return held, err
+	}
+	return h.kernelHolds(top)
 }
 
 // Activity returns what the kernel has counted of the device's reads and writes so far. Two answers differ if there was any
@@ -45,19 +52,19 @@ func (h *Host) Activity(dev Device) (string, error) {
 
 // WaitFree returns when nothing holds the device any more (see Held), or with ErrBusy when ctx ends. The kernel gives no
 // sign of it, so it looks: often at first, since the last unmount mostly frees a device at once, then each second.
-func (h *Host) WaitFree(ctx context.Context, dev Device) error {
+func (h *Host) WaitFree(ctx context.Context, disk Device) error {
 	wait := 5 * time.Millisecond
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
-		held, err := h.Held(dev)
+		held, err := h.Held(disk)
 		if err != nil || !held {
 			return err
 		}
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%w: device %s is still held on this node by %s: %w", ErrBusy, dev.Path, h.whoHolds(dev), context.Cause(ctx))
+			return fmt.Errorf("%w: device %s is still held on this node by %s: %w", ErrBusy, disk.Path, h.whoHolds(disk), context.Cause(ctx))
 		}
 		wait = min(2*wait, time.Second)
 		timer.Reset(wait)
@@ -89,27 +96,43 @@ func (h *Host) kernelHolds(dev Device) (bool, error) {
 	return true, fmt.Errorf("what holds device %s cannot be told: %w", dev.Path, err)
 }
 
-// InUse tells whether the device's file system would still be mounted somewhere on this machine after Unstage: in a
-// container, or any other mount namespace. Copies of the published mount, as they come with a copy of the whole tree around
-// it, do not count: they go with the published directory, and a process that works in one is found by Held. If there is
-// neither, whatever else holds the device counts too.
+// InUse tells whether the volume's file system would still be mounted somewhere on this machine after Unstage, and Unbind of
+// the targets: in a container, or any other mount namespace. Copies of the staged mount and of those at the targets, as they
+// come with a copy of the whole tree around them, do not count: they go with their directories, and a process that works in
+// one is found by Held. If there is neither, whatever else holds the file system's device counts too.
 //
 // What cannot be told counts as use: processes that Config.Proc hides, a file system held by no mount that it shows.
 // A process in another PID namespace than that of Config.Proc is not seen, so this must be the whole machine's.
 //
 // Calls that come together share one look at the machine, which begins after each of them.
-func (h *Host) InUse(ctx context.Context, dev Device) (bool, error) {
-	seen, err := h.mounts.get(ctx, diskOf(dev))
+func (h *Host) InUse(ctx context.Context, disk Device, targets ...string) (bool, error) {
+	top, err := h.topOf(disk)
 	if err != nil {
 		return true, err
 	}
-	switch of := seen.of[diskOf(dev)]; {
+	q := query{disk: diskOf(disk), top: diskOf(top), targets: strings.Join(h.canonicalTargets(targets), "\x00")}
+	seen, err := h.mounts.get(ctx, q)
+	if err != nil {
+		return true, err
+	}
+	switch of := seen.of[q]; {
 	case of != nil && of.used, !seen.complete:
 		return true, nil
-	case of != nil && (of.ours || len(of.holders) > 0):
+	case of != nil && (len(of.ours) > 0 || len(of.holders) > 0):
 		return false, nil
 	}
-	return h.Held(dev)
+	release, free := h.claims.forProbe(disk.number().String())
+	if !free {
+		return true, nil
+	}
+	defer release()
+	return h.kernelHolds(top)
+}
+
+// query asks for the mounts of a volume's file system.
+type query struct {
+	disk, top diskID
+	targets   string // as mount tables have them, separated by NUL
 }
 
 // diskID is a device as mount tables have it.
@@ -118,31 +141,31 @@ type diskID struct {
 	name string
 }
 
-func diskOf(dev Device) diskID { return diskID{devno{dev.Major, dev.Minor}, dev.Name} }
+func diskOf(dev Device) diskID { return diskID{dev.number(), dev.Name} }
 
-// mounts are those of some disks' file systems on this machine.
+// mounts are those of some volumes' file systems on this machine.
 type mounts struct {
 	complete bool // no process was hidden
-	of       map[diskID]*usage
+	of       map[query]*usage
 }
 
 // usage is who has one file system mounted.
 type usage struct {
-	ours    bool     // something is mounted that Unstage unmounts
-	used    bool     // and something that is neither that nor a copy of it
-	holders []holder // of what is not ours, some of many
+	ours    map[int]bool // the mounts that Unstage and Unbind unmount, by id
+	used    bool         // there is a mount that is neither one of these nor a copy of one
+	holders []holder     // of what is not ours, some of many
 }
 
 // holder is a process that sees a mount, and where.
 type holder struct{ pid, at string }
 
 // mountsOf looks at the mounts of all processes.
-func (h *Host) mountsOf(devices map[diskID]bool) (*mounts, error) {
+func (h *Host) mountsOf(queries map[query]bool) (*mounts, error) {
 	own, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return nil, fmt.Errorf("the kernel's mount table cannot be read: %w", err)
 	}
-	v := h.newView(devices, own)
+	v := h.newView(queries, own)
 	dir, err := os.Open(h.proc)
 	if err != nil {
 		return nil, fmt.Errorf("the processes of this node cannot be listed: %w", err)
@@ -217,63 +240,92 @@ func (r *tableReader) read(process string) ([]byte, error) {
 	return r.table.Bytes(), err
 }
 
-// view gathers the mounts of some devices' file systems.
+// view gathers the mounts of some volumes' file systems.
 type view struct {
 	mounts
-	numbers   map[string]diskID // by "major:minor", as it stands in mount tables
-	names     map[string]diskID // by the kernel's name, for btrfs, whose mounts have numbers of their own
-	ours      map[int]bool      // what Unstage unmounts, by mount ID
-	published spot
+	numbers   map[string][]query // by the devices' "major:minor", as it stands in mount tables
+	names     map[string][]query // by the devices' names, for btrfs, whose mounts have numbers of their own
+	published location
+	targets   map[query][]location
 }
 
-// spot is a directory, by its file system and where in that it is: so it is the same in every namespace.
-type spot struct{ number, path string }
+// location is a directory, by its file system and where in that it is: so it is the same in every namespace.
+type location struct{ number, path string }
 
 func numberOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
 
-func (h *Host) newView(devices map[diskID]bool, own []*mountinfo.Info) *view {
+func (h *Host) newView(queries map[query]bool, own []*mountinfo.Info) *view {
 	v := &view{
-		mounts:  mounts{of: make(map[diskID]*usage, len(devices))},
-		numbers: make(map[string]diskID, len(devices)), names: make(map[string]diskID, 2*len(devices)), ours: map[int]bool{},
+		mounts:  mounts{of: make(map[query]*usage, len(queries))},
+		numbers: make(map[string][]query, len(queries)), names: make(map[string][]query, 2*len(queries)),
+		published: locate(own, h.published), targets: map[query][]location{},
 	}
-	for d := range devices {
-		v.of[d] = &usage{}
-		v.numbers[fmt.Sprintf("%d:%d", d.major, d.minor)] = d
-		v.names[d.name], v.names[cmp.Or(kernelName(d.devno), d.name)] = d, d
+	targets := map[query][]string{}
+	for q := range queries {
+		v.of[q] = &usage{ours: map[int]bool{}}
+		v.add(q, q.disk)
+		if q.top != q.disk {
+			v.add(q, q.top)
+		}
+		if q.targets != "" {
+			targets[q] = strings.Split(q.targets, "\x00")
+		}
+		for _, target := range targets[q] {
+			dir := locate(own, filepath.Dir(target))
+			v.targets[q] = append(v.targets[q], location{dir.number, filepath.Join(dir.path, filepath.Base(target))})
+		}
 	}
-	var around *mountinfo.Info // the mount that the published directory is in
 	for _, m := range own {
-		if within(m.Mountpoint, h.published) && (around == nil || len(m.Mountpoint) >= len(around.Mountpoint)) {
-			around, v.published = m, spotOf(m, h.published)
+		queries := v.queriesOf(m)
+		if m.FSType == "btrfs" && len(queries) > 0 {
+			v.numbers[numberOf(m)] = queries
 		}
-		dev, ok := v.deviceOf(m)
-		if !ok {
-			continue
-		}
-		if m.FSType == "btrfs" {
-			v.numbers[numberOf(m)] = dev
-		}
-		if dir := filepath.Dir(m.Mountpoint); dir == h.published || dir == h.scratch {
-			v.ours[m.ID], v.of[dev].ours = true, true
+		dir := filepath.Dir(m.Mountpoint)
+		for _, q := range queries {
+			if dir == h.published || dir == h.scratch || slices.Contains(targets[q], m.Mountpoint) {
+				v.of[q].ours[m.ID] = true
+			}
 		}
 	}
 	v.take("self", own)
 	return v
 }
 
-// spotOf returns where a path under a mount is.
-func spotOf(m *mountinfo.Info, path string) spot {
-	return spot{numberOf(m), filepath.Join(m.Root, strings.TrimPrefix(path, m.Mountpoint))}
+func (v *view) add(q query, d diskID) {
+	v.numbers[d.devno.String()] = append(v.numbers[d.devno.String()], q)
+	v.names[d.name] = append(v.names[d.name], q)
+	if name := kernelName(d.devno); name != "" && name != d.name {
+		v.names[name] = append(v.names[name], q)
+	}
 }
 
-// deviceOf returns the device whose file system a mount is of. The source of a btrfs is the kernel's path of its device, the
-// same in every namespace.
-func (v *view) deviceOf(m *mountinfo.Info) (diskID, bool) {
-	dev, ok := v.numbers[numberOf(m)]
-	if !ok && m.FSType == "btrfs" {
-		dev, ok = v.names[filepath.Base(m.Source)]
+// locate returns where a directory is, by a mount table.
+func locate(table []*mountinfo.Info, dir string) location {
+	var around *mountinfo.Info // the mount that the directory is in; the later one is on top of the earlier
+	for _, m := range table {
+		if within(m.Mountpoint, dir) && (around == nil || len(m.Mountpoint) >= len(around.Mountpoint)) {
+			around = m
+		}
 	}
-	return dev, ok
+	if around == nil {
+		return location{}
+	}
+	return locationIn(around, dir)
+}
+
+// locationIn returns where a path under a mount is.
+func locationIn(m *mountinfo.Info, path string) location {
+	return location{numberOf(m), filepath.Join(m.Root, strings.TrimPrefix(path, m.Mountpoint))}
+}
+
+// queriesOf returns the queries for the volume whose file system a mount is of. The source of a btrfs is the kernel's path of its
+// device, the same in every namespace.
+func (v *view) queriesOf(m *mountinfo.Info) []query {
+	queries, ok := v.numbers[numberOf(m)]
+	if !ok && m.FSType == "btrfs" {
+		queries = v.names[filepath.Base(m.Source)]
+	}
+	return queries
 }
 
 // take adds what a mount table has.
@@ -283,28 +335,32 @@ func (v *view) take(pid string, table []*mountinfo.Info) {
 		byID[m.ID], covered[m.Parent] = m, true
 	}
 	for _, m := range table {
-		dev, ok := v.deviceOf(m)
-		if !ok || v.ours[m.ID] {
-			continue
-		}
-		of := v.of[dev]
-		if covered[m.ID] || !v.isCopy(m, byID[m.Parent]) {
-			of.used = true
-		}
-		if len(of.holders) < 3 {
-			of.holders = append(of.holders, holder{pid, m.Mountpoint})
+		for _, q := range v.queriesOf(m) {
+			of := v.of[q]
+			if of.ours[m.ID] {
+				continue
+			}
+			if covered[m.ID] || !v.isCopy(m, byID[m.Parent], q) {
+				of.used = true
+			}
+			if len(of.holders) < 3 {
+				of.holders = append(of.holders, holder{pid, m.Mountpoint})
+			}
 		}
 	}
 }
 
-// isCopy tells whether a mount is a copy of a published one: it is in the published directory, by whatever path that is seen.
-// The kernel makes such copies with a copy of what is around, as a new namespace or a recursive bind mount. A container has its
-// volume bound to a directory of its own.
-func (v *view) isCopy(m, parent *mountinfo.Info) bool {
+// isCopy tells whether a mount is a copy of the staged one or of one at a target: it is at the same place, by whatever path that is
+// seen. The kernel makes such copies with a copy of what is around, as a new namespace or a recursive bind mount. A container has
+// its volume bound to a directory of its own.
+func (v *view) isCopy(m, parent *mountinfo.Info, q query) bool {
 	if parent == nil || m.Root != "/" && m.Root != "/"+dataDir {
 		return false
 	}
-	at := spotOf(parent, m.Mountpoint)
+	at := locationIn(parent, m.Mountpoint)
+	if slices.Contains(v.targets[q], at) {
+		return true
+	}
 	at.path = filepath.Dir(at.path)
 	return at == v.published
 }
@@ -330,18 +386,23 @@ func (v *view) mentionedIn(table []byte) bool {
 	return false
 }
 
-// whoHolds names the processes that have the device's file system mounted, or work in it by a mount that is gone.
-func (h *Host) whoHolds(dev Device) string {
+// whoHolds names the processes that have the volume's file system mounted, or work in it by a mount that is gone.
+func (h *Host) whoHolds(disk Device) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // the caller's has ended
 	defer cancel()
 	var who []string
-	if seen, err := h.mounts.get(ctx, diskOf(dev)); err == nil {
-		for _, by := range seen.of[diskOf(dev)].holders {
+	top, err := h.topOf(disk)
+	if err != nil {
+		top = disk
+	}
+	q := query{disk: diskOf(disk), top: diskOf(top)}
+	if seen, err := h.mounts.get(ctx, q); err == nil {
+		for _, by := range seen.of[q].holders {
 			who = append(who, h.describe(by.pid)+", which has it mounted at "+by.at)
 		}
 	}
 	if len(who) == 0 {
-		who = h.workingIn(ctx, devno{dev.Major, dev.Minor})
+		who = h.workingIn(ctx, top.number())
 	}
 	if len(who) == 0 {
 		return "a process or a program that does not show it"
@@ -373,6 +434,9 @@ var containerID = regexp.MustCompile(`[0-9a-f]{64}`)
 
 // describe names a process for people: "process 4711 (cadvisor, of container 0123456789ab)".
 func (h *Host) describe(pid string) string {
+	if pid == "self" {
+		return "blockvol itself"
+	}
 	command, _ := os.ReadFile(filepath.Join(h.proc, pid, "comm"))
 	text := "process " + pid + " (" + strings.TrimSpace(string(command))
 	cgroups, _ := os.ReadFile(filepath.Join(h.proc, pid, "cgroup"))

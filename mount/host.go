@@ -7,6 +7,13 @@
 // says, never what this process remembers. Only Format writes to a device on which no file system is mounted, apart from
 // the file system's own checker, and it believes nothing that an earlier Probe found.
 //
+// # Disk and top
+//
+// A volume has two devices: the disk, which has its identity, and the top, which has its file system. They are one and the
+// same unless something stands between them, as encryption does. The caller names the disk; Host finds the top, and nobody
+// else needs to know it. Identity and the proof of being blank are the disk's, the file system's check, mount and growth the
+// top's, and in use is a volume whose disk or top is.
+//
 // # How a volume comes up
 //
 // The file system is mounted with fsopen and fsmount (Linux 5.10 has them in full), so it exists as an open file and at no
@@ -23,7 +30,6 @@ package mount
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -71,13 +77,17 @@ type Host struct {
 	buses     map[string]bus
 
 	identities shared[struct{}, map[identity][]string]
-	mounts     shared[diskID, *mounts]
+	mounts     shared[query, *mounts]
 
 	uevents   *uevents
 	lookEvery time.Duration // how often Wait looks at sysfs when no event comes: a net for events that were lost
 	claims    claims
 
 	lookTimeout time.Duration // the longest that the devices may take to tell their identities
+
+	// topOf returns the device that has the file system of the volume on a disk: the disk itself, since nothing stands between
+	// them yet. Tests put a device there.
+	topOf func(disk Device) (top Device, err error)
 
 	prepareScratch    func() error
 	cloneAlwaysAtPath bool // tests of what older kernels need
@@ -96,6 +106,7 @@ func New(cfg Config) (*Host, error) {
 
 		buses: map[string]bus{},
 	}
+	h.topOf = func(disk Device) (Device, error) { return disk, nil }
 	h.identities.look, h.mounts.look = h.readIdentities, h.mountsOf
 	if cfg.Published == "" {
 		return nil, errors.New("no directory was given under which volumes are to be shown")
@@ -141,58 +152,6 @@ func (h *Host) pathOf(dir string) (string, error) {
 		return "", fmt.Errorf("%q cannot be the name of a published directory: it must be one path element, up to 255 bytes, that does not start with a dot", dir)
 	}
 	return filepath.Join(h.published, dir), nil
-}
-
-// claims keep the calls that work on one device apart: mkfs, fsck and mount of one call do not meet those of another, nor
-// the exclusive open by which a look asks the kernel whether a device is free.
-type claims struct {
-	mu   sync.Mutex
-	devs map[devno]*claim
-}
-
-type claim struct {
-	work chan struct{} // full while a call works on the device
-	look sync.Mutex
-}
-
-type devno struct{ major, minor uint32 }
-
-func (c *claims) of(dev Device) *claim {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.devs == nil {
-		c.devs = map[devno]*claim{}
-	}
-	n := devno{dev.Major, dev.Minor}
-	if c.devs[n] == nil {
-		c.devs[n] = &claim{work: make(chan struct{}, 1)}
-	}
-	return c.devs[n]
-}
-
-// forWork waits until no other call works on the device or looks at it.
-func (c *claims) forWork(ctx context.Context, dev Device) (release func(), err error) {
-	cl := c.of(dev)
-	select {
-	case cl.work <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("device %s is being worked on by another call: %w", dev.Path, context.Cause(ctx))
-	}
-	// A look that began earlier ends; a later one sees the work and stays away.
-	cl.look.Lock()
-	cl.look.Unlock() //nolint:staticcheck // a barrier
-	return func() { <-cl.work }, nil
-}
-
-// forLook waits for other looks. It is refused while a call works on the device.
-func (c *claims) forLook(dev Device) (release func(), free bool) {
-	cl := c.of(dev)
-	cl.look.Lock()
-	if len(cl.work) > 0 {
-		cl.look.Unlock()
-		return nil, false
-	}
-	return cl.look.Unlock, true
 }
 
 func (h *Host) clearScratch() error {

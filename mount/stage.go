@@ -45,7 +45,7 @@ type StageSpec struct {
 //
 // Errors: ErrBlank, ErrWrongFS, ErrWrongDevice, ErrNoDevice, ErrDamaged, ErrBusy, ErrForeignLayout, ErrOccupied,
 // ErrUnreadable, ErrNoTool, ErrInvalid.
-func (h *Host) Stage(ctx context.Context, dev Device, dir string, spec StageSpec) (path string, err error) {
+func (h *Host) Stage(ctx context.Context, disk Device, dir string, spec StageSpec) (path string, err error) {
 	path, err = h.pathOf(dir)
 	if err != nil {
 		return "", err
@@ -56,60 +56,48 @@ func (h *Host) Stage(ctx context.Context, dev Device, dir string, spec StageSpec
 	if err := checkMountOptions(spec.FSType, spec.MountOptions); err != nil {
 		return "", err
 	}
-	release, err := h.claims.forWork(ctx, dev)
+	release, err := h.claimDevice(ctx, disk)
 	if err != nil {
 		return "", err
 	}
 	defer release()
 
-	f, err := h.open(dev, os.O_RDONLY) // open until it is mounted, so that the name stays this disk's
+	f, err := h.open(disk, os.O_RDONLY) // open until it is mounted, so that the name stays this disk's
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	if done, err := h.alreadyAt(path, dev, spec); done || err != nil {
-		return path, err
-	}
-
-	options := parseOptions(spec.FSType, spec.MountOptions)
-	held, err := h.kernelHolds(dev)
+	top, device, err := h.openTop(disk)
 	if err != nil {
 		return "", err
 	}
-	if !held { // a container may hold it still; then it is mounted once more, and a check would destroy it
-		if err := mustHold(ctx, dev, spec.FSType); err != nil {
-			return "", err
-		}
-		if !options.readOnly() {
-			if err := check(ctx, dev, spec.FSType); err != nil {
-				return "", err
-			}
-		}
+	defer device.Close()
+	if done, err := h.alreadyAt(path, top, spec); done || err != nil {
+		return path, err
+	}
+	options := parseOptions(spec.FSType, spec.MountOptions)
+	if err := h.checkBeforeMount(ctx, top, spec.FSType, options.readOnly()); err != nil {
+		return "", err
 	}
 	if err := ctx.Err(); err != nil {
-		return "", fmt.Errorf("device %s is not mounted: %w", dev.Path, context.Cause(ctx))
+		return "", fmt.Errorf("device %s is not mounted: %w", top.Path, context.Cause(ctx))
 	}
-
-	m, err := mountDetached(dev, spec.FSType, options)
+	m, err := mountDetached(top, spec.FSType, options)
 	if err != nil {
 		return "", err
 	}
 	defer m.Close() // what is attached nowhere by then is unmounted with it
-	shown, err := h.prepare(m, f, dev, dir, spec, options.readOnly())
+	shown, err := h.prepare(m, device, top, dir, spec, options.readOnly())
 	if err != nil {
 		return "", err
 	}
 	defer shown.Close()
-	if err := makeBare(path); err != nil {
-		return "", err
+	if err := attachMount(shown, path); err != nil {
+		return "", fmt.Errorf("the file system of device %s cannot be staged: %w", top.Path, err)
 	}
-	if err := unix.MoveMount(int(shown.Fd()), "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		err = fmt.Errorf("the file system of device %s cannot be shown at %s: %w", dev.Path, path, err)
-		return "", errors.Join(err, removeBare(path))
-	}
-	if done, err := h.alreadyAt(path, dev, spec); !done {
+	if done, err := h.alreadyAt(path, top, spec); !done {
 		if err == nil {
-			err = fmt.Errorf("device %s was mounted at %s but is not seen there", dev.Path, path)
+			err = fmt.Errorf("device %s was mounted at %s but is not seen there", top.Path, path)
 		}
 		shown.Close() // open files keep a mount busy
 		m.Close()
@@ -118,18 +106,45 @@ func (h *Host) Stage(ctx context.Context, dev Device, dir string, spec StageSpec
 	return path, nil
 }
 
-// alreadyAt tells whether the volume is mounted at the path. Errors: ErrOccupied for another mount.
-func (h *Host) alreadyAt(path string, dev Device, spec StageSpec) (bool, error) {
-	top, err := mountAt(path)
-	if err != nil || top == nil {
+// checkBeforeMount makes sure that a device holds the file system, and that it is consistent. If the kernel has it mounted
+// already, for a container that is still there, it is mounted once more without a check, which would destroy it.
+func (h *Host) checkBeforeMount(ctx context.Context, top Device, fstype string, readOnly bool) error {
+	held, err := h.kernelHolds(top)
+	if err != nil || held {
+		return err
+	}
+	if err := mustHold(ctx, top, fstype); err != nil {
+		return err
+	}
+	if readOnly {
+		return nil
+	}
+	return check(ctx, top, fstype)
+}
+
+// attachMount attaches a mount that is attached nowhere at a directory, which it makes.
+func attachMount(m *os.File, path string) error {
+	if err := makeBare(path); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(int(m.Fd()), "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return errors.Join(fmt.Errorf("the kernel refuses the mount at %s: %w", path, err), removeBare(path))
+	}
+	return nil
+}
+
+// alreadyAt tells whether the volume is staged at the path. Errors: ErrOccupied for another mount.
+func (h *Host) alreadyAt(path string, top Device, spec StageSpec) (bool, error) {
+	m, err := mountAt(path)
+	if err != nil || m == nil {
 		return false, err
 	}
 	root := "/"
 	if spec.Layout == LayoutData {
 		root = "/" + dataDir
 	}
-	if !isOn(top, dev) || top.Root != root {
-		return false, fmt.Errorf("%w: %s of %s (%s) is mounted at %s, where %s of device %s is to be; unmount it first", ErrOccupied, top.Root, top.Source, top.FSType, path, root, dev.Path)
+	if !isOn(m, top) || m.Root != root {
+		return false, fmt.Errorf("%w: %s of %s (%s) is mounted at %s, where %s of device %s is to be; unmount it first", ErrOccupied, m.Root, m.Source, m.FSType, path, root, top.Path)
 	}
 	return true, nil
 }
@@ -341,25 +356,37 @@ func (h *Host) Unstage(ctx context.Context, dir string) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
+	release, err := h.claimDir(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer release()
 	return h.unmountAt(path)
 }
 
+// unmountAt unmounts whatever is mounted at the path, and removes the bare directory.
 func (h *Host) unmountAt(path string) error {
 	for {
-		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
-		switch {
-		case err == nil: // there may be another below
-		case errors.Is(err, unix.EINTR):
-		case errors.Is(err, unix.EBUSY):
-			return fmt.Errorf("%w: %s stays mounted because of %s", ErrBusy, path, h.whoKeeps(path))
-		case errors.Is(err, unix.EINVAL): // not a mount
+		if more, err := h.unmount(path); err != nil {
+			return err
+		} else if !more {
 			return removeBare(path)
-		case errors.Is(err, unix.ENOENT):
-			return nil
-		default:
-			return fmt.Errorf("%s cannot be unmounted: %w", path, err)
 		}
 	}
+}
+
+// unmount unmounts what is on top at the path. It returns false if nothing is mounted there.
+func (h *Host) unmount(path string) (bool, error) {
+	err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+	switch {
+	case err == nil, errors.Is(err, unix.EINTR):
+		return true, nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		return false, nil
+	case errors.Is(err, unix.EBUSY):
+		return false, fmt.Errorf("%w: %s stays mounted because of %s", ErrBusy, path, h.whoKeeps(path))
+	}
+	return false, fmt.Errorf("%s cannot be unmounted: %w", path, err)
 }
 
 // whoKeeps names the processes that keep a mount from being unmounted.

@@ -14,9 +14,9 @@ import (
 // kernelSysfs is the kernel's own state, wherever Config.Sysfs points.
 const kernelSysfs = "/sys"
 
-// IsStaged tells whether whoever opens dir under Config.Published now sees the file system of that device: the mount
-// that the path leads to is on it, by the kernel's mount table.
-func (h *Host) IsStaged(ctx context.Context, dir string, dev Device) (bool, error) {
+// IsStaged tells whether whoever opens dir under Config.Published now sees the file system of the volume on that disk: the
+// mount that the path leads to is of it, by the kernel's mount table.
+func (h *Host) IsStaged(ctx context.Context, dir string, disk Device) (bool, error) {
 	path, err := h.pathOf(dir)
 	if err != nil {
 		return false, err
@@ -24,17 +24,48 @@ func (h *Host) IsStaged(ctx context.Context, dir string, dev Device) (bool, erro
 	if err := ctx.Err(); err != nil {
 		return false, context.Cause(ctx)
 	}
-	top, err := mountAt(path)
-	if err != nil || top == nil {
+	top, err := h.topOf(disk)
+	if err != nil {
 		return false, err
 	}
-	return isOn(top, dev), nil
+	m, err := mountAt(path)
+	if err != nil || m == nil {
+		return false, err
+	}
+	return isOn(m, top), nil
+}
+
+// openStaged opens the directory at which a volume is staged, and returns it with its mount, which cannot be unmounted while the
+// directory is open. Errors: ErrNotStaged.
+func openStaged(path string, top Device) (*os.File, *mountinfo.Info, error) {
+	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %s cannot be opened: %w", ErrNotStaged, path, err)
+	}
+	m, err := mountOf(int(root.Fd()), "", path)
+	switch {
+	case err != nil:
+	case m == nil:
+		err = fmt.Errorf("%w: nothing is mounted at %s", ErrNotStaged, path)
+	default:
+		if err = mustBeOn(root, top, m.FSType); err != nil {
+			err = fmt.Errorf("%w: another file system is mounted at %s: %w", ErrNotStaged, path, err)
+		}
+	}
+	if err != nil {
+		root.Close()
+		return nil, nil, err
+	}
+	return root, m, nil
 }
 
 // mountAt returns the mount whose root is what the path leads to, or nil if it is no mount's root.
-func mountAt(path string) (*mountinfo.Info, error) {
+func mountAt(path string) (*mountinfo.Info, error) { return mountOf(unix.AT_FDCWD, path, path) }
+
+// mountOf returns the mount at a path if its root is what name leads to, from an open directory; else nil. An empty name is the directory itself.
+func mountOf(dirfd int, name, path string) (*mountinfo.Info, error) {
 	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st)
+	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil, nil
@@ -112,7 +143,7 @@ func mustBeOn(root *os.File, dev Device, fstype string) error {
 
 // kernelName returns the kernel's name of a block device, or "" if there is none of that number.
 func kernelName(n devno) string {
-	link, err := os.Readlink(filepath.Join(kernelSysfs, "dev/block", fmt.Sprintf("%d:%d", n.major, n.minor)))
+	link, err := os.Readlink(filepath.Join(kernelSysfs, "dev/block", n.String()))
 	if err != nil {
 		return ""
 	}
@@ -122,7 +153,7 @@ func kernelName(n devno) string {
 // kernelNameOf returns the kernel's name of a device, which is the one in Device but where Config.Sysfs says otherwise. A
 // device that has been pulled keeps the name that it had.
 func kernelNameOf(dev Device) string {
-	if name := kernelName(devno{dev.Major, dev.Minor}); name != "" {
+	if name := kernelName(dev.number()); name != "" {
 		return name
 	}
 	return dev.Name

@@ -122,7 +122,7 @@ func (k *kernel) IsStaged(_ context.Context, dir string, _ mount.Device) (bool, 
 	return is, nil
 }
 
-func (k *kernel) InUse(_ context.Context, dev mount.Device) (bool, error) { return true, nil }
+func (k *kernel) InUse(context.Context, mount.Device, ...string) (bool, error) { return true, nil }
 func (k *kernel) Format(context.Context, mount.Device, mount.FormatSpec) error {
 	return mount.ErrNotBlank
 }

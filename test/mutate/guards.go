@@ -77,7 +77,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a device that changed between its discovery and its use is not touched", file: "mount/device.go",
-		code: "	if err := h.verify(dev, f); err != nil {", without: "	if err := error(nil); err != nil {",
+		code: "	if err := h.verify(disk); err != nil {", without: "	if err := error(nil); err != nil {",
 	},
 	{
 		protects: "a device node of another number is not the device", file: "mount/device.go",
@@ -241,15 +241,15 @@ var guards = []guard{
 	},
 	{
 		protects: "another file system than the volume's is not mounted", file: "mount/stage.go",
-		code: "		if err := mustHold(ctx, dev, spec.FSType); err != nil {", without: "		if err := error(nil); err != nil {",
+		code: "if err := mustHold(ctx, top, fstype); err != nil {", without: "		if err := error(nil); err != nil {",
 	},
 	{
 		protects: "a file system is checked before it is mounted", file: "mount/stage.go",
-		code: "if err := check(ctx, dev, spec.FSType); err != nil {", without: "if err := error(nil); err != nil {",
+		code: "return check(ctx, top, fstype)", without: "return nil",
 	},
 	{
 		protects: "a file system that a container holds is not checked", file: "mount/stage.go",
-		code: `if !held { //`, without: `if !held || dev.Size > 0 { //`,
+		code: "held, err := h.kernelHolds(top)\n	if err != nil || held {\n		return err", without: "_, err := h.kernelHolds(top)\n	if err != nil {\n		return err",
 	},
 	{
 		protects: "nobody can write into the bare mountpoint", file: "mount/stage.go",
@@ -261,7 +261,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a path that shows another file system is not answered", file: "mount/stage.go",
-		code: `if !isOn(top, dev) || top.Root != root {`, without: `if false {`,
+		code: `if !isOn(m, top) || m.Root != root {`, without: `if false {`,
 	},
 
 	// The journal.

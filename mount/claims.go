@@ -1,0 +1,82 @@
+package mount
+
+import (
+	"context"
+	"fmt"
+	"sync"
+)
+
+// claims keep apart the calls that work on one device or at one directory: mkfs, fsck and mount of one call do not meet those
+// of another, nor the exclusive open by which a probe asks the kernel whether a device is free. The key is a device's number, which no other disk has while the device is in use, or a directory's path.
+type claims struct {
+	mu  sync.Mutex
+	all map[string]*claim
+}
+
+type claim struct {
+	calls int           // that work, probe or wait; the last one removes the claim
+	work  chan struct{} // full while a call works
+	probe sync.Mutex
+}
+
+func (c *claims) enter(key string) *claim {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all == nil {
+		c.all = map[string]*claim{}
+	}
+	if c.all[key] == nil {
+		c.all[key] = &claim{work: make(chan struct{}, 1)}
+	}
+	c.all[key].calls++
+	return c.all[key]
+}
+
+func (c *claims) leave(key string, cl *claim) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if cl.calls--; cl.calls == 0 {
+		delete(c.all, key)
+	}
+}
+
+func (h *Host) claimDevice(ctx context.Context, dev Device) (release func(), err error) {
+	return h.claims.forWork(ctx, dev.number().String(), "device "+dev.Path)
+}
+
+func (h *Host) claimDir(ctx context.Context, path string) (release func(), err error) {
+	return h.claims.forWork(ctx, path, "directory "+path)
+}
+
+// forWork waits until no other call works on the key or probes it. name is what the key stands for, in words.
+func (c *claims) forWork(ctx context.Context, key, name string) (release func(), err error) {
+	cl := c.enter(key)
+	select {
+	case cl.work <- struct{}{}:
+	case <-ctx.Done():
+		c.leave(key, cl)
+		return nil, fmt.Errorf("another call still works on %s: %w", name, context.Cause(ctx))
+	}
+	// A probe that began earlier ends; a later one sees the work and stays away.
+	cl.probe.Lock()
+	cl.probe.Unlock() //nolint:staticcheck // a barrier
+	return func() {
+		<-cl.work
+		c.leave(key, cl)
+	}, nil
+}
+
+// forProbe waits for other probes. It is refused while a call works on the key.
+func (c *claims) forProbe(key string) (release func(), free bool) {
+	cl := c.enter(key)
+	cl.probe.Lock()
+	if len(cl.work) > 0 {
+		cl.probe.Unlock()
+		c.leave(key, cl)
+		return nil, false
+	}
+	return func() {
+		cl.probe.Unlock()
+		c.leave(key, cl)
+	}, true
+}
