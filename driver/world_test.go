@@ -129,6 +129,7 @@ func (s *superblock) held() bool { return s.dir != "" || len(s.containers) > 0 }
 type life struct {
 	*Driver
 	machine *machine
+	bootID  string // of the Driver, which works before start has set it here
 	dead    atomic.Bool
 	unseen  atomic.Bool // the engine does not see what is mounted
 }
@@ -216,10 +217,10 @@ func (w *world) machine(name string) *machine {
 func (m *machine) start(t testing.TB, change ...func(*Config)) *life {
 	t.Helper()
 	synctest.Wait()
-	l := &life{machine: m}
+	l := &life{machine: m, bootID: fmt.Sprintf("%s-%d", m.name, m.boot)}
 	cfg := Config{
 		Provider: m.world.cloud.provider(t, l), Host: &fakeHost{l}, PublishedDir: "/published",
-		Boot: fmt.Sprintf("%s-%d", m.name, m.boot), Log: quiet(), DefaultSize: 1 << 30,
+		Boot: l.bootID, Log: quiet(), DefaultSize: 1 << 30,
 	}
 	for _, c := range change {
 		c(&cfg)
@@ -839,8 +840,8 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 		case d.Record[recFormatted] != "":
 			h.machine.world.violate("%s asked to format %s, which the cloud calls formatted", h.machine.name, d.Name)
 			return mount.ErrNotBlank
-		case d.formats > 0 && d.by != h.boot:
-			h.machine.world.violate("%s asked to format %s, which %s has formatted", h.boot, d.Name, d.by)
+		case d.formats > 0 && d.by != h.bootID:
+			h.machine.world.violate("%s asked to format %s, which %s has formatted", h.bootID, d.Name, d.by)
 			return mount.ErrNotBlank
 		case d.foreign != "", (d.fstype != "" || d.half) && !spec.Begun:
 			return mount.ErrNotBlank
@@ -865,7 +866,7 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 		}
 		d.fstype, d.half = spec.FSType, false
 		d.formats++
-		d.by, d.content = h.boot, ""
+		d.by, d.content = h.bootID, ""
 		h.machine.world.figures["formats"]++
 		return nil
 	})
