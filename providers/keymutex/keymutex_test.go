@@ -56,6 +56,7 @@ func TestWhoHasNoTimeLeftIsInNobodysWay(t *testing.T) {
 		_, _, err = k.Lock(ctx, "a")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.Equal(t, time.Second, time.Since(begin))
+		assert.False(t, k.Idle())
 		unlock()
 		all.Wait()
 		_, _, err = k.Lock(ctx, "a")

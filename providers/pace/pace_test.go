@@ -201,3 +201,77 @@ func TestTheAgeOfAnAnswerCountsFromTheRequestThatWasHeard(t *testing.T) {
 		assert.Equal(t, heard, asked.At(), "the answer is as old as its first part")
 	})
 }
+
+func TestOfAnswersThatComeTogetherTheLatestMomentCounts(t *testing.T) {
+	for _, afters := range [][]time.Duration{{3 * time.Second, 10 * time.Second}, {10 * time.Second, 3 * time.Second}} {
+		synctest.Test(t, func(t *testing.T) {
+			p := New()
+			var dones []func(string, time.Duration)
+			for range afters {
+				done, err := p.Wait(t.Context())
+				require.NoError(t, err)
+				dones = append(dones, done)
+			}
+			for i, done := range dones {
+				done("refused", afters[i])
+			}
+			begin := time.Now()
+			done, err := p.Wait(t.Context())
+			require.NoError(t, err)
+			assert.GreaterOrEqual(t, time.Since(begin), 10*time.Second)
+			assert.Less(t, time.Since(begin), 11*time.Second)
+			done("", 0)
+		})
+	}
+}
+
+func TestPausesShrinkAsTheyGrew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		ask := func(refusal string, after time.Duration) (paused time.Duration) {
+			begin := time.Now()
+			done, err := p.Wait(t.Context())
+			require.NoError(t, err)
+			paused = time.Since(begin)
+			done(refusal, after)
+			return paused
+		}
+		for range 3 {
+			ask("refused", 0)
+		}
+		assert.Equal(t, "refused", p.Why())
+		for _, most := range []time.Duration{4 * leastDelay, 2 * leastDelay, leastDelay} {
+			paused := ask("", 0)
+			assert.GreaterOrEqual(t, paused, most/2)
+			assert.LessOrEqual(t, paused, most)
+		}
+		assert.Empty(t, p.Why())
+		assert.Zero(t, ask("", 0))
+
+		ask("", 5*time.Second) // a success that says that the limit is used up
+		assert.Equal(t, "its limit is used up", p.Why())
+		assert.GreaterOrEqual(t, ask("refused", time.Second), 5*time.Second)
+		ask("", 5*time.Second)
+		assert.Equal(t, "refused", p.Why(), "why it was throttled first")
+	})
+}
+
+func TestWhoQueuesIsNotHeldUpByAnotherOnceItIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		p.learn(0, "refused", 3*time.Second)
+		begin := time.Now()
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				done, err := p.Wait(t.Context())
+				if assert.NoError(t, err) {
+					time.Sleep(time.Second)
+					done("", 0)
+				}
+			})
+		}
+		all.Wait()
+		assert.Less(t, time.Since(begin), 3*time.Second+leastDelay+2*time.Second+time.Millisecond, "the first alone, then all others")
+	})
+}

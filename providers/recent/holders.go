@@ -28,8 +28,8 @@ func (h *Holders) Left(volume string) { h.last.Delete(volume) }
 // believed. Otherwise it may be of a time before the attach, and is to be asked for again.
 func (h *Holders) Denies(volume, node string, asked time.Time) bool {
 	last, _ := h.last.Load(volume)
-	took, is := last.(holding)
-	if !is || took.node != node {
+	took, _ := last.(holding)
+	if took.node != node {
 		return true
 	}
 	if asked.Sub(took.at) < lag {

@@ -54,8 +54,8 @@ func (m *Map[K, V]) See(key K, asked time.Time, value V) {
 func (m *Map[K, V]) Within(age time.Duration, key K) (value V, is bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	w, is := m.known[key]
-	if !is || time.Since(w.at) >= age {
+	w := m.known[key] // of long ago if it is not known
+	if time.Since(w.at) >= age {
 		return value, false
 	}
 	return w.value, true
