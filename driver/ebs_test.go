@@ -23,6 +23,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws" //nolint:depguard // the randomised run has to hold on a real provider, too
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
@@ -30,7 +31,7 @@ func TestMain(m *testing.M) {
 	jitter = func(limit time.Duration) time.Duration { // of the bubble's time alone, so that a run can be repeated
 		return time.Duration(rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 3)).Int64N(int64(limit)))
 	}
-	ec2.ForgetEnvironment()
+	cloudtest.Unsetenv("AWS_")
 	os.Exit(m.Run())
 }
 

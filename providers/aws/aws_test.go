@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	ec2.ForgetEnvironment()
+	cloudtest.Unsetenv("AWS_")
 	os.Exit(m.Run())
 }
 

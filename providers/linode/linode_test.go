@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	linode.ForgetEnvironment()
+	cloudtest.Unsetenv("LINODE_")
 	os.Exit(m.Run())
 }
 

@@ -30,7 +30,7 @@ import (
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/local"
-	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 )
 
 // row is a row of the table.
@@ -52,7 +52,7 @@ func report(figure, limit, format string, args ...any) {
 }
 
 func TestMain(m *testing.M) {
-	ec2.ForgetEnvironment()
+	cloudtest.Unsetenv("AWS_")
 	code := m.Run()
 	if built != "" {
 		_ = os.RemoveAll(built)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
-	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cluster"
 	"github.com/blockvol/blockvol/test/standalone"
 )
@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	ec2.ForgetEnvironment()
+	cloudtest.Unsetenv("AWS_")
 	// Ctrl-C ends the tests, and with them all programs that they have started.
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)

@@ -19,6 +19,7 @@ import (
 
 // world is a cloud with a droplet.
 type world struct {
+	cloudtest.Client
 	t       *testing.T
 	cloud   *cloud.Cloud
 	front   *digitalocean.Front
@@ -35,6 +36,7 @@ func inWorld(t *testing.T, cfg cloud.Config, front digitalocean.Config, test fun
 		front.Cloud = c
 		w := &world{t: t, cloud: c, front: digitalocean.New(front)}
 		w.droplet = w.node("nyc1")
+		w.Client = cloudtest.Client{T: t, Transport: w.front.Transport(w.droplet), URL: "https://api.digitalocean.com", Token: w.front.Token(w.droplet)}
 		test(t, w)
 	})
 }
@@ -43,52 +45,19 @@ func (w *world) node(region string) string {
 	return w.cloud.AddInstance(cloud.Instance{Zone: region}).ID
 }
 
-// send sends a request with the droplet's token.
-func (w *world) send(method, path, body string) (status int, header http.Header, answer string) {
-	w.t.Helper()
-	return w.sendAs(w.front.Token(w.droplet), method, path, body)
-}
-
-func (w *world) sendAs(token, method, path, body string) (status int, header http.Header, answer string) {
-	w.t.Helper()
-	var headers []string
-	if token != "" {
-		headers = []string{"Authorization", "Bearer " + token}
-	}
-	status, header, answer, err := httpsim.Send(w.t.Context(), w.front.Transport(w.droplet), method, "https://api.digitalocean.com"+path, body, headers...)
-	require.NoError(w.t, err)
-	return status, header, answer
-}
-
-// must sends a request that must succeed, and returns the value at a path of keys in the answer.
-func (w *world) must(method, path, body string, keys ...string) any {
-	w.t.Helper()
-	status, _, answer := w.send(method, path, body)
-	require.Less(w.t, status, 300, answer)
-	return cloudtest.JSONField(w.t, answer, keys...)
-}
-
-// refused checks that a request fails with this status and text.
-func (w *world) refused(status int, words, method, path, body string) {
-	w.t.Helper()
-	got, _, answer := w.send(method, path, body)
-	assert.Equal(w.t, status, got, answer)
-	assert.Contains(w.t, answer, words)
-}
-
 func (w *world) create(name string) string {
 	w.t.Helper()
-	return w.must("POST", "/v2/volumes", `{"name": "`+name+`", "region": "nyc1", "size_gigabytes": 10}`, "volume", "id").(string)
+	return w.Must("POST", "/v2/volumes", `{"name": "`+name+`", "region": "nyc1", "size_gigabytes": 10}`, "volume", "id").(string)
 }
 
 func (w *world) attach(volume, droplet string) {
 	w.t.Helper()
-	w.must("POST", "/v2/volumes/"+volume+"/actions", `{"type": "attach", "droplet_id": `+droplet+`}`)
+	w.Must("POST", "/v2/volumes/"+volume+"/actions", `{"type": "attach", "droplet_id": `+droplet+`}`)
 }
 
 func (w *world) droplets(volume string) any {
 	w.t.Helper()
-	return w.must("GET", "/v2/volumes/"+volume, "", "volume", "droplet_ids")
+	return w.Must("GET", "/v2/volumes/"+volume, "", "volume", "droplet_ids")
 }
 
 const nyc1 = `{"name": "Region nyc1", "slug": "nyc1", "sizes": ["s-1vcpu-1gb", "s-2vcpu-4gb"],
@@ -96,17 +65,17 @@ const nyc1 = `{"name": "Region nyc1", "slug": "nyc1", "sizes": ["s-1vcpu-1gb", "
 
 func TestAnswersMatchTheReference(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
-		status, _, answer := w.send("POST", "/v2/volumes", `{"size_gigabytes": 10, "name": "example", "description": "Block store for examples",
+		status, _, answer := w.Send("POST", "/v2/volumes", `{"size_gigabytes": 10, "name": "example", "description": "Block store for examples",
 			"region": "nyc1", "tags": ["aninterestingtag"]}`)
 		assert.Equal(t, http.StatusCreated, status)
 		id := w.cloud.Volumes()[0].ID
 		volume := `{"id": "` + id + `", "region": ` + nyc1 + `, "droplet_ids": [], "name": "example", "description": "Block store for examples",
 			"size_gigabytes": 10, "created_at": "2000-01-01T00:00:00Z", "filesystem_type": "", "filesystem_label": "", "tags": ["aninterestingtag"]}`
 		assert.JSONEq(t, `{"volume": `+volume+`}`, answer)
-		_, _, answer = w.send("GET", "/v2/volumes?name=example&region=nyc1", "")
+		_, _, answer = w.Send("GET", "/v2/volumes?name=example&region=nyc1", "")
 		assert.JSONEq(t, `{"volumes": [`+volume+`], "links": {}, "meta": {"total": 1}}`, answer)
 
-		status, _, answer = w.send("POST", "/v2/volumes/"+id+"/actions", `{"type": "attach", "droplet_id": `+w.droplet+`, "region": "nyc1"}`)
+		status, _, answer = w.Send("POST", "/v2/volumes/"+id+"/actions", `{"type": "attach", "droplet_id": `+w.droplet+`, "region": "nyc1"}`)
 		assert.Equal(t, http.StatusAccepted, status)
 		action := func(status, end string) string {
 			return `{"action": {"id": 2400000000, "status": "` + status + `", "type": "attach_volume", "started_at": "2000-01-01T00:00:00Z", "completed_at": ` + end + `,
@@ -114,20 +83,20 @@ func TestAnswersMatchTheReference(t *testing.T) {
 		}
 		assert.JSONEq(t, action("in-progress", "null"), answer)
 		time.Sleep(6 * time.Second)
-		_, _, answer = w.send("GET", "/v2/volumes/"+id+"/actions/2400000000", "")
+		_, _, answer = w.Send("GET", "/v2/volumes/"+id+"/actions/2400000000", "")
 		assert.JSONEq(t, action("completed", `"2000-01-01T00:00:06Z"`), answer)
 		assert.Equal(t, []any{json.Number(w.droplet)}, w.droplets(id))
 
-		status, _, answer = w.send("POST", "/v2/volumes/"+id+"/snapshots", `{"name": "nightly", "tags": ["one"]}`)
+		status, _, answer = w.Send("POST", "/v2/volumes/"+id+"/snapshots", `{"name": "nightly", "tags": ["one"]}`)
 		assert.Equal(t, http.StatusCreated, status)
 		snap := w.cloud.Snapshots()[0].ID
 		assert.JSONEq(t, `{"snapshot": {"id": "`+snap+`", "name": "nightly", "created_at": "2000-01-01T00:00:06Z", "regions": ["nyc1"], "resource_id": "`+id+`",
 			"resource_type": "volume", "min_disk_size": 10, "size_gigabytes": 2.5, "tags": ["one"]}}`, answer)
 
-		status, _, answer = w.send("GET", "/v2/volumes/none", "")
+		status, _, answer = w.Send("GET", "/v2/volumes/none", "")
 		assert.Equal(t, http.StatusNotFound, status)
 		assert.JSONEq(t, `{"id": "not_found", "message": "The resource you requested could not be found.", "request_id": "`+cloudtest.JSONField(t, answer, "request_id").(string)+`"}`, answer)
-		status, _, answer = w.send("DELETE", "/v2/volumes/"+w.create("other"), "")
+		status, _, answer = w.Send("DELETE", "/v2/volumes/"+w.create("other"), "")
 		assert.Equal(t, http.StatusNoContent, status)
 		assert.Empty(t, answer)
 	})
@@ -157,7 +126,7 @@ func TestVolumesHaveLimits(t *testing.T) {
 			`{"name": "d", "region": "nyc1", "size_gigabytes": 1, "filesystem_type": "ext4", "snapshot_id": ""}`:      201,
 			`{"name": "e", "region": "nyc1", "size_gigabytes": 1, "tags": ["` + strings.Repeat("x", 255) + `", "T"]}`: 201,
 		} {
-			w.refused(status, "", "POST", "/v2/volumes", body)
+			w.Refused(status, "", "POST", "/v2/volumes", body)
 		}
 	})
 }
@@ -171,25 +140,25 @@ func TestVolumeIsOnOneDropletAndDropletHasOneActionAtATime(t *testing.T) {
 				detach := strings.Replace(attach(w.droplet), "attach", "detach", 1)
 				w.attach(a, w.droplet)
 				assert.Len(t, w.droplets(a), map[bool]int{false: 0, true: 1}[early], "pending")
-				w.refused(422, "pending event", "POST", "/v2/volumes/"+b+"/actions", attach(w.droplet))
-				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", attach(other))
-				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", detach)
-				w.refused(409, "attached to a Droplet", "DELETE", "/v2/volumes/"+a, "")
+				w.Refused(422, "pending event", "POST", "/v2/volumes/"+b+"/actions", attach(w.droplet))
+				w.Refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", attach(other))
+				w.Refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", detach)
+				w.Refused(409, "attached to a Droplet", "DELETE", "/v2/volumes/"+a, "")
 				w.attach(b, other)
 				time.Sleep(6 * time.Second)
 				assert.Equal(t, []any{json.Number(w.droplet)}, w.droplets(a))
-				assert.Equal(t, []any{a}, w.must("GET", "/v2/droplets/"+w.droplet, "", "droplet", "volume_ids"))
-				w.refused(422, "This volume is already attached", "POST", "/v2/volumes/"+a+"/actions", attach(w.droplet))
-				w.refused(422, "This volume is already attached", "POST", "/v2/volumes/"+a+"/actions", attach(other))
-				w.refused(422, "Attachment not found", "POST", "/v2/volumes/"+b+"/actions", detach)
-				w.refused(409, "attached to a Droplet", "DELETE", "/v2/volumes/"+a, "")
-				w.must("POST", "/v2/volumes/"+a+"/actions", detach)
+				assert.Equal(t, []any{a}, w.Must("GET", "/v2/droplets/"+w.droplet, "", "droplet", "volume_ids"))
+				w.Refused(422, "This volume is already attached", "POST", "/v2/volumes/"+a+"/actions", attach(w.droplet))
+				w.Refused(422, "This volume is already attached", "POST", "/v2/volumes/"+a+"/actions", attach(other))
+				w.Refused(422, "Attachment not found", "POST", "/v2/volumes/"+b+"/actions", detach)
+				w.Refused(409, "attached to a Droplet", "DELETE", "/v2/volumes/"+a, "")
+				w.Must("POST", "/v2/volumes/"+a+"/actions", detach)
 				assert.Len(t, w.droplets(a), map[bool]int{false: 0, true: 1}[early], "pending")
-				w.refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", attach(other))
+				w.Refused(422, "pending event", "POST", "/v2/volumes/"+a+"/actions", attach(other))
 				time.Sleep(6 * time.Second)
 				assert.Empty(t, w.droplets(a))
-				w.refused(422, "Attachment not found", "POST", "/v2/volumes/"+a+"/actions", detach)
-				w.must("DELETE", "/v2/volumes/"+a, "")
+				w.Refused(422, "Attachment not found", "POST", "/v2/volumes/"+a+"/actions", detach)
+				w.Must("DELETE", "/v2/volumes/"+a, "")
 			})
 		})
 	}
@@ -197,11 +166,11 @@ func TestVolumeIsOnOneDropletAndDropletHasOneActionAtATime(t *testing.T) {
 
 func TestTrailingSlashAndPathOfAction(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
-		volume := w.must("POST", "/v2/volumes/", `{"name": "db", "region": "nyc1", "size_gigabytes": 10}`, "volume", "id").(string)
+		volume := w.Must("POST", "/v2/volumes/", `{"name": "db", "region": "nyc1", "size_gigabytes": 10}`, "volume", "id").(string)
 		droplet := w.droplet
-		action := w.must("POST", "/v2/volumes/"+volume+"/actions/", `{"type": "attach", "droplet_id": `+droplet+`}`, "action", "id").(json.Number)
-		assert.Equal(t, "attach_volume", w.must("GET", "/v2/actions/"+action.String(), "", "action", "type"))
-		w.refused(404, "could not be found", "GET", "/v2/actions/1", "")
+		action := w.Must("POST", "/v2/volumes/"+volume+"/actions/", `{"type": "attach", "droplet_id": `+droplet+`}`, "action", "id").(json.Number)
+		assert.Equal(t, "attach_volume", w.Must("GET", "/v2/actions/"+action.String(), "", "action", "type"))
+		w.Refused(404, "could not be found", "GET", "/v2/actions/1", "")
 	})
 }
 
@@ -224,9 +193,9 @@ func TestInvalidActionsAreRefused(t *testing.T) {
 			`{"type": "attach", "droplet_id": ` + w.droplet + `, "volume_id": "x"}`:       400,
 			`{"type": "attach", "droplet_id": ` + w.droplet + `, "size_gigabytes": 1} `:   422,
 		} {
-			w.refused(status, "", "POST", "/v2/volumes/"+id+"/actions", body)
+			w.Refused(status, "", "POST", "/v2/volumes/"+id+"/actions", body)
 		}
-		w.refused(404, "", "POST", "/v2/volumes/none/actions", `{"type": "attach", "droplet_id": `+w.droplet+`}`)
+		w.Refused(404, "", "POST", "/v2/volumes/none/actions", `{"type": "attach", "droplet_id": `+w.droplet+`}`)
 	})
 }
 
@@ -236,7 +205,7 @@ func TestDropletLimitsVolumes(t *testing.T) {
 			w.attach(w.create(name), w.droplet)
 			time.Sleep(6 * time.Second)
 		}
-		w.refused(422, "cannot attach more volumes to the Droplet", "POST", "/v2/volumes/"+w.create("c")+"/actions", `{"type": "attach", "droplet_id": `+w.droplet+`}`)
+		w.Refused(422, "cannot attach more volumes to the Droplet", "POST", "/v2/volumes/"+w.create("c")+"/actions", `{"type": "attach", "droplet_id": `+w.droplet+`}`)
 	})
 }
 
@@ -246,11 +215,11 @@ func TestResizeOfAttachedVolumeTakesTime(t *testing.T) {
 		w.attach(id, w.droplet)
 		time.Sleep(6 * time.Second)
 		resize := `{"type": "resize", "size_gigabytes": 11, "region": "nyc1"}`
-		w.must("POST", "/v2/volumes/"+id+"/actions", resize)
-		assert.Equal(t, json.Number("10"), w.must("GET", "/v2/volumes/"+id, "", "volume", "size_gigabytes"))
-		w.refused(422, "pending event", "POST", "/v2/volumes/"+id+"/actions", resize)
+		w.Must("POST", "/v2/volumes/"+id+"/actions", resize)
+		assert.Equal(t, json.Number("10"), w.Must("GET", "/v2/volumes/"+id, "", "volume", "size_gigabytes"))
+		w.Refused(422, "pending event", "POST", "/v2/volumes/"+id+"/actions", resize)
 		time.Sleep(5 * time.Second)
-		assert.Equal(t, json.Number("11"), w.must("GET", "/v2/volumes/"+id, "", "volume", "size_gigabytes"))
+		assert.Equal(t, json.Number("11"), w.Must("GET", "/v2/volumes/"+id, "", "volume", "size_gigabytes"))
 	})
 }
 
@@ -260,9 +229,9 @@ func TestAttachCanEndAsErrored(t *testing.T) {
 		w.cloud.Inject(cloud.Rule{Action: "POST /v2/volumes/{id}/actions", Fault: cloud.NeverFinish, Times: 1})
 		w.attach(id, w.droplet)
 		time.Sleep(time.Hour)
-		assert.Equal(t, "in-progress", w.must("GET", "/v2/volumes/"+id+"/actions/2400000000", "", "action", "status"))
+		assert.Equal(t, "in-progress", w.Must("GET", "/v2/volumes/"+id+"/actions/2400000000", "", "action", "status"))
 		w.front.Fail(id)
-		assert.Equal(t, "errored", w.must("GET", "/v2/volumes/"+id+"/actions/2400000000", "", "action", "status"))
+		assert.Equal(t, "errored", w.Must("GET", "/v2/volumes/"+id+"/actions/2400000000", "", "action", "status"))
 		time.Sleep(6 * time.Second)
 		w.attach(id, w.droplet)
 	})
@@ -271,23 +240,23 @@ func TestAttachCanEndAsErrored(t *testing.T) {
 func TestSnapshotHasTheVolumesSize(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		id := w.create("a")
-		snap := w.must("POST", "/v2/volumes/"+id+"/snapshots", `{"name": "s"}`, "snapshot", "id").(string)
-		w.refused(409, "", "POST", "/v2/volumes/"+id+"/snapshots", `{"name": "s"}`)
+		snap := w.Must("POST", "/v2/volumes/"+id+"/snapshots", `{"name": "s"}`, "snapshot", "id").(string)
+		w.Refused(409, "", "POST", "/v2/volumes/"+id+"/snapshots", `{"name": "s"}`)
 		from := func(region string) string {
 			return `{"name": "b", "region": "` + region + `", "size_gigabytes": 20, "snapshot_id": "` + snap + `"}`
 		}
-		w.refused(422, "pending event", "POST", "/v2/volumes", from("nyc1"))
-		w.refused(422, "pending event", "DELETE", "/v2/volumes/"+id, "")
+		w.Refused(422, "pending event", "POST", "/v2/volumes", from("nyc1"))
+		w.Refused(422, "pending event", "DELETE", "/v2/volumes/"+id, "")
 		time.Sleep(4 * time.Second)
-		w.refused(422, "", "POST", "/v2/volumes", from("ams3"))
-		assert.Equal(t, json.Number("10"), w.must("POST", "/v2/volumes", from("nyc1"), "volume", "size_gigabytes"), "the requested size is ignored")
+		w.Refused(422, "", "POST", "/v2/volumes", from("ams3"))
+		assert.Equal(t, json.Number("10"), w.Must("POST", "/v2/volumes", from("nyc1"), "volume", "size_gigabytes"), "the requested size is ignored")
 		for _, path := range []string{"/v2/snapshots?resource_type=volume", "/v2/volumes/" + id + "/snapshots"} {
-			assert.Len(t, w.must("GET", path, "", "snapshots"), 1)
+			assert.Len(t, w.Must("GET", path, "", "snapshots"), 1)
 		}
-		assert.Empty(t, w.must("GET", "/v2/snapshots?resource_type=droplet", "", "snapshots"))
-		w.must("DELETE", "/v2/snapshots/"+snap, "")
-		w.refused(404, "", "DELETE", "/v2/snapshots/"+snap, "")
-		w.refused(404, "", "GET", "/v2/snapshots/"+snap, "")
+		assert.Empty(t, w.Must("GET", "/v2/snapshots?resource_type=droplet", "", "snapshots"))
+		w.Must("DELETE", "/v2/snapshots/"+snap, "")
+		w.Refused(404, "", "DELETE", "/v2/snapshots/"+snap, "")
+		w.Refused(404, "", "GET", "/v2/snapshots/"+snap, "")
 	})
 }
 
@@ -298,23 +267,23 @@ func TestTagsKeepTheCapitalsOfTheirCreator(t *testing.T) {
 			return `{"resources": [{"resource_id": "` + id + `", "resource_type": "` + kind + `"}]}`
 		}
 		volume := resources(id, "volume")
-		w.refused(404, "", "POST", "/v2/tags/PROD/resources", volume)
-		w.must("POST", "/v2/tags", `{"name": "PROD"}`)
-		w.refused(422, "", "POST", "/v2/tags", `{"name": "prod"}`)
-		w.refused(422, "", "POST", "/v2/tags", `{"name": "pr od"}`)
-		w.refused(404, "", "POST", "/v2/tags/prod/resources", volume)
-		w.refused(404, "", "POST", "/v2/tags/PROD/resources", resources("none", "volume"))
-		w.refused(404, "", "POST", "/v2/tags/PROD/resources", resources(id, "droplet"))
-		w.refused(422, "", "POST", "/v2/tags/PROD/resources", `{"resources": []}`)
+		w.Refused(404, "", "POST", "/v2/tags/PROD/resources", volume)
+		w.Must("POST", "/v2/tags", `{"name": "PROD"}`)
+		w.Refused(422, "", "POST", "/v2/tags", `{"name": "prod"}`)
+		w.Refused(422, "", "POST", "/v2/tags", `{"name": "pr od"}`)
+		w.Refused(404, "", "POST", "/v2/tags/prod/resources", volume)
+		w.Refused(404, "", "POST", "/v2/tags/PROD/resources", resources("none", "volume"))
+		w.Refused(404, "", "POST", "/v2/tags/PROD/resources", resources(id, "droplet"))
+		w.Refused(422, "", "POST", "/v2/tags/PROD/resources", `{"resources": []}`)
 		for range 2 {
-			w.must("POST", "/v2/tags/PROD/resources", volume)
-			assert.Equal(t, []any{"PROD"}, w.must("GET", "/v2/volumes/"+id, "", "volume", "tags"))
+			w.Must("POST", "/v2/tags/PROD/resources", volume)
+			assert.Equal(t, []any{"PROD"}, w.Must("GET", "/v2/volumes/"+id, "", "volume", "tags"))
 		}
-		tags := w.must("POST", "/v2/volumes", `{"name": "b", "region": "nyc1", "size_gigabytes": 1, "tags": ["prod", "new"]}`, "volume", "tags")
+		tags := w.Must("POST", "/v2/volumes", `{"name": "b", "region": "nyc1", "size_gigabytes": 1, "tags": ["prod", "new"]}`, "volume", "tags")
 		assert.Equal(t, []any{"PROD", "new"}, tags)
 		for range 2 {
-			w.must("DELETE", "/v2/tags/PROD/resources", volume)
-			assert.Empty(t, w.must("GET", "/v2/volumes/"+id, "", "volume", "tags"))
+			w.Must("DELETE", "/v2/tags/PROD/resources", volume)
+			assert.Empty(t, w.Must("GET", "/v2/volumes/"+id, "", "volume", "tags"))
 		}
 	})
 }
@@ -337,7 +306,7 @@ func TestListsComeInPages(t *testing.T) {
 			"?name=v3":      {1, `{}`},
 			"?name=v":       {0, `{}`},
 		} {
-			_, _, answer := w.send("GET", "/v2/volumes"+query, "")
+			_, _, answer := w.Send("GET", "/v2/volumes"+query, "")
 			var got struct {
 				Volumes []any           `json:"volumes"`
 				Links   json.RawMessage `json:"links"`
@@ -347,35 +316,35 @@ func TestListsComeInPages(t *testing.T) {
 			assert.JSONEq(t, want.links, strings.ReplaceAll(string(got.Links), "https://api.digitalocean.com/v2/volumes?", ""), query)
 		}
 		for _, query := range []string{"?per_page=201", "?per_page=0", "?page=0", "?page=x"} {
-			w.refused(422, "", "GET", "/v2/volumes"+query, "")
+			w.Refused(422, "", "GET", "/v2/volumes"+query, "")
 		}
-		w.refused(400, "colour", "GET", "/v2/volumes?colour=red", "")
+		w.Refused(400, "colour", "GET", "/v2/volumes?colour=red", "")
 	})
 }
 
 func TestTokenHasScopes(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
-		w.must("POST", "/v2/volumes", `{"name": "a", "region": "nyc1", "size_gigabytes": 1, "tags": ["x"]}`)
+		w.Must("POST", "/v2/volumes", `{"name": "a", "region": "nyc1", "size_gigabytes": 1, "tags": ["x"]}`)
 		other := w.node("nyc1")
 		token := w.front.Token(other)
 		assert.NotEqual(t, w.front.Token(w.droplet), token)
 		w.cloud.Inject(cloud.Rule{Caller: other, Fault: cloud.Fail, Code: "503 not now", Times: 1})
-		w.must("GET", "/v2/volumes", "")
-		status, _, answer := w.sendAs(token, "GET", "/v2/volumes", "")
+		w.Must("GET", "/v2/volumes", "")
+		status, _, answer := w.SendAs(token, "GET", "/v2/volumes", "")
 		assert.Equal(t, http.StatusServiceUnavailable, status)
 		assert.Contains(t, answer, "not now")
 
 		w.front.Restrict(token, "block_storage:read", "block_storage:create")
-		status, _, answer = w.sendAs(token, "GET", "/v2/volumes", "")
+		status, _, answer = w.SendAs(token, "GET", "/v2/volumes", "")
 		assert.Equal(t, http.StatusOK, status)
 		assert.Contains(t, answer, `"tags":null`)
-		status, _, _ = w.sendAs(token, "GET", "/v2/droplets/"+other, "")
+		status, _, _ = w.SendAs(token, "GET", "/v2/droplets/"+other, "")
 		assert.Equal(t, http.StatusForbidden, status)
-		status, _, _ = w.sendAs(token, "POST", "/v2/volumes", `{"name": "b", "region": "nyc1", "size_gigabytes": 1, "tags": ["x"]}`)
+		status, _, _ = w.SendAs(token, "POST", "/v2/volumes", `{"name": "b", "region": "nyc1", "size_gigabytes": 1, "tags": ["x"]}`)
 		assert.Equal(t, http.StatusForbidden, status)
 		w.front.Revoke(token)
 		for _, bad := range []string{token, "", "guess"} {
-			status, _, answer = w.sendAs(bad, "GET", "/v2/volumes", "")
+			status, _, answer = w.SendAs(bad, "GET", "/v2/volumes", "")
 			assert.Equal(t, http.StatusUnauthorized, status)
 			assert.Contains(t, answer, "Unable to authenticate you.")
 		}
@@ -385,24 +354,24 @@ func TestTokenHasScopes(t *testing.T) {
 func TestRateLimit(t *testing.T) {
 	inWorld(t, cloud.Config{Limits: digitalocean.Limits}, digitalocean.Config{}, func(t *testing.T, w *world) {
 		for left := 249; left >= 0; left-- {
-			status, header, _ := w.send("GET", "/v2/volumes", "")
+			status, header, _ := w.Send("GET", "/v2/volumes", "")
 			require.Equal(t, http.StatusOK, status)
 			require.Equal(t, strconv.Itoa(left), header.Get("ratelimit-remaining"))
 			require.Equal(t, "250", header.Get("ratelimit-limit"))
 		}
-		status, header, answer := w.send("GET", "/v2/volumes", "")
+		status, header, answer := w.Send("GET", "/v2/volumes", "")
 		assert.Equal(t, http.StatusTooManyRequests, status)
 		assert.Contains(t, answer, "too_many_requests")
 		assert.Equal(t, "1", header.Get("retry-after"))
 		assert.Equal(t, strconv.FormatInt(time.Now().Unix()+1, 10), header.Get("ratelimit-reset"))
 		time.Sleep(time.Second)
-		w.must("GET", "/v2/volumes", "")
+		w.Must("GET", "/v2/volumes", "")
 	})
 }
 
 func TestDropletsAreShown(t *testing.T) {
 	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
-		status := func() any { return w.must("GET", "/v2/droplets/"+w.droplet, "", "droplet", "status") }
+		status := func() any { return w.Must("GET", "/v2/droplets/"+w.droplet, "", "droplet", "status") }
 		volume := w.create("a")
 		w.attach(volume, w.droplet)
 		time.Sleep(6 * time.Second)
@@ -418,7 +387,7 @@ func TestDropletsAreShown(t *testing.T) {
 		w.cloud.Terminate(w.droplet)
 		assert.Equal(t, "active", status())
 		time.Sleep(10 * time.Second)
-		w.refused(404, "", "GET", "/v2/droplets/"+w.droplet, "")
+		w.Refused(404, "", "GET", "/v2/droplets/"+w.droplet, "")
 		assert.Empty(t, w.droplets(volume))
 	})
 }

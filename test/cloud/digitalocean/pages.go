@@ -33,42 +33,25 @@ type pages struct {
 
 // page returns one page of the objects, under their name.
 func page[T any](f *Front, r *rest.Request, name string, all []T) (rest.Answer, error) {
-	given := r.HTTP.URL.Query()
-	number := func(name string, usual, most int) (int, error) {
-		if !given.Has(name) {
-			return usual, nil
-		}
-		n, err := strconv.Atoi(given.Get(name))
-		if err != nil || n < 1 || n > most {
-			return 0, f.invalid("%s must be between 1 and %d", name, most)
-		}
-		return n, nil
-	}
-	per, err := number("per_page", 20, 200)
+	p, err := r.Page(len(all), 20, 200, func(name string, most int) error { return f.invalid("%s must be between 1 and %d", name, most) })
 	if err != nil {
 		return rest.Answer{}, err
 	}
-	n, err := number("page", 1, 1<<31)
-	if err != nil {
-		return rest.Answer{}, err
-	}
-	last := max(1, (len(all)+per-1)/per)
 	at := func(n int) string {
 		query := r.HTTP.URL.Query()
 		query.Set("page", strconv.Itoa(n))
 		return "https://api.digitalocean.com" + r.HTTP.URL.Path + "?" + query.Encode()
 	}
 	var l links
-	if last > 1 {
+	if p.Last > 1 {
 		l.Pages = &pages{}
-		if n > 1 {
-			l.Pages.First, l.Pages.Prev = at(1), at(n-1)
+		if p.Number > 1 {
+			l.Pages.First, l.Pages.Prev = at(1), at(p.Number-1)
 		}
-		if n < last {
-			l.Pages.Next, l.Pages.Last = at(n+1), at(last)
+		if p.Number < p.Last {
+			l.Pages.Next, l.Pages.Last = at(p.Number+1), at(p.Last)
 		}
 	}
-	from := min(len(all), (n-1)*per)
-	shown := append([]T{}, all[from:min(len(all), from+per)]...)
+	shown := append([]T{}, all[p.From:p.To]...)
 	return rest.Answer{Status: http.StatusOK, Body: map[string]any{name: shown, "links": l, "meta": map[string]int{"total": len(all)}}}, nil
 }

@@ -20,6 +20,7 @@ import (
 
 // world is a project with a server.
 type world struct {
+	cloudtest.Client
 	t      *testing.T
 	cloud  *cloud.Cloud
 	front  *hetzner.Front
@@ -36,6 +37,7 @@ func inWorld(t *testing.T, cfg cloud.Config, front hetzner.Config, test func(*te
 		front.Cloud = c
 		w := &world{t: t, cloud: c, front: hetzner.New(front)}
 		w.server = w.node("fsn1")
+		w.Client = cloudtest.Client{T: t, Transport: w.front.Transport(w.server), URL: "https://api.hetzner.cloud/v1", Token: w.front.Token(w.server)}
 		test(t, w)
 	})
 }
@@ -44,54 +46,27 @@ func (w *world) node(location string) string {
 	return w.cloud.AddInstance(cloud.Instance{Zone: location}).ID
 }
 
-// send sends a request with the server's token.
-func (w *world) send(method, path, body string) (status int, header http.Header, answer string) {
-	w.t.Helper()
-	return w.sendAs(w.front.Token(w.server), method, path, body)
-}
-
-func (w *world) sendAs(token, method, path, body string) (status int, header http.Header, answer string) {
-	w.t.Helper()
-	var headers []string
-	if token != "" {
-		headers = []string{"Authorization", "Bearer " + token}
-	}
-	status, header, answer, err := httpsim.Send(w.t.Context(), w.front.Transport(w.server), method, "https://api.hetzner.cloud/v1"+path, body, headers...)
-	require.NoError(w.t, err)
-	return status, header, answer
-}
-
-// must sends a request that must succeed, and returns the value at a path of keys in the answer.
-func (w *world) must(method, path, body string, keys ...string) any {
-	w.t.Helper()
-	status, _, answer := w.send(method, path, body)
-	require.Less(w.t, status, 300, answer)
-	return cloudtest.JSONField(w.t, answer, keys...)
-}
-
 // refused checks that a request fails with this status and code.
 func (w *world) refused(status int, code, method, path, body string) {
 	w.t.Helper()
-	got, _, answer := w.send(method, path, body)
-	assert.Equal(w.t, status, got, answer)
-	assert.Contains(w.t, answer, `"code":"`+code+`"`, "%s %s %s", method, path, body)
+	w.Refused(status, `"code":"`+code+`"`, method, path, body)
 }
 
 func (w *world) create(name string) string {
 	w.t.Helper()
-	w.must("POST", "/volumes", `{"name": "`+name+`", "location": "fsn1", "size": 10}`)
+	w.Must("POST", "/volumes", `{"name": "`+name+`", "location": "fsn1", "size": 10}`)
 	all := w.cloud.Volumes()
 	return all[len(all)-1].ID
 }
 
 func (w *world) attach(volume string) {
 	w.t.Helper()
-	w.must("POST", "/volumes/"+volume+"/actions/attach", `{"server": `+w.server+`}`)
+	w.Must("POST", "/volumes/"+volume+"/actions/attach", `{"server": `+w.server+`}`)
 }
 
 func (w *world) ids(selector string) (names []string) {
 	w.t.Helper()
-	for _, v := range w.must("GET", "/volumes?label_selector="+url.QueryEscape(selector), "", "volumes").([]any) {
+	for _, v := range w.Must("GET", "/volumes?label_selector="+url.QueryEscape(selector), "", "volumes").([]any) {
 		names = append(names, v.(map[string]any)["name"].(string))
 	}
 	return names
@@ -99,7 +74,7 @@ func (w *world) ids(selector string) (names []string) {
 
 func TestAnswersMatchTheReference(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
-		status, _, answer := w.send("POST", "/volumes", `{"name": "database-storage", "size": 42, "location": "fsn1", "labels": {"env": "dev", "just-a-key": ""}}`)
+		status, _, answer := w.Send("POST", "/volumes", `{"name": "database-storage", "size": 42, "location": "fsn1", "labels": {"env": "dev", "just-a-key": ""}}`)
 		assert.Equal(t, http.StatusCreated, status)
 		id := w.cloud.Volumes()[0].ID
 		volume := func(server, size, protected, labels string) string {
@@ -117,41 +92,41 @@ func TestAnswersMatchTheReference(t *testing.T) {
 		creating := strings.Replace(volume("null", "42", "false", `{"env": "dev", "just-a-key": ""}`), "available", "creating", 1)
 		assert.JSONEq(t, `{"volume": `+creating+`, "action": `+action(0, "create_volume", "running", "0", "null", of)+`, "next_actions": []}`, answer)
 
-		_, _, answer = w.send("PUT", "/volumes/"+id, `{"labels": {"key": "value"}}`)
+		_, _, answer = w.Send("PUT", "/volumes/"+id, `{"labels": {"key": "value"}}`)
 		assert.JSONEq(t, `{"volume": `+volume("null", "42", "false", `{"key": "value"}`)+`}`, answer)
 
-		status, _, answer = w.send("POST", "/volumes/"+id+"/actions/change_protection", `{"delete": true}`)
+		status, _, answer = w.Send("POST", "/volumes/"+id+"/actions/change_protection", `{"delete": true}`)
 		assert.Equal(t, http.StatusCreated, status)
 		assert.JSONEq(t, `{"action": `+action(1, "change_protection", "success", "100", `"2000-01-01T00:00:00+00:00"`, of)+`}`, answer)
 
-		status, _, answer = w.send("POST", "/volumes/"+id+"/actions/attach", `{"server": `+w.server+`}`)
+		status, _, answer = w.Send("POST", "/volumes/"+id+"/actions/attach", `{"server": `+w.server+`}`)
 		assert.Equal(t, http.StatusCreated, status)
 		assert.JSONEq(t, `{"action": `+action(2, "attach_volume", "running", "0", "null", on+", "+of)+`}`, answer)
-		_, _, answer = w.send("GET", "/volumes/"+id, "")
+		_, _, answer = w.Send("GET", "/volumes/"+id, "")
 		assert.JSONEq(t, `{"volume": `+volume(w.server, "42", "true", `{"key": "value"}`)+`}`, answer)
-		_, _, answer = w.send("GET", "/volumes/"+id+"/actions?status=running", "")
+		_, _, answer = w.Send("GET", "/volumes/"+id+"/actions?status=running", "")
 		assert.JSONEq(t, `{"actions": [`+action(2, "attach_volume", "running", "0", "null", on+", "+of)+`], "meta": {"pagination":
 			{"page": 1, "per_page": 25, "previous_page": null, "next_page": null, "last_page": 1, "total_entries": 1}}}`, answer)
 		time.Sleep(5 * time.Second)
-		assert.Equal(t, "success", w.must("GET", "/actions/1400000002", "", "action", "status"))
-		assert.Equal(t, "success", w.must("GET", "/volumes/"+id+"/actions/1400000002", "", "action", "status"))
+		assert.Equal(t, "success", w.Must("GET", "/actions/1400000002", "", "action", "status"))
+		assert.Equal(t, "success", w.Must("GET", "/volumes/"+id+"/actions/1400000002", "", "action", "status"))
 
-		assert.Equal(t, "resize_volume", w.must("POST", "/volumes/"+id+"/actions/resize", `{"size": 50}`, "action", "command"))
+		assert.Equal(t, "resize_volume", w.Must("POST", "/volumes/"+id+"/actions/resize", `{"size": 50}`, "action", "command"))
 		time.Sleep(5 * time.Second)
-		assert.Equal(t, "detach_volume", w.must("POST", "/volumes/"+id+"/actions/detach", "{}", "action", "command"))
+		assert.Equal(t, "detach_volume", w.Must("POST", "/volumes/"+id+"/actions/detach", "{}", "action", "command"))
 		time.Sleep(5 * time.Second)
-		_, _, answer = w.send("GET", "/volumes", "")
+		_, _, answer = w.Send("GET", "/volumes", "")
 		assert.JSONEq(t, `{"volumes": [`+volume("null", "50", "true", `{"key": "value"}`)+`], "meta": {"pagination":
 			{"page": 1, "per_page": 25, "previous_page": null, "next_page": null, "last_page": 1, "total_entries": 1}}}`, answer)
 
-		w.must("POST", "/volumes/"+id+"/actions/change_protection", `{"delete": false}`)
-		status, _, answer = w.send("DELETE", "/volumes/"+id, "")
+		w.Must("POST", "/volumes/"+id+"/actions/change_protection", `{"delete": false}`)
+		status, _, answer = w.Send("DELETE", "/volumes/"+id, "")
 		assert.Equal(t, http.StatusNoContent, status)
 		assert.Empty(t, answer)
-		status, _, answer = w.send("GET", "/volumes/"+id, "")
+		status, _, answer = w.Send("GET", "/volumes/"+id, "")
 		assert.Equal(t, http.StatusNotFound, status)
 		assert.JSONEq(t, `{"error": {"code": "not_found", "message": "volume with ID '`+id+`' not found"}}`, answer)
-		_, _, answer = w.send("POST", "/volumes", `{"name": "-", "size": 42, "location": "fsn1"}`)
+		_, _, answer = w.Send("POST", "/volumes", `{"name": "-", "size": 42, "location": "fsn1"}`)
 		assert.JSONEq(t, `{"error": {"code": "invalid_input", "message": "invalid input in field 'name': must be 1 to 64 alphanumeric characters, dashes, underscores and dots, beginning and ending with an alphanumeric character",
 			"details": {"fields": [{"name": "name", "messages": ["must be 1 to 64 alphanumeric characters, dashes, underscores and dots, beginning and ending with an alphanumeric character"]}]}}}`, answer)
 	})
@@ -159,9 +134,9 @@ func TestAnswersMatchTheReference(t *testing.T) {
 
 func TestServersAreShownWithTheirStatus(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
-		status := func() any { return w.must("GET", "/servers/"+w.server, "", "server", "status") }
+		status := func() any { return w.Must("GET", "/servers/"+w.server, "", "server", "status") }
 		assert.Equal(t, "running", status())
-		assert.Equal(t, "fsn1", w.must("GET", "/servers/"+w.server, "", "server", "location", "name"))
+		assert.Equal(t, "fsn1", w.Must("GET", "/servers/"+w.server, "", "server", "location", "name"))
 		w.front.Show(w.server, "rebuilding")
 		assert.Equal(t, "rebuilding", status())
 		w.front.Show(w.server, "")
@@ -234,7 +209,7 @@ func TestRunningActionLocksVolumeAndServer(t *testing.T) {
 		there := `{"server": ` + w.server + `}`
 		lockedNow := func() {
 			t.Helper()
-			assert.Equal(t, true, w.must("GET", "/servers/"+w.server, "", "server", "locked"))
+			assert.Equal(t, true, w.Must("GET", "/servers/"+w.server, "", "server", "locked"))
 			w.refused(423, "locked", "POST", attachB, there)
 			w.refused(423, "locked", "POST", attachA, there)
 			w.refused(423, "locked", "POST", "/volumes/"+a+"/actions/detach", "")
@@ -247,13 +222,13 @@ func TestRunningActionLocksVolumeAndServer(t *testing.T) {
 		lockedNow()
 		w.refused(409, "volume_already_attached", "POST", attachA, there)
 		w.refused(409, "resource_in_use", "DELETE", "/volumes/"+a, "")
-		w.must("POST", "/volumes/"+a+"/actions/resize", `{"size": 20}`)
+		w.Must("POST", "/volumes/"+a+"/actions/resize", `{"size": 20}`)
 		lockedNow()
-		w.must("POST", "/volumes/"+a+"/actions/detach", "")
+		w.Must("POST", "/volumes/"+a+"/actions/detach", "")
 		lockedNow()
 		w.attach(b)
 		time.Sleep(5 * time.Second)
-		w.must("POST", "/volumes/"+a+"/actions/change_protection", `{"delete": true}`)
+		w.Must("POST", "/volumes/"+a+"/actions/change_protection", `{"delete": true}`)
 		w.refused(403, "protected", "DELETE", "/volumes/"+a, "")
 	})
 }
@@ -273,13 +248,13 @@ func TestAttachCanFail(t *testing.T) {
 		inWorld(t, cloud.Config{}, hetzner.Config{Late: late}, func(t *testing.T, w *world) {
 			id := w.create("a")
 			w.attach(id)
-			server := w.must("GET", "/volumes/"+id, "", "volume", "server")
+			server := w.Must("GET", "/volumes/"+id, "", "volume", "server")
 			assert.Equal(t, late, server == nil)
 			w.front.Fail(id, "action_failed", "no more LUNs")
 			time.Sleep(5 * time.Second)
-			assert.Nil(t, w.must("GET", "/volumes/"+id, "", "volume", "server"))
-			assert.Equal(t, map[string]any{"code": "action_failed", "message": "no more LUNs"}, w.must("GET", "/actions/1400000001", "", "action", "error"))
-			assert.Equal(t, "error", w.must("GET", "/actions/1400000001", "", "action", "status"))
+			assert.Nil(t, w.Must("GET", "/volumes/"+id, "", "volume", "server"))
+			assert.Equal(t, map[string]any{"code": "action_failed", "message": "no more LUNs"}, w.Must("GET", "/actions/1400000001", "", "action", "error"))
+			assert.Equal(t, "error", w.Must("GET", "/actions/1400000001", "", "action", "status"))
 		})
 	}
 }
@@ -291,7 +266,7 @@ func TestListsAreSelectedSortedAndPaged(t *testing.T) {
 			if i%2 == 0 {
 				labels = `{"n": "` + strconv.Itoa(i) + `", "x.y/even": ""}`
 			}
-			w.must("POST", "/volumes", `{"name": "v`+strconv.Itoa(100+i)+`", "location": "fsn1", "size": 10, "labels": `+labels+`}`)
+			w.Must("POST", "/volumes", `{"name": "v`+strconv.Itoa(100+i)+`", "location": "fsn1", "size": 10, "labels": `+labels+`}`)
 		}
 		for selector, want := range map[string][]string{
 			"n=3": {"v103"}, "n==3": {"v103"}, "n in (3,5)": {"v103", "v105"}, "n in (5, 3),x.y/even": nil, "n in (4,3),!x.y/even": {"v103"},
@@ -299,48 +274,48 @@ func TestListsAreSelectedSortedAndPaged(t *testing.T) {
 		} {
 			assert.ElementsMatch(t, want, w.ids(selector), selector)
 		}
-		_, header, _ := w.send("GET", "/volumes?page=2&per_page=25&sort=name:desc", "")
+		_, header, _ := w.Send("GET", "/volumes?page=2&per_page=25&sort=name:desc", "")
 		assert.Contains(t, header.Get("Link"), `page=3&per_page=25&sort=name%3Adesc>; rel="next"`)
-		second := w.must("GET", "/volumes?page=2&per_page=25&sort=name:desc", "").(map[string]any)
+		second := w.Must("GET", "/volumes?page=2&per_page=25&sort=name:desc", "").(map[string]any)
 		assert.Len(t, second["volumes"], 25)
 		assert.Equal(t, "v134", second["volumes"].([]any)[0].(map[string]any)["name"])
 		assert.Equal(t, map[string]any{
 			"page": json.Number("2"), "per_page": json.Number("25"), "previous_page": json.Number("1"),
 			"next_page": json.Number("3"), "last_page": json.Number("3"), "total_entries": json.Number("60"),
 		}, second["meta"].(map[string]any)["pagination"])
-		assert.Len(t, w.must("GET", "/volumes?page=3&per_page=25", "", "volumes"), 10)
-		assert.Len(t, w.must("GET", "/volumes", "", "volumes"), 25)
-		assert.Len(t, w.must("GET", "/volumes?name=v103", "", "volumes"), 1)
+		assert.Len(t, w.Must("GET", "/volumes?page=3&per_page=25", "", "volumes"), 10)
+		assert.Len(t, w.Must("GET", "/volumes", "", "volumes"), 25)
+		assert.Len(t, w.Must("GET", "/volumes?name=v103", "", "volumes"), 1)
 	})
 }
 
 func TestRateLimitRefills(t *testing.T) {
 	inWorld(t, cloud.Config{Limits: hetzner.Limits}, hetzner.Config{}, func(t *testing.T, w *world) {
-		_, header, _ := w.send("GET", "/locations", "")
+		_, header, _ := w.Send("GET", "/locations", "")
 		assert.Equal(t, []string{"3600", "3599", strconv.FormatInt(time.Now().Unix()+1, 10)}, []string{header.Get("Ratelimit-Limit"), header.Get("Ratelimit-Remaining"), header.Get("Ratelimit-Reset")})
 		for range 3599 {
-			w.must("GET", "/locations", "")
+			w.Must("GET", "/locations", "")
 		}
-		status, header, answer := w.send("GET", "/locations", "")
+		status, header, answer := w.Send("GET", "/locations", "")
 		assert.Equal(t, http.StatusTooManyRequests, status)
 		assert.Contains(t, answer, `"code":"rate_limit_exceeded"`)
 		assert.Equal(t, []string{"0", strconv.FormatInt(time.Now().Unix()+3600, 10)}, []string{header.Get("Ratelimit-Remaining"), header.Get("Ratelimit-Reset")})
 		time.Sleep(time.Second)
-		w.must("GET", "/locations", "")
+		w.Must("GET", "/locations", "")
 	})
 }
 
 func TestInvalidTokensAreRefused(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		for token, want := range map[string]string{"": "unauthorized", "x": "unauthorized"} {
-			status, _, answer := w.sendAs(token, "GET", "/volumes", "")
+			status, _, answer := w.SendAs(token, "GET", "/volumes", "")
 			assert.Equal(t, http.StatusUnauthorized, status)
 			assert.Contains(t, answer, want)
 		}
 		token := w.front.Token(w.server)
 		assert.Len(t, token, 64)
 		w.front.ReadOnly(token)
-		w.must("GET", "/volumes", "")
+		w.Must("GET", "/volumes", "")
 		w.refused(403, "forbidden", "POST", "/volumes", `{}`)
 		w.front.Revoke(token)
 		w.refused(401, "unauthorized", "GET", "/volumes", "")

@@ -31,26 +31,11 @@ type pagination struct {
 
 // page returns one page of the objects, under their name.
 func page[T any](r *rest.Request, name string, all []T) (rest.Answer, error) {
-	given := r.HTTP.URL.Query()
-	number := func(name string, usual, most int) (int, error) {
-		if !given.Has(name) {
-			return usual, nil
-		}
-		n, err := strconv.Atoi(given.Get(name))
-		if err != nil || n < 1 || n > most {
-			return 0, invalid(name, "must be between 1 and %d", most)
-		}
-		return n, nil
-	}
-	per, err := number("per_page", 25, 50)
+	at, err := r.Page(len(all), 25, 50, func(name string, most int) error { return invalid(name, "must be between 1 and %d", most) })
 	if err != nil {
 		return rest.Answer{}, err
 	}
-	n, err := number("page", 1, 1<<31)
-	if err != nil {
-		return rest.Answer{}, err
-	}
-	p := pagination{Page: n, PerPage: per, LastPage: max(1, (len(all)+per-1)/per), TotalEntries: len(all)}
+	p := pagination{Page: at.Number, PerPage: at.Size, LastPage: at.Last, TotalEntries: len(all)}
 	var links []string
 	link := func(rel string, n int) *int {
 		q := r.HTTP.URL.Query()
@@ -58,19 +43,18 @@ func page[T any](r *rest.Request, name string, all []T) (rest.Answer, error) {
 		links = append(links, fmt.Sprintf("<https://api.hetzner.cloud%s?%s>; rel=%q", r.HTTP.URL.Path, q.Encode(), rel))
 		return &n
 	}
-	if n > 1 {
-		p.PreviousPage = link("prev", n-1)
+	if at.Number > 1 {
+		p.PreviousPage = link("prev", at.Number-1)
 	}
-	if n < p.LastPage {
-		p.NextPage = link("next", n+1)
+	if at.Number < at.Last {
+		p.NextPage = link("next", at.Number+1)
 		link("last", p.LastPage)
 	}
 	answer := rest.Answer{Status: http.StatusOK, Body: map[string]any{"meta": map[string]any{"pagination": p}}}
 	if len(links) > 0 {
 		answer.Header = http.Header{"Link": {strings.Join(links, ", ")}}
 	}
-	from := min(len(all), (n-1)*per)
-	answer.Body.(map[string]any)[name] = append([]T{}, all[from:min(len(all), from+per)]...)
+	answer.Body.(map[string]any)[name] = append([]T{}, all[at.From:at.To]...)
 	return answer, nil
 }
 

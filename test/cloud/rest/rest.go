@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
@@ -75,6 +76,36 @@ func (r *Request) Decode(into any) error {
 		return errors.New("data after the end of the JSON body")
 	}
 	return nil
+}
+
+// Page is a page of a list.
+type Page struct {
+	Number, Size, Last int // Last is the number of the last page
+	From, To           int // the page's part of the list
+}
+
+// Page returns the page of a list of total objects that the query asks for with page and per_page. The error of a value that is
+// not from 1 to most is that of invalid.
+func (r *Request) Page(total, usual, most int, invalid func(name string, most int) error) (p Page, err error) {
+	query := r.HTTP.URL.Query()
+	number := func(name string, usual, most int) int {
+		if !query.Has(name) {
+			return usual
+		}
+		n, parseErr := strconv.Atoi(query.Get(name))
+		if err == nil && (parseErr != nil || n < 1 || n > most) {
+			err = invalid(name, most)
+		}
+		return n
+	}
+	p.Size, p.Number = number("per_page", usual, most), number("page", 1, 1<<31)
+	if err != nil {
+		return Page{}, err
+	}
+	p.Last = max(1, (total+p.Size-1)/p.Size)
+	p.From = min(total, (p.Number-1)*p.Size)
+	p.To = min(total, p.From+p.Size)
+	return p, nil
 }
 
 // API is an http.Handler that serves routes.
