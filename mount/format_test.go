@@ -220,24 +220,32 @@ func withTool(t *testing.T, name, script string) {
 }
 
 func TestProbesThatProveNothingAreNotBelieved(t *testing.T) {
-	for name, tool := range map[string][2]string{
-		"blkid says nothing and no reason":          {"blkid", "exit 0"},
-		"blkid had an error":                        {"blkid", "echo 'blkid: error: /dev/x: Input/output error' >&2; exit 2"},
-		"blkid found something and exits with 2":    {"blkid", "echo TYPE=ext4; exit 2"},
-		"blkid refuses its arguments":               {"blkid", "exit 4"},
-		"blkid crashes":                             {"blkid", "kill -SEGV $$"},
-		"blkid says something that is not known":    {"blkid", "echo hello"},
-		"blkid is torn between two":                 {"blkid", "exit 8"},
-		"wipefs found something that blkid did not": {"wipefs", "echo 0x438,,,ext4"},
-		"wipefs only prints a heading":              {"wipefs", "echo '# offset,uuid,label,type'"},
-		"wipefs had an error":                       {"wipefs", "exit 1"},
-		"wipefs complains":                          {"wipefs", "echo 'wipefs: cannot read' >&2; exit 0"},
+	for name, c := range map[string]struct {
+		tool, does string
+		is         error
+		says       string
+	}{
+		"blkid says nothing and no reason":          {"blkid", "exit 0", ErrUnreadable, "blkid ended with code 0"},
+		"blkid had an error":                        {"blkid", "echo 'blkid: error: /dev/x: Input/output error' >&2; exit 2", ErrUnreadable, "Input/output error"},
+		"blkid found something and exits with 2":    {"blkid", "echo TYPE=ext4; exit 2", ErrUnreadable, "blkid ended with code 2"},
+		"blkid refuses its arguments":               {"blkid", "exit 4", ErrUnreadable, "blkid ended with code 4"},
+		"blkid crashes":                             {"blkid", "kill -SEGV $$", nil, "blkid did not end by itself"},
+		"blkid says something that is not known":    {"blkid", "echo hello", ErrUnreadable, "blkid ended with code 0: hello"},
+		"blkid is torn between two":                 {"blkid", "exit 8", ErrNotBlank, "several formats at once"},
+		"wipefs found something that blkid did not": {"wipefs", "echo 0x438,,,ext4", ErrNotBlank, "it holds ext4"},
+		"wipefs only prints a heading":              {"wipefs", "echo '# offset,uuid,label,type'", ErrNotBlank, unknownData},
+		"wipefs had an error":                       {"wipefs", "exit 1", ErrUnreadable, "wipefs ended with code 1"},
+		"wipefs complains":                          {"wipefs", "echo 'wipefs: cannot read' >&2; exit 0", ErrUnreadable, "cannot read"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
 			d := newDisk(t, ext4Size)
-			withTool(t, tool[0], tool[1])
-			require.Error(t, h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size}))
+			withTool(t, c.tool, c.does)
+			err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
+			if c.is != nil {
+				require.ErrorIs(t, err, c.is)
+			}
+			require.ErrorContains(t, err, c.says)
 			d.requireUntouched()
 		})
 	}

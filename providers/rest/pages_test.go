@@ -130,6 +130,12 @@ func TestAListThatIsNeverWholeIsBusy(t *testing.T) {
 		return []int{1}, 2, false, nil
 	})
 	require.ErrorIs(t, err, away)
+
+	_, err = Pages("X", itself, func(int) ([]int, int, bool, error) { return nil, 0, false, away })
+	require.ErrorIs(t, err, away, "a list whose first page does not come is not empty")
+	n := 0
+	_, err = Pages("X", itself, func(int) ([]int, int, bool, error) { n++; return []int{n}, -1, false, nil })
+	require.ErrorIs(t, err, providers.ErrBusy, "as many pages as are read, and no end")
 }
 
 // As of a cloud that does not know the parameter by which pages are asked for.
