@@ -75,6 +75,10 @@ func TestWhatAMountFoundOutIsShownAtOnce(t *testing.T) {
 		assert.Equal(t, "true", is["formatted"])
 		mustUnmount(t, l, "data", "1")
 		assert.NotEqual(t, "attached", status(t, l, "data")["state"])
+		time.Sleep(time.Minute)
+		mustMount(t, l, "data", "2") // it is formatted now, so the cloud is asked only once
+		assert.Equal(t, "a", status(t, l, "data")["node"])
+		mustUnmount(t, l, "data", "2")
 	})
 }
 

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -276,9 +278,11 @@ func TestADriverNeedsOnlyACloudAKernelAndADirectory(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		dir := t.TempDir()
 		l := &life{machine: a}
+		out := logrus.StandardLogger().Out
+		logrus.SetOutput(io.Discard)
+		defer logrus.SetOutput(out)
 		d, err := New(Config{Provider: w.cloud.provider(t, l), Host: &fakeHost{l}, PublishedDir: "/published", StateDir: dir})
 		require.NoError(t, err)
-		d.log = quiet()
 		l.Driver, a.current = d, l
 		mounted(t, l, "data", "1")
 		assert.Equal(t, int64(10<<30), w.disk("data").Size)
@@ -292,6 +296,48 @@ func TestADriverNeedsOnlyACloudAKernelAndADirectory(t *testing.T) {
 		_, err = New(Config{StateDir: filepath.Join(dir, "journal", "data.json")})
 		require.ErrorContains(t, err, "the state directory cannot be used")
 		mustUnmount(t, l, "data", "1")
+		require.NoError(t, l.Close(within(t)))
+	})
+}
+
+func TestWhatADriverIsToldCounts(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		dir := t.TempDir()
+		l := &life{machine: a}
+		d, err := New(Config{
+			Provider: w.cloud.provider(t, l), Host: &fakeHost{l}, PublishedDir: "/published", StateDir: dir, Log: quiet(),
+			Boot: "third", DefaultSize: 2 << 30, DefaultFSType: "xfs",
+		})
+		require.NoError(t, err)
+		l.Driver, a.current = d, l
+		mounted(t, l, "data", "1")
+		assert.Equal(t, int64(2<<30), w.disk("data").Size)
+		assert.Equal(t, "xfs", w.disk("data").fstype)
+		file, err := os.ReadFile(filepath.Join(dir, "journal", "data.json"))
+		require.NoError(t, err)
+		assert.Contains(t, string(file), `"boot":"third"`)
+		mustUnmount(t, l, "data", "1")
+		require.NoError(t, l.Close(within(t)))
+	})
+}
+
+// unreadable is a journal of which nothing can be read.
+type unreadable struct{ journalStore }
+
+func (unreadable) load() ([]*entry, []error, error) { return nil, nil, errInjected }
+
+func TestWithoutItsJournalADriverDoesNotStart(t *testing.T) {
+	_, err := start(Config{Log: quiet()}, unreadable{})
+	require.ErrorIs(t, err, errInjected)
+}
+
+func TestAVolumeThatIsMadeAnewElsewhereIsSeenWhereItWasRemoved(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la, lb := a.start(t), b.start(t)
+		made(t, la, "data")
+		require.NoError(t, la.Remove(within(t), "data"))
+		made(t, lb, "data")
+		assert.Equal(t, "vol-2", status(t, la, "data")["id"])
 	})
 }
 
