@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/cloud/fronts"
 )
 
 // Where the declared settings are shown: the help, config.json and docs/.
@@ -109,6 +110,22 @@ func TestDocsHaveTheDeclaredSettings(t *testing.T) {
 			continue
 		}
 		assert.Equal(t, string(want), string(content), "%s: make docs writes it", file)
+	}
+}
+
+// What a new provider needs besides its package, see CONTRIBUTING.md.
+func TestEveryProviderIsSimulatedAndInTheManual(t *testing.T) {
+	simulated := []string{"local"} // needs no simulation
+	for _, kind := range fronts.All {
+		simulated = append(simulated, kind.Provider)
+	}
+	assert.ElementsMatch(t, providerNames(), simulated)
+	for _, page := range []string{"../../README.md", "../../docs/README.md"} {
+		content, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, name := range providerNames() {
+			assert.Contains(t, string(content), "\n| `"+name+"`", page)
+		}
 	}
 }
 

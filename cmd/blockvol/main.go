@@ -15,7 +15,7 @@ import (
 var version string
 
 func main() {
-	// A guest on every node: it takes processor time, of which it needs little, rather than memory.
+	// It runs on every node and needs little processor time: it trades that for memory.
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}

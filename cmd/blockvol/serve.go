@@ -18,7 +18,7 @@ import (
 	"github.com/blockvol/blockvol/plugin"
 )
 
-// options are where things are on this machine, as this process sees it, and what else flags say.
+// options are the flags: where things are on this machine, as this process sees it, and how long a copy-up probe takes.
 type options struct {
 	socket, published, state, proc, sysfs string
 	probe                                 time.Duration // the longest copy-up probe
@@ -32,7 +32,7 @@ func serveCommand() *cobra.Command {
 		Long:  "Serve volumes to the Docker engine, until SIGTERM. What is mounted stays mounted.\n\n" + settingsHelp(),
 		Args:  cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			// An engine splits a managed plugin's args at each blank: none at all is one that is empty.
+			// dockerd splits a managed plugin's args at each space, so no args are one empty argument.
 			args = slices.DeleteFunc(args, func(arg string) bool { return arg == "" })
 			if len(args) > 0 {
 				return serve(cmd.Context(), p, fmt.Errorf("unexpected argument %q", args[0]), os.Getenv)
@@ -40,7 +40,7 @@ func serveCommand() *cobra.Command {
 			return serve(cmd.Context(), p, nil, os.Getenv)
 		},
 	}
-	// An engine disables a plugin that ends at once. The flags before the wrong one, which say where to listen, are set.
+	// dockerd disables a plugin that exits at once. The flags before the wrong one are set, and they say where to listen.
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return serve(cmd.Context(), p, err, os.Getenv) })
 	f := cmd.Flags()
 	f.StringVar(&p.socket, "socket", "/run/docker/plugins/blockvol.sock", "socket to listen on")
@@ -55,14 +55,14 @@ func serveCommand() *cobra.Command {
 	return cmd
 }
 
-// closing is how long the driver's background work may take to stop, after the calls are answered. With plugin's grace
-// and rollback it stays below the 10 s between an engine's SIGTERM and SIGKILL.
+// closing is how long the driver's background work may take to stop after the last call is answered. Together with the plugin's
+// grace and rollback it is less than the 10 s between dockerd's SIGTERM and SIGKILL.
 const closing = time.Second
 
-// serve listens and answers first of all, as engines give up on a plugin that does not. Whatever keeps it from serving volumes
-// after that is the answer to each call: a wrong command line, settings that are wrong, and what open needs.
+// serve listens before it does anything else, because dockerd disables a plugin that does not listen. If it cannot serve volumes
+// after that, each call is answered with the reason: a wrong command line, wrong settings, or a failure of open.
 func serve(ctx context.Context, p options, wrongLine error, getenv func(string) string) error {
-	// A log that nobody reads any more is no reason to die.
+	// Losing the reader of the log must not end the process.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -90,10 +90,10 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 		opened <- release
 		switch {
 		case err != nil:
-			log.WithError(err).Error("No volumes can be served, each call is answered with the reason")
+			log.WithError(err).Error("No volumes can be served: each call is answered with the reason")
 			return plugin.Broken(err)
 		case s.noCreate != nil:
-			log.WithError(s.noCreate).Error("No volumes can be created, those that exist are served")
+			log.WithError(s.noCreate).Error("No volumes can be created: existing ones are served")
 			return plugin.WithoutCreate(volumes, s.noCreate)
 		}
 		return volumes
@@ -103,19 +103,19 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	case release := <-opened:
 		release()
 	case <-time.After(closing):
-		log.Warn("What hung in the start is left behind")
+		log.Warn("The start was still waiting when the plugin stopped: it is left behind")
 	}
 	log.Info("Stopped; what is mounted stays mounted")
 	return err
 }
 
-// open makes the driver and all that it stands on. release ends their work; stop ends this process.
+// open creates the driver and what it needs. release ends their work; stop ends this process.
 func open(p options, s settings, getenv func(string) string, stop func(), log *logrus.Logger) (_ plugin.Volumes, release func(), _ error) {
 	var undo []func() error
 	release = func() {
 		for _, u := range slices.Backward(undo) {
 			if err := u(); err != nil {
-				log.WithError(err).Warn("Stopping was not complete")
+				log.WithError(err).Warn("Stopping did not complete")
 			}
 		}
 	}
@@ -124,7 +124,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 		return nil, func() {}, err
 	}
 
-	// The engine binds volumes from it as root. Whoever else got in could run the set-uid programs of containers.
+	// dockerd binds volumes from this directory. Anybody else who got in could run set-uid programs of containers.
 	if err := makePrivate(p.published); err != nil {
 		return fail(fmt.Errorf("the directory for published volumes cannot be used: %w", err))
 	}

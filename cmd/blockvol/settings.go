@@ -47,7 +47,7 @@ var generalSettings = []providers.Setting{
 // quoted lists values in backquotes, as the help of a setting has them.
 func quoted(values []string) string { return "`" + strings.Join(values, "`, `") + "`" }
 
-// settings are what the operator decides, but for the provider's own.
+// settings are the values of generalSettings.
 type settings struct {
 	provider      string
 	cluster       string
@@ -58,17 +58,17 @@ type settings struct {
 	logLevel      logrus.Level
 	logJSON       bool
 
-	noCreate error    // a setting without which volumes that exist are served, but none is created, is wrong
-	warnings []string // settings that have their default instead of what is wrong
+	noCreate error    // why no volume can be created; existing ones are served
+	warnings []string // wrong settings whose default is used
 }
 
-// readSettings returns the settings. The error is what is wrong with those that say which volumes there are: none can be
-// served. Others that are wrong have their default, TAKEOVER the most careful value, so that no typing error takes away
-// volumes that exist.
+// readSettings returns the settings. An error means that no volume can be served: a setting that decides which volumes there are
+// is wrong. Any other wrong setting gets its default, TAKEOVER the most careful value, so that no typing error makes existing
+// volumes disappear.
 func readSettings(getenv func(string) string) (settings, error) {
 	var fatal, noCreate, warnings []string
 	wrong := &fatal
-	// An empty value counts as none: Docker passes a setting that was taken back as an empty one.
+	// An empty value counts as none: Docker passes an unset setting as an empty one.
 	value := func(name string) string {
 		declared := slices.IndexFunc(generalSettings, func(s providers.Setting) bool { return s.Name == name })
 		return cmp.Or(strings.TrimSpace(getenv(name)), generalSettings[declared].Default)

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockState makes the state directory this process's alone, for as long as the file that it returns is open or the
-// process lives. proc is where the host's /proc is; it serves to name the process that has the directory.
+// lockState locks the state directory for this process, until the returned file is closed or the process ends. proc is the
+// host's /proc, which names the process that holds the lock.
 func lockState(dir, proc string) (*os.File, error) {
 	if err := makePrivate(dir); err != nil {
 		return nil, fmt.Errorf("the state directory cannot be used: %w", err)
@@ -34,7 +34,7 @@ func lockState(dir, proc string) (*os.File, error) {
 	return nil, errors.Join(fmt.Errorf("state directory %s: %w", dir, err), lock.Close())
 }
 
-// lockHolder returns " (process 123)", or "" if the kernel does not tell.
+// lockHolder returns " (process 123)", or "" if the kernel does not say.
 func lockHolder(lock *os.File, proc string) string {
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(lock.Fd()), &stat); err != nil {
@@ -55,7 +55,7 @@ func lockHolder(lock *os.File, proc string) string {
 	return ""
 }
 
-// makePrivate makes a directory that only root can enter, and closes one that is there to everyone else.
+// makePrivate creates a directory that only root can enter, or closes an existing one to everybody else.
 func makePrivate(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -68,8 +68,8 @@ var (
 	notNodeForm = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
 )
 
-// nodeID returns the id by which this engine's node is known where no cloud names it. It is made once, from the host's
-// name, and kept in the state directory, which must be locked.
+// nodeID returns this node's id for providers whose cloud does not name nodes. It is made once, from the host's name, and kept in
+// the state directory, which must be locked.
 func nodeID(dir string) (string, error) {
 	file := filepath.Join(dir, "node")
 	kept, err := os.ReadFile(file)
@@ -97,7 +97,7 @@ func nodeID(dir string) (string, error) {
 	return id, nil
 }
 
-// writeDurably leaves the whole file or none, whenever the machine stops.
+// writeDurably writes the whole file or nothing, even if the machine stops at any moment.
 func writeDurably(file, content string) error {
 	dir := filepath.Dir(file)
 	part, err := os.CreateTemp(dir, filepath.Base(file)+".*")
