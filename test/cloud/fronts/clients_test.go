@@ -13,6 +13,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/fronts"
+	"github.com/blockvol/blockvol/test/manual"
 )
 
 // client is a cloud's official command line, and a simulated instance whose cloud it uses over loopback.
@@ -51,6 +52,16 @@ func (c *client) run(stdin string, args ...string) string {
 	return string(out)
 }
 
+// documented returns the arguments of the one command of the client that the provider's page in docs/ shows, for a volume.
+func documented(t *testing.T, provider, command, volume string) []string {
+	t.Helper()
+	lines, err := manual.Commands("../../../docs/" + provider + ".md")
+	require.NoError(t, err)
+	lines = slices.DeleteFunc(lines, func(line string) bool { return !strings.HasPrefix(line, command+" ") })
+	require.Len(t, lines, 1, "docs/%s.md: %s", provider, command)
+	return strings.Fields(strings.ReplaceAll(strings.TrimPrefix(lines[0], command), "VOLUME", volume))
+}
+
 // volume returns the only volume.
 func (c *client) volume() cloud.Volume {
 	c.t.Helper()
@@ -71,6 +82,8 @@ func TestAWSCommandLineWorks(t *testing.T) {
 	assert.Contains(t, c.run("", "describe-volumes"), v.ID)
 	c.run("", "attach-volume", "--volume-id", v.ID, "--instance-id", c.instance, "--device", "/dev/sdf")
 	require.Len(t, c.volume().Attachments, 1)
+	c.run("", documented(t, "aws", "aws ec2", v.ID)...)
+	assert.Equal(t, int64(100<<30), c.volume().Size)
 	c.run("", "create-snapshot", "--volume-id", v.ID)
 	assert.Len(t, c.Snapshots(), 1)
 	c.run("", "detach-volume", "--volume-id", v.ID)
@@ -84,8 +97,8 @@ func TestHetznerCommandLineWorks(t *testing.T) {
 	assert.Contains(t, c.run("", "volume", "list"), c.volume().ID)
 	c.run("", "volume", "attach", "db", "--server", "server-"+c.instance)
 	require.Len(t, c.volume().Attachments, 1)
-	c.run("", "volume", "resize", "db", "--size", "20")
-	assert.Equal(t, int64(20<<30), c.volume().Size)
+	c.run("", documented(t, "hetzner", "hcloud", "db")...)
+	assert.Equal(t, int64(100<<30), c.volume().Size)
 	c.run("", "volume", "detach", "db")
 	c.run("", "volume", "delete", "db")
 	assert.Empty(t, fronts.Disks(c.Cloud))
@@ -95,12 +108,14 @@ func TestOpenStackCommandLineWorks(t *testing.T) {
 	c := newClient(t, "openstack", "openstack")
 	c.env = append(c.env, "OS_AUTH_TYPE=v3applicationcredential", "OS_IDENTITY_API_VERSION=3")
 	// One process runs all lines, since starting takes the time.
-	said := c.run(strings.ReplaceAll(`volume create --size 1 db
+	said := c.run(strings.ReplaceAll(strings.ReplaceAll(`volume create --size 1 db
 volume list
+RESIZE
 server add volume SERVER db
 volume snapshot create --force --volume db one
-`, "SERVER", c.instance))
+`, "SERVER", c.instance), "RESIZE", "volume "+strings.Join(documented(t, "openstack", "openstack volume", "db"), " ")))
 	v := c.volume()
+	assert.Equal(t, int64(100<<30), v.Size)
 	require.Len(t, v.Attachments, 1, said)
 	assert.Contains(t, said, v.ID)
 	require.Len(t, c.Snapshots(), 1, said)
