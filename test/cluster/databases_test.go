@@ -25,7 +25,7 @@ func TestDatabasesSurvivePowerLossOfTheirNode(t *testing.T) {
 	step := func(format string, args ...any) {
 		t.Logf("%6.1f s  %s", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
 	}
-	outside, doomed := c.Nodes[0], c.Nodes[1]
+	outside, victim := c.Nodes[0], c.Nodes[1]
 	secrets := []string{"postgres-password", "mongo-key", "mongo-password"}
 	for _, secret := range secrets {
 		c.Secret(secret, "c2VjcmV0")
@@ -34,13 +34,13 @@ func TestDatabasesSurvivePowerLossOfTheirNode(t *testing.T) {
 	m, s := &mongodb{c: c}, &sessions{c: c}
 
 	// One after the other: eight emulated mkfs at once would take longer than Docker waits.
-	c.Place(doomed, func() {
+	c.Place(victim, func() {
 		p.stack = c.Deploy("shop", "../../examples/postgres.yml")
 		p.await(nil)
 		r.stack = c.Deploy("cache", "../../examples/redis.yml")
 		r.await(nil)
 	})
-	step("PostgreSQL and Redis run on %s", doomed.Name)
+	step("PostgreSQL and Redis run on %s", victim.Name)
 	// Three of the four members have room on the third node, so at least one is on the node that fails.
 	c.Availability(outside, "pause")
 	m.stack = c.Deploy("db", "../../examples/mongodb.yml")
@@ -56,20 +56,20 @@ func TestDatabasesSurvivePowerLossOfTheirNode(t *testing.T) {
 	r.begin(outside)
 	step("PostgreSQL and Redis are under load")
 
-	doomed.PowerOff()
-	step("%s has lost power", doomed.Name)
-	p.await(doomed)
+	victim.PowerOff()
+	step("%s has lost power", victim.Name)
+	p.await(victim)
 	step("PostgreSQL answers on %s", p.task.Node.Name)
-	r.await(doomed)
+	r.await(victim)
 	step("Redis answers on %s", r.task.Node.Name)
 	p.check(t)
 	r.check(t)
-	m.check(t, doomed)
-	s.check(t, doomed)
+	m.check(t, victim)
+	s.check(t, victim)
 	step("all have what they acknowledged")
 
-	doomed.PowerOn()
-	step("%s has power again", doomed.Name)
+	victim.PowerOn()
+	step("%s has power again", victim.Name)
 	c.Remove(p.stack, r.stack, m.stack, s.stack)
 	for _, v := range c.Cloud.Volumes() {
 		if name, ours := v.Tags["blockvol:name"]; ours {
@@ -117,17 +117,17 @@ func (k *clients) last(t *testing.T) int {
 	k.noted.End()
 	k.node.Docker("rm", "--force", k.name)
 	lines := k.noted.Lines()
-	last, whole := 0, true
+	last, complete := 0, true
 	for _, line := range lines {
 		n, err := strconv.Atoi(line)
 		if err != nil { // the client's error at the end of its connection; a pending write may have been done
-			whole = false
+			complete = false
 			continue
 		}
-		if n != last+1 && (whole || n < last) {
+		if n != last+1 && (complete || n < last) {
 			t.Fatalf("%s: %d was acknowledged after %d: %q", k.name, n, last, lines)
 		}
-		last, whole = n, true
+		last, complete = n, true
 	}
 	if last == 0 {
 		t.Fatalf("%s: nothing was acknowledged: %q", k.name, lines)
@@ -178,7 +178,7 @@ func (p *postgres) check(t *testing.T) {
 	noted := p.clients.last(t)
 	kept, err := strconv.Atoi(p.sql("select count(*) from kept"))
 	require.NoError(t, err)
-	assert.Contains(t, []int{noted, noted + 1}, kept, violation.Textf("rows kept are not what was acknowledged, and what was under way"))
+	assert.Contains(t, []int{noted, noted + 1}, kept, violation.Textf("the rows are not the acknowledged ones and at most one pending one"))
 	assert.Equal(t, strconv.Itoa(kept), p.sql("select max(n) from kept"), violation.Textf("rows are missing"))
 	assert.Equal(t, "t|t|t", p.sql(`select sum(delta) = (select sum(abalance) from pgbench_accounts),
 		sum(delta) = (select sum(bbalance) from pgbench_branches),
@@ -215,7 +215,7 @@ func (r *redis) check(t *testing.T) {
 	noted := r.clients.last(t)
 	kept, err := strconv.Atoi(r.task.Exec("redis-cli", "get", "kept"))
 	require.NoError(t, err)
-	assert.Contains(t, []int{noted, noted + 1}, kept, violation.Textf("kept is not what was acknowledged, and what was under way"))
+	assert.Contains(t, []int{noted, noted + 1}, kept, violation.Textf("the count is not the acknowledged one, or one more"))
 	out := r.task.Exec("redis-check-aof", "appendonlydir/appendonly.aof.manifest")
 	assert.Contains(t, out, "All AOF files and manifest are valid")
 	t.Logf("Redis: %d increments acknowledged, %d kept, among %s keys", noted, kept, r.task.Exec("redis-cli", "dbsize"))
@@ -254,19 +254,19 @@ func (m *mongodb) begin() {
 	}
 }
 
-func (m *mongodb) check(t *testing.T, doomed *cluster.Node) {
+func (m *mongodb) check(t *testing.T, victim *cluster.Node) {
 	t.Helper()
 	moved := 0
 	for _, name := range members {
-		task := m.stack.Task(name, doomed)
-		if m.before[name].Node == doomed {
+		task := m.stack.Task(name, victim)
+		if m.before[name].Node == victim {
 			moved++
 			assert.Regexp(t, name+" found its own data of [1-9]", task.Node.Docker("logs", task.Container))
 		} else {
 			assert.Equal(t, m.before[name].ID, task.ID, "%s must not move", name)
 		}
 	}
-	require.NotZero(t, moved, "no member was on %s", doomed.Name)
+	require.NotZero(t, moved, "no member was on %s", victim.Name)
 	m.c.Manager().Docker("service", "update", "--detach", "--force", "--no-resolve-image", "db_init")
 	m.initiated("known")
 	t.Logf("fakemongo: %d of 4 members have moved; all find each other", moved)
@@ -294,12 +294,12 @@ func (s *sessions) begin() {
 	}
 }
 
-func (s *sessions) check(t *testing.T, doomed *cluster.Node) {
+func (s *sessions) check(t *testing.T, victim *cluster.Node) {
 	t.Helper()
 	moved := 0
 	for slot, node := range s.nodes {
-		task := s.stack.Task(slot, doomed)
-		if node == doomed {
+		task := s.stack.Task(slot, victim)
+		if node == victim {
 			moved++
 		}
 		s.c.Eventually("the replica has its own disk", func() error {
@@ -310,7 +310,7 @@ func (s *sessions) check(t *testing.T, doomed *cluster.Node) {
 			return err
 		})
 	}
-	require.NotZero(t, moved, "no replica was on %s", doomed.Name)
+	require.NotZero(t, moved, "no replica was on %s", victim.Name)
 	var names []string
 	for _, v := range s.c.Cloud.Volumes() {
 		if name := v.Tags["blockvol:name"]; strings.HasPrefix(name, "data-web_sessions-") {

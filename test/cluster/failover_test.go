@@ -41,7 +41,7 @@ type failure struct {
 	begin    func(t *testing.T, c *cluster.Cluster, victim *cluster.Node)
 	end      func(c *cluster.Cluster, victim *cluster.Node) // repairs the node
 	expected map[string]outcome                             // by policy
-	told     string                                         // start of the refusal, if it is not about the holder
+	cause    string                                         // start of the refusal, if it is not about the holder
 	advice   string                                         // advice in the refusal
 	over     string                                         // name of the end in the table
 }
@@ -120,7 +120,7 @@ var failures = []failure{
 			victim.PowerOn()
 		},
 		expected: each(refused, refused, refused),
-		told:     "the cloud has not answered yet",
+		cause:    "the cloud has not answered yet",
 		advice:   "what is mounted already is not affected",
 		over:     "the API answers and the node is started",
 	},
@@ -132,10 +132,10 @@ var failures = []failure{
 	},
 }
 
-// cause returns how a refusal begins.
-func (f *failure) cause(victim *cluster.Node) string {
-	if f.told != "" {
-		return f.told
+// refusalOf returns how a refusal begins.
+func (f *failure) refusalOf(victim *cluster.Node) string {
+	if f.cause != "" {
+		return f.cause
 	}
 	return "held by node " + victim.Instance
 }
@@ -145,7 +145,7 @@ type subject struct {
 	*cluster.Writer
 	outcome  outcome             // expected outcome
 	before   ledger.Ack          // the last record before the failure
-	told     []cluster.TaskError // errors before the failure
+	earlier  []cluster.TaskError // errors before the failure
 	pause    time.Duration       // longest time between two acknowledged records
 	silent   bool                // nothing was written right before the end of the failure
 	sentence string              // error in `docker service ps`
@@ -174,7 +174,7 @@ func TestFailover(t *testing.T) {
 	c.NothingLeft()
 	t.Logf("\n%s", strings.Join(table, "\n"))
 	if *writeTable != "" && len(table) == len(failures) {
-		require.NoError(t, bringUpToDate(*writeTable, table))
+		require.NoError(t, updateTable(*writeTable, table))
 	}
 }
 
@@ -184,8 +184,8 @@ func fail(t *testing.T, c *cluster.Cluster, f failure, writers []*cluster.Writer
 	gather(c, victim, writers...)
 	var subjects []*subject
 	for i, w := range writers {
-		told := w.Errors()
-		subjects = append(subjects, &subject{Writer: w, outcome: f.expected[policies[i]], told: told, before: w.Await("it writes")})
+		earlier := w.Errors()
+		subjects = append(subjects, &subject{Writer: w, outcome: f.expected[policies[i]], earlier: earlier, before: w.Await("it writes")})
 	}
 	begin := time.Now()
 	f.begin(t, c, victim)
@@ -263,22 +263,22 @@ func (s *subject) observe(t *testing.T, c *cluster.Cluster, f failure, victim *c
 	case renewed:
 		goesOn("as another task", ledger.NotBy(s.before.Task))
 	case refused:
-		s.sentence = refusal(c, s.Writer, s.told, f.cause(victim), f.advice)
+		s.sentence = refusal(c, s.Writer, s.earlier, f.refusalOf(victim), f.advice)
 	}
 }
 
 // refusal waits until a task has a new error of blockvol with this cause and advice.
-func refusal(c *cluster.Cluster, w *cluster.Writer, old []cluster.TaskError, cause, advice string) (told string) {
+func refusal(c *cluster.Cluster, w *cluster.Writer, old []cluster.TaskError, cause, advice string) (sentence string) {
 	c.Eventually("the refusal is reported", func() error {
 		for _, e := range w.Errors() {
-			told = e.Refusal()
-			if !slices.Contains(old, e) && strings.HasPrefix(told, cause) && strings.Contains(told, advice) {
+			sentence = e.Refusal()
+			if !slices.Contains(old, e) && strings.HasPrefix(sentence, cause) && strings.Contains(sentence, advice) {
 				return nil
 			}
 		}
 		return errors.New(w.Tasks())
 	})
-	return told
+	return sentence
 }
 
 // settled waits until the only wanted task writes and its node is the volume's only holder.
@@ -318,8 +318,8 @@ const (
 	tableEnds   = "<!-- Here it ends. -->\n"
 )
 
-// bringUpToDate replaces the rows between the marks in a file.
-func bringUpToDate(file string, rows []string) error {
+// updateTable replaces the rows between the marks in a file.
+func updateTable(file string, rows []string) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err

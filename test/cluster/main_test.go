@@ -37,8 +37,8 @@ const logs = "../../build/cluster"
 // outer is the testing.T of the shared cluster between tests.
 var outer standalone.T
 
-// whole is the shared cluster.
-var whole *cluster.Cluster
+// sharedCluster is the shared cluster.
+var sharedCluster *cluster.Cluster
 
 // policies are the plugins on every node: one for each TAKEOVER, so that each failure tests all three.
 var policies = []string{"never", "stopped", "always"}
@@ -73,7 +73,7 @@ func long(t *testing.T) {
 // shared returns the cluster with all nodes running. Failures belong to t from now on.
 func shared(t *testing.T) *cluster.Cluster {
 	t.Helper()
-	if whole == nil {
+	if sharedCluster == nil {
 		if outer.Failed() {
 			t.Fatal("the cluster has failed")
 		}
@@ -88,17 +88,17 @@ func shared(t *testing.T) *cluster.Cluster {
 			}
 			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{Alias: driverOf(policy), Cluster: policy, Settings: settings})
 		}
-		if !outer.Try(func() { whole = cluster.Start(&outer, cfg) }) {
+		if !outer.Try(func() { sharedCluster = cluster.Start(&outer, cfg) }) {
 			t.Fatal("the cluster does not start")
 		}
 	}
-	whole.Use(t)
+	sharedCluster.Use(t)
 	t.Cleanup(func() {
 		if t.Failed() {
-			whole.SaveLogs(logs)
+			sharedCluster.SaveLogs(logs)
 			t.Logf("the engines' logs are in %s", logs)
 		}
-		whole.Use(&outer)
+		sharedCluster.Use(&outer)
 	})
-	return whole
+	return sharedCluster
 }

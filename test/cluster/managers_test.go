@@ -39,7 +39,7 @@ func TestServiceSurvivesPowerLossOfTheLeader(t *testing.T) {
 		}
 	}
 	fall("It loses power", func(_ *testing.T, leader *cluster.Node) { leader.PowerOff() })
-	fall("It is cut off from the others, until the operator does what he is told", func(t *testing.T, leader *cluster.Node) {
+	fall("It is cut off from the others, until the operator follows the advice", func(t *testing.T, leader *cluster.Node) {
 		old, before := w.Errors(), w.Await("it writes")
 		leader.CutFromNodes()
 		refusal(c, w, old, "held by node "+leader.Instance, "stop the node in the cloud")

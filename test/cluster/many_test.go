@@ -54,9 +54,9 @@ func TestTenVolumesMoveFromAFailedNode(t *testing.T) {
 	full := 0
 	for _, w := range writers {
 		for _, e := range w.Errors() {
-			if told, is := strings.CutPrefix(e.Refusal(), "node holds as many volumes as it can: "); is {
+			if reported, is := strings.CutPrefix(e.Refusal(), "node holds as many volumes as it can: "); is {
 				full++
-				assert.Contains(t, told, ": run the service on another node")
+				assert.Contains(t, reported, ": run the service on another node")
 			}
 		}
 	}
@@ -157,9 +157,9 @@ func TestVolumeInAnotherZoneIsNotUsed(t *testing.T) {
 	w := c.CreateWriters(cluster.WriterSpec{Name: "far", Driver: driverOf("stopped")})[0]
 	c.Eventually("a task has the error", func() error {
 		for _, e := range w.Errors() {
-			if told := e.Refusal(); told != "" {
+			if reported := e.Refusal(); reported != "" {
 				assert.Regexp(t, `^volume "far" \(`+before.ID+`\) is in zone `+zone+` and node i-\w+ in zone `+here+
-					`, where it cannot be attached: run the service in zone `+zone, told)
+					`, where it cannot be attached: run the service in zone `+zone, reported)
 				return nil
 			}
 		}

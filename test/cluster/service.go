@@ -148,23 +148,23 @@ func (w *Writer) Tasks() string {
 type TaskError struct{ Task, Text string }
 
 // Errors returns the errors of the service's tasks, the newest first.
-func (w *Writer) Errors() (told []TaskError) {
+func (w *Writer) Errors() (reported []TaskError) {
 	out, err := w.c.Manager().TryDocker("service", "ps", "--no-trunc", "--format", "{{.ID}} {{.Error}}", w.Service)
 	if err != nil {
 		return nil
 	}
 	for line := range strings.Lines(out) {
 		if task, text, _ := strings.Cut(strings.TrimSpace(line), " "); text != "" {
-			told = append(told, TaskError{task, text})
+			reported = append(reported, TaskError{task, text})
 		}
 	}
-	return told
+	return reported
 }
 
 // Refusal returns blockvol's error, or "" if the error is another's.
 func (e TaskError) Refusal() string {
-	_, told, _ := strings.Cut(e.Text, "VolumeDriver.Mount: ")
-	return strings.TrimSuffix(told, `"`)
+	_, reported, _ := strings.Cut(e.Text, "VolumeDriver.Mount: ")
+	return strings.TrimSuffix(reported, `"`)
 }
 
 // Update runs `docker service update` in the background.

@@ -88,7 +88,7 @@ type mishap struct {
 	alive bool
 	// final: the node's data is lost. A Swarm does not survive this on its only manager.
 	final bool
-	do    func(s *soak, n *cluster.Node) (mend func())
+	do    func(s *soak, n *cluster.Node) (repair func())
 }
 
 var mishaps = []mishap{
@@ -186,10 +186,10 @@ func (s *soak) round() {
 	}
 
 	s.logf("round %d", s.rounds)
-	var mends []func()
+	var repairs []func()
 	if fault.Fault != "" {
 		s.logf("fault: %s %s, %d times", fault.Action, fault.Fault, fault.Times)
-		mends = append(mends, s.c.Cloud.Inject(fault))
+		repairs = append(repairs, s.c.Cloud.Inject(fault))
 	}
 	mishap := func() {
 		for _, m := range candidates {
@@ -198,7 +198,7 @@ func (s *soak) round() {
 				continue
 			}
 			s.logf("mishap: %s of %s (%s) for %v", m.name, m.n.Name, m.n.Instance, lasting)
-			mends = append(mends, m.do(s, m.n))
+			repairs = append(repairs, m.do(s, m.n))
 			return
 		}
 	}
@@ -219,10 +219,10 @@ func (s *soak) round() {
 	}
 	s.pause(lasting)
 	s.logf("mending")
-	for _, mend := range mends {
-		mend()
+	for _, repair := range repairs {
+		repair()
 	}
-	s.mended()
+	s.recovered()
 }
 
 // forbids returns why a mishap must not happen to a node, or "".
@@ -279,8 +279,8 @@ func (s *soak) canOperate() bool {
 	}
 }
 
-// mended undoes the operators' actions and waits for all services.
-func (s *soak) mended() {
+// recovered undoes the operators' actions and waits for all services.
+func (s *soak) recovered() {
 	s.t.Helper()
 	s.c.Settle()
 	begin := time.Now()

@@ -174,13 +174,13 @@ func TestMissingEC2RequirementsAreReported(t *testing.T) {
 	for name, test := range map[string]struct {
 		kind    ec2.MetadataOptions
 		setting string
-		told    []string
+		want    []string
 	}{
-		"another region":      {setting: "AWS_REGION=eu-west-1", told: []string{"AWS_REGION is eu-west-1", "runs in " + region, "set AWS_REGION=" + region}},
-		"no metadata service": {kind: ec2.MetadataOptions{Off: true}, told: []string{"metadata service does not tell which instance this is", "endpoint enabled"}},
-		"no role":             {kind: ec2.MetadataOptions{NoRole: true}, told: []string{"no AWS credentials", "give this instance a role"}},
+		"another region":      {setting: "AWS_REGION=eu-west-1", want: []string{"AWS_REGION is eu-west-1", "runs in " + region, "set AWS_REGION=" + region}},
+		"no metadata service": {kind: ec2.MetadataOptions{Off: true}, want: []string{"metadata service does not tell which instance this is", "endpoint enabled"}},
+		"no role":             {kind: ec2.MetadataOptions{NoRole: true}, want: []string{"no AWS credentials", "give this instance a role"}},
 		"a missing file of keys": {
-			setting: "AWS_ACCESS_KEY_ID_FILE=/data/state/no-key", told: []string{"AWS_ACCESS_KEY_ID_FILE", "/data/state/no-key"},
+			setting: "AWS_ACCESS_KEY_ID_FILE=/data/state/no-key", want: []string{"AWS_ACCESS_KEY_ID_FILE", "/data/state/no-key"},
 		},
 	} {
 		if testing.Short() && test.kind != (ec2.MetadataOptions{}) {
@@ -196,9 +196,9 @@ func TestMissingEC2RequirementsAreReported(t *testing.T) {
 			i := c.launch(t, test.kind, settings...)
 			_, created := i.Try("volume", "create", "--driver", "blockvol", "wanted")
 			_, run := i.Try("run", "--rm", "--mount", "type=volume,source=wanted,target=/data,volume-driver=blockvol", "busybox", "true")
-			for _, told := range test.told {
-				require.ErrorContains(t, created, told)
-				require.ErrorContains(t, run, told)
+			for _, want := range test.want {
+				require.ErrorContains(t, created, want)
+				require.ErrorContains(t, run, want)
 			}
 			assert.Empty(t, c.data())
 		})

@@ -64,7 +64,7 @@ func TestCloudProblemsAreReportedAndLoseNothing(t *testing.T) {
 	for _, kind := range fronts.All {
 		t.Run(kind.Provider, func(t *testing.T) {
 			t.Parallel()
-			s, told := launchIntoTrouble(t, kind), sentences[kind.Provider]
+			s, want := launchIntoTrouble(t, kind), sentences[kind.Provider]
 			var creating errgroup.Group // concurrently, since each takes seconds on OpenStack
 			for _, volume := range []string{"db", "gone", "busy"} {
 				creating.Go(func() error {
@@ -79,38 +79,38 @@ func TestCloudProblemsAreReportedAndLoseNothing(t *testing.T) {
 
 			t.Log("revoked token")
 			renew := s.revoke(t)
-			s.mountIsRefused(t, told.revoked)
+			s.mountIsRefused(t, want.revoked)
 			s.answersQuickly(t)
 			awaitLines(t, s.Engine, 10)
 			renew()
-			s.isWell(t)
+			s.assertIntact(t)
 
 			t.Log("truncated answers")
 			s.account.Inject(cloud.Rule{Fault: cloud.Truncate, Times: 1})
-			s.isWell(t)
-			mend := s.account.Inject(cloud.Rule{Fault: cloud.CutShort})
-			s.mountIsRefused(t, told.cutShort)
+			s.assertIntact(t)
+			restore := s.account.Inject(cloud.Rule{Fault: cloud.CutShort})
+			s.mountIsRefused(t, want.cutShort)
 			s.answersQuickly(t)
 			awaitLines(t, s.Engine, 10)
 			s.Docker("rm", "--force", "writer") // the disk is released later
-			mend()
-			s.isWell(t)
+			restore()
+			s.assertIntact(t)
 
 			t.Log("cloud's clock ahead, with rate limit reset times")
 			s.setClock(61 * time.Minute)
 			s.limit.Store(&cloud.Bucket{Size: 2, PerSecond: 1})
-			s.isWell(t)
+			s.assertIntact(t)
 			s.limit.Store(&cloud.Bucket{})
 
 			t.Log("cloud's clock behind")
 			s.setClock(-61 * time.Minute)
-			s.isWell(t)
+			s.assertIntact(t)
 			s.setClock(0)
 
 			t.Log("deleted volume")
 			s.deleteUnseen(t, "gone")
 			_, err := s.Try("start", "--attach", "user")
-			s.isTold(t, err, `VolumeDriver.Mount: `+told.deleted+`: volume "gone" cannot be mounted on node `+s.id+`: if nobody has removed it, see the cloud's own records for who deleted its disk`)
+			s.assertSentence(t, err, `VolumeDriver.Mount: `+want.deleted+`: volume "gone" cannot be mounted on node `+s.id+`: if nobody has removed it, see the cloud's own records for who deleted its disk`)
 			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "no other volume replaces it")
 			s.eventuallyReleased()
 			assertNothingLost(t, s.Engine, "busy")
@@ -118,7 +118,7 @@ func TestCloudProblemsAreReportedAndLoseNothing(t *testing.T) {
 			t.Log("region without volumes")
 			s.takeVolumesFromRegion(t)
 			_, err = s.Try("volume", "create", "--driver", "blockvol", "new")
-			s.isTold(t, err, `VolumeDriver.Create: `+told.withoutVolumes+`: volume "new" was not created`)
+			s.assertSentence(t, err, `VolumeDriver.Create: `+want.withoutVolumes+`: volume "new" was not created`)
 			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "no incomplete volume is left")
 		})
 	}
@@ -235,31 +235,31 @@ func (s *troubled) takeVolumesFromRegion(t *testing.T) {
 	}
 }
 
-// isTold checks that Docker shows this sentence and no secret.
-func (s *troubled) isTold(t *testing.T, err error, sentence string) {
+// assertSentence checks that Docker shows this sentence and no secret.
+func (s *troubled) assertSentence(t *testing.T, err error, sentence string) {
 	t.Helper()
 	require.Error(t, err)
 	for _, secret := range s.secrets {
 		assert.NotContains(t, err.Error(), secret)
 	}
-	_, told, _ := strings.Cut(err.Error(), "Error response from daemon: ")
-	told, _, _ = strings.Cut(told, "\n")
-	if _, after, is := strings.Cut(told, "VolumeDriver."); is {
-		told = "VolumeDriver." + after
+	_, message, _ := strings.Cut(err.Error(), "Error response from daemon: ")
+	message, _, _ = strings.Cut(message, "\n")
+	if _, after, is := strings.Cut(message, "VolumeDriver."); is {
+		message = "VolumeDriver." + after
 	}
-	providertest.Sentence(t, errors.New(told))
-	assert.Regexp(t, "^"+strings.ReplaceAll(regexp.QuoteMeta(sentence), "…", ".*")+`\.?$`, told)
-	t.Log(told)
+	providertest.Sentence(t, errors.New(message))
+	assert.Regexp(t, "^"+strings.ReplaceAll(regexp.QuoteMeta(sentence), "…", ".*")+`\.?$`, message)
+	t.Log(message)
 }
 
 func (s *troubled) mountIsRefused(t *testing.T, sentence string) {
 	t.Helper()
 	_, err := s.Try("run", "--rm", "--volume", "db:/data", "busybox", "true")
-	s.isTold(t, err, `VolumeDriver.Mount: `+sentence+`: volume "db" cannot be mounted on node `+s.id)
+	s.assertSentence(t, err, `VolumeDriver.Mount: `+sentence+`: volume "db" cannot be mounted on node `+s.id)
 }
 
-// isWell checks that the data is there.
-func (s *troubled) isWell(t *testing.T) {
+// assertIntact checks that the data is there.
+func (s *troubled) assertIntact(t *testing.T) {
 	t.Helper()
 	begin := time.Now()
 	assert.Equal(t, "hello", once(s.Engine, "db", "cat /data/letter"))

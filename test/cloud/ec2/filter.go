@@ -227,7 +227,7 @@ func (p params) fingerprint(except ...string) string {
 // boolean and the next functions format values for filters.
 func boolean(b bool) []string { return []string{strconv.FormatBool(b)} }
 
-func whole[N int | int64](n N) []string { return []string{strconv.FormatInt(int64(n), 10)} }
+func integer[N int | int64](n N) []string { return []string{strconv.FormatInt(int64(n), 10)} }
 
 func attachmentsOf(v cloud.Volume, field func(cloud.Attachment) string) (values []string) {
 	for _, a := range v.Attachments {

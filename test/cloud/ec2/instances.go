@@ -118,7 +118,7 @@ func (m mapped) item() instanceItem {
 		}
 	}
 	for n := range m.Interfaces {
-		item.Interfaces = append(item.Interfaces, interfaceItem{"eni-" + m.ID[2:len(m.ID)-1] + whole(n)[0], "in-use"})
+		item.Interfaces = append(item.Interfaces, interfaceItem{"eni-" + m.ID[2:len(m.ID)-1] + integer(n)[0], "in-use"})
 	}
 	return item
 }
@@ -153,7 +153,7 @@ func instanceFields(m mapped, name string) ([]string, bool) {
 	case "instance-id":
 		return []string{m.ID}, true
 	case "instance-state-code":
-		return whole(stateCodes[m.State]), true
+		return integer(stateCodes[m.State]), true
 	case "instance-state-name":
 		return []string{string(m.State)}, true
 	case "instance-type":
@@ -224,7 +224,7 @@ func typeFields(t instanceType, name string) ([]string, bool) {
 	case "ebs-info.attachment-limit-type":
 		return []string{t.limitType}, true
 	case "ebs-info.maximum-ebs-attachments":
-		return whole(t.attachments), true
+		return integer(t.attachments), true
 	case "ebs-info.nvme-support":
 		return []string{t.nvme}, true
 	case "hypervisor":

@@ -250,7 +250,7 @@ func (r *request) on(id string) permission {
 func (r *request) making(kind string) []permission {
 	tags := map[string]string{}
 	for _, i := range r.params.numbers("TagSpecification") {
-		for _, t := range r.params.tags("TagSpecification." + whole(i)[0] + ".Tag") {
+		for _, t := range r.params.tags("TagSpecification." + integer(i)[0] + ".Tag") {
 			tags[t.key] = t.value
 		}
 	}

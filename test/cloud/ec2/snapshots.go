@@ -26,7 +26,7 @@ type snapshotItem struct {
 
 func (f *Front) snapshotItem(s cloud.Snapshot) snapshotItem {
 	return snapshotItem{
-		s.ID, s.VolumeID, string(s.State), stamp(s.StartedAt), stamp(s.CompletedAt), whole(s.Progress)[0] + "%",
+		s.ID, s.VolumeID, string(s.State), stamp(s.StartedAt), stamp(s.CompletedAt), integer(s.Progress)[0] + "%",
 		f.cfg.Account, s.Size / gib, s.Description, s.Encrypted, s.KMSKey, "standard", tagItems(s.Tags),
 	}
 }
@@ -43,7 +43,7 @@ func (f *Front) snapshotFields(s cloud.Snapshot, name string) ([]string, bool) {
 	case "owner-id":
 		return []string{f.cfg.Account}, true
 	case "progress":
-		return []string{whole(s.Progress)[0] + "%"}, true
+		return []string{integer(s.Progress)[0] + "%"}, true
 	case "snapshot-id":
 		return []string{s.ID}, true
 	case "start-time":
@@ -55,7 +55,7 @@ func (f *Front) snapshotFields(s cloud.Snapshot, name string) ([]string, bool) {
 	case "volume-id":
 		return []string{s.VolumeID}, true
 	case "volume-size":
-		return whole(s.Size / gib), true
+		return integer(s.Size / gib), true
 	default:
 		return tagFields(s.Tags, name)
 	}

@@ -152,7 +152,7 @@ func volumeFields(v cloud.Volume, name string) ([]string, bool) {
 	case "fast-restored", "multi-attach-enabled", "operator.managed":
 		return boolean(false), true
 	case "size":
-		return whole(v.Size / gib), true
+		return integer(v.Size / gib), true
 	case "snapshot-id":
 		return []string{v.SnapshotID}, true
 	case "status":
@@ -464,9 +464,9 @@ func modificationFields(v cloud.Volume, name string) ([]string, bool) {
 	case "modification-state":
 		return []string{string(m.State)}, true
 	case "original-iops":
-		return whole(m.Original.IOPS), true
+		return integer(m.Original.IOPS), true
 	case "original-size":
-		return whole(m.Original.Size / gib), true
+		return integer(m.Original.Size / gib), true
 	case "original-volume-type":
 		return []string{m.Original.Type}, true
 	case "originalMultiAttachEnabled", "targetMultiAttachEnabled":
@@ -474,9 +474,9 @@ func modificationFields(v cloud.Volume, name string) ([]string, bool) {
 	case "start-time":
 		return []string{stamp(m.Start)}, true
 	case "target-iops":
-		return whole(m.Target.IOPS), true
+		return integer(m.Target.IOPS), true
 	case "target-size":
-		return whole(m.Target.Size / gib), true
+		return integer(m.Target.Size / gib), true
 	case "target-volume-type":
 		return []string{m.Target.Type}, true
 	case "volume-id":

@@ -190,10 +190,10 @@ var stack = Kind{
 	Process: func(f Front, instance, cluster string) (providers.Provider, error) {
 		front := f.(*stackFront.Front)
 		id, secret := front.Credentials(instance)
-		way := front.Transport(instance)
+		transport := front.Transport(instance)
 		return openstack.New(openstack.Config{
 			Cluster: cluster, Auth: gophercloud.AuthOptions{IdentityEndpoint: "http://openstack/identity/v3", ApplicationCredentialID: id},
-			Secret: cloudtest.Token("SECRET", secret), Transport: way, Neighbour: &http.Client{Transport: way},
+			Secret: cloudtest.Token("SECRET", secret), Transport: transport, Neighbour: &http.Client{Transport: transport},
 		})
 	},
 }

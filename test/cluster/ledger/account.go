@@ -121,12 +121,12 @@ func (a *account) state(s *session, ledger Summary, now time.Time) error {
 	if first {
 		a.successor = max(a.successor, s.run.hello)
 		if ledger.Last < s.run.floor {
-			whose := "of another history"
+			history := "of another history"
 			if ack, ok := a.acked(ledger.Last); ok && ack.Sum == ledger.Sum {
-				whose = "of the same history"
+				history = "of the same history"
 			}
 			return a.stray(s, "acknowledged records are lost: %v read a ledger %s that ends with %d at %s, when all up to %d had been acknowledged; %s",
-				s.run, whose, ledger.Last, clock(now), s.run.floor, a.told(s.run.floor))
+				s.run, history, ledger.Last, clock(now), s.run.floor, a.acknowledgedBy(s.run.floor))
 		}
 	}
 	return a.claim(s, ledger, now)
@@ -150,20 +150,20 @@ func (a *account) claim(s *session, ledger Summary, now time.Time) error {
 	case ledger.Last <= last.Seq: // an old claim, such as from a node that was cut off, is fine
 		if ack, ok := a.acked(ledger.Last); ok && ack.Sum != ledger.Sum {
 			return a.stray(s, "fork: at %s %v has a record %d with checksum %v; %s",
-				clock(now), s.run, ledger.Last, ledger.Sum, a.told(ledger.Last))
+				clock(now), s.run, ledger.Last, ledger.Sum, a.acknowledgedBy(ledger.Last))
 		}
 		return nil
 	case ledger.Last > last.Seq+1:
-		return a.stray(s, "written without acknowledgement: at %s %v has records up to %d; %s", clock(now), s.run, ledger.Last, a.told(last.Seq))
+		return a.stray(s, "written without acknowledgement: at %s %v has records up to %d; %s", clock(now), s.run, ledger.Last, a.acknowledgedBy(last.Seq))
 	case ledger.Before != last.Sum:
 		return a.stray(s, "fork: at %s %v has a record %d written after a record %d with checksum %v; %s",
-			clock(now), s.run, ledger.Last, last.Seq, ledger.Before, a.told(last.Seq))
+			clock(now), s.run, ledger.Last, last.Seq, ledger.Before, a.acknowledgedBy(last.Seq))
 	case s.run.failed != "":
 		return a.stray(s, "written after an error: at %s %v has a record %d, and had reported: %s", clock(now), s.run, ledger.Last, s.run.failed)
 	case s.run.read < a.successor:
 		// Its successor has read the ledger without this record, so the record was written later.
 		return a.stray(s, "two writers at once: at %s %v has a record %d, written after another writer had read the ledger, which came after it; %s",
-			clock(now), s.run, ledger.Last, a.told(last.Seq))
+			clock(now), s.run, ledger.Last, a.acknowledgedBy(last.Seq))
 	}
 	a.acks = append(a.acks, Ack{ledger.Last, ledger.Sum, now, s.Node, s.Task})
 	return nil
@@ -183,8 +183,8 @@ func (a *account) stray(s *session, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", a.name, fmt.Errorf(format, args...))
 }
 
-// told returns who acknowledged a record and when.
-func (a *account) told(seq uint64) string {
+// acknowledgedBy returns who acknowledged a record and when.
+func (a *account) acknowledgedBy(seq uint64) string {
 	if seq == 0 {
 		return "nothing had been acknowledged"
 	}
@@ -197,11 +197,11 @@ func (a *account) check(ledger Summary) error {
 	last := a.last()
 	switch {
 	case ledger.Last < last.Seq:
-		return fmt.Errorf("%s: acknowledged records are lost: the ledger ends with %d; %s", a.name, ledger.Last, a.told(last.Seq))
+		return fmt.Errorf("%s: acknowledged records are lost: the ledger ends with %d; %s", a.name, ledger.Last, a.acknowledgedBy(last.Seq))
 	case ledger.Last > last.Seq+1:
-		return fmt.Errorf("%s: written without acknowledgement: the ledger ends with %d; %s", a.name, ledger.Last, a.told(last.Seq))
+		return fmt.Errorf("%s: written without acknowledgement: the ledger ends with %d; %s", a.name, ledger.Last, a.acknowledgedBy(last.Seq))
 	case ledger.Last == last.Seq && ledger.Sum != last.Sum, ledger.Last > last.Seq && ledger.Before != last.Sum:
-		return fmt.Errorf("%s: fork: the ledger, which ends with %d, has another record %d; %s", a.name, ledger.Last, last.Seq, a.told(last.Seq))
+		return fmt.Errorf("%s: fork: the ledger, which ends with %d, has another record %d; %s", a.name, ledger.Last, last.Seq, a.acknowledgedBy(last.Seq))
 	}
 	return nil
 }

@@ -55,8 +55,8 @@ type puppet struct {
 	node string
 }
 
-// greet opens a connection of a writer.
-func greet(t *testing.T, c *Collector, node string, read bool) *puppet {
+// connect opens a connection of a writer.
+func connect(t *testing.T, c *Collector, node string, read bool) *puppet {
 	t.Helper()
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", c.address())
 	require.NoError(t, err)
@@ -101,40 +101,40 @@ func empty() Summary { return history("a", 0) }
 func TestOneHistoryIsNoViolation(t *testing.T) {
 	for name, tell := range map[string]func(t *testing.T, c *Collector){
 		"a writer takes over where another ended": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 5)).acks(6, 7)
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 5)).acks(6, 7)
 		},
 		"one record was durable and its acknowledgement lost": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 6)).acks(7, 7)
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 6)).acks(7, 7)
 		},
 		"a writer reconnects": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "one", true).state(history("a", 6)).acks(7, 7)
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "one", true).state(history("a", 6)).acks(7, 7)
 		},
 		"a late acknowledgement, over an old connection": func(t *testing.T, c *Collector) {
-			one := greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 6)).acks(7, 7)
+			one := connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 6)).acks(7, 7)
 			one.acks(6, 6)
 		},
 		"a writer that was cut off reconnects without its disk": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 5)).acks(6, 7)
-			greet(t, c, "one", true).state(history("a", 5)).says(message{Kind: kindFailed, Error: "EIO"})
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 5)).acks(6, 7)
+			connect(t, c, "one", true).state(history("a", 5)).says(message{Kind: kindFailed, Error: "EIO"})
 		},
 		"a writer was cut off after reading": func(t *testing.T, c *Collector) {
-			greet(t, c, "zero", false).state(empty()).acks(1, 3)
-			one := greet(t, c, "one", false)
-			greet(t, c, "two", false).state(history("a", 3)).acks(4, 5)
+			connect(t, c, "zero", false).state(empty()).acks(1, 3)
+			one := connect(t, c, "one", false)
+			connect(t, c, "two", false).state(history("a", 3)).acks(4, 5)
 			one.state(history("a", 3))
-			greet(t, c, "two", true).state(history("a", 5)).acks(6, 7)
+			connect(t, c, "two", true).state(history("a", 5)).acks(6, 7)
 		},
 		"the ledger is older than the collector": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", true).state(history("a", 6)).acks(7, 7)
+			connect(t, c, "one", true).state(history("a", 6)).acks(7, 7)
 		},
 		"nothing is written": func(t *testing.T, c *Collector) {
-			greet(t, c, "zero", false).state(empty())
-			greet(t, c, "one", false).state(empty()).acks(1, 7)
+			connect(t, c, "zero", false).state(empty())
+			connect(t, c, "one", false).state(empty()).acks(1, 7)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -151,58 +151,58 @@ func TestOneHistoryIsNoViolation(t *testing.T) {
 func TestContradictionsAreViolations(t *testing.T) {
 	for want, tell := range map[string]func(t *testing.T, c *Collector){
 		"lost: task task-two on two read a ledger of the same history that ends with 4 at …, when all up to 5 had been acknowledged; record 5 with checksum … was acknowledged by task task-one on one at …": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 4)).ack(branch(5))
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 4)).ack(branch(5))
 		},
 		"lost: task task-two on two read a ledger of another history that ends with 4": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("b", 4))
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("b", 4))
 		},
 		"lost: task task-two on two read a ledger of the same history that ends with 0": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(empty())
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(empty())
 		},
 		"fork: at … task task-two on two has a record 5 with checksum …; record 5 with checksum … was acknowledged by task task-one on one": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(branch(5))
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(branch(5))
 		},
 		"fork: at … task task-one on one has a record 6 with checksum …; record 6 with checksum … was acknowledged by task task-two on two": func(t *testing.T, c *Collector) {
-			one := greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 5)).acks(6, 9)
+			one := connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 5)).acks(6, 9)
 			one.ack(branch(6))
 		},
 		"fork: at … task task-one on one has a record 6 with": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 5)).acks(6, 9)
-			greet(t, c, "one", true).state(branch(6))
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 5)).acks(6, 9)
+			connect(t, c, "one", true).state(branch(6))
 		},
 		"fork: at … task task-two on two has a record 6 written after a record 5 with": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("b", 6))
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("b", 6))
 		},
 		"without acknowledgement: at … task task-two on two has records up to 7; record 5 with": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 7))
+			connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 7))
 		},
 		"out of turn: task task-one on one acknowledged 7 at …, when its last was 5": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5).acks(7, 7)
+			connect(t, c, "one", false).state(empty()).acks(1, 5).acks(7, 7)
 		},
 		"out of turn: task task-one on one acknowledged 5 at …, when its last was 5": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5).acks(5, 5)
+			connect(t, c, "one", false).state(empty()).acks(1, 5).acks(5, 5)
 		},
 		"out of turn: task task-one on one acknowledged 1 at …, when its last was 0": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).acks(1, 1)
+			connect(t, c, "one", false).acks(1, 1)
 		},
 		"two writers at once: at … task task-one on one has a record 6": func(t *testing.T, c *Collector) {
-			one := greet(t, c, "one", false).state(empty()).acks(1, 5)
-			greet(t, c, "two", false).state(history("a", 5))
+			one := connect(t, c, "one", false).state(empty()).acks(1, 5)
+			connect(t, c, "two", false).state(history("a", 5))
 			one.acks(6, 6)
 		},
 		"after an error: at … task task-one on one has a record 6, and had reported: EIO": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).state(empty()).acks(1, 5).says(message{Kind: kindFailed, Error: "EIO"}).acks(6, 6)
+			connect(t, c, "one", false).state(empty()).acks(1, 5).says(message{Kind: kindFailed, Error: "EIO"}).acks(6, 6)
 		},
 		"db: task task-one on one, at …: record 3": func(t *testing.T, c *Collector) {
-			greet(t, c, "one", false).says(message{Kind: kindCorrupt, Error: "record 3"})
+			connect(t, c, "one", false).says(message{Kind: kindCorrupt, Error: "record 3"})
 		},
 	} {
 		t.Run(want, func(t *testing.T) {
@@ -250,7 +250,7 @@ func TestBrokenConnectionIsNoViolation(t *testing.T) {
 	_, err = conn.Write([]byte(`{"kind":"hel`))
 	require.NoError(t, err)
 	require.NoError(t, conn.Close())
-	require.NoError(t, greet(t, c, "one", false).wire.Close())
+	require.NoError(t, connect(t, c, "one", false).wire.Close())
 	require.Eventually(t, func() bool {
 		s := c.Sessions("db")
 		return len(s) == 1 && !s[0].Ended.IsZero()
@@ -269,7 +269,7 @@ func TestClosedListenerIsAViolation(t *testing.T) {
 func TestCheckComparesFileAndAcknowledgements(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	require.ErrorContains(t, c.Check("db", empty()), "nothing was acknowledged")
-	greet(t, c, "one", false).state(empty()).acks(1, 5)
+	connect(t, c, "one", false).state(empty()).acks(1, 5)
 	require.NoError(t, c.Check("db", history("a", 5)))
 	require.NoError(t, c.Check("db", history("a", 6)))
 	require.ErrorContains(t, c.Check("db", history("a", 4)), violation.Prefix+"db: acknowledged records are lost")
@@ -284,9 +284,9 @@ func TestSessionsAndErrorsAreRecorded(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
 	torn := empty()
 	torn.Torn = 3
-	greet(t, c, "one", false).state(torn).acks(1, 2).says(message{Kind: kindFailed, Error: strings.Repeat("E", 2*maxLine)})
-	greet(t, c, "one", true).state(history("a", 2))
-	greet(t, c, "two", false)
+	connect(t, c, "one", false).state(torn).acks(1, 2).says(message{Kind: kindFailed, Error: strings.Repeat("E", 2*maxLine)})
+	connect(t, c, "one", true).state(history("a", 2))
+	connect(t, c, "two", false)
 	s := c.Sessions("db")
 	require.Len(t, s, 3)
 	assert.Regexp(t, `^db: [\d:.]+ to (now|[\d:.]+): records 0 to 2, 3 bytes torn: a new writer, task task-one on one, from 127.0.0.1:\d+$`, s[0].String())
@@ -302,7 +302,7 @@ func TestSessionsAndErrorsAreRecorded(t *testing.T) {
 
 func TestWaitAck(t *testing.T) {
 	c := collect(t, "127.0.0.1:0")
-	one := greet(t, c, "one", false).state(empty()).acks(1, 3)
+	one := connect(t, c, "one", false).state(empty()).acks(1, 3)
 	ack, err := c.WaitAck(t.Context(), "db", After(1))
 	require.NoError(t, err)
 	assert.EqualValues(t, 2, ack.Seq)
@@ -317,7 +317,7 @@ func TestWaitAck(t *testing.T) {
 		ack, err := c.WaitAck(t.Context(), "db", NotOn("one"), After(5))
 		elsewhere <- result{ack, err}
 	}()
-	greet(t, c, "two", false).state(history("a", 4)).acks(5, 7)
+	connect(t, c, "two", false).state(history("a", 4)).acks(5, 7)
 	got := <-elsewhere
 	require.NoError(t, got.err)
 	assert.EqualValues(t, 6, got.ack.Seq)
@@ -349,7 +349,7 @@ func TestGapIsTheLongestSinceTheEvent(t *testing.T) {
 	}{
 		"one before, one after":                {acks(10, 30), 15, 31, 20},
 		"longer ones before do not count":      {acks(0, 100, 110, 115), 111, 116, 5},
-		"some were still on their way":         {acks(10, 12, 14, 40, 41), 11, 42, 26},
+		"some were still pending":              {acks(10, 12, 14, 40, 41), 11, 42, 26},
 		"the gap continues":                    {acks(10), 15, 100, 90},
 		"the gap continues after pending ones": {acks(10, 12), 11, 100, 88},
 		"the event was before all":             {acks(10, 11), 2, 12, 8},
@@ -358,6 +358,6 @@ func TestGapIsTheLongestSinceTheEvent(t *testing.T) {
 		assert.Equal(t, time.Duration(c.want)*time.Second, gap(c.acks, second(c.since), second(c.now)), name)
 	}
 	c := collect(t, "127.0.0.1:0")
-	greet(t, c, "one", false).state(empty()).acks(1, 2)
+	connect(t, c, "one", false).state(empty()).acks(1, 2)
 	assert.Positive(t, c.Gap("db", time.Now()))
 }

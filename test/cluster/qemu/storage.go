@@ -208,7 +208,7 @@ func (a *attachment) pull() {
 
 func (a *attachment) ask() error {
 	if !a.device.isRemoving() {
-		if err := a.letsGo(); err != nil && !a.device.left(0) {
+		if err := a.checkUnused(); err != nil && !a.device.left(0) {
 			return err
 		}
 		a.device.remove()
@@ -229,8 +229,8 @@ func (a *attachment) awaitGone(limit time.Duration) {
 	}
 }
 
-// letsGo returns nil if the guest does not use the device.
-func (a *attachment) letsGo() error {
+// checkUnused returns nil if the guest does not use the device.
+func (a *attachment) checkUnused() error {
 	if a.device.m.frozen() {
 		return fmt.Errorf("%w: the machine is frozen", cloud.ErrDeviceBusy)
 	}

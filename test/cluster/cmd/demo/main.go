@@ -49,13 +49,13 @@ func demo(t *standalone.T, tell func(format string, args ...any)) {
 		Latency: 50 * time.Millisecond,
 		Times:   cloud.Times{Create: 500 * time.Millisecond, Attach: 1500 * time.Millisecond, Detach: 2 * time.Second, Stop: time.Second},
 	}})
-	manager, doomed := c.Nodes[0], c.Nodes[1]
+	manager, victim := c.Nodes[0], c.Nodes[1]
 
 	c.Secret("postgres-password", "demo")
 	tell("$ docker stack deploy --compose-file %s shop", example)
 	var shop *cluster.Stack
 	var task *cluster.Task
-	c.Place(doomed, func() { // the manager must not fail: this Swarm of three has only one
+	c.Place(victim, func() { // the manager must not fail: this Swarm of three has only one
 		shop = c.Deploy("shop", example)
 		task = shop.Task("postgres", nil)
 	})
@@ -78,13 +78,13 @@ func demo(t *standalone.T, tell func(format string, args ...any)) {
 	rows, sum, _ := strings.Cut(before, "|")
 	tell("The table has %s rows with checksum %s.", rows, sum)
 
-	tell("%s loses power.", doomed.Name)
+	tell("%s loses power.", victim.Name)
 	lost := time.Now()
 	since := func() string { return fmt.Sprintf("%.1f s", time.Since(lost).Seconds()) }
-	doomed.PowerOff()
+	victim.PowerOff()
 	c.Eventually("the Swarm starts a new task", func() error {
 		tasks, err := shop.Tasks("postgres")
-		if err == nil && (len(tasks) < 2 || tasks[0].Node == nil || tasks[0].Node == doomed) {
+		if err == nil && (len(tasks) < 2 || tasks[0].Node == nil || tasks[0].Node == victim) {
 			err = errors.New("there is none")
 		}
 		if err == nil {
@@ -92,7 +92,7 @@ func demo(t *standalone.T, tell func(format string, args ...any)) {
 		}
 		return err
 	})
-	task = shop.Task("postgres", doomed)
+	task = shop.Task("postgres", victim)
 	answers()
 	tell("After %s PostgreSQL answers, on %s, %s.", since(), task.Node.Name, disk(t, c))
 	after := sql(count)
