@@ -83,7 +83,7 @@ func (c *Collector) serve(conn net.Conn) {
 		delete(c.conns, conn)
 		c.mu.Unlock()
 	}()
-	writer := newWire(conn)
+	writer := newMessageConn(conn)
 	m, err := writer.receive()
 	if err == nil && (m.Kind != kindHello || m.Name == "" || m.Run == "") {
 		err = fmt.Errorf("%w: the first message must be a hello with a name and a run, not %q", errMessage, m.Kind)
@@ -109,7 +109,7 @@ func (c *Collector) serve(conn net.Conn) {
 }
 
 // answer writes an answer with a deadline, since the writer may be unreachable.
-func answer(writer wire) error {
+func answer(writer messageConn) error {
 	if err := writer.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}

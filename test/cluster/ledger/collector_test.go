@@ -51,7 +51,7 @@ func branch(last uint64) Summary {
 // puppet is a writer that the test controls.
 type puppet struct {
 	t    *testing.T
-	wire wire
+	conn messageConn
 	node string
 }
 
@@ -61,14 +61,14 @@ func connect(t *testing.T, c *Collector, node string, read bool) *puppet {
 	conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", c.address())
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close() }) //nolint:errcheck // it may be closed
-	p := &puppet{t, newWire(conn), node}
+	p := &puppet{t, newMessageConn(conn), node}
 	return p.says(message{Kind: kindHello, Name: "db", Node: node, Task: "task-" + node, Run: "run-" + node, Read: read})
 }
 
 func (p *puppet) says(m message) *puppet {
 	p.t.Helper()
-	require.NoError(p.t, p.wire.send(m))
-	answer, err := p.wire.receive()
+	require.NoError(p.t, p.conn.send(m))
+	answer, err := p.conn.receive()
 	require.NoError(p.t, err)
 	require.Equal(p.t, kindNoted, answer.Kind)
 	return p
@@ -250,7 +250,7 @@ func TestBrokenConnectionIsNoViolation(t *testing.T) {
 	_, err = conn.Write([]byte(`{"kind":"hel`))
 	require.NoError(t, err)
 	require.NoError(t, conn.Close())
-	require.NoError(t, connect(t, c, "one", false).wire.Close())
+	require.NoError(t, connect(t, c, "one", false).conn.Close())
 	require.Eventually(t, func() bool {
 		s := c.Sessions("db")
 		return len(s) == 1 && !s[0].Ended.IsZero()

@@ -60,7 +60,7 @@ func (w *Writer) session(ctx context.Context) (greeted bool, err error) {
 		return false, nil // Run retries
 	}
 	defer conn.Close() //nolint:errcheck // no data is lost
-	collector := newWire(conn)
+	collector := newMessageConn(conn)
 	hello := message{Kind: kindHello, Name: w.Name, Node: w.Node, Task: w.Task, Run: w.run, Read: w.file != nil}
 	if !tell(ctx, collector, hello) || ctx.Err() != nil {
 		return false, nil
@@ -89,7 +89,7 @@ func (w *Writer) claim(kind string) message {
 	return message{Kind: kind, Ledger: &state}
 }
 
-func (w *Writer) report(ctx context.Context, collector wire, err error) error {
+func (w *Writer) report(ctx context.Context, collector messageConn, err error) error {
 	kind := kindFailed
 	if errors.Is(err, ErrCorrupt) {
 		kind = kindCorrupt
@@ -101,7 +101,7 @@ func (w *Writer) report(ctx context.Context, collector wire, err error) error {
 }
 
 // tell sends a message and waits until it is noted.
-func tell(ctx context.Context, collector wire, m message) bool {
+func tell(ctx context.Context, collector messageConn, m message) bool {
 	if collector.SetDeadline(time.Now().Add(patience)) != nil {
 		return false
 	}

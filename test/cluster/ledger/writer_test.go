@@ -121,7 +121,7 @@ func TestReconnectedWriterReportsThatItHasRead(t *testing.T) {
 	for i, read := range []bool{false, true} {
 		conn, err := listener.Accept()
 		require.NoError(t, err)
-		writer := newWire(conn)
+		writer := newMessageConn(conn)
 		hello, err := writer.receive()
 		require.NoError(t, err)
 		assert.Equal(t, read, hello.Read)
@@ -143,7 +143,7 @@ func TestWriterEndsPromptly(t *testing.T) {
 	silent := started(t, Writer{Path: path, To: listener.Addr().String()})
 	conn, err := listener.Accept()
 	require.NoError(t, err)
-	_, err = newWire(conn).receive()
+	_, err = newMessageConn(conn).receive()
 	require.NoError(t, err)
 	began := time.Now()
 	require.NoError(t, silent())

@@ -51,15 +51,17 @@ const (
 	patience = 5 * time.Second // timeout for a message; a cut network gives no error
 )
 
-// wire is a connection that carries messages.
-type wire struct {
+// messageConn is a connection that carries messages.
+type messageConn struct {
 	net.Conn
 	in *bufio.Reader
 }
 
-func newWire(conn net.Conn) wire { return wire{conn, bufio.NewReaderSize(conn, maxLine)} }
+func newMessageConn(conn net.Conn) messageConn {
+	return messageConn{conn, bufio.NewReaderSize(conn, maxLine)}
+}
 
-func (w wire) send(m message) error {
+func (c messageConn) send(m message) error {
 	if len(m.Error) > maxError {
 		m.Error = m.Error[:maxError]
 	}
@@ -67,15 +69,15 @@ func (w wire) send(m message) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.Write(append(line, '\n'))
+	_, err = c.Write(append(line, '\n'))
 	return err
 }
 
 // errMessage is the error of a message that our side cannot have sent.
 var errMessage = errors.New("invalid message")
 
-func (w wire) receive() (m message, err error) {
-	line, err := w.in.ReadSlice('\n')
+func (c messageConn) receive() (m message, err error) {
+	line, err := c.in.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
 		return m, fmt.Errorf("%w: %d bytes without a newline", errMessage, len(line))
 	}
