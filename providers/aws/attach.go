@@ -11,10 +11,19 @@ import (
 	"github.com/blockvol/blockvol/providers/recent"
 )
 
+// lookupOurs is GetOurs in the contract's words.
+func (p *Provider) lookupOurs(ctx context.Context, id string) (*providers.Volume, error) {
+	d, err := p.GetOurs(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return p.Volume(ctx, d, false)
+}
+
 // Attach asks for the volume under a device name that is free on this instance. The name serves EC2 alone; on Nitro
 // instances the kernel chooses its own.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	if err := p.ensureOurs(ctx, id, recent.WhileFree); err != nil {
+	if err := p.EnsureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	s, err := p.session(ctx)
@@ -68,7 +77,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, s *session, id string, re
 
 // Detach asks for the volume to be detached from that instance and from no other. Force is the last resort, see needsForce.
 func (p *Provider) Detach(ctx context.Context, id, node string, force bool) error {
-	err := p.ensureOurs(ctx, id, recent.WhileHeld)
+	err := p.EnsureOurs(ctx, id, recent.WhileHeld)
 	if errors.Is(err, providers.ErrNotFound) {
 		return nil
 	} else if err != nil {

@@ -26,8 +26,8 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"strconv"
 	"sync"
-	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -36,7 +36,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/managed"
 )
 
 // Config is what a Provider needs to know. Only Cluster has no default; what is empty, the SDK finds in the environment,
@@ -52,6 +52,7 @@ type Config struct {
 
 // Provider is EC2 as seen from one instance. It keeps the contract of providers.Provider, Snapshotter and Modifier.
 type Provider struct {
+	*managed.Provider[types.Volume]
 	cfg     Config
 	cluster string
 
@@ -62,7 +63,6 @@ type Provider struct {
 	paces  paces
 	memory memory
 	slots  slots
-	byKey  *batch.Asker[[]types.Volume] // volumes by lookup key
 	byID   *batch.Asker[types.Volume]
 	nodes  *batch.Asker[types.Instance]
 }
@@ -80,11 +80,21 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p := &Provider{cfg: cfg, cluster: cfg.Cluster}
 	p.sessions = batch.New(p.askSession, 1)
-	p.byKey = batch.New(p.askByKey, maxFilterValues)
 	p.byID = batch.New(p.askByID, maxFilterValues)
 	p.nodes = batch.New(p.askNodes, maxFilterValues)
 	p.slots.gate = make(chan struct{}, 1)
-	p.memory.holds = p.slots.volumes
+	p.Provider = managed.New(managed.Cloud[types.Volume]{
+		Name: "EC2", Machine: "instance", Cluster: cfg.Cluster,
+		Options: []string{"encrypted", "iops", "kms-key", "snapshot", "tags", "throughput", "type", "zone"}, // all
+		Buses:   []string{"nvme"},                                                                           // the disks of Xen instances show no serial, so they cannot be identified
+		Zone:    "zone", Unname: "the tag " + tagCluster,
+		IDForm: "which looks like vol-0123456789abcdef0", IsID: volumeID.MatchString, IsNode: instanceID.MatchString,
+		Stale: true, MarksAlone: true,
+		Self: p.identified, Status: p.status,
+		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Get: p.get, Settle: p.settle,
+		CheckSpec: checkSpec, Create: p.create, Await: p.await,
+		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove,
+	})
 	return p, nil
 }
 
@@ -101,16 +111,8 @@ func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger
 	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv(regionSetting), Credentials: keys}))
 }
 
-// Buses returns those on which EBS volumes appear. The disks of Xen instances show no serial, so they cannot be identified.
-func (p *Provider) Buses() []string { return []string{"nvme"} }
-
-// Supports lists the options that EBS has: all.
-func (p *Provider) Supports() []string {
-	return []string{"encrypted", "iops", "kms-key", "snapshot", "tags", "throughput", "type", "zone"}
-}
-
-// Node tells which instance this is, by the word of its metadata service.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+// identified tells which instance this is, by the word of its metadata service.
+func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
 	s, err := p.session(ctx)
 	if err != nil {
 		return providers.Node{}, err
@@ -120,38 +122,26 @@ func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
 
 var instanceID = regexp.MustCompile(`^i-[0-9a-f]{8}([0-9a-f]{9})?$`)
 
-// NodeState says Stopped for a stopped instance and Gone for one that is terminated. One on its way there may still write, and
-// counts as running. That EC2 does not show an instance is believed when it was asked again a while later: a read may be older
-// than an instance.
-func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
-	if !instanceID.MatchString(node) {
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of an EC2 instance", quote.Clip(node))}, ctx.Err()
-	}
-	asked := time.Now()
+// status says Stopped for a stopped instance and Gone for one that is terminated. One on its way there may still write, and counts as
+// running.
+func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	i, found, err := p.nodes.Get(ctx, node)
-	if err != nil {
-		return providers.NodeState{}, err
-	}
-	gone := p.memory.see(node, found && i.State != nil, asked)
 	switch {
-	case gone:
-		return providers.Missing(ctx, "EC2", "instance", node, p.Node, func(ctx context.Context, id string) (bool, error) {
-			_, found, err := p.nodes.Get(ctx, id)
-			return found, err
-		})
+	case err != nil:
+		return "", providers.Unclear, err
 	case !found || i.State == nil:
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("EC2 shows no instance %s, and is asked again", node)}, nil
+		return "", providers.Unclear, providers.ErrNotFound
 	}
-	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("EC2 says that instance %s is %q", node, i.State.Name)}
+	life := providers.Unclear
 	switch i.State.Name {
 	case types.InstanceStateNamePending, types.InstanceStateNameRunning, types.InstanceStateNameStopping, types.InstanceStateNameShuttingDown:
-		state.Life = providers.Running
+		life = providers.Running
 	case types.InstanceStateNameStopped:
-		state.Life = providers.Stopped
+		life = providers.Stopped
 	case types.InstanceStateNameTerminated:
-		state.Life = providers.Gone
+		life = providers.Gone
 	}
-	return state, nil
+	return strconv.Quote(string(i.State.Name)), life, nil
 }
 
 func (p *Provider) askNodes(ctx context.Context, ids []string) (map[string]types.Instance, error) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
@@ -38,35 +39,8 @@ func (p *Provider) tokenOf(name string, turn int) string {
 	return labels.Digest(p.cluster, name, strconv.Itoa(turn)) // 64 characters, all that a token may have
 }
 
-// Create returns the volume once EC2 calls it available.
-func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
-	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags)); err != nil {
-		return nil, err
-	}
-	if spec.Size < 0 {
-		return nil, fmt.Errorf("%w: the size is %d bytes", providers.ErrInvalid, spec.Size)
-	}
-	v, err := p.find(ctx, spec.Name)
-	if err == nil && v.State != types.VolumeStateCreating {
-		return p.describe(v), nil
-	}
-	if err == nil {
-		v, err = p.awaitAvailable(ctx, v, spec.Name, false)
-	} else if errors.Is(err, providers.ErrNotFound) {
-		v, err = p.make(ctx, spec)
-	}
-	if errors.Is(err, errSpent) {
-		err = fmt.Errorf("%w: a volume named %q was there and is gone at the same moment", providers.ErrBusy, spec.Name)
-	}
-	if err != nil {
-		return nil, err
-	}
-	p.memory.make(spec.Name, *v.VolumeId)
-	return p.describe(v), nil
-}
-
-// make makes a volume of a name that no volume bears.
-func (p *Provider) make(ctx context.Context, spec providers.Spec) (types.Volume, error) {
+// create returns the volume once EC2 calls it available.
+func (p *Provider) create(ctx context.Context, spec providers.Spec, _ int64, _ int) (types.Volume, error) {
 	in, tags, err := p.order(ctx, spec)
 	if err != nil {
 		return types.Volume{}, err
@@ -80,6 +54,15 @@ func (p *Provider) make(ctx context.Context, spec providers.Spec) (types.Volume,
 		}
 	}
 	return types.Volume{}, fmt.Errorf("%w: more than %d volumes of this name have been made and removed within a day: choose another name", providers.ErrBusy, maxTurns)
+}
+
+// await waits until a volume that another node creates is available.
+func (p *Provider) await(ctx context.Context, d managed.Disk[types.Volume]) (types.Volume, error) {
+	v, err := p.awaitAvailable(ctx, d.Native, d.Name, false)
+	if errors.Is(err, errSpent) {
+		err = fmt.Errorf("%w: a volume named %q was there and is gone at the same moment", providers.ErrBusy, d.Name)
+	}
+	return v, err
 }
 
 // order puts the specification into EC2's words, and refuses what EC2 does not sell.
@@ -144,14 +127,14 @@ func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, t 
 	})
 	if errors.Is(err, errTokenMismatch) {
 		// Another node makes it at this moment with other options; or the token is of a volume that is gone, or burnt.
-		v, err := p.findSoon(ctx, t.name)
+		d, err := p.findSoon(ctx, t.name)
 		if errors.Is(err, errSpent) {
 			p.memory.spend(t, tokenSeenUsed)
-			return v, err
-		} else if err != nil {
-			return v, err
 		}
-		return p.awaitAvailable(ctx, v, t.name, false)
+		if err != nil {
+			return types.Volume{}, err
+		}
+		return p.awaitAvailable(ctx, d.Native, t.name, false)
 	}
 	if err != nil {
 		return types.Volume{}, err
@@ -159,7 +142,7 @@ func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, t 
 	// EC2's clocks, both: how old the volume was when EC2 answered.
 	answered, told := awsmiddleware.GetServerTime(made.ResultMetadata)
 	age := max(0, answered.Sub(sdk.ToTime(made.CreateTime)))
-	v, err := p.awaitAvailable(ctx, types.Volume{VolumeId: made.VolumeId, State: types.VolumeStateCreating, Tags: tagList(tags)}, t.name, told && age > lagging)
+	v, err := p.awaitAvailable(ctx, types.Volume{VolumeId: made.VolumeId, State: types.VolumeStateCreating, Tags: tagList(tags)}, t.name, told && age > managed.Lag)
 	if errors.Is(err, errSpent) || errors.Is(err, errNotMade) {
 		certain := tokenSeenUsed
 		if told {
@@ -170,20 +153,20 @@ func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, t 
 	return v, err
 }
 
-// findSoon is find for a volume that reads may not show yet. It is errSpent if none appears.
-func (p *Provider) findSoon(ctx context.Context, name string) (types.Volume, error) {
+// findSoon is Lookup for a volume that answers may not show yet. It is errSpent if none appears.
+func (p *Provider) findSoon(ctx context.Context, name string) (managed.Disk[types.Volume], error) {
 	retry := pace.Backoff{Most: time.Second}
 	for begin := time.Now(); ; {
 		asked := time.Now()
-		v, err := p.find(ctx, name)
+		d, err := p.Lookup(ctx, name)
 		switch {
 		case !errors.Is(err, providers.ErrNotFound):
-			return v, err
-		case asked.Sub(begin) >= lagging:
-			return v, errSpent
+			return d, err
+		case asked.Sub(begin) >= managed.Lag:
+			return d, errSpent
 		}
 		if err := retry.Wait(ctx); err != nil {
-			return v, err
+			return d, err
 		}
 	}
 }
@@ -195,9 +178,9 @@ var errNotMade = fmt.Errorf("%w: EC2 began to make the volume and gave up", prov
 // answer was of an old one, which the token made and which has been deleted, forgotten or renamed since.
 func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name string, old bool) (types.Volume, error) {
 	retry := pace.Backoff{Most: 2 * time.Second}
-	id, of := *v.VolumeId, lifeOf(*v.VolumeId, tagMap(v.Tags))
+	id, created := *v.VolumeId, p.show(v)
 	for begin := time.Now(); v.State == types.VolumeStateCreating; {
-		if p.memory.hides(of) {
+		if p.Hides(created) {
 			return v, errSpent
 		}
 		asked := time.Now()
@@ -205,20 +188,20 @@ func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name stri
 		if err != nil {
 			return v, err
 		}
-		mustShow := asked.Sub(begin) >= lagging
+		mustShow := asked.Sub(begin) >= managed.Lag
 		switch {
 		case found && !exists(now), !found && (old || mustShow):
 			return v, errSpent
 		case !found:
-		case !p.bears(now, name):
+		case !p.has(now, name):
 			if mustShow { // before, it may have been given its name back
 				return v, errSpent
 			}
 		case now.State == types.VolumeStateError && !old:
-			p.memory.hide(of, hideFailed)
+			p.Hide(created, hideFailed)
 			return v, fmt.Errorf("%w (%s, %q)%s", errNotMade, id, now.State, keyAdvice)
 		case now.State == types.VolumeStateError:
-			return v, broken(now)
+			return v, unusable(now)
 		case now.State != types.VolumeStateCreating:
 			return now, nil
 		}

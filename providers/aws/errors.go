@@ -11,12 +11,13 @@ import (
 	"github.com/aws/smithy-go"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/quote"
 )
 
 // What EC2 may answer that means something to this package only.
 var (
-	errInUse         = errors.New("volume is attached to an instance")
+	errInUse         = managed.ErrAttached
 	errWrongState    = errors.New("volume is not in a state for this")
 	errNotAttached   = errors.New("volume is not attached there")
 	errDeviceTaken   = errors.New("device name is taken")

@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
 )
@@ -71,14 +72,14 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		return nil, err
 	}
 	if change.Size != 0 {
-		p.memory.resize(id, gibs*gib)
+		p.Resized(id, gibs*gib)
 	}
 	// The volume's own description may lag behind that of its modification.
 	retry := pace.Backoff{Most: time.Second}
 	for settled := time.Now(); ; {
 		asked := time.Now()
 		v, err := p.lookupOurs(ctx, id)
-		if err != nil || asked.Sub(settled) >= lagging ||
+		if err != nil || asked.Sub(settled) >= managed.Lag ||
 			(change.Type == "" || v.Details["type"] == change.Type) && same(change.IOPS, v.Details["iops"]) && same(change.Throughput, v.Details["throughput"]) {
 			return v, err
 		}

@@ -45,12 +45,12 @@ func once[T any](ctx context.Context, p *Provider, action string, send func(cont
 func alter[T any](ctx context.Context, p *Provider, id, action string, send func(context.Context, *ec2.Client) (T, error)) (T, error) {
 	answer, err := call(ctx, p, action, send)
 	if errors.Is(err, errDenied) {
-		if _, gone := p.lookup(ctx, id); errors.Is(gone, providers.ErrNotFound) {
+		if _, gone := p.Get(ctx, id); errors.Is(gone, providers.ErrNotFound) {
 			err = gone
 		}
 	}
 	if errors.Is(err, providers.ErrNotFound) {
-		p.memory.lose(id)
+		p.Lose(id)
 	}
 	return answer, err
 }

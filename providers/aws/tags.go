@@ -84,14 +84,12 @@ func (p *Provider) marks(spec providers.Spec) map[string]string {
 	return tags
 }
 
-// isOurs tells whether the tags are those of a volume of this cluster.
-func (p *Provider) isOurs(tags map[string]string) bool {
-	name, named := tags[tagName]
-	return named && tags[tagCluster] == p.cluster && tags[tagKey] == p.keyOf(name)
-}
-
-// checkTags refuses tags that EC2 would, before anything is made.
-func checkTags(tags map[string]string) error {
+// checkSpec refuses what EC2 would, before anything is made.
+func checkSpec(spec providers.Spec) error {
+	if spec.Size < 0 {
+		return fmt.Errorf("%w: the size is %d bytes", providers.ErrInvalid, spec.Size)
+	}
+	tags := spec.Tags
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
 		switch {
 		case strings.HasPrefix(strings.ToLower(key), "aws:"), strings.HasPrefix(key, tagPrefix):

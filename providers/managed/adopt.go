@@ -57,6 +57,10 @@ func (p *Provider[V]) adopt(ctx context.Context, id string, spec providers.Spec)
 	if err != nil {
 		return d, err
 	}
+	p.memory.create(spec.Name, id)
+	for key, value := range spec.Record {
+		p.memory.mark(id, key, value)
+	}
 	d = p.show(v, asked)
 	if p.cloud.Rivals == nil {
 		return d, nil
@@ -135,6 +139,7 @@ func (p *Provider[V]) Forget(ctx context.Context, id string) error {
 func (p *Provider[V]) release(ctx context.Context, d Disk[V]) error {
 	err := p.cloud.Release(ctx, d)
 	if err == nil {
+		p.memory.hide(lifeOf(d), remembered)
 		p.ours.See(d.ID, time.Now(), false)
 	}
 	return err
@@ -168,13 +173,16 @@ func (p *Provider[V]) Delete(ctx context.Context, id string) error {
 			return err
 		}
 		err = p.cloud.Delete(ctx, d)
-		if errors.Is(err, ErrAttached) {
+		switch {
+		case errors.Is(err, ErrAttached):
 			return p.heldError(ctx, id)
+		case err == nil, errors.Is(err, providers.ErrNotFound):
+			p.memory.hide(lifeOf(d), remembered)
+			p.Lose(id)
 		}
 		return err
 	})
-	if err == nil || errors.Is(err, providers.ErrNotFound) {
-		p.ours.See(id, time.Now(), false)
+	if errors.Is(err, providers.ErrNotFound) {
 		return nil
 	}
 	return err
@@ -201,7 +209,11 @@ func (p *Provider[V]) Mark(ctx context.Context, id, key, value string) error {
 		if err := p.EnsureOurs(ctx, id, recent.WhileFree); err != nil {
 			return err
 		}
-		return p.cloud.Mark(ctx, Disk[V]{Volume: providers.Volume{ID: id}}, key, value)
+		err := p.cloud.Mark(ctx, Disk[V]{Volume: providers.Volume{ID: id}}, key, value)
+		if err == nil {
+			p.memory.mark(id, key, value)
+		}
+		return err
 	}
 	return p.change(ctx, id, func() error {
 		d, err := p.GetOurs(ctx, id)

@@ -21,11 +21,12 @@ func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*provide
 		d, err = p.make(ctx, spec, gib)
 	}
 	if err == nil {
-		d, err = p.created(ctx, d)
+		d, err = p.await(ctx, d)
 	}
 	if err != nil {
 		return nil, err
 	}
+	p.memory.create(spec.Name, d.ID)
 	return p.Volume(ctx, d, true)
 }
 
@@ -62,8 +63,16 @@ func (p *Provider[V]) make(ctx context.Context, spec providers.Spec, gib int64) 
 	}
 }
 
-// created waits until a volume can be attached.
-func (p *Provider[V]) created(ctx context.Context, d Disk[V]) (Disk[V], error) {
+// await waits until a volume can be attached.
+func (p *Provider[V]) await(ctx context.Context, d Disk[V]) (Disk[V], error) {
+	if d.Creating && p.cloud.Await != nil {
+		asked := time.Now()
+		v, err := p.cloud.Await(ctx, d)
+		if err != nil {
+			return d, err
+		}
+		return p.show(v, asked), nil
+	}
 	retry := pace.Backoff{Most: 2 * time.Second}
 	for id, begin := d.ID, time.Now(); d.Creating; {
 		if err := retry.Wait(ctx); err != nil {
@@ -82,9 +91,6 @@ func (p *Provider[V]) created(ctx context.Context, d Disk[V]) (Disk[V], error) {
 	}
 	return d, d.Damaged
 }
-
-// Lag is how old an answer may be when it comes.
-const Lag = 10 * time.Second
 
 // untilFree makes a call again as long as it returns providers.ErrBusy.
 func untilFree(ctx context.Context, call func() error) error {

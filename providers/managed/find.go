@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // Find returns the volume of that exact name.
@@ -26,11 +27,39 @@ func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) 
 	if name == "" {
 		return Disk[V]{}, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
 	}
+	lately := p.memory.lately()[name] // before the question, whose answer may come after it is forgotten
 	all, err := p.ByName(ctx, name)
 	if err != nil {
 		return Disk[V]{}, err
 	}
-	return p.One(name, all)
+	d, err := p.One(name, all)
+	if errors.Is(err, providers.ErrNotFound) && lately.id != "" {
+		return p.created(ctx, name, lately, err)
+	}
+	return d, err
+}
+
+// created settles whether a volume that no answer shows is not there, or was created by this process so lately that answers do not
+// show it yet. Only a question asked when they must is answered with missing.
+func (p *Provider[V]) created(ctx context.Context, name string, lately creation, missing error) (Disk[V], error) {
+	for retry := (pace.Backoff{Most: time.Second}); ; {
+		asked := time.Now()
+		d, err := p.getOnce(ctx, lately.id)
+		switch {
+		case err == nil && p.IsOurs(d) && d.Name == name:
+			return d, d.Damaged
+		case errors.Is(err, ErrDeleted):
+			p.memory.lose(lately.id)
+			return d, missing
+		case err != nil && !errors.Is(err, providers.ErrNotFound):
+			return d, err
+		case asked.Sub(lately.at) >= Lag:
+			return d, missing
+		}
+		if err := retry.Wait(ctx); err != nil {
+			return d, err
+		}
+	}
 }
 
 // ByName returns what may be the volumes of the name. Questions that come together share a request.
@@ -57,7 +86,7 @@ func (p *Provider[V]) named(ctx context.Context, names []string) (map[string][]D
 func (p *Provider[V]) One(name string, all []Disk[V]) (one Disk[V], err error) {
 	var ours []Disk[V]
 	for _, d := range all {
-		mayBe := (d.Cluster == "" || d.Cluster == p.cloud.Cluster) && (d.Name == "" || d.Name == name)
+		mayBe := !d.hidden && (d.Cluster == "" || d.Cluster == p.cloud.Cluster) && (d.Name == "" || d.Name == name)
 		switch {
 		case d.Damaged != nil && mayBe:
 			return one, d.Damaged
@@ -93,7 +122,7 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	asked := time.Now()
+	lately, asked := p.memory.lately(), time.Now()
 	all, err := p.cloud.All(ctx)
 	if err != nil {
 		return nil, err
@@ -103,6 +132,7 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 	for _, v := range all {
 		d := p.show(v, asked)
 		switch {
+		case d.hidden:
 		case d.Damaged != nil && (d.Cluster == "" || d.Cluster == p.cloud.Cluster):
 			if d.Name != "" {
 				d.Damaged = fmt.Errorf("%q: %w", d.Name, d.Damaged)
@@ -110,6 +140,15 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 			problems = append(problems, d.Damaged)
 		case p.IsOurs(d):
 			byName[d.Name] = append(byName[d.Name], d)
+			delete(lately, d.Name)
+		}
+	}
+	for name, v := range lately {
+		d, err := p.created(ctx, name, v, providers.ErrNotFound)
+		if err == nil {
+			byName[name] = append(byName[name], d)
+		} else if !errors.Is(err, providers.ErrNotFound) {
+			return nil, err
 		}
 	}
 	var list []*providers.Volume

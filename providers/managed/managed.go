@@ -17,6 +17,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/keymutex"
+	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/recent"
 )
@@ -25,6 +26,9 @@ import (
 var (
 	// ErrUnmarked is in Disk.Damaged if a disk of ours is shown without any marks. It can be adopted.
 	ErrUnmarked = errors.New("the marks are not shown")
+	// ErrDeleted is added to providers.ErrNotFound by a Get that shows a disk as deleted: no later answer shows anything else.
+	ErrDeleted = errors.New("it is deleted")
+
 	// ErrTaken says that the name which a volume would have in the cloud is another disk's.
 	ErrTaken = errors.New("another disk has this name")
 	// ErrAttached says that the cloud has refused a request because a node holds the volume.
@@ -37,6 +41,7 @@ type Disk[V any] struct {
 	providers.Volume
 	Cluster string // whose volume it is, by its marks
 	Marked  bool   // it has the marks of a volume, or some of them
+	Claim   string // tells one claim of a name from the next, where answers may be old
 
 	// Damaged says why the disk cannot serve as the volume that it is, or was: somebody has changed its marks, or the cloud
 	// has failed. Such a volume is never called missing, since it may hold data.
@@ -50,6 +55,7 @@ type Disk[V any] struct {
 
 	Native V         // the cloud's own description
 	Asked  time.Time // when the cloud was asked, or before
+	hidden bool      // it has lost its name by what this process has written
 }
 
 // Cloud is one cloud, restricted to one cluster: its facts, and how it is asked. V is its own description of a disk.
@@ -68,6 +74,10 @@ type Cloud[V any] struct {
 	IDForm  string          // what ids of volumes look like: "which is a number"
 	IsID    func(id string) bool
 	Log     logrus.FieldLogger // optional
+
+	// Stale is a cloud whose answers may not show what was written up to Lag before the question. That something is not there is
+	// then believed only of an answer that must show it; the question is asked again until then.
+	Stale bool
 
 	// Locks is a cloud that refuses a change of a volume as providers.ErrBusy while another is under way. Changes of one volume
 	// by this process are then made one after another, and again while the cloud is busy.
@@ -107,6 +117,9 @@ type Cloud[V any] struct {
 	Create func(ctx context.Context, spec providers.Spec, gib int64, turn int) (V, error)
 	Turns  int
 
+	// Await waits until a volume that is being created can be attached. Optional.
+	Await func(ctx context.Context, d Disk[V]) (V, error)
+
 	// Taken explains that the names of all turns are other disks'.
 	Taken func(ctx context.Context, name string, refusal error) error
 
@@ -139,12 +152,13 @@ type Provider[V any] struct {
 	cloud   Cloud[V]
 	byName  *batch.Asker[[]Disk[V]]
 	ours    recent.Map[string, bool] // by id: whether a disk is a volume of this cluster
-	changes keymutex.KeyMutex        // of a volume by this process, by id
+	memory  memory
+	changes keymutex.KeyMutex // of a volume by this process, by id
 }
 
 // New makes a Provider. It calls nobody.
 func New[V any](cloud Cloud[V]) *Provider[V] {
-	p := &Provider[V]{cloud: cloud}
+	p := &Provider[V]{cloud: cloud, memory: memory{on: cloud.Stale}}
 	p.byName = batch.New(p.named, cloud.NamesAtOnce)
 	return p
 }
@@ -161,13 +175,38 @@ func (p *Provider[V]) Buses() []string { return slices.Clone(p.cloud.Buses) }
 // IsOurs tells whether a disk is a volume of this cluster.
 func (p *Provider[V]) IsOurs(d Disk[V]) bool { return d.Name != "" && d.Cluster == p.cloud.Cluster }
 
-// show translates an answer to a question that was asked at that time, and learns from it.
+// show translates an answer to a question that was asked at that time, learns from it, and completes it with what this process has
+// written since.
 func (p *Provider[V]) show(v V, asked time.Time) Disk[V] {
 	d := p.cloud.Show(v)
 	d.Asked = asked
+	if p.memory.on {
+		if p.Hides(d) {
+			d.Name, d.Cluster, d.Marked, d.hidden = "", "", false, true
+		} else if p.IsOurs(d) {
+			d.Size = p.memory.complete(d.ID, d.Record, d.Size)
+		}
+	}
 	p.ours.See(d.ID, asked, p.IsOurs(d))
 	return d
 }
+
+func lifeOf[V any](d Disk[V]) life { return life{d.ID, d.Name, d.Claim} }
+
+// Hides tells whether the volume has lost its name, or its disk, although answers may still show it. The disk is as Show returns it.
+func (p *Provider[V]) Hides(d Disk[V]) bool { return p.memory.hides(lifeOf(d)) }
+
+// Hide notes that the cloud has failed at a volume which it may show for so long.
+func (p *Provider[V]) Hide(d Disk[V], atMost time.Duration) { p.memory.hide(lifeOf(d), atMost) }
+
+// Lose notes that the cloud has no such disk, by its answer to a write.
+func (p *Provider[V]) Lose(id string) {
+	p.memory.lose(id)
+	p.ours.See(id, time.Now(), false)
+}
+
+// Resized notes that the volume has so many bytes now.
+func (p *Provider[V]) Resized(id string, bytes int64) { p.memory.resize(id, bytes) }
 
 // Volume is the contract's description of a volume of this cluster. The cloud is asked about its attachment only if told so.
 // Errors: providers.ErrNotFound if it turns out to be no such volume any more.
@@ -190,6 +229,30 @@ func (p *Provider[V]) Get(ctx context.Context, id string) (Disk[V], error) {
 		}
 		return Disk[V]{}, fmt.Errorf("%w: %q is no id of a volume of %s, %s", providers.ErrNotFound, quote.Clip(id), p.cloud.Name, p.cloud.IDForm)
 	}
+	for retry := (pace.Backoff{Most: time.Second}); ; {
+		ours, there := p.memory.known(id)
+		asked := time.Now()
+		d, err := p.getOnce(ctx, id)
+		certain := true // otherwise the answer may be of a time before the disk was created, or was ours
+		switch {
+		case !p.memory.on:
+		case err == nil:
+			certain = p.IsOurs(d) || asked.Sub(ours) >= Lag
+		case errors.Is(err, providers.ErrNotFound):
+			if certain = errors.Is(err, ErrDeleted) || asked.Sub(there) >= Lag; certain {
+				p.memory.lose(id)
+			}
+		}
+		if certain {
+			return d, err
+		}
+		if err := retry.Wait(ctx); err != nil {
+			return Disk[V]{}, err
+		}
+	}
+}
+
+func (p *Provider[V]) getOnce(ctx context.Context, id string) (Disk[V], error) {
 	asked := time.Now()
 	v, err := p.cloud.Get(ctx, id)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/quote"
@@ -18,12 +19,17 @@ func (p *Provider[V]) NodeState(ctx context.Context, node string) (providers.Nod
 	if !c.IsNode(node) {
 		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a %s of %s", quote.Clip(node), c.Machine, c.Name)}, ctx.Err()
 	}
+	asked := time.Now()
 	word, life, err := c.Status(ctx, node)
+	if err != nil && !errors.Is(err, providers.ErrNotFound) {
+		return providers.NodeState{}, err
+	}
+	missing := p.memory.missing(node, err == nil, asked)
 	switch {
 	case err == nil:
 		return providers.NodeState{Life: life, Evidence: fmt.Sprintf("%s says that %s %s is %s", c.Name, c.Machine, node, word)}, nil
-	case !errors.Is(err, providers.ErrNotFound):
-		return providers.NodeState{}, err
+	case !missing:
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%s shows no %s %s, and is asked again", c.Name, c.Machine, node)}, nil
 	}
 	self, err := c.Self(ctx)
 	if err != nil {
