@@ -89,9 +89,9 @@ func New(cfg Config) (*Provider, error) {
 		Buses:   []string{"nvme"},                                                                           // the disks of Xen instances show no serial, so they cannot be identified
 		Zone:    "zone", Unname: "the tag " + tagCluster,
 		IDForm: "which looks like vol-0123456789abcdef0", IsID: volumeID.MatchString, IsNode: instanceID.MatchString,
-		Stale: true, MarksAlone: true,
+		Stale: true, MarksAlone: true, ShowsOperations: true, Attach: p.attach, Detach: p.detach,
 		Self: p.identified, Status: p.status,
-		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Get: p.get, Settle: p.settle,
+		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Get: p.get,
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove,
 	})

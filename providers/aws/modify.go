@@ -24,7 +24,7 @@ const modifiedIOPS = 3000
 // Modify returns once EC2 has put the change into effect; what it calls optimising may go on for hours and is in nobody's
 // way, but that EC2 takes no further change of this volume until then, and four in a day (API reference, ModifyVolume).
 func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
-	v, err := p.lookupOurs(ctx, id)
+	v, err := p.volume(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	retry := pace.Backoff{Most: time.Second}
 	for settled := time.Now(); ; {
 		asked := time.Now()
-		v, err := p.lookupOurs(ctx, id)
+		v, err := p.volume(ctx, id)
 		if err != nil || asked.Sub(settled) >= managed.Lag ||
 			(change.Type == "" || v.Details["type"] == change.Type) && same(change.IOPS, v.Details["iops"]) && same(change.Throughput, v.Details["throughput"]) {
 			return v, err

@@ -35,7 +35,7 @@ func (p *Provider) describeSnapshots(ctx context.Context, by types.Filter) ([]ty
 // Snapshot returns when the snapshot is complete: until then it is not known whether it will ever be, and the volume must
 // stay. EBS takes the volume as it is at the moment of the request, in use or not.
 func (p *Provider) Snapshot(ctx context.Context, id, description string) (*providers.Snapshot, error) {
-	v, err := p.lookupOurs(ctx, id)
+	v, err := p.volume(ctx, id)
 	if err != nil {
 		return nil, err
 	}

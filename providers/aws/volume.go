@@ -140,11 +140,6 @@ func (p *Provider) show(from types.Volume) managed.Disk[types.Volume] {
 	return d
 }
 
-// settle has nothing to ask: EC2 shows attachments that are on their way.
-func (p *Provider) settle(_ context.Context, d managed.Disk[types.Volume], _ bool) (managed.Disk[types.Volume], error) {
-	return d, nil
-}
-
 // attachmentOf tells who holds the volume. One that several instances hold is not attached by blockvol, nor adopted.
 func attachmentOf(v types.Volume) providers.Attachment {
 	for _, a := range v.Attachments {
@@ -187,6 +182,12 @@ func (p *Provider) get(ctx context.Context, id string) (types.Volume, error) {
 		return v, fmt.Errorf("%w: EC2 has no volume %s in this region: %w", providers.ErrNotFound, id, managed.ErrDeleted)
 	}
 	return v, nil
+}
+
+// volume returns a volume of this cluster.
+func (p *Provider) volume(ctx context.Context, id string) (*providers.Volume, error) {
+	d, err := p.GetOurs(ctx, id)
+	return &d.Volume, err
 }
 
 // mark stores one entry as a tag.

@@ -15,7 +15,7 @@ import (
 
 // What Hetzner may answer that means something to this package only.
 var (
-	errVolumeLocked = fmt.Errorf("%w: another change of the volume is under way", providers.ErrBusy)
+	errVolumeLocked = managed.ErrVolumeBusy
 	errServerLocked = fmt.Errorf("%w: another change of the server is under way", providers.ErrBusy)
 	errAttached     = managed.ErrAttached
 	errProtected    = errors.New("volume is protected from deletion")

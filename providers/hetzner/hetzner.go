@@ -34,7 +34,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 	"github.com/sirupsen/logrus"
@@ -69,10 +68,7 @@ type Provider struct {
 
 	self      *rest.Identity
 	node      *batch.Kept[providers.Node] // this one, with its location
-	servers   rest.Line                   // changes of one server
 	protected recent.Map[int64, bool]     // volumes: from deletion
-	holders   recent.Holders              // of volumes, by what this process has attached
-	moves     sync.Map                    // by id of a volume: its last move, until its end is seen
 }
 
 var (
@@ -112,9 +108,11 @@ func New(cfg Config) (*Provider, error) {
 		Name: "Hetzner Cloud", Machine: "server", Cluster: cfg.Cluster, Log: cfg.Log,
 		Options: []string{"tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "location",
 		Unname: "the label " + keyLabel, IDForm: "which is a number", IsID: isID.MatchString, IsNode: isID.MatchString,
-		Locks: true,
-		Self:  p.identified, Status: p.status,
-		Show: p.show, Named: p.named, NamesAtOnce: perPage, All: p.all, Get: p.get, Settle: p.settle,
+		Locks: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued, NodeAdvice: "check " + serverSetting + ", and take a token of the project that the server is in",
+		BeforeAttach: p.protectBefore, Attach: p.attach, Explain: p.wrongLocation, Detach: p.detach,
+		OperationState: p.operationState, Running: p.running,
+		Self: p.identified, Status: p.status,
+		Show: p.show, Named: p.named, NamesAtOnce: perPage, All: p.all, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.resize,
 	})

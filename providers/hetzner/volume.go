@@ -85,22 +85,13 @@ func (p *Provider) show(from *volume) managed.Disk[*volume] {
 	if is.cluster == p.cluster && is.key != p.nameOf(is.name) {
 		d.Name = ""
 	}
+	if from.Server != nil {
+		d.Attachment = providers.Attachment{Node: text(*from.Server), State: providers.Attached}
+	}
 	if from.Status != volumeAvailable {
 		d.Unready = from.Status
 	}
 	return d
-}
-
-func (p *Provider) settle(ctx context.Context, d managed.Disk[*volume], ask bool) (managed.Disk[*volume], error) {
-	v, held, err := p.attachment(ctx, d.Native, ask)
-	if err != nil {
-		return d, err
-	}
-	if v != d.Native {
-		d = p.show(v)
-	}
-	d.Attachment, d.NothingLeft = held, held.State == providers.AttachFailed
-	return d, nil
 }
 
 // get asks for a volume by its id, whoever it belongs to.

@@ -19,7 +19,7 @@ import (
 var (
 	errTaken       = managed.ErrTaken
 	errAttached    = managed.ErrAttached
-	errNotAttached = errors.New("the volume is not attached")
+	errNotAttached = managed.ErrNotAttached
 
 	// errNotLinodes is of an answer that is of another service or page.
 	errNotLinodes = errors.New("it is not of Linode's form")

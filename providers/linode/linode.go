@@ -9,13 +9,13 @@
 // read right before; see Detach for what remains possible.
 //
 // The API shows no attachment on its way: a volume has its Linode from the moment it is asked for, before the device is there,
-// and keeps it until the device is gone. So this process remembers what it has asked to be detached; see departure.
+// and keeps it until the device is gone. So this process remembers what it has asked to be detached.
 //
 // # What it costs
 //
 // A mount is one GET of a list and one POST that attaches, an unmount one GET of the volume and one POST that detaches, besides
 // what the driver asks to be sure; a mark is a GET and a PUT. Lookups by name that come together share one list. "Linode busy."
-// is waited out by one caller per node (rest.Line), being asked to slow down by one caller at a time (rest.Client).
+// is waited out by one caller per node (package queue), being asked to slow down by one caller at a time (rest.Client).
 //
 // # How a volume is known
 //
@@ -37,7 +37,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync"
 
 	sdk "github.com/linode/linodego"
 	"github.com/sirupsen/logrus"
@@ -46,7 +45,6 @@ import (
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/quote"
-	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -76,11 +74,8 @@ type Provider struct {
 	rest    *rest.Client
 	api     sdk.Client
 
-	self   *rest.Identity
-	node   *batch.Kept[providers.Node] // this one, with its region
-	holder recent.Holders              // by id of a volume
-	going  sync.Map                    // by id of a volume: the departure that this process has asked for
-	linode rest.Line                   // changes of a Linode
+	self *rest.Identity
+	node *batch.Kept[providers.Node] // this one, with its region
 }
 
 var (
@@ -122,9 +117,10 @@ func New(cfg Config) (*Provider, error) {
 		Name: "Linode", Machine: "instance", Cluster: cfg.Cluster, Log: cfg.Log,
 		Options: []string{"encrypted", "tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "region",
 		Unname: "the tags that begin with " + markPrefix, IDForm: "which is a number", IsID: isID, IsNode: isID,
-		Locks: true, ResizeDetached: true,
+		Locks: true, ResizeDetached: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued,
+		NodeAdvice: "check LINODE_INSTANCE_ID, and whose the token is", Attach: p.attach, Detach: p.detach,
 		Self: p.identified, Status: p.status,
-		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Get: p.get, Settle: p.settle,
+		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Turns: maxTurns, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.destroy, Resize: p.resize,
 	})

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	sdk "github.com/linode/linodego"
 
@@ -79,9 +78,6 @@ func (p *Provider) get(ctx context.Context, id string) (sdk.Volume, error) {
 		return p.api.GetVolume(ctx, n)
 	}, func(v *sdk.Volume) bool { return v.ID == n })
 	if err != nil {
-		if errors.Is(err, providers.ErrNotFound) {
-			p.going.Delete(n)
-		}
 		return sdk.Volume{}, err
 	}
 	return *v, nil
@@ -108,27 +104,13 @@ func (p *Provider) show(from sdk.Volume) managed.Disk[sdk.Volume] {
 		Cluster: is.cluster, Marked: is.marked, Damaged: damaged, Native: from,
 		Creating: from.Status == sdk.VolumeCreating, Resizing: from.Status == sdk.VolumeResizing,
 	}
+	if from.LinodeID != nil && *from.LinodeID != 0 {
+		d.Attachment = providers.Attachment{Node: strconv.Itoa(*from.LinodeID), State: providers.Attached}
+	}
 	if from.Created != nil {
 		d.CreatedAt = from.Created.UTC()
 	}
 	return d
-}
-
-func (p *Provider) settle(_ context.Context, d managed.Disk[sdk.Volume], _ bool) (managed.Disk[sdk.Volume], error) {
-	d.Attachment = p.attachmentOf(&d.Native, d.Asked)
-	return d, nil
-}
-
-// attachmentOf tells who holds a volume, as a read asked at that time shows it.
-func (p *Provider) attachmentOf(v *sdk.Volume, asked time.Time) providers.Attachment {
-	held := providers.Attachment{}
-	if v.LinodeID != nil && *v.LinodeID != 0 {
-		held = providers.Attachment{Node: strconv.Itoa(*v.LinodeID), State: providers.Attached}
-	}
-	if does, _ := p.leaves(v.ID, held.Node, asked); does {
-		held.State = providers.Detaching
-	}
-	return held
 }
 
 // retag replaces a volume's tags, and makes sure that they are stored. The volume is as Linode's answer shows it.
@@ -183,16 +165,11 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[sdk.Volume], spec p
 
 func (p *Provider) release(ctx context.Context, d managed.Disk[sdk.Volume]) error {
 	_, err := p.retag(ctx, d.Native, without(d.Native.Tags, markPrefix))
-	p.going.Delete(d.Native.ID)
 	return err
 }
 
 func (p *Provider) destroy(ctx context.Context, d managed.Disk[sdk.Volume]) error {
-	err := p.do(ctx, "the request to delete volume "+d.ID, func(ctx context.Context) error { return p.api.DeleteVolume(ctx, d.Native.ID) })
-	if err == nil {
-		p.going.Delete(d.Native.ID)
-	}
-	return err
+	return p.do(ctx, "the request to delete volume "+d.ID, func(ctx context.Context) error { return p.api.DeleteVolume(ctx, d.Native.ID) })
 }
 
 // resize asks once. Linode would take a volume in use as well, but the device of an attached volume keeps its size until it is

@@ -29,7 +29,7 @@ func (p *Provider[V]) Adopt(ctx context.Context, id string, spec providers.Spec)
 func (p *Provider[V]) adopt(ctx context.Context, id string, spec providers.Spec) (Disk[V], error) {
 	d, err := p.Get(ctx, id)
 	if err == nil {
-		d, err = p.cloud.Settle(ctx, d, true)
+		d, err = p.settle(ctx, d, askLater)
 	}
 	if err != nil {
 		return d, err
@@ -140,14 +140,14 @@ func (p *Provider[V]) release(ctx context.Context, d Disk[V]) error {
 	err := p.cloud.Release(ctx, d)
 	if err == nil {
 		p.memory.hide(lifeOf(d), remembered)
-		p.ours.See(d.ID, time.Now(), false)
+		p.gone(d.ID, time.Now(), providers.ErrNotFound)
 	}
 	return err
 }
 
 // unheld returns an error if a node holds the volume. The volume may have changed.
 func (p *Provider[V]) unheld(ctx context.Context, d Disk[V]) (Disk[V], error) {
-	d, err := p.cloud.Settle(ctx, d, true)
+	d, err := p.settle(ctx, d, askLater)
 	switch {
 	case err != nil:
 		return d, err
@@ -192,7 +192,7 @@ func (p *Provider[V]) Delete(ctx context.Context, id string) error {
 func (p *Provider[V]) heldError(ctx context.Context, id string) error {
 	held := &providers.HeldError{Volume: id}
 	if d, err := p.Get(ctx, id); err == nil {
-		if d, err = p.cloud.Settle(ctx, d, true); err == nil {
+		if d, err = p.settle(ctx, d, askLater); err == nil {
 			held.Node = d.Attachment.Node
 		}
 	}

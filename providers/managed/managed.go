@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -18,6 +19,7 @@ import (
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/queue"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/recent"
 )
@@ -105,9 +107,43 @@ type Cloud[V any] struct {
 	// Get returns a disk by its id, whoever it belongs to. Errors: providers.ErrNotFound only if the cloud said so.
 	Get func(ctx context.Context, id string) (V, error)
 
-	// Settle completes a disk's Attachment with what its answer does not show. It may ask the cloud only if it is told so; the
-	// disk that it returns may be of a later answer.
-	Settle func(ctx context.Context, d Disk[V], ask bool) (Disk[V], error)
+	// Settle completes a disk's Attachment with what its answer does not show, where that is a question of its own. Optional.
+	Settle func(ctx context.Context, d Disk[V]) (Disk[V], error)
+
+	// Queue is how changes of one node by this process go together.
+	Queue Queueing
+
+	// BeforeAttach is called before Attach waits for its turn. Optional.
+	BeforeAttach func(ctx context.Context, id string) error
+
+	// Attach asks once for a volume to be attached to this node, and returns the cloud's id for that operation if there is one.
+	// Errors: providers.ErrBusy for a node that is busy; ErrVolumeBusy; ErrAttached; providers.ErrAttachLimit.
+	Attach func(ctx context.Context, id, node string) (operation string, err error)
+
+	// Explain explains a refusal by how the volume stands; nil if it cannot. Optional.
+	Explain func(ctx context.Context, d Disk[V], node string, refusal error) error
+
+	// Detach asks once for a volume to be detached from the node. Errors: as those of Attach, and ErrNotAttached.
+	Detach func(ctx context.Context, id, node string, force bool) (operation string, err error)
+
+	// DetachesAnyHolder is a cloud whose request does not name the node.
+	DetachesAnyHolder bool
+
+	// ShowsOperations is a cloud whose answers show an attach or a detach that is under way.
+	ShowsOperations bool
+
+	// AttachTime and DetachTime are how long an attach and a detach are taken to be under way without asking what has become of
+	// them. A detach that cannot be asked for, and takes longer, has failed.
+	AttachTime, DetachTime time.Duration
+
+	// OperationState asks what has become of an operation. Optional.
+	OperationState func(ctx context.Context, id, operation string) (state State, problem string, err error)
+
+	// Running returns the operation of a volume that is under way, by whomever it was asked for; nil if there is none. Optional.
+	Running func(ctx context.Context, id string) (*Operation, error)
+
+	// NodeAdvice is what to check if the cloud does not know this node: "check LINODE_INSTANCE_ID".
+	NodeAdvice string
 
 	// CheckSpec refuses what the cloud does not accept in tags, names or records. Errors: providers.ErrInvalid.
 	CheckSpec func(spec providers.Spec) error
@@ -147,13 +183,26 @@ type Cloud[V any] struct {
 	IsNode func(id string) bool
 }
 
+// Queueing is how changes of one node by this process go together.
+type Queueing int
+
+// The ways to queue.
+const (
+	Unqueued       Queueing = iota // each at once
+	Queued                         // one after another, each again while the node is busy
+	QueuedWhenBusy                 // as Queued once the node was busy
+)
+
 // Provider keeps the contract of providers.Provider and Modifier for a Cloud.
 type Provider[V any] struct {
-	cloud   Cloud[V]
-	byName  *batch.Asker[[]Disk[V]]
-	ours    recent.Map[string, bool] // by id: whether a disk is a volume of this cluster
-	memory  memory
-	changes keymutex.KeyMutex // of a volume by this process, by id
+	cloud      Cloud[V]
+	byName     *batch.Asker[[]Disk[V]]
+	ours       recent.Map[string, bool] // by id: whether a disk is a volume of this cluster
+	memory     memory
+	holders    holders  // by id of a volume
+	operations sync.Map // by id of a volume: the last Operation that this process knows
+	nodes      queue.Queue
+	changes    keymutex.KeyMutex // of a volume by this process, by id
 }
 
 // New makes a Provider. It calls nobody.
@@ -202,7 +251,7 @@ func (p *Provider[V]) Hide(d Disk[V], atMost time.Duration) { p.memory.hide(life
 // Lose notes that the cloud has no such disk, by its answer to a write.
 func (p *Provider[V]) Lose(id string) {
 	p.memory.lose(id)
-	p.ours.See(id, time.Now(), false)
+	p.gone(id, time.Now(), providers.ErrNotFound)
 }
 
 // Resized notes that the volume has so many bytes now.
@@ -211,7 +260,11 @@ func (p *Provider[V]) Resized(id string, bytes int64) { p.memory.resize(id, byte
 // Volume is the contract's description of a volume of this cluster. The cloud is asked about its attachment only if told so.
 // Errors: providers.ErrNotFound if it turns out to be no such volume any more.
 func (p *Provider[V]) Volume(ctx context.Context, d Disk[V], ask bool) (*providers.Volume, error) {
-	d, err := p.cloud.Settle(ctx, d, ask)
+	when := askNever
+	if ask {
+		when = askLater
+	}
+	d, err := p.settle(ctx, d, when)
 	switch {
 	case err != nil:
 		return nil, err
@@ -256,9 +309,7 @@ func (p *Provider[V]) getOnce(ctx context.Context, id string) (Disk[V], error) {
 	asked := time.Now()
 	v, err := p.cloud.Get(ctx, id)
 	if err != nil {
-		if errors.Is(err, providers.ErrNotFound) {
-			p.ours.See(id, asked, false)
-		}
+		p.gone(id, asked, err)
 		return Disk[V]{}, err
 	}
 	return p.show(v, asked), nil

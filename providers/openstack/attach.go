@@ -7,42 +7,28 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/volumeattach"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
-	"github.com/blockvol/blockvol/providers/recent"
 )
 
-// Attach asks Nova, which has Cinder reserve the volume before it answers. Where the device is, Nova only guesses.
+// Attach is managed.Provider.Attach, again while Nova may be about to agree with Cinder.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	if err := p.EnsureOurs(ctx, id, recent.WhileFree); err != nil {
-		return err
-	}
-	node, err := p.Node(ctx)
-	if err != nil {
-		return err
-	}
-	return untilNovaAgrees(ctx, func() error {
-		err := p.change(ctx, node.ID, func(ctx context.Context) error {
-			_, err := call(ctx, p, fmt.Sprintf("to attach volume %s to server %s", id, node.ID), func(ctx context.Context, s *session) (*volumeattach.VolumeAttachment, error) {
-				return volumeattach.Create(ctx, s.compute, node.ID, volumeattach.CreateOpts{VolumeID: id}).Extract()
-			})
-			return err
-		})
-		if refused(err, http.StatusBadRequest, http.StatusNotFound) {
-			return p.whyNotAttached(ctx, id, node.ID, err)
-		}
-		return err
-	})
+	return untilNovaAgrees(ctx, func() error { return p.Provider.Attach(ctx, id) })
 }
 
-// getOurs is GetOurs in Cinder's words.
-func (p *Provider) getOurs(ctx context.Context, id string) (volumes.Volume, error) {
-	d, err := p.GetOurs(ctx, id)
-	return d.Native.Volume, err
+// attach asks Nova, which has Cinder reserve the volume before it answers. Where the device is, Nova only guesses.
+func (p *Provider) attach(ctx context.Context, id, node string) (string, error) {
+	_, err := call(ctx, p, fmt.Sprintf("to attach volume %s to server %s", id, node), func(ctx context.Context, s *session) (*volumeattach.VolumeAttachment, error) {
+		return volumeattach.Create(ctx, s.compute, node, volumeattach.CreateOpts{VolumeID: id}).Extract()
+	})
+	if refused(err, http.StatusBadRequest, http.StatusNotFound) {
+		return "", managed.Certain(p.whyNotAttached(ctx, id, node, err))
+	}
+	return "", busy(node, err)
 }
 
 // errListed says that Nova still lists an attachment that Cinder has ended. Nova does so for a moment after each detach, and for
@@ -71,11 +57,11 @@ func untilNovaAgrees(ctx context.Context, call func() error) error {
 
 // whyNotAttached finds out what a refusal means for this server.
 func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal error) error {
-	v, err := p.getOurs(ctx, id)
-	if err != nil {
-		return err
+	d, err := p.GetOurs(ctx, id)
+	if err == nil {
+		d, err = p.settled(ctx, d)
 	}
-	held, err := p.attachmentOf(ctx, v)
+	v, held := d.Native, d.Attachment
 	switch {
 	case err != nil:
 		return err
@@ -87,58 +73,54 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 		return severalServers(id)
 	case held.State == providers.Detached && v.Status == "available" && says(refusal, "already attached"):
 		return fmt.Errorf("%w: %w", errListed, plain(refusal))
-	case held.State == providers.Detached && v.Status != "available" && broken(v) != nil:
-		return broken(v)
+	case held.State == providers.Detached && v.Status != "available" && broken(v.Volume) != nil:
+		return broken(v.Volume)
 	case held.Node == "":
 		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
 	}
-	return held.Refused(id, node, refusal)
+	return p.Refused(d, node, refusal)
 }
 
-// Detach asks for the volume to be detached from that server; Nova takes it from no other. Nova has no force for its users: it
+// Detach is managed.Provider.Detach, again while the volume is on its way to the server, which Nova lets it finish, and while Nova
+// may be about to agree with Cinder.
+func (p *Provider) Detach(ctx context.Context, id, node string, force bool) error {
+	return untilNovaAgrees(ctx, func() error {
+		for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+			err := p.Provider.Detach(ctx, id, node, force)
+			if !errors.Is(err, errArriving) {
+				return err
+			}
+			if over := retry.Wait(ctx); over != nil {
+				return fmt.Errorf("%w: %w", err, over)
+			}
+		}
+	})
+}
+
+// detach asks for the volume to be detached from that server; Nova takes it from no other. Nova has no force for its users: it
 // takes a volume from a server that is shut off without its co-operation, and from one that is deleted by itself.
-func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
-	err := p.EnsureOurs(ctx, id, recent.WhileHeld)
-	if errors.Is(err, providers.ErrNotFound) || err == nil && !isUUID(node) {
-		return ctx.Err()
-	} else if err != nil {
-		return err
+func (p *Provider) detach(ctx context.Context, id, node string, _ bool) (string, error) {
+	_, err := call(ctx, p, fmt.Sprintf("to detach volume %s from server %s", id, node), func(ctx context.Context, s *session) (done, error) {
+		return done{}, volumeattach.Delete(ctx, s.compute, node, id).ExtractErr()
+	})
+	if refused(err, http.StatusBadRequest, http.StatusNotFound) {
+		return "", managed.Certain(p.whyNotDetached(ctx, id, node, err))
 	}
-	return untilNovaAgrees(ctx, func() error { return p.detach(ctx, id, node) })
+	return "", busy(node, err)
 }
 
-func (p *Provider) detach(ctx context.Context, id, node string) error {
-	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
-		err := p.change(ctx, node, func(ctx context.Context) error {
-			_, err := call(ctx, p, fmt.Sprintf("to detach volume %s from server %s", id, node), func(ctx context.Context, s *session) (done, error) {
-				return done{}, volumeattach.Delete(ctx, s.compute, node, id).ExtractErr()
-			})
-			return err
-		})
-		if refused(err, http.StatusBadRequest, http.StatusNotFound) {
-			err = p.whyNotDetached(ctx, id, node, err)
-		}
-		if !errors.Is(err, errArriving) {
-			return err
-		}
-		if over := retry.Wait(ctx); over != nil {
-			return fmt.Errorf("%w: %w", err, over)
-		}
-	}
-}
-
-// errArriving says that a volume is still on its way to the server, which Nova lets it finish.
+// errArriving says that a volume is still on its way to the server.
 var errArriving = fmt.Errorf("%w: the volume is still on its way to the server", providers.ErrBusy)
 
 // whyNotDetached finds out whether a refusal means that there is nothing to detach.
 func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal error) error {
-	v, err := p.getOurs(ctx, id)
+	d, err := p.GetOurs(ctx, id)
 	if errors.Is(err, providers.ErrNotFound) {
 		return ctx.Err()
-	} else if err != nil {
-		return err
+	} else if err == nil {
+		d, err = p.settled(ctx, d)
 	}
-	held, err := p.attachmentOf(ctx, v)
+	v, held := d.Native, d.Attachment
 	switch {
 	case err != nil:
 		return err
@@ -187,24 +169,15 @@ func plain(err error) error {
 	return err
 }
 
-// change makes a change of a server. While that is busy with a task, callers of this process wait in line for it. What else
-// Nova calls a conflict does not pass by itself.
-func (p *Provider) change(ctx context.Context, node string, do func(context.Context) error) error {
-	try := func(ctx context.Context) error {
-		err := do(ctx)
-		switch {
-		case !refused(err, http.StatusConflict):
-			return err
-		case says(err, "locked"):
-			return fmt.Errorf("server %s is locked: unlock it (openstack server unlock): %w", node, err)
-		case says(err, "vm_state"):
-			return fmt.Errorf("server %s can give or take no volumes as it is: bring it into order, or stop or delete it: %w", node, err)
-		}
-		return fmt.Errorf("%w: server %s is busy with something else: %w", providers.ErrBusy, node, err)
+// busy tells by what Nova calls a conflict whether a server is busy with a task; what else is called so does not pass by itself.
+func busy(node string, err error) error {
+	switch {
+	case !refused(err, http.StatusConflict):
+		return err
+	case says(err, "locked"):
+		return managed.Certain(fmt.Errorf("server %s is locked: unlock it (openstack server unlock): %w", node, err))
+	case says(err, "vm_state"):
+		return managed.Certain(fmt.Errorf("server %s can give or take no volumes as it is: bring it into order, or stop or delete it: %w", node, err))
 	}
-	err := try(ctx)
-	if errors.Is(err, providers.ErrBusy) && refused(err, http.StatusConflict) {
-		return p.line.Do(ctx, node, try)
-	}
-	return err
+	return fmt.Errorf("%w: server %s is busy with something else: %w", providers.ErrBusy, node, err)
 }

@@ -414,13 +414,13 @@ func (p *Provider) awaitAvailable(ctx context.Context, v volumes.Volume) (volume
 		if err := retry.Wait(ctx); err != nil {
 			return v, fmt.Errorf("volume %s is still being created: %w", v.ID, err)
 		}
-		now, err := p.getOurs(ctx, v.ID)
+		now, err := p.GetOurs(ctx, v.ID)
 		if errors.Is(err, providers.ErrNotFound) {
 			return v, errLost
 		} else if err != nil {
 			return v, err
 		}
-		v = now
+		v = now.Native.Volume
 	}
 	return v, broken(v)
 }

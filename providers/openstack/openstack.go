@@ -106,7 +106,6 @@ type Provider struct {
 	maker   string // this process, as the maker of volumes
 	times   times
 	way     *rest.Client
-	line    rest.Line
 
 	session *batch.Kept[*session]
 	self    *rest.Identity
@@ -168,7 +167,7 @@ func New(cfg Config) (*Provider, error) {
 		Buses:   []string{"scsi", "virtio"}, Sizes: sizes,
 		Unname: "the name (openstack volume unset --property " + keyDigest + ")",
 		IDForm: "which looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", IsID: isUUID, IsNode: isUUID,
-		MarksAlone: true,
+		MarksAlone: true, ShowsOperations: true, Queue: managed.QueuedWhenBusy, Attach: p.attach, Detach: p.detach,
 		// There is no zone: those of Cinder have names of their own, and at most clouds any server can have any volume.
 		Self: p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxNames, All: p.all, Get: p.get, Settle: p.settled,

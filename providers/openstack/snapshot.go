@@ -39,7 +39,7 @@ func (p *Provider) snapshotsOf(ctx context.Context, id string) ([]snapshots.Snap
 // Snapshot returns when the snapshot is complete. Cinder takes the volume as it is at that moment, in use or not, if it is told
 // that this is meant; as after a loss of power, the file system's journal makes it whole.
 func (p *Provider) Snapshot(ctx context.Context, id, description string) (*providers.Snapshot, error) {
-	v, err := p.getOurs(ctx, id)
+	d, err := p.GetOurs(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -58,17 +58,16 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 			return p.awaitSnapshot(ctx, s)
 		}
 	}
-	name, _ := p.nameOf(v.Metadata)
-	marks := recordMarks(recordOf(v.Metadata))
-	maps.Copy(marks, map[string]string{keyCluster: encode(p.cluster), keyName: encode(name), keyOrigin: origin})
+	marks := recordMarks(d.Record)
+	maps.Copy(marks, map[string]string{keyCluster: encode(p.cluster), keyName: encode(d.Name), keyOrigin: origin})
 	made, err := call(ctx, p, "the snapshot of volume "+id, func(ctx context.Context, s *session) (*snapshots.Snapshot, error) {
 		return snapshots.Create(ctx, s.volume, snapshots.CreateOpts{
-			VolumeID: id, Force: true, Name: labels.Name(p.cluster, name, 255), Description: encode(quote.Clip(description)), Metadata: marks,
+			VolumeID: id, Force: true, Name: labels.Name(p.cluster, d.Name, 255), Description: encode(quote.Clip(description)), Metadata: marks,
 		}).Extract()
 	})
 	switch {
 	case refused(err, http.StatusBadRequest):
-		return nil, fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), err)
+		return nil, fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(d.Native.Status), err)
 	case err != nil:
 		return nil, err
 	}

@@ -168,7 +168,7 @@ func (p *Provider) show(v volume) managed.Disk[volume] {
 }
 
 // settled asks only for a volume that is on its way to a server.
-func (p *Provider) settled(ctx context.Context, d managed.Disk[volume], _ bool) (managed.Disk[volume], error) {
+func (p *Provider) settled(ctx context.Context, d managed.Disk[volume]) (managed.Disk[volume], error) {
 	var err error
 	d.Attachment, err = p.attachmentOf(ctx, d.Native.Volume)
 	return d, err
@@ -327,14 +327,14 @@ func (p *Provider) destroy(ctx context.Context, id string) error {
 
 // whyNotDeleted finds out what Cinder's refusal means, and retires a volume that is kept by snapshots of ours.
 func (p *Provider) whyNotDeleted(ctx context.Context, id string, refusal error) error {
-	v, err := p.getOurs(ctx, id)
+	d, err := p.GetOurs(ctx, id)
+	if err == nil {
+		d, err = p.settled(ctx, d)
+	}
 	if err != nil {
 		return err
 	}
-	held, err := p.attachmentOf(ctx, v)
-	if err != nil {
-		return err
-	}
+	v, held := d.Native, d.Attachment
 	if held.State != providers.Detached {
 		return &providers.HeldError{Volume: id, Node: held.Node}
 	}

@@ -1,7 +1,8 @@
-package rest
+package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -15,9 +16,11 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
+var errDown = errors.New("down")
+
 func TestCallersForOneNodeGoInTheOrderInWhichTheyCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l Line
+		var l Queue
 		var order []int
 		var all sync.WaitGroup
 		begin := time.Now()
@@ -45,7 +48,7 @@ func TestCallersForOneNodeGoInTheOrderInWhichTheyCame(t *testing.T) {
 
 func TestABusyNodeIsTriedAgainUntilItIsNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l Line
+		var l Queue
 		var at []time.Time
 		busyUntil := time.Now().Add(20 * time.Second)
 		require.NoError(t, l.Do(t.Context(), "a", func(context.Context) error {
@@ -68,7 +71,7 @@ func TestABusyNodeIsTriedAgainUntilItIsNot(t *testing.T) {
 
 func TestWhoHasQueuedDoesNotAskABusyNodeAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l Line
+		var l Queue
 		took := 3 * time.Second
 		var free time.Time
 		tries := 0
@@ -119,7 +122,7 @@ func TestWhoHasQueuedDoesNotAskABusyNodeAllTheTime(t *testing.T) {
 
 func TestTheCallersTimeEndsTheTrying(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l Line
+		var l Queue
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		begin := time.Now()
@@ -133,9 +136,9 @@ func TestTheCallersTimeEndsTheTrying(t *testing.T) {
 	})
 }
 
-func TestWhoLeavesTheLineLeavesNoTrace(t *testing.T) {
+func TestWhoLeavesTheQueueLeavesNoTrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l Line
+		var l Queue
 		var all sync.WaitGroup
 		second := func(context.Context) error { time.Sleep(time.Second); return nil }
 		all.Go(func() { assert.NoError(t, l.Do(t.Context(), "a", second)) })
@@ -160,9 +163,9 @@ func TestWhoLeavesTheLineLeavesNoTrace(t *testing.T) {
 }
 
 // Callers that leave at any moment, also in the one in which their turn comes, strand nobody.
-func TestTheLineMovesOnWhoeverLeaves(t *testing.T) {
+func TestTheQueueMovesOnWhoeverLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l Line
+		var l Queue
 		var all sync.WaitGroup
 		inside := 0
 		for i := range 500 {

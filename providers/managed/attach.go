@@ -1,0 +1,317 @@
+package managed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/pace"
+	"github.com/blockvol/blockvol/providers/recent"
+)
+
+// What Attach and Detach of a Cloud return besides. Any other refusal is looked into: the holder of the volume may be its reason.
+var (
+	// ErrVolumeBusy is providers.ErrBusy because of the volume and not of the node: other changes of the node need not wait.
+	ErrVolumeBusy = fmt.Errorf("%w: another change of the volume is under way", providers.ErrBusy)
+	// ErrNotAttached says that the node does not hold the volume.
+	ErrNotAttached = errors.New("the volume is not attached there")
+	// errOld is of an answer that may show how the volume was attached before the last change.
+	errOld = fmt.Errorf("%w: the cloud may not show yet what has just changed", providers.ErrBusy)
+)
+
+// Certain marks an error that a Cloud has looked into by itself: it is the caller's, and nothing is asked again for it.
+func Certain(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &certain{err}
+}
+
+type certain struct{ error }
+
+func (c *certain) Unwrap() error { return c.error }
+
+func isCertain(err error) bool {
+	var c *certain
+	return errors.As(err, &c)
+}
+
+// Attach asks for the volume to be attached to this node.
+func (p *Provider[V]) Attach(ctx context.Context, id string) error {
+	if err := p.EnsureOurs(ctx, id, recent.WhileFree); err != nil {
+		return err
+	}
+	node, err := p.Node(ctx)
+	if err != nil {
+		return err
+	}
+	if p.cloud.BeforeAttach != nil {
+		if err := p.cloud.BeforeAttach(ctx, id); err != nil {
+			return err
+		}
+	}
+	return p.inTurn(ctx, node.ID, func(ctx context.Context) error {
+		operation, err := p.cloud.Attach(ctx, id, node.ID)
+		switch {
+		case err == nil:
+			p.begin(id, Operation{ID: operation, Node: node.ID, Attach: true})
+			return nil
+		case p.unanswered(ctx, err):
+			p.holders.took(id, node.ID) // perhaps
+			return err
+		case errors.Is(err, providers.ErrBusy) && p.underWay(id, node.ID, true):
+			return nil // with this very attach
+		case isCertain(err), errors.Is(err, providers.ErrAttachLimit), errors.Is(err, providers.ErrBusy) && !errors.Is(err, ErrVolumeBusy):
+			return err
+		}
+		return p.attachRefused(ctx, id, node.ID, err)
+	})
+}
+
+// underWay tells whether this process has just asked for that.
+func (p *Provider[V]) underWay(id, node string, attach bool) bool {
+	o, known := p.operation(id)
+	patience := p.cloud.AttachTime
+	if !attach {
+		patience = p.cloud.DetachTime
+	}
+	return known && p.cloud.OperationState != nil && o.Attach == attach && o.Node == node && o.problem == "" && (attach || !o.over) && time.Since(o.at) < patience
+}
+
+func (p *Provider[V]) unanswered(ctx context.Context, err error) bool {
+	return errors.Is(err, providers.ErrUnavailable) || ctx.Err() != nil
+}
+
+// attachRefused finds out what it means for this node that an attach was refused: nothing, if the volume is attached to it, or on its
+// way there.
+func (p *Provider[V]) attachRefused(ctx context.Context, id, node string, refusal error) error {
+	if done, err := p.runningForAttach(ctx, id, node, refusal); done {
+		return err
+	}
+	d, err := p.GetOurs(ctx, id)
+	if err == nil {
+		d, err = p.settle(ctx, d, askLater)
+	}
+	if err != nil {
+		return err
+	}
+	if p.cloud.Explain != nil {
+		if why := p.cloud.Explain(ctx, d, node, refusal); why != nil {
+			return why
+		}
+	}
+	if last, is := p.operation(id); is && !last.Attach && !last.taken && d.HeldBy(node) && last.Node == node && time.Since(last.at) < p.cloud.DetachTime {
+		return fmt.Errorf("%w: volume %s may still be being detached from this node", providers.ErrBusy, id)
+	}
+	why := p.Refused(d, node, refusal)
+	switch {
+	case why == nil:
+		p.holders.took(id, node)
+		return nil
+	case errors.Is(refusal, ErrAttached), errors.Is(refusal, providers.ErrBusy), errors.Is(why, providers.ErrHeld):
+		return why
+	case errors.Is(refusal, providers.ErrNotFound):
+		return fmt.Errorf("%s knows volume %s, but no %s %s, which this node is: %s (%s)",
+			p.cloud.Name, id, p.cloud.Machine, node, p.cloud.NodeAdvice, strings.TrimPrefix(refusal.Error(), providers.ErrNotFound.Error()+": "))
+	}
+	return refusal
+}
+
+// Refused is providers.Attachment.Refused. Errors: providers.ErrBusy also if the answer may be older than a detach from the node.
+func (p *Provider[V]) Refused(d Disk[V], node string, refusal error) error {
+	return p.holders.refused(d.Attachment, d.ID, node, d.Asked, refusal)
+}
+
+// runningForAttach asks what is being done with a volume, where the cloud tells. It is done if that is an answer to Attach.
+func (p *Provider[V]) runningForAttach(ctx context.Context, id, node string, refusal error) (done bool, err error) {
+	if p.cloud.Running == nil {
+		return false, nil
+	}
+	now, err := p.cloud.Running(ctx, id)
+	switch {
+	case err != nil:
+		return true, err
+	case now == nil:
+		return false, nil
+	case !now.Attach && now.Node == node:
+		return true, fmt.Errorf("%w: volume %s is still being detached from this node", providers.ErrBusy, id)
+	case !now.Attach, now.Node == "":
+		return true, fmt.Errorf("%w: %w", ErrVolumeBusy, refusal)
+	case now.Node != node:
+		return true, &providers.HeldError{Volume: id, Node: now.Node}
+	}
+	p.begin(id, *now) // on its way here
+	return true, nil
+}
+
+// Detach asks for the volume to be detached from the node.
+func (p *Provider[V]) Detach(ctx context.Context, id, node string, force bool) error {
+	if !p.cloud.IsID(id) || !p.cloud.IsNode(node) {
+		return ctx.Err() // nobody holds what the cloud cannot have
+	}
+	if !p.cloud.DetachesAnyHolder {
+		err := p.EnsureOurs(ctx, id, recent.WhileHeld)
+		if errors.Is(err, providers.ErrNotFound) {
+			return ctx.Err()
+		} else if err != nil {
+			return err
+		}
+		return p.inTurn(ctx, node, func(ctx context.Context) error { return p.detach(ctx, id, node, force) })
+	}
+	for retry := (pace.Backoff{Most: time.Second}); ; {
+		err := p.inTurn(ctx, node, func(ctx context.Context) error { return p.detachHolder(ctx, id, node) })
+		if !errors.Is(err, errOld) {
+			return err
+		}
+		if over := retry.Wait(ctx); over != nil {
+			return fmt.Errorf("%w: %w", err, over)
+		}
+	}
+}
+
+// detach makes a request that names the node.
+func (p *Provider[V]) detach(ctx context.Context, id, node string, force bool) error {
+	operation, err := p.cloud.Detach(ctx, id, node, force)
+	switch {
+	case err == nil:
+		p.begin(id, Operation{ID: operation, Node: node})
+		return nil
+	case errors.Is(err, providers.ErrBusy) && p.underWay(id, node, false):
+		return nil // with this very detach
+	case isCertain(err), p.unanswered(ctx, err), errors.Is(err, providers.ErrBusy):
+		return err
+	case errors.Is(err, ErrNotAttached), errors.Is(err, providers.ErrNotFound):
+		return p.released(ctx, id, node, err)
+	}
+	if p.released(ctx, id, node, err) == nil { // whatever the refusal says
+		return nil
+	}
+	return err
+}
+
+// released makes sure of a refusal by which the node does not hold the volume.
+func (p *Provider[V]) released(ctx context.Context, id, node string, refusal error) error {
+	held, err := p.heldBy(ctx, id, node)
+	switch {
+	case err != nil:
+		return err
+	case held == providers.Attaching, held == providers.Attached:
+		return fmt.Errorf("%w: volume %s is shown as %s to %s %s all the same: %w", providers.ErrBusy, id, held, p.cloud.Machine, node, refusal)
+	}
+	return nil
+}
+
+// detachHolder makes a request that does not name the node, and so is of whichever node has the volume when it is carried out. So
+// the holder is read right before, each time; and no request is sent while one that the cloud has taken is under way.
+func (p *Provider[V]) detachHolder(ctx context.Context, id, node string) error {
+	held, err := p.heldBy(ctx, id, node)
+	switch {
+	case err != nil:
+		return err
+	case held == providers.Attaching:
+		return fmt.Errorf("%w: volume %s is still being attached to it", providers.ErrBusy, id)
+	case held != providers.Attached:
+		return nil
+	}
+	operation, err := p.cloud.Detach(ctx, id, node, false)
+	switch {
+	case err == nil:
+		p.begin(id, Operation{ID: operation, Node: node})
+		return nil
+	case errors.Is(err, ErrNotAttached), errors.Is(err, providers.ErrNotFound):
+		return nil
+	case isCertain(err):
+		return err
+	case p.unanswered(ctx, err):
+		if p.cloud.OperationState == nil { // it cannot be asked whether there is one
+			p.note(id, Operation{Node: node})
+		}
+		return err
+	case errors.Is(err, ErrVolumeBusy) && p.cloud.Running != nil:
+		if now, lookErr := p.cloud.Running(ctx, id); lookErr == nil && now != nil && now.Other == "" && !now.Attach && (now.Node == "" || now.Node == node) {
+			now.Node = node
+			p.begin(id, *now) // it was asked for already
+			return nil
+		}
+		return fmt.Errorf("%w: %w", providers.ErrBusy, errors.New(err.Error())) // the node is busy with it, too
+	case errors.Is(err, providers.ErrBusy):
+		return err
+	}
+	if held, lookErr := p.heldBy(ctx, id, node); lookErr == nil && held != providers.Attached { // whatever the refusal says
+		return nil
+	}
+	return err
+}
+
+// heldBy tells how the node holds the volume, if it is this cluster's. That it does not is believed only if the answer cannot be of a
+// time before the node got it. Errors: errOld.
+func (p *Provider[V]) heldBy(ctx context.Context, id, node string) (providers.AttachState, error) {
+	asked := time.Now()
+	d, err := p.GetOurs(ctx, id)
+	if _, known := p.operation(id); err == nil && !d.Held() && !known && p.cloud.Running != nil {
+		// Another process, such as this one's predecessor, may have asked for an attach, which shows only when it has ended.
+		var now *Operation
+		if now, err = p.cloud.Running(ctx, id); err == nil {
+			if now != nil && now.Attach && now.Node == node {
+				p.begin(id, *now)
+			}
+			d, err = p.GetOurs(ctx, id)
+		}
+	}
+	if err == nil {
+		d, err = p.settle(ctx, d, askAtOnce)
+	}
+	switch {
+	case err != nil && !errors.Is(err, providers.ErrNotFound):
+		return "", err
+	case err != nil:
+		d = Disk[V]{}
+	}
+	switch holds := d.HeldBy(node); {
+	case !holds && !p.holders.denies(id, node, asked):
+		return "", fmt.Errorf("%w: volume %s, %s %s", errOld, id, p.cloud.Machine, node)
+	case !holds, !p.holders.confirms(id, node, asked):
+		return providers.Detached, nil
+	}
+	if d.NothingLeft {
+		p.holders.left(id, node)
+		p.operations.Delete(id)
+	}
+	return d.Attachment.State, nil
+}
+
+// inTurn makes a change of a node when it is its turn, and again while the node is busy, as Cloud.Queue says. What a volume is to
+// blame for does not keep the others waiting.
+func (p *Provider[V]) inTurn(ctx context.Context, node string, change func(context.Context) error) error {
+	if p.cloud.Queue == Unqueued {
+		return change(ctx)
+	}
+	if p.cloud.Queue == QueuedWhenBusy {
+		if err := change(ctx); !errors.Is(err, providers.ErrBusy) || ofVolume(err) {
+			return err
+		}
+	}
+	var busy error
+	err := p.nodes.Do(ctx, node, func(ctx context.Context) error {
+		err := change(ctx)
+		if busy = nil; ofVolume(err) {
+			busy, err = err, errNothingDone
+		}
+		return err
+	})
+	if errors.Is(err, errNothingDone) {
+		return busy
+	}
+	return err
+}
+
+// ofVolume tells whether the volume is to blame for an error, and not the node.
+func ofVolume(err error) bool {
+	return errors.Is(err, ErrVolumeBusy) || errors.Is(err, errOld) || isCertain(err)
+}
+
+// errNothingDone says that a node has not been changed.
+var errNothingDone = errors.New("nothing has been changed")
