@@ -129,7 +129,15 @@ func (p *Provider) makeOnce(ctx context.Context, in *godo.VolumeCreateRequest, n
 		return godo.Volume{}, err
 	}
 	// DigitalOcean lets one node have this name of its own; but an adopted volume, or one made when another name was taken, may
-	// have come to the same name of ours meanwhile. Whoever sees the other gives up the one that it has just made.
+	// have come to the same name of ours meanwhile. Whoever sees the other gives up the one that it has just made: the tag came
+	// with the volume, and Adopt looks again after it has given the tag. So of two that come to one name, the later to look sees
+	// both. A volume that is the only one with the tag has no rival; otherwise the region's volumes tell.
+	if p.bears(*v, name) && v.Name == in.Name {
+		if count, id, err := p.bearing(ctx, name); err == nil && count == 1 && id == v.ID {
+			p.call(name, in.Name)
+			return *v, nil
+		}
+	}
 	list, err := p.region(ctx, in.Region)
 	if err != nil {
 		return godo.Volume{}, err
@@ -145,6 +153,13 @@ func (p *Provider) makeOnce(ctx context.Context, in *godo.VolumeCreateRequest, n
 		if other.ID != v.ID && p.bears(other, name) {
 			return p.giveUp(ctx, list[at], name)
 		}
+	}
+	// Under another name than the first it can be found by the tag alone, see tagged.
+	if tag := textTags(textName, name)[0]; in.Name != p.cloudName(name, 0) && !slices.Contains(list[at].Tags, tag) {
+		if err := p.disown(ctx, list[at]); err != nil {
+			return godo.Volume{}, err
+		}
+		return godo.Volume{}, inOtherCapitals(tag, fmt.Errorf("%w: volume %s (%s), made for it, is blank and nobody's: delete it", providers.ErrInvalid, v.ID, in.Name))
 	}
 	p.call(name, in.Name)
 	return list[at], nil

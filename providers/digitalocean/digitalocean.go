@@ -12,11 +12,12 @@
 // # What it costs
 //
 // A mount is one read, of the volume by its name, and one attach; an unmount is one detach and one read. A name that is not
-// found so costs one page more for each 200 volumes of the region, since a volume that was adopted has a name of its own there;
-// where it was found is remembered. Questions that come while one is under way share the next one, which reads the region's
-// volumes. A change of the record is one read and, for each tag, one call to give it and one to take the old one away; three to
-// give one that the account has not had yet. To create a volume is to look for it, unless that has just been done, to make it,
-// and to read the region's volumes once more.
+// found so, as an adopted volume has one of its own there, is looked for by the tag of our name: one read tells how many volumes
+// have it, and a second shows the only one. Where it was found is remembered. Questions that come while one is under way share the
+// next one, which reads the region's volumes, one page for each 200. A change of the record is one read and, for each tag, one call
+// to give it and one to take the old one away; three to give one that the account has not had yet. To create a volume is to look
+// for it, unless that has just been done, to make it, and to ask for the tag once more: four calls, however many volumes there are,
+// unless others in the account have the same name of ours, such as those of other clusters: then the region's volumes are read.
 //
 // # How a volume is known
 //

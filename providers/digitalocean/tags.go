@@ -189,13 +189,17 @@ func (p *Provider) tag(ctx context.Context, id string, tags []string) error {
 			if _, there := p.lookup(ctx, id); there != nil {
 				return there
 			}
-			return fmt.Errorf("DigitalOcean has tag %q in other capitals, in which it cannot be given: delete that tag: %w", tag, err)
+			return inOtherCapitals(tag, err)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func inOtherCapitals(tag string, err error) error {
+	return fmt.Errorf("DigitalOcean has tag %q in other capitals, in which it cannot be given: delete that tag: %w", tag, err)
 }
 
 func (p *Provider) tagOnce(ctx context.Context, id, tag string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -63,7 +64,8 @@ func (p *Provider) answers(v godo.Volume, name string) (a answer, is bool) {
 	return a, a.err != nil
 }
 
-// askNames looks for one name under what its volume is called, and for several, or if that fails, among all volumes of the region.
+// askNames looks for one name under what its volume is called, then by the tag of the name. It looks for several names, or for one
+// that this does not settle, among all volumes of the region.
 func (p *Provider) askNames(ctx context.Context, names []string) (map[string]answer, error) {
 	here, err := p.here(ctx)
 	if err != nil {
@@ -78,6 +80,15 @@ func (p *Provider) askNames(ctx context.Context, names []string) (map[string]ans
 			if a, is := p.answers(v, names[0]); is {
 				return map[string]answer{names[0]: a}, nil
 			}
+		}
+		asked := time.Now()
+		if v, settled := p.tagged(ctx, names[0]); settled {
+			p.absent.See(names[0], asked, v == nil)
+			if v == nil {
+				return nil, nil
+			}
+			p.call(names[0], v.Name)
+			return map[string]answer{names[0]: {volumes: []godo.Volume{*v}}}, nil
 		}
 	}
 	asked := time.Now()
@@ -103,6 +114,46 @@ func (p *Provider) askNames(ctx context.Context, names []string) (map[string]ans
 		found[name] = a
 	}
 	return found, nil
+}
+
+// tagged returns this cluster's volume of that name, nil if there is none, by the number of volumes that have the tag of the name.
+// So an adopted volume, which has a name of its own in DigitalOcean, is found, or known not to exist, by as many calls however many
+// volumes there are. It settles nothing if several volumes of the account have the tag, such as those of other clusters and regions
+// and disks that were forgotten, or if the answer cannot be had, as with a token without the scope tag:read.
+//
+// The request names the tag in small letters, and DigitalOcean has none of that spelling if somebody made the tag by hand in
+// capitals. No volume gets such a tag: see tag and makeOnce.
+func (p *Provider) tagged(ctx context.Context, name string) (v *godo.Volume, settled bool) {
+	count, id, err := p.bearing(ctx, name)
+	if err != nil || count == 0 {
+		return nil, err == nil
+	}
+	if count > 1 {
+		return nil, false
+	}
+	only, err := p.lookup(ctx, id)
+	here, whereErr := p.here(ctx)
+	switch {
+	case err != nil || whereErr != nil:
+		return nil, false
+	case p.bears(only, name) && (only.Region == nil || only.Region.Slug == here.region):
+		return &only, true
+	}
+	return nil, true
+}
+
+// bearing returns how many volumes of the account have the tag of the name, or the first of its tags, and the id of one of them.
+func (p *Provider) bearing(ctx context.Context, name string) (count int, id string, err error) {
+	tag := textTags(textName, name)[0]
+	found, _, err := p.api.Tags.Get(ctx, tag)
+	err = p.explain(ctx, "the request for tag "+tag, err, found != nil && found.Resources != nil && found.Resources.Volumes != nil)
+	switch {
+	case isMissing(err): // nothing has ever had it
+		return 0, "", nil
+	case err != nil:
+		return 0, "", err
+	}
+	return found.Resources.Volumes.Count, path.Base(found.Resources.Volumes.LastTaggedURI), nil
 }
 
 // called is what a volume is called in DigitalOcean, as far as this process knows.

@@ -34,7 +34,7 @@ func TestAnAdoptedVolumeIsFoundUnderTheNameThatItHas(t *testing.T) {
 		assert.Equal(t, map[string]int{listVolumes: 1}, w.calls(), "it is remembered")
 		fresh := w.on(w.node())
 		assert.Equal(t, v, w.find(fresh, "db"))
-		assert.Equal(t, map[string]int{listVolumes: 2}, w.calls(), "by its name, and among all")
+		assert.Equal(t, map[string]int{listVolumes: 1, getTag: 1, getVolume: 1}, w.calls(), "by its name in DigitalOcean, and by ours")
 		assert.Equal(t, v, w.find(fresh, "db"))
 		assert.Equal(t, map[string]int{listVolumes: 1}, w.calls())
 
@@ -302,22 +302,114 @@ func TestQuestionsAtOnceShareCalls(t *testing.T) {
 	})
 }
 
+// fill makes volumes of this cluster, and returns the id of the first.
+func (w *world) fill(volumes int) (first string) {
+	w.byHand(func(r *cloud.Request) error {
+		for i := range volumes {
+			name := fmt.Sprintf("v%03d", i)
+			tags := map[string]string{"name": name, "tag:blockvol:cluster:main": "", "tag:blockvol:name:" + name: ""}
+			v, err := r.CreateVolume(cloud.VolumeSpec{Shape: cloud.Shape{Size: gib}, Tags: tags})
+			if err != nil {
+				return err
+			}
+			first = cmp.Or(first, v.ID)
+		}
+		return nil
+	})
+	return first
+}
+
+func TestACreateCostsTheSameHoweverManyVolumesThereAre(t *testing.T) {
+	for _, others := range []int{0, 450} {
+		inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+			w.fill(others)
+			for _, name := range []string{"db", "A name_that.takes code", strings.Repeat("long", 60)} {
+				p := w.on(w.node())
+				v := w.create(p, name)
+				assert.Equal(t, map[string]int{listVolumes: 1, getTag: 2, createVolume: 1}, w.calls())
+				assert.Equal(t, v, w.find(p, name), "it is as a read shows it")
+				assert.Equal(t, []string{v.ID}, w.bearers(name))
+				w.calls()
+			}
+		})
+	}
+}
+
+// Volumes of other clusters and regions, and disks that were forgotten, have the tag of the name too.
+func TestTheTagOfANameIsNotTheNameOfTheCluster(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		forgotten := w.create(p, "db")
+		require.NoError(t, p.Forget(t.Context(), forgotten.ID))
+		for range 2 { // one volume has the tag, then several
+			_, err := w.on(w.node()).Find(t.Context(), "db")
+			require.ErrorIs(t, err, providers.ErrNotFound)
+			far := w.on(w.cloud.AddInstance(cloud.Instance{Zone: "ams3"}).ID)
+			w.create(far, "db")
+		}
+		w.create(w.on(w.cloud.AddInstance(cloud.Instance{Zone: "ams3"}).ID), "far")
+		_, err := w.on(w.node()).Find(t.Context(), "far")
+		require.ErrorIs(t, err, providers.ErrNotFound)
+		node := w.node()
+		other := w.create(w.of(node, "other", w.front.Transport(node)), "db")
+		v := w.create(p, "db")
+		assert.NotContains(t, []string{forgotten.ID, other.ID}, v.ID)
+		assert.Equal(t, v, w.find(w.on(w.node()), "db"))
+	})
+}
+
+// What the tag tells is not taken for more than it may be: of an answer that may be old, the region's volumes decide.
+func TestATagThatDoesNotTellOfTheNewVolumeLeavesItToTheList(t *testing.T) {
+	for name, says := range map[string]string{
+		"none": `"volumes":{"count":0}`, "another": `"volumes":{"count":1,"last_tagged_uri":"https://api.digitalocean.com/v2/volumes/506f78a4-e098-11e5-ad9f-000f53306ae1"}`,
+		"nothing": `"volumes":null`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+				node := w.node()
+				there := w.front.Transport(node)
+				truth := "" // of the answer that is to be replaced
+				p := w.of(node, "main", httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
+					answer, err := there.RoundTrip(r)
+					if err == nil && truth != "" && strings.HasPrefix(r.URL.Path, "/v2/tags/") {
+						httpsim.ReplaceBody(answer, truth, says)
+						truth = ""
+					}
+					return answer, err
+				}))
+				_, err := p.Find(t.Context(), "db")
+				require.ErrorIs(t, err, providers.ErrNotFound)
+				adopted, err := w.on(w.node()).Adopt(t.Context(), w.disk("old"), providers.Spec{Name: "db"})
+				require.NoError(t, err)
+				truth = fmt.Sprintf(`"volumes":{"count":2,"last_tagged_uri":"https://api.digitalocean.com/v2/volumes/%s"}`, adopted.ID)
+				assert.Equal(t, adopted.ID, w.create(p, "db").ID)
+				assert.Empty(t, truth)
+				assert.Equal(t, []string{adopted.ID}, w.bearers("db"))
+			})
+		})
+	}
+}
+
+// A volume that no request for the tag finds would be denied, where its name in DigitalOcean is not the first.
+func TestAVolumeOfASecondNameIsNotMadeWithATagInOtherCapitals(t *testing.T) {
+	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
+		p := w.on(w.node())
+		_, _, err := p.api.Tags.Create(t.Context(), tagRequest("blockvol:name:DB"))
+		require.NoError(t, err)
+		v := w.create(p, "db")
+		assert.Equal(t, v, w.find(w.on(w.node()), "db"))
+		require.NoError(t, p.Forget(t.Context(), v.ID))
+		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
+		require.ErrorIs(t, err, providers.ErrInvalid)
+		providertest.Sentence(t, err, "blockvol:name:db", "capitals", "delete that tag")
+		assert.Empty(t, w.bearers("db"))
+	})
+}
+
 func TestAListOfManyIsReadInPages(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
-		var first string
-		w.byHand(func(r *cloud.Request) error {
-			for i := range 450 {
-				name := fmt.Sprintf("v%03d", i)
-				tags := map[string]string{"name": name, "tag:blockvol:cluster:main": "", "tag:blockvol:name:" + name: ""}
-				v, err := r.CreateVolume(cloud.VolumeSpec{Shape: cloud.Shape{Size: gib}, Tags: tags})
-				if err != nil {
-					return err
-				}
-				first = cmp.Or(first, v.ID)
-			}
-			return nil
-		})
+		first := w.fill(450)
 		list, err := p.List(t.Context())
 		require.NoError(t, err)
 		assert.Len(t, list, 450)
@@ -405,12 +497,12 @@ func TestACreateDoesNotRepeatTheLookBeforeIt(t *testing.T) {
 		}
 		absent("db")
 		v := w.create(p, "db")
-		assert.Equal(t, map[string]int{createVolume: 1, listVolumes: 1}, w.calls())
+		assert.Equal(t, map[string]int{createVolume: 1, getTag: 1}, w.calls())
 		time.Sleep(justAsked)
 		absent("other")
 		time.Sleep(justAsked)
 		w.create(p, "other")
-		assert.Equal(t, map[string]int{createVolume: 1, listVolumes: 3}, w.calls(), "the look is too long ago")
+		assert.Equal(t, map[string]int{createVolume: 1, listVolumes: 1, getTag: 2}, w.calls(), "the look is too long ago")
 
 		// What has come to the name since is found all the same.
 		absent("here")

@@ -134,6 +134,7 @@ func (w *world) calls() map[string]int {
 const (
 	listVolumes  = "GET /v2/volumes"
 	createVolume = "POST /v2/volumes"
+	getTag       = "GET /v2/tags/{tag}"
 	getVolume    = "GET /v2/volumes/{id}"
 	deleteVolume = "DELETE /v2/volumes/{id}"
 	act          = "POST /v2/volumes/{id}/actions"

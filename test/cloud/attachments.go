@@ -2,7 +2,6 @@ package cloud
 
 import (
 	"errors"
-	"slices"
 	"time"
 )
 
@@ -65,10 +64,10 @@ func (c *Cloud) beginAttach(volume, instance, device string, allow func(Instance
 	case v.Zone != i.Zone:
 		return Attachment{}, 0, ErrZoneMismatch
 	}
-	held := slices.DeleteFunc(c.listVolumes(c.volumes), func(v Volume) bool {
+	held := list(c.volumes, current, func(v Volume) bool {
 		_, attached := v.attachedTo(instance)
-		return !attached
-	})
+		return attached
+	}, olderVolume)
 	if err := allow(i.clone(), held); err != nil {
 		return Attachment{}, 0, err
 	}

@@ -217,18 +217,6 @@ func (c *Cloud) zone(name string) (string, error) {
 	return name, nil
 }
 
-// live returns the current state of all existing objects of a kind. The caller holds the lock.
-func live[T any](objects map[string]*history[T], order func(a, b T) int) []T {
-	all := make([]T, 0, len(objects))
-	for _, object := range objects {
-		if value, ok := object.now(); ok {
-			all = append(all, value)
-		}
-	}
-	slices.SortFunc(all, order)
-	return all
-}
-
 // byAge compares by time, then by ID.
 func byAge(aTime, bTime time.Time, a, b string) int {
 	if order := aTime.Compare(bTime); order != 0 {

@@ -3,6 +3,7 @@ package cloud
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 )
 
@@ -90,23 +91,17 @@ func (c *Cloud) Instance(id string) (Instance, bool) {
 func (c *Cloud) Instances() []Instance {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.listInstances(c.instances)
+	return list(c.instances, current, nil, olderInstance)
 }
 
 // Instances returns all instances, subject to Lag.
 func (r *Request) Instances() []Instance {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
-	return r.c.listInstances(seen(r.c, r.c.instances))
+	return list(r.c.instances, seen[Instance](r.c), nil, olderInstance)
 }
 
-func (c *Cloud) listInstances(from map[string]*history[Instance]) []Instance {
-	all := live(from, func(a, b Instance) int { return byAge(a.LaunchedAt, b.LaunchedAt, a.ID, b.ID) })
-	for i := range all {
-		all[i] = all[i].clone()
-	}
-	return all
-}
+func olderInstance(a, b Instance) int { return byAge(a.LaunchedAt, b.LaunchedAt, a.ID, b.ID) }
 
 // SetInterfaces sets an instance's number of network interfaces, which can reduce how many volumes it can have.
 func (c *Cloud) SetInterfaces(id string, n int) {
@@ -203,7 +198,7 @@ func (c *Cloud) each(instance string, do func(volume string, a Attachment)) {
 		}
 	}
 	c.mu.Unlock()
-	for _, id := range sortedKeys(held) {
+	for _, id := range slices.Sorted(maps.Keys(held)) {
 		do(id, held[id])
 	}
 }

@@ -1,6 +1,11 @@
 package cloud
 
-import "time"
+import (
+	"hash/crc64"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
 
 // history has the versions of an object that a read may show. Its values are never changed in place.
 type history[T any] struct{ versions []version[T] } // oldest first
@@ -41,18 +46,36 @@ func (h *history[T]) at(when time.Time) (T, bool) {
 	return none, false
 }
 
-// seen returns objects as one read shows them: each at a random time within Lag.
-func seen[T any](c *Cloud, objects map[string]*history[T]) map[string]*history[T] {
+// seen returns the view of one read: each object as it was at a random time within Lag. The caller holds the lock.
+func seen[T any](c *Cloud) func(id string, of *history[T]) (T, bool) {
 	if c.cfg.Lag <= 0 {
-		return objects
+		return current[T]
 	}
-	shown := make(map[string]*history[T], len(objects))
-	now := time.Now()
-	for _, id := range sortedKeys(objects) { // in a fixed order, so that a seed gives the same result
-		ago := time.Duration(c.rand.Int64N(int64(c.cfg.Lag) + 1))
-		if value, ok := objects[id].at(now.Add(-ago)); ok {
-			shown[id] = &history[T]{[]version[T]{{value: value}}}
+	now, salt := time.Now(), c.rand.Uint64()
+	return func(id string, of *history[T]) (T, bool) {
+		if of.versions[len(of.versions)-1].from.Before(now.Add(-c.cfg.Lag)) {
+			return of.now()
+		}
+		// By the ID, so that a seed gives the same result in any order of reading.
+		ago := rand.New(rand.NewPCG(salt, crc64.Checksum([]byte(id), polynomial))).Int64N(int64(c.cfg.Lag) + 1)
+		return of.at(now.Add(-time.Duration(ago)))
+	}
+}
+
+var polynomial = crc64.MakeTable(crc64.ECMA)
+
+// current is the view of the current state.
+func current[T any](_ string, of *history[T]) (T, bool) { return of.now() }
+
+// list returns copies of the existing objects that match; nil matches all. Others are not copied, so reading a few of thousands
+// is cheap. The caller holds the lock.
+func list[T interface{ clone() T }](objects map[string]*history[T], view func(string, *history[T]) (T, bool), match func(T) bool, order func(a, b T) int) []T {
+	all := []T{}
+	for id, object := range objects {
+		if value, exists := view(id, object); exists && (match == nil || match(value)) {
+			all = append(all, value.clone())
 		}
 	}
-	return shown
+	slices.SortFunc(all, order)
+	return all
 }

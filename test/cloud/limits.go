@@ -2,7 +2,6 @@ package cloud
 
 import (
 	"maps"
-	"slices"
 	"time"
 )
 
@@ -87,5 +86,3 @@ func (c *Cloud) ResetCalls() {
 	clear(c.calls)
 	clear(c.throttled)
 }
-
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -40,23 +40,17 @@ func (s Snapshot) clone() Snapshot {
 func (c *Cloud) Snapshots() []Snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.listSnapshots(c.snapshots)
+	return list(c.snapshots, current, nil, olderSnapshot)
 }
 
 // Snapshots returns all snapshots, subject to Lag.
 func (r *Request) Snapshots() []Snapshot {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
-	return r.c.listSnapshots(seen(r.c, r.c.snapshots))
+	return list(r.c.snapshots, seen[Snapshot](r.c), nil, olderSnapshot)
 }
 
-func (c *Cloud) listSnapshots(from map[string]*history[Snapshot]) []Snapshot {
-	all := live(from, func(a, b Snapshot) int { return byAge(a.StartedAt, b.StartedAt, a.ID, b.ID) })
-	for i := range all {
-		all[i] = all[i].clone()
-	}
-	return all
-}
+func olderSnapshot(a, b Snapshot) int { return byAge(a.StartedAt, b.StartedAt, a.ID, b.ID) }
 
 // CreateSnapshot begins to copy a volume. The Backend decides at which time its copy is taken.
 //

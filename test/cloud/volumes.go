@@ -132,26 +132,50 @@ func (c *Cloud) Volume(id string) (Volume, bool) {
 }
 
 // Volumes returns the current state of all volumes, the oldest first, regardless of Lag.
-func (c *Cloud) Volumes() []Volume {
+func (c *Cloud) Volumes() []Volume { return c.VolumesThat(nil) }
+
+// VolumesThat is Volumes for those that match. The match must not change the volume or call the cloud.
+func (c *Cloud) VolumesThat(match func(Volume) bool) []Volume {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.listVolumes(c.volumes)
+	return list(c.volumes, current, match, olderVolume)
+}
+
+// AnyVolume reports whether a volume matches, with the rules of VolumesThat.
+func (c *Cloud) AnyVolume(match func(Volume) bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, object := range c.volumes {
+		if v, exists := object.now(); exists && match(v) {
+			return true
+		}
+	}
+	return false
 }
 
 // Volumes returns all volumes, subject to Lag.
-func (r *Request) Volumes() []Volume {
+func (r *Request) Volumes() []Volume { return r.VolumesThat(nil) }
+
+// VolumesThat is Volumes for those that match, with the rules of Cloud.VolumesThat.
+func (r *Request) VolumesThat(match func(Volume) bool) []Volume {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
-	return r.c.listVolumes(seen(r.c, r.c.volumes))
+	return list(r.c.volumes, seen[Volume](r.c), match, olderVolume)
 }
 
-func (c *Cloud) listVolumes(from map[string]*history[Volume]) []Volume {
-	all := live(from, func(a, b Volume) int { return byAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID) })
-	for i := range all {
-		all[i] = all[i].clone()
+// Volume returns a volume, subject to Lag.
+func (r *Request) Volume(id string) (Volume, bool) {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	of := r.c.volumes[id]
+	if of == nil {
+		return Volume{}, false
 	}
-	return all
+	v, exists := seen[Volume](r.c)(id, of)
+	return v.clone(), exists
 }
+
+func olderVolume(a, b Volume) int { return byAge(a.CreatedAt, b.CreatedAt, a.ID, b.ID) }
 
 // change edits an existing volume. The edit reports whether it changed anything. The caller holds the lock.
 func (c *Cloud) change(id string, edit func(*Volume) bool) bool {

@@ -116,7 +116,7 @@ func underway(v cloud.Volume) bool {
 
 // engaged reports whether an action of one of the droplet's volumes is pending.
 func (f *Front) engaged(droplet string) bool {
-	return slices.ContainsFunc(f.cloud.Volumes(), func(v cloud.Volume) bool {
+	return f.cloud.AnyVolume(func(v cloud.Volume) bool {
 		held := len(v.Attachments) > 0 && v.Attachments[0].Instance == droplet
 		return held && (underway(v) || resizing(v))
 	})

@@ -31,7 +31,7 @@ func (f *Front) getDroplet(r *rest.Request) (rest.Answer, error) {
 			continue
 		}
 		held := []string{}
-		for _, v := range r.Volumes() {
+		for _, v := range r.VolumesThat(func(v cloud.Volume) bool { return len(v.Attachments) > 0 }) {
 			for _, id := range f.show(r, v).DropletIDs {
 				if id == number(i.ID) {
 					held = append(held, v.ID)

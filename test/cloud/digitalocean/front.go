@@ -68,6 +68,7 @@ func New(cfg Config) *Front {
 	f.handle("GET /v2/snapshots/{id}", "snapshot:read block_storage_snapshot:read", f.getSnapshot)
 	f.handle("DELETE /v2/snapshots/{id}", "snapshot:delete block_storage_snapshot:delete", f.deleteSnapshot)
 	f.handle("POST /v2/tags", "tag:create", f.createTag)
+	f.handle("GET /v2/tags/{tag}", "tag:read", f.getTag)
 	f.handle("POST /v2/tags/{tag}/resources", "tag:create", f.tagResources)
 	f.handle("DELETE /v2/tags/{tag}/resources", "tag:delete", f.untagResources)
 	f.handle("GET /v2/droplets/{id}", "droplet:read", f.getDroplet)

@@ -54,10 +54,50 @@ func (f *Front) createTag(r *rest.Request) (rest.Answer, error) {
 	if exists {
 		return rest.Answer{}, f.invalid("tag already exists")
 	}
-	none := map[string]int{"count": 0}
-	return rest.Answer{Status: http.StatusCreated, Body: map[string]any{"tag": map[string]any{"name": in.Name, "resources": map[string]any{
-		"count": 0, "droplets": none, "images": none, "volumes": none, "volume_snapshots": none, "databases": none,
-	}}}}, nil
+	return rest.Answer{Status: http.StatusCreated, Body: map[string]any{"tag": showTag(in.Name, nil, nil)}}, nil
+}
+
+// showTag shows a tag with how many volumes and snapshots of volumes have it. Which of them has got it last, nobody here knows:
+// the oldest stands for it.
+func showTag(name string, volumes, snapshots []string) map[string]any {
+	counted := func(kind string, ids []string) map[string]any {
+		shown := map[string]any{"count": len(ids)}
+		if len(ids) > 0 {
+			shown["last_tagged_uri"] = "https://api.digitalocean.com/v2/" + kind + "/" + ids[0]
+		}
+		return shown
+	}
+	all := counted("volumes", append(volumes, snapshots...))
+	for _, kind := range []string{"droplets", "images", "databases"} {
+		all[kind] = counted(kind, nil)
+	}
+	all["volumes"], all["volume_snapshots"] = counted("volumes", volumes), counted("snapshots", snapshots)
+	return map[string]any{"name": name, "resources": all}
+}
+
+// getTag counts only what the caller may see.
+func (f *Front) getTag(r *rest.Request) (rest.Answer, error) {
+	tag := r.HTTP.PathValue("tag")
+	f.mu.Lock()
+	known := f.tags[strings.ToLower(tag)] == tag
+	f.mu.Unlock()
+	if !known {
+		return rest.Answer{}, f.notFound()
+	}
+	var volumes, snapshots []string
+	if f.May(r.HTTP, "block_storage:read") {
+		for _, v := range r.VolumesThat(func(v cloud.Volume) bool { _, has := v.Tags[tagMark+tag]; return has && there(v) }) {
+			volumes = append(volumes, v.ID)
+		}
+	}
+	if f.May(r.HTTP, "block_storage_snapshot:read") {
+		for _, s := range r.Snapshots() {
+			if _, has := s.Tags[tagMark+tag]; has {
+				snapshots = append(snapshots, s.ID)
+			}
+		}
+	}
+	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"tag": showTag(tag, volumes, snapshots)}}, nil
 }
 
 func (f *Front) tagResources(r *rest.Request) (rest.Answer, error) {

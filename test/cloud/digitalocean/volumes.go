@@ -85,22 +85,21 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 		return rest.Answer{}, err
 	}
 	var shown []volume
-	for _, v := range r.Volumes() {
-		if there(v) && (!given.Has("name") || v.Tags[ownName] == given.Get("name")) && (!given.Has("region") || v.Zone == given.Get("region")) {
-			shown = append(shown, f.show(r, v))
-		}
+	for _, v := range r.VolumesThat(func(v cloud.Volume) bool {
+		return there(v) && (!given.Has("name") || v.Tags[ownName] == given.Get("name")) && (!given.Has("region") || v.Zone == given.Get("region"))
+	}) {
+		shown = append(shown, f.show(r, v))
 	}
 	return page(f, r, "volumes", shown)
 }
 
 // find returns a volume, subject to Lag.
 func (f *Front) find(r *rest.Request, id string) (cloud.Volume, error) {
-	for _, v := range r.Volumes() {
-		if v.ID == id && there(v) {
-			return v, nil
-		}
+	v, found := r.Volume(id)
+	if !found || !there(v) {
+		return cloud.Volume{}, f.notFound()
 	}
-	return cloud.Volume{}, f.notFound()
+	return v, nil
 }
 
 func (f *Front) getVolume(r *rest.Request) (rest.Answer, error) {
@@ -161,7 +160,7 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 		}
 	}
 	f.mu.Lock()
-	taken := slices.ContainsFunc(f.cloud.Volumes(), func(v cloud.Volume) bool {
+	taken := f.cloud.AnyVolume(func(v cloud.Volume) bool {
 		return there(v) && v.Zone == in.Region && v.Tags[ownName] == in.Name
 	})
 	var v cloud.Volume

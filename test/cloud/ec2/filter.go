@@ -77,6 +77,9 @@ func matches[T any](object T, filters []filter, fields fieldsOf[T]) bool {
 
 // like matches wildcards: * is any characters, ? is one. A character after the escape character is literal.
 func like(pattern, value string, escape rune) bool {
+	if !strings.ContainsAny(pattern, `*?\`) {
+		return pattern == value
+	}
 	return glob([]rune(pattern), []rune(value), escape)
 }
 
@@ -135,8 +138,9 @@ type read[T any] struct {
 	capped             bool // a greater MaxResults is reduced to most
 }
 
-// of returns the objects that the request asks for and the token of the next page.
-func (d read[T]) of(r *request, all []T) (page []T, next string, err error) {
+// of returns the objects that the request asks for and the token of the next page. Function load returns at least the matching
+// objects.
+func (d read[T]) of(r *request, load func(match func(T) bool) []T) (page []T, next string, err error) {
 	filters, err := r.params.filters()
 	if err != nil {
 		return nil, "", err
@@ -166,6 +170,12 @@ func (d read[T]) of(r *request, all []T) (page []T, next string, err error) {
 	case limit != nil && len(ids) > 0:
 		return nil, "", refuse("InvalidParameterCombination", "The parameter %s cannot be used with the parameter maxResults", d.shown)
 	}
+	// A page is cut before the filters, and a requested ID must exist.
+	match := func(object T) bool { return matches(object, filters, d.fields) }
+	if limit != nil || r.params.get("NextToken") != "" || len(ids) > 0 {
+		match = nil
+	}
+	all := load(match)
 	if len(ids) > 0 {
 		if all, err = d.pick(all, ids); err != nil {
 			return nil, "", err
@@ -179,6 +189,9 @@ func (d read[T]) of(r *request, all []T) (page []T, next string, err error) {
 	}
 	return page, next, err
 }
+
+// everything is a load that returns all objects.
+func everything[T any](all []T) func(func(T) bool) []T { return func(func(T) bool) []T { return all } }
 
 // pick returns the objects with these IDs, or an error if one does not exist.
 func (d read[T]) pick(all []T, ids []string) ([]T, error) {

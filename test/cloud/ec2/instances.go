@@ -179,7 +179,7 @@ func describeInstances(r *request) (any, error) {
 		missing: noInstance,
 		fields:  instanceFields,
 		least:   5, most: 1000,
-	}.of(r, mapVolumes(r.Instances(), r.Volumes()))
+	}.of(r, everything(mapVolumes(r.Instances(), r.VolumesThat(func(v cloud.Volume) bool { return len(v.Attachments) > 0 }))))
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +248,7 @@ func describeInstanceTypes(r *request) (any, error) {
 		},
 		fields: typeFields,
 		least:  5, most: 100,
-	}.of(r, slices.Clone(types))
+	}.of(r, everything(slices.Clone(types)))
 	if err != nil {
 		return nil, err
 	}

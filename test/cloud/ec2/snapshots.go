@@ -108,7 +108,7 @@ func describeSnapshots(r *request) (any, error) {
 		missing: noSnapshot,
 		fields:  r.front.snapshotFields,
 		least:   5, most: 1000,
-	}.of(r, r.Snapshots())
+	}.of(r, everything(r.Snapshots()))
 	if err != nil {
 		return nil, err
 	}

@@ -174,7 +174,7 @@ func describeVolumes(r *request) (any, error) {
 		missing: noVolume,
 		fields:  volumeFields,
 		least:   5, most: 500, capped: true,
-	}.of(r, r.Volumes())
+	}.of(r, r.VolumesThat)
 	if err != nil {
 		return nil, err
 	}
@@ -498,7 +498,7 @@ func describeModifications(r *request) (any, error) {
 		missing: noVolume,
 		fields:  modificationFields,
 		least:   1, most: 500,
-	}.of(r, all)
+	}.of(r, everything(all))
 	if err != nil {
 		return nil, err
 	}

@@ -129,9 +129,8 @@ func (f *Front) busy(server string) bool {
 	if i.State != cloud.Running && i.State != cloud.Stopped {
 		return true
 	}
-	return slices.ContainsFunc(f.cloud.Volumes(), func(v cloud.Volume) bool {
-		return len(v.Attachments) > 0 && v.Attachments[0].Instance == server && f.underway(v.ID)
-	})
+	held := f.cloud.VolumesThat(func(v cloud.Volume) bool { return len(v.Attachments) > 0 && v.Attachments[0].Instance == server })
+	return slices.ContainsFunc(held, func(v cloud.Volume) bool { return f.underway(v.ID) })
 }
 
 // engaged is busy with the lock.

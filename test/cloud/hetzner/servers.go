@@ -108,7 +108,7 @@ func serverName(i cloud.Instance) string { return "server-" + i.ID }
 
 func (f *Front) showServer(r *rest.Request, i cloud.Instance, status string) map[string]any {
 	held := []int64{}
-	for _, v := range r.Volumes() {
+	for _, v := range r.VolumesThat(func(v cloud.Volume) bool { return len(v.Attachments) > 0 }) {
 		if shown := f.show(v); shown.Server != nil && *shown.Server == number(i.ID) {
 			held = append(held, shown.ID)
 		}

@@ -96,10 +96,11 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 	}
 	given := r.HTTP.URL.Query()
 	all := []volume{}
-	for _, v := range r.Volumes() {
+	for _, v := range r.VolumesThat(func(v cloud.Volume) bool {
+		return there(v) && (!given.Has("name") || v.Tags[ownName] == given.Get("name"))
+	}) {
 		shown := f.show(v)
-		if there(v) && match(shown.Labels) && (!given.Has("name") || shown.Name == given.Get("name")) &&
-			(!given.Has("status") || slices.Contains(given["status"], shown.Status)) {
+		if match(shown.Labels) && (!given.Has("status") || slices.Contains(given["status"], shown.Status)) {
 			all = append(all, shown)
 		}
 	}
@@ -116,12 +117,11 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 // find returns a volume, subject to Lag.
 func find(r *rest.Request) (cloud.Volume, error) {
 	id := r.HTTP.PathValue("id")
-	for _, v := range r.Volumes() {
-		if v.ID == id && there(v) {
-			return v, nil
-		}
+	v, found := r.Volume(id)
+	if !found || !there(v) {
+		return cloud.Volume{}, notFound("volume", id)
 	}
-	return cloud.Volume{}, notFound("volume", id)
+	return v, nil
 }
 
 // truth returns the current state of a volume.
@@ -153,10 +153,8 @@ func checkVolumeName(name string) error {
 
 // taken returns an error if another volume has the name. The caller holds the lock.
 func (f *Front) taken(name, but string) error {
-	for _, v := range f.cloud.Volumes() {
-		if there(v) && v.ID != but && v.Tags[ownName] == name {
-			return refusal(problem{"uniqueness_error", "volume name is already used", map[string]any{"fields": []any{map[string]any{"name": "name"}}}})
-		}
+	if f.cloud.AnyVolume(func(v cloud.Volume) bool { return there(v) && v.ID != but && v.Tags[ownName] == name }) {
+		return refusal(problem{"uniqueness_error", "volume name is already used", map[string]any{"fields": []any{map[string]any{"name": "name"}}}})
 	}
 	return nil
 }

@@ -32,15 +32,13 @@ func mostVolumes(i cloud.Instance, persist bool) int {
 
 // busy reports whether another volume is being attached to or detached from the instance.
 func (f *Front) busy(linode, except string) bool {
-	for _, v := range f.cloud.Volumes() {
+	return f.cloud.AnyVolume(func(v cloud.Volume) bool {
 		if v.ID == except || len(v.Attachments) == 0 || v.Attachments[0].Instance != linode {
-			continue
+			return false
 		}
-		if s := v.Attachments[0].State; s == cloud.Attaching || s == cloud.Detaching {
-			return true
-		}
-	}
-	return false
+		s := v.Attachments[0].State
+		return s == cloud.Attaching || s == cloud.Detaching
+	})
 }
 
 func (f *Front) attachVolume(r *rest.Request) (rest.Answer, error) {

@@ -104,10 +104,8 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 		return rest.Answer{}, err
 	}
 	all := []volume{}
-	for _, v := range r.Volumes() {
-		if exists(v) && match(v) {
-			all = append(all, show(v))
-		}
+	for _, v := range r.VolumesThat(func(v cloud.Volume) bool { return exists(v) && match(v) }) {
+		all = append(all, show(v))
 	}
 	slices.SortFunc(all, func(a, b volume) int { return int(a.ID - b.ID) })
 	return paginate(r, all)
@@ -115,12 +113,11 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 
 // seen returns the volume of a request, subject to Lag.
 func seen(r *rest.Request) (cloud.Volume, error) {
-	for _, v := range r.Volumes() {
-		if v.ID == r.HTTP.PathValue("id") && exists(v) {
-			return v, nil
-		}
+	v, found := r.Volume(r.HTTP.PathValue("id"))
+	if !found || !exists(v) {
+		return cloud.Volume{}, notFound()
 	}
-	return cloud.Volume{}, notFound()
+	return v, nil
 }
 
 // truth returns the current state of the volume of a request.
@@ -154,10 +151,8 @@ func (f *Front) checkLabel(label, id string) error {
 	if len(label) > 32 || !labelForm.MatchString(label) || strings.Contains(label, "--") || strings.Contains(label, "__") {
 		return bad("label", "Length must be 1-32 characters; only letters, digits, single dashes and underscores, the first a letter")
 	}
-	for _, v := range f.cloud.Volumes() {
-		if v.Tags[labelKey] == label && v.ID != id {
-			return bad("label", "Label must be unique among your Volumes")
-		}
+	if f.cloud.AnyVolume(func(v cloud.Volume) bool { return v.Tags[labelKey] == label && v.ID != id }) {
+		return bad("label", "Label must be unique among your Volumes")
 	}
 	return nil
 }

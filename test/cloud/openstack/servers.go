@@ -74,9 +74,7 @@ func (f *Front) viewServer(r *rest.Request, i cloud.Instance) map[string]any {
 
 // held returns the volumes of a server, subject to Lag.
 func held(r *rest.Request, server string) []cloud.Volume {
-	return slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool {
-		return len(v.Attachments) == 0 || v.Attachments[0].Instance != server
-	})
+	return r.VolumesThat(func(v cloud.Volume) bool { return len(v.Attachments) > 0 && v.Attachments[0].Instance == server })
 }
 
 func (f *Front) listServers(r *rest.Request) (rest.Answer, error) {
@@ -236,7 +234,7 @@ func (f *Front) listAttachments(r *rest.Request) (rest.Answer, error) {
 		return rest.Answer{}, missing("The resource could not be found.")
 	}
 	volume := r.HTTP.URL.Query().Get("volume_id")
-	all := slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool { return len(v.Attachments) == 0 || volume != "" && v.ID != volume })
+	all := r.VolumesThat(func(v cloud.Volume) bool { return len(v.Attachments) > 0 && (volume == "" || v.ID == volume) })
 	return page(f, r, "attachments", all, func(v cloud.Volume) string { return attachmentID(v.ID, v.Attachments[0]) }, func(v cloud.Volume) map[string]any {
 		a := v.Attachments[0]
 		word := "attached"

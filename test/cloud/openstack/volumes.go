@@ -80,12 +80,11 @@ func attachmentID(volume string, a cloud.Attachment) string {
 
 // seen returns a volume, subject to Lag.
 func seen(r *rest.Request, id string) (cloud.Volume, error) {
-	for _, v := range r.Volumes() {
-		if v.ID == id && v.State != cloud.Deleted {
-			return v, nil
-		}
+	v, found := r.Volume(id)
+	if !found || v.State == cloud.Deleted {
+		return cloud.Volume{}, noVolume(id)
 	}
-	return cloud.Volume{}, noVolume(id)
+	return v, nil
 }
 
 func noVolume(id string) error { return missing("Volume %s could not be found.", id) }
@@ -161,8 +160,8 @@ func (f *Front) listVolumes(r *rest.Request) (rest.Answer, error) {
 	if err != nil {
 		return rest.Answer{}, err
 	}
-	all := slices.DeleteFunc(r.Volumes(), func(v cloud.Volume) bool {
-		return v.State == cloud.Deleted || !matches(v.Tags, wanted) || !isNamed(r, v.Tags)
+	all := r.VolumesThat(func(v cloud.Volume) bool {
+		return v.State != cloud.Deleted && matches(v.Tags, wanted) && isNamed(r, v.Tags)
 	})
 	slices.Reverse(all) // the newest first
 	return page(f, r, "volumes", all, func(v cloud.Volume) string { return v.ID }, func(v cloud.Volume) map[string]any { return f.viewVolume(r, v) }, "metadata", "name")
@@ -270,9 +269,7 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 }
 
 func (f *Front) checkQuota(more int64) error {
-	for _, v := range f.cloud.Volumes() {
-		more += v.Size / gib
-	}
+	f.cloud.AnyVolume(func(v cloud.Volume) bool { more += v.Size / gib; return false })
 	if more > f.cfg.Gigabytes {
 		return overQuota("VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed gigabytes quota. The quota is %dG.", f.cfg.Gigabytes)
 	}
