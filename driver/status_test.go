@@ -182,6 +182,9 @@ func TestAVolumeThatExistsIsNotMadeAnew(t *testing.T) {
 			require.NoError(t, l.Create(within(t), c.name, map[string]string{c.option: c.value}), "%s=%s", c.option, c.value)
 		}
 		assert.Len(t, w.disks, 2)
+		assert.Equal(t, mount.LayoutRoot, status(t, l, "adopted")["layout"])
+		_, err := l.Path(within(t), "nothing")
+		require.ErrorIs(t, err, ErrNotFound)
 		require.ErrorContains(t, l.Create(within(t), "a\nb", nil), "cannot be printed: no volume was created")
 		require.ErrorContains(t, l.Create(within(t), "bad", map[string]string{"sise": "3"}), `volume "bad" was not created`)
 
@@ -209,8 +212,16 @@ func TestOptionsReachTheCloud(t *testing.T) {
 	scene(t, func(t *testing.T, _ *world, a, _ *machine) {
 		var p *rich
 		l := a.start(t, func(c *Config) { p = &rich{fakeProvider: c.Provider.(*fakeProvider)}; c.Provider = p })
-		for option, value := range map[string]string{"iops": "0", "throughput": "-1", "encrypted": "perhaps", "tags": ",", "size": "9PiB"} {
-			require.Error(t, l.Create(within(t), "data", map[string]string{option: value}), "%s=%s", option, value)
+		for _, c := range []struct{ option, value, says string }{
+			{"iops", "0", "must be a whole number above 0"},
+			{"iops", "99999999999999999999", "must be a whole number above 0"},
+			{"throughput", "-1", "must be a whole number above 0"},
+			{"encrypted", "perhaps", "must be true or false"},
+			{"tags", ",", "must be a list"},
+			{"size", "9PiB", "must be a size"},
+			{"size", "99999999999999999999B", "too large"},
+		} {
+			require.ErrorContains(t, l.Create(within(t), "data", map[string]string{c.option: c.value}), c.says, "%s=%s", c.option, c.value)
 		}
 		require.NoError(t, l.Create(within(t), "data", map[string]string{
 			"size": "16MiB", "type": "fast", "iops": "1", "throughput": "2", "encrypted": "TRUE", "kms-key": "key", "zone": "z1", "tags": "a=b",
@@ -222,8 +233,7 @@ func TestOptionsReachTheCloud(t *testing.T) {
 			Name: "data", Size: 16 << 20, Type: "fast", IOPS: 1, Throughput: 2, Encrypted: true, KMSKey: "key", Zone: "z1",
 			Tags: map[string]string{"a": "b"},
 		}, p.asked)
-		long := strings.Repeat("x", 200)
-		require.NoError(t, l.Create(within(t), "longest", map[string]string{"mkfs-options": "-L x", "tags": "a=" + long}))
+		require.NoError(t, l.Create(within(t), "longest", map[string]string{"mkfs-options": "-L" + strings.Repeat(" ", 252) + "x"}))
 		for text, bytes := range map[string]int64{"8388607TiB": 8388607 << 40, "9223372036854775807B": 1<<63 - 1} {
 			size, err := ParseSize(text)
 			require.NoError(t, err)

@@ -1,0 +1,156 @@
+package driver
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	logtest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// lost is a plugin that starts with an empty journal, on a node where a container has the volume mounted.
+func lost(t *testing.T, w *world, a *machine, trouble func(node, call string) fault) *life {
+	t.Helper()
+	mounted(t, a.start(t), "data", "1").kill()
+	synctest.Wait()
+	clear(a.journal)
+	w.setFault(trouble)
+	return a.startAsked(t)
+}
+
+// Whatever fails when strays are looked for, the container goes on, and soon all is as it was.
+func TestAVolumeInUseThatTheJournalLostIsTakenUpWhateverFails(t *testing.T) {
+	for _, call := range []string{"", "cloud.Node", "cloud.List", "host.Find", "host.IsStaged", "journal.put"} {
+		t.Run(call, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				l := lost(t, w, a, at(call, failBefore))
+				time.Sleep(time.Minute)
+				w.set(func() { assert.Equal(t, "data", a.mounts["serial-1"].dir, "it was unmounted") })
+				w.setFault(calm)
+				if call != "" {
+					time.Sleep(2 * reconcileEvery)
+				}
+				synctest.Wait()
+				if call != "journal.put" { // then the cloud tells the next life
+					assert.NotNil(t, a.journal["data"])
+				}
+				if call != "host.IsStaged" { // then the next Mount finds it
+					path, err := l.Path(within(t), "data")
+					require.NoError(t, err)
+					assert.Equal(t, "/published/data", path)
+				}
+				a.containerEnds("1")
+				time.Sleep(2 * reconcileEvery)
+				assert.Empty(t, w.holder("data"))
+			})
+		})
+	}
+}
+
+func TestADiskWhoseDeviceStaysAwayIsLookedForSeldom(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		made(t, a.start(t), "data").kill()
+		w.alter(func(d *disk) {
+			d.Attachment, d.present = providers.Attachment{Node: "a", State: providers.Attached}, time.Now().Add(1000*time.Hour)
+		})
+		a.start(t)
+		time.Sleep(time.Hour)
+		w.count()
+		time.Sleep(time.Hour)
+		assert.LessOrEqual(t, w.count()["List"], int(time.Hour/straysDoubted))
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
+	})
+}
+
+func TestAnAttachThatWasGivenUpIsWatchedForSeldomAndThenByItsDevice(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t), "data")
+		time.Sleep(time.Hour)
+		w.setFault(at("cloud.Attach", failBefore))
+		_, err := l.Mount(within(t), "data", "1")
+		require.ErrorIs(t, err, errInjected)
+		w.setFault(calm)
+		w.count()
+		time.Sleep(straysDoubted / 2)
+		assert.Zero(t, w.count()["List"], "the kernel is asked, not the cloud")
+		time.Sleep(straysDoubted)
+		assert.Equal(t, 1, w.count()["List"])
+		time.Sleep(straysEvery / 2)
+		assert.Zero(t, w.count()["List"])
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{Node: "a", State: providers.Attached} })
+		time.Sleep(2*reconcileEvery + linger)
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
+// The disk that was reported is another one.
+func TestAVolumeThatIsMadeAnewHasNoProblemOfTheOneBefore(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		made(t, a.start(t), "data").kill()
+		away := func(d *disk) {
+			d.Attachment, d.present = providers.Attachment{Node: "a", State: providers.Attached}, time.Now().Add(1000*time.Hour)
+		}
+		w.alter(away)
+		l := a.start(t)
+		time.Sleep(time.Minute)
+		assert.Contains(t, status(t, l, "data")["problem"], notSeen)
+		w.set(func() {
+			clear(w.disks)
+			away(w.newDisk("data", 1<<30, nil))
+		})
+		time.Sleep(lag)
+		assert.NotContains(t, status(t, l, "data"), "problem", "whether its device comes is not known yet")
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
+	})
+}
+
+// Promise 2: whoever asks later why a volume changed hands finds the evidence in the log.
+func TestATakeoverIsLoggedWithItsEvidence(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		mounted(t, b.start(t), "data", "1")
+		b.powerOff()
+		log, logged := logtest.NewNullLogger()
+		l := a.start(t, func(c *Config) { c.Log = log })
+		mustMount(t, l, "data", "2")
+		lines := 0
+		for _, e := range logged.AllEntries() {
+			if e.Data["evidence"] != nil {
+				lines++
+				assert.Equal(t, "data", e.Data["volume"])
+				assert.Equal(t, "b", e.Data["holder"])
+				assert.Equal(t, "machine b is stopped", e.Data["evidence"])
+			}
+		}
+		assert.Equal(t, 1, lines)
+		mustUnmount(t, l, "data", "2")
+	})
+}
+
+func TestARemoveThatCannotReleaseOrTakeTheDiskSaysWhy(t *testing.T) {
+	for call, before := range map[string]func(t *testing.T, w *world, a, b *machine) *life{
+		"journal.put": func(t *testing.T, w *world, a, _ *machine) *life {
+			l := lost(t, w, a, at("cloud.List", failBefore))
+			a.containerEnds("1")
+			return l
+		},
+		"cloud.Detach": func(t *testing.T, _ *world, a, b *machine) *life {
+			mounted(t, b.start(t), "data", "1")
+			b.powerOff()
+			return a.start(t)
+		},
+	} {
+		t.Run(call, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				l := before(t, w, a, b)
+				w.setFault(at(call, failBefore))
+				require.ErrorIs(t, l.Remove(within(t), "data"), errInjected)
+				assert.NotNil(t, w.disk("data"))
+				w.setFault(calm)
+			})
+		})
+	}
+}
