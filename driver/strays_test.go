@@ -154,3 +154,31 @@ func TestARemoveThatCannotReleaseOrTakeTheDiskSaysWhy(t *testing.T) {
 		})
 	}
 }
+
+// Whether the cloud says that this node holds it decides whether it is reported; until the cloud answers, the entry stays.
+func TestADiskThatThisBootHasNotSeenIsForgottenOnlyByTheWordOfTheCloud(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		mounted(t, a.start(t), "data", "1")
+		a.powerOff()
+		w.alter(func(d *disk) { d.present = time.Now().Add(1000 * time.Hour) })
+		a.powerOn()
+		w.setFault(func(_, call string) fault {
+			if call == "cloud.Find" || call == "cloud.List" {
+				return failBefore
+			}
+			return noFault
+		})
+		log, logged := logtest.NewNullLogger()
+		a.start(t, func(c *Config) { c.Log = log })
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		assert.NotNil(t, a.journal["data"])
+		assert.Zero(t, reports(logged, notSeen))
+		w.setFault(calm)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		assert.Nil(t, a.journal["data"])
+		assert.Equal(t, 1, reports(logged, notSeen))
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
+	})
+}
