@@ -1,8 +1,8 @@
-// Gate runs what scripts/test consists of, and keeps in a file where the time went and what was repeated.
+// Command gate runs the steps of scripts/test, and records durations and repeated tests in a file.
 //
-//	gate step FILE NAME COMMAND...                   runs a command
-//	gate test FILE [-repeat] FLAG... -- PACKAGE...   runs go test
-//	gate report FILE                                 prints the file's summary
+//	gate step FILE NAME COMMAND...                   run a command
+//	gate test FILE [-repeat] FLAG... -- PACKAGE...   run go test
+//	gate report FILE                                 print the summary of the file
 package main
 
 import (

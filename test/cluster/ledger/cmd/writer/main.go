@@ -1,10 +1,11 @@
-// Command writer keeps a ledger on a volume and acknowledges each record to a collector (package ledger). It is built
-// without cgo and can be the only process of a container.
+// Command writer writes a ledger on a volume and acknowledges each record to a collector, see package ledger.
+//
+// It needs no cgo and can be the only process of a container.
 //
 //	writer --file /data/ledger --to 10.0.0.1:7000 --name SERVICE
 //	writer --verify /data/ledger
 //
-// NODE and TASK of the environment tell where it runs.
+// The environment variables NODE and TASK identify it.
 package main
 
 import (
@@ -39,9 +40,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	var verify string
 	flags := flag.NewFlagSet("writer", flag.ContinueOnError)
 	flags.StringVar(&w.Path, "file", "", "the ledger: a `file` on the volume")
-	flags.StringVar(&w.To, "to", "", "where the collector listens: `address` and port")
-	flags.StringVar(&w.Name, "name", "", "the `name` of the service, the same wherever it runs")
-	flags.Float64Var(&w.Rate, "rate", 20, "records per second at most; 0 is no limit")
+	flags.StringVar(&w.To, "to", "", "the collector's `address` and port")
+	flags.StringVar(&w.Name, "name", "", "the service's `name`, the same on every node")
+	flags.Float64Var(&w.Rate, "rate", 20, "maximum number of records per second; 0 is unlimited")
 	flags.StringVar(&verify, "verify", "", "verify a `file`, print its summary as JSON, and exit")
 	if err := flags.Parse(args); err != nil {
 		return err
