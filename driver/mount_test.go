@@ -307,13 +307,13 @@ func TestAnAttachToAnotherNodeThatFailedIsNotCalledOff(t *testing.T) {
 func TestAVolumeThatIsAttachedButWhoseDeviceDoesNotComeIsNotDetachedByItsMount(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		mounted(t, a.start(t), "data", "1").kill()
-		a.engineTakesMounts()
-		a.containerEnds("1")
+		a.engineTakesMounts() // container 1 goes on
 		l := a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, find: true, wait: true} })
 		w.count()
 		_, err := l.Mount(after(t, 2*time.Minute), "data", "2")
 		require.ErrorContains(t, err, "though the cloud says that it is attached")
 		assert.Zero(t, w.count()["Detach"])
+		a.containerEnds("1")
 	})
 }
 
