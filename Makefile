@@ -97,7 +97,7 @@ docs: ## write the settings that the providers declare to config.json and docs/
 bench: ## measure the figures in docs/figures.md
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
-	@go test -run Fleet -bench . -benchtime 3s -timeout 30m ./test/bench
+	@go test -run 'Fleet|Moves' -bench . -benchtime 3s -timeout 30m ./test/bench
 	@go test -run - -bench InUse ./mount
 	@go test -run Figures -count 1 -timeout 30m -v ./test/cluster
 

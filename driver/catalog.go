@@ -202,6 +202,13 @@ func (c *catalog) leaving(name, id, node string) {
 // ours tells whether this node has made, changed or removed the volume so lately that the cloud's answers may be older.
 func (s seen) ours() bool { return time.Since(s.changedAt) < lag }
 
+// changedLately tells whether this node has made or mounted the volume so lately that the cloud's answers may be older.
+func (c *catalog) changedLately(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.entries[name].ours()
+}
+
 // olderThanOurs tells whether the cloud's answer on one name (nil: there is none) is of a time before this node made or
 // removed the volume, and returns what it knows instead.
 func (c *catalog) olderThanOurs(name string, v *providers.Volume) (known *providers.Volume, older bool) {

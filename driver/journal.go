@@ -27,8 +27,8 @@ type entry struct {
 	Serial  string `json:"serial"` // identity of the device
 	// Device is the device that was mounted, in case it is pulled: the kernel may hold its file system still.
 	Device mount.Device `json:"device,omitzero"`
-	// Ours: this boot asked for the attach, of a volume that the cloud called free. Then the attach may be called off, though
-	// no device has come.
+	// Ours: this boot asked for the attach, of a volume that the cloud did not call this node's. Then the attach may be called
+	// off, though no device has come.
 	Ours      bool      `json:"ours,omitempty"`
 	CreatedAt time.Time `json:"createdAt,omitzero"`
 	IDs       []string  `json:"ids"`                 // mount IDs in use, sorted, none twice

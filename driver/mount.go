@@ -220,6 +220,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 			return nil, false, fmt.Errorf("volume %q (%s) is in zone %s and node %s in zone %s, where it cannot be attached: run the service in zone %s, or copy the volume by a snapshot",
 				v.name, vol.ID, vol.Zone, node.ID, node.Zone, vol.Zone)
 		}
+		attach, elsewhere := false, vol.Held() && !vol.HeldBy(node.ID)
 		switch {
 		case (!vol.Held() || vol.HeldBy(node.ID)) && time.Since(v.detachedAt) < lag:
 			// Whatever the answer says may be of a time before that detach, and the device, though it is here, about to go.
@@ -227,21 +228,7 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 		case !vol.Held(), vol.HeldBy(node.ID) && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
 			// Held by this node it may be of an earlier attempt, or of the life before a crash. The answer may also be older
 			// than a detach, or call attached what the machine has lost, as after a reboot: asking again is harmless.
-			if err := d.remember(ctx, v, vol, !vol.Held()); err != nil {
-				return nil, false, err
-			}
-			v.step("being attached")
-			err := d.provider.Attach(ctx, vol.ID)
-			if err == nil {
-				return vol, vol.Attachment.State != providers.Attached, nil
-			}
-			// What was found may have been deleted since; then the next answer is of what has the name now, if anything.
-			deleted := errors.Is(err, providers.ErrNotFound) && time.Since(held.since) < lag
-			if !deleted && !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
-				return nil, false, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
-			}
-			v.refused(err)
-			refused = true
+			attach = true
 		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.AttachFailed:
 			v.step("being detached after an attach that failed")
 			if err := d.callOff(ctx, v, vol, node); err != nil {
@@ -254,8 +241,30 @@ func (d *Driver) acquire(ctx context.Context, v *volume, node providers.Node) (v
 			if err != nil {
 				return nil, false, err
 			}
+			attach = held.mayBeFree()
 			if leaving || time.Since(held.since) < lag/2 { // it is releasing the volume, or has done so since
 				retry.shorten()
+			}
+		}
+		if attach {
+			if err := d.remember(ctx, v, vol, !vol.HeldBy(node.ID)); err != nil {
+				return nil, false, err
+			}
+			if !elsewhere {
+				v.step("being attached")
+			}
+			held.tries++
+			err := d.provider.Attach(ctx, vol.ID)
+			if err == nil {
+				return vol, elsewhere || vol.Attachment.State != providers.Attached, nil
+			}
+			// What was found may have been deleted since; then the next answer is of what has the name now, if anything.
+			deleted := errors.Is(err, providers.ErrNotFound) && time.Since(held.since) < lag
+			if !deleted && !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
+				return nil, false, fmt.Errorf("%w: volume %q (%s) cannot be attached to node %s", err, v.name, vol.ID, node.ID)
+			}
+			if refused = !elsewhere; refused { // else that it is held is said already
+				v.refused(err)
 			}
 		}
 		doing, advice := v.state()

@@ -115,7 +115,8 @@ func (d *Driver) unheld(ctx context.Context, v *volume) (*providers.Volume, erro
 			if err != nil {
 				return nil, err
 			}
-			if !taken && held.taken == "" {
+			// What this node has mounted since, it has released since.
+			if !taken && held.taken == "" && !d.catalog.changedLately(v.name) {
 				_, advice := v.state()
 				return nil, fmt.Errorf("in use on node %s: volume %q (%s) was not removed%s", vol.Attachment.Node, v.name, vol.ID, advice)
 			}

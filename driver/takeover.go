@@ -28,6 +28,17 @@ type holderWatch struct {
 	since time.Time
 	taken string    // the node that the volume was taken from
 	at    time.Time // when
+	tries int       // attaches that were asked for
+}
+
+// mostTries is how many attaches a wait may have asked for when one is tried although another node is shown as the holder.
+const mostTries = 3
+
+// mayBeFree tells whether to try an attach although another node is shown as the holder: the answer may be older than the
+// release, and the cloud itself refuses to attach what is held. A wait that lasts longer is for a node that does hold the volume.
+// One that the volume was just taken from holds it until the detach ends.
+func (w *holderWatch) mayBeFree() bool {
+	return w.tries < mostTries && time.Since(w.since) < lag/2 && w.taken == ""
 }
 
 // displace is called again and again while another node holds the volume. It takes the volume from the holder if the

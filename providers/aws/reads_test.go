@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -209,5 +210,48 @@ func TestAQuestionAboutNoNodeDoesNotSpoilThoseOfOthers(t *testing.T) {
 			})
 		}
 		all.Wait()
+	})
+}
+
+// shared is a way on which EC2 shows its volumes as made for Multi-Attach, from some moment on.
+type shared struct {
+	http.RoundTripper
+	is atomic.Bool
+}
+
+func (s *shared) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := s.RoundTripper.RoundTrip(r)
+	if err != nil || !s.is.Load() {
+		return answer, err
+	}
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return nil, err
+	}
+	shown := bytes.ReplaceAll(body, []byte("<multiAttachEnabled>false<"), []byte("<multiAttachEnabled>true<"))
+	answer.Body, answer.ContentLength = io.NopCloser(bytes.NewReader(shown)), int64(len(shown))
+	return answer, nil
+}
+
+// EC2 does not refuse to attach them to a second instance.
+func TestVolumesMadeForMultiAttachAreNeitherAdoptedNorServed(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		way := &shared{RoundTripper: w.front.Transport(w.node("a"))}
+		p := w.onWith(way)
+		v, kept := w.create(p, "db"), w.create(p, "kept")
+		require.NoError(t, p.Forget(t.Context(), kept.ID))
+		time.Sleep(time.Minute)
+		way.is.Store(true)
+		_, found := p.Find(t.Context(), "db")
+		all, listed := p.List(t.Context())
+		assert.Empty(t, all)
+		_, again := p.Adopt(t.Context(), v.ID, providers.Spec{Name: "db"})
+		_, foreign := p.Adopt(t.Context(), kept.ID, providers.Spec{Name: "mine"})
+		for i, err := range []error{found, listed, again, foreign} {
+			require.ErrorIs(t, err, providers.ErrInvalid, i)
+			providertest.Sentence(t, err, "Multi-Attach", "one writer", "--no-multi-attach-enabled")
+		}
+		way.is.Store(false)
+		w.attach(p, v)
 	})
 }

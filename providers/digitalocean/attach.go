@@ -117,6 +117,7 @@ func (p *Provider) Attach(ctx context.Context, id string) error {
 		switch {
 		case err == nil:
 			p.moves.Store(id, move{node: node, in: true, action: action.ID, at: time.Now()})
+			p.left.See(id, time.Now(), "")
 			return nil
 		case errors.Is(err, errAttached):
 			return p.standing(ctx, id, node, err)
@@ -160,6 +161,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, _ bool) error {
 		switch {
 		case err == nil:
 			p.moves.Store(id, move{node: node, action: action.ID, at: time.Now()})
+			p.left.See(id, time.Now(), node)
 			return nil
 		case errors.Is(err, errNotAttached), isMissing(err):
 			return p.released(ctx, id, node, err)

@@ -71,9 +71,10 @@ type Provider struct {
 	self   *rest.Identity
 	place  *batch.Kept[place] // see here
 
-	ours    recent.Map[string, bool] // by id: whether a volume is this cluster's
-	absent  recent.Map[string, bool] // by name: whether no volume of the region bore it
-	moves   sync.Map                 // by id: the move that this process has asked for last
+	ours    recent.Map[string, bool]   // by id: whether a volume is this cluster's
+	absent  recent.Map[string, bool]   // by name: whether no volume of the region bore it
+	moves   sync.Map                   // by id: the move that this process has asked for last
+	left    recent.Map[string, string] // by id: the droplet that it was detached from last, "" since it was attached again
 	mu      sync.Mutex
 	aliases map[string]string // by name: what a volume is called in DigitalOcean, if not as create calls it first
 }

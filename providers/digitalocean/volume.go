@@ -377,6 +377,9 @@ func (p *Provider) standing(ctx context.Context, id, node string, refusal error)
 	if err != nil {
 		return err
 	}
+	if left, is := p.left.Within(unasked, id); is && left == node && now.HeldBy(node) { // the answer may be older
+		return fmt.Errorf("%w: volume %s was just detached from this droplet: %w", providers.ErrBusy, id, refusal)
+	}
 	return now.Attachment.Refused(id, node, refusal)
 }
 

@@ -73,3 +73,8 @@ func (h *holders) refused(held providers.Attachment, volume, node string, asked 
 	}
 	return err
 }
+
+// HasLeft tells whether the answer may be older than a detach from the node, which the cloud has taken since.
+func (p *Provider[V]) HasLeft(d Disk[V], node string) bool {
+	return !p.holders.confirms(d.ID, node, d.Asked)
+}

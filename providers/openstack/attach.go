@@ -126,7 +126,7 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 		return err
 	case refused(refusal, http.StatusBadRequest) && held.State == providers.Detached:
 		return p.ensureNotListed(ctx, id, node)
-	case held.State == providers.Detached, held.Node != node && held.Node != "", held.State == providers.Detaching:
+	case held.State == providers.Detached, held.Node != node && held.Node != "", held.State == providers.Detaching, p.HasLeft(d, node):
 		return nil
 	case held.Node == "" && refused(refusal, http.StatusNotFound): // an old Cinder does not say which has it; Nova says that this one has not
 		return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -74,6 +75,36 @@ func detachIsIdempotent(w *world) {
 	w.until(a, "db", providers.Detached)
 	require.NoError(w.t, a.Delete(w.ctx, v.ID))
 	require.NoError(w.t, a.Detach(w.ctx, v.ID, w.id(a), false))
+}
+
+// What a node gave up a moment ago a read may still show there, while another node has it.
+func oldAnswersAreKnown(w *world) {
+	if w.Lag == nil {
+		w.t.Skip("the cloud's answers are never old")
+	}
+	a, b := w.on("a"), w.on("b")
+	v := w.create(a, "db")
+	w.find(b, "db")
+	for range 5 {
+		w.attach(a, v)
+		w.Lag(5 * time.Second)
+		time.Sleep(10 * time.Second)
+		require.NoError(w.t, a.Detach(w.ctx, v.ID, w.id(a), false))
+		for b.Attach(w.ctx, v.ID) != nil {
+			time.Sleep(50 * time.Millisecond)
+			require.NoError(w.t, w.ctx.Err())
+		}
+		for range 10 {
+			err := a.Attach(w.ctx, v.ID)
+			require.True(w.t, errors.Is(err, providers.ErrHeld) || errors.Is(err, providers.ErrBusy), "%v", err)
+			w.find(a, "db")
+			require.NoError(w.t, a.Detach(w.ctx, v.ID, w.id(a), false))
+			time.Sleep(500 * time.Millisecond)
+		}
+		w.Lag(0)
+		require.True(w.t, w.find(a, "db").HeldBy(w.id(b)))
+		w.detach(b, v)
+	}
 }
 
 func attachmentsOutliveProcesses(w *world) {

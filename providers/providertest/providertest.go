@@ -45,6 +45,9 @@ type Cloud struct {
 	// Device returns the path of the device of a volume attached to the node, when it has arrived.
 	Device func(t *testing.T, node string, v *providers.Volume) string
 
+	// Lag makes the cloud's answers up to so old from now on.
+	Lag func(time.Duration)
+
 	// Stop stops a node as a loss of power does; Remove destroys it. After that the node is not named again.
 	Stop, Remove func(t *testing.T, node string)
 
@@ -107,6 +110,7 @@ func Run(t *testing.T, h Harness) {
 		{"one node holds a volume", attachIsExclusive},
 		{"of nodes that attach at once one wins", attachAtOnce},
 		{"detach comes twice and touches no other node", detachIsIdempotent},
+		{"an old answer makes no attach succeed and detaches nothing", oldAnswersAreKnown},
 		{"a new process finds its volumes attached", attachmentsOutliveProcesses},
 		{"bytes follow the volume from node to node", bytesFollow},
 		{"delete refuses a held volume and may come twice", deleteIsCareful},

@@ -144,6 +144,13 @@ func (c *Cloud) SetPace(latency, lag time.Duration, times Times) {
 	c.cfg.Latency, c.cfg.Lag, c.cfg.Times = latency, lag, times
 }
 
+// SetLag changes how old answers may be from now on.
+func (c *Cloud) SetLag(lag time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cfg.Lag = lag
+}
+
 // SetClock sets the cloud's clock ahead of this machine's, or behind if negative. Durations do not change.
 func (c *Cloud) SetClock(ahead time.Duration) { c.ahead.Store(int64(ahead)) }
 

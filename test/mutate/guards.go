@@ -122,6 +122,28 @@ var guards = []guard{
 		code: `case !shown:`, without: `case shown && false:`,
 	},
 	{
+		protects: "a live holder costs few refused attaches", file: "driver/takeover.go",
+		code: `w.tries < mostTries && `, without: ``,
+	},
+	{
+		protects: "no attach is tried once a shown holder cannot be of a time before the wait", file: "driver/takeover.go",
+		code: `time.Since(w.since) < lag/2 && w.taken`, without: `w.taken`,
+	},
+	{
+		protects: "no attach is tried while a takeover is under way", file: "driver/takeover.go",
+		code: ` && w.taken == ""`, without: ``,
+	},
+	{
+		protects: "an attach that was tried while another node was shown as the holder is this node's to call off", file: "driver/mount.go",
+		code: `vol, !vol.HeldBy(node.ID)); err`, without: `vol, !vol.Held()); err`,
+	},
+	{
+		protects: "a disk that EC2 would attach to several instances is neither adopted nor served", file: "providers/aws/volume.go",
+		code: `case sdk.ToBool(v.MultiAttachEnabled):
+		return fmt`, without: `case false:
+		return fmt`,
+	},
+	{
 		protects: "a volume of another zone is not attached", file: "driver/mount.go",
 		code: `if vol.Zone != "" && node.Zone != "" && vol.Zone != node.Zone {`, without: `if false {`,
 	},
@@ -206,6 +228,14 @@ var guards = []guard{
 		code: "	v.detachedAt = time.Now()\n", without: "",
 	},
 	{
+		protects: "an old answer after a detach is no attachment", file: "providers/managed/holders.go",
+		code: `if err == nil && !h.confirms(volume, node, asked) {`, without: `if false {`, tests: "./providers/hetzner",
+	},
+	{
+		protects: "an old answer after a detach does not detach from the next server", file: "providers/managed/attach.go",
+		code: `case !holds, !p.holders.confirms(id, node, asked):`, without: `case !holds:`, tests: "./providers/hetzner",
+	},
+	{
 		protects: "an answer from before this node's own change is not believed", file: "driver/catalog.go",
 		code: "	case !s.ours():\n		return nil, false", without: "	case true:\n		return nil, false",
 	},
@@ -275,7 +305,7 @@ var guards = []guard{
 	},
 	{
 		protects: "an attach is in the journal before it is asked for", file: "driver/mount.go",
-		code: `if err := d.remember(ctx, v, vol, !vol.Held()); err != nil {`, without: `if err := error(nil); err != nil {`,
+		code: `if err := d.remember(ctx, v, vol, !vol.HeldBy(node.ID)); err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
 		protects: "an entry survives a power failure: its file is flushed", file: "driver/journal.go",

@@ -168,7 +168,9 @@ func (a *Account[F]) Harness(c providertest.Cloud, faulty bool) *providertest.Cl
 		a.Cloud.Terminate(a.Node(node).ID)
 		a.waitState(a.Node(node).ID, cloud.Terminated)
 	}
-	if a.Disks != nil {
+	if a.Disks == nil {
+		c.Lag = a.Cloud.SetLag
+	} else {
 		c.Device = func(t *testing.T, _ string, v *providers.Volume) string {
 			t.Helper()
 			require.Eventually(t, func() bool { return a.Disks.Device(v.ID) != "" }, time.Minute, time.Millisecond)
