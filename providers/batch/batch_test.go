@@ -164,3 +164,40 @@ func TestEachWhoWaitsIsToldWhenTheCloudWasAsked(t *testing.T) {
 		all.Wait()
 	})
 }
+
+func TestTheSameQuestionJoinsABatchThatIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cloud := &answers{}
+		a := New(cloud.ask, 1)
+		var all sync.WaitGroup
+		for _, key := range []string{"first", "two", "two", "two"} {
+			all.Go(func() { _, _, _ = a.Get(t.Context(), key) })
+			synctest.Wait()
+		}
+		all.Wait()
+		assert.Equal(t, [][]string{{"first"}, {"two"}}, cloud.asked)
+	})
+}
+
+func TestWhoLeavesTakesNoOtherBatchAlong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cloud := &answers{}
+		a := New(cloud.ask, 1)
+		var all sync.WaitGroup
+		all.Go(func() { _, _, _ = a.Get(t.Context(), "first") })
+		synctest.Wait()
+		hurried, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		for key, ctx := range map[string]context.Context{"left": hurried, "waits": t.Context()} {
+			all.Go(func() {
+				_, found, err := a.Get(ctx, key)
+				assert.Equal(t, key == "waits", found && err == nil)
+			})
+		}
+		all.Wait()
+		_, _, err := a.Get(hurried, "late")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		synctest.Wait()
+		assert.Equal(t, [][]string{{"first"}, {"waits"}}, cloud.asked, "whoever has no time left asks nothing")
+	})
+}

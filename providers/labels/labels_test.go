@@ -69,6 +69,17 @@ func TestTagsKeepTextsWholeInAnyOrderAndCase(t *testing.T) {
 		assert.Empty(t, unreadable)
 	}
 	assert.Equal(t, []string{"blockvol:cluster:main"}, PackTags("blockvol:", map[string]string{"cluster": "main"}, 50))
+
+	// What just fits stands as it is, one character more does not.
+	fits := strings.Repeat("x", 50-len("blockvol:cluster:"))
+	assert.Equal(t, []string{"blockvol:cluster:" + fits}, PackTags("blockvol:", map[string]string{"cluster": fits}, 50))
+	assert.Greater(t, len(PackTags("blockvol:", map[string]string{"cluster": fits + "x"}, 50)), 1)
+}
+
+func TestWhatCannotBeReadIsNamedInOrder(t *testing.T) {
+	texts, unreadable := UnpackTags("x:", []string{"x:d:1", "x:d:2", "x:b:1", "x:b:2", "x:a:1", "x:a:2", "x:c:1", "x:c:2"})
+	assert.Empty(t, texts)
+	assert.Equal(t, []string{"a", "b", "c", "d"}, unreadable)
 }
 
 func TestWhatIsNotWholeIsNoText(t *testing.T) {
@@ -182,6 +193,7 @@ func TestNamesStayAsTheyAre(t *testing.T) {
 	} {
 		assert.Equal(t, golden.want, Name(golden.cluster, golden.name, golden.most))
 	}
+	assert.Regexp(t, "^v-9-", Name("main", "9", 64), "it begins with a letter")
 	for turn, want := range map[int]string{0: "db-8j5bl2am3cen1far", 1: "db-o5at1mm7ntkgkku8", 12: "db-1198u0tp2imh4mdb"} {
 		assert.Equal(t, want, NameAt(turn, "main", "db", 32))
 	}
