@@ -1,4 +1,4 @@
-// Package docs_test checks the manual.
+// Package docs_test checks what the manual points at: pages, headings and make targets.
 package docs_test
 
 import (
@@ -69,4 +69,23 @@ func TestLinksLeadSomewhere(t *testing.T) {
 			assert.True(t, linked[page], "the index, README.md, lacks %s", page)
 		}
 	}
+}
+
+var makeCommand = regexp.MustCompile("[`\n]make ([a-z-]+)")
+
+func TestMakeTargetsExist(t *testing.T) {
+	makefile, err := os.ReadFile("../Makefile")
+	require.NoError(t, err)
+	pages, err := filepath.Glob("*.md")
+	require.NoError(t, err)
+	found := 0
+	for _, page := range append(pages, "../README.md", "../CONTRIBUTING.md") {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, m := range makeCommand.FindAllStringSubmatch(string(text), -1) {
+			found++
+			assert.Contains(t, string(makefile), "\n"+m[1]+":", "%s: make %s", page, m[1])
+		}
+	}
+	assert.Greater(t, found, 20)
 }
