@@ -307,6 +307,30 @@ func TestWhatAVolumeHadBeforeItKeeps(t *testing.T) {
 	}
 }
 
+// Volumes of earlier versions, and disks from elsewhere, may have been given what is refused today.
+func TestWhatNoVolumeIsMountedWithHoweverOld(t *testing.T) {
+	for _, c := range []struct{ fstype, option, says string }{
+		{"ext4", "errors=panic", "would bring the whole node down"},
+		{"ext4", "barrier=0", "would lose data at a power failure"},
+		{"ext4", "noatime,errors=panic", "holds several"},
+		{"ext4", "noatime\x00", "holds several"},
+		{"ext4", "context=", "is no mount option that a volume with ext4 may have"},
+		{"ext4", "journal_path=/dev/vda", "is no mount option that a volume with ext4 may have"},
+		{"xfs", "errors=panic", "is no mount option that a volume with xfs may have"},
+		{"zfs", "noatime", `file system "zfs" is not one of btrfs, ext4, xfs`},
+	} {
+		err := checkMountOptions(c.fstype, []string{"rw", c.option})
+		require.ErrorIs(t, err, ErrInvalid, c.option)
+		require.ErrorContains(t, err, c.says, c.option)
+	}
+	for _, option := range []string{"errors=continue", "errors=remount-ro", "barrier=1", "barrier", "commit=5", "context=a:b:c"} {
+		require.NoError(t, checkMountOptions("ext4", []string{option}), option)
+	}
+	assert.True(t, ReadOnly("ext4", []string{"noatime", "ro"}))
+	assert.False(t, ReadOnly("ext4", []string{"ro", "rw"}))
+	assert.False(t, ReadOnly("ext4", nil))
+}
+
 // FuzzOptions: whatever is accepted cannot force, name another device, or stand as an argument of its own.
 func FuzzOptions(f *testing.F) {
 	f.Add("ext4", "-m 1 -E stride=4", "noatime,ro")
