@@ -89,3 +89,30 @@ func TestMakeTargetsExist(t *testing.T) {
 	}
 	assert.Greater(t, found, 20)
 }
+
+var message = regexp.MustCompile("(?m)^\\| `([^`]+)` \\|")
+
+// The table of what `docker service ps` shows quotes messages. What comes before the first gap in one must be in the program.
+func TestMessagesInTheManualAreInTheProgram(t *testing.T) {
+	page, err := os.ReadFile("failover.md")
+	require.NoError(t, err)
+	_, table, found := strings.Cut(string(page), "\n| it begins with |")
+	require.True(t, found)
+	var source strings.Builder
+	for _, dir := range []string{"../driver", "../providers"} {
+		require.NoError(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			content, err := os.ReadFile(path)
+			source.Write(content)
+			return err
+		}))
+	}
+	messages := message.FindAllStringSubmatch(table, -1)
+	require.Greater(t, len(messages), 5)
+	for _, m := range messages {
+		begins, _, _ := strings.Cut(m[1], "…")
+		assert.True(t, strings.Contains(source.String(), strings.TrimSuffix(strings.TrimSpace(begins), ":")), m[1])
+	}
+}
