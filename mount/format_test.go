@@ -251,6 +251,54 @@ func TestProbesThatProveNothingAreNotBelieved(t *testing.T) {
 	}
 }
 
+// Each program fails once, at each of its calls: that is the answer, and a retry that knows whether a format had begun succeeds.
+func TestWhicheverProgramFailsARetryFormatsAndStages(t *testing.T) {
+	ctx := context.Background()
+	for _, tool := range []string{"blkid", "wipefs", "mkfs.ext4", "e2fsck"} {
+		path, err := exec.LookPath(tool)
+		require.NoError(t, err)
+		failures := 0
+		for failed := true; failed; {
+			h, d := newHost(t), newDisk(t, ext4Size)
+			begun, formatted := false, false
+			bring := func() error {
+				if !formatted {
+					begin := func(context.Context) error { begun = true; return nil }
+					if err := h.Format(ctx, d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begin: begin, Begun: begun}); err != nil {
+						return err
+					}
+					formatted = true
+				}
+				_, err := h.Stage(ctx, d.Device, "data", StageSpec{FSType: "ext4", Layout: LayoutData})
+				return err
+			}
+			t.Run(fmt.Sprintf("%s, call %d", tool, failures+1), func(t *testing.T) {
+				calls := filepath.Join(t.TempDir(), "calls")
+				withTool(t, tool, fmt.Sprintf(`echo >> %s; [ "$(wc -l < %s)" = %d ] && exit 16; exec %s "$@"`, calls, calls, failures+1, path))
+				err := bring()
+				failed = err != nil
+				if !failed {
+					return
+				}
+				failures++
+				require.ErrorContains(t, err, tool)
+				up, err := h.IsStaged(ctx, "data", d.Device)
+				require.NoError(t, err)
+				assert.False(t, up)
+				d.isFree(h)
+			})
+			if failed {
+				require.NoError(t, bring())
+			}
+			require.NoError(t, h.Unstage(ctx, "data"))
+			if t.Failed() {
+				return
+			}
+		}
+		assert.Positive(t, failures, tool)
+	}
+}
+
 func TestAMissingProgramIsNamed(t *testing.T) {
 	for _, missing := range []string{"blkid", "wipefs", "mkfs.ext4"} {
 		t.Run(missing, func(t *testing.T) {
