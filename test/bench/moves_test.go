@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/driver"
@@ -17,75 +19,120 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/fronts"
 )
 
-// TestMovesUnderOldReads moves a volume between two nodes, in fake time, in a cloud whose answers are up to five seconds old.
-func TestMovesUnderOldReads(t *testing.T) {
-	const (
-		seeds, moves            = 10, 6
-		latency, detach, attach = 200 * time.Millisecond, time.Second, 2 * time.Second
-		limit                   = 30 * time.Second
-		// A call takes effect after half its time, and each move has one to detach, one to find the volume, and one to attach it.
-		own = moves * (latency/2 + detach + latency + latency/2 + attach)
-	)
+// What the cloud of the moves takes.
+const (
+	callTime   = 200 * time.Millisecond
+	detachTime = time.Second
+	attachTime = 2 * time.Second
+	oldest     = 5 * time.Second // an answer
+)
+
+// pair runs a test, in simulated time, with two nodes of a cloud whose answers are old. The first of them has mounted a volume.
+func pair(t *testing.T, kind fronts.Kind, seed uint64, test func(t *testing.T, c *cloud.Cloud, nodes []*driver.Driver, id string)) {
+	t.Helper()
 	state := ramDisk(t)
 	log := logrus.New()
 	log.SetLevel(logrus.PanicLevel)
+	synctest.Test(t, func(t *testing.T) {
+		var front fronts.Front
+		cfg := kind.Cloud
+		kernels := newKernels(func(volume string) string { return kind.Serial(front, volume) })
+		cfg.Seed, cfg.Backend = seed, kernels
+		c := cloud.New(cfg)
+		defer c.Close()
+		front = kind.New(c)
+		var nodes []*driver.Driver
+		for i := range 2 {
+			instance := c.AddInstance(kind.Instance).ID
+			p, err := kind.Process(front, instance, "bench")
+			require.NoError(t, err)
+			if i == 0 {
+				makeFormatted(t, p, 1)
+			}
+			d, err := driver.New(driver.Config{
+				Provider: p, Host: &kernel{kernels: kernels, instance: instance}, Log: log,
+				StateDir: filepath.Join(state, strconv.Itoa(i)), PublishedDir: "/published",
+			})
+			require.NoError(t, err)
+			nodes = append(nodes, d)
+		}
+		c.SetPace(callTime, oldest, cloud.Times{Attach: attachTime, Detach: detachTime})
+		time.Sleep(time.Minute) // the start is over
+		id := mountAsSwarm(t, nodes[0], volumeName(0))
+		time.Sleep(time.Minute)
+		c.ResetCalls()
+		test(t, c, nodes, id)
+		for _, d := range nodes {
+			require.NoError(t, d.Close(context.Background()))
+		}
+	})
+}
+
+// TestMovesWhileAnswersAreOld moves a volume to and fro between two nodes, each time right after it was mounted.
+func TestMovesWhileAnswersAreOld(t *testing.T) {
+	const (
+		runs, moves = 20, 6
+		limit       = 30 * time.Second
+		// A call takes effect after half its time. A move has one to detach, one to find the volume, and one to attach it.
+		own = moves * (callTime/2 + detachTime + callTime + callTime/2 + attachTime)
+	)
 	for _, kind := range fronts.All {
 		t.Run(kind.Name, func(t *testing.T) {
 			var sum, longest time.Duration
-			calls := map[string]int{}
-			for seed := range uint64(seeds) {
-				synctest.Test(t, func(t *testing.T) {
-					var front fronts.Front
-					cfg := kind.Cloud
-					kernels := newKernels(func(volume string) string { return kind.Serial(front, volume) })
-					cfg.Seed, cfg.Backend = seed, kernels
-					c := cloud.New(cfg)
-					defer c.Close()
-					front = kind.New(c)
-					var nodes []*driver.Driver
-					for i := range 2 {
-						instance := c.AddInstance(kind.Instance).ID
-						p, err := kind.Process(front, instance, "bench")
-						require.NoError(t, err)
-						if i == 0 {
-							makeFormatted(t, p, 1)
-						}
-						d, err := driver.New(driver.Config{
-							Provider: p, Host: &kernel{kernels: kernels, instance: instance}, Log: log,
-							StateDir: filepath.Join(state, kind.Provider, fmt.Sprint(seed), strconv.Itoa(i)), PublishedDir: "/published",
-						})
-						require.NoError(t, err)
-						nodes = append(nodes, d)
-					}
-					c.SetPace(latency, 5*time.Second, cloud.Times{Attach: attach, Detach: detach})
-					time.Sleep(time.Minute) // the start is over
-					volume := volumeName(0)
-					id := mountAsSwarm(t, nodes[0], volume)
-					time.Sleep(time.Minute)
-					c.ResetCalls()
+			for seed := range uint64(runs) {
+				pair(t, kind, seed, func(t *testing.T, _ *cloud.Cloud, nodes []*driver.Driver, id string) {
 					begin := time.Now()
 					for move := range moves {
 						ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
-						require.NoError(t, nodes[move%2].Unmount(ctx, volume, id))
+						require.NoError(t, nodes[move%2].Unmount(ctx, volumeName(0), id))
 						cancel()
-						id = mountAsSwarm(t, nodes[(move+1)%2], volume)
+						id = mountAsSwarm(t, nodes[(move+1)%2], volumeName(0))
 					}
 					took := time.Since(begin)
-					sum += took
-					longest = max(longest, took)
-					for call, n := range c.Calls() {
-						calls[call] += n
-					}
-					for _, d := range nodes {
-						require.NoError(t, d.Close(context.Background()))
-					}
+					sum, longest = sum+took, max(longest, took)
 				})
 			}
-			mean := sum / seeds
-			t.Logf("six moves take %v, at most %v; calls %v", mean, longest, calls)
-			report(kind.Name+": 6 moves between two nodes, reads 5 s old", fmt.Sprintf("%.0f s", limit.Seconds()), "%.1f s, of it the cloud %.1f s", mean.Seconds(), own.Seconds())
+			mean := sum / runs
+			t.Logf("%d moves take %v, at most %v", moves, mean, longest)
+			report(fmt.Sprintf("%s: %d moves between two nodes, answers up to %s old", kind.Name, moves, oldest), fmt.Sprintf("%.0f s", limit.Seconds()),
+				"%.1f s, of it %.1f s the cloud's own", mean.Seconds(), own.Seconds())
 			if mean > limit {
-				t.Errorf("six moves take %v", mean)
+				t.Errorf("%d moves take %v", moves, mean)
+			}
+		})
+	}
+}
+
+// A node that does not let go of a volume costs the next one few refused requests, whichever the cloud.
+func TestWaitingForALiveNodeCostsFewRefusedAttaches(t *testing.T) {
+	for _, kind := range fronts.All {
+		t.Run(kind.Name, func(t *testing.T) {
+			for seed := range uint64(5) {
+				pair(t, kind, seed, func(t *testing.T, c *cloud.Cloud, nodes []*driver.Driver, id string) {
+					attaches := func() (n int) {
+						for call, times := range c.Calls() {
+							if call == "AttachVolume" || strings.HasPrefix(call, "POST ") {
+								n += times
+							}
+						}
+						c.ResetCalls()
+						return n
+					}
+					for most := 3; ; most = 0 {
+						for range 10 {
+							ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
+							_, err := nodes[1].Mount(ctx, volumeName(0), "1")
+							cancel()
+							require.ErrorContains(t, err, "held by node")
+							time.Sleep(5 * time.Second)
+						}
+						assert.LessOrEqual(t, attaches(), most)
+						if most == 0 {
+							break
+						}
+					}
+					require.NoError(t, nodes[0].Unmount(context.Background(), volumeName(0), id))
+				})
 			}
 		})
 	}
