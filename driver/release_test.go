@@ -208,6 +208,40 @@ func TestAMountRightAfterAnUnmountDoesNotWait(t *testing.T) {
 	})
 }
 
+func TestAMountThatWaitsForAnUnmountWaitsNoLonger(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		w.set(func() { w.departure = 5 * time.Second })
+		begin := time.Now()
+		time.AfterFunc(4*time.Second, func() { a.containerEnds("process") })
+		require.True(t, a.container("data", "process")) // is torn down slowly
+		var other sync.WaitGroup
+		other.Go(func() { mustUnmount(t, l, "data", "1") })
+		time.Sleep(time.Second)
+		_, err := l.Mount(within(t), "data", "2")
+		require.NoError(t, err)
+		assert.Less(t, time.Since(begin), lag)
+		other.Wait()
+		require.NoError(t, l.Unmount(within(t), "data", "2"))
+	})
+}
+
+// The operator's word counts, and not how long the cloud takes to say that the holder runs.
+func TestUnderAlwaysAVolumeIsTakenHoweverSlowlyTheCloudAnswers(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		mounted(t, b.start(t), "data", "1")
+		l := a.start(t, func(c *Config) {
+			c.Takeover = TakeoverAlways
+			c.Provider = &slowStates{c.Provider.(*fakeProvider), []time.Duration{0}, []time.Duration{2 * forceTimeout}}
+		})
+		_, err := l.Mount(after(t, 2*time.Minute), "data", "2")
+		require.NoError(t, err)
+		assert.Equal(t, "a", w.holder("data"))
+		b.containerEnds("1")
+		require.NoError(t, l.Unmount(within(t), "data", "2"))
+	})
+}
+
 func TestADiskThatAnotherNodeTookDuringAReboot(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		mounted(t, a.start(t), "data", "1")

@@ -49,6 +49,40 @@ func TestThrottlingIsWaitedOut(t *testing.T) {
 	}
 }
 
+func TestWhatIsSaidOfALimitThatIsNotMetDelaysNobody(t *testing.T) {
+	for _, headers := range [][]string{
+		{"Retry-After", "20"}, // of another kind of answer, such as a redirect
+		{"RateLimit-Remaining", "1", "RateLimit-Reset", "2000000000"},
+		{"RateLimit-Reset", "2000000000"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c, _ := reached(Config{}, says(200, headers...), ok)
+			begin := time.Now()
+			for range 2 {
+				_, _, err := ask(t.Context(), c, "GET", "")
+				require.NoError(t, err)
+			}
+			assert.Zero(t, time.Since(begin))
+		})
+	}
+}
+
+// A limit that refills all the time has room for one request after a part of the time until it is full.
+func TestALimitThatRefillsIsWaitedForOneRequestLong(t *testing.T) {
+	for refills, least := range map[bool]time.Duration{false: 100 * time.Second, true: 10 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			c, _ := reached(Config{Refills: refills}, says(200, "RateLimit-Remaining", "0", "RateLimit-Limit", "10", "RateLimit-Reset", unix(100*time.Second)), ok)
+			begin := time.Now()
+			for range 2 {
+				_, _, err := ask(t.Context(), c, "GET", "")
+				require.NoError(t, err)
+			}
+			assert.GreaterOrEqual(t, time.Since(begin), least)
+			assert.LessOrEqual(t, time.Since(begin), least+least/4+time.Second)
+		})
+	}
+}
+
 func TestNonsenseAboutTheLimitHurtsNobody(t *testing.T) {
 	for _, headers := range [][]string{
 		{"Retry-After", "-5"},

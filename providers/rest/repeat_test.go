@@ -85,6 +85,7 @@ func TestWhatMayNotBeCarriedOutTwiceIsSentAgainOnlyIfItHadNoEffect(t *testing.T)
 		{"hang", hangs, nil, 1},
 		{"no connection", dial, nil, 2},
 		{"429", says(429), nil, 2},
+		{"500 not repeatable", says(500), func(*http.Request) bool { return false }, 1},
 		{"500 repeatable", says(500), create, 2},
 		{"reset repeatable", reset, create, 2},
 	} {
@@ -189,6 +190,18 @@ func TestTheCloudsOwnPauseIsHeededAfterAFailure(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, 503, status)
 		assert.Zero(t, time.Since(begin))
+	})
+}
+
+func TestACallerWithTimeLeftGetsARepetition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, cloud := reached(Config{}, says(503), says(503, "Retry-After", "20"), ok)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		status, _, err := ask(ctx, c, "GET", "")
+		require.NoError(t, err)
+		assert.Equal(t, 200, status)
+		assert.Len(t, cloud.asked, 3)
 	})
 }
 

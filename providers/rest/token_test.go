@@ -79,3 +79,20 @@ func TestCleaningLeavesNoShapeOfTheToken(t *testing.T) {
 	c, _ = reached(Config{}, ok)
 	assert.Equal(t, "text", c.Clean("text"))
 }
+
+func TestATokenOfBeforeIsKeptOutOfTextsForAWhile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	token, err := TokenFrom(env("NIMBUS_TOKEN_FILE", file), "NIMBUS_TOKEN")
+	require.NoError(t, err)
+	for _, value := range []string{"token-1", "token-2", "token-1", "token-1", "token-3", "token-4", "token-2"} {
+		require.NoError(t, os.WriteFile(file, []byte(value), 0o600))
+		is, err := token.Value()
+		require.NoError(t, err)
+		assert.Equal(t, value, is)
+	}
+	assert.Equal(t, "… … … …", token.Clean("token-1 token-2 token-3 token-4"))
+	require.NoError(t, os.WriteFile(file, []byte("token-5"), 0o600))
+	_, err = token.Value()
+	require.NoError(t, err)
+	assert.Equal(t, "token-1 … … … …", token.Clean("token-1 token-2 token-3 token-4 token-5"), "what was replaced long ago is no secret")
+}
