@@ -90,6 +90,10 @@ func TestATokenOfBeforeIsKeptOutOfTextsForAWhile(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, value, is)
 	}
+	for range 5 { // it is read for each request
+		_, err := token.Value()
+		require.NoError(t, err)
+	}
 	assert.Equal(t, "… … … …", token.Clean("token-1 token-2 token-3 token-4"))
 	require.NoError(t, os.WriteFile(file, []byte("token-5"), 0o600))
 	_, err = token.Value()
