@@ -26,7 +26,9 @@ import (
 // account is an account of a simulated cloud with blockvol on one instance, this machine. The disks are loop devices.
 type account struct {
 	*daemon
-	cloud *cloud.Cloud
+	cloud    *cloud.Cloud
+	front    fronts.Front
+	instance string
 }
 
 // apiLatency is the duration of each API call.
@@ -50,7 +52,7 @@ func serveOn(b *testing.B, kind fronts.Kind, attach time.Duration) *account {
 	tree := filepath.Join(b.TempDir(), "sysfs")
 	require.NoError(b, disks.Sysfs(instance, tree))
 	settings := append(kind.Settings(front, instance, api.URL, metadata.URL), "PROVIDER="+kind.Provider, "DEFAULT_SIZE=10GiB", "CALL_TIMEOUT=55s")
-	return &account{cloud: c, daemon: serveWith(b, []string{"--sysfs=" + tree}, settings...)}
+	return &account{cloud: c, front: front, instance: instance, daemon: serveWith(b, []string{"--sysfs=" + tree}, settings...)}
 }
 
 func nth(i int) string { return "v" + strconv.Itoa(i) }
