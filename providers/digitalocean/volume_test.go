@@ -381,6 +381,7 @@ func TestATagThatDoesNotTellOfTheNewVolumeLeavesItToTheList(t *testing.T) {
 				require.ErrorIs(t, err, providers.ErrNotFound)
 				adopted, err := w.on(w.node()).Adopt(t.Context(), w.disk("old"), providers.Spec{Name: "db"})
 				require.NoError(t, err)
+				time.Sleep(time.Second) // so that it is the oldest
 				truth = fmt.Sprintf(`"volumes":{"count":2,"last_tagged_uri":"https://api.digitalocean.com/v2/volumes/%s"}`, adopted.ID)
 				assert.Equal(t, adopted.ID, w.create(p, "db").ID)
 				assert.Empty(t, truth)

@@ -14,19 +14,29 @@ import (
 // way. After that one caller at a time tries, not before the cloud wants it and after a pause that doubles with each refusal
 // and halves with each success: so however many volumes a node wants, it asks like one, and a fleet of nodes takes all that
 // the limit gives and little more.
+//
+// The pause may become a fifth of the time for which the cloud has throttled. No node knows how many others there are; but the
+// longer it has lasted, the more of them there must be, and the less it matters if a node comes late at the end. So a fleet ends
+// within a fifth of the least time whatever its size, and is not refused more and more often the larger it is.
 type Pace struct {
 	turn chan struct{} // held by the caller that tries
 
 	mu    sync.Mutex
 	delay time.Duration // 0: not throttled
-	until time.Time     // when the cloud wants to be asked again
+	next  time.Time     // when the next request may be sent
+	since time.Time     // of the first refusal
+	heard time.Time     // of the last answer to a request that was sent since
 	met   int           // how often the delay has grown
 	why   string        // the cloud's last word on it
 }
 
 const (
 	leastDelay = 250 * time.Millisecond
-	mostDelay  = 8 * time.Second
+	// The pause grows up to shareOfTime of the time for which the cloud has throttled, but at least up to mostAtFirst, and at most
+	// up to mostDelay.
+	mostAtFirst = 8 * time.Second
+	mostDelay   = 5 * time.Minute
+	shareOfTime = 5
 )
 
 // New makes a Pace that nothing is known of yet.
@@ -50,8 +60,8 @@ func (p *Pace) Wait(ctx context.Context) (done func(refusal string, after time.D
 }
 
 func (p *Pace) wait(ctx context.Context) (done func(refusal string, after time.Duration), err error) {
-	delay, _, met := p.state()
-	if delay == 0 {
+	throttled, _, met := p.state()
+	if !throttled {
 		return func(refusal string, after time.Duration) { p.learn(met, refusal, after) }, ctx.Err()
 	}
 	select {
@@ -59,12 +69,12 @@ func (p *Pace) wait(ctx context.Context) (done func(refusal string, after time.D
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	delay, until, met := p.state()
-	if delay == 0 {
+	throttled, next, met := p.state()
+	if !throttled {
 		<-p.turn // it is over: nobody waits for another's answer
 		return func(refusal string, after time.Duration) { p.learn(met, refusal, after) }, ctx.Err()
 	}
-	if err := Pause(ctx, max(time.Until(until), 0)+Jitter(delay)); err != nil {
+	if err := Pause(ctx, max(time.Until(next), 0)); err != nil {
 		<-p.turn
 		return nil, err
 	}
@@ -84,10 +94,10 @@ func (p *Pace) Why() string {
 	return p.why
 }
 
-func (p *Pace) state() (delay time.Duration, until time.Time, met int) {
+func (p *Pace) state() (throttled bool, next time.Time, met int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.delay, p.until, p.met
+	return p.delay > 0, p.next, p.met
 }
 
 // learn takes an outcome of a request that was sent when the limit had been met so many times. Those that were on their way
@@ -95,32 +105,35 @@ func (p *Pace) state() (delay time.Duration, until time.Time, met int) {
 func (p *Pace) learn(sent int, refusal string, after time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	until := time.Now().Add(after)
+	now := time.Now()
 	if refusal != "" {
 		p.why = refusal
 	}
-	switch {
-	case sent != p.met:
-		if after > 0 && until.After(p.until) {
-			p.until = until
+	if sent != p.met {
+		if until := now.Add(after); after > 0 && until.After(p.next) {
+			p.next = until.Add(Jitter(p.delay))
 		}
+		return
+	}
+	switch {
 	case refusal != "":
-		p.until = until
-		p.delay = min(max(2*p.delay, leastDelay), mostDelay)
+		if p.delay == 0 || now.Sub(p.heard) > mostAtFirst+p.heard.Sub(p.since) {
+			p.since = now // the first, or the first after a silence in which the cloud may have had enough for all
+		}
+		p.delay = min(max(2*p.delay, leastDelay), max(now.Sub(p.since)/shareOfTime, mostAtFirst), mostDelay)
 		p.met++
 	case after > 0:
-		p.until = until
 		if p.delay == 0 {
-			p.why = "its limit is used up"
+			p.why, p.since = "its limit is used up", now
 			p.met++
 		}
 		p.delay = max(p.delay/2, leastDelay)
 	case p.delay > leastDelay:
-		p.until = time.Time{}
 		p.delay /= 2
 	default:
-		p.until, p.delay = time.Time{}, 0
+		p.delay = 0
 	}
+	p.heard, p.next = now, now.Add(after+Jitter(p.delay))
 }
 
 // Jitter is between half of d and d, so that nodes do not ask in step.

@@ -2,6 +2,7 @@ package pace
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -273,5 +274,74 @@ func TestWhoQueuesIsNotHeldUpByAnotherOnceItIsOver(t *testing.T) {
 		}
 		all.Wait()
 		assert.Less(t, time.Since(begin), 3*time.Second+leastDelay+2*time.Second+time.Millisecond, "the first alone, then all others")
+	})
+}
+
+// throttled has a caller refused for so long, and returns when requests were sent.
+func throttled(t *testing.T, p *Pace, lasts time.Duration) (sent []time.Time) {
+	t.Helper()
+	for begin := time.Now(); time.Since(begin) < lasts; {
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		sent = append(sent, time.Now())
+		done("refused", 0)
+	}
+	return sent
+}
+
+// So a large fleet, in which each node waits for long, is not refused all the more, and comes to its end in time nevertheless.
+func TestPausesGrowWithTheTimeForWhichTheCloudThrottles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		begin := time.Now()
+		sent := throttled(t, p, 2*time.Hour)
+		longest := time.Duration(0)
+		for i, at := range sent[1:] {
+			since, pause := at.Sub(begin), at.Sub(sent[i])
+			assert.LessOrEqual(t, pause, max(since/shareOfTime, mostAtFirst))
+			assert.LessOrEqual(t, pause, mostDelay)
+			longest = max(longest, pause)
+		}
+		assert.Greater(t, longest, mostDelay/2)
+		early := slices.IndexFunc(sent, func(at time.Time) bool { return at.Sub(begin) > 200*time.Second })
+		assert.Less(t, early, 40, "25 s at 200 s, not 8")
+	})
+}
+
+// The cloud may have had enough for all since.
+func TestThrottlingAfterASilenceIsAnotherOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		throttled(t, p, time.Minute)
+		time.Sleep(6 * time.Hour)
+		begin := time.Now()
+		done, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		assert.Zero(t, time.Since(begin), "it has waited long enough")
+		done("refused", 0)
+		sent := throttled(t, p, time.Minute)
+		for i, at := range sent[1:] {
+			assert.LessOrEqual(t, at.Sub(sent[i]), mostAtFirst+time.Minute/shareOfTime)
+		}
+	})
+}
+
+// A caller that gives up does not put off the moment at which the next may ask.
+func TestAPauseGoesOnWithoutItsCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New()
+		throttled(t, p, 10*time.Minute)
+		begin := time.Now()
+		for {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			done, err := p.Wait(ctx)
+			cancel()
+			if err == nil {
+				done("", 0)
+				break
+			}
+			require.Less(t, time.Since(begin), mostDelay)
+		}
+		assert.LessOrEqual(t, time.Since(begin), 10*time.Minute/shareOfTime+5*time.Second)
 	})
 }

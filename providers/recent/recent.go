@@ -14,6 +14,7 @@ import (
 type Map[K comparable, V any] struct {
 	mu    sync.Mutex
 	known map[K]word[V]
+	full  int // how many keys there are when the old ones are looked for next
 }
 
 type word[V any] struct {
@@ -28,7 +29,7 @@ const (
 )
 
 const (
-	// many are more keys than are worth a look at their age.
+	// many is the least number of keys at which the old ones are looked for.
 	many = 1000
 	// old is longer than any answer takes.
 	old = time.Hour
@@ -44,8 +45,9 @@ func (m *Map[K, V]) See(key K, asked time.Time, value V) {
 		return
 	case m.known == nil:
 		m.known = make(map[K]word[V])
-	case !is && len(m.known) >= many: // seldom, since a list sees thousands
+	case !is && len(m.known) >= max(m.full, many):
 		maps.DeleteFunc(m.known, func(_ K, w word[V]) bool { return time.Since(w.at) > old })
+		m.full = 2 * len(m.known) // not for each key of a list of thousands
 	}
 	m.known[key] = word[V]{asked, value}
 }

@@ -48,3 +48,22 @@ func TestWhatIsOldIsForgottenWhenThereIsMuch(t *testing.T) {
 		}
 	})
 }
+
+// The cost of a list of thousands would be quadratic if each of its keys led to a search for old ones.
+func TestOldKeysAreLookedForSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m Map[int, bool]
+		for i := range many + 1 {
+			m.See(i, time.Now(), true)
+		}
+		time.Sleep(old + time.Second)
+		has := func(key int) bool { _, is := m.Within(2*old, key); return is }
+		for i := range many - 1 {
+			m.See(many+1+i, time.Now(), true)
+		}
+		assert.True(t, has(0), "as many again as were left after the last search")
+		m.See(2*many, time.Now(), true)
+		assert.False(t, has(0))
+		assert.True(t, has(many+1))
+	})
+}

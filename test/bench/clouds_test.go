@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strconv"
@@ -36,6 +37,12 @@ const apiLatency = 100 * time.Millisecond
 
 func serveOn(b *testing.B, kind fronts.Kind, attach time.Duration) *account {
 	b.Helper()
+	return serveBehind(b, kind, attach, func(front http.Handler) http.Handler { return front })
+}
+
+// serveBehind is serveOn with something before the cloud's API.
+func serveBehind(b *testing.B, kind fronts.Kind, attach time.Duration, before func(http.Handler) http.Handler) *account {
+	b.Helper()
 	disks, err := loop.New(namespace.Dir(b))
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, disks.Close()) })
@@ -46,7 +53,7 @@ func serveOn(b *testing.B, kind fronts.Kind, attach time.Duration) *account {
 	front := kind.New(c)
 	disks.ShowAs(func(volume string) loop.Identity { return kind.Identity(front, volume) })
 	instance := c.AddInstance(kind.Instance).ID
-	api, metadata := httptest.NewServer(front), httptest.NewServer(front.Metadata(instance))
+	api, metadata := httptest.NewServer(before(front)), httptest.NewServer(front.Metadata(instance))
 	b.Cleanup(api.Close)
 	b.Cleanup(metadata.Close)
 	tree := filepath.Join(b.TempDir(), "sysfs")
