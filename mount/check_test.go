@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// copyOf attaches a copy of the disk as it is this moment, as a snapshot or a power failure would leave it.
+// copyOf attaches a copy of the disk as it is now, like a snapshot, or the disk after a power failure.
 func copyOf(t *testing.T, d *disk) *disk {
 	t.Helper()
 	must(t, "sync", d.Path)
@@ -27,7 +27,7 @@ func copyOf(t *testing.T, d *disk) *disk {
 	return attach(t, image)
 }
 
-func TestAFileSystemThatWasNotUnmountedComesUp(t *testing.T) {
+func TestAFileSystemThatWasNotUnmountedIsRecovered(t *testing.T) {
 	for _, fstype := range FSTypes() {
 		t.Run(fstype, func(t *testing.T) {
 			h := newHost(t)
@@ -62,7 +62,7 @@ func TestASmallDamageIsRepaired(t *testing.T) {
 	must(t, "e2fsck", "-f", "-n", d.Path)
 }
 
-func TestAWreckedFileSystemIsNotMounted(t *testing.T) {
+func TestABadlyDamagedFileSystemIsNotMounted(t *testing.T) {
 	for fstype, wreck := range map[string]func(d *disk){
 		"ext4": func(d *disk) {
 			must(d.t, "debugfs", "-w", "-R", "clri <2>", d.Path) // the root directory
@@ -81,7 +81,7 @@ func TestAWreckedFileSystemIsNotMounted(t *testing.T) {
 	}
 }
 
-func TestAFileSystemThatAContainerHoldsIsNotChecked(t *testing.T) {
+func TestAFileSystemThatAContainerUsesIsNotChecked(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
 	spec := StageSpec{FSType: "ext4", Layout: LayoutData}

@@ -6,15 +6,16 @@ import (
 	"sync"
 )
 
-// claims keep apart the calls that work on one device or at one directory: mkfs, fsck and mount of one call do not meet those
-// of another, nor the exclusive open by which a probe asks the kernel whether a device is free. The key is a device's number, which no other disk has while the device is in use, or a directory's path.
+// claims are locks by key for calls that work on the same device or directory, so that mkfs, fsck and mount of one call do not meet
+// those of another, nor a probe: the exclusive open that finds out whether a device is free. The key is the number of a device or the
+// path of a directory.
 type claims struct {
 	mu  sync.Mutex
 	all map[string]*claim
 }
 
 type claim struct {
-	calls int           // that work, probe or wait; the last one removes the claim
+	calls int           // that work, probe or wait; the last one deletes the claim
 	work  chan struct{} // full while a call works
 	probe sync.Mutex
 }
@@ -48,7 +49,7 @@ func (h *Host) claimDir(ctx context.Context, path string) (release func(), err e
 	return h.claims.forWork(ctx, path, "directory "+path)
 }
 
-// forWork waits until no other call works on the key or probes it. name is what the key stands for, in words.
+// forWork waits until no other call works on the key or probes it. name is for the error.
 func (c *claims) forWork(ctx context.Context, key, name string) (release func(), err error) {
 	cl := c.enter(key)
 	select {
@@ -57,7 +58,7 @@ func (c *claims) forWork(ctx context.Context, key, name string) (release func(),
 		c.leave(key, cl)
 		return nil, fmt.Errorf("another call still works on %s: %w", name, context.Cause(ctx))
 	}
-	// A probe that began earlier ends; a later one sees the work and stays away.
+	// Wait for a probe that has begun. Later ones are refused.
 	cl.probe.Lock()
 	cl.probe.Unlock() //nolint:staticcheck // a barrier
 	return func() {
@@ -66,7 +67,7 @@ func (c *claims) forWork(ctx context.Context, key, name string) (release func(),
 	}, nil
 }
 
-// forProbe waits for other probes. It is refused while a call works on the key.
+// forProbe waits for other probes. It returns false while a call works on the key.
 func (c *claims) forProbe(key string) (release func(), free bool) {
 	cl := c.enter(key)
 	cl.probe.Lock()

@@ -2,21 +2,21 @@ package mount
 
 import "errors"
 
-// The errors that callers act upon, to be matched with errors.Is. Each comes wrapped in a sentence for the operator that
-// names the device and what to do. Any other error means that the call failed; what it had done by then is undone.
+// The errors that callers act upon, to be matched with errors.Is. Each is wrapped in a sentence for the operator that names the
+// device and what to do. Any other error means that the call failed. A call that fails undoes what it has done.
 var (
 	ErrNoDevice        = errors.New("device not found")
-	ErrAmbiguousDevice = errors.New("several devices bear the same identity")
-	ErrWrongDevice     = errors.New("wrong device") // of another identity, or smaller than the volume
+	ErrAmbiguousDevice = errors.New("several devices have the same serial")
+	ErrWrongDevice     = errors.New("wrong device") // another identity, or smaller than the volume
 	ErrUnreadable      = errors.New("device cannot be read")
 	ErrNotBlank        = errors.New("device is not blank")
 	ErrBlank           = errors.New("device is blank")
-	ErrWrongFS         = errors.New("device holds another file system")
-	ErrDamaged         = errors.New("file system is damaged") // beyond what is repaired without asking
+	ErrWrongFS         = errors.New("device has another file system")
+	ErrDamaged         = errors.New("file system is damaged") // more than can be repaired without asking
 	ErrBusy            = errors.New("in use")                 // by a mount, a process or another program
-	ErrNoTool          = errors.New("program is missing")     // or the kernel lacks the file system
+	ErrNoTool          = errors.New("program is missing")     // or a feature of the kernel
 	ErrForeignLayout   = errors.New("file system has another layout")
-	ErrOccupied        = errors.New("published directory is not free") // files or another mount are in the way
+	ErrOccupied        = errors.New("directory is not free") // files or another mount are in the way
 	ErrNotStaged       = errors.New("volume is not mounted on this node")
-	ErrInvalid         = errors.New("not accepted") // an option or a name
+	ErrInvalid         = errors.New("not accepted") // an option, a name or a path
 )

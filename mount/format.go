@@ -11,28 +11,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FormatSpec is how a device is to be formatted.
+// FormatSpec is how a volume is to be formatted.
 type FormatSpec struct {
 	FSType  string   // one of FSTypes
 	Options []string // further arguments of mkfs, which CheckOptions accepts
-	Size    int64    // bytes that the cloud says the volume has; a smaller device is not it
+	Size    int64    // bytes that the volume has according to the cloud; a smaller disk is another one
 
-	// Begin, if set, is called when the device has been proven blank, right before the first byte is written. Its error
-	// ends the call. Here the caller records, where the next life finds it, that a format has begun.
+	// Begin, if set, is called when the disk is proven blank, right before the first byte is written. Its error ends the call.
+	// It lets the caller record durably that a format has begun.
 	Begin func(ctx context.Context) error
 
-	// Begun says that such a record exists and that the volume has never been published since: what stands on the device
-	// is then the remains of a format that a crash cut short, and is cleared first if it is nothing else than spec.FSType
-	// or bytes without a signature.
+	// Begun says that this record exists and that the volume has not been staged since. Then a crash interrupted a format, and
+	// what is on the disk is cleared first, if it is of FSType or has no signature.
 	Begun bool
 }
 
-// Format makes a file system on a device, if it is blank. It finds out itself, from the device and not from an earlier
-// Probe: the identity is that in dev, the size is no less than spec.Size, no one holds the device, its first and last MiB
-// can be read from the disk and are zero, and neither blkid nor wipefs finds a signature. There is no way to force it.
+// Format makes the volume's file system if the disk is blank. It proves this itself and does not rely on an earlier Probe: the disk
+// has its identity still, it has at least spec.Size bytes, nobody else uses it, its first and last MiB can be read from the disk
+// itself and are zero, and neither blkid nor wipefs finds a signature. Nothing overrides this.
 //
-// If mkfs fails or ctx ends, what mkfs wrote is cleared, so that a later call finds the device blank again. A crash cannot
-// be cleaned up after: see FormatSpec.Begun.
+// If mkfs fails or ctx ends, Format clears what mkfs has written, so that a later call finds the disk blank again. It cannot do that
+// after a crash: see FormatSpec.Begun.
 //
 // Errors: ErrNotBlank, ErrWrongDevice, ErrNoDevice, ErrUnreadable, ErrBusy, ErrNoTool, ErrInvalid.
 func (h *Host) Format(ctx context.Context, disk Device, spec FormatSpec) error {
@@ -40,7 +39,7 @@ func (h *Host) Format(ctx context.Context, disk Device, spec FormatSpec) error {
 		return err
 	}
 	if _, err := exec.LookPath("mkfs." + spec.FSType); err != nil { // before anything is recorded or written
-		return fmt.Errorf("%w: device %s cannot be formatted, since mkfs.%s is not installed where blockvol runs (%w)", ErrNoTool, disk.Path, spec.FSType, err)
+		return fmt.Errorf("%w: mkfs.%s is not installed where blockvol runs, so device %s cannot be formatted (%w)", ErrNoTool, spec.FSType, disk.Path, err)
 	}
 	release, err := h.claimDevice(ctx, disk)
 	if err != nil {
@@ -48,14 +47,14 @@ func (h *Host) Format(ctx context.Context, disk Device, spec FormatSpec) error {
 	}
 	defer release()
 
-	// An exclusive open is what mkfs, mount, device-mapper and md use: nobody else begins while it lasts. mkfs needs it for
-	// itself, so it is given up just before; the second file keeps the name from passing to another disk.
+	// mkfs, mount, device-mapper and md open a device exclusively, so none of them can begin during the proof. mkfs must open it
+	// itself, so that file is closed right before. This one keeps another disk from getting the name.
 	kept, err := h.open(disk, os.O_RDWR)
 	if err != nil {
 		return err
 	}
 	defer kept.Close()
-	if err := h.mustBeBlank(ctx, disk, spec); err != nil {
+	if err := h.proveBlank(ctx, disk, spec); err != nil {
 		return err
 	}
 	if spec.Begin != nil {
@@ -68,10 +67,10 @@ func (h *Host) Format(ctx context.Context, disk Device, spec FormatSpec) error {
 		return err
 	}
 	if err := mkfs(ctx, top, spec); err != nil {
-		// Not everything there is mkfs's own work: it may have failed since somebody else was quicker.
+		// Perhaps mkfs failed because somebody else has formatted the disk meanwhile: that is not cleared.
 		spec.Begun = true
-		if clearErr := h.mustBeBlank(context.WithoutCancel(ctx), disk, spec); clearErr != nil {
-			err = fmt.Errorf("%w; what is there now is left as it is: %w", err, clearErr)
+		if clearErr := h.proveBlank(context.WithoutCancel(ctx), disk, spec); clearErr != nil {
+			err = fmt.Errorf("%w; what is on the disk now stays there: %w", err, clearErr)
 		}
 		return err
 	}
@@ -81,28 +80,28 @@ func (h *Host) Format(ctx context.Context, disk Device, spec FormatSpec) error {
 	if err := h.verify(disk); err != nil {
 		return err
 	}
-	return mustHold(ctx, top, spec.FSType)
+	return verifyFS(ctx, top, spec.FSType)
 }
 
-// mustBeBlank climbs the whole ladder, on an exclusive open.
-func (h *Host) mustBeBlank(ctx context.Context, dev Device, spec FormatSpec) error {
-	f, err := h.open(dev, os.O_RDWR|unix.O_EXCL|unix.O_DIRECT)
+// proveBlank proves that a disk is blank while nobody else can open it exclusively. Errors: see Format.
+func (h *Host) proveBlank(ctx context.Context, disk Device, spec FormatSpec) error {
+	f, err := h.open(disk, os.O_RDWR|unix.O_EXCL|unix.O_DIRECT)
 	if err != nil {
 		return err
 	}
-	defer letGo(f)
-	if _, err := h.Find(ctx, dev.Serial); err != nil { // another disk may have come that bears the same serial
+	defer closeExclusive(f)
+	if _, err := h.Find(ctx, disk.Serial); err != nil { // another disk with the same serial may have been attached
 		return err
 	}
 	size, err := sizeOf(f)
 	if err != nil {
 		return err
 	}
-	// A larger one is accepted: clouds round up, and a volume may have been grown since the cloud was asked.
+	// A larger disk is accepted: clouds round up, and the volume may have been resized since the cloud was asked.
 	if spec.Size <= 0 || size < spec.Size {
-		return fmt.Errorf("%w: device %s has %d bytes where the cloud says %d; it is not formatted, see what is attached to this node", ErrWrongDevice, dev.Path, size, spec.Size)
+		return fmt.Errorf("%w: device %s has %d bytes, but the cloud says %d; it is not formatted: check what is attached to this node", ErrWrongDevice, disk.Path, size, spec.Size)
 	}
-	c, err := probe(ctx, dev, f)
+	c, err := probe(ctx, disk, f)
 	if err != nil {
 		return err
 	}
@@ -110,13 +109,13 @@ func (h *Host) mustBeBlank(ctx context.Context, dev Device, spec FormatSpec) err
 		if err := clearEdges(f); err != nil {
 			return err
 		}
-		if c, err = probe(ctx, dev, f); err != nil {
+		if c, err = probe(ctx, disk, f); err != nil {
 			return err
 		}
 	}
 	if !c.Blank {
-		return fmt.Errorf("%w: it holds %s; device %s is not formatted, so that no data is lost: if it is to be used as it is, adopt it, and if it is to be emptied, do so with wipefs and zeroes by hand",
-			ErrNotBlank, strings.Join(c.Found, ", "), dev.Path)
+		return fmt.Errorf("%w: %s has %s and is not formatted, so that no data is lost; to use it as it is, adopt it, and to erase it, use wipefs and write zeroes by hand",
+			ErrNotBlank, disk.Path, strings.Join(c.Found, ", "))
 	}
 	return nil
 }
@@ -125,16 +124,16 @@ func mkfs(ctx context.Context, dev Device, spec FormatSpec) error {
 	t := fsTypes[spec.FSType]
 	res, err := run(ctx, "mkfs."+spec.FSType, append(t.mkfsArgs(spec.Options), dev.Path)...)
 	if err != nil {
-		return fmt.Errorf("device %s could not be formatted: %w", dev.Path, err)
+		return fmt.Errorf("%w; device %s is not formatted", err, dev.Path)
 	}
 	if res.code != 0 {
-		return fmt.Errorf("mkfs.%s could not format device %s: %s", spec.FSType, dev.Path, res.words())
+		return fmt.Errorf("mkfs.%s could not format device %s: %s", spec.FSType, dev.Path, res.message())
 	}
 	return nil
 }
 
-// CheckFormat asks mkfs whether it could format a volume so, without one: the size is that of a file in memory, to which mkfs
-// writes nothing, or for btrfs a few MiB.
+// CheckFormat finds out whether mkfs accepts the options for a volume of that size. mkfs works on a file in memory of this size, to
+// which it writes nothing, or a few MiB for btrfs.
 // Errors: ErrInvalid, ErrNoTool.
 func CheckFormat(ctx context.Context, spec FormatSpec) error {
 	if err := CheckOptions(spec.FSType, spec.Options, nil); err != nil {
@@ -142,12 +141,12 @@ func CheckFormat(ctx context.Context, spec FormatSpec) error {
 	}
 	fd, err := unix.MemfdCreate("blockvol", unix.MFD_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("no file in memory could be made: %w", err)
+		return fmt.Errorf("a file in memory cannot be made: %w", err)
 	}
 	file := os.NewFile(uintptr(fd), fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd))
 	defer file.Close()
 	if err := file.Truncate(spec.Size); err != nil {
-		return fmt.Errorf("no file of %d bytes could be made in memory: %w", spec.Size, err)
+		return fmt.Errorf("a file of %d bytes in memory cannot be made: %w", spec.Size, err)
 	}
 	t := fsTypes[spec.FSType]
 	args := append(t.mkfsArgs(spec.Options), file.Name())
@@ -159,28 +158,27 @@ func CheckFormat(ctx context.Context, spec FormatSpec) error {
 		return err
 	}
 	if res.code != 0 {
-		cause, _, _ := strings.Cut(res.words(), " Usage: ")
-		return fmt.Errorf("%w: mkfs.%s cannot format %d bytes so: %s", ErrInvalid, spec.FSType, spec.Size, cause)
+		cause, _, _ := strings.Cut(res.message(), " Usage: ")
+		return fmt.Errorf("%w: mkfs.%s cannot format %d bytes with these options: %s", ErrInvalid, spec.FSType, spec.Size, cause)
 	}
 	return nil
 }
 
-// mustHold checks that the device holds the file system, by blkid's word. Errors: ErrBlank, ErrWrongFS.
-func mustHold(ctx context.Context, dev Device, fstype string) error {
+// verifyFS checks that the device has the file system, according to blkid. Errors: ErrBlank, ErrWrongFS.
+func verifyFS(ctx context.Context, dev Device, fstype string) error {
 	c, err := blkid(ctx, dev)
 	switch {
 	case err != nil:
 		return err
 	case len(c.Found) == 0:
-		return fmt.Errorf("%w: device %s should hold %s and holds nothing known; it is not formatted here", ErrBlank, dev.Path, fstype)
+		return fmt.Errorf("%w: device %s should have %s but has no known format; it is not formatted now", ErrBlank, dev.Path, fstype)
 	case c.FSType != fstype:
-		return fmt.Errorf("%w: device %s should hold %s and holds %s", ErrWrongFS, dev.Path, fstype, strings.Join(c.Found, ", "))
+		return fmt.Errorf("%w: device %s should have %s but has %s", ErrWrongFS, dev.Path, fstype, strings.Join(c.Found, ", "))
 	}
 	return nil
 }
 
-// clearEdges writes zeroes over the first and the last MiB of a device, where every file system of FSTypes has what makes
-// it one.
+// clearEdges writes zeroes to the first and the last MiB of a device, where every file system of FSTypes has its signatures.
 func clearEdges(f *os.File) error {
 	size, err := sizeOf(f)
 	if err != nil {

@@ -3,7 +3,6 @@ package mount
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -17,79 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// marks are what other software leaves on a disk. Those that no program here can make are written as it would.
-var marks = []struct {
-	name  string
-	found string // what Probe must call it
-	size  int64  // default 64 MiB
-	make  []string
-	write func(d *disk)
-}{
-	{name: "ext4", found: "ext4", make: []string{"mkfs.ext4", "-q", "$"}},
-	{name: "xfs", found: "xfs", size: xfsSize, make: []string{"mkfs.xfs", "-q", "$"}},
-	{name: "btrfs", found: "btrfs", size: btrfsSize, make: []string{"mkfs.btrfs", "-q", "$"}},
-	{name: "vfat", found: "vfat", make: []string{"mkfs.vfat", "$"}},
-	{name: "exfat", found: "exfat", make: []string{"mkfs.exfat", "$"}},
-	{name: "ntfs", found: "ntfs", make: []string{"mkntfs", "-Q", "-F", "$"}},
-	{name: "f2fs", found: "f2fs", make: []string{"mkfs.f2fs", "$"}},
-	{name: "swap", found: "swap", make: []string{"mkswap", "$"}},
-	{name: "bcache", found: "bcache", make: []string{"make-bcache", "-B", "$"}},
-	{name: "LVM", found: "LVM2_member", make: []string{"pvcreate", "-q", "$"}},
-	{name: "LUKS 1", found: "crypto_LUKS", make: []string{"sh", "-c", "echo secret | cryptsetup luksFormat --type luks1 -q --pbkdf-force-iterations 1000 $ -"}},
-	{name: "LUKS 2", found: "crypto_LUKS", make: []string{"sh", "-c", "echo secret | cryptsetup luksFormat --type luks2 -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 $ -"}},
-	{name: "GPT", found: "gpt", make: []string{"sh", "-c", "echo label: gpt | sfdisk $"}},
-	{name: "GPT by sgdisk", found: "gpt", make: []string{"sgdisk", "-n", "1:0:0", "$"}},
-	{name: "MBR", found: "dos", make: []string{"sh", "-c", "printf 'label: dos\n,,83\n' | sfdisk $"}},
-	{name: "backup of a GPT alone", found: "gpt", write: func(d *disk) {
-		must(d.t, "sgdisk", "-n", "1:0:0", d.Path)
-		d.write(make([]byte, 34*512), 0)
-	}},
-	{name: "md 1.2", found: "linux_raid_member", write: func(d *disk) { d.write(mdSuperblock(8), 4096) }},
-	{name: "md 1.0 at the end", found: "linux_raid_member", write: func(d *disk) {
-		sector := (d.Size/512 - 16) &^ 7
-		d.write(mdSuperblock(uint64(sector)), sector*512)
-	}},
-	{name: "md 0.90 at the end", found: "linux_raid_member", write: func(d *disk) {
-		sb := make([]byte, 4096)
-		binary.LittleEndian.PutUint32(sb, mdMagic)
-		binary.LittleEndian.PutUint32(sb[8:], 90)
-		d.write(sb, d.Size&^65535-65536)
-	}},
-	{name: "ZFS", found: "zfs_member", write: func(d *disk) { d.write(zfsUberblocks(), 128<<10) }},
-	{name: "ZFS label at the end alone", found: "zfs_member", write: func(d *disk) { d.write(zfsUberblocks(), d.Size-128<<10) }},
-	{name: "VMFS, 2 MiB inside", found: "VMFS", write: func(d *disk) { d.write([]byte{0x5e, 0xf1, 0xab, 0x2f}, 2*mib) }},
-	{name: "ISO 9660", found: "iso9660", write: func(d *disk) { d.write([]byte("\x01CD001\x01"), 32<<10) }},
-	{name: "several formats at once", found: "ext4", write: func(d *disk) {
-		must(d.t, "mkfs.ext4", "-q", d.Path)
-		d.write([]byte("LUKS\xba\xbe\x00\x01"), 0)
-	}},
-	{name: "one byte in the first MiB", found: unknownData, write: func(d *disk) { d.write([]byte{1}, mib-1) }},
-	{name: "one byte in the last MiB", found: unknownData, write: func(d *disk) { d.write([]byte{1}, d.Size-mib) }},
-	{name: "the last byte", found: unknownData, write: func(d *disk) { d.write([]byte{1}, d.Size-1) }},
-}
-
-const mdMagic = 0xa92b4efc
-
-func mdSuperblock(sector uint64) []byte {
-	sb := make([]byte, 512)
-	binary.LittleEndian.PutUint32(sb, mdMagic)
-	binary.LittleEndian.PutUint32(sb[4:], 1)
-	copy(sb[16:], "0123456789abcdef") // the array's uuid
-	binary.LittleEndian.PutUint64(sb[144:], sector)
-	return sb
-}
-
-func zfsUberblocks() []byte {
-	b := make([]byte, 8<<10)
-	for i := 0; i < len(b); i += 1 << 10 {
-		binary.LittleEndian.PutUint64(b[i:], 0x00bab10c)
-		binary.LittleEndian.PutUint64(b[i+8:], 5000)
-		binary.LittleEndian.PutUint64(b[i+16:], uint64(i))
-	}
-	return b
-}
-
-func TestNothingThatHoldsAnythingIsFormatted(t *testing.T) {
+func TestADiskWithAnythingOnItIsNotFormatted(t *testing.T) {
 	for _, mark := range marks {
 		t.Run(mark.name, func(t *testing.T) {
 			ctx := context.Background()
@@ -120,7 +47,7 @@ func TestNothingThatHoldsAnythingIsFormatted(t *testing.T) {
 				require.ErrorContains(t, err, mark.found)
 				if mark.found != fstype && mark.found != unknownData {
 					err = h.Format(ctx, d.Device, FormatSpec{FSType: fstype, Size: d.Size, Begun: true})
-					require.ErrorIs(t, err, ErrNotBlank, "what another software left is no unfinished format of ours")
+					require.ErrorIs(t, err, ErrNotBlank, "what other software has written is not an unfinished format")
 				}
 				_, err = h.Stage(ctx, d.Device, "vol", StageSpec{FSType: fstype, Layout: LayoutRoot, MountOptions: []string{"ro"}})
 				if mark.found != fstype || mark.name != fstype {
@@ -160,16 +87,16 @@ func TestAnotherDiskThanTheVolumeIsNotFormatted(t *testing.T) {
 	link := d.Device
 	link.Path = filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(d.Path, link.Path))
-	require.Error(t, format(link, d.Size), "a link proves nothing")
+	require.Error(t, format(link, d.Size), "the path is a link")
 
 	require.ErrorIs(t, format(d.Device, d.Size+1), ErrWrongDevice, "the device is smaller than the volume")
-	require.ErrorIs(t, format(d.Device, 0), ErrWrongDevice, "the cloud said nothing")
+	require.ErrorIs(t, format(d.Device, 0), ErrWrongDevice, "the cloud gave no size")
 
 	twin := attach(t, d.image)
 	_, err := h.Find(ctx, d.Serial)
 	require.ErrorIs(t, err, ErrAmbiguousDevice)
 	require.ErrorContains(t, err, twin.Name)
-	require.ErrorIs(t, format(d.Device, d.Size), ErrAmbiguousDevice, "two devices bear the serial")
+	require.ErrorIs(t, format(d.Device, d.Size), ErrAmbiguousDevice, "two devices have the serial")
 
 	for _, d := range []*disk{d, other} {
 		d.requireUntouched()
@@ -185,10 +112,10 @@ func TestALargerDeviceIsFormatted(t *testing.T) {
 func TestADiskThatCannotBeReadIsNotFormatted(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
-	require.NoError(t, os.Truncate(d.image, ext4Size/2)) // reads behind it are errors now
+	require.NoError(t, os.Truncate(d.image, ext4Size/2)) // reads beyond it fail now
 	blind := exec.Command("blkid", "-p", d.Path)
 	_ = blind.Run()
-	require.Equal(t, 2, blind.ProcessState.ExitCode(), "blkid calls such a disk empty, so this test is worth something")
+	require.Equal(t, 2, blind.ProcessState.ExitCode(), "blkid must report this disk as empty, or the test is worth nothing")
 
 	_, err := h.Probe(context.Background(), d.Device)
 	require.ErrorIs(t, err, ErrUnreadable)
@@ -206,12 +133,12 @@ func TestADiskInUseIsNotFormatted(t *testing.T) {
 
 	err = h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
 	require.ErrorIs(t, err, ErrBusy)
-	held, err := h.Held(d.Device)
+	held, err := h.Busy(d.Device)
 	require.NoError(t, err)
 	assert.True(t, held)
 }
 
-// withTool puts a program of that name before the real ones.
+// withTool puts a program of that name first in PATH.
 func withTool(t *testing.T, name, script string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -219,7 +146,7 @@ func withTool(t *testing.T, name, script string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-func TestProbesThatProveNothingAreNotBelieved(t *testing.T) {
+func TestAProbeThatFailsDoesNotMeanBlank(t *testing.T) {
 	for name, c := range map[string]struct {
 		tool, does string
 		is         error
@@ -229,10 +156,10 @@ func TestProbesThatProveNothingAreNotBelieved(t *testing.T) {
 		"blkid had an error":                        {"blkid", "echo 'blkid: error: /dev/x: Input/output error' >&2; exit 2", ErrUnreadable, "Input/output error"},
 		"blkid found something and exits with 2":    {"blkid", "echo TYPE=ext4; exit 2", ErrUnreadable, "blkid ended with code 2"},
 		"blkid refuses its arguments":               {"blkid", "exit 4", ErrUnreadable, "blkid ended with code 4"},
-		"blkid crashes":                             {"blkid", "kill -SEGV $$", nil, "blkid did not end by itself"},
+		"blkid crashes":                             {"blkid", "kill -SEGV $$", nil, "blkid was killed or could not be started"},
 		"blkid says something that is not known":    {"blkid", "echo hello", ErrUnreadable, "blkid ended with code 0: hello"},
 		"blkid is torn between two":                 {"blkid", "exit 8", ErrNotBlank, "several formats at once"},
-		"wipefs found something that blkid did not": {"wipefs", "echo 0x438,,,ext4", ErrNotBlank, "it holds ext4"},
+		"wipefs found something that blkid did not": {"wipefs", "echo 0x438,,,ext4", ErrNotBlank, "has ext4 and is not formatted"},
 		"wipefs only prints a heading":              {"wipefs", "echo '# offset,uuid,label,type'", ErrNotBlank, unknownData},
 		"wipefs had an error":                       {"wipefs", "exit 1", ErrUnreadable, "wipefs ended with code 1"},
 		"wipefs complains":                          {"wipefs", "echo 'wipefs: cannot read' >&2; exit 0", ErrUnreadable, "cannot read"},
@@ -323,7 +250,7 @@ func TestAMissingProgramIsNamed(t *testing.T) {
 	}
 }
 
-func TestOptionsOfMkfsReachIt(t *testing.T) {
+func TestMkfsGetsItsOptions(t *testing.T) {
 	for _, c := range []struct {
 		fstype  string
 		options []string
@@ -391,7 +318,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-func TestTheRecordThatAFormatBeginsComesBeforeTheFirstByte(t *testing.T) {
+func TestBeginIsCalledBeforeTheFirstByteIsWritten(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
 	refused := errors.New("the cloud is away")
@@ -404,7 +331,7 @@ func TestTheRecordThatAFormatBeginsComesBeforeTheFirstByte(t *testing.T) {
 
 	d.write([]byte{1}, 0)
 	err = h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begin: func(context.Context) error {
-		assert.Fail(t, "a disk that is not blank is not going to be formatted")
+		assert.Fail(t, "a disk that is not blank is not formatted")
 		return nil
 	}})
 	require.ErrorIs(t, err, ErrNotBlank)
@@ -433,10 +360,10 @@ func TestACrashDuringAFormat(t *testing.T) {
 					defer close(ended)
 					_ = child.Wait()
 					if f, err := os.OpenFile(pipe, os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
-						f.Close() // it came to nothing: nobody waits for mkfs any longer
+						f.Close() // it failed: nobody waits for mkfs any more
 					}
 				}()
-				b, err := os.ReadFile(pipe) // until mkfs has written to the disk and says so
+				b, err := os.ReadFile(pipe) // until mkfs has written to the disk
 				require.NoError(t, err)
 				require.NotEmpty(t, b)
 				mkfs, err := unix.PidfdOpen(atoi(t, strings.TrimSpace(string(b))), 0)
@@ -451,7 +378,7 @@ func TestACrashDuringAFormat(t *testing.T) {
 				require.Equal(t, 1, n, "mkfs dies with the process that started it")
 			})
 			err := h.Format(ctx, d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
-			require.ErrorIs(t, err, ErrNotBlank, "without a record of it, nobody knows whose the bytes are")
+			require.ErrorIs(t, err, ErrNotBlank, "without the record nobody knows who has written the bytes")
 			require.NoError(t, h.Format(ctx, d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begun: true}))
 			stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 			unstage(t, h, d, "vol")

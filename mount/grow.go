@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Grow enlarges the file system staged at dir to its device, if that has become larger, while containers use it. It tells
-// whether there was anything to grow; if not, it costs a look at the mount table and a read or an ioctl. A file system that is
-// mounted read-only stays as it is. On error it keeps its size, and serves on.
+// Grow enlarges the file system staged at dir to the size of its device, while containers use it. It returns whether there was
+// anything to grow. If not, it costs a read of the mount table and a read or an ioctl. A file system that is mounted read-only is not
+// grown. On error it keeps its size and can still be used.
 // Errors: ErrNoDevice, ErrWrongDevice, ErrNotStaged.
 func (h *Host) Grow(ctx context.Context, disk Device, dir string) (grown bool, err error) {
 	path, err := h.pathOf(dir)
@@ -27,7 +27,7 @@ func (h *Host) Grow(ctx context.Context, disk Device, dir string) (grown bool, e
 		return false, err
 	}
 	defer release()
-	f, err := h.open(disk, os.O_RDONLY) // open until it has grown, so that the name stays this disk's
+	f, err := h.open(disk, os.O_RDONLY) // open until it has grown, so that no other disk gets its name
 	if err != nil {
 		return false, err
 	}
@@ -39,7 +39,7 @@ func (h *Host) Grow(ctx context.Context, disk Device, dir string) (grown bool, e
 	defer device.Close()
 	root, m, err := openStaged(path, top)
 	if err != nil {
-		return false, fmt.Errorf("the file system is not grown: %w", err)
+		return false, fmt.Errorf("%w; it is not grown", err)
 	}
 	defer root.Close()
 	if isReadOnly(m) {
@@ -57,10 +57,9 @@ func isReadOnly(m *mountinfo.Info) bool {
 	return false
 }
 
-// grow enlarges a mounted file system to its device, if that is larger, and tells whether it was. Nothing to grow costs a
-// read or an ioctl. root is any directory of it. The kernel does it in transactions, so that a crash in between costs nothing.
-// resize2fs on an unmounted ext4 would need no CAP_SYS_RESOURCE, but killed half way it leaves a file system that e2fsck -p
-// gives up on, so it is not used.
+// grow enlarges a mounted file system to the size of its device, and returns whether it was smaller. root is any directory of it. The
+// kernel grows it in transactions, so a crash does no harm. resize2fs on an unmounted ext4 would not need CAP_SYS_RESOURCE, but if it is
+// killed it leaves a file system that e2fsck -p cannot repair.
 func grow(root, device *os.File, fstype string) (grown bool, err error) {
 	size, err := sizeOf(device)
 	if err != nil {
@@ -79,9 +78,9 @@ func grow(root, device *os.File, fstype string) (grown bool, err error) {
 	}
 	advice := ""
 	if errors.Is(err, unix.EPERM) && fstype == "ext4" {
-		advice = "; either blockvol lacks CAP_SYS_RESOURCE, or the file system has recorded errors and needs e2fsck -f first"
+		advice = "; give blockvol CAP_SYS_RESOURCE, or run e2fsck -f on the file system if it has recorded errors"
 	}
-	return false, fmt.Errorf("the %s on device %s could not be grown to the device's %d bytes, and keeps its size: %w%s", fstype, device.Name(), size, err, advice)
+	return false, fmt.Errorf("the %s on device %s cannot be grown to the device's %d bytes and keeps its size: %w%s", fstype, device.Name(), size, err, advice)
 }
 
 // ext4ResizeFS is EXT4_IOC_RESIZE_FS, _IOW('f', 16, __u64).
@@ -104,7 +103,7 @@ func growExt4(root, device *os.File, size int64) (bool, error) {
 	return err == nil, err
 }
 
-// ext4Blocks reads a superblock (Linux, Documentation/filesystems/ext4/super.rst).
+// ext4Blocks parses a superblock (Linux, Documentation/filesystems/ext4/super.rst).
 func ext4Blocks(sb []byte) (blocks, blockSize uint64, err error) {
 	const (
 		magic      = 0xEF53
@@ -112,11 +111,11 @@ func ext4Blocks(sb []byte) (blocks, blockSize uint64, err error) {
 	)
 	le := binary.LittleEndian
 	if len(sb) < 0x154 || le.Uint16(sb[0x38:]) != magic {
-		return 0, 0, errors.New("no ext4 superblock is where it should be")
+		return 0, 0, errors.New("it has no ext4 superblock")
 	}
 	exponent := le.Uint32(sb[0x18:])
 	if exponent > 6 {
-		return 0, 0, errors.New("the ext4 superblock has no valid block size")
+		return 0, 0, errors.New("its superblock has no valid block size")
 	}
 	blocks = uint64(le.Uint32(sb[0x4:]))
 	if le.Uint32(sb[0x60:])&incompat64 != 0 {
@@ -135,7 +134,7 @@ type xfsGeometry struct {
 const (
 	xfsGetGeometry = 0x80705864 // XFS_IOC_FSGEOMETRY_V1, _IOR('X', 100, 112 bytes)
 	xfsGrowData    = 0x4010586e // XFS_IOC_FSGROWFSDATA, _IOW('X', 110, 16 bytes)
-	xfsMinAGBlocks = 64         // a smaller rest at the end is left unused, by mkfs and the kernel alike
+	xfsMinAGBlocks = 64         // mkfs and the kernel leave a smaller rest at the end unused
 )
 
 func growXFS(root *os.File, size int64) (bool, error) {
@@ -144,7 +143,7 @@ func growXFS(root *os.File, size int64) (bool, error) {
 		return false, err
 	}
 	if g.blockSize == 0 || g.agBlocks == 0 {
-		return false, errors.New("the kernel tells no geometry of it")
+		return false, errors.New("the kernel returns no geometry")
 	}
 	want := uint64(size) / uint64(g.blockSize)
 	if rest := want % uint64(g.agBlocks); rest < xfsMinAGBlocks {
@@ -188,8 +187,8 @@ const (
 	btrfsGetInfo   = 0x8400941f // BTRFS_IOC_FS_INFO, _IOR(0x94, 31, 1024 bytes)
 	btrfsGetDevice = 0xd000941e // BTRFS_IOC_DEV_INFO, _IOWR(0x94, 30, 4096 bytes)
 	btrfsResize    = 0x50009403 // BTRFS_IOC_RESIZE, _IOW(0x94, 3, 4096 bytes)
-	btrfsSector    = 4096       // at least; the file system's size is a multiple
-	btrfsSmallest  = 256 << 20  // bytes; the kernel resizes to nothing smaller
+	btrfsSector    = 4096       // the smallest; the size of the file system is a multiple
+	btrfsSmallest  = 256 << 20  // bytes; the kernel does not resize to less
 )
 
 func growBtrfs(root *os.File, size int64) (bool, error) {
@@ -197,7 +196,7 @@ func growBtrfs(root *os.File, size int64) (bool, error) {
 	if err := ioctl(root, btrfsGetInfo, &info); err != nil {
 		return false, err
 	}
-	device := btrfsDevice{id: info.maxID} // of the only one, see mustBeOn
+	device := btrfsDevice{id: info.maxID} // the only one, see verifyDeviceOf
 	if err := ioctl(root, btrfsGetDevice, &device); err != nil {
 		return false, err
 	}

@@ -47,7 +47,7 @@ func TestAFileSystemGrowsToItsDevice(t *testing.T) {
 				spec.Warn = func(err error) { require.ErrorContains(t, err, "CAP_SYS_RESOURCE") }
 				path = stage(t, h, d, "vol", spec)
 				grown := statfsBytes(t, path) - before
-				// The kernel grows ext4 for CAP_SYS_RESOURCE only, and btrfs to no less than 256 MiB.
+				// The kernel grows ext4 only with CAP_SYS_RESOURCE, and btrfs only to 256 MiB or more.
 				kept := fstype == "ext4" && !mayGrowExt4 || fstype == "btrfs" && d.Size+extra < 256*mib
 				if kept {
 					assert.Zero(t, grown)
@@ -154,8 +154,8 @@ func TestOnlyAStagedFileSystemGrows(t *testing.T) {
 	unstage(t, h, other, "vol")
 }
 
-func TestAFileSystemThatCannotGrowIsMountedAllTheSame(t *testing.T) {
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test, since it has lost a capability
+func TestAFileSystemThatCannotGrowIsStillMounted(t *testing.T) {
+	runtime.LockOSThread() // and never unlocked: the thread has lost a capability and ends with the test
 	setCapabilities(t, func(caps uint64) uint64 { return caps &^ (1 << unix.CAP_SYS_RESOURCE) })
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
@@ -174,7 +174,7 @@ func TestAFileSystemThatCannotGrowIsMountedAllTheSame(t *testing.T) {
 	must(t, "e2fsck", "-f", "-n", d.Path)
 }
 
-// setCapabilities changes the effective capabilities of this thread, and returns what they have become.
+// setCapabilities changes the effective capabilities of this thread, and returns the new ones.
 func setCapabilities(t *testing.T, change func(uint64) uint64) uint64 {
 	t.Helper()
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -207,7 +207,7 @@ func TestExt4Superblocks(t *testing.T) {
 		assert.Equal(t, ext4Size, bytes)
 	}
 	must(t, "mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "64bit", "-E", "lazy_itable_init", d.Path)
-	d.write([]byte{2}, 1024+0x150) // the high half of a count that 32 bits do not hold
+	d.write([]byte{2}, 1024+0x150) // the high half of a number that needs more than 32 bits
 	bytes, err := read()
 	require.NoError(t, err)
 	assert.Equal(t, ext4Size+2<<32*4096, bytes)

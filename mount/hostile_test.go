@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What others do to a disk while it is worked on here.
+// These tests are about what other programs do to a disk while a call works on it.
 
 func TestAFailedFormatLeavesWhatAnotherProgramMounted(t *testing.T) {
 	h := newHost(t)
@@ -77,7 +77,7 @@ func whileProgramsStart(check func()) {
 	starters.Wait()
 }
 
-func TestADeviceThatWasLetGoOfIsFree(t *testing.T) {
+func TestADeviceIsFreeAfterAnExclusiveOpen(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
 	busy := 0
@@ -88,7 +88,7 @@ func TestADeviceThatWasLetGoOfIsFree(t *testing.T) {
 				busy++
 				continue
 			}
-			letGo(f)
+			closeExclusive(f)
 		}
 	})
 	assert.Zero(t, busy)
@@ -101,7 +101,7 @@ func TestTheScratchDirectoryIsLeftEmptyWhileProgramsStart(t *testing.T) {
 	whileProgramsStart(func() {
 		for range 20 {
 			if _, err := h.Stage(context.Background(), d.Device, "vol", StageSpec{FSType: "ext4", Layout: LayoutData}); err != nil {
-				t.Errorf("not published: %v", err)
+				t.Errorf("not staged: %v", err)
 				return
 			}
 			for h.Unstage(context.Background(), "vol") != nil {

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// header is how much of the disk the layer keeps for itself, as LUKS does.
+// header is the part of the disk that the layer keeps for itself, as LUKS does.
 const header = 2 * mib
 
-// layered puts a block device of its own on a disk, as encryption would: a loop device on the device of the disk, which shows what
-// is behind the header. exclusive is how device-mapper holds the disk: nobody else can open it for himself.
+// layered puts another block device on a disk, like encryption: a loop device whose file is the disk, from the end of the header on.
+// exclusive makes it open the disk exclusively, as device-mapper does.
 func layered(t *testing.T, h *Host, size int64, exclusive bool) (d *disk, top *disk) {
 	t.Helper()
 	d = newDisk(t, size+header)
@@ -27,7 +27,7 @@ func layered(t *testing.T, h *Host, size int64, exclusive bool) (d *disk, top *d
 	}
 	below, err := os.OpenFile(d.Path, flags, 0)
 	require.NoError(t, err)
-	defer below.Close() // the loop device keeps a reference of its own
+	defer below.Close() // the loop device has its own reference
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	require.NoError(t, err)
 	defer control.Close()
@@ -67,19 +67,19 @@ func TestTheFileSystemIsMountedFromTheTop(t *testing.T) {
 				require.NoError(t, err)
 				return yes
 			}
-			held := func() (bool, error) { return h.Held(d.Device) }
+			held := func() (bool, error) { return h.Busy(d.Device) }
 			used := func(targets ...string) func() (bool, error) {
 				return func() (bool, error) { return h.InUse(ctx, d.Device, targets...) }
 			}
 			require.True(t, is(held), "the layer holds the disk")
-			require.False(t, is(used()), "the layer is no consumer")
+			require.False(t, is(used()), "the layer is not a consumer")
 
 			spec := StageSpec{FSType: fstype, Layout: LayoutData}
 			path := stage(t, h, d, "vol", spec)
 			m, err := mountAt(path)
 			require.NoError(t, err)
-			require.True(t, isOn(m, top.Device))
-			require.False(t, isOn(m, d.Device))
+			require.True(t, isOf(m, top.Device))
+			require.False(t, isOf(m, d.Device))
 			require.Equal(t, path, stage(t, h, d, "vol", spec), "a second call is success")
 			require.True(t, is(func() (bool, error) { return h.IsStaged(ctx, "vol", d.Device) }))
 			target := filepath.Join(sharedDir(t), "target")
@@ -97,7 +97,7 @@ func TestTheFileSystemIsMountedFromTheTop(t *testing.T) {
 			end()
 			top.isFree(h)
 			assert.False(t, is(used()))
-			assert.True(t, is(held), "by the layer still")
+			assert.True(t, is(held), "the layer still holds it")
 		})
 	}
 }
@@ -120,13 +120,13 @@ func TestTheDiskIsProvenBlankAndTheTopIsFormatted(t *testing.T) {
 	h := newHost(t)
 	d, top := layered(t, h, ext4Size, false)
 	spec := FormatSpec{FSType: "ext4", Size: d.Size}
-	inHeader := []byte("LUKS\xba\xbe\x00\x01") // where the top does not reach
+	inHeader := []byte("LUKS\xba\xbe\x00\x01") // the top does not include it
 	d.write(inHeader, 0)
 	c, err := h.Probe(ctx, d.Device)
 	require.NoError(t, err)
 	require.Equal(t, []string{"crypto_LUKS"}, c.Found)
 	require.ErrorIs(t, h.Format(ctx, d.Device, spec), ErrNotBlank)
-	require.Empty(t, fsOf(t, top), "the top was formatted all the same")
+	require.Empty(t, fsOf(t, top), "the top was formatted nevertheless")
 
 	d.write(make([]byte, len(inHeader)), 0)
 	require.NoError(t, h.Format(ctx, d.Device, spec))
@@ -169,7 +169,7 @@ func TestAVolumeIsInUseWhenItsDiskOrItsTopIs(t *testing.T) {
 	h := newHost(t)
 	d, top := layered(t, h, ext4Size, false)
 	is := func() (held, used bool) {
-		held, err := h.Held(d.Device)
+		held, err := h.Busy(d.Device)
 		require.NoError(t, err)
 		used, err = h.InUse(ctx, d.Device)
 		require.NoError(t, err)
@@ -184,7 +184,7 @@ func TestAVolumeIsInUseWhenItsDiskOrItsTopIs(t *testing.T) {
 	held, used = is()
 	assert.True(t, held, "a program holds the top")
 	assert.True(t, used)
-	letGo(f)
+	closeExclusive(f)
 
 	must(t, "mkfs.ext4", "-q", d.Path)
 	mnt := t.TempDir()

@@ -10,7 +10,7 @@ import (
 
 const (
 	dataDir     = "data"
-	unfinished  = ".data.unfinished" // what becomes dataDir once it is complete
+	unfinished  = ".data.unfinished" // is renamed to dataDir when it is complete
 	defaultMode = 0o755
 )
 
@@ -22,8 +22,8 @@ func openDir(at *os.File, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// ensureData makes the directory that LayoutData shows, if the file system is new. It appears under its name complete, or
-// not at all. Errors: ErrForeignLayout for a file system that holds other things instead.
+// ensureData makes the directory that LayoutData shows, if the file system is new. It gets its name when it is complete. Errors:
+// ErrForeignLayout for a file system that has other files instead.
 func ensureData(root *os.File, dev Device, spec StageSpec, readOnly bool) error {
 	var st unix.Stat_t
 	err := unix.Fstatat(int(root.Fd()), dataDir, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -33,7 +33,7 @@ func ensureData(root *os.File, dev Device, spec StageSpec, readOnly bool) error 
 	case err == nil:
 		return fmt.Errorf("%w: %q on device %s is not a directory", ErrForeignLayout, dataDir, dev.Path)
 	case !errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("directory %q of device %s cannot be looked up: %w", dataDir, dev.Path, err)
+		return fmt.Errorf("directory %q of device %s cannot be examined: %w", dataDir, dev.Path, err)
 	}
 	names, err := root.Readdirnames(-1)
 	if err != nil {
@@ -41,11 +41,11 @@ func ensureData(root *os.File, dev Device, spec StageSpec, readOnly bool) error 
 	}
 	for _, name := range names {
 		if name != "lost+found" && name != unfinished {
-			return fmt.Errorf("%w: device %s has no directory %q but holds %q, so it was not laid out by blockvol or its data has been moved; an empty directory is not shown in its place", ErrForeignLayout, dev.Path, dataDir, name)
+			return fmt.Errorf("%w: device %s has %q but no directory %q, so blockvol did not format it or somebody moved its data; an empty directory is not shown instead", ErrForeignLayout, dev.Path, name, dataDir)
 		}
 	}
 	if readOnly {
-		return fmt.Errorf("%w: device %s has no directory %q yet, and it cannot be made on a read-only mount: the volume is empty, remove it and create it again without the mount option ro", ErrForeignLayout, dev.Path, dataDir)
+		return fmt.Errorf("%w: device %s has no directory %q yet, and none can be made on a read-only mount; the volume is empty: remove it and create it again without the mount option ro", ErrForeignLayout, dev.Path, dataDir)
 	}
 	if err := makeData(root, spec); err != nil {
 		return fmt.Errorf("directory %q cannot be made on device %s: %w", dataDir, dev.Path, err)
@@ -76,7 +76,7 @@ func makeData(root *os.File, spec StageSpec) error {
 	if spec.Mode != nil {
 		mode = unixMode(*spec.Mode)
 	}
-	// The mode comes last: a change of owner may clear bits of it.
+	// The mode is set last: a change of owner may clear bits of it.
 	if err := dir.Chown(uid, gid); err != nil {
 		return err
 	}

@@ -20,13 +20,13 @@ import (
 const (
 	mib = int64(1) << 20
 
-	// Sizes at which the tools make a file system without complaint.
+	// Sizes at which mkfs reports no problem.
 	ext4Size  = 32 * mib
 	xfsSize   = 320 * mib
 	btrfsSize = 128 * mib
 )
 
-// onLoop is where the disks of these tests are.
+// onLoop is the bus of the disks in these tests.
 var onLoop = []string{"loop"}
 
 var sizes = map[string]int64{"ext4": ext4Size, "xfs": xfsSize, "btrfs": btrfsSize}
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	if os.Getuid() == 0 {
-		// Mounts made here must not be seen by the machine that runs the tests, nor survive them.
+		// Mounts made here must not appear outside, nor survive the tests.
 		if os.Getenv("MOUNT_TEST_NAMESPACE") == "" {
 			os.Exit(inNamespace())
 		}
@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// inNamespace runs the tests anew in a mount namespace of their own, in which mounts are shared as on a machine with systemd.
+// inNamespace runs the tests again in a mount namespace of their own.
 func inNamespace() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), "MOUNT_TEST_NAMESPACE=1")
@@ -60,7 +60,7 @@ func inNamespace() int {
 	return 0
 }
 
-// formatAndDie is a process of its own, which is killed while mkfs runs.
+// formatAndDie runs in a process that is killed while mkfs runs.
 func formatAndDie(serial string) error {
 	dir := os.Getenv("MOUNT_TEST_DIR")
 	published := filepath.Join(dir, "published")
@@ -85,7 +85,7 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// newHost returns a host whose published directory is a mount of shared propagation, as in the managed plugin.
+// newHost returns a Host whose published directory is a mount of shared propagation, as in the managed plugin.
 func newHost(t testing.TB) *Host {
 	t.Helper()
 	needRoot(t)
@@ -123,7 +123,7 @@ func sharedDir(t testing.TB) string {
 
 var diskCount int
 
-// disk is a loop device over a sparse file, as provider local makes them.
+// disk is a loop device on a sparse file, like those of provider local.
 type disk struct {
 	Device
 	t     testing.TB
@@ -171,7 +171,7 @@ func must(t testing.TB, name string, args ...string) string {
 	return out.String()
 }
 
-// contents is a hash of the whole image, to see that nothing was written to it.
+// contents returns a hash of the whole image, to check that nothing was written to it.
 func (d *disk) contents() [sha256.Size]byte {
 	d.t.Helper()
 	f, err := os.Open(d.image)
@@ -183,7 +183,7 @@ func (d *disk) contents() [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// requireUntouched requires that a disk of mine that was never written to still has no byte in its image.
+// requireUntouched requires that nothing was ever written to the disk: its sparse image has no blocks.
 func (d *disk) requireUntouched() {
 	d.t.Helper()
 	var st unix.Stat_t
@@ -200,7 +200,7 @@ func (d *disk) write(b []byte, offset int64) {
 	require.NoError(d.t, f.Sync())
 }
 
-// isFree requires that the kernel holds nothing on the disk any more.
+// isFree waits until the disk is not busy.
 func (d *disk) isFree(h *Host) {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

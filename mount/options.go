@@ -12,35 +12,35 @@ import (
 
 // fsType is what is particular to one kind of file system.
 type fsType struct {
-	// mkfsArgs puts blockvol's defaults before the operator's options, which win. None forces, and none discards: a
-	// discard can take minutes on a thin disk, and a blank disk has nothing to discard.
+	// mkfsArgs puts blockvol's defaults before the operator's options, which take precedence. mkfs is not forced, and does not
+	// discard: that can take minutes on a thin disk, and a blank disk has nothing to discard.
 	mkfsArgs func(options []string) []string
 
-	// dryRun is the flag with which mkfs finds out whether it could, and writes nothing. Empty if it has none.
+	// dryRun is the flag for a dry run of mkfs, which writes nothing. Empty if there is none.
 	dryRun string
 
-	// mkfsFlags are the flags of mkfs that an operator may give, with whether each takes a value. What names another
-	// device or file, sets the size, forces, only pretends, or lets an error stop the node is not among them.
+	// mkfsFlags are the flags of mkfs that an operator may give, and whether each takes a value. Missing are flags that name
+	// another device or file, set the size, force, make a dry run, or let an error stop the node.
 	mkfsFlags map[string]bool
 
-	// mkfsKeys are the words that may stand in the value of a flag, where some of them may not: "key" with any value,
-	// "key=value" with this one, "^feature" for a feature that may be turned on or off. Missing are those that make a file
-	// system which cannot be mounted, by some kernels at least that volumes may move to, or which is not safe there.
+	// mkfsKeys are the words allowed in the value of a flag, if not all are: "key" with any value, "key=value" with this one,
+	// "^feature" for a feature that may be turned on or off. Missing are those with which some kernels cannot mount the file
+	// system, or not safely.
 	mkfsKeys map[string][]string
 
-	// mountOptions are the file system's own mount options that a new volume may have, by the word before the "=", with a
-	// pattern of the value; the empty one is that of none. Missing are those that name another device, show another part
-	// of the disk, give up its consistency, or are refused by some kernels.
+	// mountOptions are the file system's own mount options that a new volume may have: the word before the "=", and a pattern for
+	// the value, empty if there is none. Missing are those that name another device, mount another part of the file system,
+	// risk its consistency, or are refused by some kernels.
 	mountOptions map[string]string
 
-	// retired are options that volumes may have had before. They are mounted with them as ever.
+	// retired are options that volumes of earlier versions may have. They are still accepted for mounts.
 	retired []string
 
-	// always are mount options that blockvol gives, unless the operator's say otherwise.
+	// always are mount options that blockvol adds if the operator has not given them another value.
 	always []string
 }
 
-// Patterns of what mount options are set to.
+// Patterns for the values of mount options.
 const (
 	number     = `[0-9]{1,6}`
 	longNumber = `[0-9]{1,9}`
@@ -51,7 +51,7 @@ const (
 var fsTypes = map[string]fsType{
 	"ext4": {
 		mkfsArgs: func(options []string) []string {
-			// mkfs.ext4 heeds the last -E only, so ours and theirs go into one.
+			// mkfs.ext4 uses the last -E only, so all are merged.
 			extended := "nodiscard,lazy_itable_init=1,lazy_journal_init=1"
 			args := []string{"-q", "-m", "0"}
 			for i := 0; i < len(options); i++ {
@@ -73,14 +73,14 @@ var fsTypes = map[string]fsType{
 			"-L": true, "-m": true, "-N": true, "-O": true, "-T": true, "-U": true,
 		},
 		mkfsKeys: map[string][]string{
-			"-b": {"1024", "2048", "4096"}, // larger than a page is for some kernels only
+			"-b": {"1024", "2048", "4096"}, // few kernels mount blocks larger than a page
 			"-E": {
 				"assume_storage_prezeroed", "discard", "hash_seed", "lazy_itable_init", "lazy_journal_init", "no_copy_xattrs", "nodiscard", "num_backup_sb",
 				"packed_meta_blocks", "resize", "stride", "stripe-width", "stripe_width",
 			},
 			"-J": {"size", "fast_commit_size"},
-			// Without extents, blkid calls it ext3. Missing: journal_dev, which is no file system; casefold, quota and project, which need a kernel built for them;
-			// mmp, which e2fsck leaves locked when it is killed; read-only.
+			// Without extents, blkid reports ext3. Missing: journal_dev, which is not a file system; casefold, quota and project, which need a kernel built for them;
+			// mmp, which e2fsck leaves locked if it is killed; read-only.
 			"-O": {
 				"^64bit", "^bigalloc", "^dir_index", "^dir_nlink", "^ea_inode", "^encrypt", "^ext_attr", "extent", "extents", "^extra_isize", "^fast_commit", "^filetype",
 				"^flex_bg", "has_journal", "^huge_file", "^inline_data", "^large_dir", "^large_file", "^meta_bg", "^metadata_csum", "^metadata_csum_seed", "^orphan_file",
@@ -94,12 +94,12 @@ var fsTypes = map[string]fsType{
 			"noauto_da_alloc": "", "noblock_validity": "", "nodelalloc": "", "nodiscard": "", "noinit_itable": "", "resgid": longNumber, "resuid": longNumber,
 			"stripe": longNumber, "user_xattr": "",
 		},
-		// Quotas need tools on the node, and a kernel with them; data=journal excludes delalloc, and in some kernels
+		// Quotas need tools on the node and support in the kernel. data=journal excludes delalloc, and in some kernels
 		// dioread_nolock, which are the defaults; data=ordered, the default, excludes journal_async_commit.
 		retired: []string{
 			"delalloc", "dioread_nolock", "grpquota", "i_version", "journal_async_commit", "noacl", "noquota", "nouser_xattr", "prjquota", "quota", "usrquota",
 		},
-		always: []string{"errors=remount-ro"}, // the superblock may say that an error stops the node
+		always: []string{"errors=remount-ro"}, // the superblock may have errors=panic, which stops the node
 	},
 	"xfs": {
 		mkfsArgs: func(options []string) []string { return append([]string{"-q", "-K"}, options...) },
@@ -112,7 +112,7 @@ var fsTypes = map[string]fsType{
 			"-d": {"agcount", "agsize", "cowextsize", "extszinherit", "noalign", "projinherit", "su", "sunit", "sw", "swidth"},
 			"-i": {"attr=2", "maxpct", "nrext64", "perblock", "size", "sparse"},
 			"-l": {"internal=1", "lazy-count=1", "size", "su", "sunit", "version=2"},
-			"-m": {"bigtime", "crc=1", "finobt", "inobtcount", "reflink", "rmapbt", "uuid"}, // most kernels have no crc=0 any more
+			"-m": {"bigtime", "crc=1", "finobt", "inobtcount", "reflink", "rmapbt", "uuid"}, // most kernels do not support crc=0 any more
 			"-n": {"ftype=1", "size", "version=2"},
 			"-s": {"size=512", "size=1024", "size=2048", "size=4096", "size=1k", "size=2k", "size=4k"},
 		},
@@ -124,18 +124,18 @@ var fsTypes = map[string]fsType{
 		retired: []string{
 			"attr2", "dax", "gqnoenforce", "gquota", "grpquota", "ikeep", "noikeep", "pqnoenforce", "pquota", "prjquota", "quota", "sunit", "swidth", "uqnoenforce", "uquota", "usrquota",
 		},
-		always: []string{"nouuid"}, // a snapshot's copy bears the uuid of its origin
+		always: []string{"nouuid"}, // a copy from a snapshot has the UUID of its origin
 	},
 	"btrfs": {
 		mkfsArgs: func(options []string) []string { return append([]string{"-q", "-K"}, options...) },
-		mkfsFlags: map[string]bool{ // no uuid: of two volumes with the same one, a node can mount one only
+		mkfsFlags: map[string]bool{ // no UUID: a node cannot mount two volumes with the same one
 			"-d": true, "-m": true, "-M": false, "-n": true, "-s": true, "-L": true, "-O": true, "-R": true,
 			"--csum": true, "--checksum": true, "--data": true, "--metadata": true, "--mixed": false, "--nodesize": true, "--sectorsize": true,
 			"--label": true, "--features": true, "--runtime-features": true,
 		},
 		mkfsKeys: map[string][]string{
 			"-d": {"single", "dup"}, "--data": {"single", "dup"}, "-m": {"single", "dup"}, "--metadata": {"single", "dup"},
-			"-s": {"4096", "4k", "4K"}, "--sectorsize": {"4096", "4k", "4K"}, // others are for some kernels only
+			"-s": {"4096", "4k", "4K"}, "--sectorsize": {"4096", "4k", "4K"}, // some kernels only support these
 			"--csum": {"crc32c", "xxhash", "sha256", "blake2"}, "--checksum": {"crc32c", "xxhash", "sha256", "blake2"},
 			"-O": btrfsFeatures, "--features": btrfsFeatures, "-R": {"free-space-tree"}, "--runtime-features": {"free-space-tree"},
 		},
@@ -146,18 +146,18 @@ var fsTypes = map[string]fsType{
 			"thread_pool": "[1-9][0-9]{0,3}", "treelog": "", "user_subvol_rm_allowed": "",
 		},
 		retired: []string{"nospace_cache"},
-		always:  []string{"subvolid=5"}, // the root, whichever subvolume somebody made the default
+		always:  []string{"subvolid=5"}, // the root, whatever the default subvolume is
 	},
 }
 
-// btrfsFeatures leave out those for several disks, zoned ones and quotas, and those that are for some kernels only.
+// btrfsFeatures are those without several disks, zones and quotas that all kernels support.
 var btrfsFeatures = []string{"mixed-bg", "^extref", "^skinny-metadata", "^no-holes", "free-space-tree"}
 
-// FSTypes returns the file systems that can be made and mounted, sorted.
+// FSTypes returns the supported file systems, sorted.
 func FSTypes() []string { return slices.Sorted(maps.Keys(fsTypes)) }
 
-// CheckOptions tells whether a new volume may have these arguments of mkfs.<fstype> and these mount options, one of each per
-// element. What it accepts can still be refused by mkfs, see CheckFormat, or by the kernel.
+// CheckOptions checks the arguments of mkfs.<fstype> and the mount options of a new volume, one per element. mkfs may still refuse
+// them, see CheckFormat, and so may the kernel.
 // Errors: ErrInvalid, in a sentence that lists what is allowed.
 func CheckOptions(fstype string, mkfs, mountOpts []string) error {
 	t, known := fsTypes[fstype]
@@ -169,7 +169,7 @@ func CheckOptions(fstype string, mkfs, mountOpts []string) error {
 		takesValue, allowed := t.mkfsFlags[flag]
 		switch {
 		case !allowed:
-			return fmt.Errorf("%w: %q is no option of mkfs.%s that a volume may have; allowed are %s", ErrInvalid, mkfs[i], fstype, strings.Join(slices.Sorted(maps.Keys(t.mkfsFlags)), ", "))
+			return fmt.Errorf("%w: %q is not an allowed option of mkfs.%s; allowed are %s", ErrInvalid, mkfs[i], fstype, strings.Join(slices.Sorted(maps.Keys(t.mkfsFlags)), ", "))
 		case !takesValue && attached:
 			return fmt.Errorf("%w: option %s of mkfs.%s takes no value, but %q was given", ErrInvalid, flag, fstype, mkfs[i])
 		case !takesValue:
@@ -196,7 +196,7 @@ func CheckOptions(fstype string, mkfs, mountOpts []string) error {
 		switch {
 		case generic, slices.Contains(securityOptions, key):
 		case !own:
-			return fmt.Errorf("%w: mount option %q is not for new volumes, since not every kernel mounts with it; allowed are %s", ErrInvalid, o, t.allowedOptions())
+			return fmt.Errorf("%w: mount option %q is not allowed for new volumes, since some kernels do not support it; allowed are %s", ErrInvalid, o, t.allowedOptions())
 		case strings.HasSuffix(o, "="), !regexp.MustCompile("^(" + pattern + ")$").MatchString(value):
 			return fmt.Errorf("%w: mount option %q of %s has a value out of range; it must match %q", ErrInvalid, o, fstype, pattern)
 		}
@@ -211,7 +211,7 @@ func (t fsType) allowedOptions() string {
 // ReadOnly tells whether a volume with these mount options is mounted read-only.
 func ReadOnly(fstype string, options []string) bool { return parseOptions(fstype, options).readOnly() }
 
-// splitFlag takes "-b4096" and "--label=x" apart.
+// splitFlag splits "-b4096" and "--label=x".
 func splitFlag(arg string) (flag, value string, attached bool) {
 	if strings.HasPrefix(arg, "--") {
 		return strings.Cut(arg, "=")
@@ -230,13 +230,13 @@ func checkKeys(t fsType, fstype, flag, value string) error {
 	for part := range strings.SplitSeq(value, ",") {
 		key, _, _ := strings.Cut(part, "=")
 		if !slices.Contains(allowed, key) && !slices.Contains(allowed, part) && !slices.Contains(allowed, "^"+part) {
-			return fmt.Errorf("%w: %q cannot stand in option %s of mkfs.%s; allowed are %s", ErrInvalid, part, flag, fstype, strings.Join(allowed, ", "))
+			return fmt.Errorf("%w: %q is not allowed in option %s of mkfs.%s; allowed are %s", ErrInvalid, part, flag, fstype, strings.Join(allowed, ", "))
 		}
 	}
 	return nil
 }
 
-// checkMountOptions tells whether a volume, however old, may be mounted with these options. Errors: ErrInvalid.
+// checkMountOptions checks the mount options of a volume that may be old. Errors: ErrInvalid.
 func checkMountOptions(fstype string, options []string) error {
 	t, known := fsTypes[fstype]
 	if !known {
@@ -260,22 +260,22 @@ func (t fsType) checkMountOption(fstype, option string) error {
 	_, own := t.mountOptions[key]
 	switch {
 	case strings.ContainsAny(option, ",\x00"):
-		return fmt.Errorf("%w: mount option %q holds several", ErrInvalid, option)
+		return fmt.Errorf("%w: mount option %q is more than one", ErrInvalid, option)
 	case generic, slices.Contains(securityOptions, key) && value != "":
 	case !own && !slices.Contains(t.retired, key):
-		return fmt.Errorf("%w: %q is no mount option that a volume with %s may have; allowed are %s", ErrInvalid, option, fstype, t.allowedOptions())
+		return fmt.Errorf("%w: %q is not an allowed mount option of %s; allowed are %s", ErrInvalid, option, fstype, t.allowedOptions())
 	case key == "errors" && value == "panic":
-		return fmt.Errorf("%w: mount option %q would bring the whole node down for one damaged volume; use errors=remount-ro or errors=continue", ErrInvalid, option)
+		return fmt.Errorf("%w: mount option %q stops the whole node if one volume is damaged; use errors=remount-ro or errors=continue", ErrInvalid, option)
 	case key == "barrier" && value == "0":
-		return fmt.Errorf("%w: mount option %q would lose data at a power failure", ErrInvalid, option)
+		return fmt.Errorf("%w: mount option %q loses data in a power failure", ErrInvalid, option)
 	}
 	return nil
 }
 
-// generic is what a mount option that every file system has means to the kernel.
+// generic is what a mount option of all file systems means to the kernel.
 type generic struct {
 	set, clear int    // MOUNT_ATTR_* of the mount
-	superblock string // the option of the file system, if it is one
+	superblock string // the option for fsconfig, if there is one
 }
 
 var genericOptions = map[string]generic{
@@ -303,18 +303,18 @@ var genericOptions = map[string]generic{
 	"nodiratime":    {set: unix.MOUNT_ATTR_NODIRATIME},
 }
 
-// securityOptions are understood by security modules, for every file system.
+// securityOptions are for security modules, with all file systems.
 var securityOptions = []string{"context", "defcontext", "fscontext", "rootcontext"}
 
 // parsedOptions are mount options as fsmount and fsconfig want them.
 type parsedOptions struct {
 	attrs int      // MOUNT_ATTR_*
-	flags []string // for fsconfig, "key" or "key=value", the last word of each generic one only
+	flags []string // for fsconfig, "key" or "key=value"
 }
 
 func (p parsedOptions) readOnly() bool { return p.attrs&unix.MOUNT_ATTR_RDONLY != 0 }
 
-// parseOptions sorts mount options that checkMountOption accepts. Of contradictory ones the last wins, as with mount(8).
+// parseOptions parses mount options that checkMountOption accepts. Of contradictory ones the last one counts, as with mount(8).
 func parseOptions(fstype string, options []string) parsedOptions {
 	var p parsedOptions
 	for _, a := range fsTypes[fstype].always {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestOptionsThatAVolumeMayHave(t *testing.T) {
+func TestAllowedOptions(t *testing.T) {
 	for _, c := range []struct {
 		fstype string
 		mkfs   string
@@ -30,7 +30,7 @@ func splitCommas(s string) []string {
 	return slices.DeleteFunc(strings.Split(s, ","), func(o string) bool { return o == "" })
 }
 
-func TestOptionsThatNoVolumeMayHave(t *testing.T) {
+func TestRefusedOptions(t *testing.T) {
 	for _, c := range []struct {
 		fstype      string
 		mkfs, mount []string
@@ -40,24 +40,24 @@ func TestOptionsThatNoVolumeMayHave(t *testing.T) {
 		{fstype: "ext4/../x"},
 		{fstype: "ext4", mkfs: []string{"-F"}},                              // force
 		{fstype: "ext4", mkfs: []string{"-FF"}},                             //
-		{fstype: "ext4", mkfs: []string{"-jF"}},                             // hidden behind one that takes no value
-		{fstype: "ext4", mkfs: []string{"-n"}},                              // only pretends
+		{fstype: "ext4", mkfs: []string{"-jF"}},                             // after a flag without a value
+		{fstype: "ext4", mkfs: []string{"-n"}},                              // dry run
 		{fstype: "ext4", mkfs: []string{"-S"}},                              // superblock only
 		{fstype: "ext4", mkfs: []string{"-d", "/etc"}},                      // copies a directory of the host
 		{fstype: "ext4", mkfs: []string{"-J", "device=/dev/vda"}},           // another device
 		{fstype: "ext4", mkfs: []string{"-Jsize=4,device=/dev/vda"}},        //
-		{fstype: "ext4", mkfs: []string{"-E", "offset=4096"}},               // not where it is looked for
+		{fstype: "ext4", mkfs: []string{"-E", "offset=4096"}},               // not where the kernel expects it
 		{fstype: "ext4", mkfs: []string{"-E", "stride=4,root_owner=0:0,x"}}, //
-		{fstype: "ext4", mkfs: []string{"-e", "panic"}},                     // an error would stop the node
+		{fstype: "ext4", mkfs: []string{"-e", "panic"}},                     // an error stops the node
 		{fstype: "ext4", mkfs: []string{"-epanic"}},                         //
-		{fstype: "ext4", mkfs: []string{"-O", "journal_dev"}},               // no file system
+		{fstype: "ext4", mkfs: []string{"-O", "journal_dev"}},               // not a file system
 		{fstype: "ext4", mkfs: []string{"-O", "64bit,Journal_Dev"}},         //
 		{fstype: "ext4", mkfs: []string{"-O", "+journal_dev"}},              //
 		{fstype: "ext4", mkfs: []string{"-O", "^has_journal"}},              // inconsistent after a crash
-		{fstype: "ext4", mkfs: []string{"-O", "^extents,^64bit"}},           // blkid calls it ext3
+		{fstype: "ext4", mkfs: []string{"-O", "^extents,^64bit"}},           // blkid reports ext3
 		{fstype: "ext4", mkfs: []string{"-O", "none"}},                      //
 		{fstype: "ext4", mkfs: []string{"-O", "64bit,-has_journal"}},        //
-		{fstype: "ext4", mkfs: []string{"-O", "mmp"}},                       // stays locked when e2fsck is killed
+		{fstype: "ext4", mkfs: []string{"-O", "mmp"}},                       // e2fsck leaves it locked if it is killed
 		{fstype: "ext4", mkfs: []string{"-O", "casefold"}},                  // for some kernels only
 		{fstype: "ext4", mkfs: []string{"-O", "quota"}},                     //
 		{fstype: "ext4", mkfs: []string{"-O", "project"}},                   //
@@ -79,7 +79,7 @@ func TestOptionsThatNoVolumeMayHave(t *testing.T) {
 		{fstype: "btrfs", mkfs: []string{"-O", "zoned"}},                    //
 		{fstype: "btrfs", mkfs: []string{"-O", "quota"}},                    //
 		{fstype: "btrfs", mkfs: []string{"-R", "quota"}},                    //
-		{fstype: "btrfs", mkfs: []string{"-O", "list-all"}},                 // makes nothing, and succeeds
+		{fstype: "btrfs", mkfs: []string{"-O", "list-all"}},                 // makes nothing and succeeds
 		{fstype: "btrfs", mkfs: []string{"-U", "00000000-0000-0000-0000-000000000001"}},
 		{fstype: "ext4", mount: []string{"commit=abc"}},                  // values that no kernel knows
 		{fstype: "ext4", mount: []string{"commit"}},                      //
@@ -125,7 +125,7 @@ func TestOptionsThatNoVolumeMayHave(t *testing.T) {
 		{fstype: "ext4", mount: []string{"journal_path=/dev/vda"}},       //
 		{fstype: "ext4", mount: []string{"journal_dev=1"}},               //
 		{fstype: "ext4", mount: []string{"sb=8193"}},                     //
-		{fstype: "ext4", mount: []string{"noload"}},                      // would show an inconsistent state
+		{fstype: "ext4", mount: []string{"noload"}},                      // mounts an inconsistent state
 		{fstype: "ext4", mount: []string{"errors=panic"}},                //
 		{fstype: "ext4", mount: []string{"barrier=0"}},                   //
 		{fstype: "ext4", mount: []string{"nobarrier"}},                   //
@@ -135,11 +135,11 @@ func TestOptionsThatNoVolumeMayHave(t *testing.T) {
 		{fstype: "ext4", mount: []string{"context"}},                     //
 		{fstype: "xfs", mount: []string{"logdev=/dev/vda"}},              //
 		{fstype: "xfs", mount: []string{"norecovery"}},                   //
-		{fstype: "btrfs", mount: []string{"subvol=x"}},                   // another part of the disk
+		{fstype: "btrfs", mount: []string{"subvol=x"}},                   // another part of the file system
 		{fstype: "btrfs", mount: []string{"subvolid=256"}},               //
 		{fstype: "btrfs", mount: []string{"device=/dev/vda"}},            //
 		{fstype: "btrfs", mount: []string{"degraded"}},                   //
-		{fstype: "ext4", mount: []string{"discard="}},                    // the kernel wants none or a value
+		{fstype: "ext4", mount: []string{"discard="}},                    // the kernel needs a value or no "="
 		{fstype: "btrfs", mount: []string{"compress="}},
 		{fstype: "ext4", mount: []string{"barrier="}},
 	} {
@@ -148,7 +148,7 @@ func TestOptionsThatNoVolumeMayHave(t *testing.T) {
 	}
 }
 
-func TestOfContradictoryOptionsTheLastWins(t *testing.T) {
+func TestTheLastOfContradictoryOptionsCounts(t *testing.T) {
 	for _, c := range []struct {
 		options  string
 		attrs    int
@@ -172,10 +172,10 @@ func TestOfContradictoryOptionsTheLastWins(t *testing.T) {
 	assert.Equal(t, []string{"nouuid"}, parseOptions("xfs", []string{"nouuid"}).flags)
 }
 
-func TestAnErrorOfAFileSystemStopsNoNode(t *testing.T) {
+func TestAFileSystemErrorDoesNotStopTheNode(t *testing.T) {
 	assert.Equal(t, []string{"errors=continue"}, parseOptions("ext4", []string{"errors=continue"}).flags)
 	for name, format := range map[string][]string{"made so": {"-e", "panic"}, "set later": nil} {
-		t.Run(name, func(t *testing.T) { // somebody's disk, adopted
+		t.Run(name, func(t *testing.T) { // an adopted disk
 			h := newHost(t)
 			d := newDisk(t, ext4Size)
 			must(t, "mkfs.ext4", append(format, "-q", d.Path)...)
@@ -215,12 +215,12 @@ func samplesOf(pattern string) []string {
 	return samples
 }
 
-func TestWithEveryOptionThatANewVolumeMayHaveItIsMounted(t *testing.T) {
+func TestAVolumeIsMountedWithEveryAllowedOption(t *testing.T) {
 	for fstype, ft := range fsTypes {
 		t.Run(fstype, func(t *testing.T) {
 			h := newHost(t)
 			d := formatted(t, h, fstype)
-			for round := range 5 { // of contradictory ones the last wins
+			for round := range 5 { // the last of contradictory ones counts
 				var options []string
 				for key, pattern := range ft.mountOptions {
 					samples := samplesOf(pattern)
@@ -234,7 +234,7 @@ func TestWithEveryOptionThatANewVolumeMayHaveItIsMounted(t *testing.T) {
 	}
 }
 
-func TestHoweverANewVolumeMayBeFormattedItIsMounted(t *testing.T) {
+func TestAVolumeIsMountedWhateverItsMkfsOptions(t *testing.T) {
 	features := func(on bool, without ...string) string {
 		var all []string
 		for _, f := range fsTypes["ext4"].mkfsKeys["-O"] {
@@ -270,7 +270,7 @@ func TestHoweverANewVolumeMayBeFormattedItIsMounted(t *testing.T) {
 	}
 }
 
-func TestMkfsItselfIsAskedBeforeThereIsAVolume(t *testing.T) {
+func TestCheckFormatAsksMkfs(t *testing.T) {
 	for _, c := range []struct {
 		fstype, options string
 		size            int64
@@ -298,7 +298,7 @@ func TestMkfsItselfIsAskedBeforeThereIsAVolume(t *testing.T) {
 	}
 }
 
-func TestWhatAVolumeHadBeforeItKeeps(t *testing.T) {
+func TestRetiredMountOptionsStillWork(t *testing.T) {
 	for fstype, ft := range fsTypes {
 		for _, option := range ft.retired {
 			require.ErrorIs(t, CheckOptions(fstype, nil, []string{option}), ErrInvalid, option)
@@ -307,16 +307,16 @@ func TestWhatAVolumeHadBeforeItKeeps(t *testing.T) {
 	}
 }
 
-// Volumes of earlier versions, and disks from elsewhere, may have been given what is refused today.
-func TestWhatNoVolumeIsMountedWithHoweverOld(t *testing.T) {
+// Volumes of earlier versions and adopted disks may have options that are refused today.
+func TestMountOptionsRefusedForOldVolumesToo(t *testing.T) {
 	for _, c := range []struct{ fstype, option, says string }{
-		{"ext4", "errors=panic", "would bring the whole node down"},
-		{"ext4", "barrier=0", "would lose data at a power failure"},
-		{"ext4", "noatime,errors=panic", "holds several"},
-		{"ext4", "noatime\x00", "holds several"},
-		{"ext4", "context=", "is no mount option that a volume with ext4 may have"},
-		{"ext4", "journal_path=/dev/vda", "is no mount option that a volume with ext4 may have"},
-		{"xfs", "errors=panic", "is no mount option that a volume with xfs may have"},
+		{"ext4", "errors=panic", "stops the whole node if one volume is damaged"},
+		{"ext4", "barrier=0", "loses data in a power failure"},
+		{"ext4", "noatime,errors=panic", "is more than one"},
+		{"ext4", "noatime\x00", "is more than one"},
+		{"ext4", "context=", "is not an allowed mount option of ext4"},
+		{"ext4", "journal_path=/dev/vda", "is not an allowed mount option of ext4"},
+		{"xfs", "errors=panic", "is not an allowed mount option of xfs"},
 		{"zfs", "noatime", `file system "zfs" is not one of btrfs, ext4, xfs`},
 	} {
 		err := checkMountOptions(c.fstype, []string{"rw", c.option})
@@ -331,7 +331,7 @@ func TestWhatNoVolumeIsMountedWithHoweverOld(t *testing.T) {
 	assert.False(t, ReadOnly("ext4", nil))
 }
 
-// FuzzOptions: whatever is accepted cannot force, name another device, or stand as an argument of its own.
+// FuzzOptions checks that no accepted option forces, names another device, or becomes an argument of its own.
 func FuzzOptions(f *testing.F) {
 	f.Add("ext4", "-m 1 -E stride=4", "noatime,ro")
 	f.Add("xfs", "-dagcount=4 -L x", "nouuid")

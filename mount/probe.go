@@ -13,35 +13,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Contents is what stands on a device.
+// Contents is what is on a device.
 type Contents struct {
-	// Blank tells that nothing does: blkid and wipefs both ran and both found no signature, and the first and last MiB
-	// were read from the disk itself and are zero.
+	// Blank means that nothing is: blkid and wipefs both ran and found no signature, and the first and last MiB were read from
+	// the disk itself and are zero.
 	Blank bool
 
-	// FSType is the file system on the device, in blkid's words, if it holds one and nothing that contradicts it.
+	// FSType is the file system on the device, as blkid names it, if there is one and nothing else beside it.
 	FSType string
 
-	// Found names everything that was found, for people: "ext4", "crypto_LUKS", "a gpt partition table". It is empty if
-	// and only if Blank.
+	// Found names everything that was found: "ext4", "crypto_LUKS", "gpt". It is empty if and only if Blank.
 	Found []string
 }
 
-// unknownData is what Found says of bytes that no known format left.
+// unknownData is in Found if there are bytes of no known format.
 const unknownData = "data of an unknown kind"
 
-// Probe looks at what stands on a device, without a trace. What it finds may be outdated when it returns.
+// Probe finds out what is on a disk. It writes nothing. The result may be outdated when it returns.
 // Errors: ErrWrongDevice, ErrNoDevice, ErrUnreadable, ErrNoTool.
-func (h *Host) Probe(ctx context.Context, dev Device) (Contents, error) {
-	f, err := h.open(dev, os.O_RDONLY|unix.O_DIRECT)
+func (h *Host) Probe(ctx context.Context, disk Device) (Contents, error) {
+	f, err := h.open(disk, os.O_RDONLY|unix.O_DIRECT)
 	if err != nil {
 		return Contents{}, err
 	}
 	defer f.Close()
-	return probe(ctx, dev, f)
+	return probe(ctx, disk, f)
 }
 
-// probe looks at a device that is open with O_DIRECT.
+// probe finds out what is on a device that is open with O_DIRECT.
 func probe(ctx context.Context, dev Device, f *os.File) (Contents, error) {
 	zero, err := edgesAreZero(f)
 	if err != nil {
@@ -67,12 +66,12 @@ func probe(ctx context.Context, dev Device, f *os.File) (Contents, error) {
 	return c, nil
 }
 
-// blkid asks libblkid's low-level probe what is on the device. Exit code 2 means "nothing found" and also "no such file",
-// so it counts only with no output, on a device that is open here and was just read.
+// blkid runs libblkid's low-level probe. Exit code 2 means "nothing found" and also "no such file", so it counts only without
+// output, for a device that is open here and was just read.
 func blkid(ctx context.Context, dev Device) (Contents, error) {
 	res, err := run(ctx, "blkid", "--probe", "--output", "export", dev.Path)
 	if err != nil {
-		return Contents{}, fmt.Errorf("what is on device %s cannot be told: %w", dev.Path, err)
+		return Contents{}, fmt.Errorf("%w; what is on device %s is not known", err, dev.Path)
 	}
 	switch {
 	case res.code == 0 && res.stdout != "":
@@ -81,13 +80,13 @@ func blkid(ctx context.Context, dev Device) (Contents, error) {
 		}
 	case res.code == 2 && res.stdout == "" && res.stderr == "":
 		return Contents{}, nil
-	case res.code == 8: // several signatures contradict each other; wipefs names them
+	case res.code == 8: // ambivalent: several signatures; wipefs names them
 		return Contents{Found: []string{"several formats at once"}}, nil
 	}
-	return Contents{}, fmt.Errorf("%w: what is on device %s cannot be told, since blkid ended with code %d: %s", ErrUnreadable, dev.Path, res.code, res.words())
+	return Contents{}, fmt.Errorf("%w: blkid ended with code %d, so what is on device %s is not known: %s", ErrUnreadable, res.code, dev.Path, res.message())
 }
 
-// parseBlkid reads the KEY=value lines of blkid's export format.
+// parseBlkid parses the KEY=value lines of blkid's export format.
 func parseBlkid(out string) Contents {
 	var c Contents
 	var usage string
@@ -110,20 +109,20 @@ func parseBlkid(out string) Contents {
 	return c
 }
 
-// wipefs names the signatures that wipefs would erase. It looks for each format by itself, where blkid weighs them.
+// wipefs returns the signatures that wipefs would erase. It reports each format by itself, where blkid chooses one.
 func wipefs(ctx context.Context, dev Device) ([]string, error) {
 	res, err := run(ctx, "wipefs", "--no-act", "--parsable", dev.Path)
 	if err != nil {
-		return nil, fmt.Errorf("what is on device %s cannot be told: %w", dev.Path, err)
+		return nil, fmt.Errorf("%w; what is on device %s is not known", err, dev.Path)
 	}
 	if res.code != 0 || res.stderr != "" {
-		return nil, fmt.Errorf("%w: what is on device %s cannot be told, since wipefs ended with code %d: %s", ErrUnreadable, dev.Path, res.code, res.words())
+		return nil, fmt.Errorf("%w: wipefs ended with code %d, so what is on device %s is not known: %s", ErrUnreadable, res.code, dev.Path, res.message())
 	}
 	return parseWipefs(res.stdout), nil
 }
 
-// parseWipefs reads lines of offset, uuid, label and type, separated by commas. A label may have commas itself. Any output
-// at all yields at least one signature.
+// parseWipefs parses lines of offset, uuid, label and type, separated by commas. A label may have commas itself. If there is any
+// output at all, it returns at least one signature.
 func parseWipefs(out string) []string {
 	if strings.TrimSpace(out) == "" {
 		return nil
@@ -149,11 +148,11 @@ func parseWipefs(out string) []string {
 }
 
 const (
-	edge  = 1 << 20 // bytes at either end of a device that must be readable, and zero on a blank one
-	align = 4096    // O_DIRECT wants memory and offsets in whole sectors, whose size is at most this
+	edge  = 1 << 20 // bytes at both ends of a device that must be readable, and zero on a blank one
+	align = 4096    // O_DIRECT needs memory and offsets in whole sectors, which are at most this large
 )
 
-// edgesAreZero reads the first and the last MiB of a device that is open with O_DIRECT, so past every cache.
+// edgesAreZero reads the first and the last MiB of a device that is open with O_DIRECT, from the disk and no cache.
 // Errors: ErrUnreadable.
 func edgesAreZero(f *os.File) (bool, error) {
 	size, err := sizeOf(f)
@@ -184,7 +183,7 @@ func edgesAreZero(f *os.File) (bool, error) {
 
 type span struct{ offset, length int64 }
 
-// edgesOf returns where the first and the last MiB of a device of that size are; they overlap on a small one.
+// edgesOf returns the first and the last MiB of a device of that size. They overlap on a small one.
 func edgesOf(size int64) (first, last span) {
 	from := max(0, size-edge) &^ (align - 1)
 	return span{0, min(size, edge)}, span{from, size - from}

@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-func TestWhatBlkidSays(t *testing.T) {
+func TestBlkidOutput(t *testing.T) {
 	for out, want := range map[string]Contents{
 		"":                                   {},
 		"DEVNAME=/dev/x\n":                   {},
@@ -23,7 +23,7 @@ func TestWhatBlkidSays(t *testing.T) {
 	}
 }
 
-func TestWhatWipefsSays(t *testing.T) {
+func TestWipefsOutput(t *testing.T) {
 	for out, want := range map[string][]string{
 		"":                                       nil,
 		"\n":                                     nil,

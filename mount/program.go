@@ -12,19 +12,19 @@ import (
 	"time"
 )
 
-// result is what a program that ran to its end left.
+// result is what a program returned.
 type result struct {
 	name           string
 	code           int
 	stdout, stderr string
 }
 
-// killAfter is how long a program that was asked to end may take before it is killed.
+// killAfter is how long a program may take after SIGTERM before it is killed.
 const killAfter = 10 * time.Second
 
-// run runs a program to its end, whatever its exit code. Its environment is empty but for a PATH and the C locale, its
-// input is empty, and it has no terminal to ask on. It dies with this process, so that no mkfs goes on beside that of the
-// next life. When ctx ends it is asked to end with SIGTERM, and run returns once it has.
+// run runs a program to its end and returns its exit code, whatever it is. Its environment has a PATH and the C locale only; it has
+// no input and no terminal. The kernel kills it if this process dies, so that it does not meet the mkfs of the next one. When ctx ends
+// it gets SIGTERM, and run returns when it has ended.
 func run(ctx context.Context, name string, args ...string) (result, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -53,12 +53,12 @@ func run(ctx context.Context, name string, args ...string) (result, error) {
 		res.code = exit.ExitCode()
 		return res, nil
 	default: // could not be started, or was killed
-		return res, fmt.Errorf("%s did not end by itself: %w", name, err)
+		return res, fmt.Errorf("%s was killed or could not be started: %w", name, err)
 	}
 }
 
-// words returns the first of what the program said, errors before answers, short enough for an error's sentence.
-func (r result) words() string {
+// message returns the beginning of the program's output, errors first, in one line for an error.
+func (r result) message() string {
 	const most = 300
 	said := strings.Join(strings.Fields(r.stderr+" "+r.stdout), " ")
 	if said == "" {

@@ -12,12 +12,12 @@ import (
 )
 
 // Shared tells whether mounts under Config.Published appear outside this mount namespace, where containers get them from. An
-// engine makes it so before it starts a plugin. But one that was killed and starts again can take that away from the plugin
-// that it has just started (moby, plugin/manager_linux.go: the end of the old process is handled while the new one is made):
-// then containers would find an empty directory where the volume should be.
+// engine takes care of that before it starts a plugin. But an engine that was killed and starts again can undo it for the plugin that
+// it has just started (moby, plugin/manager_linux.go: it handles the exit of the old process while it starts the new one). Then
+// containers would find an empty directory instead of the volume.
 //
-// Without Config.Proc this is the namespace of the engine itself, and true. So it is when the processes that could tell are
-// hidden.
+// If Config.Proc is /proc, this process runs in the engine's own namespace, and the result is true. It is also true if the processes
+// that could have the mounts are hidden.
 func (h *Host) Shared(ctx context.Context) (bool, error) {
 	if h.proc == "/proc" {
 		return true, nil
@@ -26,12 +26,7 @@ func (h *Host) Shared(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("the kernel's mount table cannot be read: %w", err)
 	}
-	var published *mountinfo.Info
-	for _, m := range own { // the later one is on top of the earlier
-		if within(m.Mountpoint, h.published) && (published == nil || len(m.Mountpoint) >= len(published.Mountpoint)) {
-			published = m
-		}
-	}
+	published := mountAround(own, h.published)
 	if published == nil {
 		return false, nil
 	}
@@ -41,7 +36,7 @@ func (h *Host) Shared(ctx context.Context) (bool, error) {
 	}
 	first, err := os.ReadFile(filepath.Join(h.proc, "1", "mountinfo"))
 	if err != nil || hasPeer(first, published, peers) {
-		return true, nil //nolint:nilerr // it is hidden, or is the peer
+		return true, nil //nolint:nilerr // it is hidden, or has a peer
 	}
 	others, err := filepath.Glob(filepath.Join(h.proc, "[0-9]*", "mountinfo"))
 	if err != nil {
@@ -59,8 +54,8 @@ func (h *Host) Shared(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// hasPeer tells whether a mount table has a peer of a mount, one that shows the same directory. Every mount has an id of its
-// own, also the copies of one in several namespaces.
+// hasPeer tells whether a mount table has another mount of the same peer group that shows the same directory. Copies of a mount in
+// other namespaces have IDs of their own.
 func hasPeer(table []byte, m *mountinfo.Info, peers string) bool {
 	if !bytes.Contains(table, []byte(" shared:"+peers+" ")) {
 		return false
@@ -72,7 +67,7 @@ func hasPeer(table []byte, m *mountinfo.Info, peers string) bool {
 	return err == nil && len(found) > 0
 }
 
-// peersOf returns the group of peers that a mount is in, or "".
+// peersOf returns the peer group of a mount, or "".
 func peersOf(m *mountinfo.Info) string {
 	for field := range strings.FieldsSeq(m.Optional) {
 		if group, ok := strings.CutPrefix(field, "shared:"); ok {

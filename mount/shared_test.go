@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An engine is a mount namespace next to this one, in which the published directory is a peer, a slave, or gone.
-func TestWhetherTheEngineSeesWhatIsPublished(t *testing.T) {
+// The engine is another mount namespace, in which the published directory is a peer, a slave, or missing.
+func TestSharedSaysWhetherTheEngineSeesMounts(t *testing.T) {
 	for name, test := range map[string]struct {
 		propagation, script string
 		seen                bool
@@ -55,7 +55,7 @@ func TestAnEngineThatIsNotTheFirstProcessIsFound(t *testing.T) {
 	assert.True(t, seen)
 }
 
-func TestItsOwnProcessesAreNoEngine(t *testing.T) {
+func TestSharedIgnoresBlockvolsOwnProcesses(t *testing.T) {
 	h := newHost(t)
 	h.proc = t.TempDir()
 	require.NoError(t, os.Symlink("/proc/"+strconv.Itoa(os.Getpid()), filepath.Join(h.proc, "1")))
@@ -68,7 +68,7 @@ func TestItsOwnProcessesAreNoEngine(t *testing.T) {
 	assert.False(t, seen)
 }
 
-func TestWithoutANamespaceOfItsOwnThereIsNothingToAsk(t *testing.T) {
+func TestSharedIsTrueInTheEnginesOwnNamespace(t *testing.T) {
 	h := newHost(t)
 	seen, err := h.Shared(t.Context())
 	require.NoError(t, err)

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -40,7 +39,7 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				c, err = h.Probe(ctx, dev)
 				require.NoError(t, err)
 				require.Equal(t, Contents{FSType: fstype, Found: []string{fstype}}, c)
-				held, err := h.Held(dev)
+				held, err := h.Busy(dev)
 				require.NoError(t, err)
 				require.False(t, held)
 
@@ -59,7 +58,7 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				up, err := h.IsStaged(ctx, "vol", dev)
 				require.NoError(t, err)
 				assert.True(t, up)
-				held, err = h.Held(dev)
+				held, err = h.Busy(dev)
 				require.NoError(t, err)
 				assert.True(t, held)
 				used, err := h.InUse(ctx, dev)
@@ -149,97 +148,7 @@ func TestAVolumeThatIsCoveredIsNotStaged(t *testing.T) {
 	up, err := h.IsStaged(context.Background(), "vol", d.Device)
 	require.NoError(t, err)
 	assert.False(t, up)
-	unstage(t, h, d, "vol") // and what covers it
-}
-
-func TestOwnerAndModeAreSetOnce(t *testing.T) {
-	for _, fstype := range FSTypes() {
-		t.Run(fstype, func(t *testing.T) {
-			h := newHost(t)
-			d := formatted(t, h, fstype)
-			uid, gid, mode := 1234, 5678, os.FileMode(0o2770)|os.ModeSticky
-			mode = mode&os.ModePerm | os.ModeSetgid | os.ModeSticky
-			spec := StageSpec{FSType: fstype, Layout: LayoutData, UID: &uid, GID: &gid, Mode: &mode}
-			path := stage(t, h, d, "vol", spec)
-			is := func() (uint32, uint32, uint32) {
-				var st unix.Stat_t
-				require.NoError(t, unix.Stat(path, &st))
-				return st.Uid, st.Gid, st.Mode &^ unix.S_IFMT
-			}
-			u, g, m := is()
-			assert.Equal(t, []uint32{1234, 5678, 0o3770}, []uint32{u, g, m})
-			require.NoError(t, os.Chown(path, 1, 2))
-			require.NoError(t, os.Chmod(path, 0o700))
-			unstage(t, h, d, "vol")
-
-			stage(t, h, d, "vol", spec)
-			u, g, m = is()
-			assert.Equal(t, []uint32{1, 2, 0o700}, []uint32{u, g, m}, "they are the container's by now")
-			unstage(t, h, d, "vol")
-		})
-	}
-}
-
-// mountedRoot mounts the disk whole, to see and change what a container cannot.
-func mountedRoot(t *testing.T, d *disk, do func(dir string)) {
-	t.Helper()
-	dir := t.TempDir()
-	must(t, "mount", d.Path, dir)
-	do(dir)
-	must(t, "umount", dir)
-}
-
-func TestLayouts(t *testing.T) {
-	ctx := context.Background()
-	h := newHost(t)
-	d := formatted(t, h, "ext4")
-	data, root := StageSpec{FSType: "ext4", Layout: LayoutData}, StageSpec{FSType: "ext4", Layout: LayoutRoot}
-	names := func(path string) (all []string) {
-		entries, err := os.ReadDir(path)
-		require.NoError(t, err)
-		for _, e := range entries {
-			all = append(all, e.Name())
-		}
-		return all
-	}
-
-	uid := 7
-	root.UID = &uid
-	path := stage(t, h, d, "vol", root)
-	assert.Equal(t, []string{"lost+found"}, names(path), "nothing is made in a disk from elsewhere")
-	var st unix.Stat_t
-	require.NoError(t, unix.Stat(path, &st))
-	assert.Zero(t, st.Uid)
-	_, err := h.Stage(ctx, d.Device, "vol", data)
-	require.ErrorIs(t, err, ErrOccupied, "it is mounted in the other layout")
-	unstage(t, h, d, "vol")
-
-	// A crash left the directory unfinished.
-	mountedRoot(t, d, func(dir string) { require.NoError(t, os.Mkdir(filepath.Join(dir, unfinished), 0o700)) })
-	stage(t, h, d, "vol", data)
-	unstage(t, h, d, "vol")
-	mountedRoot(t, d, func(dir string) {
-		assert.Equal(t, []string{dataDir, "lost+found"}, names(dir))
-		require.NoError(t, os.Rename(filepath.Join(dir, dataDir), filepath.Join(dir, "moved")))
-	})
-	_, err = h.Stage(ctx, d.Device, "vol", data)
-	require.ErrorIs(t, err, ErrForeignLayout, "an empty directory is not shown for data that was moved")
-	d.isFree(h)
-	for name, put := range map[string]func(path string) error{
-		"a link": func(path string) error { return os.Symlink("/etc", path) },
-		"a file": func(path string) error { return os.WriteFile(path, nil, 0o600) },
-	} {
-		mountedRoot(t, d, func(dir string) { require.NoError(t, put(filepath.Join(dir, dataDir))) })
-		_, err = h.Stage(ctx, d.Device, "vol", data)
-		require.ErrorIs(t, err, ErrForeignLayout, name)
-		d.isFree(h)
-		mountedRoot(t, d, func(dir string) { require.NoError(t, os.Remove(filepath.Join(dir, dataDir))) })
-	}
-	mountedRoot(t, d, func(dir string) { require.NoError(t, os.Remove(filepath.Join(dir, "moved"))) })
-	data.MountOptions = []string{"ro"}
-	_, err = h.Stage(ctx, d.Device, "vol", data)
-	require.ErrorIs(t, err, ErrForeignLayout, "nothing is made on a read-only mount")
-	d.isFree(h)
+	unstage(t, h, d, "vol") // also unmounts what covers it
 }
 
 func TestTheMountpointIsBare(t *testing.T) {
@@ -249,11 +158,11 @@ func TestTheMountpointIsBare(t *testing.T) {
 	spec := StageSpec{FSType: "ext4", Layout: LayoutData}
 	bare := filepath.Join(h.published, "vol")
 
-	require.NoError(t, makeBare(bare))
+	require.NoError(t, makeMountpoint(bare))
 	info, err := os.Stat(bare)
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0), info.Mode().Perm())
-	require.NoError(t, os.Chmod(bare, 0o777)) // left by someone
+	require.NoError(t, os.Chmod(bare, 0o777)) // somebody has changed it
 	stage(t, h, d, "vol", spec)
 	unstage(t, h, d, "vol")
 
@@ -333,7 +242,7 @@ func TestACopyOfAMountedFileSystemIsMountedBesideIt(t *testing.T) {
 			must(t, "sync", "-f", path)
 			snapshot := copyOf(t, d)
 			copied, err := h.Stage(context.Background(), snapshot.Device, "copy", spec)
-			if fstype == "btrfs" && err != nil { // kernels before 6.7 cannot; they must say so
+			if fstype == "btrfs" && err != nil { // kernels before 6.7 cannot and must return an error
 				require.True(t, errors.Is(err, ErrBusy) || errors.Is(err, ErrWrongDevice), "%v", err)
 				snapshot.isFree(h)
 				unstage(t, h, d, "vol")
@@ -361,44 +270,6 @@ func TestACopyOfAMountedFileSystemIsMountedBesideIt(t *testing.T) {
 	}
 }
 
-func TestWhatACrashLeftInTheScratchDirectoryIsUnmounted(t *testing.T) {
-	h := newHost(t)
-	d := formatted(t, h, "ext4")
-	require.NoError(t, h.prepareScratch())
-	left := filepath.Join(h.scratch, "vol")
-	require.NoError(t, os.Mkdir(left, 0o700))
-	must(t, "mount", d.Path, left)
-
-	again, err := New(Config{Published: h.published, Buses: onLoop, Scratch: h.scratch})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, again.Close()) })
-	d.isFree(again)
-	require.NoDirExists(t, left)
-	again.cloneAlwaysAtPath = true
-	stage(t, again, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
-	unstage(t, again, d, "vol")
-}
-
-func TestAConfigurationThatCannotWorkIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	for _, cfg := range []Config{
-		{},
-		{Published: filepath.Join(dir, "missing"), Buses: onLoop, Scratch: t.TempDir()},
-		{Published: dir, Buses: onLoop, Scratch: filepath.Join(dir, "staging")},
-		{Published: dir, Buses: onLoop, Scratch: dir},
-		{Published: dir, Scratch: t.TempDir()},
-		{Published: dir, Buses: []string{"abacus"}, Scratch: t.TempDir()},
-	} {
-		_, err := New(cfg)
-		require.Error(t, err)
-	}
-	full := t.TempDir()
-	require.NoError(t, os.WriteFile(filepath.Join(full, "file"), nil, 0o600))
-	_, err := New(Config{Published: dir, Buses: onLoop, Scratch: full})
-	require.Error(t, err, "the scratch directory holds something that is not ours")
-	require.FileExists(t, filepath.Join(full, "file"))
-}
-
 func TestACancelledCallLeavesNothing(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
@@ -423,7 +294,7 @@ func TestManyCallsForOneVolumeAtOnce(t *testing.T) {
 			assert.NoError(t, err)
 		})
 		calls.Go(func() {
-			_, err := h.Held(d.Device)
+			_, err := h.Busy(d.Device)
 			assert.NoError(t, err)
 		})
 	}
@@ -438,72 +309,4 @@ func TestManyCallsForOneVolumeAtOnce(t *testing.T) {
 	}
 	assert.Equal(t, 1, mounts)
 	unstage(t, h, d, "vol")
-}
-
-// BenchmarkStage tells blockvol's own share of a mount: what is left after the time of the programs and of the kernel's
-// mount, which is measured by doing the same with the mount program's system call alone.
-func BenchmarkStage(b *testing.B) {
-	for _, fstype := range FSTypes() {
-		b.Run(fstype, func(b *testing.B) {
-			h := newHost(b)
-			d := formatted(b, h, fstype)
-			spec := StageSpec{FSType: fstype, Layout: LayoutData}
-			stage(b, h, d, "vol", spec)
-			unstage(b, h, d, "vol")
-			bare := b.TempDir()
-			var programs, kernel time.Duration
-			for b.Loop() {
-				stage(b, h, d, "vol", spec)
-				b.StopTimer()
-				unstage(b, h, d, "vol")
-				began := time.Now()
-				_, err := blkid(context.Background(), d.Device)
-				require.NoError(b, err)
-				require.NoError(b, check(context.Background(), d.Device, fstype))
-				programs += time.Since(began)
-				began = time.Now()
-				require.NoError(b, unix.Mount(d.Path, bare, fstype, 0, ""))
-				kernel += time.Since(began)
-				require.NoError(b, unix.Unmount(bare, 0))
-				d.isFree(h)
-				b.StartTimer()
-			}
-			n := float64(b.N) * float64(time.Millisecond)
-			b.ReportMetric(float64(b.Elapsed())/n, "ms/stage")
-			b.ReportMetric(float64(programs)/n, "ms/programs")
-			b.ReportMetric(float64(kernel)/n, "ms/mount(2)")
-			b.ReportMetric(float64(b.Elapsed()-programs-kernel)/n, "ms/own-share")
-		})
-	}
-}
-
-// BenchmarkStageMany tells how much longer 50 volumes at once take than one.
-func BenchmarkStageMany(b *testing.B) {
-	h := newHost(b)
-	var disks []*disk
-	for range 50 {
-		disks = append(disks, formatted(b, h, "ext4"))
-	}
-	all := func(some []*disk) time.Duration {
-		began := time.Now()
-		var calls sync.WaitGroup
-		for _, d := range some {
-			calls.Go(func() { stage(b, h, d, d.Name, StageSpec{FSType: "ext4", Layout: LayoutData}) })
-		}
-		calls.Wait()
-		took := time.Since(began)
-		for _, d := range some {
-			unstage(b, h, d, d.Name)
-		}
-		return took
-	}
-	all(disks)
-	var one, fifty time.Duration
-	for b.Loop() {
-		one += all(disks[:1])
-		fifty += all(disks)
-	}
-	b.ReportMetric(float64(fifty)/float64(one), "times-one")
-	b.ReportMetric(float64(one)/float64(b.N)/1e6, "ms/one")
-	b.ReportMetric(float64(fifty)/float64(b.N)/1e6, "ms/fifty")
 }

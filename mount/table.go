@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelSysfs is the kernel's own state, wherever Config.Sysfs points.
+// kernelSysfs is where the kernel shows its own state, whatever Config.Sysfs is.
 const kernelSysfs = "/sys"
 
-// IsStaged tells whether whoever opens dir under Config.Published now sees the file system of the volume on that disk: the
-// mount that the path leads to is of it, by the kernel's mount table.
+// IsStaged tells whether the volume on the disk is staged at dir: whether who opens that path now gets the volume's file system,
+// according to the kernel's mount table.
 func (h *Host) IsStaged(ctx context.Context, dir string, disk Device) (bool, error) {
 	path, err := h.pathOf(dir)
 	if err != nil {
@@ -32,10 +32,10 @@ func (h *Host) IsStaged(ctx context.Context, dir string, disk Device) (bool, err
 	if err != nil || m == nil {
 		return false, err
 	}
-	return isOn(m, top), nil
+	return isOf(m, top), nil
 }
 
-// openStaged opens the directory at which a volume is staged, and returns it with its mount, which cannot be unmounted while the
+// openStaged opens the directory where a volume is staged, and returns it with its mount, which cannot be unmounted while the
 // directory is open. Errors: ErrNotStaged.
 func openStaged(path string, top Device) (*os.File, *mountinfo.Info, error) {
 	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -48,7 +48,7 @@ func openStaged(path string, top Device) (*os.File, *mountinfo.Info, error) {
 	case m == nil:
 		err = fmt.Errorf("%w: nothing is mounted at %s", ErrNotStaged, path)
 	default:
-		if err = mustBeOn(root, top, m.FSType); err != nil {
+		if err = verifyDeviceOf(root, top, m.FSType); err != nil {
 			err = fmt.Errorf("%w: another file system is mounted at %s: %w", ErrNotStaged, path, err)
 		}
 	}
@@ -59,10 +59,10 @@ func openStaged(path string, top Device) (*os.File, *mountinfo.Info, error) {
 	return root, m, nil
 }
 
-// mountAt returns the mount whose root is what the path leads to, or nil if it is no mount's root.
+// mountAt returns the mount at a path, the top one if there are several, or nil if there is none.
 func mountAt(path string) (*mountinfo.Info, error) { return mountOf(unix.AT_FDCWD, path, path) }
 
-// mountOf returns the mount at a path if its root is what name leads to, from an open directory; else nil. An empty name is the directory itself.
+// mountOf is mountAt for a path that is name in an open directory, or the directory itself if name is empty.
 func mountOf(dirfd int, name, path string) (*mountinfo.Info, error) {
 	var st unix.Statx_t
 	err := unix.Statx(dirfd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st)
@@ -70,9 +70,9 @@ func mountOf(dirfd int, name, path string) (*mountinfo.Info, error) {
 	case errors.Is(err, unix.ENOENT):
 		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("%s cannot be looked at: %w", path, err)
+		return nil, fmt.Errorf("%s cannot be examined: %w", path, err)
 	case st.Mask&unix.STATX_MNT_ID == 0 || st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0:
-		return nil, fmt.Errorf("the kernel does not tell which mount %s is; Linux 5.10 or later is needed", path)
+		return nil, fmt.Errorf("the kernel does not say which mount %s is; Linux 5.10 or later is needed", path)
 	case st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
 		return nil, nil
 	}
@@ -98,8 +98,8 @@ func mountsUnder(path string) ([]*mountinfo.Info, error) {
 	return found, nil
 }
 
-// isOn tells whether a mount of this namespace is of the device's file system.
-func isOn(m *mountinfo.Info, dev Device) bool {
+// isOf tells whether a mount in this namespace is of the device's file system.
+func isOf(m *mountinfo.Info, dev Device) bool {
 	if m.FSType != "btrfs" {
 		return uint32(m.Major) == dev.Major && uint32(m.Minor) == dev.Minor
 	}
@@ -108,26 +108,26 @@ func isOn(m *mountinfo.Info, dev Device) bool {
 		return false
 	}
 	defer root.Close()
-	return mustBeOn(root, dev, m.FSType) == nil
+	return verifyDeviceOf(root, dev, m.FSType) == nil
 }
 
-// mustBeOn checks that an open directory is on the device's file system, and that this has no other device.
+// verifyDeviceOf checks that an open directory is on the device's file system, and that this file system has no other device.
 // Errors: ErrWrongDevice.
-func mustBeOn(root *os.File, dev Device, fstype string) error {
+func verifyDeviceOf(root *os.File, dev Device, fstype string) error {
 	if fstype != "btrfs" {
 		var st unix.Stat_t
 		if err := unix.Fstat(int(root.Fd()), &st); err != nil {
-			return fmt.Errorf("the file system of device %s cannot be looked at: %w", dev.Path, err)
+			return fmt.Errorf("the file system of device %s cannot be examined: %w", dev.Path, err)
 		}
 		if unix.Major(st.Dev) != dev.Major || unix.Minor(st.Dev) != dev.Minor {
-			return fmt.Errorf("%w: the kernel mounted %d:%d where device %s (%d:%d) was asked for", ErrWrongDevice, unix.Major(st.Dev), unix.Minor(st.Dev), dev.Path, dev.Major, dev.Minor)
+			return fmt.Errorf("%w: the kernel mounted device %d:%d instead of %s (%d:%d)", ErrWrongDevice, unix.Major(st.Dev), unix.Minor(st.Dev), dev.Path, dev.Major, dev.Minor)
 		}
 		return nil
 	}
-	// A btrfs has a device number of its own; the kernel lists its devices by the file system's id.
+	// A btrfs has a device number of its own. The kernel lists its devices under the id of the file system.
 	var info btrfsInfo
 	if err := ioctl(root, btrfsGetInfo, &info); err != nil {
-		return fmt.Errorf("the btrfs of device %s cannot be looked at: %w", dev.Path, err)
+		return fmt.Errorf("the btrfs on device %s cannot be examined: %w", dev.Path, err)
 	}
 	id := info.fsid
 	dir := filepath.Join(kernelSysfs, "fs/btrfs", fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:]), "devices")
@@ -136,7 +136,7 @@ func mustBeOn(root *os.File, dev Device, fstype string) error {
 		return fmt.Errorf("the devices of the btrfs on device %s cannot be listed: %w", dev.Path, err)
 	}
 	if len(names) != 1 || names[0].Name() != kernelNameOf(dev) {
-		return fmt.Errorf("%w: the btrfs that the kernel mounted for device %s is on %v; a volume's file system has one device, and a copy of one that is mounted needs a uuid of its own (btrfstune -u)", ErrWrongDevice, dev.Path, names)
+		return fmt.Errorf("%w: the btrfs that the kernel mounted for device %s is on %v: a volume's file system must have one device, and a copy of a mounted btrfs a UUID of its own (btrfstune -u)", ErrWrongDevice, dev.Path, names)
 	}
 	return nil
 }
@@ -150,8 +150,8 @@ func kernelName(n devno) string {
 	return filepath.Base(link)
 }
 
-// kernelNameOf returns the kernel's name of a device, which is the one in Device but where Config.Sysfs says otherwise. A
-// device that has been pulled keeps the name that it had.
+// kernelNameOf returns the kernel's name of a device, which differs from the one in Device if Config.Sysfs is not the kernel's. A
+// device that was pulled keeps its name.
 func kernelNameOf(dev Device) string {
 	if name := kernelName(dev.number()); name != "" {
 		return name

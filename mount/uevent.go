@@ -9,17 +9,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// uevents tells when block devices come, go or change, from the kernel's own broadcast, on one socket for all who wait.
-// Without the socket it never tells anything, and who waits is left with looking.
+// uevents receives the kernel's events about block devices that are added, removed or changed, on one socket for all waiting calls.
+// If there is no socket, no event ever comes, and the calls poll.
 type uevents struct {
-	sock *os.File // nil without
+	sock *os.File // nil if there is none
 	done chan struct{}
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next event
 }
 
-// kernelGroup is the multicast group of the kernel's events; group 2 has udev's.
+// kernelGroup is the multicast group of the kernel's events; udev's have group 2.
 const kernelGroup = 1
 
 func listenUevents() *uevents {
@@ -42,12 +42,12 @@ func listenUevents() *uevents {
 
 func (u *uevents) listen() {
 	defer close(u.done)
-	buf := make([]byte, 16<<10) // the kernel's are at most 2 KiB of variables and a path
+	buf := make([]byte, 16<<10) // an event has at most 2 KiB of variables and a path
 	for {
 		n, err := u.sock.Read(buf)
 		switch {
 		case err == nil && !isBlockEvent(buf[:n]):
-		case err == nil, errors.Is(err, unix.ENOBUFS): // events were lost: everybody looks
+		case err == nil, errors.Is(err, unix.ENOBUFS): // events were lost: all calls must check
 			u.wake()
 		default:
 			return // closed
@@ -62,7 +62,7 @@ func (u *uevents) wake() {
 	u.changed = make(chan struct{})
 }
 
-// next returns a channel that is closed when a block device next changes.
+// next returns a channel that is closed at the next event.
 func (u *uevents) next() <-chan struct{} {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -78,8 +78,8 @@ func (u *uevents) close() error {
 	return err
 }
 
-// isBlockEvent tells whether a datagram is a kernel event about a block device: "add@/devices/…", then NUL-terminated
-// variables (Linux, lib/kobject_uevent.c).
+// isBlockEvent tells whether a datagram is an event of the kernel about a block device: "add@/devices/…", then variables that end
+// with NUL (Linux, lib/kobject_uevent.c).
 func isBlockEvent(b []byte) bool {
 	head, vars, found := bytes.Cut(b, []byte{0})
 	if !found || !bytes.Contains(head, []byte("@/")) {

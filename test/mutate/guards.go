@@ -33,7 +33,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a device is not formatted if another one with its serial has come", file: "mount/format.go",
-		code: "if _, err := h.Find(ctx, dev.Serial); err != nil {", without: "if err := error(nil); err != nil {",
+		code: "if _, err := h.Find(ctx, disk.Serial); err != nil {", without: "if err := error(nil); err != nil {",
 	},
 	{
 		protects: "a device is not formatted if it is smaller than the cloud says", file: "mount/format.go",
@@ -84,7 +84,7 @@ var guards = []guard{
 		code: `unix.Major(st.Rdev) != d.Major || unix.Minor(st.Rdev) != d.Minor`, without: `false`,
 	},
 	{
-		protects: "a device on a bus that is not the cloud's is not touched", file: "mount/device.go",
+		protects: "a device on a bus that is not the cloud's is not touched", file: "mount/identity.go",
 		code: "bus, ours := h.buses[name]\n	if !ours {", without: "bus, ours := buses[name]\n	if !ours {",
 	},
 	{
@@ -186,31 +186,47 @@ var guards = []guard{
 		code: `if _, err := d.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
-		protects: "what a mount cannot be told to hold counts as held", file: "mount/held.go",
-		code: `case of != nil && of.used, !seen.complete:`, without: `case of != nil && of.used:`,
+		protects: "a mount that cannot be attributed counts as use", file: "mount/inuse.go",
+		code: `case of != nil && of.used, !all.complete:`, without: `case of != nil && of.used:`,
 	},
 	{
-		protects: "a mount in another namespace is use", file: "mount/held.go",
-		code: `case of != nil && of.used, !seen.complete:`, without: `case !seen.complete:`,
+		protects: "a mount in another namespace is use", file: "mount/inuse.go",
+		code: `case of != nil && of.used, !all.complete:`, without: `case !all.complete:`,
 	},
 	{
-		protects: "a container's own mount is no copy of the published one", file: "mount/held.go",
-		code: `return at == v.published`, without: `return true || at == v.published`,
+		protects: "a container's own mount is no copy of the staged one", file: "mount/inuse.go",
+		code: `return at == c.published`, without: `return true || at == c.published`,
 	},
 	{
-		protects: "a copy of the published mount that something is mounted on is use", file: "mount/held.go",
-		code: `if covered[m.ID] || !v.isCopy`, without: `if !v.isCopy`,
+		protects: "a mount beside the targets is no copy of what is bound there", file: "mount/inuse.go",
+		code: `if slices.Contains(c.targets[q], at) {`, without: `if len(c.targets[q]) > 0 {`,
 	},
 	{
-		protects: "processes that are hidden may use anything", file: "mount/held.go",
-		code: `v.complete = slices.Contains(pids, "1")`, without: `v.complete = true`,
+		protects: "only the targets that a caller knows are not use", file: "mount/inuse.go",
+		code: `dir == h.scratch || slices.Contains(targets[q], m.Mountpoint) {`, without: `dir == h.scratch || dir != "" {`,
 	},
 	{
-		protects: "a file system that no mount shows holds its device", file: "mount/held.go",
+		protects: "a copy of the staged mount that something is mounted on is use", file: "mount/inuse.go",
+		code: `if covered[m.ID] || !c.isCopy`, without: `if !c.isCopy`,
+	},
+	{
+		protects: "processes that are hidden may use anything", file: "mount/processes.go",
+		code: `c.complete = slices.Contains(pids, "1")`, without: `c.complete = true`,
+	},
+	{
+		protects: "a file system that no mount shows holds its device", file: "mount/busy.go",
 		code: `		if len(found) > 0 {`, without: `		if len(found) > 1<<20 {`,
 	},
 	{
-		protects: "another program's exclusive open holds a device", file: "mount/held.go",
+		protects: "a volume is busy if its top is, not only its disk", file: "mount/busy.go",
+		code: "	return isBusy(top)\n", without: "	return false, nil\n",
+	},
+	{
+		protects: "a volume is in use if its disk is mounted, not only its top", file: "mount/inuse.go",
+		code: "		c.addDevice(q, q.disk)\n", without: "		c.addDevice(q, q.top)\n",
+	},
+	{
+		protects: "another program's exclusive open holds a device", file: "mount/busy.go",
 		code: "	case errors.Is(err, unix.EBUSY):\n		return true, nil\n	case errors.Is(err, unix.ENOENT)", without: "	case errors.Is(err, unix.EBUSY):\n		return false, nil\n	case errors.Is(err, unix.ENOENT)",
 	},
 
@@ -271,7 +287,7 @@ var guards = []guard{
 	},
 	{
 		protects: "another file system than the volume's is not mounted", file: "mount/stage.go",
-		code: "if err := mustHold(ctx, top, fstype); err != nil {", without: "		if err := error(nil); err != nil {",
+		code: "if err := verifyFS(ctx, top, fstype); err != nil {", without: "		if err := error(nil); err != nil {",
 	},
 	{
 		protects: "a file system is checked before it is mounted", file: "mount/stage.go",
@@ -279,19 +295,51 @@ var guards = []guard{
 	},
 	{
 		protects: "a file system that a container holds is not checked", file: "mount/stage.go",
-		code: "held, err := h.kernelHolds(top)\n	if err != nil || held {\n		return err", without: "_, err := h.kernelHolds(top)\n	if err != nil {\n		return err",
+		code: "busy, err := isBusy(top)\n	if err != nil || busy {\n		return err", without: "_, err := isBusy(top)\n	if err != nil {\n		return err",
 	},
 	{
-		protects: "nobody can write into the bare mountpoint", file: "mount/stage.go",
+		protects: "nobody can write into the bare mountpoint", file: "mount/mountpoint.go",
 		code: `err := unix.Mkdir(path, 0)`, without: `err := unix.Mkdir(path, 0o755)`,
 	},
 	{
-		protects: "a bare mountpoint that somebody wrote into is not covered", file: "mount/stage.go",
+		protects: "a bare mountpoint that somebody wrote into is not covered", file: "mount/mountpoint.go",
 		code: `if len(names) > 0 {`, without: `if false {`,
 	},
 	{
 		protects: "a path that shows another file system is not answered", file: "mount/stage.go",
-		code: `if !isOn(m, top) || m.Root != root {`, without: `if false {`,
+		code: `if !isOf(m, top) || m.Root != root {`, without: `if false {`,
+	},
+	{
+		protects: "what is not staged is bound nowhere", file: "mount/table.go",
+		code: `if err = verifyDeviceOf(root, top, m.FSType); err != nil {`, without: `if err = error(nil); err != nil {`,
+	},
+	{
+		protects: "the bare mountpoint is bound nowhere", file: "mount/table.go",
+		code: "	case m == nil:\n		err = fmt.Errorf", without: "	case m == nil:\n		_ = fmt.Errorf",
+	},
+	{
+		protects: "a target that shows another file system is not answered", file: "mount/bind.go",
+		code: `if !isOf(m, top) || m.Root != staged.Root {`, without: `if false {`,
+	},
+	{
+		protects: "a target that is writable is not answered for one that is to be read-only", file: "mount/bind.go",
+		code: `if isReadOnly(m) != (readOnly || isReadOnly(staged)) {`, without: `if false {`,
+	},
+	{
+		protects: "a read-only target is read-only", file: "mount/fsmount.go",
+		code: `attr.Attr_set = unix.MOUNT_ATTR_RDONLY`, without: `attr.Attr_set = 0`,
+	},
+	{
+		protects: "a mount inside a target stays there", file: "mount/fsmount.go",
+		code: `unix.MountAttr{Propagation: unix.MS_PRIVATE}`, without: `unix.MountAttr{}`,
+	},
+	{
+		protects: "what is not the volume's is not unmounted at a target", file: "mount/bind.go",
+		code: `case !isOf(m, top):`, without: `case false:`,
+	},
+	{
+		protects: "blockvol's own directories are no targets", file: "mount/bind.go",
+		code: `if within(own, path) || within(path, own) {`, without: `if false {`,
 	},
 
 	// The journal.

@@ -23,8 +23,8 @@ func atoi(t *testing.T, s string) int {
 	return n
 }
 
-// inNewNamespace keeps a process in a mount namespace cloned from this one, as a container or a service has, in which the
-// script has run. The returned function ends it.
+// inNewNamespace runs the script in a copy of this mount namespace, as a container or a service has one, and keeps a process there.
+// The returned function ends it.
 func inNewNamespace(t *testing.T, propagation, script string) (end func()) {
 	t.Helper()
 	cmd := exec.Command("unshare", "--mount", "--propagation", propagation, "--", "sh", "-e", "-c", script+"\necho ready\nexec sleep 1000")
@@ -50,7 +50,7 @@ func inNewNamespace(t *testing.T, propagation, script string) (end func()) {
 
 const bindElsewhere = `d=$(mktemp -d); mount --bind "$VOL" "$d"; `
 
-// inContainer keeps a process that has the volume as a container has it: by a bind mount of its own.
+// inContainer keeps a process that has the volume like a container: by a bind mount of its own.
 func inContainer(t *testing.T, path string) (end func()) {
 	t.Helper()
 	t.Setenv("VOL", path)
@@ -58,18 +58,18 @@ func inContainer(t *testing.T, path string) (end func()) {
 	return inNewNamespace(t, "slave", bindElsewhere+`mount --make-private "$d"`)
 }
 
-// Each case is a way in which another process of the machine comes to have the volume's mount.
-func TestWhatRemainsWhenOursIsUnmountedIsUse(t *testing.T) {
+// Each case is a way for another process of the machine to get the volume's mount.
+func TestAMountThatRemainsAfterUnstageIsUse(t *testing.T) {
 	for _, fstype := range FSTypes() {
 		for _, c := range []struct {
 			name, propagation, script string
-			used                      bool // says InUse
-			released                  bool // all the same, says the kernel when Unstage is done
+			used                      bool // the result of InUse
+			released                  bool // whether the disk is free after Unstage all the same
 		}{
 			{"a service that follows our mounts", "slave", "true", false, true},
 			{"a service that shares our mounts", "shared", "true", false, true},
 			{"dockerd's namespace, and one that follows it", "slave", `mount --make-rshared /; unshare --mount --propagation slave sleep 1000 & sleep 0`, false, true},
-			{"a namespace cut off, with nobody in the volume", "private", "true", false, true}, // by the removal of the directory
+			{"a namespace cut off, with nobody in the volume", "private", "true", false, true}, // the directory is removed
 			{"a namespace cut off, with a process in the volume", "private", `cd "$VOL"`, false, false},
 			{"a container", "slave", bindElsewhere + `mount --make-private "$d"`, true, false},
 			{"a container whose bind is a peer of ours", "shared", bindElsewhere, true, false},
@@ -99,20 +99,20 @@ func TestWhatRemainsWhenOursIsUnmountedIsUse(t *testing.T) {
 					d.isFree(h)
 					return
 				}
-				// The kernel agrees.
-				held, err := h.Held(d.Device)
+				// The kernel says the same.
+				held, err := h.Busy(d.Device)
 				require.NoError(t, err)
 				require.True(t, held)
 				short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 				defer cancel()
 				err = h.WaitFree(short, d.Device)
 				require.ErrorIs(t, err, ErrBusy)
-				if fstype != "btrfs" || !strings.Contains(c.script, "cd ") { // whose files have numbers that nothing tells any more
-					require.ErrorContains(t, err, "(sleep), which", "it names who holds it")
+				if fstype != "btrfs" || !strings.Contains(c.script, "cd ") { // the device numbers of whose files are not known any more
+					require.ErrorContains(t, err, "(sleep), which", "the error names the process")
 				}
 				used, err = h.InUse(ctx, d.Device)
 				require.NoError(t, err)
-				assert.True(t, used, "what holds the disk is not a copy of ours")
+				assert.True(t, used, "this is not a copy of the staged mount")
 				end()
 				d.isFree(h)
 				used, err = h.InUse(ctx, d.Device)
@@ -123,8 +123,8 @@ func TestWhatRemainsWhenOursIsUnmountedIsUse(t *testing.T) {
 	}
 }
 
-// An engine that starts after a crash takes the plugin's own mounts away. What a container has copied of them stays.
-func TestACopyOfAMountThatWasTakenAwayIsNotUse(t *testing.T) {
+// An engine that starts after a crash unmounts the plugin's mounts. Copies that a container has made of them stay.
+func TestACopyOfARemovedMountIsNotUse(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
@@ -133,17 +133,17 @@ func TestACopyOfAMountThatWasTakenAwayIsNotUse(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	inNewNamespace(t, "slave", `d=$(mktemp -d); mount --rbind "$PUB" "$d"; mount --make-rprivate "$d"`)
 	require.NoError(t, unix.Unmount(path, 0))
-	held, err := h.Held(d.Device)
+	held, err := h.Busy(d.Device)
 	require.NoError(t, err)
 	require.True(t, held, "by the copy")
 	used, err := h.InUse(ctx, d.Device)
 	require.NoError(t, err)
 	assert.False(t, used)
-	unstage(t, h, d, "vol") // takes the copy too
+	unstage(t, h, d, "vol") // removes the copy too
 }
 
 // A process that has changed its root sees only what is mounted below that.
-func TestAContainerWithAChrootedProcessIsSeenWhole(t *testing.T) {
+func TestAllMountsOfAContainerWithAChrootedProcessAreSeen(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
@@ -151,7 +151,7 @@ func TestAContainerWithAChrootedProcessIsSeenWhole(t *testing.T) {
 	t.Setenv("JAIL", t.TempDir())
 	t.Setenv("TMPDIR", t.TempDir())
 	end := inNewNamespace(t, "slave", bindElsewhere+`mount --make-private "$d"; mount --bind / "$JAIL"
-sleep 1000 & echo ready; exec chroot "$JAIL" sleep 1000`) // the first process is the one that has changed its root
+sleep 1000 & echo ready; exec chroot "$JAIL" sleep 1000`) // the process that has changed its root is read first
 	used, err := h.InUse(ctx, d.Device)
 	require.NoError(t, err)
 	assert.True(t, used)
@@ -164,7 +164,7 @@ func TestAMountThatNoProcessShowsIsUse(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
 	path := stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC) // in nobody's namespace
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC) // in no namespace
 	require.NoError(t, err)
 	require.NoError(t, h.Unstage(ctx, "vol"))
 	used, err := h.InUse(ctx, d.Device)
@@ -174,25 +174,25 @@ func TestAMountThatNoProcessShowsIsUse(t *testing.T) {
 	d.isFree(h)
 }
 
-// A disk that is pulled loses its node at once, and its file system stays with the kernel.
-func TestADeviceWithoutANodeIsHeldWhileItsFileSystemIsMounted(t *testing.T) {
+// A pulled disk loses its node at once, but the kernel keeps its file system.
+func TestADeviceWithoutANodeIsBusyWhileItsFileSystemIsMounted(t *testing.T) {
 	h := newHost(t)
 	for _, fstype := range FSTypes() {
 		d := formatted(t, h, fstype)
 		stage(t, h, d, "vol", StageSpec{FSType: fstype, Layout: LayoutData})
 		pulled := d.Device
 		pulled.Path += "-pulled"
-		held, err := h.Held(pulled)
+		held, err := h.Busy(pulled)
 		require.NoError(t, err)
 		assert.True(t, held, fstype)
 		unstage(t, h, d, "vol")
-		held, err = h.Held(pulled)
+		held, err = h.Busy(pulled)
 		require.NoError(t, err)
 		assert.False(t, held, fstype)
 	}
 }
 
-func TestWhereProcessesAreHiddenEverythingIsInUse(t *testing.T) {
+func TestEverythingIsInUseIfProcessesAreHidden(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
@@ -210,7 +210,7 @@ func TestWhereProcessesAreHiddenEverythingIsInUse(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(h.proc, pid, "mountinfo"), []byte(table), 0o600))
 	}
 	fake("7", "")
-	assert.True(t, inUse(), "process 1 is not to be seen")
+	assert.True(t, inUse(), "process 1 is hidden")
 	fake("1", "")
 	assert.False(t, inUse())
 	require.NoError(t, os.Mkdir(filepath.Join(h.proc, "8"), 0o700)) // ended: no table
@@ -225,11 +225,11 @@ func TestWhereProcessesAreHiddenEverythingIsInUse(t *testing.T) {
 	unstage(t, h, d, "vol")
 }
 
-func TestADeviceThatACallWorksOnIsHeld(t *testing.T) {
+func TestADeviceThatACallWorksOnIsBusy(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
 	err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begin: func(ctx context.Context) error {
-		held, err := h.Held(d.Device)
+		held, err := h.Busy(d.Device)
 		require.NoError(t, err)
 		assert.True(t, held)
 		short, cancel := context.WithTimeout(ctx, time.Millisecond)

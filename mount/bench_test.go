@@ -2,7 +2,6 @@ package mount
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -19,50 +17,76 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestCallersShareALookThatBeginsAfterAllOfThem(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const takes = time.Minute
-		var looks []map[string]bool
-		s := shared[string, time.Time]{look: func(asked map[string]bool) (time.Time, error) {
-			began := time.Now()
-			looks = append(looks, asked)
-			time.Sleep(takes)
-			if asked["bad"] {
-				return time.Time{}, errors.ErrUnsupported
+// BenchmarkStage measures blockvol's own share of the time to stage a volume: without the programs and mount(2), which are measured
+// separately.
+func BenchmarkStage(b *testing.B) {
+	for _, fstype := range FSTypes() {
+		b.Run(fstype, func(b *testing.B) {
+			h := newHost(b)
+			d := formatted(b, h, fstype)
+			spec := StageSpec{FSType: fstype, Layout: LayoutData}
+			stage(b, h, d, "vol", spec)
+			unstage(b, h, d, "vol")
+			bare := b.TempDir()
+			var programs, kernel time.Duration
+			for b.Loop() {
+				stage(b, h, d, "vol", spec)
+				b.StopTimer()
+				unstage(b, h, d, "vol")
+				began := time.Now()
+				_, err := blkid(context.Background(), d.Device)
+				require.NoError(b, err)
+				require.NoError(b, check(context.Background(), d.Device, fstype))
+				programs += time.Since(began)
+				began = time.Now()
+				require.NoError(b, unix.Mount(d.Path, bare, fstype, 0, ""))
+				kernel += time.Since(began)
+				require.NoError(b, unix.Unmount(bare, 0))
+				d.isFree(h)
+				b.StartTimer()
 			}
-			return began, nil
-		}}
-		var callers sync.WaitGroup
-		for i := range 20 { // during the first look, and the second
-			callers.Go(func() {
-				time.Sleep(time.Duration(i) * (takes/10 - time.Millisecond))
-				asked := time.Now()
-				began, err := s.get(t.Context(), strconv.Itoa(i))
-				assert.False(t, began.Before(asked), "what was seen before the call is no answer")
-				assert.NoError(t, err)
-			})
-		}
-		callers.Wait()
-		require.Len(t, looks, 3)
-		assert.Len(t, looks[0], 1)
-		assert.Len(t, looks[1], 10)
-		assert.Len(t, looks[2], 9)
-
-		_, err := s.get(t.Context(), "bad")
-		require.ErrorIs(t, err, errors.ErrUnsupported)
-		gaveUp := errors.New("the caller gave up")
-		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, gaveUp)
-		defer cancel()
-		_, err = s.get(ctx, "late")
-		require.ErrorIs(t, err, gaveUp)
-		synctest.Wait()
-		_, err = s.get(t.Context(), "later")
-		require.NoError(t, err, "a look that nobody waited for stands in nobody's way")
-	})
+			n := float64(b.N) * float64(time.Millisecond)
+			b.ReportMetric(float64(b.Elapsed())/n, "ms/stage")
+			b.ReportMetric(float64(programs)/n, "ms/programs")
+			b.ReportMetric(float64(kernel)/n, "ms/mount(2)")
+			b.ReportMetric(float64(b.Elapsed()-programs-kernel)/n, "ms/own-share")
+		})
+	}
 }
 
-// BenchmarkInUse tells what one pass of reconciliation costs a node with 1,000 volumes in 1,000 containers and 2,000 processes,
-// of which 980 share the host's mount namespace and 20 are services that have copies of it. A look for each volume took 51 s of
+// BenchmarkStageMany compares the time for 50 volumes at once with that for one.
+func BenchmarkStageMany(b *testing.B) {
+	h := newHost(b)
+	var disks []*disk
+	for range 50 {
+		disks = append(disks, formatted(b, h, "ext4"))
+	}
+	all := func(some []*disk) time.Duration {
+		began := time.Now()
+		var calls sync.WaitGroup
+		for _, d := range some {
+			calls.Go(func() { stage(b, h, d, d.Name, StageSpec{FSType: "ext4", Layout: LayoutData}) })
+		}
+		calls.Wait()
+		took := time.Since(began)
+		for _, d := range some {
+			unstage(b, h, d, d.Name)
+		}
+		return took
+	}
+	all(disks)
+	var one, fifty time.Duration
+	for b.Loop() {
+		one += all(disks[:1])
+		fifty += all(disks)
+	}
+	b.ReportMetric(float64(fifty)/float64(one), "times-one")
+	b.ReportMetric(float64(one)/float64(b.N)/1e6, "ms/one")
+	b.ReportMetric(float64(fifty)/float64(b.N)/1e6, "ms/fifty")
+}
+
+// BenchmarkInUse measures what one pass of reconciliation costs a node with 1,000 volumes in 1,000 containers and 2,000 processes,
+// of which 980 share the host's mount namespace and 20 are services that have copies of it. One pass for each volume took 51 s of
 // processor time and 18.6 GB.
 func BenchmarkInUse(b *testing.B) {
 	const volumes, services, processes = 1000, 20, 2000
