@@ -29,5 +29,5 @@ func check(ctx context.Context, dev Device, fstype string) error {
 	case res.code&^(corrected|reboot|uncorrected|operational) == 0:
 		return fmt.Errorf("%w: e2fsck cannot repair the ext4 on device %s automatically (%s), so it is not mounted; run e2fsck -f %s by hand or restore a snapshot", ErrDamaged, dev.Path, res.message(), dev.Path)
 	}
-	return fmt.Errorf("e2fsck ended with code %d, so the ext4 on device %s is not mounted: %s", res.code, dev.Path, res.message())
+	return fmt.Errorf("e2fsck ended with code %d (%s), so the ext4 on device %s is not mounted", res.code, res.message(), dev.Path)
 }

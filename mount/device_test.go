@@ -207,7 +207,7 @@ func TestWaitReturnsTheLastErrorOfFind(t *testing.T) {
 		spoil func(files map[string]string)
 		says  string
 	}{
-		"size":   {func(f map[string]string) { f["size"] = "0\n" }, "has no size yet"},
+		"size":   {func(f map[string]string) { f["size"] = "0\n" }, "but no size yet"},
 		"number": {func(f map[string]string) { f["dev"] = "1:3\n" }, "is not block device 1:3"},
 		"node":   {func(map[string]string) { h.dev = t.TempDir() }, "is missing"},
 		"bus":    {func(f map[string]string) { f[subsystem] = "bus/mmc" }, "(mmc) shows it on another"},

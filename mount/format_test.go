@@ -157,7 +157,7 @@ func TestAProbeThatFailsDoesNotMeanBlank(t *testing.T) {
 		"blkid found something and exits with 2":    {"blkid", "echo TYPE=ext4; exit 2", ErrUnreadable, "blkid ended with code 2"},
 		"blkid refuses its arguments":               {"blkid", "exit 4", ErrUnreadable, "blkid ended with code 4"},
 		"blkid crashes":                             {"blkid", "kill -SEGV $$", nil, "blkid was killed or could not be started"},
-		"blkid says something that is not known":    {"blkid", "echo hello", ErrUnreadable, "blkid ended with code 0: hello"},
+		"blkid says something that is not known":    {"blkid", "echo hello", ErrUnreadable, "blkid ended with code 0 (hello)"},
 		"blkid is torn between two":                 {"blkid", "exit 8", ErrNotBlank, "several formats at once"},
 		"wipefs found something that blkid did not": {"wipefs", "echo 0x438,,,ext4", ErrNotBlank, "has ext4 and is not formatted"},
 		"wipefs only prints a heading":              {"wipefs", "echo '# offset,uuid,label,type'", ErrNotBlank, unknownData},

@@ -83,7 +83,7 @@ func blkid(ctx context.Context, dev Device) (Contents, error) {
 	case res.code == 8: // ambivalent: several signatures; wipefs names them
 		return Contents{Found: []string{"several formats at once"}}, nil
 	}
-	return Contents{}, fmt.Errorf("%w: blkid ended with code %d, so what is on device %s is not known: %s", ErrUnreadable, res.code, dev.Path, res.message())
+	return Contents{}, fmt.Errorf("%w: blkid ended with code %d (%s), so what is on device %s is not known", ErrUnreadable, res.code, res.message(), dev.Path)
 }
 
 // parseBlkid parses the KEY=value lines of blkid's export format.
@@ -116,7 +116,7 @@ func wipefs(ctx context.Context, dev Device) ([]string, error) {
 		return nil, fmt.Errorf("%w; what is on device %s is not known", err, dev.Path)
 	}
 	if res.code != 0 || res.stderr != "" {
-		return nil, fmt.Errorf("%w: wipefs ended with code %d, so what is on device %s is not known: %s", ErrUnreadable, res.code, dev.Path, res.message())
+		return nil, fmt.Errorf("%w: wipefs ended with code %d (%s), so what is on device %s is not known", ErrUnreadable, res.code, res.message(), dev.Path)
 	}
 	return parseWipefs(res.stdout), nil
 }
