@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
@@ -100,7 +101,7 @@ func TestADetachThatFailsLeavesTheVolumeAttached(t *testing.T) {
 		w.attach(p, v)
 		time.Sleep(time.Minute)
 		w.find(p, "db")
-		p.moves.Store(v.ID, move{node: node, action: 1, at: time.Now()}) // one that DigitalOcean has forgotten
+		p.Begin(v.ID, managed.Operation{ID: "1", Node: node}) // one that DigitalOcean has forgotten
 		assert.Equal(t, providers.Detaching, w.find(p, "db").Attachment.State)
 		time.Sleep(time.Minute)
 		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
@@ -115,7 +116,7 @@ func TestWhatIsLeavingIsNotAttachedHere(t *testing.T) {
 		w.attach(p, v)
 		time.Sleep(time.Minute)
 		begin := time.Now()
-		p.moves.Store(v.ID, move{node: node, action: 1, at: begin}) // one that DigitalOcean has forgotten
+		p.Begin(v.ID, managed.Operation{ID: "1", Node: node}) // one that DigitalOcean has forgotten
 		require.NoError(t, p.Attach(t.Context(), v.ID))
 		assert.GreaterOrEqual(t, time.Since(begin), unasked)
 		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
@@ -328,10 +329,10 @@ func TestADetachAfterAnAttachThatFailedSucceeds(t *testing.T) {
 		p := w.on(node)
 		v := w.create(p, "db")
 		for _, words := range []string{"422 No, by some new rule.", "422 Attachment not found"} {
-			p.moves.Store(v.ID, move{node: node, in: true, action: 1, at: time.Now()}) // DigitalOcean does not know its action any more
+			p.Begin(v.ID, managed.Operation{ID: "1", Node: node, Attach: true}) // DigitalOcean does not know its action any more
 			defer w.cloud.Inject(cloud.Rule{Action: act, Times: 1, Fault: cloud.Fail, Code: words})()
 			require.NoError(t, p.Detach(t.Context(), v.ID, node, false))
-			_, is := p.moving(v.ID)
+			_, is := p.LastOperation(v.ID)
 			assert.False(t, is)
 		}
 	})

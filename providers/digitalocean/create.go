@@ -13,6 +13,7 @@ import (
 	"github.com/digitalocean/godo"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
 )
@@ -26,48 +27,8 @@ const mostTries = 100
 // request to make it finds out, and what was adopted since, the look after it.
 const justAsked = 5 * time.Second
 
-// Create returns the volume as DigitalOcean makes it, which is at once.
-func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
-	err := providers.CheckOptions("DigitalOcean", spec, p.Supports())
-	if err := errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), checkTags(spec.Tags), err); err != nil {
-		return nil, err
-	}
-	here, err := p.here(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if spec.Zone != "" && spec.Zone != here.region {
-		return nil, fmt.Errorf("%w: zone %q: on DigitalOcean volumes are made in the region of the node, which is %s", providers.ErrInvalid, spec.Zone, here.region)
-	}
-	asked := time.Now()
-	var v godo.Volume
-	absent, known := p.absent.Within(justAsked, spec.Name)
-	if !known || !absent {
-		v, err = p.find(ctx, spec.Name)
-	}
-	if known && absent || errors.Is(err, providers.ErrNotFound) {
-		asked = time.Now()
-		v, err = p.make(ctx, spec, here.region)
-	}
-	if err != nil {
-		return nil, err
-	}
-	// One that is made from a snapshot has the snapshot's size at first, whoever made it.
-	if wanted := identityOf(v.Tags).size; wanted > v.SizeGigaBytes {
-		asked = time.Now()
-		if v, err = p.grow(ctx, v, wanted); err != nil {
-			return nil, err
-		}
-	}
-	return p.describe(v, asked), nil
-}
-
 // order puts a specification into DigitalOcean's words, and refuses what is not sold.
-func (p *Provider) order(ctx context.Context, spec providers.Spec, region string) (*godo.VolumeCreateRequest, error) {
-	gibs, err := sizes.Of(spec.Size)
-	if err != nil {
-		return nil, err
-	}
+func (p *Provider) order(ctx context.Context, spec providers.Spec, gibs int64, region string) (*godo.VolumeCreateRequest, error) {
 	rec := maps.Clone(spec.Record)
 	var tags []string
 	if spec.Snapshot != "" {
@@ -96,35 +57,47 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec, region string
 	}, nil
 }
 
-// make makes a volume of a name that no volume bears.
-func (p *Provider) make(ctx context.Context, spec providers.Spec, region string) (godo.Volume, error) {
-	in, err := p.order(ctx, spec, region)
+// create creates a volume under the name of the turn. DigitalOcean does so at once.
+func (p *Provider) create(ctx context.Context, spec providers.Spec, gib int64, turn int) (godo.Volume, error) {
+	here, err := p.here(ctx)
 	if err != nil {
 		return godo.Volume{}, err
 	}
-	for try := range mostTries {
-		in.Name = p.cloudName(spec.Name, try)
-		v, err := p.makeOnce(ctx, in, spec.Name)
-		if !isConflict(err) {
-			return v, err
-		}
-		// Another node has just made it; or a disk that was forgotten has the name.
-		if v, err := p.find(ctx, spec.Name); !errors.Is(err, providers.ErrNotFound) {
-			return v, err
-		}
+	if spec.Zone != "" && spec.Zone != here.region {
+		return godo.Volume{}, fmt.Errorf("%w: zone %q: on DigitalOcean volumes are made in the region of the node, which is %s", providers.ErrInvalid, spec.Zone, here.region)
 	}
-	return godo.Volume{}, fmt.Errorf("%w: more than %d disks that blockvol has forgotten are called as a volume named %q would be: adopt or delete some", providers.ErrInvalid, mostTries, spec.Name)
+	in, err := p.order(ctx, spec, gib, here.region)
+	if err != nil {
+		return godo.Volume{}, err
+	}
+	in.Name = p.cloudName(spec.Name, turn)
+	return p.createOnce(ctx, in, spec.Name)
 }
 
-func (p *Provider) makeOnce(ctx context.Context, in *godo.VolumeCreateRequest, name string) (godo.Volume, error) {
+func (p *Provider) taken(_ context.Context, name string, _ error) error {
+	return fmt.Errorf("%w: more than %d disks that blockvol has forgotten are called as a volume named %q would be: adopt or delete some", providers.ErrInvalid, mostTries, name)
+}
+
+// await makes a volume that was made from a snapshot as large as it was to be: it has the snapshot's size at first, whoever made it.
+func (p *Provider) await(ctx context.Context, d managed.Disk[godo.Volume]) (godo.Volume, error) {
+	err := p.Change(ctx, d.ID, func() error { return p.resize(ctx, d, identityOf(d.Native.Tags).size) })
+	if err != nil && !errors.Is(err, providers.ErrInvalid) { // otherwise another may have done so
+		return godo.Volume{}, err
+	}
+	return p.get(ctx, d.ID)
+}
+
+func (p *Provider) createOnce(ctx context.Context, in *godo.VolumeCreateRequest, name string) (godo.Volume, error) {
 	var v *godo.Volume
-	err := p.line.Do(ctx, "name "+in.Name, func(ctx context.Context) (err error) {
+	err := p.queue.Do(ctx, "name "+in.Name, func(ctx context.Context) (err error) {
 		v, _, err = p.api.Storage.CreateVolume(ctx, in)
 		return p.explain(ctx, fmt.Sprintf("the request to make volume %q", in.Name), err, v != nil && v.ID != "")
 	})
 	switch {
 	case isMissing(err): // the snapshot
 		return godo.Volume{}, fmt.Errorf("%w: %w", providers.ErrInvalid, err)
+	case isConflict(err): // another node has just made it, or a disk that was forgotten has the name
+		return godo.Volume{}, fmt.Errorf("%w: %w", managed.ErrTaken, err)
 	case err != nil:
 		return godo.Volume{}, err
 	}
@@ -178,9 +151,9 @@ func (p *Provider) giveUp(ctx context.Context, v godo.Volume, name string) (godo
 	if err := retry.Wait(ctx); err != nil { // the other may be given up, too
 		return godo.Volume{}, err
 	}
-	other, err := p.find(ctx, name)
+	other, err := p.Lookup(ctx, name)
 	if errors.Is(err, providers.ErrNotFound) {
 		return godo.Volume{}, fmt.Errorf("%w: several nodes made a volume named %q at the same moment, and all gave it up", providers.ErrBusy, name)
 	}
-	return other, err
+	return other.Native, err
 }

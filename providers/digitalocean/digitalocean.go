@@ -41,8 +41,9 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/managed"
+	"github.com/blockvol/blockvol/providers/queue"
 	"github.com/blockvol/blockvol/providers/quote"
-	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -60,21 +61,17 @@ type Config struct {
 
 // Provider is DigitalOcean as seen from one droplet. It keeps the contract of providers.Provider, Snapshotter and Modifier.
 type Provider struct {
+	*managed.Provider[godo.Volume]
 	cfg  Config
 	http *rest.Client
 	api  *godo.Client
 
-	line   rest.Line
-	byName *batch.Asker[answer]
+	queue  queue.Queue // requests for one name or volume
 	byID   *batch.Asker[godo.Volume]
 	byNode *batch.Asker[godo.Droplet]
 	self   *rest.Identity
 	place  *batch.Kept[place] // see here
 
-	ours    recent.Map[string, bool]   // by id: whether a volume is this cluster's
-	absent  recent.Map[string, bool]   // by name: whether no volume of the region bore it
-	moves   sync.Map                   // by id: the move that this process has asked for last
-	left    recent.Map[string, string] // by id: the droplet that it was detached from last, "" since it was attached again
 	mu      sync.Mutex
 	aliases map[string]string // by name: what a volume is called in DigitalOcean, if not as create calls it first
 }
@@ -128,11 +125,23 @@ func New(cfg Config) (*Provider, error) {
 	if p.api, err = godo.New(p.http.HTTP, godo.SetBaseURL(cfg.API+"/"), godo.SetUserAgent("blockvol")); err != nil {
 		return refuse("%s cannot be used: %v", settingAPI, err)
 	}
-	p.byName = batch.New(p.askNames, mostAtOnce)
 	p.byID = batch.New(p.askIDs, mostAtOnce)
 	p.byNode = batch.New(p.askDroplet, 1)
 	p.self = rest.NewIdentity("droplet", settingDroplet, cfg.Droplet, p.identify)
 	p.place = batch.Keep("which droplet this is", p.locate)
+	p.Provider = managed.New(managed.Cloud[godo.Volume]{
+		Name: "DigitalOcean", Machine: "droplet", Cluster: cfg.Cluster, Log: cfg.Log,
+		Options: []string{"snapshot", "tags"}, Buses: []string{"scsi"}, Sizes: sizes, // there is one kind of volume
+		Unname: "the tag that begins with " + tagPrefix + textCluster,
+		IDForm: "which looks like 506f78a4-e098-11e5-ad9f-000f53306ae1", IsID: volumeID.MatchString, IsNode: dropletID.MatchString,
+		Locks: true, Queue: managed.Queued, AttachTime: unasked, DetachTime: unasked, AbsentFor: justAsked,
+		NodeAdvice: "check " + settingMetadata + ", " + settingDroplet + " and whose the token is",
+		Self:       p.identified, Status: p.status,
+		Show: p.show, Named: p.named, NamesAtOnce: mostAtOnce, All: p.all, Get: p.get,
+		Attach: p.attach, Detach: p.detach, OperationState: p.operationState,
+		CheckSpec: checkTags, Create: p.create, Await: p.await, Turns: mostTries, Taken: p.taken,
+		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.remove, Resize: p.resize,
+	})
 	return p, nil
 }
 
@@ -151,14 +160,8 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	}))
 }
 
-// Supports lists the options that DigitalOcean has. There is one kind of volume.
-func (p *Provider) Supports() []string { return []string{"snapshot", "tags"} }
-
-// Buses returns those on which this provider's disks appear.
-func (p *Provider) Buses() []string { return []string{"scsi"} }
-
-// Node tells which droplet this is. Its zone is its region: a volume of another cannot be attached.
-func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
+// identified tells which droplet this is. Its zone is its region: a volume of another cannot be attached.
+func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
 	here, err := p.here(ctx)
 	if err != nil {
 		return providers.Node{}, err
@@ -213,30 +216,23 @@ func (p *Provider) metadata(ctx context.Context, item, setting string, form *reg
 	return string(answer), nil
 }
 
-// NodeState says Stopped for a droplet that is off, and Gone if DigitalOcean knows none of that id. What "archive" means for
-// its disks, no reference tells.
-func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
-	if !dropletID.MatchString(node) {
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a droplet", quote.Clip(node))}, ctx.Err()
-	}
+// status says Stopped for a droplet that is off. What "archive" means for its disks, no reference tells.
+func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	droplet, found, err := p.byNode.Get(ctx, node)
-	if err != nil {
-		return providers.NodeState{}, err
+	switch {
+	case err != nil:
+		return "", providers.Unclear, err
+	case !found:
+		return "", providers.Unclear, providers.ErrNotFound
 	}
-	if !found {
-		return providers.Missing(ctx, "DigitalOcean", "droplet", node, p.Node, func(ctx context.Context, id string) (bool, error) {
-			_, found, err := p.byNode.Get(ctx, id)
-			return found, err
-		})
-	}
-	state := providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("DigitalOcean says that droplet %s is %q", node, p.http.Clean(droplet.Status))}
+	life := providers.Unclear
 	switch droplet.Status {
 	case "new", "active":
-		state.Life = providers.Running
+		life = providers.Running
 	case "off":
-		state.Life = providers.Stopped
+		life = providers.Stopped
 	}
-	return state, nil
+	return strconv.Quote(p.http.Clean(droplet.Status)), life, nil
 }
 
 func (p *Provider) askDroplet(ctx context.Context, ids []string) (map[string]godo.Droplet, error) {

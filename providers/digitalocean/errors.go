@@ -13,6 +13,7 @@ import (
 	"github.com/digitalocean/godo"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
@@ -20,11 +21,21 @@ import (
 var (
 	errMissing     = errors.New("the resource does not exist")
 	errConflict    = errors.New("the name is taken, or the volume in use")
-	errAttached    = errors.New("the volume is attached already")
-	errNotAttached = errors.New("the volume is not attached there")
+	errAttached    = managed.ErrAttached
+	errNotAttached = managed.ErrNotAttached
 )
 
 func isMissing(err error) bool { return errors.Is(err, errMissing) }
+
+func isConflict(err error) bool { return errors.Is(err, errConflict) }
+
+// found makes a missing resource a missing volume, where nothing else can be meant.
+func found(err error) error {
+	if isMissing(err) {
+		return fmt.Errorf("%w: %w", providers.ErrNotFound, err)
+	}
+	return err
+}
 
 // words are those by which refusals of status 409 and 422 are told apart, as DigitalOcean documents no codes (the constants of
 // its SDK, and what its own programs look for).
@@ -124,8 +135,8 @@ func repeatable(r *http.Request) bool {
 	return err == nil && action.Type == "attach"
 }
 
-// all reads every page of a list.
-func all[T any](ctx context.Context, p *Provider, action string, id func(T) string, fetch func(context.Context, *godo.ListOptions) ([]T, *godo.Response, error)) ([]T, error) {
+// pages reads every page of a list.
+func pages[T any](ctx context.Context, p *Provider, action string, id func(T) string, fetch func(context.Context, *godo.ListOptions) ([]T, *godo.Response, error)) ([]T, error) {
 	const most = 200
 	return rest.Pages("DigitalOcean", id, func(n int) ([]T, int, bool, error) {
 		part, answer, err := fetch(ctx, &godo.ListOptions{Page: n, PerPage: most})

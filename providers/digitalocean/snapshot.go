@@ -16,7 +16,7 @@ import (
 // Snapshot takes a copy, or returns the one that is there: a snapshot is called by a digest of the volume and the description.
 // DigitalOcean takes it at the moment of the request, in use or not.
 func (p *Provider) Snapshot(ctx context.Context, id, description string) (*providers.Snapshot, error) {
-	v, err := p.lookupOurs(ctx, id)
+	d, err := p.GetOurs(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -24,10 +24,9 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 	if s, err := p.snapshotNamed(ctx, id, name); s != nil || err != nil {
 		return s, err
 	}
-	is := identityOf(v.Tags)
-	tags := slices.Concat(textTags(textCluster, is.cluster), textTags(textName, is.name), recordTags(recordOf(v.Tags)))
+	tags := slices.Concat(textTags(textCluster, d.Cluster), textTags(textName, d.Name), recordTags(d.Record))
 	var made *godo.Snapshot
-	err = p.line.Do(ctx, "volume "+id, func(ctx context.Context) (err error) {
+	err = p.queue.Do(ctx, "volume "+id, func(ctx context.Context) (err error) {
 		made, _, err = p.api.Storage.CreateSnapshot(ctx, &godo.SnapshotCreateRequest{VolumeID: id, Name: name, Description: quote.Clip(description), Tags: tags})
 		return p.explain(ctx, "the request to take a snapshot of volume "+id, err, made != nil && made.ID != "")
 	})
@@ -50,7 +49,7 @@ const longestSnapshotName = 64
 
 // snapshotNamed returns the snapshot of a volume that is called so, nil if there is none.
 func (p *Provider) snapshotNamed(ctx context.Context, volume, name string) (*providers.Snapshot, error) {
-	list, err := all(ctx, p, "the request for the snapshots of volume "+volume, func(s godo.Snapshot) string { return s.ID }, func(ctx context.Context, page *godo.ListOptions) ([]godo.Snapshot, *godo.Response, error) {
+	list, err := pages(ctx, p, "the request for the snapshots of volume "+volume, func(s godo.Snapshot) string { return s.ID }, func(ctx context.Context, page *godo.ListOptions) ([]godo.Snapshot, *godo.Response, error) {
 		return p.api.Storage.ListSnapshots(ctx, volume, page)
 	})
 	if isMissing(err) {

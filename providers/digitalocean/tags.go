@@ -15,6 +15,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/managed"
 )
 
 // Tags are all that can be changed of a volume: words of letters, digits, colons, dashes and underscores, in which case does not
@@ -162,8 +163,8 @@ func operatorTags(tags map[string]string) []string {
 
 var tagWord = regexp.MustCompile(`^[a-zA-Z0-9_:-]{1,255}$`)
 
-func checkTags(tags map[string]string) error {
-	for _, tag := range operatorTags(tags) {
+func checkTags(spec providers.Spec) error {
+	for _, tag := range operatorTags(spec.Tags) {
 		switch {
 		case strings.HasPrefix(strings.ToLower(tag), tagPrefix), strings.HasPrefix(strings.ToLower(tag), recordPrefix):
 			return fmt.Errorf("%w: tag %q: those that begin with %s or %s are blockvol's: choose another", providers.ErrInvalid, tag, tagPrefix, recordPrefix)
@@ -186,7 +187,7 @@ func (p *Provider) tag(ctx context.Context, id string, tags []string) error {
 			}
 		}
 		if isMissing(err) {
-			if _, there := p.lookup(ctx, id); there != nil {
+			if _, there := p.get(ctx, id); there != nil {
 				return there
 			}
 			return inOtherCapitals(tag, err)
@@ -218,22 +219,11 @@ func (p *Provider) untag(ctx context.Context, id string, tags []string) error {
 	return nil
 }
 
-// Mark adds what is new and then takes away what was before.
-func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
-	if err := providers.CheckRecord(providers.Record{key: value}); err != nil {
+// mark adds what is new and then takes away what was before.
+func (p *Provider) mark(ctx context.Context, d managed.Disk[godo.Volume], key, value string) error {
+	add, remove := change(d.Native.Tags, key, value)
+	if err := p.tag(ctx, d.ID, add); err != nil {
 		return err
 	}
-	v, err := p.lookupOurs(ctx, id)
-	if err != nil {
-		return err
-	}
-	return p.mark(ctx, v, key, value)
-}
-
-func (p *Provider) mark(ctx context.Context, v godo.Volume, key, value string) error {
-	add, remove := change(v.Tags, key, value)
-	if err := p.tag(ctx, v.ID, add); err != nil {
-		return err
-	}
-	return p.untag(ctx, v.ID, remove)
+	return p.untag(ctx, d.ID, remove)
 }

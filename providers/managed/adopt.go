@@ -16,7 +16,7 @@ func (p *Provider[V]) Adopt(ctx context.Context, id string, spec providers.Spec)
 	if err := p.Check(spec); err != nil {
 		return nil, err
 	}
-	err = p.change(ctx, id, func() error {
+	err = p.Change(ctx, id, func() error {
 		d, err := p.adopt(ctx, id, spec)
 		if err == nil {
 			v, err = p.Volume(ctx, d, true)
@@ -57,7 +57,7 @@ func (p *Provider[V]) adopt(ctx context.Context, id string, spec providers.Spec)
 	if err != nil {
 		return d, err
 	}
-	p.memory.create(spec.Name, id)
+	p.named(spec.Name, id)
 	for key, value := range spec.Record {
 		p.memory.mark(id, key, value)
 	}
@@ -117,7 +117,7 @@ func (p *Provider[V]) rival(ctx context.Context, id, name string) (Disk[V], erro
 
 // Forget takes cluster and name from a volume that no node holds.
 func (p *Provider[V]) Forget(ctx context.Context, id string) error {
-	return p.change(ctx, id, func() error {
+	return p.Change(ctx, id, func() error {
 		d, err := p.Get(ctx, id)
 		switch {
 		case err != nil:
@@ -164,7 +164,7 @@ func (p *Provider[V]) Delete(ctx context.Context, id string) error {
 	if !p.cloud.IsID(id) {
 		return ctx.Err()
 	}
-	err := p.change(ctx, id, func() error {
+	err := p.Change(ctx, id, func() error {
 		d, err := p.GetOurs(ctx, id)
 		if err == nil {
 			d, err = p.unheld(ctx, d)
@@ -175,7 +175,7 @@ func (p *Provider[V]) Delete(ctx context.Context, id string) error {
 		err = p.cloud.Delete(ctx, d)
 		switch {
 		case errors.Is(err, ErrAttached):
-			return p.heldError(ctx, id)
+			return p.heldError(ctx, id, err)
 		case err == nil, errors.Is(err, providers.ErrNotFound):
 			p.memory.hide(lifeOf(d), remembered)
 			p.Lose(id)
@@ -188,15 +188,20 @@ func (p *Provider[V]) Delete(ctx context.Context, id string) error {
 	return err
 }
 
-// heldError is the refusal that names the holder, as far as the cloud shows it.
-func (p *Provider[V]) heldError(ctx context.Context, id string) error {
-	held := &providers.HeldError{Volume: id}
-	if d, err := p.Get(ctx, id); err == nil {
-		if d, err = p.settle(ctx, d, askLater); err == nil {
-			held.Node = d.Attachment.Node
-		}
+// heldError is the refusal that names the holder. If no answer shows one yet, it may be on its way in or out: a cloud that locks
+// volumes is asked again.
+func (p *Provider[V]) heldError(ctx context.Context, id string, refusal error) error {
+	d, err := p.Get(ctx, id)
+	if err == nil {
+		d, err = p.settle(ctx, d, askLater)
 	}
-	return held
+	switch {
+	case errors.Is(err, providers.ErrNotFound):
+		return err
+	case err != nil || !d.Held() && !p.cloud.Locks:
+		return &providers.HeldError{Volume: id}
+	}
+	return d.Attachment.Refused(id, "", refusal)
 }
 
 // Mark writes one entry of the Record, beside the others.
@@ -215,7 +220,7 @@ func (p *Provider[V]) Mark(ctx context.Context, id, key, value string) error {
 		}
 		return err
 	}
-	return p.change(ctx, id, func() error {
+	return p.Change(ctx, id, func() error {
 		d, err := p.GetOurs(ctx, id)
 		if err != nil {
 			return err

@@ -57,7 +57,7 @@ func (p *Provider[V]) Attach(ctx context.Context, id string) error {
 		operation, err := p.cloud.Attach(ctx, id, node.ID)
 		switch {
 		case err == nil:
-			p.begin(id, Operation{ID: operation, Node: node.ID, Attach: true})
+			p.Begin(id, Operation{ID: operation, Node: node.ID, Attach: true})
 			return nil
 		case p.unanswered(ctx, err):
 			p.holders.took(id, node.ID) // perhaps
@@ -73,7 +73,7 @@ func (p *Provider[V]) Attach(ctx context.Context, id string) error {
 
 // underWay tells whether this process has just asked for that.
 func (p *Provider[V]) underWay(id, node string, attach bool) bool {
-	o, known := p.operation(id)
+	o, known := p.LastOperation(id)
 	patience := p.cloud.AttachTime
 	if !attach {
 		patience = p.cloud.DetachTime
@@ -103,7 +103,7 @@ func (p *Provider[V]) attachRefused(ctx context.Context, id, node string, refusa
 			return why
 		}
 	}
-	if last, is := p.operation(id); is && !last.Attach && !last.taken && d.HeldBy(node) && last.Node == node && time.Since(last.at) < p.cloud.DetachTime {
+	if last, is := p.LastOperation(id); is && !last.Attach && !last.taken && d.HeldBy(node) && last.Node == node && time.Since(last.at) < p.cloud.DetachTime {
 		return fmt.Errorf("%w: volume %s may still be being detached from this node", providers.ErrBusy, id)
 	}
 	why := p.Refused(d, node, refusal)
@@ -143,7 +143,7 @@ func (p *Provider[V]) runningForAttach(ctx context.Context, id, node string, ref
 	case now.Node != node:
 		return true, &providers.HeldError{Volume: id, Node: now.Node}
 	}
-	p.begin(id, *now) // on its way here
+	p.Begin(id, *now) // on its way here
 	return true, nil
 }
 
@@ -177,7 +177,7 @@ func (p *Provider[V]) detach(ctx context.Context, id, node string, force bool) e
 	operation, err := p.cloud.Detach(ctx, id, node, force)
 	switch {
 	case err == nil:
-		p.begin(id, Operation{ID: operation, Node: node})
+		p.Begin(id, Operation{ID: operation, Node: node})
 		return nil
 	case errors.Is(err, providers.ErrBusy) && p.underWay(id, node, false):
 		return nil // with this very detach
@@ -194,7 +194,7 @@ func (p *Provider[V]) detach(ctx context.Context, id, node string, force bool) e
 
 // released makes sure of a refusal by which the node does not hold the volume.
 func (p *Provider[V]) released(ctx context.Context, id, node string, refusal error) error {
-	held, err := p.heldBy(ctx, id, node)
+	held, _, err := p.holding(ctx, id, node)
 	switch {
 	case err != nil:
 		return err
@@ -219,7 +219,7 @@ func (p *Provider[V]) detachHolder(ctx context.Context, id, node string) error {
 	operation, err := p.cloud.Detach(ctx, id, node, false)
 	switch {
 	case err == nil:
-		p.begin(id, Operation{ID: operation, Node: node})
+		p.Begin(id, Operation{ID: operation, Node: node})
 		return nil
 	case errors.Is(err, ErrNotAttached), errors.Is(err, providers.ErrNotFound):
 		return nil
@@ -233,7 +233,7 @@ func (p *Provider[V]) detachHolder(ctx context.Context, id, node string) error {
 	case errors.Is(err, ErrVolumeBusy) && p.cloud.Running != nil:
 		if now, lookErr := p.cloud.Running(ctx, id); lookErr == nil && now != nil && now.Other == "" && !now.Attach && (now.Node == "" || now.Node == node) {
 			now.Node = node
-			p.begin(id, *now) // it was asked for already
+			p.Begin(id, *now) // it was asked for already
 			return nil
 		}
 		return fmt.Errorf("%w: %w", providers.ErrBusy, errors.New(err.Error())) // the node is busy with it, too
@@ -249,14 +249,23 @@ func (p *Provider[V]) detachHolder(ctx context.Context, id, node string) error {
 // heldBy tells how the node holds the volume, if it is this cluster's. That it does not is believed only if the answer cannot be of a
 // time before the node got it. Errors: errOld.
 func (p *Provider[V]) heldBy(ctx context.Context, id, node string) (providers.AttachState, error) {
-	asked := time.Now()
+	held, asked, err := p.holding(ctx, id, node)
+	if err == nil && held == providers.Detached && !p.holders.denies(id, node, asked) {
+		return "", fmt.Errorf("%w: volume %s, %s %s", errOld, id, p.cloud.Machine, node)
+	}
+	return held, err
+}
+
+// holding is heldBy as the answer shows it, and when the cloud was asked, or before.
+func (p *Provider[V]) holding(ctx context.Context, id, node string) (held providers.AttachState, asked time.Time, err error) {
+	asked = time.Now()
 	d, err := p.GetOurs(ctx, id)
-	if _, known := p.operation(id); err == nil && !d.Held() && !known && p.cloud.Running != nil {
+	if _, known := p.LastOperation(id); err == nil && !d.Held() && !known && p.cloud.Running != nil {
 		// Another process, such as this one's predecessor, may have asked for an attach, which shows only when it has ended.
 		var now *Operation
 		if now, err = p.cloud.Running(ctx, id); err == nil {
 			if now != nil && now.Attach && now.Node == node {
-				p.begin(id, *now)
+				p.Begin(id, *now)
 			}
 			d, err = p.GetOurs(ctx, id)
 		}
@@ -265,22 +274,20 @@ func (p *Provider[V]) heldBy(ctx context.Context, id, node string) (providers.At
 		d, err = p.settle(ctx, d, askAtOnce)
 	}
 	switch {
-	case err != nil && !errors.Is(err, providers.ErrNotFound):
-		return "", err
+	case errors.Is(err, providers.ErrNotFound):
+		return providers.Detached, asked, nil
 	case err != nil:
-		d = Disk[V]{}
-	}
-	switch holds := d.HeldBy(node); {
-	case !holds && !p.holders.denies(id, node, asked):
-		return "", fmt.Errorf("%w: volume %s, %s %s", errOld, id, p.cloud.Machine, node)
-	case !holds, !p.holders.confirms(id, node, asked):
-		return providers.Detached, nil
+		return "", asked, err
+	case !d.HeldBy(node):
+		return providers.Detached, asked, nil
+	case !p.holders.confirms(id, node, asked): // it has been detached since
+		return providers.Detached, asked, nil
 	}
 	if d.NothingLeft {
 		p.holders.left(id, node)
 		p.operations.Delete(id)
 	}
-	return d.Attachment.State, nil
+	return d.Attachment.State, asked, nil
 }
 
 // inTurn makes a change of a node when it is its turn, and again while the node is busy, as Cloud.Queue says. What a volume is to

@@ -16,8 +16,14 @@ func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*provide
 	if err := errors.Join(p.Check(spec), providers.CheckOptions(p.cloud.Name, spec, p.cloud.Options), wrong); err != nil {
 		return nil, err
 	}
-	d, err := p.Lookup(ctx, spec.Name)
-	if errors.Is(err, providers.ErrNotFound) {
+	var d Disk[V]
+	var err error
+	absent, known := p.absent.Within(p.cloud.AbsentFor, spec.Name)
+	if !known || !absent {
+		d, err = p.Lookup(ctx, spec.Name)
+		absent = errors.Is(err, providers.ErrNotFound)
+	}
+	if absent {
 		d, err = p.make(ctx, spec, gib)
 	}
 	if err == nil {
@@ -26,8 +32,14 @@ func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*provide
 	if err != nil {
 		return nil, err
 	}
-	p.memory.create(spec.Name, d.ID)
+	p.named(spec.Name, d.ID)
 	return p.Volume(ctx, d, true)
+}
+
+// named notes that the volume has the name now.
+func (p *Provider[V]) named(name, id string) {
+	p.absent.See(name, time.Now(), false)
+	p.memory.create(name, id)
 }
 
 // Check refuses what is wrong with name, Record and tags.

@@ -27,7 +27,7 @@ func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) 
 	if name == "" {
 		return Disk[V]{}, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
 	}
-	lately := p.memory.lately()[name] // before the question, whose answer may come after it is forgotten
+	lately, asked := p.memory.lately()[name], time.Now() // before the question, whose answer may come after it is forgotten
 	all, err := p.ByName(ctx, name)
 	if err != nil {
 		return Disk[V]{}, err
@@ -36,6 +36,7 @@ func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) 
 	if errors.Is(err, providers.ErrNotFound) && lately.id != "" {
 		return p.created(ctx, name, lately, err)
 	}
+	p.absent.See(name, asked, errors.Is(err, providers.ErrNotFound))
 	return d, err
 }
 
@@ -68,8 +69,8 @@ func (p *Provider[V]) ByName(ctx context.Context, name string) ([]Disk[V], error
 	return all, err
 }
 
-// named asks for the volumes of several names.
-func (p *Provider[V]) named(ctx context.Context, names []string) (map[string][]Disk[V], error) {
+// askNamed asks for the volumes of several names.
+func (p *Provider[V]) askNamed(ctx context.Context, names []string) (map[string][]Disk[V], error) {
 	asked := time.Now()
 	all, err := p.cloud.Named(ctx, names)
 	found := make(map[string][]Disk[V], len(all))

@@ -148,6 +148,10 @@ type Cloud[V any] struct {
 	// CheckSpec refuses what the cloud does not accept in tags, names or records. Errors: providers.ErrInvalid.
 	CheckSpec func(spec providers.Spec) error
 
+	// AbsentFor is how long Create believes a Find that has found no volume of the name: the caller has just looked, and the cloud
+	// itself refuses a second volume of the name.
+	AbsentFor time.Duration
+
 	// Create makes a disk with all the marks of a volume, of as many GiB as Sizes says; 0 is the cloud's default. After ErrTaken it
 	// is called again with the next turn, up to Turns times (0: once), unless there is a volume of the name by then.
 	Create func(ctx context.Context, spec providers.Spec, gib int64, turn int) (V, error)
@@ -198,6 +202,7 @@ type Provider[V any] struct {
 	cloud      Cloud[V]
 	byName     *batch.Asker[[]Disk[V]]
 	ours       recent.Map[string, bool] // by id: whether a disk is a volume of this cluster
+	absent     recent.Map[string, bool] // by name: whether there was no volume of the name
 	memory     memory
 	holders    holders  // by id of a volume
 	operations sync.Map // by id of a volume: the last Operation that this process knows
@@ -208,7 +213,7 @@ type Provider[V any] struct {
 // New makes a Provider. It calls nobody.
 func New[V any](cloud Cloud[V]) *Provider[V] {
 	p := &Provider[V]{cloud: cloud, memory: memory{on: cloud.Stale}}
-	p.byName = batch.New(p.named, cloud.NamesAtOnce)
+	p.byName = batch.New(p.askNamed, cloud.NamesAtOnce)
 	return p
 }
 
@@ -319,8 +324,7 @@ func (p *Provider[V]) getOnce(ctx context.Context, id string) (Disk[V], error) {
 func (p *Provider[V]) GetOurs(ctx context.Context, id string) (Disk[V], error) {
 	d, err := p.Get(ctx, id)
 	if err == nil && !p.IsOurs(d) {
-		err = d.Damaged
-		if err == nil {
+		if err = d.Damaged; !errors.Is(err, ErrUnmarked) {
 			err = providers.NotOurs(id)
 		}
 	}
@@ -342,8 +346,8 @@ func (p *Provider[V]) KnownOurs(id string, age time.Duration) bool {
 	return known && ours
 }
 
-// change carries out a change of a volume, as Cloud.Locks says.
-func (p *Provider[V]) change(ctx context.Context, id string, change func() error) error {
+// Change carries out a change of a volume, as Cloud.Locks says.
+func (p *Provider[V]) Change(ctx context.Context, id string, change func() error) error {
 	if !p.cloud.Locks {
 		return change()
 	}

@@ -27,12 +27,13 @@ type State string
 // The states of an operation.
 const (
 	Running  State = "running"
-	Finished State = "finished" // or unknown by now
+	Finished State = "finished"
 	Failed   State = "failed"
+	Unknown  State = "unknown" // any more
 )
 
-// begin notes an attach or a detach of a volume.
-func (p *Provider[V]) begin(id string, o Operation) {
+// Begin notes an attach or a detach of a volume.
+func (p *Provider[V]) Begin(id string, o Operation) {
 	if o.Attach {
 		p.holders.took(id, o.Node)
 	} else {
@@ -49,8 +50,8 @@ func (p *Provider[V]) note(id string, o Operation) {
 	}
 }
 
-// operation returns the last attach or detach of a volume that this process knows.
-func (p *Provider[V]) operation(id string) (Operation, bool) {
+// LastOperation returns the last attach or detach of a volume that this process knows.
+func (p *Provider[V]) LastOperation(id string) (Operation, bool) {
 	last, _ := p.operations.Load(id)
 	o, is := last.(Operation)
 	return o, is
@@ -71,7 +72,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 	if p.cloud.Settle != nil {
 		return p.cloud.Settle(ctx, d)
 	}
-	o, known := p.operation(d.ID)
+	o, known := p.LastOperation(d.ID)
 	holder := d.Attachment.Node
 	switch {
 	case !known:
@@ -123,7 +124,9 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 		return p.settle(ctx, shown, askNever)
 	}
 	// The answer was of a time before the end.
-	p.finished(d.ID, o)
+	if state == Finished && o.Attach {
+		p.holders.took(d.ID, o.Node)
+	}
 	p.operations.Delete(d.ID)
 	now, err := p.Get(ctx, d.ID)
 	if err != nil {

@@ -23,7 +23,7 @@ func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Ch
 		v    *providers.Volume
 		held error
 	)
-	err = p.change(ctx, id, func() error {
+	err = p.Change(ctx, id, func() error {
 		d, err := p.GetOurs(ctx, id)
 		if err == nil && p.cloud.ResizeDetached && size > d.Size/gib && !d.Resizing {
 			if d, err = p.unheld(ctx, d); errors.Is(err, providers.ErrHeld) {
