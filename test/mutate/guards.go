@@ -118,8 +118,10 @@ var guards = []guard{
 		code: `case writesNoMore(state) && time.Since(asked) <= evidenceLife:`, without: `case writesNoMore(state):`,
 	},
 	{
-		protects: "a node is not gone for credentials that do not see this node either", file: "providers/gone.go",
-		code: `case !shown:`, without: `case shown && false:`,
+		protects: "a node is not gone for credentials that do not see this node either", file: "providers/managed/node.go",
+		code: `switch _, _, err := c.Status(ctx, self.ID); {
+	case errors.Is(err, providers.ErrNotFound):`, without: `switch _, _, err := c.Status(ctx, self.ID); {
+	case false:`,
 	},
 	{
 		protects: "a live holder costs few refused attaches", file: "driver/takeover.go",
