@@ -251,7 +251,7 @@ var guards = []guard{
 	},
 	{
 		protects: "an old answer after a detach does not detach from the next server", file: "providers/managed/attach.go",
-		code: `case !holds, !p.holders.confirms(id, node, asked):`, without: `case !holds:`, tests: "./providers/hetzner",
+		code: `case !p.holders.confirms(id, node, asked):`, without: `case false:`, tests: "./providers/hetzner",
 	},
 	{
 		protects: "an answer from before this node's own change is not believed", file: "driver/catalog.go",
