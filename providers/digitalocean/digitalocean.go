@@ -42,15 +42,17 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/managed"
+	"github.com/blockvol/blockvol/providers/metadata"
 	"github.com/blockvol/blockvol/providers/queue"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
 // Config is what a Provider needs to know. Cluster and Token have no default.
 type Config struct {
 	Cluster   string
-	Token     *rest.Token
+	Token     *secret.Secret
 	Region    string             // default: this droplet's
 	Droplet   string             // this node's id; default: what the metadata service says
 	API       string             // URL; default is DigitalOcean's
@@ -69,7 +71,7 @@ type Provider struct {
 	queue  queue.Queue // requests for one name or volume
 	byID   *batch.Asker[godo.Volume]
 	byNode *batch.Asker[godo.Droplet]
-	self   *rest.Identity
+	self   *metadata.Identity
 	place  *batch.Kept[place] // see here
 
 	mu      sync.Mutex
@@ -127,7 +129,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.byID = batch.New(p.askIDs, mostAtOnce)
 	p.byNode = batch.New(p.askDroplet, 1)
-	p.self = rest.NewIdentity("droplet", settingDroplet, cfg.Droplet, p.identify)
+	p.self = metadata.NewIdentity("droplet", settingDroplet, cfg.Droplet, p.identify)
 	p.place = batch.Keep("which droplet this is", p.locate)
 	p.Provider = managed.New(managed.Cloud[godo.Volume]{
 		Name: "DigitalOcean", Machine: "droplet", Cluster: cfg.Cluster, Log: cfg.Log,
@@ -150,7 +152,7 @@ const mostAtOnce = 1000
 
 // FromEnv is New with the environment's settings. The node's own id is not used: a droplet has one.
 func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
-	token, err := rest.TokenFrom(getenv, settingToken)
+	token, err := secret.From(getenv, settingToken)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +171,7 @@ func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
 	return providers.Node{ID: strconv.Itoa(here.droplet), Zone: here.region}, nil
 }
 
-// here tells which droplet this is, and where, according to its metadata service, see rest.Identity.
+// here tells which droplet this is, and where, according to its metadata service, see metadata.Identity.
 func (p *Provider) here(ctx context.Context) (place, error) {
 	if _, err := p.self.Node(ctx); err != nil {
 		return place{}, err
@@ -200,7 +202,7 @@ func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 
 // metadata asks the metadata service for an item, which the setting makes needless.
 func (p *Provider) metadata(ctx context.Context, item, setting string, form *regexp.Regexp) (string, error) {
-	service := rest.Metadata{Cloud: "DigitalOcean", Setting: setting}
+	service := metadata.Service{Cloud: "DigitalOcean", Setting: setting}
 	if p.cfg.Transport != nil {
 		service.Client = &http.Client{Transport: p.cfg.Transport}
 	}

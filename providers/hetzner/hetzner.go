@@ -41,15 +41,17 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/managed"
+	"github.com/blockvol/blockvol/providers/metadata"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
 // Config is what a Provider needs to know. Only Cluster and Token have no default.
 type Config struct {
 	Cluster   string
-	Token     *rest.Token
+	Token     *secret.Secret
 	Server    string             // this server's id; default: what its metadata service says
 	Endpoint  string             // URL of the API, version included
 	Metadata  string             // URL of the metadata service
@@ -64,9 +66,9 @@ type Provider struct {
 	cluster  string
 	client   *rest.Client
 	api      client
-	metadata rest.Metadata
+	metadata metadata.Service
 
-	self      *rest.Identity
+	self      *metadata.Identity
 	node      *batch.Kept[providers.Node] // this one, with its location
 	protected recent.Map[int64, bool]     // volumes: from deletion
 }
@@ -93,7 +95,7 @@ func New(cfg Config) (*Provider, error) {
 			return nil, fmt.Errorf("%w: %s is no URL that begins with https:// or http://", providers.ErrInvalid, setting)
 		}
 	}
-	p := &Provider{cfg: cfg, cluster: cfg.Cluster, metadata: rest.Metadata{Cloud: "Hetzner Cloud", Setting: serverSetting}}
+	p := &Provider{cfg: cfg, cluster: cfg.Cluster, metadata: metadata.Service{Cloud: "Hetzner Cloud", Setting: serverSetting}}
 	p.client = rest.New(rest.Config{
 		Cloud: "Hetzner Cloud", Endpoint: endpointSetting, Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log,
 		Repeatable: repeatable, Refills: true,
@@ -102,7 +104,7 @@ func New(cfg Config) (*Provider, error) {
 		p.metadata.Client = &http.Client{Transport: cfg.Transport}
 	}
 	p.api = client{endpoint: cfg.Endpoint, http: p.client.HTTP}
-	p.self = rest.NewIdentity("server", serverSetting, cfg.Server, p.askMetadata)
+	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.askMetadata)
 	p.node = batch.Keep("which server this is", p.askNode)
 	p.Provider = managed.New(managed.Cloud[*volume]{
 		Name: "Hetzner Cloud", Machine: "server", Cluster: cfg.Cluster, Log: cfg.Log,
@@ -125,7 +127,7 @@ func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/
 
 // FromEnv is New with the environment's settings. The node's own name is not used: a server has an id.
 func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
-	token, err := rest.TokenFrom(getenv, tokenSetting)
+	token, err := secret.From(getenv, tokenSetting)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +140,7 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 // isID is a number that JSON keeps whole (Hetzner's ids have up to 52 bits).
 var isID = regexp.MustCompile(`^[1-9][0-9]{0,15}$`)
 
-// identified tells which server this is, and its location, according to its metadata service, see rest.Identity.
+// identified tells which server this is, and its location, according to its metadata service, see metadata.Identity.
 func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
 	if _, err := p.self.Node(ctx); err != nil {
 		return providers.Node{}, err

@@ -44,14 +44,16 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/managed"
+	"github.com/blockvol/blockvol/providers/metadata"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
 // Config is what a Provider needs to know. Cluster and Token have no default.
 type Config struct {
 	Cluster  string
-	Token    *rest.Token
+	Token    *secret.Secret
 	Region   string // default: this Linode's own
 	Instance string // id of this Linode; default: what its metadata service says
 	API      string // URL
@@ -74,7 +76,7 @@ type Provider struct {
 	rest    *rest.Client
 	api     sdk.Client
 
-	self *rest.Identity
+	self *metadata.Identity
 	node *batch.Kept[providers.Node] // this one, with its region
 }
 
@@ -111,7 +113,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.api.SetDebug(false).SetLogger(silence{}).SetRetryCount(0)
 	p.api.UseCache(false)
-	p.self = rest.NewIdentity("Linode", "LINODE_INSTANCE_ID", cfg.Instance, p.metadata)
+	p.self = metadata.NewIdentity("Linode", "LINODE_INSTANCE_ID", cfg.Instance, p.metadata)
 	p.node = batch.Keep("which Linode this is", p.identify)
 	p.Provider = managed.New(managed.Cloud[sdk.Volume]{
 		Name: "Linode", Machine: "instance", Cluster: cfg.Cluster, Log: cfg.Log,
@@ -129,7 +131,7 @@ func New(cfg Config) (*Provider, error) {
 
 // FromEnv is New with the environment's settings. The node's own id is not used: a Linode has one.
 func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
-	token, err := rest.TokenFrom(getenv, "LINODE_TOKEN")
+	token, err := secret.From(getenv, "LINODE_TOKEN")
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +148,7 @@ func (silence) Errorf(string, ...any) {}
 func (silence) Warnf(string, ...any)  {}
 func (silence) Debugf(string, ...any) {}
 
-// identified tells which Linode this is, according to its metadata service, see rest.Identity.
+// identified tells which Linode this is, according to its metadata service, see metadata.Identity.
 func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
 	if _, err := p.self.Node(ctx); err != nil {
 		return providers.Node{}, err
@@ -178,7 +180,7 @@ func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 
 // metadata asks the metadata service, which wants a token of its own first.
 func (p *Provider) metadata(ctx context.Context) (providers.Node, error) {
-	service := rest.Metadata{Cloud: "Linode", Setting: "LINODE_INSTANCE_ID"}
+	service := metadata.Service{Cloud: "Linode", Setting: "LINODE_INSTANCE_ID"}
 	if p.cfg.Transport != nil {
 		service.Client = &http.Client{Transport: p.cfg.Transport}
 	}

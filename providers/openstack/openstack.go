@@ -72,8 +72,10 @@ import (
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/managed"
+	"github.com/blockvol/blockvol/providers/metadata"
 	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
 const (
@@ -86,7 +88,7 @@ const (
 type Config struct {
 	Cluster   string
 	Auth      gophercloud.AuthOptions // whose credentials, without the secret
-	Secret    *rest.Token             // the password, or the application credential's secret
+	Secret    *secret.Secret          // the password, or the application credential's secret
 	Region    string                  // default: the first in the catalogue
 	Interface string                  // of the services: public, internal or admin; default public
 	Server    string                  // the id of this server; default: the word of its metadata service
@@ -108,7 +110,7 @@ type Provider struct {
 	way     *rest.Client
 
 	session *batch.Kept[*session]
-	self    *rest.Identity
+	self    *metadata.Identity
 	names   keymutex.KeyMutex // creates of one name, one at a time
 
 	mu        sync.Mutex
@@ -160,7 +162,7 @@ func New(cfg Config) (*Provider, error) {
 		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
 	})
 	p.session = batch.Keep("for a token of "+cloudName, p.login)
-	p.self = rest.NewIdentity("server", serverSetting, cfg.Server, p.identify)
+	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.identify)
 	p.Provider = managed.New(managed.Cloud[volume]{
 		Name: cloudName, Machine: "server", Cluster: cfg.Cluster, Log: cfg.Log,
 		Options: []string{"snapshot", "tags", "type", "zone"}, // encryption is a matter of the type
@@ -205,12 +207,12 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	}
 	if credential {
 		cfg.settings = "OS_APPLICATION_CREDENTIAL_ID (or _NAME) and OS_APPLICATION_CREDENTIAL_SECRET"
-		cfg.Secret, err = rest.TokenFrom(getenv, "OS_APPLICATION_CREDENTIAL_SECRET")
+		cfg.Secret, err = secret.From(getenv, "OS_APPLICATION_CREDENTIAL_SECRET")
 	} else {
 		cfg.settings = "OS_USERNAME, OS_PASSWORD, OS_PROJECT_NAME and the domains of both"
 		cfg.Auth.Scope, err = scopeFrom(getenv)
 		if err == nil {
-			cfg.Secret, err = rest.TokenFrom(getenv, "OS_PASSWORD")
+			cfg.Secret, err = secret.From(getenv, "OS_PASSWORD")
 		}
 	}
 	if err != nil {
@@ -264,9 +266,9 @@ func trusting(file string) (http.RoundTripper, error) {
 	return usual, nil
 }
 
-// identify asks the metadata service which server this is, see rest.Identity.
+// identify asks the metadata service which server this is, see metadata.Identity.
 func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
-	document, err := rest.Metadata{Cloud: cloudName, Setting: serverSetting, Client: p.cfg.Neighbour}.Get(ctx, p.cfg.Metadata, nil)
+	document, err := metadata.Service{Cloud: cloudName, Setting: serverSetting, Client: p.cfg.Neighbour}.Get(ctx, p.cfg.Metadata, nil)
 	if err != nil {
 		return providers.Node{}, err
 	}

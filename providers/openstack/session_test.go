@@ -20,7 +20,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
-	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/secret"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
@@ -277,17 +277,17 @@ func TestNoSecretIsLogged(t *testing.T) {
 		log := logrus.New()
 		log.SetOutput(&lines)
 		log.SetLevel(logrus.DebugLevel)
-		id, secret := w.front.Credentials(server)
+		id, password := w.front.Credentials(server)
 		p := w.on(server)
 		p.cfg.Log = log
 		p, err := New(p.cfg)
 		require.NoError(t, err)
 		w.create(p, "db")
 		assert.Contains(t, lines.String(), "/auth/tokens")
-		assert.NotContains(t, lines.String(), secret)
+		assert.NotContains(t, lines.String(), password)
 		assert.NotContains(t, lines.String(), "gAAAAAB")
 		_ = id
-		_, err = rest.TokenFrom(func(string) string { return "" }, "OS_PASSWORD")
+		_, err = secret.From(func(string) string { return "" }, "OS_PASSWORD")
 		require.Error(t, err)
 	})
 }

@@ -17,9 +17,10 @@ import (
 	"github.com/stretchr/testify/assert"
 
 	"github.com/blockvol/blockvol/providers/providertest"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
-const secret = `dop_v1_s3cr3t/+"&<x>`
+const password = `dop_v1_s3cr3t/+"&<x>`
 
 // answer is how a cloud answers a request.
 type answer func(r *http.Request) (*http.Response, error)
@@ -135,14 +136,14 @@ func ask(ctx context.Context, c *Client, method, body string) (status int, text 
 func sentence(t *testing.T, err error, words ...string) {
 	t.Helper()
 	providertest.Sentence(t, err, words...)
-	for _, shape := range []string{secret, url.QueryEscape(secret), `\u003cx\u003e`} {
+	for _, shape := range []string{password, url.QueryEscape(password), `\u003cx\u003e`} {
 		assert.NotContains(t, err.Error(), shape)
 	}
 }
 
-func token(t *testing.T) *Token {
+func token(t *testing.T) *secret.Secret {
 	t.Helper()
-	token, err := TokenFrom(env("NIMBUS_TOKEN", secret), "NIMBUS_TOKEN")
+	token, err := secret.From(env("NIMBUS_TOKEN", password), "NIMBUS_TOKEN")
 	if err != nil {
 		t.Fatal(err)
 	}

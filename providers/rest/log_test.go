@@ -58,9 +58,9 @@ func TestNoSecretIsLogged(t *testing.T) {
 		log, lines := logger(logrus.DebugLevel)
 		const password, issued = "pa55word", "gAAAAAB-issued"
 		c, _ := reached(Config{Token: token(t), Log: log, Secrets: func() []string { return []string{password} }}, func(r *http.Request) (*http.Response, error) {
-			return nil, errors.New("malformed answer: " + r.Header.Get("Authorization") + url.QueryEscape(secret) + r.Header.Get("X-Auth-Token") + r.Header.Get("X-Subject-Token") + password)
+			return nil, errors.New("malformed answer: " + r.Header.Get("Authorization") + url.QueryEscape(password) + r.Header.Get("X-Auth-Token") + r.Header.Get("X-Subject-Token") + password)
 		})
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://api.nimbus.test/"+url.PathEscape(secret)+"/v1?password="+password, strings.NewReader(`{"password":"`+password+`"}`))
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://api.nimbus.test/"+url.PathEscape(password)+"/v1?password="+password, strings.NewReader(`{"password":"`+password+`"}`))
 		require.NoError(t, err)
 		r.Header.Set("X-Auth-Token", "gAAAAAB-auth")
 		r.Header.Set("X-Subject-Token", "gAAAAAB-subject")

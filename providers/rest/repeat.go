@@ -19,6 +19,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
 var (
@@ -82,7 +83,7 @@ func again(ctx context.Context, answer *http.Response, err error, repeatable boo
 	}
 	if err != nil {
 		var untrusted *tls.CertificateVerificationError
-		var token *tokenError
+		var token *secret.Error
 		if errors.As(err, &untrusted) || errors.As(err, &token) || errors.Is(err, errTooLong) || errors.Is(err, providers.ErrBusy) {
 			return false // it will be so the next time
 		}

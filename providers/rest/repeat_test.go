@@ -224,7 +224,7 @@ func TestOverRealConnections(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere.Add(1) }))
 	defer other.Close()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		assert.Equal(t, "Bearer "+secret, r.Header.Get("Authorization"))
+		assert.Equal(t, "Bearer "+password, r.Header.Get("Authorization"))
 		if r.URL.Path == "/moved" {
 			http.Redirect(w, r, other.URL, http.StatusFound)
 			return

@@ -14,13 +14,14 @@ import (
 
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
 // Config is a cloud, and how it is reached.
 type Config struct {
 	Cloud     string             // its name for people
 	Endpoint  string             // the setting that names the API's URL, to be checked when there is no answer; may be empty
-	Token     *Token             // sent as "Authorization: Bearer …"; nil if the SDK signs by itself
+	Token     *secret.Secret     // sent as "Authorization: Bearer …"; nil if the SDK signs by itself
 	Secrets   func() []string    // what else no text may show, such as what the SDK signs with; may be nil
 	Transport http.RoundTripper  // below it all; nil is a clone of http.DefaultTransport
 	Log       logrus.FieldLogger // for one line at debug level for each request; nil for none
@@ -87,7 +88,7 @@ func asItIs(*http.Request, []*http.Request) error { return http.ErrUseLastRespon
 func (c *Client) Clean(text string) string { return quote.Clean(text, nil, c.secrets()...) }
 
 func (c *Client) secrets() []string {
-	secrets := c.cfg.Token.seen()
+	secrets := c.cfg.Token.Values()
 	if c.cfg.Secrets != nil {
 		secrets = append(secrets, c.cfg.Secrets()...)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/metadata"
 )
 
 func TestNoAnswerIsExplained(t *testing.T) {
@@ -25,7 +26,7 @@ func TestNoAnswerIsExplained(t *testing.T) {
 		}{
 			"no connection": {dial, []string{"does not answer", "connection refused"}},
 			"hanging":       {hangs, []string{"does not answer", "no answer within 20s"}},
-			"hostile":       {fails(errors.New("malformed HTTP response \"" + secret + "\x00\n\"")), []string{"does not answer", "malformed"}},
+			"hostile":       {fails(errors.New("malformed HTTP response \"" + password + "\x00\n\"")), []string{"does not answer", "malformed"}},
 		} {
 			c, _ := reached(Config{Token: token(t)}, kind.answer)
 			_, _, err := ask(t.Context(), c, "GET", "")
@@ -40,7 +41,7 @@ func TestNoAnswerIsExplained(t *testing.T) {
 			"cut short":    json.Unmarshal([]byte(`{"id"`), &into),
 			"not its own":  fmt.Errorf("decoding: %w", json.Unmarshal([]byte(`<html>`), &into)),
 			"is not its":   json.Unmarshal([]byte(`{"id":1}`), &into),
-			"can be used":  errors.New(`[002] Get "https://api.nimbus.test": ` + secret),
+			"can be used":  errors.New(`[002] Get "https://api.nimbus.test": ` + password),
 			"that can be ": errDown,
 		} {
 			explained := c.Unanswered(t.Context(), "ListVolumes", err)
@@ -100,7 +101,7 @@ func TestMetadataIsAskedAFewTimes(t *testing.T) {
 			"disconnected": {[]answer{says(500)}, 3, "500"},
 		} {
 			_, service := reached(Config{}, kind.answers...)
-			m := Metadata{Cloud: "Nimbus", Setting: "NIMBUS_ID", Client: &http.Client{Transport: service, CheckRedirect: asItIs}}
+			m := metadata.Service{Cloud: "Nimbus", Setting: "NIMBUS_ID", Client: &http.Client{Transport: service, CheckRedirect: asItIs}}
 			begin := time.Now()
 			document, err := m.Get(t.Context(), "http://169.254.169.254/id", http.Header{"Metadata-Token": {"x"}})
 			assert.Len(t, service.asked, kind.times, name)
@@ -117,7 +118,7 @@ func TestMetadataIsAskedAFewTimes(t *testing.T) {
 		_, service := reached(Config{}, hangs)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := Metadata{Cloud: "Nimbus", Client: &http.Client{Transport: service}}.Get(ctx, "http://169.254.169.254/id", nil)
+		_, err := metadata.Service{Cloud: "Nimbus", Client: &http.Client{Transport: service}}.Get(ctx, "http://169.254.169.254/id", nil)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.NotErrorIs(t, err, providers.ErrUnavailable)
 	})

@@ -12,7 +12,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
-	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/secret"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 	"github.com/blockvol/blockvol/test/cloud/loop"
@@ -72,8 +72,8 @@ func Disks(t *testing.T) *loop.Backend {
 }
 
 // Token returns the token of a setting with this value.
-func Token(setting, value string) *rest.Token {
-	token, err := rest.TokenFrom(func(name string) string { return map[string]string{setting: value}[name] }, setting)
+func Token(setting, value string) *secret.Secret {
+	token, err := secret.From(func(name string) string { return map[string]string{setting: value}[name] }, setting)
 	if err != nil {
 		panic(err)
 	}

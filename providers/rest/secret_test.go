@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
 func TestATokenIsOneOfTwoSettings(t *testing.T) {
@@ -21,24 +22,24 @@ func TestATokenIsOneOfTwoSettings(t *testing.T) {
 	}{
 		{env(), "neither"},
 		{env("NIMBUS_TOKEN", " \n"), "neither"},
-		{env("NIMBUS_TOKEN", secret, "NIMBUS_TOKEN_FILE", "/run/token"), "leave one"},
-		{env("NIMBUS_TOKEN", secret+"\nX-Evil: 1"), "more than one line"},
-		{env("NIMBUS_TOKEN", secret+"ü"), "characters"},
+		{env("NIMBUS_TOKEN", password, "NIMBUS_TOKEN_FILE", "/run/token"), "leave one"},
+		{env("NIMBUS_TOKEN", password+"\nX-Evil: 1"), "more than one line"},
+		{env("NIMBUS_TOKEN", password+"ü"), "characters"},
 	} {
-		_, err := TokenFrom(wrong.env, "NIMBUS_TOKEN")
+		_, err := secret.From(wrong.env, "NIMBUS_TOKEN")
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		sentence(t, err, "NIMBUS_TOKEN", "NIMBUS_TOKEN_FILE", wrong.word)
 	}
-	token, err := TokenFrom(env("NIMBUS_TOKEN", "  "+secret+"\n"), "NIMBUS_TOKEN")
+	token, err := secret.From(env("NIMBUS_TOKEN", "  "+password+"\n"), "NIMBUS_TOKEN")
 	require.NoError(t, err)
 	value, err := token.Value()
 	require.NoError(t, err)
-	assert.Equal(t, secret, value)
+	assert.Equal(t, password, value)
 }
 
 func TestATokenInAFileCanBeReplaced(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
-	token, err := TokenFrom(env("NIMBUS_TOKEN_FILE", file), "NIMBUS_TOKEN")
+	token, err := secret.From(env("NIMBUS_TOKEN_FILE", file), "NIMBUS_TOKEN")
 	require.NoError(t, err, "the file may come later")
 	c, cloud := reached(Config{Token: token}, ok)
 
@@ -68,21 +69,21 @@ func TestATokenInAFileCanBeReplaced(t *testing.T) {
 
 func TestCleaningLeavesNoShapeOfTheToken(t *testing.T) {
 	token := token(t)
-	for _, shape := range []string{secret, url.QueryEscape(secret), url.PathEscape(secret), html.EscapeString(secret), `dop_v1_s3cr3t/+\"\u0026\u003cx\u003e`} {
+	for _, shape := range []string{password, url.QueryEscape(password), url.PathEscape(password), html.EscapeString(password), `dop_v1_s3cr3t/+\"\u0026\u003cx\u003e`} {
 		assert.Equal(t, "it was … there", token.Clean("it was\n"+shape+"\tthere"))
 	}
 	assert.LessOrEqual(t, len([]rune(token.Clean(strings.Repeat("long ", 1000)))), 301)
-	cut := strings.Repeat(" ", 64<<10-5) + secret
+	cut := strings.Repeat(" ", 64<<10-5) + password
 	assert.NotContains(t, token.Clean(cut), "dop")
 	c, _ := reached(Config{Token: token, Secrets: func() []string { return []string{"pass", "password"} }}, ok)
-	assert.Equal(t, "… … …", c.Clean("password pass "+secret), "the longer one whole")
+	assert.Equal(t, "… … …", c.Clean("password pass "+password), "the longer one whole")
 	c, _ = reached(Config{}, ok)
 	assert.Equal(t, "text", c.Clean("text"))
 }
 
 func TestATokenOfBeforeIsKeptOutOfTextsForAWhile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
-	token, err := TokenFrom(env("NIMBUS_TOKEN_FILE", file), "NIMBUS_TOKEN")
+	token, err := secret.From(env("NIMBUS_TOKEN_FILE", file), "NIMBUS_TOKEN")
 	require.NoError(t, err)
 	for _, value := range []string{"token-1", "token-2", "token-1", "token-1", "token-3", "token-4", "token-2"} {
 		require.NoError(t, os.WriteFile(file, []byte(value), 0o600))
@@ -98,5 +99,5 @@ func TestATokenOfBeforeIsKeptOutOfTextsForAWhile(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte("token-5"), 0o600))
 	_, err = token.Value()
 	require.NoError(t, err)
-	assert.Equal(t, "token-1 … … … …", token.Clean("token-1 token-2 token-3 token-4 token-5"), "what was replaced long ago is no secret")
+	assert.Equal(t, "token-1 … … … …", token.Clean("token-1 token-2 token-3 token-4 token-5"), "what was replaced long ago is no password")
 }

@@ -1,4 +1,5 @@
-package rest
+// Package metadata asks the service that tells a machine of a cloud which one it is.
+package metadata
 
 import (
 	"bytes"
@@ -14,21 +15,23 @@ import (
 	"github.com/blockvol/blockvol/providers/quote"
 )
 
-// Metadata is the service that tells a machine of a cloud which one it is. It answers within milliseconds, or is not there.
-type Metadata struct {
+// Service is that service. It answers within milliseconds, or is not there.
+type Service struct {
 	Cloud   string       // its name for people
 	Setting string       // the setting that makes asking needless; may be empty
 	Client  *http.Client // nil is one that goes through no proxy
 }
 
 const (
-	metadataAttempts = 3
-	metadataTimeout  = 2 * time.Second // of one attempt, its answer included
-	maxMetadata      = 64 << 10        // bytes
+	attempts       = 3
+	attemptTimeout = 2 * time.Second // of one attempt, its answer included
+	maxDocument    = 64 << 10        // bytes
 )
 
-// straight goes through no proxy: the service is a neighbour, and a proxy would be told of another machine.
-var straight = &http.Client{Transport: func() http.RoundTripper {
+var errTooLong = errors.New("the answer is too long")
+
+// noProxy goes through no proxy: the service is a neighbour, and a proxy would be told of another machine.
+var noProxy = &http.Client{Transport: func() http.RoundTripper {
 	t, is := http.DefaultTransport.(*http.Transport)
 	if !is {
 		return http.DefaultTransport
@@ -36,40 +39,40 @@ var straight = &http.Client{Transport: func() http.RoundTripper {
 	t = t.Clone()
 	t.Proxy = nil
 	return t
-}(), CheckRedirect: asItIs}
+}(), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 
 // Get returns one document of the service, without the blanks around it. The header may be nil.
 // Errors: providers.ErrUnavailable in a sentence for the operator.
-func (m Metadata) Get(ctx context.Context, url string, header http.Header) ([]byte, error) {
-	return m.Ask(ctx, http.MethodGet, url, header)
+func (s Service) Get(ctx context.Context, url string, header http.Header) ([]byte, error) {
+	return s.Ask(ctx, http.MethodGet, url, header)
 }
 
 // Ask is Get with another method. A request may be sent several times.
-func (m Metadata) Ask(ctx context.Context, method, url string, header http.Header) ([]byte, error) {
+func (s Service) Ask(ctx context.Context, method, url string, header http.Header) ([]byte, error) {
 	retry := pace.Backoff{Most: time.Second}
 	for sent := 1; ; sent++ {
-		document, again, err := m.ask(ctx, method, url, header)
+		document, again, err := s.ask(ctx, method, url, header)
 		if err == nil {
 			return document, nil
 		}
-		if sent < metadataAttempts && again && retry.Wait(ctx) == nil {
+		if sent < attempts && again && retry.Wait(ctx) == nil {
 			continue
 		}
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("the metadata service of %s is still waited for: %w", m.Cloud, ctx.Err())
+			return nil, fmt.Errorf("the metadata service of %s is still waited for: %w", s.Cloud, ctx.Err())
 		}
-		advice := fmt.Sprintf("blockvol must run on a machine of %s that can reach it", m.Cloud)
-		if m.Setting != "" {
-			advice += ", or " + m.Setting + " be set"
+		advice := fmt.Sprintf("blockvol must run on a machine of %s that can reach it", s.Cloud)
+		if s.Setting != "" {
+			advice += ", or " + s.Setting + " be set"
 		}
 		return nil, fmt.Errorf("%w: the machine's metadata service at %s does not tell which machine this is (%w): %s",
 			providers.ErrUnavailable, url, quote.Error(quote.Clip(quote.Cause(err)), err), advice)
 	}
 }
 
-func (m Metadata) ask(ctx context.Context, method, url string, header http.Header) (document []byte, again bool, err error) {
+func (s Service) ask(ctx context.Context, method, url string, header http.Header) (document []byte, again bool, err error) {
 	caller := ctx
-	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
@@ -78,24 +81,24 @@ func (m Metadata) ask(ctx context.Context, method, url string, header http.Heade
 	for name, values := range header {
 		r.Header[name] = values
 	}
-	client := m.Client
+	client := s.Client
 	if client == nil {
-		client = straight
+		client = noProxy
 	}
 	answer, err := client.Do(r)
 	if err == nil {
 		defer answer.Body.Close() //nolint:errcheck // it has been read
-		document, err = io.ReadAll(io.LimitReader(answer.Body, maxMetadata+1))
+		document, err = io.ReadAll(io.LimitReader(answer.Body, maxDocument+1))
 	}
 	switch {
 	case err != nil:
 		if ctx.Err() != nil && caller.Err() == nil {
-			err = fmt.Errorf("no answer within %s", metadataTimeout)
+			err = fmt.Errorf("no answer within %s", attemptTimeout)
 		}
 		return nil, true, err
 	case answer.StatusCode != http.StatusOK:
 		return nil, answer.StatusCode >= http.StatusInternalServerError || answer.StatusCode == http.StatusTooManyRequests, fmt.Errorf("it answers with status %d", answer.StatusCode)
-	case len(document) > maxMetadata:
+	case len(document) > maxDocument:
 		return nil, false, errTooLong
 	}
 	if document = bytes.TrimSpace(document); len(document) == 0 {

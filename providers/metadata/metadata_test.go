@@ -1,4 +1,4 @@
-package rest
+package metadata
 
 import (
 	"io"
@@ -35,15 +35,15 @@ func TestWhatTheMetadataServiceAnswersIsBelievedIfItIsADocument(t *testing.T) {
 		"a document":                 {answering{[]int{200}, " i-1\n", nil}, 1, ""},
 		"too many requests at first": {answering{[]int{429, 200}, "i-1", nil}, 2, ""},
 		"an outage at first":         {answering{[]int{500, 503, 200}, "i-1", nil}, 3, ""},
-		"an outage":                  {answering{[]int{500}, "i-1", nil}, metadataAttempts, "it answers with status 500"},
+		"an outage":                  {answering{[]int{500}, "i-1", nil}, attempts, "it answers with status 500"},
 		"a refusal":                  {answering{[]int{404}, "i-1", nil}, 1, "it answers with status 404"},
-		"nothing":                    {answering{[]int{200}, " \n", nil}, metadataAttempts, "its answer is empty"},
-		"the longest document":       {answering{[]int{200}, "i-1" + strings.Repeat(" ", maxMetadata-3), nil}, 1, ""},
-		"too long a document":        {answering{[]int{200}, "i-1" + strings.Repeat(" ", maxMetadata-2), nil}, 1, errTooLong.Error()},
+		"nothing":                    {answering{[]int{200}, " \n", nil}, attempts, "its answer is empty"},
+		"the longest document":       {answering{[]int{200}, "i-1" + strings.Repeat(" ", maxDocument-3), nil}, 1, ""},
+		"too long a document":        {answering{[]int{200}, "i-1" + strings.Repeat(" ", maxDocument-2), nil}, 1, errTooLong.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				m := Metadata{Cloud: "Nimbus", Client: &http.Client{Transport: &c.answers}}
+				m := Service{Cloud: "Nimbus", Client: &http.Client{Transport: &c.answers}}
 				document, err := m.Get(t.Context(), "http://169.254.169.254/id", http.Header{"X-Token": {"t"}})
 				assert.Len(t, c.answers.asked, c.asked)
 				for _, header := range c.answers.asked {
@@ -64,7 +64,7 @@ func TestWhatTheMetadataServiceAnswersIsBelievedIfItIsADocument(t *testing.T) {
 
 func TestARequestThatCannotBeMadeIsNotSent(t *testing.T) {
 	service := &answering{statuses: []int{200}, body: "i-1"}
-	_, err := Metadata{Cloud: "Nimbus", Client: &http.Client{Transport: service}}.Get(t.Context(), "http://%zz", nil)
+	_, err := Service{Cloud: "Nimbus", Client: &http.Client{Transport: service}}.Get(t.Context(), "http://%zz", nil)
 	require.ErrorIs(t, err, providers.ErrUnavailable)
 	assert.Empty(t, service.asked)
 }

@@ -1,4 +1,4 @@
-package rest
+package metadata
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 )
 
 // machine is a metadata service that takes so long for what it says.
@@ -61,7 +62,7 @@ func TestASettingThatTheMetadataServiceContradictsIsRefused(t *testing.T) {
 			node, err := i.Node(t.Context())
 			require.ErrorIs(t, err, providers.ErrInvalid)
 			assert.Empty(t, node)
-			sentence(t, err, "NIMBUS_ID is 2", "this server is 1", "remove NIMBUS_ID")
+			providertest.Sentence(t, err, "NIMBUS_ID is 2", "this server is 1", "remove NIMBUS_ID")
 		}
 	})
 }

@@ -1,0 +1,102 @@
+// Package secret reads what proves to a cloud who asks from a setting, or from the file that a setting names.
+package secret
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"unicode"
+
+	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/quote"
+)
+
+// Secret is an API token, or a password.
+type Secret struct {
+	setting string
+	file    string // where it is read each time, so that it can be replaced without a restart; empty: it stays as it is
+
+	mu    sync.Mutex
+	known []string // newest first
+}
+
+// From takes the secret from the setting or from the file that setting_FILE names. A file is not read before the secret is
+// used.
+// Errors: providers.ErrInvalid if none of both is set, or both, or if it cannot be a token.
+func From(getenv func(string) string, setting string) (*Secret, error) {
+	value, file := getenv(setting), getenv(setting+providers.FileSuffix)
+	switch {
+	case value != "" && file != "":
+		return nil, fmt.Errorf("%w: both %s and %s are set: leave one of them out", providers.ErrInvalid, setting, setting+providers.FileSuffix)
+	case file != "":
+		return &Secret{setting: setting, file: file}, nil
+	case strings.TrimSpace(value) == "":
+		return nil, fmt.Errorf("%w: neither %s nor %s is set: set one of them", providers.ErrInvalid, setting, setting+providers.FileSuffix)
+	}
+	s := &Secret{setting: setting}
+	if err := s.learn(value); err != nil {
+		return nil, fmt.Errorf("%w: %w", providers.ErrInvalid, err)
+	}
+	return s, nil
+}
+
+// Error says why there is no secret.
+type Error struct {
+	text  string
+	cause error
+}
+
+func (e *Error) Error() string { return e.text }
+func (e *Error) Unwrap() error { return e.cause }
+
+// Value is the secret as it is now. An error is a sentence for the operator.
+func (s *Secret) Value() (string, error) {
+	if s.file != "" {
+		content, err := os.ReadFile(s.file)
+		if err != nil {
+			return "", &Error{fmt.Sprintf("%s cannot be read: %v: the file must be readable where blockvol runs; the plugin sees the host's state directory as /data/state", s.setting+providers.FileSuffix, err), err}
+		}
+		if err := s.learn(string(content)); err != nil {
+			return "", err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known[0], nil
+}
+
+// learn takes a value, without the blanks around it.
+func (s *Secret) learn(value string) error {
+	value = strings.TrimSpace(value)
+	switch {
+	case value == "":
+		return &Error{text: fmt.Sprintf("the file that %s names is empty: it must hold the token", s.setting+providers.FileSuffix)}
+	case strings.ContainsFunc(value, func(c rune) bool { return unicode.IsControl(c) || c > unicode.MaxASCII }):
+		return &Error{text: fmt.Sprintf("what %s or %s holds is no token: it has more than one line, or characters that none has", s.setting, s.setting+providers.FileSuffix)}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	const most = 4 // an answer of now may repeat the token of before
+	if !slices.Contains(s.known, value) {
+		s.known = slices.Insert(s.known, 0, value)
+		s.known = s.known[:min(len(s.known), most)]
+	} else {
+		s.known = slices.Insert(slices.DeleteFunc(s.known, func(known string) bool { return known == value }), 0, value)
+	}
+	return nil
+}
+
+// Clean takes the secret out of a text, as it is and as it was lately, and makes that one line of bounded length.
+func (s *Secret) Clean(text string) string { return quote.Clean(text, nil, s.Values()...) }
+
+// Values are those that a text may repeat. A nil Secret has none.
+func (s *Secret) Values() []string {
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.known)
+}
