@@ -11,6 +11,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -27,7 +29,7 @@ func TestOnlyNamesThatDockerCanRemoveAreCreated(t *testing.T) {
 		}
 		assert.Empty(t, w.disks)
 		err := l.Create(within(t), "a/../b", nil)
-		assert.ErrorContains(t, err, `volume "a/../b" was not created: Docker could not remove a volume of that name; use letters,`)
+		assert.ErrorContains(t, err, `Docker could not remove a volume of that name (volume "a/../b", node a); use letters,`)
 	})
 }
 
@@ -36,7 +38,7 @@ func TestAVolumeOfAnotherNameIsServedWhereItExists(t *testing.T) {
 		l := a.start(t)
 		for _, name := range []string{"..", "a/../b", "a:b"} {
 			w.set(func() {
-				w.newDisk(name, 1<<30, providers.Record{recFSType: "ext4", recLayout: mount.LayoutData})
+				w.newDisk(name, 1<<30, providers.Record{volume.KeyFSType: "ext4", volume.KeyLayout: mount.LayoutData})
 			})
 			info, err := l.Get(within(t), name)
 			require.NoError(t, err)
@@ -48,7 +50,7 @@ func TestAVolumeOfAnotherNameIsServedWhereItExists(t *testing.T) {
 			assert.Equal(t, info.Name, all[0].Name)
 			mustUnmount(t, l, name, "1")
 			require.NoError(t, l.Remove(within(t), name))
-			time.Sleep(fresh)
+			time.Sleep(catalogTTL)
 		}
 	})
 }
@@ -63,7 +65,7 @@ func TestAnAdoptedDiskIsKeptUnlessAskedOtherwise(t *testing.T) {
 					d = w.newDisk("", 1<<30, nil)
 					d.owned, d.fstype = false, "ext4"
 					if before != "" {
-						d.Record[recReclaim] = before
+						d.Record[volume.KeyReclaim] = before
 					}
 				})
 				require.NoError(t, l.Create(within(t), "data", map[string]string{"volume-id": d.ID, "reclaim": asked}))
@@ -84,7 +86,7 @@ func TestACopyIsRemovedByItsOwnPolicyNotItsOrigins(t *testing.T) {
 	for asked, snapshots := range map[string]int{"": 1, "delete": 1, "snapshot": 2} {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := a.start(t)
-			w.snapshots["snap"] = providers.Record{recFormatted: "ext4", recFSType: "ext4", recLayout: mount.LayoutData, recReclaim: "snapshot"}
+			w.snapshots["snap"] = providers.Record{volume.KeyFormatted: "ext4", volume.KeyFSType: "ext4", volume.KeyLayout: mount.LayoutData, volume.KeyReclaim: "snapshot"}
 			require.NoError(t, l.Create(within(t), "copy", map[string]string{"snapshot": "snap", "reclaim": asked}))
 			info, err := l.Get(within(t), "copy")
 			require.NoError(t, err)
@@ -108,7 +110,7 @@ func TestWhatMkfsWouldRefuseIsRefusedAtOnce(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)
 		err := l.Create(within(t), "data", map[string]string{"size": "1GiB", "mkfs-options": "-J size=1000"})
-		require.ErrorContains(t, err, `mkfs.ext4 cannot format 1073741824 bytes so: Total journal size too big for filesystem.: volume "data" was not created`)
+		require.ErrorContains(t, err, `mkfs.ext4 cannot format 1073741824 bytes with these options: Total journal size too big for filesystem. (volume "data"`)
 		assert.Empty(t, w.disks)
 		require.NoError(t, l.Create(within(t), "data", map[string]string{"size": "20GiB", "mkfs-options": "-J size=1000"}))
 		require.NoError(t, l.Create(within(t), "data", map[string]string{"mkfs-options": "-J size=1000"}), "it exists, whatever mkfs says of the default size")
@@ -124,7 +126,7 @@ func TestWhereMkfsIsMissingItsOptionsAreCheckedWhenAVolumeIsFormatted(t *testing
 
 // picky is a host that refuses a volume's options.
 type picky struct {
-	Host
+	node.Host
 	format, stage error
 }
 
@@ -177,7 +179,7 @@ func TestAMountThatItsOptionsForbidSaysWhatToDo(t *testing.T) {
 			}
 			require.NoError(t, l.Remove(within(t), "data"))
 			require.NoError(t, l.Close(within(t)))
-			time.Sleep(fresh)
+			time.Sleep(catalogTTL)
 		}
 	})
 }
@@ -185,7 +187,7 @@ func TestAMountThatItsOptionsForbidSaysWhatToDo(t *testing.T) {
 func TestAVolumeWithOtherTagsIsNotWhatWasAskedFor(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la, lb := a.start(t), b.start(t)
-		w.snapshots["snap"] = providers.Record{recTags: digestOf(map[string]string{"team": "db"})}
+		w.snapshots["snap"] = providers.Record{volume.KeyTags: digestOf(map[string]string{"team": "db"})}
 		require.NoError(t, la.Create(within(t), "tagged", map[string]string{"tags": "team=db,stage=prod"}))
 		require.NoError(t, la.Create(within(t), "copy", map[string]string{"snapshot": "snap"}))
 		require.NoError(t, lb.Create(within(t), "tagged", map[string]string{"tags": "stage=prod, team=db"}), "the same in another order")

@@ -1,183 +1,160 @@
-// Package driver is the life of a volume on one node: it is created, attached, formatted once, mounted, released and
-// removed here, and nothing is done to a disk anywhere else.
+// Package driver is a volume as Docker means it: its disk is created, attached to the node that mounts it, formatted once,
+// mounted, released and removed here, and nothing is done to a disk anywhere else.
 //
-// Truth is the kernel, for what is mounted, and the cloud, for what exists and who holds it. The driver keeps on disk only
-// what neither knows: the journal of mount IDs and unfinished releases. It can be killed at any instruction; the next start
-// continues from the journal, the kernel and the cloud.
+// It joins two halves: controller knows the cloud and no kernel, node knows this machine and no cloud. What is left to this
+// package is who uses a volume and for how long it is kept, that one call at a time works on a volume, and that answers come in
+// time.
 //
-// The story of an operation reads from top to bottom in the file of its name: create.go, mount.go, unmount.go, remove.go,
-// takeover.go for a disk that another node holds, and reconcile.go for what nobody told us.
+// It can be killed at any instruction; the next start continues from the journal, the kernel and the cloud.
+//
+// The story of an operation reads from top to bottom in the file of its name: create.go, mount.go, unmount.go, remove.go, and
+// reconcile.go and strays.go for what nobody told us.
 package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
-
-// Host is the Linux side of this node; mount.Host is the real one.
-type Host interface {
-	Find(ctx context.Context, serial string) (mount.Device, error)
-	Wait(ctx context.Context, serial string) (mount.Device, error)
-	WaitGone(ctx context.Context, serial string) error
-	Probe(ctx context.Context, dev mount.Device) (mount.Contents, error)
-	Format(ctx context.Context, dev mount.Device, spec mount.FormatSpec) error
-	Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (path string, err error)
-	Unstage(ctx context.Context, dir string) error
-	Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error)
-	IsStaged(ctx context.Context, dir string, dev mount.Device) (bool, error)
-	WaitFree(ctx context.Context, dev mount.Device) error
-	InUse(ctx context.Context, dev mount.Device, targets ...string) (bool, error)
-	Activity(dev mount.Device) (string, error)
-	Shared(ctx context.Context) (bool, error)
-}
 
 // Config is what a Driver needs. Fields without a default are required.
 type Config struct {
 	Provider providers.Provider
-	Host     Host
+	Host     node.Host
 
 	StateDir     string // the journal is kept under it, on the host's disk
-	PublishedDir string // where Host publishes volumes, as this process sees it
+	PublishedDir string // where Host mounts volumes, as this process sees it
 
-	Takeover      Takeover // default TakeoverStopped
-	DefaultSize   int64    // bytes; default 10 GiB
-	DefaultFSType string   // default ext4
+	Takeover      controller.Takeover // default TakeoverStopped
+	DefaultSize   int64               // bytes; default 10 GiB
+	DefaultFSType string              // default ext4
 
-	// Glance is the longest use of a volume after which its user is expected back: to see whether there is anything to copy
-	// into it, Docker mounts a volume and unmounts it at once, and mounts it again when the container starts. It is kept for
-	// 5 s then, so that the cloud need not attach it twice. 0: nobody is expected back.
-	Glance time.Duration
+	// Probe is the longest use of a volume that counts as Docker's copy-up probe: to see whether there is anything to copy
+	// into a volume, Docker mounts it and unmounts it at once, and mounts it again when the container starts. The volume is
+	// kept for 5 s then, so that the cloud need not attach it twice. 0: no use does.
+	Probe time.Duration
 
-	Restart func() // ends this process, of which the engine starts another: see mustBeSeen; nil where that cannot be needed
+	Restart func() // ends this process, of which the engine starts another: see node.Visible; nil where that cannot be needed
 
-	Boot string // identity of this boot of the machine; default is the kernel's boot_id
-	Log  logrus.FieldLogger
+	Journal  node.Journal    // default is the one in StateDir
+	Boot     string          // identity of this boot of the machine; default is the kernel's boot_id
+	Observer volume.Observer // optional
+	Log      logrus.FieldLogger
 }
 
 // Driver serves the volumes of one node. Its methods may be called from any number of goroutines.
 //
 // A method whose context ends before its work does returns an error that says so; work that has begun goes on, and a later
 // call for the same volume joins it. What nobody comes back for is released.
+//
+// Its errors are *volume.Error.
 type Driver struct {
-	provider  providers.Provider
-	snapshots providers.Snapshotter // nil if the provider has none
-	host      Host
-	journal   journalStore
-	catalog   *catalog
-	log       logrus.FieldLogger
+	controller *controller.Controller
+	node       *node.Node
+	log        logrus.FieldLogger
+	observer   volume.Observer
 
-	published     string
-	takeover      Takeover
 	defaultSize   int64
 	defaultFSType string
-	boot          string
-	glance        time.Duration
-	restart       func()
+	probe         time.Duration
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	tasks  sync.WaitGroup
 
-	introduce sync.Once // logs who this node is
+	nodeID atomic.Pointer[string] // of this node, once it is known
 
 	mu      sync.Mutex
-	volumes map[string]*volume // those that this node has something of, or that a call is about
+	volumes map[string]*handle // those that this node has something of, or that a call is about
 	absent  map[string]absence // by name: disks that this node may hold though their devices are not here
 }
 
 // How long things may take. They bound waits for events; nothing sleeps for them.
 const (
-	// linger is how long a volume that was brought up, or failed to, is kept for a caller to come back; Swarm comes
+	// idleTTL is how long a volume that was brought up, or failed to, is kept for a caller to come back; Swarm comes
 	// back every 5 s.
-	linger = 15 * time.Second
-	// restartLinger is the same after a restart of the plugin: its callers have their errors, and whoever comes next may be
+	idleTTL = 15 * time.Second
+	// restartTTL is the same after a restart of the plugin: its callers have their errors, and whoever comes next may be
 	// another node.
-	restartLinger = time.Second
-	// comeback is how long a volume is kept after a glance at it.
-	comeback = 5 * time.Second
-	// staleAfter is how long mount IDs may stand that no container's mount backs. Between the answer to Mount and the
-	// container's own mount lie a few seconds.
-	staleAfter = 2 * time.Minute
-	// attachTimeout is the longest that an attach may take before it is called off (EBS may stay "attaching" for good).
-	attachTimeout = 90 * time.Second
-	// attachDoubt is when the cloud is asked about an attach whose device has not arrived: once, and again only if it
-	// answers that the attach has come to nothing.
-	attachDoubt = 15 * time.Second
-	// freeTimeout is how long the kernel may hold a file system after its last mount here is gone: the time that a
-	// dead container's mounts take to be torn down.
-	freeTimeout = 20 * time.Second
-	// detachTimeout is the longest that a detach is watched before it is left to the next reconciliation.
-	detachTimeout = 2 * time.Minute
-	// patience is how long a holder that may be letting go by itself is given before the volume is taken from it.
-	patience = 15 * time.Second
+	restartTTL = time.Second
+	// probeGrace is how long a volume is kept after Docker's copy-up probe.
+	probeGrace = 5 * time.Second
 	// workTimeout is the longest that background work may hold a volume, but for a mkfs or fsck that takes longer.
 	workTimeout = time.Hour
-	// releaseTimeout is the longest that a release which nobody waits for may hold a volume: freeTimeout, changeTimeout
-	// and detachTimeout fit in.
+	// releaseTimeout is the longest that a release which nobody waits for may hold a volume: what the kernel and the cloud may
+	// take for an unmount and a detach fit in.
 	releaseTimeout = 15 * time.Minute
 	// reconcileEvery is the period of reconciliation.
 	reconcileEvery = 30 * time.Second
-	// straysEvery is how often the cloud is asked for volumes that this node holds unknowingly, straysDoubted how often if
-	// there may be one.
-	straysEvery, straysDoubted = 6 * time.Hour, 10 * time.Minute
 )
 
 // New reads the journal and starts to reconcile it with the kernel and the cloud in the background. It makes no call to
 // the cloud itself. Errors: the state directory cannot be used.
 func New(cfg Config) (*Driver, error) {
-	if cfg.Boot == "" {
-		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if err != nil {
-			return nil, fmt.Errorf("the kernel does not tell which boot this is: %w", err)
-		}
-		cfg.Boot = strings.TrimSpace(string(id))
-	}
-	store, err := openJournal(filepath.Join(cfg.StateDir, "journal"))
-	if err != nil {
-		return nil, err
-	}
-	return start(cfg, store)
-}
-
-func start(cfg Config, store journalStore) (*Driver, error) {
 	if cfg.Log == nil {
 		cfg.Log = logrus.StandardLogger()
 	}
+	if cfg.DefaultSize == 0 {
+		cfg.DefaultSize = 10 << 30
+	}
+	if cfg.DefaultFSType == "" {
+		cfg.DefaultFSType = "ext4"
+	}
+	if cfg.Journal == nil {
+		var err error
+		if cfg.Journal, err = node.OpenJournal(filepath.Join(cfg.StateDir, "journal")); err != nil {
+			return nil, err
+		}
+	}
+	here, volumes, err := node.Open(node.Config{
+		Host: cfg.Host, Journal: cfg.Journal, Published: cfg.PublishedDir, Boot: cfg.Boot, Restart: cfg.Restart, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	d := &Driver{
-		provider: timely{cfg.Provider}, host: cfg.Host, journal: store, log: cfg.Log,
-		published: cfg.PublishedDir, takeover: cfg.Takeover, defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType,
-		boot: cfg.Boot, glance: cfg.Glance, restart: cfg.Restart,
-		volumes: make(map[string]*volume), absent: make(map[string]absence),
-	}
-	d.snapshots, _ = cfg.Provider.(providers.Snapshotter)
-	if d.takeover == "" {
-		d.takeover = TakeoverStopped
-	}
-	if d.defaultSize == 0 {
-		d.defaultSize = 10 << 30
-	}
-	if d.defaultFSType == "" {
-		d.defaultFSType = "ext4"
+		node: here, log: cfg.Log, observer: cfg.Observer,
+		defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType, probe: cfg.Probe,
+		volumes: make(map[string]*handle), absent: make(map[string]absence),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	d.catalog = newCatalog(d.ctx, d.provider, d.log)
-	if err := d.restore(); err != nil {
-		d.cancel()
-		return nil, err
+	d.controller = controller.New(d.ctx, controller.Config{Provider: cfg.Provider, Takeover: cfg.Takeover, Log: cfg.Log})
+	for _, v := range volumes {
+		d.takeUp(v)
 	}
 	d.tasks.Go(d.reconcileLoop)
 	return d, nil
+}
+
+// takeUp continues with a volume that is in the journal.
+func (d *Driver) takeUp(v node.Restored) {
+	h := newHandle(v.Volume, d.observer)
+	d.mu.Lock() // those that were taken up before may be being released
+	d.volumes[v.Name] = h
+	d.mu.Unlock()
+	e := v.Entry()
+	if v.SameBoot && e.Releasing {
+		d.controller.AskedToDetach(e.Volume) // the life before may have asked for that last of all
+	}
+	v.Recognise(d.ctx) // before anybody looks after it
+	if len(e.Uses) > 0 {
+		return
+	}
+	ttl := idleTTL
+	if e.Ours { // of this boot
+		ttl = restartTTL
+	}
+	d.releaseAfter(h, ttl)
 }
 
 // Close ends waits and background work and returns when they have ended, or with ctx. Volumes in use stay mounted: the engine's
@@ -198,68 +175,18 @@ func (d *Driver) Close(ctx context.Context) error {
 
 // releaseIdle releases the volumes that are kept for somebody to come back.
 func (d *Driver) releaseIdle(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, comeback)
+	ctx, cancel := context.WithTimeout(ctx, probeGrace)
 	defer cancel()
 	var all sync.WaitGroup
 	for _, name := range d.held() {
 		all.Go(func() {
-			v := d.tryEnter(name, "being released")
-			if v == nil {
-				return
-			}
-			if e := v.journaled(); e != nil && len(e.IDs) == 0 && !e.Releasing {
-				v.idleUntil = time.Time{}
-				d.reconcile(ctx, v)
-			}
-			d.leave(v)
+			d.attempt(name, volume.Detaching, func(h *handle) {
+				if e := h.Entry(); e != nil && len(e.Uses) == 0 && !e.Releasing {
+					h.keptUntil = time.Time{}
+					d.reconcile(ctx, h)
+				}
+			})
 		})
 	}
 	all.Wait()
-}
-
-// restore takes up what the journal says, and asks the kernel what of it is mounted now.
-func (d *Driver) restore() error {
-	entries, damaged, err := d.journal.load()
-	if err != nil {
-		return err
-	}
-	for _, problem := range damaged {
-		d.log.WithError(problem).Error("A journal entry is damaged and was set aside; the volume's use is found out from the kernel instead")
-	}
-	for _, e := range entries {
-		v := d.obtain(e.Name)
-		if e.Boot != d.boot {
-			// No container outlives the machine, and another node may have had the disk since.
-			e.IDs, e.Device, e.Ours, e.Formatting, e.Boot = nil, mount.Device{}, false, false, d.boot
-		} else if e.Releasing {
-			v.detachedAt = time.Now() // the life before may have asked for that last of all
-		}
-		v.entry, v.device = e, e.Device
-		d.recognise(d.ctx, v, e.Serial) // before anybody looks after it
-		if len(e.IDs) == 0 {
-			wait := linger
-			if e.Ours { // of this boot
-				wait = restartLinger
-			}
-			d.releaseIn(v, wait)
-		}
-		d.drop(v) // the entry keeps it
-	}
-	return nil
-}
-
-// recognise asks the kernel which device the volume has on this node, and whether it is mounted at its path.
-func (d *Driver) recognise(ctx context.Context, v *volume, serial string) {
-	dev, err := d.host.Find(ctx, serial)
-	if err != nil {
-		if !errors.Is(err, mount.ErrNoDevice) {
-			d.volumeLog(v).WithError(err).Warn("The device of a volume that this node may hold cannot be identified")
-		}
-		return
-	}
-	v.setDevice(dev)
-	d.active(v)
-	if up, err := d.host.IsStaged(ctx, v.dir, dev); err == nil && up {
-		v.setPath(filepath.Join(d.published, v.dir))
-	}
 }

@@ -15,6 +15,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -50,7 +53,7 @@ func mustMount(t *testing.T, l *life, name, id string) {
 	t.Helper()
 	path, err := l.Mount(within(t), name, id)
 	require.NoError(t, err)
-	require.Equal(t, "/published/"+dirOf(name), path)
+	require.Equal(t, "/published/"+node.DirOf(name), path)
 	require.True(t, l.machine.container(name, id), "the path shows no file system")
 }
 
@@ -162,9 +165,9 @@ func TestAContainerThatDiedUnseenIsNoticed(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		mounted(t, a.start(t), "data", "1")
 		a.containerEnds("1") // and no Unmount comes
-		time.Sleep(staleAfter / 2)
+		time.Sleep(unbackedTimeout / 2)
 		assert.Equal(t, "a", w.holder("data"), "the grace is not over")
-		time.Sleep(staleAfter)
+		time.Sleep(unbackedTimeout)
 		assert.Empty(t, w.holder("data"))
 		synctest.Wait()
 		assert.Empty(t, a.journal)
@@ -259,7 +262,7 @@ func TestASlowAttachGoesOnAndARetryJoinsIt(t *testing.T) {
 		w.arrival = 40 * time.Second
 		l := made(t, a.start(t), "data")
 		_, err := l.Mount(within(t), "data", "1")
-		require.ErrorIs(t, err, errUnfinished)
+		require.ErrorIs(t, err, volume.Unfinished)
 		require.ErrorContains(t, err, "being attached")
 		attached := w.disk("data").present
 		time.Sleep(5 * time.Second) // as Swarm does
@@ -267,7 +270,7 @@ func TestASlowAttachGoesOnAndARetryJoinsIt(t *testing.T) {
 		assert.Equal(t, attached, w.disk("data").present, "the retry attached anew")
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		assert.Equal(t, []string{"2"}, a.journal["data"].IDs, "the ID of the failed call must not stand")
+		assert.Equal(t, []string{"2"}, a.journal["data"].IDs(), "the ID of the failed call must not stand")
 		mustUnmount(t, l, "data", "2")
 		assert.Empty(t, w.holder("data"))
 	})
@@ -350,15 +353,15 @@ func TestMountWaitsForTheHolderToLetGo(t *testing.T) {
 }
 
 func TestALiveHolderIsNeverRobbed(t *testing.T) {
-	for _, policy := range []Takeover{TakeoverNever, TakeoverStopped} {
+	for _, policy := range []controller.Takeover{controller.TakeoverNever, controller.TakeoverStopped} {
 		scene(t, func(t *testing.T, w *world, a, b *machine) {
 			la, lb := a.start(t), b.start(t, func(c *Config) { c.Takeover = policy })
 			mounted(t, la, "data", "1")
 			for range 10 {
 				_, err := lb.Mount(within(t), "data", "2")
-				require.ErrorIs(t, err, errUnfinished)
-				assert.Regexp(t, `^held by node a \(running: machine a is running\)`, err.Error(), "the cause comes first")
-				require.ErrorContains(t, err, "stop what uses it on node a")
+				require.ErrorIs(t, err, volume.Unfinished)
+				assert.Regexp(t, `^still attached to node a: machine a is running \(waited`, err.Error(), "the cause comes first")
+				require.ErrorContains(t, err, "stop its container on node a")
 			}
 			assert.Equal(t, "a", w.holder("data"))
 		})
@@ -367,18 +370,18 @@ func TestALiveHolderIsNeverRobbed(t *testing.T) {
 
 func TestTakeoverFollowsThePolicy(t *testing.T) {
 	for _, c := range []struct {
-		policy Takeover
+		policy controller.Takeover
 		life   providers.Life
 		taken  bool
 	}{
-		{TakeoverNever, providers.Stopped, false},
-		{TakeoverNever, providers.Gone, false},
-		{TakeoverStopped, providers.Running, false},
-		{TakeoverStopped, providers.Unclear, false},
-		{TakeoverStopped, providers.Stopped, true},
-		{TakeoverStopped, providers.Gone, true},
-		{TakeoverAlways, providers.Running, true},
-		{TakeoverAlways, providers.Unclear, true},
+		{controller.TakeoverNever, providers.Stopped, false},
+		{controller.TakeoverNever, providers.Gone, false},
+		{controller.TakeoverStopped, providers.Running, false},
+		{controller.TakeoverStopped, providers.Unclear, false},
+		{controller.TakeoverStopped, providers.Stopped, true},
+		{controller.TakeoverStopped, providers.Gone, true},
+		{controller.TakeoverAlways, providers.Running, true},
+		{controller.TakeoverAlways, providers.Unclear, true},
 	} {
 		t.Run(string(c.policy)+" "+string(c.life), func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, b *machine) {
@@ -446,7 +449,7 @@ func TestAFormatWhoseMarkWasLostIsNotRepeated(t *testing.T) {
 		l = a.start(t)
 		mustMount(t, l, "data", "1")
 		assert.Equal(t, 1, w.disk("data").formats)
-		assert.Equal(t, "ext4", w.disk("data").Record[recFormatted])
+		assert.Equal(t, "ext4", w.disk("data").Record[volume.KeyFormatted])
 	})
 }
 
@@ -511,11 +514,11 @@ func TestReclaim(t *testing.T) {
 			id := w.disk("data").ID
 			require.NoError(t, l.Remove(within(t), "data"))
 			_, err := l.Get(within(t), "data")
-			require.ErrorIs(t, err, ErrNotFound)
+			require.ErrorIs(t, err, volume.NotFound)
 			require.NoError(t, l.Create(within(t), "again", map[string]string{"volume-id": id}))
 			mustMount(t, l, "again", "2")
 			assert.Equal(t, 1, w.disk("again").formats)
-			assert.Equal(t, mount.LayoutData, w.disk("again").Record[recLayout], "the layout never changes")
+			assert.Equal(t, mount.LayoutData, w.disk("again").Record[volume.KeyLayout], "the layout never changes")
 		})
 	})
 	t.Run("snapshot takes one first", func(t *testing.T) {
@@ -564,18 +567,18 @@ func TestGetNeverSaysNoSuchVolumeForACloudThatIsAway(t *testing.T) {
 				require.NoError(t, err)
 				assert.Equal(t, "/published/mounted", info.Mountpoint)
 			} else if err != nil {
-				require.NotErrorIs(t, err, ErrNotFound)
+				require.NotErrorIs(t, err, volume.NotFound)
 			}
 		}
 		_, err := l.Get(within(t), "unheard of")
 		require.Error(t, err)
-		require.NotErrorIs(t, err, ErrNotFound)
+		require.NotErrorIs(t, err, volume.NotFound)
 		synctest.Wait()
 		w.setFault(func(_, call string) fault { return failBefore })
 		_, err = l.Get(within(t), "known")
 		require.NoError(t, err, "this node has seen it")
 		_, err = l.Get(within(t), "unheard of")
-		require.ErrorIs(t, err, ErrUnsure)
+		require.ErrorIs(t, err, volume.Unsure)
 	})
 }
 
@@ -589,7 +592,9 @@ func TestReadsDoNotWaitForAMount(t *testing.T) {
 		begin := time.Now()
 		info, err := l.Get(within(t), "data")
 		require.NoError(t, err)
-		assert.Equal(t, "being attached: waiting for the device", info.Status["state"])
+		assert.Equal(t, "waiting-for-device", info.Status["phase"])
+		assert.Equal(t, "being attached: waiting for the device", info.Status["message"])
+		assert.Equal(t, begin.Add(-time.Second).UTC().Format(time.RFC3339), info.Status["since"])
 		_, err = l.Path(within(t), "data")
 		require.NoError(t, err)
 		_, err = l.List(within(t))
@@ -686,9 +691,7 @@ func TestTwoNodesThatCreateOneNameGetOneVolume(t *testing.T) {
 
 func TestADeviceSmallerThanTheCloudSaysIsRefused(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := made(t, a.start(t), "data")
-		synctest.Wait()
-		l.host = shrunk{l.host}
+		l := made(t, a.start(t, func(c *Config) { c.Host = shrunk{c.Host} }), "data")
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "bytes where the cloud says")
 		assert.Zero(t, w.disk("data").formats)
@@ -696,7 +699,7 @@ func TestADeviceSmallerThanTheCloudSaysIsRefused(t *testing.T) {
 }
 
 // shrunk is a host whose devices are smaller than they should be.
-type shrunk struct{ Host }
+type shrunk struct{ node.Host }
 
 func (s shrunk) Wait(ctx context.Context, serial string) (mount.Device, error) {
 	dev, err := s.Host.Wait(ctx, serial)
@@ -725,8 +728,14 @@ func TestTheLogSaysHowLongEachStepOfAMountTook(t *testing.T) {
 			return d
 		}
 		assert.Equal(t, time.Since(begin).Round(time.Millisecond), took("took"))
-		assert.InDelta(t, took("took"), took("acquire")+took("attach")+took("format")+took("mount"), float64(4*time.Millisecond), "rounded")
-		assert.GreaterOrEqual(t, took("acquire"), 7*time.Second, "the holder was waited for")
+		var sum time.Duration
+		for key := range mounted.Data {
+			if d, is := mounted.Data[key].(time.Duration); is && key != "took" {
+				sum += d
+			}
+		}
+		assert.InDelta(t, took("took"), sum, float64(4*time.Millisecond), "rounded")
+		assert.GreaterOrEqual(t, took("waiting_for_holder"), 6*time.Second, "the holder was waited for")
 	})
 }
 
@@ -747,12 +756,14 @@ func TestWhyAnAttachKeepsFailingIsSaid(t *testing.T) {
 			log, logged := logtest.NewNullLogger()
 			l := made(t, a.start(t, func(c *Config) { c.Provider, c.Log = refusing{c.Provider, reason}, log }), "data")
 			_, err := l.Mount(within(t), "data", "1")
-			require.ErrorIs(t, err, errUnfinished)
-			assert.Regexp(t, "^"+reason.Error()+`: being attached \(25s so far\): volume "data" is not ready`, err.Error())
+			require.ErrorIs(t, err, volume.Unfinished)
+			assert.Regexp(t, "^"+reason.Error()+`: being attached \(waited 25s\) \(volume "data", vol-1, node a\); try again; blockvol keeps trying$`, err.Error())
 			info, err := l.Get(within(t), "data")
 			require.NoError(t, err)
-			assert.Equal(t, reason.Error()+": being attached", info.Status["state"])
-			time.Sleep(linger + 5*time.Second)
+			assert.Equal(t, "attached", info.Status["state"])
+			assert.Equal(t, "attaching", info.Status["phase"])
+			assert.Equal(t, reason.Error()+": being attached", info.Status["message"])
+			time.Sleep(idleTTL + 5*time.Second)
 			last := logged.LastEntry()
 			require.Equal(t, "Work that its caller did not wait for has failed", last.Message)
 			require.ErrorContains(t, last.Data[logrus.ErrorKey].(error), reason.Error()+": being attached, nobody waits for the volume any more")
@@ -804,13 +815,13 @@ func TestARefusalThatNeverReadsTheSameIsLoggedOnceAMinute(t *testing.T) {
 func TestARefusalIsForgottenWhenTheAttachIsAccepted(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
-		v := l.obtain("data")
-		v.step("being attached")
-		v.refused(providers.ErrBusy)
-		v.step("being attached: waiting for the device")
-		doing, _ := v.state()
-		assert.Equal(t, "being attached: waiting for the device", doing)
-		l.drop(v)
+		h := l.obtain("data")
+		h.Step(volume.Step{Phase: volume.Attaching})
+		h.Refused(providers.ErrBusy)
+		assert.Equal(t, "busy, try again: being attached", h.words())
+		h.Step(volume.Step{Phase: volume.WaitingForDevice})
+		assert.Equal(t, "being attached: waiting for the device", h.words())
+		l.drop(h)
 	})
 }
 
@@ -823,14 +834,14 @@ func TestAMountThatWaitsForAnotherNodeSaysSoAtOnce(t *testing.T) {
 		time.Sleep(time.Minute) // what b saw of the volume at its start is forgotten
 		begin := time.Now()
 		_, err := lb.Mount(within(t), "data", "2")
-		require.ErrorIs(t, err, errUnfinished)
+		require.ErrorIs(t, err, volume.Unfinished)
 		i := slices.IndexFunc(logged.AllEntries(), func(e *logrus.Entry) bool { return e.Message == "The volume cannot be attached yet" })
 		require.GreaterOrEqual(t, i, 0, "nothing was logged")
 		e := logged.AllEntries()[i]
 		assert.Equal(t, logrus.InfoLevel, e.Level)
 		assert.Equal(t, begin, e.Time)
 		assert.Equal(t, "data", e.Data["volume"])
-		assert.Equal(t, "held by node a (running: machine a is running), waited for", e.Data["why"])
+		assert.Equal(t, "still attached to node a: machine a is running", e.Data["why"])
 	})
 }
 
@@ -838,9 +849,8 @@ func TestTookCoversTheWaitForAnotherCall(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		log, logged := logtest.NewNullLogger()
 		l := made(t, a.start(t, func(c *Config) { c.Log = log }), "data")
-		v, err := l.enter(within(t), "data", "held by the test")
-		require.NoError(t, err)
-		time.AfterFunc(7*time.Second, func() { l.leave(v) })
+		go l.attempt("data", volume.Reconciling, func(*handle) { time.Sleep(7 * time.Second) })
+		synctest.Wait()
 		mustMount(t, l, "data", "1")
 		require.Equal(t, "Volume mounted", logged.LastEntry().Message)
 		assert.Equal(t, 7*time.Second, logged.LastEntry().Data["took"])

@@ -20,6 +20,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws" //nolint:depguard // the randomised run has to hold on a real provider, too
 	"github.com/blockvol/blockvol/test/cloud"
@@ -28,7 +30,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	jitter = func(limit time.Duration) time.Duration { // of the bubble's time alone, so that a run can be repeated
+	controller.Jitter = func(limit time.Duration) time.Duration { // of the bubble's time alone, so that a run can be repeated
 		return time.Duration(rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 3)).Int64N(int64(limit)))
 	}
 	cloudtest.Unsetenv("AWS_")
@@ -255,7 +257,7 @@ func (r *region) volumes() (all []*providers.Volume) {
 		if v.Tags["blockvol:cluster"] != clusterOfWorld || v.State == cloud.Deleting || v.State == cloud.Deleted {
 			continue
 		}
-		vol := &providers.Volume{ID: v.ID, Name: v.Tags["blockvol:name"], Record: providers.Record{recFormatted: v.Tags["blockvol:record:"+recFormatted]}}
+		vol := &providers.Volume{ID: v.ID, Name: v.Tags["blockvol:name"], Record: providers.Record{volume.KeyFormatted: v.Tags["blockvol:record:"+volume.KeyFormatted]}}
 		for _, a := range v.Attachments {
 			vol.Attachment = providers.Attachment{Node: a.Instance, State: providers.AttachState(a.State)}
 		}

@@ -10,6 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -92,9 +94,9 @@ func TestDockersQuestionBeforeAMountIsNotAskedTwice(t *testing.T) {
 		mustMount(t, lb, "data", "2") // between the two
 		w.count()
 		_, err := la.Mount(within(t), "data", "3")
-		require.ErrorContains(t, err, "held by node b")
+		require.ErrorContains(t, err, "still attached to node b: machine b is running")
 		calls := w.count()
-		assert.Equal(t, mostTries, calls["Attach"], "which were refused")
+		assert.Equal(t, attachTries, calls["Attach"], "which were refused")
 		assert.Positive(t, calls["Find"])
 		mustUnmount(t, lb, "data", "2")
 		time.Sleep(time.Minute)
@@ -129,17 +131,17 @@ func TestAfterADetachTheNextNodeIsNotHeldUpByOldReads(t *testing.T) {
 }
 
 func TestALiveHolderCostsAFewRefusedAttachesAndNoneLater(t *testing.T) {
-	for _, policy := range []Takeover{TakeoverNever, TakeoverStopped} {
+	for _, policy := range []controller.Takeover{controller.TakeoverNever, controller.TakeoverStopped} {
 		t.Run(string(policy), func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, b *machine) {
 				la, lb := a.start(t), b.start(t, func(c *Config) { c.Takeover = policy })
 				mounted(t, la, "data", "1")
 				time.Sleep(time.Minute)
 				w.count()
-				asked := mostTries // an answer might have been old
-				for range 20 {     // as Swarm does
+				asked := attachTries // an answer might have been old
+				for range 20 {       // as Swarm does
 					_, err := lb.Mount(within(t), "data", "2")
-					require.ErrorContains(t, err, "held by node a")
+					require.ErrorContains(t, err, "still attached to node a")
 					require.NotContains(t, err.Error(), "is attached to node", "which is the same")
 					assert.Equal(t, asked, w.count()["Attach"])
 					asked = 0
@@ -162,7 +164,7 @@ type slowFind struct {
 }
 
 func (p *slowFind) Find(ctx context.Context, name string) (*providers.Volume, error) {
-	if err := pause(ctx, p.takes); err != nil {
+	if err := controller.Pause(ctx, p.takes); err != nil {
 		return nil, err
 	}
 	return p.Provider.Find(ctx, name)
@@ -170,12 +172,12 @@ func (p *slowFind) Find(ctx context.Context, name string) (*providers.Volume, er
 
 func TestNoAttachIsTriedOnceTheAnswersCannotBeOfATimeBeforeTheWait(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		la, lb := a.start(t), b.start(t, func(c *Config) { c.Provider = &slowFind{c.Provider, lag / 2} })
+		la, lb := a.start(t), b.start(t, func(c *Config) { c.Provider = &slowFind{c.Provider, controller.MaxStale / 2} })
 		mounted(t, la, "data", "1")
 		time.Sleep(time.Minute)
 		w.count()
 		_, err := lb.Mount(within(t), "data", "2")
-		require.ErrorContains(t, err, "held by node a")
+		require.ErrorContains(t, err, "still attached to node a")
 		assert.Zero(t, w.count()["Attach"])
 		mustUnmount(t, la, "data", "1")
 	})
@@ -283,7 +285,7 @@ func TestWithoutADeviceADetachIsBelievedInWords(t *testing.T) {
 		assert.Less(t, calls["Find"], 10)
 		assert.Empty(t, w.holder("data"))
 		assert.LessOrEqual(t, calls["List"], 1)
-		time.Sleep(straysDoubted + reconcileEvery)
+		time.Sleep(suspectedEvery + reconcileEvery)
 		assert.Equal(t, 1, w.count()["List"], "it might have been attached after all")
 		time.Sleep(straysEvery / 2)
 		assert.Empty(t, w.count(), "which is settled")
@@ -300,7 +302,7 @@ func TestOneAnswerDoesNotMakeAnAttachFail(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.set(func() { w.arrival = 40 * time.Second })
 		time.AfterFunc(time.Second, func() { w.setLag(time.Minute) })
-		time.AfterFunc(attachDoubt+time.Second, func() { w.setLag(0) })
+		time.AfterFunc(firstCheck+time.Second, func() { w.setLag(0) })
 		w.count()
 		mountAsSwarmDoes(t, l, "data", "1")
 		assert.Equal(t, map[string]int{"Find": 3, "Attach": 1}, w.count())
@@ -318,7 +320,7 @@ func TestAnAttachThatCameToNothingFailsSoon(t *testing.T) {
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
 		require.ErrorContains(t, err, "no longer held by this node")
-		assert.Less(t, time.Since(begun), attachTimeout/2)
+		assert.Less(t, time.Since(begun), controller.AttachTimeout/2)
 	})
 }
 
@@ -333,7 +335,7 @@ func TestAnAttachThatNeverEndsIsExplained(t *testing.T) {
 		w.count()
 		var err error
 		for range 4 {
-			if _, err = l.Mount(within(t), "data", "1"); err != nil && time.Since(w.disk("data").present) > -time.Hour+attachTimeout {
+			if _, err = l.Mount(within(t), "data", "1"); err != nil && time.Since(w.disk("data").present) > -time.Hour+controller.AttachTimeout {
 				break
 			}
 		}
@@ -372,7 +374,7 @@ func TestNothingIsFormattedThatTheCloudDoesNotSayIsHere(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		w.setLag(time.Minute)
 		_, err := l.Mount(within(t), "data", "1")
-		require.ErrorContains(t, err, "the cloud does not say that node a holds the disk")
+		require.ErrorContains(t, err, "the cloud does not say that this node holds the disk")
 		assert.Zero(t, w.disk("data").formats)
 		w.setLag(0)
 		time.Sleep(time.Minute)
@@ -404,7 +406,7 @@ func TestAnswersMayBeSecondsOld(t *testing.T) {
 				assert.Nil(t, w.disk("data"))
 				for range 3 {
 					_, err = lb.Get(within(t), "data")
-					require.ErrorIs(t, err, ErrNotFound)
+					require.ErrorIs(t, err, volume.NotFound)
 					all, err := lb.List(within(t))
 					require.NoError(t, err)
 					assert.Empty(t, all)
@@ -458,7 +460,7 @@ func TestAVolumeThatWasRemovedDoesNotComeBack(t *testing.T) {
 		for _, age := range []time.Duration{0, 5 * time.Second, 0, 5 * time.Second} { // one copy of the cloud knows, another does not
 			w.setLag(age)
 			_, err := l.Get(within(t), "data")
-			require.ErrorIs(t, err, ErrNotFound)
+			require.ErrorIs(t, err, volume.NotFound)
 			require.NoError(t, l.Remove(within(t), "data"))
 			time.Sleep(time.Second)
 		}
@@ -515,7 +517,7 @@ func TestATakeoverLosesNoTimeOnceTheCloudHasLetGo(t *testing.T) {
 }
 
 // glancing drivers expect Docker to look at a volume before it starts a container.
-func glancing(cfg *Config) { cfg.Glance = 2 * time.Second }
+func glancing(cfg *Config) { cfg.Probe = 2 * time.Second }
 
 // glances is what Docker does before each start of a container, unless it is told not to.
 func glances(t *testing.T, l *life, name string) {
@@ -525,7 +527,7 @@ func glances(t *testing.T, l *life, name string) {
 	require.NoError(t, l.Unmount(within(t), name, "a look"))
 }
 
-func TestAGlanceAtAVolumeDoesNotDetachIt(t *testing.T) {
+func TestAProbeAtAVolumeDoesNotDetachIt(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la, lb := a.start(t, glancing), b.start(t, glancing)
 		formatted(t, la, "data")
@@ -534,7 +536,7 @@ func TestAGlanceAtAVolumeDoesNotDetachIt(t *testing.T) {
 		w.count()
 
 		glances(t, la, "data")
-		time.Sleep(comeback / 2)
+		time.Sleep(probeGrace / 2)
 		begin := time.Now()
 		mustMount(t, la, "data", "1")
 		assert.Zero(t, time.Since(begin), "it is still there")
@@ -546,7 +548,7 @@ func TestAGlanceAtAVolumeDoesNotDetachIt(t *testing.T) {
 		assert.Empty(t, w.holder("data"), "and no longer")
 
 		glances(t, la, "data")
-		time.Sleep(comeback + w.departure)
+		time.Sleep(probeGrace + w.departure)
 		assert.Empty(t, w.holder("data"), "nobody came back")
 
 		// Another node waits, and no more than that.
@@ -576,7 +578,7 @@ func TestAVolumeKeptForSomebodyToComeBackDoesNotOutliveTheProcess(t *testing.T) 
 				if how == "it crashes" {
 					assert.Equal(t, "a", w.holder("data"))
 					a.start(t)
-					time.Sleep(linger + time.Second)
+					time.Sleep(idleTTL + time.Second)
 				}
 				assert.Empty(t, w.holder("data"))
 			})

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -45,7 +46,7 @@ func mountOf(id string) func(ctx context.Context, l *life) error {
 func isMounted(id string) func(w *world, a *machine) bool {
 	return func(w *world, a *machine) bool {
 		e := a.journal["data"]
-		return e != nil && e.has(id) && w.disk("data").Record[recFormatted] == "ext4" && a.container("data", id)
+		return e != nil && e.Has(used(id)) && w.disk("data").Record[volume.KeyFormatted] == "ext4" && a.container("data", id)
 	}
 }
 
@@ -97,7 +98,7 @@ var errands = map[string]errand{
 			l.machine.containerEnds("0")
 			l.kill()
 			synctest.Wait()
-			l.machine.journal["data"].IDs = nil
+			l.machine.journal["data"].Uses = nil
 			l.machine.startAsked(t)
 		},
 		call: func(ctx context.Context, l *life) error { return l.Unmount(ctx, "data", "0") }, done: isReleased,
@@ -200,7 +201,7 @@ func (e errand) play(t *testing.T, w *world, a, b *machine, n int, f fault, what
 		a.containerEnds(id)
 		require.NoError(t, l.Unmount(within(t), "data", id), failed)
 	}
-	time.Sleep(2 * linger)
+	time.Sleep(2 * idleTTL)
 	synctest.Wait()
 	assert.True(t, isReleased(w, a), "it is not let go, after %s", failed)
 	return failed

@@ -10,6 +10,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -23,8 +26,8 @@ func TestACopyOfASnapshotIsNotFormattedThoughItsMarkIsLost(t *testing.T) {
 		synctest.Wait()
 		w.alter(func(d *disk) {
 			d.fstype = "" // its blocks have not been copied yet
-			d.Record[recFSType] = "ext4"
-			delete(d.Record, recFormatted)
+			d.Record[volume.KeyFSType] = "ext4"
+			delete(d.Record, volume.KeyFormatted)
 		})
 		time.Sleep(time.Minute) // what Create saw of it is forgotten
 		_, err := l.Mount(within(t), "copy", "1")
@@ -51,13 +54,13 @@ func detaches(w *world, m *machine) *int {
 
 func TestUnderAlwaysAHolderIsGivenTimeToRelease(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		la, lb := a.start(t), b.start(t, func(c *Config) { c.Takeover = TakeoverAlways })
+		la, lb := a.start(t), b.start(t, func(c *Config) { c.Takeover = controller.TakeoverAlways })
 		mounted(t, la, "data", "1")
 		time.Sleep(time.Minute)
 		forced := detaches(w, b)
 		var stops sync.WaitGroup
 		stops.Go(func() {
-			time.Sleep(patience - 2*time.Second)
+			time.Sleep(holderGrace - 2*time.Second)
 			mustUnmount(t, la, "data", "1")
 		})
 		mustMount(t, lb, "data", "2")
@@ -133,7 +136,7 @@ func TestAnAttachIsNotCalledOffWhileTheJournalNamesAUse(t *testing.T) {
 }
 
 // shownDevice is a kernel that shows the device of every serial.
-type shownDevice struct{ Host }
+type shownDevice struct{ node.Host }
 
 func (shownDevice) Find(_ context.Context, serial string) (mount.Device, error) {
 	return mount.Device{Name: serial, Path: "/dev/" + serial, Major: 7, Minor: 9, Size: 1 << 30, Serial: serial}, nil
@@ -207,23 +210,9 @@ func TestAfterACalledOffAttachOldAnswersAreNotTakenForAnAttachment(t *testing.T)
 	})
 }
 
-func TestAnAnswerToAnOlderQuestionDoesNotUndoAChange(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCatalog(t.Context(), nil, quiet())
-		before := &providers.Volume{ID: "vol-1", Name: "data", Size: 1 << 30}
-		after := &providers.Volume{ID: "vol-1", Name: "data", Size: 2 << 30}
-		asked := c.now()
-		c.put(after)
-		c.learn(asked, "data", before)
-		assert.Equal(t, after, c.last("data"))
-		c.learn(c.now(), "data", before)
-		assert.Equal(t, before, c.last("data"), "an answer to a later question counts")
-	})
-}
-
 // otherDevice shows the volume's device under another name from some moment on, and takes the old mount for the new device's.
 type otherDevice struct {
-	Host
+	node.Host
 	changed bool
 }
 
@@ -260,7 +249,7 @@ func TestAPathThatSomebodyUnmountedIsMountedAnew(t *testing.T) {
 
 func TestAVolumeMadeAnewDoesNotTakeTheUsesOfTheOneBefore(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		always := func(c *Config) { c.Takeover = TakeoverAlways }
+		always := func(c *Config) { c.Takeover = controller.TakeoverAlways }
 		la, lb := a.start(t, always), b.start(t, always)
 		mounted(t, la, "data", "1")
 		mustMount(t, lb, "data", "2") // a is cut off, its disk is taken by force
@@ -269,10 +258,10 @@ func TestAVolumeMadeAnewDoesNotTakeTheUsesOfTheOneBefore(t *testing.T) {
 		require.NoError(t, lb.Create(within(t), "data", nil))
 		time.Sleep(time.Minute)
 		_, err := la.Mount(within(t), "data", "3")
-		require.ErrorContains(t, err, "was vol-1 when containers on this node mounted it and is vol-2 now")
+		require.ErrorContains(t, err, "the volume was disk vol-1 when containers on this node mounted it, and is vol-2 now")
 		synctest.Wait()
 		assert.Equal(t, "vol-1", a.journal["data"].Volume)
-		assert.Equal(t, []string{"1"}, a.journal["data"].IDs)
+		assert.Equal(t, []string{"1"}, a.journal["data"].IDs())
 		a.containerEnds("1")
 	})
 }
@@ -312,7 +301,7 @@ func TestADiskThatHasAnotherNameNowIsNotAttachedBeforeItIsReleasedUnderTheOldOne
 		require.NoError(t, lb.Remove(within(t), "old"))
 		require.NoError(t, lb.Create(within(t), "new", map[string]string{"volume-id": "vol-1"}))
 		_, err := la.Mount(within(t), "new", "2")
-		require.ErrorContains(t, err, `this node has not yet released the disk, which was volume "old"`)
+		require.ErrorContains(t, err, `this node has not yet released the disk vol-1, which was volume "old"`)
 		w.setFault(calm)
 		time.Sleep(2 * time.Minute)
 		mustMount(t, la, "new", "2")

@@ -15,6 +15,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -60,10 +63,10 @@ func TestWhatTheEngineDoesNotSeeIsNotAnswered(t *testing.T) {
 		l.unseen.Store(true)
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorContains(t, err, "the engine does not see what the plugin mounts")
-		require.ErrorContains(t, err, `volume "data" is not mounted for this container`)
+		require.ErrorContains(t, err, `(volume "data", vol-1, node a)`)
 		assert.Equal(t, 1, restarted)
 		if e := a.journal["data"]; e != nil {
-			assert.Empty(t, e.IDs)
+			assert.Empty(t, e.Uses)
 		}
 
 		l.kill()
@@ -92,7 +95,7 @@ func TestACloudThatDoesNotAnswerIsTheCause(t *testing.T) {
 		w.setFault(at("cloud.Find", hang))
 		_, err := l.Mount(within(t), "data", "1")
 		require.Error(t, err)
-		assert.Regexp(t, `^the cloud has not answered yet, waited for \(25s so far\): volume "data" .*; what is mounted already is not affected`, err.Error())
+		assert.Regexp(t, `^the cloud has not answered yet \(waited 25s\) \(volume "data", .*; what is mounted already is not affected`, err.Error())
 		w.setFault(calm)
 	})
 }
@@ -103,7 +106,7 @@ func TestAMountBeginsTheGraceOfItsIDAnew(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(time.Second)
 		a.containerEnds("1") // the Unmount is lost
-		time.Sleep(staleAfter + reconcileEvery - 2*time.Second)
+		time.Sleep(unbackedTimeout + reconcileEvery - 2*time.Second)
 		_, err := l.Mount(within(t), "data", "1") // dockerd restarts: the same ID
 		require.NoError(t, err)
 		time.Sleep(2 * time.Second) // until runc binds it
@@ -116,7 +119,7 @@ func TestAMountBeginsTheGraceOfItsIDAnew(t *testing.T) {
 
 func TestTheMountOfADiskThatWasTakenAwayIsNotAnswered(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		always := func(c *Config) { c.Takeover = TakeoverAlways }
+		always := func(c *Config) { c.Takeover = controller.TakeoverAlways }
 		la, lb := a.start(t, always), b.start(t, always)
 		mounted(t, la, "data", "1")
 		mustMount(t, lb, "data", "2") // a is cut off; its disk is taken by force
@@ -131,7 +134,7 @@ func TestTheMountOfADiskThatWasTakenAwayIsNotAnswered(t *testing.T) {
 
 func TestAVolumeThatWasMadeAnewElsewhereIsNotTheOneMountedHere(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		always := func(c *Config) { c.Takeover = TakeoverAlways }
+		always := func(c *Config) { c.Takeover = controller.TakeoverAlways }
 		la, lb := a.start(t, always), b.start(t, always)
 		mounted(t, la, "data", "1")
 		mustMount(t, lb, "data", "2")
@@ -146,7 +149,7 @@ func TestAVolumeThatWasMadeAnewElsewhereIsNotTheOneMountedHere(t *testing.T) {
 }
 
 type blindHost struct {
-	Host
+	node.Host
 	find, wait bool
 	hangDir    string
 	hung       chan struct{}
@@ -279,10 +282,10 @@ func TestAnUnmountThatHadToWaitTooLongIsCarriedOutLater(t *testing.T) {
 		wg.Go(func() { _, _ = l.Mount(within(t), "data", "2") })
 		time.Sleep(time.Second)
 		a.containerEnds("1")
-		require.ErrorIs(t, l.Unmount(within(t), "data", "1"), errUnfinished)
+		require.ErrorIs(t, l.Unmount(within(t), "data", "1"), volume.Unfinished)
 		wg.Wait()
 		w.setFault(calm)
-		time.Sleep(askTimeout) // the question that hangs is given up
+		time.Sleep(queryTimeout) // the question that hangs is given up
 		mustMount(t, l, "data", "3")
 		mustUnmount(t, l, "data", "3")
 		assert.Empty(t, w.holder("data"), "ID 1, unmounted by Docker, still holds it: %v", a.journal["data"])
@@ -391,7 +394,7 @@ func TestAMountCancelledWhileTheJournalIsWrittenLeavesNoID(t *testing.T) {
 		w.setFault(calm)
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		assert.Equal(t, []string{"1"}, a.journal["data"].IDs)
+		assert.Equal(t, []string{"1"}, a.journal["data"].IDs())
 		mustUnmount(t, l, "data", "1")
 		assert.Empty(t, w.holder("data"))
 	})
@@ -462,7 +465,7 @@ func TestAnUnmountOfAnIDThatTheJournalLostReleasesTheVolume(t *testing.T) {
 type slowDetach struct{ *fakeProvider }
 
 func (p *slowDetach) Detach(ctx context.Context, id, node string, force bool) error {
-	if force && pause(ctx, 60*time.Second) != nil { // the client retries: throttled, 503
+	if force && controller.Pause(ctx, 60*time.Second) != nil { // the client retries: throttled, 503
 		return ctx.Err()
 	}
 	return p.fakeProvider.Detach(ctx, id, node, force)
@@ -587,7 +590,7 @@ func TestAnAttachThatIsCalledOffIsKnownToALaterLife(t *testing.T) {
 		l := made(t, a.start(t), "data")
 		w.arrival = time.Hour
 		w.setFault(at("cloud.Detach", crashAfter))
-		ctx, cancel := context.WithTimeout(context.Background(), 2*attachTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*controller.AttachTimeout)
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
 		require.Error(t, err)
@@ -606,7 +609,7 @@ func TestAnAttachAfterOneThatWasCalledOffIsNoRelease(t *testing.T) {
 		l := made(t, a.start(t), "data")
 		time.Sleep(time.Second) // so that the attach is not called off at the moment of a reconciliation, which would finish the release
 		w.arrival = time.Hour
-		ctx, cancel := context.WithTimeout(context.Background(), 2*attachTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*controller.AttachTimeout)
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
 		require.ErrorContains(t, err, "the attach was called off")
@@ -628,7 +631,7 @@ func TestAnAttachAfterOneThatWasCalledOffIsNoRelease(t *testing.T) {
 type slowToDetach struct{ *fakeProvider }
 
 func (p slowToDetach) Detach(_ context.Context, id, node string, force bool) error {
-	time.AfterFunc(lag/2, func() {
+	time.AfterFunc(controller.MaxStale/2, func() {
 		_ = (&fakeProvider{&life{machine: p.machine}}).Detach(context.Background(), id, node, force)
 	})
 	return nil
@@ -718,7 +721,7 @@ type lateForce struct {
 }
 
 func (p *lateForce) Detach(ctx context.Context, id, node string, force bool) error {
-	if force && pause(ctx, p.wait) != nil {
+	if force && controller.Pause(ctx, p.wait) != nil {
 		return ctx.Err()
 	}
 	return p.fakeProvider.Detach(ctx, id, node, force)
@@ -788,7 +791,7 @@ func TestWhatIsLeftOfAnAttachHoldsUpAnotherNodeNoLonger(t *testing.T) {
 
 // slowFirstFind is a kernel that is slow to answer the first question.
 type slowFirstFind struct {
-	Host
+	node.Host
 	asked atomic.Bool
 }
 
@@ -809,7 +812,7 @@ func TestWhatALifeBeforeHasLeftIsLookedAfterOnceItsDeviceIsKnown(t *testing.T) {
 		w.setFault(calm)
 		a.start(t, func(c *Config) { c.Host = &slowFirstFind{Host: c.Host} })
 		assert.Equal(t, "a", w.holder("data"))
-		time.Sleep(restartLinger + time.Second)
+		time.Sleep(restartTTL + time.Second)
 		assert.Empty(t, w.holder("data"))
 	})
 }

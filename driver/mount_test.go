@@ -12,6 +12,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -40,7 +43,7 @@ func TestAVolumeThatDoesNotExistIsNotMounted(t *testing.T) {
 
 // sharing is a kernel that says so of whether the engine sees what is mounted.
 type sharing struct {
-	Host
+	node.Host
 	err error
 }
 
@@ -48,7 +51,7 @@ func (s sharing) Shared(context.Context) (bool, error) { return false, s.err }
 
 func TestWhetherTheEngineSeesTheMountDecidesTheAnswer(t *testing.T) {
 	for name, c := range map[string]struct{ err, is error }{
-		"it does not, and nobody can restart the plugin": {nil, errUnseen},
+		"it does not, and nobody can restart the plugin": {nil, node.ErrNotVisible},
 		"it cannot be told": {errInjected, errInjected},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -72,7 +75,7 @@ func TestWhatAMountFoundOutIsShownAtOnce(t *testing.T) {
 		is := status(t, l, "data")
 		assert.Equal(t, "a", is["node"])
 		assert.Equal(t, "mounted", is["state"])
-		assert.Equal(t, "true", is["formatted"])
+		assert.Equal(t, true, is["formatted"])
 		mustUnmount(t, l, "data", "1")
 		assert.NotEqual(t, "attached", status(t, l, "data")["state"])
 		time.Sleep(time.Minute)
@@ -109,13 +112,13 @@ func TestAVolumeIsNotKeptForALastUserThatWasBrief(t *testing.T) {
 
 // slow is a kernel in which one of these takes so long, and which hears of a context that ends.
 type slow struct {
-	Host
+	node.Host
 	format, publish time.Duration
 	cut             error
 }
 
 func (s *slow) wait(ctx context.Context, d time.Duration) {
-	if err := pause(ctx, d); err != nil {
+	if err := controller.Pause(ctx, d); err != nil {
 		s.cut = errors.Join(s.cut, err)
 	}
 }
@@ -140,8 +143,8 @@ func TestNeitherAFormatNorACheckIsCutShort(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
 				l := made(t, a.start(t, func(c *Config) { host.Host = c.Host; c.Host = host }), "data")
 				_, err := l.Mount(within(t), "data", "1")
-				require.ErrorIs(t, err, errUnfinished)
-				require.ErrorContains(t, err, doing+" (25s so far)")
+				require.ErrorIs(t, err, volume.Unfinished)
+				require.ErrorContains(t, err, doing+" (waited 25s)")
 				time.Sleep(10 * time.Minute) // nobody comes back for it
 				require.NoError(t, host.cut)
 				assert.Equal(t, 1, w.disk("data").formats)
@@ -152,7 +155,7 @@ func TestNeitherAFormatNorACheckIsCutShort(t *testing.T) {
 }
 
 // stunted is a kernel that cannot grow a file system to its device at the mount.
-type stunted struct{ Host }
+type stunted struct{ node.Host }
 
 func (s stunted) Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (string, error) {
 	path, err := s.Host.Stage(ctx, dev, dir, spec)
@@ -166,7 +169,7 @@ func TestAFileSystemThatCannotGrowAtItsMountIsToldOnce(t *testing.T) {
 		l := mounted(t, a.start(t, func(c *Config) { c.Host, c.Log = stunted{c.Host}, log }), "data", "1")
 		w.setFault(at("host.Grow", failBefore))
 		time.Sleep(time.Hour)
-		assert.Equal(t, 1, reports(logged, errInjected.Error()))
+		assert.Equal(t, 1, reports(logged, errInjected.Error(), "data"))
 		mustUnmount(t, l, "data", "1")
 	})
 }
@@ -197,8 +200,8 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := mounted(t, a.start(t), "data", "1")
 			unmountUnseen(t, w, l)
-			_, err := l.Mount(after(t, lag/2), "data", "2")
-			require.ErrorContains(t, err, "being detached from this node first")
+			_, err := l.Mount(after(t, controller.MaxStale/2), "data", "2")
+			require.ErrorContains(t, err, "being detached from this node")
 			assert.Zero(t, w.count()["Attach"])
 			mustMount(t, l, "data", "2")
 			mustUnmount(t, l, "data", "2")
@@ -210,7 +213,7 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 			unmountUnseen(t, w, la)
 			mustMount(t, lb, "data", "2")
 			b.powerOff()
-			_, err := la.Mount(after(t, lag/2), "data", "3")
+			_, err := la.Mount(after(t, controller.MaxStale/2), "data", "3")
 			require.Error(t, err)
 			assert.Empty(t, w.holder("data"), "it was not taken over at once")
 		})
@@ -219,7 +222,7 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := mounted(t, a.start(t), "data", "1")
 			mustUnmount(t, l, "data", "1")
-			_, err := l.Mount(after(t, lag/2), "data", "2")
+			_, err := l.Mount(after(t, controller.MaxStale/2), "data", "2")
 			require.NoError(t, err)
 		})
 	})
@@ -230,10 +233,10 @@ func TestAMountWaitsForThisNodesOwnDetach(t *testing.T) {
 		w.departure = time.Minute
 		l := mounted(t, a.start(t), "data", "1")
 		mustUnmount(t, l, "data", "1")
-		time.Sleep(lag)
+		time.Sleep(controller.MaxStale)
 		w.count()
 		_, err := l.Mount(within(t), "data", "2")
-		require.ErrorContains(t, err, "being detached from this node first (25s so far)")
+		require.ErrorContains(t, err, "being detached from this node (waited 25s)")
 		assert.Zero(t, w.count()["Attach"])
 		_, err = l.Mount(after(t, time.Minute), "data", "2")
 		require.NoError(t, err)
@@ -265,9 +268,9 @@ func TestAMountBeginsAnewAfterAnAttachThatFailed(t *testing.T) {
 
 func TestAnAttachThatCannotBeCalledOffIsLeft(t *testing.T) {
 	for call, says := range map[string]string{
-		"journal.put":   `an attach of volume "data" (vol-1) to node a that failed is not called off`,
-		"cloud.Detach":  `an attach of volume "data" (vol-1) to node a that failed could not be called off`,
-		"host.WaitFree": "has failed by the cloud's account, and the volume is left as it is",
+		"journal.put":   `the attach, which has failed, is not called off (volume "data", vol-1, node a)`,
+		"cloud.Detach":  `the attach, which has failed, could not be called off (volume "data", vol-1, node a)`,
+		"host.WaitFree": "has failed by the cloud's account, and the disk is left as it is",
 	} {
 		t.Run(call, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
@@ -275,7 +278,7 @@ func TestAnAttachThatCannotBeCalledOffIsLeft(t *testing.T) {
 				a.engineTakesMounts()
 				a.containerEnds("1")
 				synctest.Wait()
-				a.journal["data"].IDs = nil
+				a.journal["data"].Uses = nil
 				l := a.start(t)
 				w.alter(func(d *disk) { d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "no slot" })
 				synctest.Wait()
@@ -299,7 +302,7 @@ func TestAnAttachToAnotherNodeThatFailedIsNotCalledOff(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{Node: b.name, State: providers.AttachFailed} })
 		_, err := l.Mount(within(t), "data", "1")
-		require.ErrorContains(t, err, "held by node b")
+		require.ErrorContains(t, err, "still attached to node b")
 	})
 }
 
@@ -311,7 +314,7 @@ func TestAVolumeThatIsAttachedButWhoseDeviceDoesNotComeIsNotDetachedByItsMount(t
 		l := a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, find: true, wait: true} })
 		w.count()
 		_, err := l.Mount(after(t, 2*time.Minute), "data", "2")
-		require.ErrorContains(t, err, "though the cloud says that it is attached")
+		require.ErrorContains(t, err, "though the cloud says that the disk is attached")
 		assert.Zero(t, w.count()["Detach"])
 		a.containerEnds("1")
 	})
@@ -322,7 +325,7 @@ func TestADiskThatIsDeletedFailsItsMountSoon(t *testing.T) {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := made(t, a.start(t, func(c *Config) { c.Provider = refusing{c.Provider, providers.ErrNotFound} }), "data")
 			_, err := l.Mount(within(t), "data", "1")
-			require.ErrorContains(t, err, "cannot be attached to node a")
+			require.ErrorContains(t, err, `no such volume (volume "data", vol-1, node a); if nobody has removed it, see`)
 		})
 	})
 	t.Run("before its device comes", func(t *testing.T) {
@@ -330,7 +333,7 @@ func TestADiskThatIsDeletedFailsItsMountSoon(t *testing.T) {
 			w.arrival = time.Hour
 			l := made(t, a.start(t), "data")
 			time.AfterFunc(time.Second, func() { w.set(func() { clear(w.disks) }) })
-			_, err := l.Mount(after(t, attachTimeout/2), "data", "1")
+			_, err := l.Mount(after(t, controller.AttachTimeout/2), "data", "1")
 			require.ErrorContains(t, err, "it has been deleted")
 		})
 	})
@@ -340,18 +343,18 @@ func TestAnAttachThatNeverEndsIsExplainedByWhatTheCloudSaysThen(t *testing.T) {
 	for says, change := range map[string]func(w *world){
 		"no device has arrived within 1m30s, and the cloud says that the disk does not exist":          func(w *world) { w.disks = map[string]*disk{} },
 		"no device has arrived within 1m30s, and the cloud says that this node does not hold the disk": func(w *world) { w.disks["vol-1"].Attachment = providers.Attachment{} },
-		`no device has arrived within 1m30s, and the cloud calls the attachment "attaching": volume`:   func(w *world) { w.disks["vol-1"].Attachment.State = providers.Attaching },
-		`no device has arrived within 1m30s, and the cloud calls the attachment "attaching": stuck: vol`: func(w *world) {
+		`no device has arrived within 1m30s, and the cloud calls the attachment "attaching" (volume`:   func(w *world) { w.disks["vol-1"].Attachment.State = providers.Attaching },
+		`no device has arrived within 1m30s, and the cloud calls the attachment "attaching": stuck (vol`: func(w *world) {
 			w.disks["vol-1"].Attachment = providers.Attachment{Node: "a", State: providers.Attaching, Problem: "stuck"}
 		},
-		"no device has arrived within 1m30s: volume": func(w *world) { w.fault = at("cloud.Find", failBefore) },
+		"no device has arrived within 1m30s (volume": func(w *world) { w.fault = at("cloud.Find", failBefore) },
 	} {
 		t.Run(says, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
 				w.arrival = time.Hour
 				l := made(t, a.start(t), "data")
-				time.AfterFunc(attachTimeout-time.Second, func() { w.set(func() { change(w) }) })
-				_, err := l.Mount(after(t, 2*attachTimeout), "data", "1")
+				time.AfterFunc(controller.AttachTimeout-time.Second, func() { w.set(func() { change(w) }) })
+				_, err := l.Mount(after(t, 2*controller.AttachTimeout), "data", "1")
 				require.ErrorContains(t, err, says)
 				w.setFault(calm)
 			})
@@ -368,7 +371,7 @@ func TestWaitingForALiveHolderCostsTheCloudLittleAndIsLoggedOnce(t *testing.T) {
 		time.Sleep(time.Minute)
 		w.count()
 		_, err := lb.Mount(after(t, 2*time.Minute), "data", "2")
-		require.ErrorIs(t, err, errUnfinished)
+		require.ErrorIs(t, err, volume.Unfinished)
 		assert.LessOrEqual(t, w.count()["Find"], 45)
 		waits := 0
 		for _, e := range logged.AllEntries() {
@@ -400,7 +403,7 @@ func TestADiskFromElsewhereWithoutAFileSystemIsRefusedAsItIs(t *testing.T) {
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "data", map[string]string{"volume-id": "vol-1"}))
 		_, err := l.Mount(within(t), "data", "1")
-		require.ErrorContains(t, err, `the disk holds gpt, which is not the file system of volume "data"`)
+		require.ErrorContains(t, err, `the disk holds gpt, which is not the volume's file system`)
 	})
 }
 
@@ -437,7 +440,7 @@ func TestAnAttachOfThisBootIsCalledOffWhateverTheEntryBeforeTold(t *testing.T) {
 		mounted(t, a.start(t), "data", "1").kill()
 		a.engineTakesMounts()
 		a.containerEnds("1")
-		a.journal["data"].IDs, a.journal["data"].Ours, a.journal["data"].Device = nil, false, mount.Device{}
+		a.journal["data"].Uses, a.journal["data"].Ours, a.journal["data"].Device = nil, false, mount.Device{}
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 		w.set(func() { w.arrival = time.Hour })
 		_, err := a.start(t).Mount(after(t, 2*time.Minute), "data", "2")

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"context"
 	"math"
 	"os"
 	"strings"
@@ -10,13 +11,16 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
 
 func optionsDriver() *Driver {
-	p := &fakeProvider{}
-	return &Driver{provider: p, snapshots: p, defaultSize: 10 << 30, defaultFSType: "ext4"}
+	c := controller.New(context.Background(), controller.Config{Provider: &fakeProvider{}})
+	return &Driver{controller: c, defaultSize: 10 << 30, defaultFSType: "ext4"}
 }
 
 func TestOptionsBecomeARequest(t *testing.T) {
@@ -31,32 +35,32 @@ func TestOptionsBecomeARequest(t *testing.T) {
 			"fstype": "xfs", "layout": "data", "mount-options": "noatime,nodev", "uid": "999", "gid": "0", "mode": "0750",
 			"reclaim": "retain", "mkfs-options": "-m crc=1", "tags": digestOf(map[string]string{"stage": "prod", "team": "db"}),
 		},
-	}, r.spec)
-	set := settingsOf(r.spec.Record)
-	assert.Equal(t, 999, *set.uid)
-	assert.Equal(t, 0, *set.gid)
-	assert.Equal(t, os.FileMode(0o750), *set.mode)
-	assert.Equal(t, []string{"noatime", "nodev"}, set.mountOptions)
-	assert.Equal(t, []string{"-m", "crc=1"}, set.mkfsOptions)
-	assert.False(t, set.formatted)
+	}, r.Spec)
+	set := volume.SettingsOf(r.Spec.Record)
+	assert.Equal(t, 999, *set.UID)
+	assert.Equal(t, 0, *set.GID)
+	assert.Equal(t, os.FileMode(0o750), *set.Mode)
+	assert.Equal(t, []string{"noatime", "nodev"}, set.MountOptions)
+	assert.Equal(t, []string{"-m", "crc=1"}, set.MkfsOptions)
+	assert.False(t, set.Formatted)
 }
 
 func TestOptionsWithoutAValueAreNotGiven(t *testing.T) {
 	r, err := optionsDriver().parseOptions("data", map[string]string{"size": "", "fstype": " ", "reclaim": ""})
 	require.NoError(t, err)
-	assert.Equal(t, int64(10<<30), r.spec.Size)
-	assert.False(t, r.sized)
-	assert.Equal(t, "ext4", r.spec.Record[recFSType])
+	assert.Equal(t, int64(10<<30), r.Spec.Size)
+	assert.False(t, r.Sized)
+	assert.Equal(t, "ext4", r.Spec.Record[volume.KeyFSType])
 }
 
 func TestDisksThatMayHoldDataAreMarkedFormattedFromTheStart(t *testing.T) {
 	for option, value := range map[string]string{"snapshot": "snap-1", "volume-id": "vol-1"} {
 		r, err := optionsDriver().parseOptions("data", map[string]string{option: value})
 		require.NoError(t, err)
-		set := settingsOf(r.spec.Record)
-		assert.True(t, set.formatted, option)
-		assert.Equal(t, mount.LayoutRoot, set.layout, "what the disk does not say of its layout is the file system's root")
-		assert.NotContains(t, r.spec.Record, recLayout, "the disk's own layout must win")
+		set := volume.SettingsOf(r.Spec.Record)
+		assert.True(t, set.Formatted, option)
+		assert.Equal(t, mount.LayoutRoot, set.Layout, "what the disk does not say of its layout is the file system's root")
+		assert.NotContains(t, r.Spec.Record, volume.KeyLayout, "the disk's own layout must win")
 	}
 }
 
@@ -86,8 +90,8 @@ func TestBadOptionsAreRefusedInASentence(t *testing.T) {
 		{"tags", "a=1,a=2", `twice`},
 		{"tags", "=1", `must be a list`},
 		{"mount-options", "commit=abc", `mount option "commit=abc" of ext4 has a value out of range`},
-		{"mkfs-options", "-e panic", `"-e" is no option of mkfs.ext4 that a volume may have`},
-		{"mkfs-options", "-b 512", `"512" cannot stand in option -b of mkfs.ext4; allowed are 1024, 2048, 4096`},
+		{"mkfs-options", "-e panic", `"-e" is not an allowed option of mkfs.ext4`},
+		{"mkfs-options", "-b 512", `"512" is not allowed in option -b of mkfs.ext4; allowed are 1024, 2048, 4096`},
 		{"mount-options", "a\x8b", `cannot be printed`},
 		{"type", "a\nb", `cannot be printed`},
 		{"mkfs-options", strings.Repeat("x", 256), `longer than 255 bytes`},
@@ -142,13 +146,13 @@ func TestSizes(t *testing.T) {
 		"10": 10 << 30, "1GiB": 1 << 30, "1g": 1 << 30, "500MiB": 500 << 20, "500 m": 500 << 20, "1TB": 1e12, "2T": 2 << 40,
 		"20GB": 20e9, "16777216B": 16 << 20, "5Gi": 5 << 30, "500Mi": 500 << 20, "512Ki": 512 << 10, "1Ti": 1 << 40, "5G": 5 << 30, "8388607TiB": 8388607 << 40,
 	} {
-		got, err := ParseSize(text)
+		got, err := volume.ParseSize(text)
 		require.NoError(t, err, text)
 		assert.Equal(t, bytes, got, text)
 	}
-	assert.Equal(t, "10GiB", FormatSize(10<<30))
-	assert.Equal(t, "500MiB", FormatSize(500<<20))
-	assert.Equal(t, "1000000000B", FormatSize(1e9))
+	assert.Equal(t, "10GiB", volume.FormatSize(10<<30))
+	assert.Equal(t, "500MiB", volume.FormatSize(500<<20))
+	assert.Equal(t, "1000000000B", volume.FormatSize(1e9))
 }
 
 func TestNamesAndDirectoriesAreOneToOne(t *testing.T) {
@@ -158,14 +162,14 @@ func TestNamesAndDirectoriesAreOneToOne(t *testing.T) {
 	}
 	seen := map[string]string{}
 	for _, name := range names {
-		dir := dirOf(name)
+		dir := node.DirOf(name)
 		assert.NotContains(t, seen, dir, "%q and %q", name, seen[dir])
 		assert.NotContains(t, dir, "/")
 		assert.NotEqual(t, byte('.'), dir[0])
 		assert.LessOrEqual(t, len(dir), 200)
 		seen[dir] = name
 	}
-	assert.Equal(t, "plain-Name_1.x", dirOf("plain-Name_1.x"))
+	assert.Equal(t, "plain-Name_1.x", node.DirOf("plain-Name_1.x"))
 }
 
 func FuzzOptions(f *testing.F) {
@@ -181,15 +185,15 @@ func FuzzOptions(f *testing.F) {
 			}
 			return
 		}
-		if r.spec.Size < 0 || r.spec.Size > math.MaxInt64-1 {
-			t.Fatalf("size %d", r.spec.Size)
+		if r.Spec.Size < 0 || r.Spec.Size > math.MaxInt64-1 {
+			t.Fatalf("size %d", r.Spec.Size)
 		}
-		for k, v := range r.spec.Record {
+		for k, v := range r.Spec.Record {
 			if len(k) > 16 || len(v) > 255 || !utf8.ValidString(v) {
 				t.Fatalf("record %q=%q does not keep the contract", k, v)
 			}
 		}
-		settingsOf(r.spec.Record)
+		volume.SettingsOf(r.Spec.Record)
 	})
 }
 
@@ -197,15 +201,15 @@ func FuzzSize(f *testing.F) {
 	f.Add("10")
 	f.Add("1TiB")
 	f.Fuzz(func(t *testing.T, text string) {
-		n, err := ParseSize(text)
+		n, err := volume.ParseSize(text)
 		if err != nil {
 			return
 		}
 		if n <= 0 {
 			t.Fatalf("%q is %d bytes", text, n)
 		}
-		if back, err := ParseSize(FormatSize(n)); err != nil || back != n {
-			t.Fatalf("%q is %d bytes, written %s, read %d: %v", text, n, FormatSize(n), back, err)
+		if back, err := volume.ParseSize(volume.FormatSize(n)); err != nil || back != n {
+			t.Fatalf("%q is %d bytes, written %s, read %d: %v", text, n, volume.FormatSize(n), back, err)
 		}
 	})
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -39,6 +41,24 @@ type engine struct {
 
 	forgotten map[string]bool // volumes whose journal entry was lost
 	serial    int
+
+	// By volume: containers that are being started, and Removes under way. An engine does not do both at once.
+	starting, removing map[string]int
+}
+
+// begin counts a call of one kind for a volume, unless one of the other kind is under way.
+func (e *engine) begin(these, others map[string]int, name string) (end func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if others[name] > 0 {
+		return nil
+	}
+	these[name]++
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		these[name]--
+	}
 }
 
 // TestRandom lets engines create, mount, lose and remove volumes on several nodes, several at once, while calls fail, hang,
@@ -144,20 +164,20 @@ func random(t *testing.T, seed uint64, w *world) {
 		cutOff: map[string]time.Time{}, readOnly: map[string]time.Time{},
 	}
 	w.latency, w.removed = 2*time.Second, map[string]bool{}
-	takeover := []Takeover{TakeoverNever, TakeoverStopped}[seed%2]
+	takeover := []controller.Takeover{controller.TakeoverNever, controller.TakeoverStopped}[seed%2]
 	if _, own := w.cloud.(ownCloud); own {
 		// Not on EC2: there the simulation takes each disk that is taken from a running node for a violation.
-		takeover = []Takeover{TakeoverNever, TakeoverStopped, TakeoverAlways, TakeoverStopped}[seed%4]
+		takeover = []controller.Takeover{controller.TakeoverNever, controller.TakeoverStopped, controller.TakeoverAlways, controller.TakeoverStopped}[seed%4]
 		w.reuse = seed%3 == 1
 		w.failing = []float64{0, 0.05}[rng.IntN(2)]
 	}
-	r.options = func(c *Config) { c.Takeover, c.Glance = takeover, time.Duration(seed%4)*10*time.Second }
+	r.options = func(c *Config) { c.Takeover, c.Probe = takeover, time.Duration(seed%4)*10*time.Second }
 	if seed%3 == 0 {
 		w.lag = func() time.Duration { return time.Duration(w.dice("lag").Int64N(int64(5 * time.Second))) }
 	}
 	t.Cleanup(func() { time.Sleep(5 * time.Minute) }) // until the kernel has answered
 	for _, name := range []string{"a", "b", "c"} {
-		e := &engine{m: w.machine(name), running: map[string]string{}, lost: map[string]bool{}, forgotten: map[string]bool{}}
+		e := &engine{m: w.machine(name), running: map[string]string{}, lost: map[string]bool{}, forgotten: map[string]bool{}, starting: map[string]int{}, removing: map[string]int{}}
 		t.Cleanup(func() { // a run that fails leaves nothing behind in its bubble
 			if e.m.current != nil {
 				e.m.current.kill()
@@ -268,6 +288,11 @@ func (r *trial) ask(e *engine, rng *rand.Rand) {
 			r.stop(e, ids[rng.IntN(len(ids))], rng)
 		}
 	case p < 96:
+		end := e.begin(e.removing, e.starting, name)
+		if end == nil {
+			return
+		}
+		defer end()
 		r.w.mu.Lock()
 		r.w.removed[name] = true
 		r.w.mu.Unlock()
@@ -456,6 +481,11 @@ func (r *trial) call(l *life, limit time.Duration, do func(context.Context) erro
 // run starts a container, which makes its volume if need be, and tries that again as Swarm does, or gives up.
 func (r *trial) run(e *engine, name string, rng *rand.Rand) {
 	l := e.life
+	end := e.begin(e.starting, e.removing, name)
+	if end == nil {
+		return
+	}
+	defer end()
 	for range 1 + rng.IntN(4) {
 		get := func(ctx context.Context) error { _, err := l.Get(ctx, name); return err }
 		if r.call(l, 25*time.Second, get) != nil {
@@ -492,6 +522,7 @@ func (r *trial) mount(e *engine, l *life, name, id string, limit time.Duration) 
 	}
 	if !e.m.container(name, id) {
 		r.Errorf("Mount of %s was answered, and nothing is mounted on %s", name, e.m.name)
+
 		return false
 	}
 	e.running[id] = name
@@ -559,7 +590,7 @@ func (r *trial) look(rng *rand.Rand) {
 		r.w.mu.Lock()
 		defer r.w.mu.Unlock()
 		for _, v := range r.w.cloud.volumes() {
-			if d := r.w.disks[v.ID]; v.Name == name && d != nil && time.Since(d.born) > lag {
+			if d := r.w.disks[v.ID]; v.Name == name && d != nil && time.Since(d.born) > controller.MaxStale {
 				return d
 			}
 		}
@@ -574,7 +605,7 @@ func (r *trial) look(rng *rand.Rand) {
 	case err == nil || l.dead.Load():
 	case uses:
 		r.Errorf("Get of %s, which containers on %s use: %v", name, e.m.name, err)
-	case errors.Is(err, ErrNotFound) && was != nil && was == is:
+	case errors.Is(err, volume.NotFound) && was != nil && was == is:
 		r.Errorf("Get denies %s, which exists, on %s: %v", name, e.m.name, err)
 	}
 	for _, id := range e.ids("") {
@@ -626,7 +657,7 @@ func (r *trial) end() {
 	for _, e := range r.engines {
 		r.w.mu.Lock()
 		for _, entry := range e.m.journal { // whose ID is lost, the kernel cannot tell; that nobody is left, it can
-			if len(entry.IDs) > 0 && len(e.ids(entry.Name)) == 0 {
+			if len(entry.Uses) > 0 && len(e.ids(entry.Name)) == 0 {
 				r.Errorf("the journal of %s says that containers use %s, and none does", e.m.name, entry.Name)
 			}
 		}
@@ -659,15 +690,15 @@ func (r *trial) end() {
 			}
 			r.Errorf("a file system of %s is left on %s: published at %q, in %d containers, its device still here: %t", s.disk.Name, e.m.name, s.dir, len(s.containers), s.live(e.m))
 		}
-		for _, v := range e.m.current.volumes {
-			r.Errorf("volume %s is left in the memory of %s: %q, entry %+v, %d references", v.name, e.m.name, v.doing, v.entry, v.refs)
+		for _, h := range e.m.current.volumes {
+			r.Errorf("volume %s is left in the memory of %s: %q, entry %+v, %d references", h.Name, e.m.name, h.step.Phase, h.Entry(), h.refs)
 		}
 		require.NoError(r, e.m.current.Close(context.Background()))
 	}
 	for _, v := range r.w.cloud.volumes() {
 		assert.False(r, v.Held() && !reported[v.ID], "%s is held by %s", v.Name, v.Attachment.Node)
 		d := r.w.disks[v.ID]
-		assert.False(r, d.half && (d.data || v.Record[recFormatted] != "" && !d.adopted && d.Snapshot == ""), "%s is formatted by half and passes for whole", v.Name)
+		assert.False(r, d.half && (d.data || v.Record[volume.KeyFormatted] != "" && !d.adopted && d.Snapshot == ""), "%s is formatted by half and passes for whole", v.Name)
 	}
 }
 
@@ -696,7 +727,7 @@ func (w *world) check(t *testing.T, engines []*engine) {
 				continue
 			}
 			if entry := e.m.journal[name]; assert.NotNil(t, entry, "the journal of %s lost %s", e.m.name, name) {
-				assert.True(t, entry.has(id), "the journal of %s lost mount ID %s of %s", e.m.name, id, name)
+				assert.True(t, entry.Has(used(id)), "the journal of %s lost mount ID %s of %s", e.m.name, id, name)
 			}
 		}
 	}

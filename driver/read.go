@@ -3,20 +3,29 @@ package driver
 import (
 	"context"
 	"fmt"
-	"strconv"
+	"time"
 
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Get tells what is known of a volume. It never waits for a mount. Errors: ErrNotFound only if the cloud said so,
-// ErrUnsure if it could not be asked.
+// Info is what Docker is told of a volume.
+type Info struct {
+	Name       string
+	Mountpoint string         // empty unless mounted on this node
+	CreatedAt  time.Time      // zero if unknown
+	Status     map[string]any // effective values; its keys and their values are documented in docs/operations.md
+}
+
+// Get tells what is known of a volume. It never waits for a mount. Errors: volume.NotFound only if the cloud said so,
+// volume.Unsure if it could not be asked.
 func (d *Driver) Get(ctx context.Context, name string) (Info, error) {
-	if v := d.known(name); v != nil && v.journaled() != nil {
-		return d.info(v, d.catalog.last(name)), nil
+	if h := d.known(name); h != nil && h.Entry() != nil {
+		return d.info(h, d.controller.Last(name)), nil
 	}
-	vol, err := d.catalog.find(ctx, name)
+	vol, err := d.controller.Get(ctx, name)
 	if err != nil {
-		return Info{}, fmt.Errorf("volume %q: %w", name, err)
+		return Info{}, volume.At(err, volume.Error{Op: volume.Get, Volume: name})
 	}
 	return d.info(d.known(name), vol), nil
 }
@@ -29,59 +38,71 @@ func (d *Driver) Path(ctx context.Context, name string) (string, error) {
 
 // List tells of all volumes of the cluster, sorted by name; without their Status.
 func (d *Driver) List(ctx context.Context) ([]Info, error) {
-	all, err := d.catalog.list(ctx)
+	all, err := d.controller.List(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the volumes cannot be listed", err)
+		return nil, volume.At(fmt.Errorf("%w: the volumes cannot be listed", err), volume.Error{Op: volume.List})
 	}
 	infos := make([]Info, len(all))
 	for i, vol := range all {
 		infos[i] = Info{Name: vol.Name, CreatedAt: vol.CreatedAt}
-		if v := d.known(vol.Name); v != nil {
-			infos[i].Mountpoint = v.mountpoint()
+		if h := d.known(vol.Name); h != nil {
+			infos[i].Mountpoint = h.Mountpoint()
 		}
 	}
 	return infos, nil
 }
 
 // info joins what this node has of a volume with what the cloud last said of it; either may be nil.
-func (d *Driver) info(v *volume, vol *providers.Volume) Info {
+func (d *Driver) info(h *handle, vol *providers.Volume) Info {
 	info := Info{Status: make(map[string]any)}
 	if vol != nil {
 		info.Name, info.CreatedAt = vol.Name, vol.CreatedAt
 		describeVolume(info.Status, vol)
 		if d.isAbsent(vol) {
-			info.Status["problem"] = errNotSeen(vol).Error()
+			info.Status["problem"] = absentError(vol).Error()
 		}
 	}
-	if v == nil {
-		return info
-	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	info.Name, info.Mountpoint = v.name, v.path
-	if v.entry == nil {
-		return info
-	}
-	if info.CreatedAt.IsZero() {
-		info.CreatedAt = v.entry.CreatedAt
-	}
-	info.Status["id"] = v.entry.Volume
-	info.Status["containers"] = len(v.entry.IDs)
-	switch {
-	case v.path != "":
-		info.Status["state"] = "mounted"
-		info.Status["device"] = v.device.Path
-	case v.doing != "":
-		info.Status["state"] = v.current()
-	case v.entry.Releasing:
-		info.Status["state"] = "being released"
-	default:
-		info.Status["state"] = "attached"
-	}
-	if v.entry.Releasing && v.kept != nil {
-		info.Status["problem"] = v.kept.Error()
+	if h != nil {
+		h.describe(&info)
 	}
 	return info
+}
+
+// describe writes what this node has of the volume.
+func (h *handle) describe(info *Info) {
+	e := h.Entry()
+	info.Name, info.Mountpoint = h.Name, h.Mountpoint()
+	if e == nil {
+		return
+	}
+	if info.CreatedAt.IsZero() {
+		info.CreatedAt = e.CreatedAt
+	}
+	status := info.Status
+	status["id"] = e.Volume
+	status["containers"] = len(e.Uses)
+	status["state"] = "attached"
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if info.Mountpoint != "" {
+		status["state"] = "mounted"
+		status["device"] = h.Device().Path
+		if fstype := h.FSType(); fstype != "" {
+			status["fstype"] = fstype
+		}
+	}
+	switch {
+	case h.step.Phase != "":
+		status["phase"] = string(h.step.Phase)
+		status["message"] = h.words()
+		status["since"] = h.since.UTC().Format(time.RFC3339)
+	case e.Releasing:
+		status["phase"] = string(volume.Releasing)
+		status["message"] = volume.Releasing.Words()
+	}
+	if e.Releasing && h.problem != nil {
+		status["problem"] = h.problem.Error()
+	}
 }
 
 // describeVolume writes the effective values of a volume, under the names of the create options.
@@ -90,16 +111,16 @@ func describeVolume(status map[string]any, vol *providers.Volume) {
 		status[key] = value
 	}
 	for key, value := range vol.Record {
-		if key != recTags {
+		if key != volume.KeyTags {
 			status[key] = value
 		}
 	}
-	set := settingsOf(vol.Record)
+	set := volume.SettingsOf(vol.Record)
 	status["id"] = vol.ID
-	status["size"] = FormatSize(vol.Size)
-	status["layout"] = set.layout
-	status["reclaim"] = string(set.reclaim)
-	status[recFormatted] = strconv.FormatBool(set.formatted)
+	status["size"] = volume.FormatSize(vol.Size)
+	status["layout"] = set.Layout
+	status["reclaim"] = string(set.Reclaim)
+	status[volume.KeyFormatted] = set.Formatted
 	if vol.Zone != "" {
 		status["zone"] = vol.Zone
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -63,10 +65,10 @@ func TestAContainerThatIsStartingKeepsTheVolumeWhenAnotherEnds(t *testing.T) {
 }
 
 func TestWhatAnUnmountWaitsForIsShown(t *testing.T) {
-	for call, state := range map[string]string{
-		"host.Unstage":  "mounted",
-		"host.WaitFree": "still used by a process of this node, waited for",
-		"cloud.Detach":  "being detached",
+	for call, says := range map[string]string{
+		"host.Unstage":  "being unmounted",
+		"host.WaitFree": "still used by a process of this node",
+		"cloud.Detach":  "being detached from this node",
 	} {
 		t.Run(call, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
@@ -74,12 +76,9 @@ func TestWhatAnUnmountWaitsForIsShown(t *testing.T) {
 				a.containerEnds("1")
 				w.setFault(at(call, hang))
 				err := l.Unmount(after(t, 10*time.Second), "data", "1")
-				require.ErrorIs(t, err, errUnfinished)
-				assert.Equal(t, state, status(t, l, "data")["state"])
-				if state == "mounted" {
-					state = "being unmounted"
-				}
-				require.ErrorContains(t, err, state+" (10s so far)")
+				require.ErrorIs(t, err, volume.Unfinished)
+				assert.Equal(t, says, status(t, l, "data")["message"])
+				require.ErrorContains(t, err, says+" (waited 10s)")
 				w.setFault(calm)
 			})
 		})
@@ -220,7 +219,7 @@ func TestAMountThatWaitsForAnUnmountWaitsNoLonger(t *testing.T) {
 		time.Sleep(time.Second)
 		_, err := l.Mount(within(t), "data", "2")
 		require.NoError(t, err)
-		assert.Less(t, time.Since(begin), lag)
+		assert.Less(t, time.Since(begin), controller.MaxStale)
 		other.Wait()
 		require.NoError(t, l.Unmount(within(t), "data", "2"))
 	})
@@ -231,7 +230,7 @@ func TestUnderAlwaysAVolumeIsTakenHoweverSlowlyTheCloudAnswers(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		mounted(t, b.start(t), "data", "1")
 		l := a.start(t, func(c *Config) {
-			c.Takeover = TakeoverAlways
+			c.Takeover = controller.TakeoverAlways
 			c.Provider = &slowStates{c.Provider.(*fakeProvider), []time.Duration{0}, []time.Duration{2 * forceTimeout}}
 		})
 		_, err := l.Mount(after(t, 2*time.Minute), "data", "2")
@@ -251,7 +250,7 @@ func TestADiskThatAnotherNodeTookDuringAReboot(t *testing.T) {
 		log, logged := logtest.NewNullLogger()
 		a.start(t, func(c *Config) { c.Log = log })
 		time.Sleep(time.Hour)
-		assert.Zero(t, reports(logged, notSeen), "this node does not hold it")
+		assert.Zero(t, reports(logged, notSeen, ""), "this node does not hold it")
 		synctest.Wait()
 		assert.Empty(t, a.journal)
 		assert.Equal(t, "b", w.holder("data"))
@@ -278,11 +277,11 @@ func TestTheGraceOfUnusedMountIDsBeginsWhenTheLastContainerIsGone(t *testing.T) 
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")
 		a.containerEnds("1") // it restarts slowly, with its mount ID
-		time.Sleep(staleAfter - reconcileEvery)
+		time.Sleep(unbackedTimeout - reconcileEvery)
 		require.True(t, a.container("data", "1"))
 		time.Sleep(2 * reconcileEvery)
 		a.containerEnds("1")
-		time.Sleep(staleAfter - reconcileEvery)
+		time.Sleep(unbackedTimeout - reconcileEvery)
 		assert.Equal(t, "a", w.holder("data"))
 		require.True(t, a.container("data", "1"), "it was unmounted too soon")
 		mustUnmount(t, l, "data", "1")
@@ -295,7 +294,7 @@ func TestWhetherTheMountIsThereCannotBeToldSoItsUsersStay(t *testing.T) {
 		_, err := l.Mount(within(t), "data", "1")
 		require.NoError(t, err)
 		w.setFault(at("host.IsStaged", failBefore))
-		time.Sleep(staleAfter - reconcileEvery)
+		time.Sleep(unbackedTimeout - reconcileEvery)
 		assert.True(t, a.container("data", "1"), "it was unmounted")
 		w.setFault(calm)
 		mustUnmount(t, l, "data", "1")
@@ -321,7 +320,7 @@ func TestWhatADetachOfAnotherNodeTakesIsSaid(t *testing.T) {
 		lb := mounted(t, b.start(t), "data", "1")
 		w.set(func() { w.departure = time.Minute })
 		mustUnmount(t, lb, "data", "1")
-		_, err := a.start(t).Mount(after(t, patience-time.Second), "data", "2")
+		_, err := a.start(t).Mount(after(t, holderGrace-time.Second), "data", "2")
 		require.ErrorContains(t, err, "being detached from node b")
 	})
 }
@@ -329,22 +328,22 @@ func TestWhatADetachOfAnotherNodeTakesIsSaid(t *testing.T) {
 // What is to be done about a holder depends on the policy and on what is known of it.
 func TestTheAdviceAboutAHolderFitsIt(t *testing.T) {
 	for _, c := range []struct {
-		policy Takeover
+		policy controller.Takeover
 		life   providers.Life
 		advice string
 	}{
-		{TakeoverNever, providers.Running, "; stop what uses it on node b, or, if that node is cut off, stop the node in the cloud ("},
-		{TakeoverNever, providers.Unclear, "; if node b is certainly dead, detach the volume in the cloud, or set TAKEOVER=always ("},
-		{TakeoverNever, providers.Stopped, "; TAKEOVER=stopped would take it over ("},
-		{TakeoverStopped, providers.Running, "; stop what uses it on node b, or, if that node is cut off, stop the node in the cloud ("},
-		{TakeoverStopped, providers.Unclear, "; if node b is certainly dead, detach the volume in the cloud, or set TAKEOVER=always ("},
-		{TakeoverAlways, providers.Running, "try again ("},
+		{controller.TakeoverNever, providers.Running, "; stop its container on node b; if that node is unreachable, stop it in the cloud; blockvol"},
+		{controller.TakeoverNever, providers.Unclear, "; if node b is certainly dead, detach the volume in the cloud, or set TAKEOVER=always; blockvol"},
+		{controller.TakeoverNever, providers.Stopped, "; TAKEOVER=stopped would take it over; blockvol"},
+		{controller.TakeoverStopped, providers.Running, "; stop its container on node b; if that node is unreachable, stop it in the cloud; blockvol"},
+		{controller.TakeoverStopped, providers.Unclear, "; if node b is certainly dead, detach the volume in the cloud, or set TAKEOVER=always; blockvol"},
+		{controller.TakeoverAlways, providers.Running, "; try again; blockvol"},
 	} {
 		scene(t, func(t *testing.T, w *world, a, b *machine) {
 			mounted(t, b.start(t), "data", "1")
 			w.set(func() { b.life = c.life })
 			l := a.start(t, func(cfg *Config) { cfg.Takeover = c.policy })
-			_, err := l.Mount(after(t, patience-time.Second), "data", "2")
+			_, err := l.Mount(after(t, holderGrace-time.Second), "data", "2")
 			require.ErrorContains(t, err, c.advice, "%s, %s", c.policy, c.life)
 			w.set(func() { b.life = providers.Running })
 			b.containerEnds("1")
@@ -364,10 +363,10 @@ func TestWhoWaitsForAVolumeThatIsBusyHearsWithWhat(t *testing.T) {
 				w.arrival = 40 * time.Second
 				l := made(t, a.start(t), "data")
 				_, err := l.Mount(after(t, time.Second), "data", "1")
-				require.ErrorIs(t, err, errUnfinished)
+				require.ErrorIs(t, err, volume.Unfinished)
 				err = call(after(t, 10*time.Second), l)
-				require.ErrorIs(t, err, errUnfinished)
-				require.ErrorContains(t, err, "being attached: waiting for the device (11s so far)")
+				require.ErrorIs(t, err, volume.Unfinished)
+				require.ErrorContains(t, err, "being attached: waiting for the device (waited 11s)")
 			})
 		})
 	}
@@ -386,9 +385,9 @@ func TestASlowCreateOrRemoveGoesOnAndARetryJoinsIt(t *testing.T) {
 					made(t, l, "data")
 				}
 				w.setFault(at(call, hang))
-				require.ErrorIs(t, c(within(t), l), errUnfinished)
+				require.ErrorIs(t, c(within(t), l), volume.Unfinished)
 				w.setFault(calm)
-				require.ErrorIs(t, c(within(t), l), errUnfinished, "the first has not ended")
+				require.ErrorIs(t, c(within(t), l), volume.Unfinished, "the first has not ended")
 				require.NoError(t, c(after(t, changeTimeout), l))
 				assert.Equal(t, call == "cloud.Create", w.disk("data") != nil)
 				require.NoError(t, l.Create(within(t), "data", nil))
@@ -407,7 +406,7 @@ func TestAVolumeToBeRemovedByASnapshotStaysWhereThereAreNone(t *testing.T) {
 		l := a.start(t, func(c *Config) { c.Provider = without{c.Provider} })
 		require.ErrorContains(t, l.Create(within(t), "data", map[string]string{"reclaim": "snapshot"}), "this provider has no snapshots: use delete or retain")
 		made(t, l, "data")
-		w.alter(func(d *disk) { d.Record[recReclaim] = string(ReclaimSnapshot) })
+		w.alter(func(d *disk) { d.Record[volume.KeyReclaim] = string(volume.ReclaimSnapshot) })
 		require.ErrorContains(t, l.Remove(within(t), "data"), "this provider has no snapshots")
 		assert.NotNil(t, w.disk("data"))
 	})
@@ -419,9 +418,9 @@ func TestARemoveGivesUpOnADetachThatDoesNotEnd(t *testing.T) {
 		w.set(func() { w.departure = time.Hour })
 		mustUnmount(t, l, "data", "1")
 		err := l.Remove(within(t), "data")
-		require.ErrorContains(t, err, "being detached from this node first (25s so far)")
-		err = l.Remove(after(t, 2*detachTimeout), "data")
-		require.ErrorContains(t, err, "the cloud has not detached it within 2m0s from node a")
+		require.ErrorContains(t, err, "being detached from this node (waited 25s)")
+		err = l.Remove(after(t, 2*controller.DetachTimeout), "data")
+		require.ErrorContains(t, err, `the cloud has not detached it within 2m0s (volume "data", node a)`)
 		assert.NotNil(t, w.disk("data"))
 	})
 }
@@ -440,7 +439,7 @@ func TestARemoveReleasesWhatThisNodeHoldsUnknowingly(t *testing.T) {
 			l := a.start(t)
 			err := l.Remove(within(t), "data")
 			if used {
-				require.ErrorContains(t, err, `in use by a process on this node, though no container says so: volume "data"`)
+				require.ErrorContains(t, err, `in use by a process on this node, though no container says so (volume "data"`)
 				assert.NotNil(t, w.disk("data"))
 				a.containerEnds("1")
 			} else {

@@ -6,157 +6,87 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
 // Remove does with the volume what its reclaim policy says. It refuses while any node uses it. A volume that does not exist
 // is success.
 func (d *Driver) Remove(ctx context.Context, name string) error {
-	v, err := d.enter(ctx, name, "being removed")
-	if err != nil {
-		return err
-	}
-	owns, err := d.background(ctx, v, func(ctx context.Context) error { return d.remove(ctx, v) })
-	if owns {
-		d.leaveUnused(v)
-	}
+	_, err := d.do(ctx, name, job{op: volume.Remove, phase: volume.Removing, keep: idleTTL, work: d.remove})
 	return err
 }
 
-func (d *Driver) remove(ctx context.Context, v *volume) error {
-	if err := d.letGo(ctx, v); err != nil {
+func (d *Driver) remove(ctx context.Context, h *handle) error {
+	if err := d.releaseUnused(ctx, h); err != nil {
 		return err
 	}
-	vol, err := d.unheld(ctx, v)
+	here, err := d.thisNode(ctx)
+	if err != nil {
+		return err
+	}
+	vol, err := d.controller.AwaitFree(ctx, controller.Discard{
+		Name: h.Name, Node: here, Progress: h,
+		Release: func(ctx context.Context, vol *providers.Volume, since time.Time) error {
+			return d.releaseFound(ctx, h, vol, since)
+		},
+	})
 	if errors.Is(err, providers.ErrNotFound) {
-		d.catalog.forget(v.name, "")
+		d.controller.Missing(h.Name)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	set := settingsOf(vol.Record)
-	log := d.volumeLog(v).WithField("id", vol.ID)
-	switch set.reclaim {
-	case ReclaimRetain:
-		if err := whileHeld(ctx, func() error { return d.provider.Forget(ctx, vol.ID) }); err != nil {
-			return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, vol.ID)
-		}
-		log.Infof("Volume forgotten; its disk is kept, and comes back with the option volume-id=%s", vol.ID)
-	case ReclaimSnapshot:
-		if d.snapshots == nil {
-			return fmt.Errorf("reclaim=snapshot, but this provider has no snapshots: volume %q (%s) was not removed", v.name, vol.ID)
-		}
-		// The time makes it this attempt's own: the snapshot of an earlier one, whose delete has failed, may be old.
-		snapshot, err := d.snapshots.Snapshot(ctx, vol.ID, fmt.Sprintf("blockvol: last state of volume %s (%s), %s", v.name, vol.ID, time.Now().UTC().Format(time.RFC3339Nano)))
-		if err != nil {
-			return fmt.Errorf("%w: no snapshot of volume %q (%s) could be taken, so it was not removed", err, v.name, vol.ID)
-		}
-		log.WithField("snapshot", snapshot.ID).Infof("Snapshot taken; the volume comes back with the option snapshot=%s", snapshot.ID)
-		fallthrough
-	default:
-		if err := whileHeld(ctx, func() error { return d.provider.Delete(ctx, vol.ID) }); err != nil {
-			return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, vol.ID)
-		}
-		log.Info("Volume deleted")
-	}
-	d.catalog.forget(v.name, vol.ID)
-	return nil
+	h.Step(volume.Step{Phase: volume.Removing})
+	return d.controller.Remove(ctx, vol)
 }
 
-// whileHeld makes a change of a volume that the cloud has just called free, again if the cloud then refuses it as held: one
-// of the two answers was behind, if only for seconds.
-func whileHeld(ctx context.Context, change func() error) error {
-	var retry backoff
-	for begin := time.Now(); ; {
-		err := change()
-		if !errors.Is(err, providers.ErrHeld) || time.Since(begin) > lag || retry.wait(ctx) != nil {
-			return err
+// releaseFound releases a volume that the cloud says this node holds, first found so at that time, and that the journal does
+// not know.
+func (d *Driver) releaseFound(ctx context.Context, h *handle, vol *providers.Volume, since time.Time) error {
+	switch {
+	case h.Entry() != nil:
+	case vol.Attachment.State == providers.Detaching: // this node has released it; the cloud is not done
+		if time.Since(since) >= controller.DetachTimeout {
+			return controller.ErrDetachTimeout
 		}
+		return nil
+	case !d.node.HasDevice(ctx, vol.Serial):
+		if time.Since(since) >= controller.MaxStale { // the answers are not of a time before a detach
+			return d.reportAbsent(vol)
+		}
+		return nil
 	}
+	if err := h.Record(ctx, vol, false); err != nil {
+		return err
+	}
+	return d.releaseUnused(ctx, h)
 }
 
-// unheld returns the volume once no node holds it, or an error that says who does. What this node holds unknowingly is
-// released; a holder that is stopped or gone is displaced as a mount would.
-func (d *Driver) unheld(ctx context.Context, v *volume) (*providers.Volume, error) {
-	node, err := d.provider.Node(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%w: volume %q was not removed", err, v.name)
-	}
-	held := holderWatch{since: time.Now()}
-	var retry backoff
-	for {
-		vol, err := d.find(ctx, v.name)
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("%w: volume %q was not removed", err, v.name)
-		case !vol.Held():
-			return vol, nil
-		case vol.HeldBy(node.ID) && vol.Attachment.State == providers.Detaching && v.journaled() == nil:
-			// This node has let go of it; the cloud is not done.
-			v.step("being detached from this node first")
-			if time.Since(held.since) >= detachTimeout {
-				return nil, fmt.Errorf("%w from node %s: volume %q (%s) was not removed", errDetachTimeout, node.ID, v.name, vol.ID)
-			}
-		case vol.HeldBy(node.ID) && v.journaled() == nil && !d.isHere(ctx, vol.Serial):
-			v.step("being detached from this node first")
-			if time.Since(held.since) >= lag { // the answers are not of a time before a detach
-				return nil, fmt.Errorf("%w: the volume was not removed", d.notSeen(vol))
-			}
-		case vol.HeldBy(node.ID):
-			if err := d.remember(ctx, v, vol, false); err != nil {
-				return nil, err
-			}
-			if err := d.letGo(ctx, v); err != nil {
-				return nil, err
-			}
-		default:
-			taken, err := d.displace(ctx, v, vol, &held)
-			if err != nil {
-				return nil, err
-			}
-			// What this node has mounted since, it has released since.
-			if !taken && held.taken == "" && !d.catalog.changedLately(v.name) {
-				_, advice := v.state()
-				return nil, fmt.Errorf("in use on node %s: volume %q (%s) was not removed%s", vol.Attachment.Node, v.name, vol.ID, advice)
-			}
-		}
-		if err := retry.wait(ctx); err != nil {
-			doing, _ := v.state()
-			return nil, fmt.Errorf("%s, %w: volume %q was not removed", doing, err, v.name)
-		}
-	}
-}
-
-// letGo releases what this node still has of a volume that none of its containers uses.
-func (d *Driver) letGo(ctx context.Context, v *volume) error {
-	e := v.journaled()
+// releaseUnused releases what this node still has of a volume that none of its containers uses.
+func (d *Driver) releaseUnused(ctx context.Context, h *handle) error {
+	e := h.Entry()
 	if e == nil {
 		return nil
 	}
-	// Not every mount ID stands for a container: no Unmount comes for one that died while the engine was down. Those of which
-	// the kernel has no mount are dropped, though between the answer to Mount and the container's own mount it has none either:
+	// Not every use stands for a container: no Unmount comes for one that died while the engine was down. Those of which the
+	// kernel has no mount are dropped, though between the answer to Mount and the container's own mount it has none either:
 	// the engine sends no Remove while a container of its own refers to the volume, and refers to it from the container's
 	// creation on. A Mount under way here has the gate.
-	used, err := d.usedByContainers(ctx, v, e)
-	if err != nil {
-		return fmt.Errorf("%w: volume %q (%s) was not removed", err, v.name, e.Volume)
+	used, err := h.InUse(ctx)
+	n := len(e.Uses)
+	switch {
+	case err != nil:
+		return err
+	case n > 0 && (used || !h.Seen()):
+		return volume.Fail(volume.InUse, fmt.Sprintf("in use by %d container(s) on this node", n), "remove them first")
+	case used:
+		return volume.Fail(volume.InUse, "in use by a process on this node, though no container says so", "see `docker volume inspect` for which, and end it first")
+	case n > 0:
+		d.volumeLog(h).WithField("id", e.Volume).WithField("ids", e.IDs()).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped, since the volume is removed")
 	}
-	n := len(e.IDs)
-	if n > 0 && (used || !v.seen(e)) {
-		return fmt.Errorf("in use by %d container(s) on this node: volume %q (%s) was not removed", n, v.name, e.Volume)
-	}
-	if used {
-		return fmt.Errorf("in use by a process on this node, though no container says so: volume %q (%s) was not removed", v.name, e.Volume)
-	}
-	if n > 0 {
-		d.volumeLog(v).WithField("id", e.Volume).WithField("ids", e.IDs).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped, since the volume is removed")
-	}
-	if e.Formatting { // not worth finishing
-		d.noteUnused(v, e.formatting(false))
-	}
-	if err := d.release(ctx, v); err != nil {
-		return fmt.Errorf("%w: volume %q was not removed", err, v.name)
-	}
-	return nil
+	h.AbandonFormat() // not worth finishing
+	return d.release(ctx, h)
 }

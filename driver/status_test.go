@@ -14,6 +14,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -21,20 +23,20 @@ import (
 func TestTheStatusOfAVolumeIsWhatIsInEffect(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.set(func() { w.departure = time.Minute })
-		w.snapshots["snap"] = providers.Record{recFSType: "xfs", recLayout: mount.LayoutData, recFormatted: "xfs"}
+		w.snapshots["snap"] = providers.Record{volume.KeyFSType: "xfs", volume.KeyLayout: mount.LayoutData, volume.KeyFormatted: "xfs"}
 		l := a.start(t)
 		require.NoError(t, l.Create(within(t), "data", map[string]string{"size": "2", "tags": "team=db", "uid": "999"}))
 		require.NoError(t, l.Create(within(t), "copy", map[string]string{"snapshot": "snap", "size": "1"}))
 		assert.Equal(t, map[string]any{
-			"id": "vol-1", "size": "2GiB", "layout": "data", "reclaim": "delete", "formatted": "false", "fstype": "ext4", "uid": "999",
+			"id": "vol-1", "size": "2GiB", "layout": "data", "reclaim": "delete", "formatted": false, "fstype": "ext4", "uid": "999",
 			"zone": "z1", "state": "detached",
 		}, status(t, l, "data"))
 		assert.Equal(t, map[string]any{
-			"id": "vol-2", "size": "1GiB", "layout": "data", "reclaim": "delete", "formatted": "true", "fstype": "xfs",
+			"id": "vol-2", "size": "1GiB", "layout": "data", "reclaim": "delete", "formatted": true, "fstype": "xfs",
 			"zone": "z1", "state": "detached", "snapshot": "snap",
 		}, status(t, l, "copy"))
 		w.alter(func(d *disk) { d.Zone = "" })
-		time.Sleep(fresh)
+		time.Sleep(catalogTTL)
 		assert.NotContains(t, status(t, l, "copy"), "zone")
 		w.alter(func(d *disk) { d.Zone = "z1" })
 
@@ -43,7 +45,7 @@ func TestTheStatusOfAVolumeIsWhatIsInEffect(t *testing.T) {
 		w.count()
 		is := status(t, l, "data")
 		assert.Equal(t, map[string]any{
-			"id": "vol-1", "size": "2GiB", "layout": "data", "reclaim": "delete", "formatted": "true", "fstype": "ext4", "uid": "999",
+			"id": "vol-1", "size": "2GiB", "layout": "data", "reclaim": "delete", "formatted": true, "fstype": "ext4", "uid": "999",
 			"zone": "z1", "state": "mounted", "node": "a", "containers": 2, "device": "/dev/serial-1",
 		}, is)
 		mustUnmount(t, l, "data", "2")
@@ -62,11 +64,11 @@ func TestTheStatusOfAVolumeIsWhatIsInEffect(t *testing.T) {
 
 // The cloud is away, and the plugin has just started.
 func TestTheStatusOfAVolumeThatOnlyTheJournalKnows(t *testing.T) {
-	for state, entry := range map[string]func(e *entry){
-		"attached":       func(*entry) {},
-		"being released": func(e *entry) { e.Releasing = true },
+	for phase, entry := range map[string]func(e *node.Entry){
+		"":          func(*node.Entry) {},
+		"releasing": func(e *node.Entry) { e.Releasing = true },
 	} {
-		t.Run(state, func(t *testing.T) {
+		t.Run(phase, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
 				mounted(t, a.start(t), "data", "1").kill()
 				created := w.disk("data").CreatedAt
@@ -80,7 +82,11 @@ func TestTheStatusOfAVolumeThatOnlyTheJournalKnows(t *testing.T) {
 				require.NoError(t, err)
 				assert.Equal(t, "data", info.Name)
 				assert.True(t, created.Equal(info.CreatedAt))
-				assert.Equal(t, map[string]any{"id": "vol-1", "containers": 1, "state": state}, info.Status)
+				want := map[string]any{"id": "vol-1", "containers": 1, "state": "attached"}
+				if phase != "" {
+					want["phase"], want["message"] = phase, "being released"
+				}
+				assert.Equal(t, want, info.Status)
 				w.setFault(calm)
 				a.containerEnds("1")
 			})
@@ -108,18 +114,18 @@ func TestTheListIsWhatTheCloudSays(t *testing.T) {
 		assert.Equal(t, "a=/published/a b= c= k= m= q= z=", names(t, l))
 
 		w.count()
-		time.Sleep(fresh)
+		time.Sleep(catalogTTL)
 		for range 3 {
 			names(t, l)
 		}
 		assert.Equal(t, 1, w.count()["List"])
 
 		// Two of one name are missing, and the others there.
-		time.Sleep(fresh)
+		time.Sleep(catalogTTL)
 		w.set(func() { w.newDisk("z", 1<<30, nil).twin = true })
 		assert.Equal(t, "a=/published/a b= c= k= m= q=", names(t, l))
 
-		time.Sleep(fresh)
+		time.Sleep(catalogTTL)
 		w.setFault(at("cloud.List", failBefore))
 		for range 2 {
 			_, err := l.List(within(t))
@@ -153,10 +159,10 @@ func TestAVolumeThatIsGoneIsNotRememberedWhenTheCloudIsAway(t *testing.T) {
 		require.NoError(t, lb.Remove(within(t), "data"))
 		time.Sleep(time.Minute)
 		_, err := la.Get(within(t), "data")
-		require.ErrorIs(t, err, ErrNotFound)
+		require.ErrorIs(t, err, volume.NotFound)
 		w.setFault(at("cloud.Find", failBefore))
 		_, err = la.Get(within(t), "data")
-		require.ErrorIs(t, err, ErrUnsure)
+		require.ErrorIs(t, err, volume.Unsure)
 		w.setFault(calm)
 	})
 }
@@ -168,10 +174,10 @@ func TestAVolumeThatExistsIsNotMadeAnew(t *testing.T) {
 		require.NoError(t, l.Create(within(t), "adopted", map[string]string{"volume-id": "vol-1"}))
 		require.NoError(t, l.Create(within(t), "data", map[string]string{"size": "2"}))
 		for _, c := range []struct{ name, option, value, says string }{
-			{"data", "volume-id", "vol-1", `volume "data" exists with volume-id=vol-2, not vol-1`},
-			{"data", "size", "3", `volume "data" exists with size=2GiB, not 3GiB`},
-			{"data", "snapshot", "snap", `volume "data" exists with snapshot=, not snap`},
-			{"data", "fstype", "xfs", `volume "data" exists with fstype=ext4, not xfs`},
+			{"data", "volume-id", "vol-1", `the volume exists with volume-id=vol-2, not vol-1`},
+			{"data", "size", "3", `the volume exists with size=2GiB, not 3GiB`},
+			{"data", "snapshot", "snap", `the volume exists with snapshot=, not snap`},
+			{"data", "fstype", "xfs", `the volume exists with fstype=ext4, not xfs`},
 			{"data", "sise", "3", `unknown option "sise"`},
 		} {
 			require.ErrorContains(t, l.Create(within(t), c.name, map[string]string{c.option: c.value}), c.says)
@@ -184,14 +190,14 @@ func TestAVolumeThatExistsIsNotMadeAnew(t *testing.T) {
 		assert.Len(t, w.disks, 2)
 		assert.Equal(t, mount.LayoutRoot, status(t, l, "adopted")["layout"])
 		_, err := l.Path(within(t), "nothing")
-		require.ErrorIs(t, err, ErrNotFound)
-		require.ErrorContains(t, l.Create(within(t), "a\nb", nil), "cannot be printed: no volume was created")
-		require.ErrorContains(t, l.Create(within(t), "bad", map[string]string{"sise": "3"}), `volume "bad" was not created`)
+		require.ErrorIs(t, err, volume.NotFound)
+		require.ErrorContains(t, l.Create(within(t), "a\nb", nil), "characters that cannot be printed")
+		require.ErrorContains(t, l.Create(within(t), "bad", map[string]string{"sise": "3"}), `(volume "bad"`)
 
 		// Another node is first, and its volume is another.
 		w.setLag(5 * time.Second)
 		require.NoError(t, l.Create(within(t), "race", nil))
-		require.ErrorContains(t, b.start(t).Create(within(t), "race", map[string]string{"size": "3"}), `volume "race" exists with size=1GiB, not 3GiB`)
+		require.ErrorContains(t, b.start(t).Create(within(t), "race", map[string]string{"size": "3"}), `the volume exists with size=1GiB, not 3GiB`)
 	})
 }
 
@@ -235,22 +241,22 @@ func TestOptionsReachTheCloud(t *testing.T) {
 		}, p.asked)
 		require.NoError(t, l.Create(within(t), "longest", map[string]string{"mkfs-options": "-L" + strings.Repeat(" ", 252) + "x"}))
 		for text, bytes := range map[string]int64{"8388607TiB": 8388607 << 40, "9223372036854775807B": 1<<63 - 1} {
-			size, err := ParseSize(text)
+			size, err := volume.ParseSize(text)
 			require.NoError(t, err)
 			assert.Equal(t, bytes, size)
 		}
-		_, err := ParseSize("5x")
+		_, err := volume.ParseSize("5x")
 		require.Error(t, err)
-		assert.Equal(t, "1TiB", FormatSize(1<<40))
-		assert.Equal(t, "1025KiB", FormatSize(1025<<10))
-		assert.Equal(t, "1023B", FormatSize(1023))
-		assert.Equal(t, "0B", FormatSize(0))
+		assert.Equal(t, "1TiB", volume.FormatSize(1<<40))
+		assert.Equal(t, "1025KiB", volume.FormatSize(1025<<10))
+		assert.Equal(t, "1023B", volume.FormatSize(1023))
+		assert.Equal(t, "0B", volume.FormatSize(0))
 	})
 }
 
 // watched is a kernel that remembers how it was to mount.
 type watched struct {
-	Host
+	node.Host
 	spec mount.StageSpec
 }
 
@@ -332,12 +338,12 @@ func TestWhatADriverIsToldCounts(t *testing.T) {
 }
 
 // unreadable is a journal of which nothing can be read.
-type unreadable struct{ journalStore }
+type unreadable struct{ node.Journal }
 
-func (unreadable) load() ([]*entry, []error, error) { return nil, nil, errInjected }
+func (unreadable) Load() (node.Loaded, error) { return node.Loaded{}, errInjected }
 
 func TestWithoutItsJournalADriverDoesNotStart(t *testing.T) {
-	_, err := start(Config{Log: quiet()}, unreadable{})
+	_, err := New(Config{Log: quiet(), Journal: unreadable{}, Boot: "boot"})
 	require.ErrorIs(t, err, errInjected)
 }
 
@@ -349,27 +355,6 @@ func TestAVolumeThatIsMadeAnewElsewhereIsSeenWhereItWasRemoved(t *testing.T) {
 		made(t, lb, "data")
 		assert.Equal(t, "vol-2", status(t, la, "data")["id"])
 	})
-}
-
-func TestAJournalThatIsGoneOrOddSaysSo(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "journal")
-	j, err := openJournal(dir)
-	require.NoError(t, err)
-	twice := testEntry("one", "1", "1")
-	require.NoError(t, j.put(twice))
-	entries, damaged, err := j.load()
-	require.NoError(t, err)
-	assert.Empty(t, damaged)
-	assert.Equal(t, []*entry{testEntry("one", "1")}, entries, "mount IDs are a set")
-	require.NoError(t, j.remove("one"))
-
-	require.NoError(t, os.Remove(dir))
-	_, _, err = j.load()
-	require.ErrorContains(t, err, "the journal cannot be read")
-	require.ErrorContains(t, j.put(testEntry("one", "1")), "the journal cannot be written")
-	require.NoError(t, os.WriteFile(dir, nil, 0o600))
-	require.ErrorContains(t, j.remove("one"), "the journal cannot be written")
-	require.ErrorContains(t, j.put(testEntry("one", "1")), "the journal cannot be written")
 }
 
 // A cloud that never answers holds a volume for so long and no longer. To copy a snapshot takes longer.

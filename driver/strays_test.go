@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -61,7 +62,7 @@ func TestADiskWhoseDeviceStaysAwayIsLookedForSeldom(t *testing.T) {
 		time.Sleep(time.Hour)
 		w.count()
 		time.Sleep(time.Hour)
-		assert.LessOrEqual(t, w.count()["List"], int(time.Hour/straysDoubted))
+		assert.LessOrEqual(t, w.count()["List"], int(time.Hour/suspectedEvery))
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 	})
 }
@@ -75,14 +76,14 @@ func TestAnAttachThatWasGivenUpIsWatchedForSeldomAndThenByItsDevice(t *testing.T
 		require.ErrorIs(t, err, errInjected)
 		w.setFault(calm)
 		w.count()
-		time.Sleep(straysDoubted / 2)
+		time.Sleep(suspectedEvery / 2)
 		assert.Zero(t, w.count()["List"], "the kernel is asked, not the cloud")
-		time.Sleep(straysDoubted)
+		time.Sleep(suspectedEvery)
 		assert.Equal(t, 1, w.count()["List"])
 		time.Sleep(straysEvery / 2)
 		assert.Zero(t, w.count()["List"])
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{Node: "a", State: providers.Attached} })
-		time.Sleep(2*reconcileEvery + linger)
+		time.Sleep(2*reconcileEvery + idleTTL)
 		assert.Empty(t, w.holder("data"))
 	})
 }
@@ -102,7 +103,7 @@ func TestAVolumeThatIsMadeAnewHasNoProblemOfTheOneBefore(t *testing.T) {
 			clear(w.disks)
 			away(w.newDisk("data", 1<<30, nil))
 		})
-		time.Sleep(lag)
+		time.Sleep(controller.MaxStale)
 		assert.NotContains(t, status(t, l, "data"), "problem", "whether its device comes is not known yet")
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 	})
@@ -173,12 +174,12 @@ func TestADiskThatThisBootHasNotSeenIsForgottenOnlyByTheWordOfTheCloud(t *testin
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		assert.NotNil(t, a.journal["data"])
-		assert.Zero(t, reports(logged, notSeen))
+		assert.Zero(t, reports(logged, notSeen, ""))
 		w.setFault(calm)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		assert.Nil(t, a.journal["data"])
-		assert.Equal(t, 1, reports(logged, notSeen))
+		assert.Equal(t, 1, reports(logged, notSeen, ""))
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 	})
 }

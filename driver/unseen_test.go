@@ -15,6 +15,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -39,9 +41,9 @@ func as(id string) func(*Config) {
 }
 
 // reports counts the warnings and errors in the log whose error says so.
-func reports(log *logtest.Hook, what string) (n int) {
+func reports(log *logtest.Hook, what, name string) (n int) {
 	for _, e := range log.AllEntries() {
-		if err, is := e.Data[logrus.ErrorKey].(error); is && e.Level <= logrus.WarnLevel && strings.Contains(err.Error(), what) {
+		if err, is := e.Data[logrus.ErrorKey].(error); is && e.Level <= logrus.WarnLevel && strings.Contains(err.Error(), what) && (name == "" || e.Data["volume"] == name) {
 			n++
 		}
 	}
@@ -55,7 +57,7 @@ func TestADiskOfAnotherMachineWithTheSameIDIsReportedAndNeverDetached(t *testing
 		"a node made from an image":          func(_, _ *machine) {},
 		"the image held the other's journal": func(a, b *machine) { b.journal = maps.Clone(a.journal) },
 		"its release was not finished": func(a, b *machine) {
-			e := a.journal["data"].releasing()
+			e := releasing(a.journal["data"])
 			b.journal["data"] = e
 		},
 	} {
@@ -76,8 +78,8 @@ func TestADiskOfAnotherMachineWithTheSameIDIsReportedAndNeverDetached(t *testing
 				time.Sleep(24 * time.Hour)
 				assert.Equal(t, "a", w.holder("data"))
 				assert.Equal(t, "a", w.holder("attached-only"))
-				assert.Equal(t, 1, reports(logged, `volume "data" (vol-1)`), "reported once")
-				assert.Equal(t, 1, reports(logged, `volume "attached-only" (vol-2)`), "reported once")
+				assert.Equal(t, 1, reports(logged, notSeen, "data"), "reported once")
+				assert.Equal(t, 1, reports(logged, notSeen, "attached-only"), "reported once")
 				info, err := lb.Get(within(t), "data")
 				require.NoError(t, err)
 				assert.Contains(t, info.Status["problem"], notSeen)
@@ -88,7 +90,6 @@ func TestADiskOfAnotherMachineWithTheSameIDIsReportedAndNeverDetached(t *testing
 				for name := range w.disks {
 					err = lb.Remove(within(t), w.disks[name].Name)
 					require.ErrorContains(t, err, notSeen)
-					require.ErrorContains(t, err, "was not removed")
 					ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 					_, err = lb.Mount(ctx, w.disks[name].Name, "3")
 					cancel()
@@ -136,10 +137,10 @@ func TestADiskWhoseDeviceComesSoonAfterABootIsReleased(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		mounted(t, a.start(t), "data", "1")
 		a.powerOff()
-		w.alter(func(d *disk) { d.present = time.Now().Add(w.boot + linger/2) })
+		w.alter(func(d *disk) { d.present = time.Now().Add(w.boot + idleTTL/2) })
 		a.powerOn()
 		a.start(t)
-		time.Sleep(linger + time.Second)
+		time.Sleep(idleTTL + time.Second)
 		assert.Empty(t, w.holder("data"))
 	})
 }
@@ -148,20 +149,20 @@ func TestADiskWhoseDeviceComesLateIsReleasedThen(t *testing.T) {
 	for name, lose := range map[string]func(a *machine){
 		"the journal knows it":      func(*machine) {},
 		"the journal has lost it":   func(a *machine) { clear(a.journal) },
-		"its release was cut short": func(a *machine) { a.journal["data"] = a.journal["data"].releasing() },
+		"its release was cut short": func(a *machine) { a.journal["data"] = releasing(a.journal["data"]) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
 				mounted(t, a.start(t), "data", "1")
 				a.powerOff()
 				synctest.Wait()
-				w.alter(func(d *disk) { d.present = time.Now().Add(3*time.Hour + straysDoubted/2) })
+				w.alter(func(d *disk) { d.present = time.Now().Add(3*time.Hour + suspectedEvery/2) })
 				lose(a)
 				a.powerOn()
 				l := a.start(t)
 				time.Sleep(2 * time.Hour)
 				assert.Equal(t, "a", w.holder("data"), "its device has not been seen")
-				time.Sleep(time.Hour + straysDoubted/2 + 2*reconcileEvery)
+				time.Sleep(time.Hour + suspectedEvery/2 + 2*reconcileEvery)
 				assert.Empty(t, w.holder("data"))
 				mustMount(t, l, "data", "2")
 				mustUnmount(t, l, "data", "2")
@@ -234,7 +235,7 @@ func TestADiskOnItsWayOutIsNotReported(t *testing.T) {
 				log, logged := logtest.NewNullLogger()
 				a.start(t, func(c *Config) { c.Log = log })
 				time.Sleep(time.Hour)
-				assert.Zero(t, reports(logged, notSeen))
+				assert.Zero(t, reports(logged, notSeen, ""))
 				assert.Empty(t, w.holder("data"))
 			})
 		})
@@ -263,7 +264,7 @@ func TestADiskThatSomethingOnThisMachineReadsIsNotDetachedAsAStray(t *testing.T)
 }
 
 type busyDisk struct {
-	Host
+	node.Host
 	busy  atomic.Bool
 	count atomic.Int64
 }
@@ -280,8 +281,8 @@ func TestADeadMountThatTheJournalLostIsTakenAway(t *testing.T) {
 		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
 		clear(a.journal)
-		mustMount(t, b.start(t, func(c *Config) { c.Takeover = TakeoverAlways }), "data", "2") // a is cut off
-		l = a.start(t, func(c *Config) { c.Takeover = TakeoverAlways })
+		mustMount(t, b.start(t, func(c *Config) { c.Takeover = controller.TakeoverAlways }), "data", "2") // a is cut off
+		l = a.start(t, func(c *Config) { c.Takeover = controller.TakeoverAlways })
 		synctest.Wait()
 		assert.Empty(t, a.mounts["serial-1"].dir, "it shows a disk that is another node's")
 		path, err := l.Path(within(t), "data")
@@ -293,7 +294,7 @@ func TestADeadMountThatTheJournalLostIsTakenAway(t *testing.T) {
 }
 
 func TestAnAttachThatTakesEffectLateIsNoticedSoon(t *testing.T) {
-	for _, late := range []time.Duration{90 * time.Second, straysDoubted + time.Minute} {
+	for _, late := range []time.Duration{90 * time.Second, suspectedEvery + time.Minute} {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := made(t, a.start(t), "data")
 			time.Sleep(time.Hour) // the last look for strays is long ago
@@ -303,10 +304,10 @@ func TestAnAttachThatTakesEffectLateIsNoticedSoon(t *testing.T) {
 			w.setFault(calm)
 			time.Sleep(late)
 			w.alter(func(d *disk) { d.Attachment = providers.Attachment{Node: "a", State: providers.Attached} })
-			if late < straysDoubted {
-				time.Sleep(2*reconcileEvery + linger)
+			if late < suspectedEvery {
+				time.Sleep(2*reconcileEvery + idleTTL)
 			} else {
-				time.Sleep(straysDoubted)
+				time.Sleep(suspectedEvery)
 			}
 			assert.Empty(t, w.holder("data"))
 		})
@@ -321,7 +322,7 @@ func TestADiskThatAnotherNodeHoldsIsNotReportedAsThisNodes(t *testing.T) {
 			_, err := a.current.Mount(within(t), "data", "1")
 			require.Error(t, err)
 			w.setFault(calm)
-			time.Sleep(straysDoubted + 2*reconcileEvery)
+			time.Sleep(suspectedEvery + 2*reconcileEvery)
 		},
 		"this node was said to hold it": func(t *testing.T, w *world, a *machine) {
 			synctest.Wait()
@@ -356,7 +357,7 @@ func TestADiskThatAnotherNodeHoldsIsNotReportedAsThisNodes(t *testing.T) {
 
 func TestADeadMountThatCannotBeTakenAwayHoldsUpNoOtherVolume(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		cutOff := func(c *Config) { c.Takeover = TakeoverAlways }
+		cutOff := func(c *Config) { c.Takeover = controller.TakeoverAlways }
 		l := mounted(t, a.start(t), "bad", "1")
 		mounted(t, l, "good", "2")
 		l.kill()

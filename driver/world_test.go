@@ -20,6 +20,9 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -102,7 +105,7 @@ type machine struct {
 	slots      int       // how many disks it can have; 0 for any number
 	boot       int
 	mounts     map[string]*superblock // by serial: what the kernel holds
-	journal    map[string]*entry
+	journal    map[string]*node.Entry
 	current    *life
 }
 
@@ -128,10 +131,11 @@ func (s *superblock) held() bool { return s.dir != "" || len(s.containers) > 0 }
 // life is one run of the plugin on a machine. A dead one changes nothing any more.
 type life struct {
 	*Driver
-	machine *machine
-	bootID  string // of the Driver, which works before start has set it here
-	dead    atomic.Bool
-	unseen  atomic.Bool // the engine does not see what is mounted
+	machine  *machine
+	takeover controller.Takeover
+	bootID   string // of the Driver, which works before start has set it here
+	dead     atomic.Bool
+	unseen   atomic.Bool // the engine does not see what is mounted
 }
 
 type fault int
@@ -208,7 +212,7 @@ func (w *world) violate(format string, args ...any) {
 
 func (w *world) machine(name string) *machine {
 	name = w.cloud.join(name)
-	m := &machine{world: w, name: name, zone: "z1", life: providers.Running, mounts: map[string]*superblock{}, journal: map[string]*entry{}}
+	m := &machine{world: w, name: name, zone: "z1", life: providers.Running, mounts: map[string]*superblock{}, journal: map[string]*node.Entry{}}
 	w.machines[name] = m
 	return m
 }
@@ -225,7 +229,9 @@ func (m *machine) start(t testing.TB, change ...func(*Config)) *life {
 	for _, c := range change {
 		c(&cfg)
 	}
-	d, err := start(cfg, fakeJournal{l})
+	cfg.Journal = fakeJournal{l}
+	l.takeover = cmp.Or(cfg.Takeover, controller.TakeoverStopped)
+	d, err := New(cfg)
 	require.NoError(t, err)
 	l.Driver = d
 	m.current = l
@@ -287,7 +293,7 @@ func (l *life) suffer(ctx context.Context, call string, f fault, effect func() e
 	if w.latency > 0 && strings.HasPrefix(call, "cloud.") {
 		delay = time.Duration(w.dice("latency", l.machine.name, call).Int64N(int64(w.latency)))
 	}
-	if pause(ctx, delay) != nil {
+	if controller.Pause(ctx, delay) != nil {
 		return ctx.Err()
 	}
 	run := func() error {
@@ -313,7 +319,7 @@ func (l *life) suffer(ctx context.Context, call string, f fault, effect func() e
 		return ctx.Err()
 	case late:
 		go func() {
-			time.Sleep(time.Duration(w.dice("late", call).Int64N(int64(8 * time.Second)))) // within what the driver calls lag
+			time.Sleep(time.Duration(w.dice("late", call).Int64N(int64(8 * time.Second)))) // within controller.MaxStale
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.passTime()
@@ -657,7 +663,7 @@ func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) 
 		if m == nil {
 			return nil
 		}
-		if !force || p.takeover != TakeoverAlways {
+		if !force || p.takeover != controller.TakeoverAlways {
 			m.mayLose(d, force)
 		}
 		if force {
@@ -779,7 +785,7 @@ func (h *fakeHost) until(ctx context.Context, call string, met func() bool) erro
 		if err != nil || ok {
 			return err
 		}
-		if pause(ctx, 50*time.Millisecond) != nil {
+		if controller.Pause(ctx, 50*time.Millisecond) != nil {
 			return fmt.Errorf("%s: %w", call, ctx.Err())
 		}
 	}
@@ -837,7 +843,7 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 		case d.data:
 			h.machine.world.violate("%s asked to format %s, which holds data", h.machine.name, d.Name)
 			return mount.ErrNotBlank
-		case d.Record[recFormatted] != "":
+		case d.Record[volume.KeyFormatted] != "":
 			h.machine.world.violate("%s asked to format %s, which the cloud calls formatted", h.machine.name, d.Name)
 			return mount.ErrNotBlank
 		case d.formats > 0 && d.by != h.bootID:
@@ -887,7 +893,7 @@ func (h *fakeHost) Stage(ctx context.Context, dev mount.Device, dir string, spec
 			return mount.ErrWrongFS
 		}
 		for _, m := range h.machine.world.machines {
-			if m != h.machine && m.on(deviceOf(d)) != nil && h.takeover != TakeoverAlways {
+			if m != h.machine && m.on(deviceOf(d)) != nil && h.takeover != controller.TakeoverAlways {
 				h.machine.world.violate("%s mounted %s, which %s has mounted", h.machine.name, d.Name, m.name)
 			}
 		}
@@ -992,18 +998,18 @@ func (h *fakeHost) Activity(dev mount.Device) (string, error) {
 // fakeJournal is on the machine's disk: it outlives the plugin and the boot.
 type fakeJournal struct{ *life }
 
-func (j fakeJournal) load() (entries []*entry, damaged []error, err error) {
+func (j fakeJournal) Load() (loaded node.Loaded, err error) {
 	j.machine.world.mu.Lock()
 	defer j.machine.world.mu.Unlock()
 	for _, e := range j.machine.journal {
 		c := *e
-		entries = append(entries, &c)
+		loaded.Entries = append(loaded.Entries, &c)
 	}
-	damaged, j.machine.damaged = j.machine.damaged, nil
-	return entries, damaged, nil
+	loaded.Damaged, j.machine.damaged = j.machine.damaged, nil
+	return loaded, nil
 }
 
-func (j fakeJournal) put(e *entry) error {
+func (j fakeJournal) Put(e *node.Entry) error {
 	return j.do(context.Background(), "journal.put", func() error {
 		c := *e
 		j.machine.journal[e.Name] = &c
@@ -1011,7 +1017,7 @@ func (j fakeJournal) put(e *entry) error {
 	})
 }
 
-func (j fakeJournal) remove(name string) error {
+func (j fakeJournal) Remove(name string) error {
 	return j.do(context.Background(), "journal.remove", func() error {
 		if j.machine.journal[name] != nil {
 			j.machine.world.figures["releases"]++
@@ -1027,7 +1033,7 @@ func (m *machine) container(name, id string) bool {
 	m.world.mu.Lock()
 	defer m.world.mu.Unlock()
 	for _, s := range m.mounts {
-		if s.dir == dirOf(name) {
+		if s.dir == node.DirOf(name) {
 			s.containers[id] = true
 			s.disk.data = true
 			// Excluded: a disk that was forgotten (reclaim=retain) on one node while another attached it. It is no volume any more
@@ -1138,3 +1144,25 @@ func (m *machine) sizeIn(name string) int64 {
 	}
 	return 0
 }
+
+// releasing is an entry as a release that was cut short leaves it.
+func releasing(e *node.Entry) *node.Entry {
+	c := *e
+	c.Uses, c.Releasing = nil, true
+	return &c
+}
+
+// used is a use by Docker.
+func used(id string) node.Use { return node.Use{Kind: node.Docker, ID: id} }
+
+// How long things take in packages controller and node.
+const (
+	catalogTTL      = 10 * time.Second
+	firstCheck      = 15 * time.Second
+	attachTries     = 3
+	holderGrace     = 15 * time.Second
+	queryTimeout    = 2 * time.Minute
+	changeTimeout   = 10 * time.Minute
+	forceTimeout    = 10 * time.Second
+	unbackedTimeout = 2 * time.Minute
+)

@@ -15,7 +15,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/mount"
-	"github.com/blockvol/blockvol/plugin"
+	"github.com/blockvol/blockvol/plugin/docker"
 )
 
 // options are the flags: where things are on this machine, as this process sees it, and how long a copy-up probe takes.
@@ -69,7 +69,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 
 	s, wrong := readSettings(getenv)
 	log := newLogger(s)
-	l, err := plugin.Listen(ctx, p.socket)
+	l, err := docker.Listen(ctx, p.socket)
 	if err != nil {
 		return err
 	}
@@ -82,8 +82,8 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 		wrong = fmt.Errorf("%w: correct the command line (of a managed plugin, the setting args) and restart blockvol", wrongLine)
 	}
 	opened := make(chan func(), 1)
-	volumes := plugin.Opening(func() plugin.Volumes {
-		volumes, release, err := plugin.Volumes(nil), func() {}, wrong
+	volumes := docker.Opening(func() docker.Volumes {
+		volumes, release, err := docker.Volumes(nil), func() {}, wrong
 		if err == nil {
 			volumes, release, err = open(p, s, getenv, stop, log)
 		}
@@ -91,14 +91,14 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 		switch {
 		case err != nil:
 			log.WithError(err).Error("No volumes can be served: each call is answered with the reason")
-			return plugin.Broken(err)
+			return docker.Broken(err)
 		case s.noCreate != nil:
 			log.WithError(s.noCreate).Error("No volumes can be created: existing ones are served")
-			return plugin.WithoutCreate(volumes, s.noCreate)
+			return docker.WithoutCreate(volumes, s.noCreate)
 		}
 		return volumes
 	})
-	err = plugin.New(plugin.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Log: log}).Serve(ctx, l)
+	err = docker.New(docker.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Log: log}).Serve(ctx, l)
 	select {
 	case release := <-opened:
 		release()
@@ -110,7 +110,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 }
 
 // open creates the driver and what it needs. release ends their work; stop ends this process.
-func open(p options, s settings, getenv func(string) string, stop func(), log *logrus.Logger) (_ plugin.Volumes, release func(), _ error) {
+func open(p options, s settings, getenv func(string) string, stop func(), log *logrus.Logger) (_ docker.Volumes, release func(), _ error) {
 	var undo []func() error
 	release = func() {
 		for _, u := range slices.Backward(undo) {
@@ -119,7 +119,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 			}
 		}
 	}
-	fail := func(err error) (plugin.Volumes, func(), error) {
+	fail := func(err error) (docker.Volumes, func(), error) {
 		release()
 		return nil, func() {}, err
 	}
@@ -150,7 +150,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 	undo = append(undo, host.Close)
 	d, err := driver.New(driver.Config{
 		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
-		Takeover: s.takeover, Glance: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Log: log,
+		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Log: log,
 	})
 	if err != nil {
 		return fail(err)

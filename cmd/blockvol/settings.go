@@ -11,9 +11,10 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
-	"github.com/blockvol/blockvol/plugin"
+	"github.com/blockvol/blockvol/plugin/docker"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -24,7 +25,7 @@ const (
 )
 
 var (
-	takeovers   = []driver.Takeover{driver.TakeoverNever, driver.TakeoverStopped, driver.TakeoverAlways}
+	takeovers   = []controller.Takeover{controller.TakeoverNever, controller.TakeoverStopped, controller.TakeoverAlways}
 	logLevels   = []string{"error", "warning", "info", "debug"}
 	logFormats  = []string{"text", "json"}
 	clusterForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
@@ -34,10 +35,10 @@ var (
 var generalSettings = []providers.Setting{
 	{Name: "PROVIDER", Default: "local", Help: "where disks come from: " + quoted(providerNames())},
 	{Name: "CLUSTER", Default: "default", Help: "separates the volumes of one Swarm from others in the same account: blockvol sees only the volumes of its own cluster"},
-	{Name: "TAKEOVER", Default: string(driver.TakeoverStopped), Help: "when a volume is taken from the node that holds it: `never`; `stopped`: if the cloud says that this node is stopped or gone; `always`: also if this node does not release it within 15 s"},
+	{Name: "TAKEOVER", Default: string(controller.TakeoverStopped), Help: "when a volume is taken from the node that holds it: `never`; `stopped`: if the cloud says that this node is stopped or gone; `always`: also if this node does not release it within 15 s"},
 	{Name: "DEFAULT_SIZE", Default: "10GiB", Help: "size of a volume that is created without one, in GiB or with a unit"},
 	{Name: "DEFAULT_FSTYPE", Default: "ext4", Help: "file system of a volume that is created without one: " + quoted(mount.FSTypes())},
-	{Name: "CALL_TIMEOUT", Default: plugin.DefaultTimeout.String(), Help: fmt.Sprintf("how long a call of Docker may take, `%s` to `%s`. A mount that takes longer is answered with an error and goes on in the background; the next call joins it", minTimeout, maxTimeout)},
+	{Name: "CALL_TIMEOUT", Default: docker.DefaultTimeout.String(), Help: fmt.Sprintf("how long a call of Docker may take, `%s` to `%s`. A mount that takes longer is answered with an error and goes on in the background; the next call joins it", minTimeout, maxTimeout)},
 	{Name: "LOG_LEVEL", Default: "info", Help: "the least severe messages that are logged: " + quoted(logLevels)},
 	{Name: "LOG_FORMAT", Default: "text", Help: "the format of the log: " + quoted(logFormats)},
 	{Name: "HTTPS_PROXY", Help: "URL of the proxy to a cloud's API"},
@@ -51,7 +52,7 @@ func quoted(values []string) string { return "`" + strings.Join(values, "`, `") 
 type settings struct {
 	provider      string
 	cluster       string
-	takeover      driver.Takeover
+	takeover      controller.Takeover
 	defaultSize   int64 // bytes
 	defaultFSType string
 	callTimeout   time.Duration
@@ -92,13 +93,13 @@ func readSettings(getenv func(string) string) (settings, error) {
 	}
 
 	wrong = &noCreate
-	s.takeover = driver.TakeoverNever
+	s.takeover = controller.TakeoverNever
 	if chosen, ok := choose("TAKEOVER", names(takeovers)); ok {
-		s.takeover = driver.Takeover(chosen)
+		s.takeover = controller.Takeover(chosen)
 	}
 	s.defaultFSType, _ = choose("DEFAULT_FSTYPE", mount.FSTypes())
 	var err error
-	if s.defaultSize, err = driver.ParseSize(value("DEFAULT_SIZE")); err != nil {
+	if s.defaultSize, err = volume.ParseSize(value("DEFAULT_SIZE")); err != nil {
 		noCreate = append(noCreate, fmt.Sprintf("DEFAULT_SIZE is %q but %v", getenv("DEFAULT_SIZE"), err))
 	}
 
@@ -111,8 +112,8 @@ func readSettings(getenv func(string) string) (settings, error) {
 	}
 	s.callTimeout, err = time.ParseDuration(value("CALL_TIMEOUT"))
 	if err != nil || s.callTimeout < minTimeout || s.callTimeout > maxTimeout {
-		refuse("CALL_TIMEOUT", fmt.Sprintf("a time from %s to %s, like %s", minTimeout, maxTimeout, plugin.DefaultTimeout))
-		s.callTimeout = plugin.DefaultTimeout
+		refuse("CALL_TIMEOUT", fmt.Sprintf("a time from %s to %s, like %s", minTimeout, maxTimeout, docker.DefaultTimeout))
+		s.callTimeout = docker.DefaultTimeout
 	}
 	s.warnings = warnings
 	s.noCreate = asError(noCreate)

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/controller"
 )
 
 func env(pairs map[string]string) func(string) string {
@@ -18,7 +18,7 @@ func env(pairs map[string]string) func(string) string {
 
 func TestEverySettingHasItsDefaultInTheProgram(t *testing.T) {
 	want := settings{
-		provider: "local", cluster: "default", takeover: driver.TakeoverStopped, defaultSize: 10 << 30, defaultFSType: "ext4",
+		provider: "local", cluster: "default", takeover: controller.TakeoverStopped, defaultSize: 10 << 30, defaultFSType: "ext4",
 		callTimeout: 25 * time.Second, logLevel: logrus.InfoLevel,
 	}
 	s, err := readSettings(env(nil))
@@ -33,7 +33,7 @@ func TestSettingsAreReadAsGiven(t *testing.T) {
 	}))
 	require.NoError(t, err)
 	assert.Equal(t, settings{
-		provider: "local", cluster: "blue", takeover: driver.TakeoverAlways, defaultSize: 500 << 20, defaultFSType: "xfs",
+		provider: "local", cluster: "blue", takeover: controller.TakeoverAlways, defaultSize: 500 << 20, defaultFSType: "xfs",
 		callTimeout: 50 * time.Second, logLevel: logrus.WarnLevel, logJSON: true,
 	}, s)
 }
@@ -88,7 +88,7 @@ func TestATypingErrorTakesNoVolumesAway(t *testing.T) {
 }
 
 func TestAPolicyThatIsNotUnderstoodTakesNothingFromAnyNode(t *testing.T) {
-	for value, policy := range map[string]driver.Takeover{"": "stopped", " ": "stopped", "nevr": "never", "Always": "never", "stoped": "never"} {
+	for value, policy := range map[string]controller.Takeover{"": "stopped", " ": "stopped", "nevr": "never", "Always": "never", "stoped": "never"} {
 		s, _ := readSettings(env(map[string]string{"TAKEOVER": value}))
 		assert.Equal(t, policy, s.takeover, "%q", value)
 	}

@@ -137,7 +137,7 @@ func (f *failure) refusalOf(victim *cluster.Node) string {
 	if f.cause != "" {
 		return f.cause
 	}
-	return "held by node " + victim.Instance
+	return "still attached to node " + victim.Instance
 }
 
 // subject is a service during a failure: one cell of the table.

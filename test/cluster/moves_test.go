@@ -122,8 +122,8 @@ func startFirst(t *testing.T, c *cluster.Cluster, w *cluster.Writer, from *clust
 	assert.Equal(t, before.Task, after.Task, "the old task stays\n%s", w.Tasks())
 	holder := from.Instance
 	for _, e := range w.Errors() {
-		if reported := e.Refusal(); strings.Contains(reported, "held by") { // others are from earlier steps
-			assert.Regexp(t, "^held by node "+holder+" .*; stop what uses it on node "+holder, reported)
+		if reported := e.Refusal(); strings.Contains(reported, "still attached to node") { // others are from earlier steps
+			assert.Regexp(t, "^still attached to node "+holder+": .*; stop its container on node "+holder, reported)
 			return after
 		}
 	}

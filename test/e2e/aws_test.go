@@ -152,7 +152,7 @@ func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	assert.Equal(t, "xfs", here.Docker("exec", "writer", "awk", `$2 == "/data" { print $3 }`, "/proc/mounts"))
 
 	_, err := there.Try("run", "--rm", "--volume", "moving:/data", "busybox", "true")
-	require.ErrorContains(t, err, "held by node "+here.id+` (running: EC2 says that instance `+here.id+` is "running")`)
+	require.ErrorContains(t, err, "still attached to node "+here.id+`: EC2 says that instance `+here.id+` is "running"`)
 	_, err = there.Try("volume", "rm", "moving")
 	require.Error(t, err, "or removed")
 	awaitLines(t, here.Engine, 10)

@@ -98,7 +98,7 @@ func TestVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 			startWriter(t, here.Engine, name)
 			assert.Equal(t, "xfs", here.Docker("exec", "writer", "awk", `$2 == "/data" { print $3 }`, "/proc/mounts"))
 			_, err := there.Try("run", "--rm", "--volume", name+":/data", "busybox", "true")
-			require.ErrorContains(t, err, "held by node "+here.id+" (running: ")
+			require.ErrorContains(t, err, "still attached to node "+here.id+": ")
 			_, err = there.Try("volume", "rm", name)
 			require.Error(t, err, "or removed")
 			awaitLines(t, here.Engine, 10)

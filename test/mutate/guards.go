@@ -4,23 +4,23 @@ package main
 var guards = []guard{
 	// A disk is formatted once.
 	{
-		protects: "the copy of a snapshot that looks blank is not formatted", file: "driver/mount.go",
-		code: `case contents.Blank && vol.Snapshot != "":`, without: `case false:`,
+		protects: "the copy of a snapshot that looks blank is not formatted", file: "driver/node/stage.go",
+		code: `, contents.Blank && vol.Snapshot != "":`, without: `:`,
 	},
 	{
-		protects: "a disk that was formatted before and looks blank is not formatted again", file: "driver/mount.go",
-		code: "		if contents.Blank {\n			return nil, lostData(v, vol, dev)\n		}\n", without: "",
+		protects: "a disk that was formatted before and looks blank is not formatted again", file: "driver/node/stage.go",
+		code: `case set.Formatted && contents.Blank, contents`, without: `case contents`,
 	},
 	{
-		protects: "another node's format is not overwritten: the cloud is asked again as the holder", file: "driver/mount.go",
+		protects: "another node's format is not overwritten: the cloud is asked again as the holder", file: "driver/controller/controller.go",
 		code: `case !missing && now.ID == vol.ID && now.HeldBy(node.ID):`, without: `case !missing:`,
 	},
 	{
-		protects: "the cloud learns that the disk is formatted before anybody may write to it", file: "driver/mount.go",
-		code: `if err := d.provider.Mark(ctx, vol.ID, recFormatted, set.fstype); err != nil {`, without: `if err := error(nil); err != nil {`,
+		protects: "the cloud learns that the disk is formatted before anybody may write to it", file: "driver/controller/controller.go",
+		code: `if err := c.cloud.mark(ctx, vol.ID, volume.KeyFormatted, fstype); err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
-		protects: "a device smaller than its volume is another disk", file: "driver/mount.go",
+		protects: "a device smaller than its volume is another disk", file: "driver/node/stage.go",
 		code: `if dev.Size < vol.Size {`, without: `if false {`,
 	},
 	{
@@ -28,8 +28,8 @@ var guards = []guard{
 		code: "	if e.Formatting {\n		if err := d.finishFormat", without: "	if false {\n		if err := d.finishFormat",
 	},
 	{
-		protects: "the remains of a format that a disk has from elsewhere are not cleared", file: "driver/mount.go",
-		code: `if e != nil && e.Formatting && !d.isHere(ctx, vol.Serial) {`, without: `if false {`,
+		protects: "the remains of a format that a disk has from elsewhere are not cleared", file: "driver/node/volume.go",
+		code: `if e != nil && e.Formatting && !v.node.HasDevice(ctx, vol.Serial) {`, without: `if false {`,
 	},
 	{
 		protects: "a device is not formatted if another one with its serial has come", file: "mount/format.go",
@@ -94,27 +94,27 @@ var guards = []guard{
 
 	// One writer.
 	{
-		protects: "TAKEOVER=never takes nothing", file: "driver/takeover.go",
-		code: `case d.takeover == TakeoverNever:`, without: `case false:`,
+		protects: "TAKEOVER=never takes nothing", file: "driver/controller/takeover.go",
+		code: `case c.takeover == TakeoverNever:`, without: `case false:`,
 	},
 	{
-		protects: "under TAKEOVER=always a holder is given time to release the volume", file: "driver/takeover.go",
-		code: ` && time.Since(watch.since) >= patience:`, without: `:`,
+		protects: "under TAKEOVER=always a holder is given time to release the volume", file: "driver/controller/takeover.go",
+		code: ` && time.Since(watch.since) >= holderGrace:`, without: `:`,
 	},
 	{
-		protects: "a takeover that has been ordered is not ordered again at once", file: "driver/takeover.go",
-		code: `watch.taken == holder && time.Since(watch.at) < patience ||`, without: ``,
+		protects: "a takeover that has been ordered is not ordered again at once", file: "driver/controller/takeover.go",
+		code: `watch.taken == holder && time.Since(watch.at) < holderGrace ||`, without: ``,
 	},
 	{
-		protects: "a holder that is detaching by itself is not robbed", file: "driver/takeover.go",
-		code: `vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience`, without: `false`,
+		protects: "a holder that is detaching by itself is not robbed", file: "driver/controller/takeover.go",
+		code: `vol.Attachment.State == providers.Detaching && time.Since(watch.since) < holderGrace`, without: `false`,
 	},
 	{
-		protects: "a forced detach does not outlive its evidence", file: "driver/takeover.go",
+		protects: "a forced detach does not outlive its evidence", file: "driver/controller/takeover.go",
 		code: `asked.Add(forceTimeout)`, without: `asked.Add(time.Hour)`,
 	},
 	{
-		protects: "evidence that has become old is not acted upon", file: "driver/takeover.go",
+		protects: "evidence that has become old is not acted upon", file: "driver/controller/takeover.go",
 		code: `case writesNoMore(state) && time.Since(asked) <= evidenceLife:`, without: `case writesNoMore(state):`,
 	},
 	{
@@ -124,20 +124,20 @@ var guards = []guard{
 	case false:`,
 	},
 	{
-		protects: "a live holder costs few refused attaches", file: "driver/takeover.go",
+		protects: "a live holder costs few refused attaches", file: "driver/controller/takeover.go",
 		code: `w.tries < mostTries && `, without: ``,
 	},
 	{
-		protects: "no attach is tried once a shown holder cannot be of a time before the wait", file: "driver/takeover.go",
-		code: `time.Since(w.since) < lag/2 && w.taken`, without: `w.taken`,
+		protects: "no attach is tried once a shown holder cannot be of a time before the wait", file: "driver/controller/takeover.go",
+		code: `time.Since(w.since) < MaxStale/2 && w.taken`, without: `w.taken`,
 	},
 	{
-		protects: "no attach is tried while a takeover is under way", file: "driver/takeover.go",
+		protects: "no attach is tried while a takeover is under way", file: "driver/controller/takeover.go",
 		code: ` && w.taken == ""`, without: ``,
 	},
 	{
-		protects: "an attach that was tried while another node was shown as the holder is this node's to call off", file: "driver/mount.go",
-		code: `vol, !vol.HeldBy(node.ID)); err`, without: `vol, !vol.Held()); err`,
+		protects: "an attach that was tried while another node was shown as the holder is this node's to call off", file: "driver/controller/attach.go",
+		code: `a.claim.Record(ctx, vol, !mine)`, without: `a.claim.Record(ctx, vol, !vol.Held())`,
 	},
 	{
 		protects: "a disk that EC2 would attach to several instances is neither adopted nor served", file: "providers/aws/volume.go",
@@ -146,46 +146,46 @@ var guards = []guard{
 		return fmt`,
 	},
 	{
-		protects: "a volume of another zone is not attached", file: "driver/mount.go",
-		code: `if vol.Zone != "" && node.Zone != "" && vol.Zone != node.Zone {`, without: `if false {`,
+		protects: "a volume of another zone is not attached", file: "driver/controller/attach.go",
+		code: `if vol.Zone != "" && a.claim.Node.Zone != "" && vol.Zone != a.claim.Node.Zone {`, without: `if false {`,
 	},
 
 	// Never detach what is mounted.
 	{
-		protects: "a volume is unmounted before it is detached", file: "driver/unmount.go",
-		code: `if err := d.host.Unstage(ctx, v.dir); err != nil {`, without: `if err := error(nil); err != nil {`,
+		protects: "a volume is unmounted before it is detached", file: "driver/node/stage.go",
+		code: "	if err := v.node.host.Unstage(ctx, v.dir); err != nil {\n", without: "	if err := error(nil); err != nil {\n",
 	},
 	{
-		protects: "a volume is not detached while the kernel holds its file system", file: "driver/unmount.go",
-		code: `if err := d.awaitFree(ctx, v, e); err != nil {`, without: `if err := error(nil); err != nil {`,
+		protects: "a volume is not detached while the kernel holds its file system", file: "driver/node/stage.go",
+		code: "	return v.WaitFree(ctx, progress)\n", without: "	return nil\n",
 	},
 	{
 		protects: "a release is not over before the device has gone", file: "driver/unmount.go",
-		code: `if err := d.host.WaitGone(ctx, e.Serial); err != nil {`, without: `if err := error(nil); err != nil {`,
+		code: `if err := h.WaitGone(gone); err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
 		protects: "a mount ID that the journal lost does not release what a container uses", file: "driver/unmount.go",
-		code: `if used, err := d.usedByContainers(ctx, v, e); used || err != nil {`, without: `if err := error(nil); err != nil {`,
+		code: `} else if used {`, without: `} else if used && false {`,
 	},
 	{
 		protects: "a disk whose device this boot has not seen is not detached", file: "driver/unmount.go",
-		code: `if e.Ours || v.seen(e) || d.isHere(ctx, e.Serial) {`, without: `if true {`,
+		code: `if !e.Ours && !h.Seen() && !hasDevice {`, without: `if false {`,
 	},
 	{
-		protects: "a disk is not attached under a new name while it is released under the old one", file: "driver/mount.go",
-		code: `(o.reserved == disk || e != nil && e.Volume == disk)`, without: `e == nil && disk == ""`,
+		protects: "a disk is not attached under a new name while it is released under the old one", file: "driver/node/volume.go",
+		code: `if o := v.node.disks[disk]; o != nil && o != v {`, without: `if o := v.node.disks[disk]; false {`,
 	},
 	{
-		protects: "an attach is not called off while containers use the volume", file: "driver/mount.go",
-		code: "	if len(e.IDs) > 0 {\n		return fmt.Errorf(\"the cloud says that the attach", without: "	if false {\n		return fmt.Errorf(\"the cloud says that the attach",
+		protects: "an attach is not called off while containers use the volume", file: "driver/node/volume.go",
+		code: "	if len(e.Uses) > 0 {\n		return volume.Fail(volume.InUse, fmt.Sprintf(\"the cloud says that the attach", without: "	if false {\n		return volume.Fail(volume.InUse, fmt.Sprintf(\"the cloud says that the attach",
 	},
 	{
 		protects: "an attach that is not this node's own is not called off", file: "driver/mount.go",
-		code: `if e == nil || e.Volume != vol.ID || !e.Ours {`, without: `if false {`,
+		code: `if e := h.Entry(); e == nil || e.Volume != vol.ID || !e.Ours {`, without: `if false {`,
 	},
 	{
-		protects: "an attach is not called off while its device is here", file: "driver/mount.go",
-		code: `if _, err := d.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {`, without: `if err := error(nil); err != nil {`,
+		protects: "an attach is not called off while its device is here", file: "driver/node/volume.go",
+		code: `if _, err := v.node.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
 		protects: "a mount that cannot be attributed counts as use", file: "mount/inuse.go",
@@ -234,16 +234,16 @@ var guards = []guard{
 
 	// What the cloud says may be old.
 	{
-		protects: "after a detach the answers of the cloud are not believed for as long as they may be old", file: "driver/mount.go",
-		code: `case (!vol.Held() || vol.HeldBy(node.ID)) && time.Since(v.detachedAt) < lag:`, without: `case false:`,
+		protects: "after a detach the answers of the cloud are not believed for as long as they may be old", file: "driver/controller/attach.go",
+		code: `case (!vol.Held() || mine) && a.isDetaching(vol.ID):`, without: `case false:`,
 	},
 	{
-		protects: "a detach by a release is remembered", file: "driver/unmount.go",
-		code: `v.detachedAt = time.Now() // perhaps also if it failed`, without: ``,
+		protects: "a detach by a release is remembered", file: "driver/controller/detach.go",
+		code: `c.AskedToDetach(id) // perhaps also if it failed`, without: ``,
 	},
 	{
-		protects: "a detach by a called-off attach is remembered", file: "driver/mount.go",
-		code: "	v.detachedAt = time.Now()\n", without: "",
+		protects: "a detach by a called-off attach is remembered", file: "driver/controller/detach.go",
+		code: "	c.AskedToDetach(id)\n", without: "",
 	},
 	{
 		protects: "an old answer after a detach is no attachment", file: "providers/managed/holders.go",
@@ -254,38 +254,38 @@ var guards = []guard{
 		code: `case !p.holders.confirms(id, node, asked):`, without: `case false:`, tests: "./providers/hetzner",
 	},
 	{
-		protects: "an answer from before this node's own change is not believed", file: "driver/catalog.go",
+		protects: "an answer from before this node's own change is not believed", file: "driver/controller/catalog.go",
 		code: "	case !s.ours():\n		return nil, false", without: "	case true:\n		return nil, false",
 	},
 	{
-		protects: "an answer to an older question does not undo this node's change", file: "driver/catalog.go",
+		protects: "an answer to an older question does not undo this node's change", file: "driver/controller/catalog.go",
 		code: `case s.change > asked:`, without: `case false:`,
 	},
 	{
-		protects: "an old list does not undo this node's change", file: "driver/catalog.go",
+		protects: "an old list does not undo this node's change", file: "driver/controller/catalog.go",
 		code: `if s.change > asked || s.ours() {`, without: `if false {`,
 	},
 	{
-		protects: "one answer that may be old does not make an attach fail", file: "driver/mount.go",
-		code: "		if doubted {\n", without: "		if true || doubted {\n",
+		protects: "one answer that may be old does not make an attach fail", file: "driver/controller/attach.go",
+		code: "		if again {\n", without: "		if true || again {\n",
 	},
 
 	// Never show an empty folder, or another disk, for a volume.
 	{
-		protects: "the mount of a disk that has been replaced is not answered", file: "driver/mount.go",
-		code: ` || dev.Name != v.device.Name || dev.Major != v.device.Major || dev.Minor != v.device.Minor`, without: ``,
+		protects: "the mount of a disk that has been replaced is not answered", file: "driver/node/stage.go",
+		code: `was := v.Device(); err != nil || dev.Name != was.Name || dev.Major != was.Major || dev.Minor != was.Minor`, without: `err != nil`,
 	},
 	{
-		protects: "a path that shows nothing is not answered", file: "driver/mount.go",
-		code: "	return err == nil && up\n", without: "	return err == nil || up\n",
+		protects: "a path that shows nothing is not answered", file: "driver/node/stage.go",
+		code: "	return err == nil && staged\n", without: "	return err == nil || staged\n",
 	},
 	{
-		protects: "a volume made anew is not mistaken for the one that containers have mounted", file: "driver/mount.go",
-		code: `if e != nil && e.Volume != vol.ID && len(e.IDs) > 0 {`, without: `if false {`,
+		protects: "a volume made anew is not mistaken for the one that containers have mounted", file: "driver/node/volume.go",
+		code: `if e != nil && e.Volume != vol.ID && len(e.Uses) > 0 {`, without: `if false {`,
 	},
 	{
 		protects: "what the engine does not see is not answered", file: "driver/mount.go",
-		code: "	if err := d.mustBeSeen(ctx); err != nil {\n		return \"\"", without: "	if err := error(nil); err != nil {\n		return \"\"",
+		code: `if err := d.node.Visible(ctx); err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
 		protects: "another file system than the volume's is not mounted", file: "mount/stage.go",
@@ -346,49 +346,54 @@ var guards = []guard{
 
 	// The journal.
 	{
-		protects: "a use is in the journal before it is answered", file: "driver/mount.go",
-		code: `if err := d.note(v, before.with(id, v.device)); err != nil {`, without: `if err := error(nil); err != nil {`,
+		protects: "a use is in the journal before it is answered", file: "driver/node/volume.go",
+		code: `if err := v.write(before.with(use, v.Device())); err != nil {`, without: `if err := v.write(before); err != nil {`,
 	},
 	{
-		protects: "a Mount that nobody waits for leaves no use", file: "driver/mount.go",
-		code: `if ctx.Err() != nil && !before.has(id) {`, without: `if false {`,
+		protects: "a Mount that nobody waits for leaves no use", file: "driver/job.go",
+		code: "		if undo != nil {\n			undo()\n		}\n", without: "",
 	},
 	{
-		protects: "an attach is in the journal before it is asked for", file: "driver/mount.go",
-		code: `if err := d.remember(ctx, v, vol, !vol.HeldBy(node.ID)); err != nil {`, without: `if err := error(nil); err != nil {`,
+		protects: "an attach is in the journal before it is asked for", file: "driver/controller/attach.go",
+		code: `if err := a.claim.Record(ctx, vol, !mine); err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
-		protects: "an entry survives a power failure: its file is flushed", file: "driver/journal.go",
+		protects: "an entry survives a power failure: its file is flushed", file: "driver/node/journal.go",
 		code: "		err = f.Sync()\n", without: "		err = nil\n",
 	},
 	{
-		protects: "an entry survives a power failure: its directory is flushed", file: "driver/journal.go",
+		protects: "an entry survives a power failure: its directory is flushed", file: "driver/node/journal.go",
 		code: "	return syncDir(filepath.Dir(path))\n", without: "	return nil\n",
 	},
 	{
-		protects: "a removed entry does not come back after a power failure", file: "driver/journal.go",
+		protects: "a removed entry does not come back after a power failure", file: "driver/node/journal.go",
 		code: "err = syncDir(string(dir))", without: "err = nil",
 	},
 	{
-		protects: "mount IDs of an earlier boot are void", file: "driver/driver.go",
-		code: `if e.Boot != d.boot {`, without: `if false {`,
+		protects: "mount IDs of an earlier boot are void", file: "driver/node/node.go",
+		code: `sameBoot := e.Boot == n.boot`, without: `sameBoot := true`,
+	},
+
+	{
+		protects: "an answer that its caller does not wait for is not made", file: "driver/job.go",
+		code: "		if caller.Err() != nil {\n			return // nobody hears the answer\n		}\n", without: "",
 	},
 
 	// Uses that nobody ended.
 	{
-		protects: "mount IDs are not dropped while the engine fills a new volume", file: "driver/reconcile.go",
-		code: `case d.active(v), v.staleSince.IsZero():`, without: `case v.staleSince.IsZero():`,
+		protects: "mount IDs are not dropped while the engine fills a new volume", file: "driver/node/usage.go",
+		code: `case v.isActive(), v.unbackedSince.IsZero():`, without: `case v.unbackedSince.IsZero():`,
 	},
 	{
-		protects: "mount IDs are not dropped before the container's own mount can be there", file: "driver/reconcile.go",
-		code: `case time.Since(v.staleSince) < staleAfter:`, without: `case false:`,
+		protects: "mount IDs are not dropped before the container's own mount can be there", file: "driver/node/usage.go",
+		code: `case time.Since(v.unbackedSince) < unbackedTimeout:`, without: `case false:`,
 	},
 	{
 		protects: "a volume whose device this boot has not seen is not removed while its mount IDs stand", file: "driver/remove.go",
-		code: `if n > 0 && (used || !v.seen(e)) {`, without: `if n > 0 && used {`,
+		code: `case n > 0 && (used || !h.Seen()):`, without: `case n > 0 && used:`,
 	},
 	{
 		protects: "a volume is not removed while a container or a process uses it", file: "driver/remove.go",
-		code: "	n := len(e.IDs)\n", without: "	n := len(e.IDs)\n	used = false\n",
+		code: "	n := len(e.Uses)\n", without: "	n := len(e.Uses)\n	used = false\n",
 	},
 }

@@ -34,7 +34,7 @@ type guard struct {
 	file     string // relative to the module's root
 	code     string // the guard's text, which occurs once in the file
 	without  string // the text that replaces it
-	tests    string // packages whose tests must fail; default: the file's
+	tests    string // packages whose tests must fail; default: the file's, and all of the driver for its halves
 	survives string // why no test can fail; "" if one must
 }
 
@@ -89,7 +89,7 @@ func run(ctx context.Context, packages []string, only, skip string, workers int)
 // removeGuards removes the chosen guards, one at a time, and prints those whose removal fails no test.
 func removeGuards(ctx context.Context, root, dir string, chosen *regexp.Regexp, workers int) error {
 	// A test that always fails would count for every guard.
-	if killer, err := (guard{tests: "./driver ./mount"}).test(ctx, root, ""); killer != "" || err != nil {
+	if killer, err := (guard{tests: "./driver/... ./mount"}).test(ctx, root, ""); killer != "" || err != nil {
 		return errors.Join(fmt.Errorf("the tests must pass before a guard is removed: %s", killer), err)
 	}
 
@@ -167,6 +167,9 @@ func (g guard) test(ctx context.Context, root, overlay string) (killer string, e
 	tests := g.tests
 	if tests == "" {
 		tests = "./" + filepath.Dir(g.file)
+		if strings.HasPrefix(tests, "./driver") {
+			tests = "./driver/..."
+		}
 	}
 	args := []string{"test", "-count=1", "-failfast", "-timeout=10m"}
 	if overlay != "" {

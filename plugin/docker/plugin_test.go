@@ -1,4 +1,4 @@
-package plugin
+package docker
 
 import (
 	"bufio"
@@ -20,13 +20,14 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/docker/go-plugins-helpers/volume"
+	protocol "github.com/docker/go-plugins-helpers/volume"
 	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/volume"
 )
 
 // volumes is a fake that notes what it is asked, and answers as it is told.
@@ -144,7 +145,7 @@ func (e *engine) fails(call, body string) string {
 	status, answer, err := e.post(e.t.Context(), "/VolumeDriver."+call, body)
 	require.NoError(e.t, err)
 	require.Equal(e.t, http.StatusInternalServerError, status, answer)
-	var problem volume.ErrorResponse
+	var problem protocol.ErrorResponse
 	require.NoError(e.t, json.Unmarshal([]byte(answer), &problem))
 	require.NotEmpty(e.t, problem.Err)
 	return problem.Err
@@ -206,14 +207,14 @@ func TestAnErrorIsAnsweredWithItsSentence(t *testing.T) {
 // Fact 1.
 
 func TestGetDeniesAVolumeOnlyWhenItIsCertain(t *testing.T) {
-	e := serve(t, &volumes{on: func(context.Context, string) error { return fmt.Errorf("%w: db", driver.ErrNotFound) }})
-	assert.Equal(t, "no such volume: db", e.fails("Get", named))
+	e := serve(t, &volumes{on: func(context.Context, string) error { return volume.Fail(volume.NotFound, "no such volume", "") }})
+	assert.Equal(t, "no such volume", e.fails("Get", named))
 	assert.Empty(t, e.logged(logrus.WarnLevel), "this comes before every Create")
 }
 
 func TestGetBreaksTheConnectionWhenItCannotTell(t *testing.T) {
 	for what, err := range map[string]error{
-		"said so":         fmt.Errorf("%w: the cloud is away", driver.ErrUnsure),
+		"said so":         fmt.Errorf("%w: the cloud is away", volume.Unsure),
 		"any other error": errors.New("disk on fire"),
 		"deadline":        context.DeadlineExceeded,
 	} {
@@ -615,7 +616,7 @@ func TestABrokenPluginListensAndGivesTheReason(t *testing.T) {
 	e.getBreaks(named)
 	e.answers("Capabilities", "{}")
 	_, err := Broken(errors.New("x")).Get(t.Context(), "db")
-	assert.ErrorIs(t, err, driver.ErrUnsure)
+	assert.ErrorIs(t, err, volume.Unsure)
 }
 
 // FuzzRequest: whatever is sent, the answer is JSON, only Get ever breaks, and nothing is done to a volume whose name is

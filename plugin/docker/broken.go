@@ -1,10 +1,11 @@
-package plugin
+package docker
 
 import (
 	"context"
 	"fmt"
 
 	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/volume"
 )
 
 // Broken stands in for Volumes that could not be made: every call answers with the reason. Get cannot tell whether a
@@ -30,7 +31,7 @@ func (b broken) Path(context.Context, string) (string, error) { return "", b.rea
 
 // Get gives the reason as one why it cannot tell.
 func (b broken) Get(context.Context, string) (driver.Info, error) {
-	return driver.Info{}, fmt.Errorf("%w: %w", driver.ErrUnsure, b.reason)
+	return driver.Info{}, fmt.Errorf("%w: %w", volume.Unsure, b.reason)
 }
 
 // List gives the reason.

@@ -1,4 +1,4 @@
-package driver
+package node
 
 import (
 	"os"
@@ -22,31 +22,32 @@ func TestEntriesSurviveAPowerFailure(t *testing.T) {
 	require.NoError(t, os.WriteFile(disk, nil, 0o600))
 	require.NoError(t, os.Truncate(disk, 16<<20))
 	execute(t, "mkfs.ext4", "-q", disk)
-	j, err := openJournal(filepath.Join(mountImage(t, disk), "journal"))
+	mounted := mountImage(t, disk)
+	j, err := OpenJournal(filepath.Join(mounted, "journal"))
 	require.NoError(t, err)
-	require.NoError(t, syncDir(filepath.Join(string(j), ".."))) // the directory itself is as old as the installation
+	require.NoError(t, syncDir(mounted)) // the directory itself is as old as the installation
 
-	require.NoError(t, j.put(testEntry("new", "1")))
-	assert.Equal(t, []*entry{testEntry("new", "1")}, afterPowerFailure(t, disk), "a first entry")
-	require.NoError(t, j.put(testEntry("new", "1", "2")))
-	assert.Equal(t, []*entry{testEntry("new", "1", "2")}, afterPowerFailure(t, disk), "an entry that changed")
-	require.NoError(t, j.remove("new"))
+	require.NoError(t, j.Put(testEntry("new", "1")))
+	assert.Equal(t, []*Entry{testEntry("new", "1")}, afterPowerFailure(t, disk), "a first entry")
+	require.NoError(t, j.Put(testEntry("new", "1", "2")))
+	assert.Equal(t, []*Entry{testEntry("new", "1", "2")}, afterPowerFailure(t, disk), "an entry that changed")
+	require.NoError(t, j.Remove("new"))
 	assert.Empty(t, afterPowerFailure(t, disk), "an entry that was removed")
 }
 
 // afterPowerFailure returns the journal as the disk has it at this moment.
-func afterPowerFailure(t *testing.T, disk string) []*entry {
+func afterPowerFailure(t *testing.T, disk string) []*Entry {
 	t.Helper()
 	content, err := os.ReadFile(disk)
 	require.NoError(t, err)
 	left := filepath.Join(t.TempDir(), "disk")
 	require.NoError(t, os.WriteFile(left, content, 0o600))
-	j, err := openJournal(filepath.Join(mountImage(t, left), "journal"))
+	j, err := OpenJournal(filepath.Join(mountImage(t, left), "journal"))
 	require.NoError(t, err)
-	entries, damaged, err := j.load()
+	loaded, err := j.Load()
 	require.NoError(t, err)
-	assert.Empty(t, damaged)
-	return entries
+	assert.Empty(t, loaded.Damaged)
+	return loaded.Entries
 }
 
 func mountImage(t *testing.T, disk string) string {

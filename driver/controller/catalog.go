@@ -1,4 +1,4 @@
-package driver
+package controller
 
 import (
 	"cmp"
@@ -13,28 +13,29 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
 // catalog answers what exists, for calls that must be quick: it asks the cloud once for many callers and remembers the
 // answers briefly. Only that a volume exists is remembered, never that it does not: another node may have just made it.
-// Work that depends on who holds a volume asks the provider itself: Driver.find.
+// Work that depends on who holds a volume asks the cloud itself: Controller.Find.
 //
 // Clouds answer from copies that learn of a change a few seconds later. What this node has itself made or removed it knows
 // better than an answer that may be older.
 type catalog struct {
-	life     context.Context // of the driver: ends questions that nobody waits for
-	provider providers.Provider
-	log      logrus.FieldLogger
-	flights  singleflight.Group
+	life    context.Context // ends with the controller, and queries that nobody waits for with it
+	cloud   cloud
+	log     logrus.FieldLogger
+	flights singleflight.Group
 
 	mu      sync.Mutex
-	entries map[string]seen
+	entries map[string]remembered
 	listed  time.Time // when entries were last the whole list
 	changes uint64    // counts what this node did, so that an answer to an older question does not undo it
 }
 
-type seen struct {
+type remembered struct {
 	volume *providers.Volume // nil if this node removed it
 	at     time.Time
 
@@ -45,34 +46,35 @@ type seen struct {
 }
 
 const (
-	// fresh is how long an answer of the cloud is taken for the present.
-	fresh = 10 * time.Second
-	// momentary is how long an answer that no node holds a volume is good enough to try and attach it: Docker asks for a
+	// catalogTTL is how long an answer of the cloud is taken for the present.
+	catalogTTL = 10 * time.Second
+	// freeTTL is how long an answer that no node holds a volume is good enough to try and attach it: Docker asks for a
 	// volume right before it mounts it. The attach itself tells if that has changed.
-	momentary = 2 * time.Second
-	// lag is how old an answer of the cloud may be when it comes.
-	lag = 10 * time.Second
-	// quick is the longest that a question lasts for which callers wait that must be quick. Work waits longer for a cloud
+	freeTTL = 2 * time.Second
+	// shortQuery is the longest that a query lasts for which callers wait that must be quick. Work waits longer for a cloud
 	// that refuses to be asked so much.
-	quick = 30 * time.Second
+	shortQuery = 30 * time.Second
 )
 
-func newCatalog(life context.Context, p providers.Provider, log logrus.FieldLogger) *catalog {
-	return &catalog{life: life, provider: p, log: log, entries: make(map[string]seen)}
+// MaxStale is how old an answer of the cloud may be when it comes.
+const MaxStale = 10 * time.Second
+
+func newCatalog(life context.Context, c cloud, log logrus.FieldLogger) *catalog {
+	return &catalog{life: life, cloud: c, log: log, entries: make(map[string]remembered)}
 }
 
-// find returns the volume of that name. Errors: ErrNotFound if the cloud says so; ErrUnsure if it cannot be asked and this
-// node has never seen the volume.
+// find returns the volume of that name. Errors: volume.NotFound if the cloud says so; volume.Unsure if it cannot be asked and
+// this node has never seen the volume.
 func (c *catalog) find(ctx context.Context, name string) (*providers.Volume, error) {
 	c.mu.Lock()
 	last := c.entries[name]
 	c.mu.Unlock()
-	if last.volume != nil && time.Since(last.at) < fresh {
+	if last.volume != nil && time.Since(last.at) < catalogTTL {
 		return last.volume, nil
 	}
 	found, err := c.share(ctx, "find "+name, func(ctx context.Context) (any, error) {
 		asked := c.now()
-		v, err := c.provider.Find(ctx, name)
+		v, err := c.cloud.find(ctx, name)
 		if err != nil && !errors.Is(err, providers.ErrNotFound) {
 			return nil, err
 		}
@@ -89,11 +91,11 @@ func (c *catalog) find(ctx context.Context, name string) (*providers.Volume, err
 	case err == nil:
 		return found.(*providers.Volume), nil
 	case errors.Is(err, providers.ErrNotFound):
-		return nil, ErrNotFound
+		return nil, volume.Fail(volume.NotFound, "no such volume", "")
 	case last.volume != nil:
 		return last.volume, nil
 	default:
-		return nil, errors.Join(ErrUnsure, err)
+		return nil, &volume.Error{Code: volume.Unsure, Cause: fmt.Errorf("cannot tell whether the volume exists: %w", err)}
 	}
 }
 
@@ -104,12 +106,12 @@ func (c *catalog) last(name string) *providers.Volume {
 	return c.entries[name].volume
 }
 
-// free returns the volume if the cloud has just said that no node holds it, nil otherwise.
+// free returns the volume if the cloud has just said that no node holds it, nil otherwise. The answer is the caller's own.
 func (c *catalog) free(name string) *providers.Volume {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.entries[name]; s.volume != nil && !s.volume.Held() && time.Since(s.at) < momentary {
-		return s.volume
+	if s := c.entries[name]; s.volume != nil && !s.volume.Held() && time.Since(s.at) < freeTTL {
+		return ownCopy(s.volume)
 	}
 	return nil
 }
@@ -117,12 +119,12 @@ func (c *catalog) free(name string) *providers.Volume {
 // list returns all volumes, sorted by name.
 func (c *catalog) list(ctx context.Context) ([]*providers.Volume, error) {
 	c.mu.Lock()
-	recent := time.Since(c.listed) < fresh
+	recent := time.Since(c.listed) < catalogTTL
 	c.mu.Unlock()
 	if !recent {
 		_, err := c.share(ctx, "list", func(ctx context.Context) (any, error) {
 			asked := c.now()
-			all, err := c.provider.List(ctx)
+			all, err := c.cloud.list(ctx)
 			if err == nil || len(all) > 0 {
 				c.replace(asked, all)
 			}
@@ -152,7 +154,7 @@ func (c *catalog) list(ctx context.Context) ([]*providers.Volume, error) {
 // others.
 func (c *catalog) share(ctx context.Context, key string, ask func(context.Context) (any, error)) (any, error) {
 	result := c.flights.DoChan(key, func() (any, error) {
-		ctx, cancel := context.WithTimeout(c.life, quick)
+		ctx, cancel := context.WithTimeout(c.life, shortQuery)
 		defer cancel()
 		return ask(ctx)
 	})
@@ -200,7 +202,7 @@ func (c *catalog) leaving(name, id, node string) {
 }
 
 // ours tells whether this node has made, changed or removed the volume so lately that the cloud's answers may be older.
-func (s seen) ours() bool { return time.Since(s.changedAt) < lag }
+func (s remembered) ours() bool { return time.Since(s.changedAt) < MaxStale }
 
 // changedLately tells whether this node has made or mounted the volume so lately that the cloud's answers may be older.
 func (c *catalog) changedLately(name string) bool {
@@ -230,9 +232,9 @@ func (c *catalog) replace(asked uint64, all []*providers.Volume) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	entries := make(map[string]seen, len(all))
+	entries := make(map[string]remembered, len(all))
 	for _, v := range all {
-		entries[v.Name] = seen{volume: v, at: now}
+		entries[v.Name] = remembered{volume: v, at: now}
 	}
 	for name, s := range c.entries {
 		if s.change > asked || s.ours() {
@@ -253,30 +255,8 @@ func (c *catalog) change(name string, v *providers.Volume, removed string) {
 	defer c.mu.Unlock()
 	c.changes++
 	now := time.Now()
-	c.entries[name] = seen{
+	c.entries[name] = remembered{
 		volume: v, at: now, change: c.changes, changedAt: now,
 		removed: cmp.Or(removed, c.entries[name].removed), // it may be found missing again
-	}
-}
-
-// find asks the cloud itself for a volume, for work that must know who holds it. An answer that is older than what this node
-// has just made or removed is asked for again, and not believed. All else that it says may be as old as lag.
-func (d *Driver) find(ctx context.Context, name string) (*providers.Volume, error) {
-	var retry backoff
-	for {
-		vol, err := d.provider.Find(ctx, name)
-		if err != nil && !errors.Is(err, providers.ErrNotFound) {
-			return nil, err
-		}
-		known, older := d.catalog.olderThanOurs(name, vol)
-		switch {
-		case !older:
-			return vol, err
-		case known == nil:
-			return nil, fmt.Errorf("%w: this node has just removed it", providers.ErrNotFound)
-		}
-		if err := retry.wait(ctx); err != nil {
-			return nil, fmt.Errorf("%w: the cloud does not show yet what was just made", err)
-		}
 	}
 }

@@ -1,6 +1,6 @@
-// Package plugin speaks Docker's volume plugin protocol on a unix socket: routes, JSON and deadlines. What happens to a
+// Package docker speaks Docker's volume plugin protocol on a unix socket: routes, JSON and deadlines. What happens to a
 // volume is the business of Volumes.
-package plugin
+package docker
 
 import (
 	"context"
@@ -29,7 +29,7 @@ type Volumes interface {
 	Unmount(ctx context.Context, name, id string) error
 	// Path returns "" for a volume that is not mounted on this node.
 	Path(ctx context.Context, name string) (mountpoint string, err error)
-	// Get returns driver.ErrNotFound only where it is certain: an engine drops its record of the volume for it. Any
+	// Get returns volume.NotFound only where it is certain: an engine drops its record of the volume for it. Any
 	// other error breaks the connection, and the engine keeps what it knows.
 	Get(ctx context.Context, name string) (driver.Info, error)
 	List(ctx context.Context) ([]driver.Info, error)

@@ -1,4 +1,4 @@
-package plugin
+package docker
 
 import (
 	"bytes"
@@ -11,7 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/docker/go-plugins-helpers/volume"
+	protocol "github.com/docker/go-plugins-helpers/volume"
 )
 
 // maxBody is the most that a request may hold, in bytes. Engines send some hundreds.
@@ -19,8 +19,8 @@ const maxBody = 1 << 20
 
 // request holds what any of the calls may bear.
 type request struct {
-	volume.CreateRequest        // Name is borne by all that are about one volume, Options by Create only
-	ID                   string // Mount, Unmount
+	protocol.CreateRequest        // Name is borne by all that are about one volume, Options by Create only
+	ID                     string // Mount, Unmount
 }
 
 var (

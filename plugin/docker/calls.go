@@ -1,4 +1,4 @@
-package plugin
+package docker
 
 import (
 	"context"
@@ -13,10 +13,10 @@ import (
 	"time"
 
 	"github.com/docker/go-plugins-helpers/sdk"
-	"github.com/docker/go-plugins-helpers/volume"
+	protocol "github.com/docker/go-plugins-helpers/volume"
 	"github.com/sirupsen/logrus"
 
-	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/volume"
 )
 
 // call is one of the protocol's calls.
@@ -38,35 +38,35 @@ var calls = []call{
 	}},
 	{"Mount", fields{name: true, id: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		mountpoint, err := s.volumes.Mount(ctx, r.Name, r.ID)
-		return volume.MountResponse{Mountpoint: mountpoint}, err
+		return protocol.MountResponse{Mountpoint: mountpoint}, err
 	}},
 	{"Unmount", fields{name: true, id: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		return struct{}{}, s.volumes.Unmount(ctx, r.Name, r.ID)
 	}},
 	{"Path", fields{name: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		mountpoint, err := s.volumes.Path(ctx, r.Name)
-		return volume.PathResponse{Mountpoint: s.somewhere(mountpoint)}, err
+		return protocol.PathResponse{Mountpoint: s.somewhere(mountpoint)}, err
 	}},
 	{"Get", fields{name: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		info, err := s.volumes.Get(ctx, r.Name)
 		// An engine shows this mountpoint as it is, so an empty one may stay.
-		v := &volume.Volume{Name: info.Name, Mountpoint: info.Mountpoint, Status: info.Status}
+		v := &protocol.Volume{Name: info.Name, Mountpoint: info.Mountpoint, Status: info.Status}
 		if !info.CreatedAt.IsZero() {
 			v.CreatedAt = info.CreatedAt.UTC().Format(time.RFC3339)
 		}
-		return volume.GetResponse{Volume: v}, err
+		return protocol.GetResponse{Volume: v}, err
 	}},
 	{"List", fields{}, func(s *Server, ctx context.Context, _ request) (any, error) {
 		infos, err := s.volumes.List(ctx)
-		volumes := make([]*volume.Volume, len(infos))
+		volumes := make([]*protocol.Volume, len(infos))
 		for i, info := range infos {
-			volumes[i] = &volume.Volume{Name: info.Name, Mountpoint: s.somewhere(info.Mountpoint)}
+			volumes[i] = &protocol.Volume{Name: info.Name, Mountpoint: s.somewhere(info.Mountpoint)}
 		}
-		return volume.ListResponse{Volumes: volumes}, err
+		return protocol.ListResponse{Volumes: volumes}, err
 	}},
 	{"Capabilities", fields{}, func(*Server, context.Context, request) (any, error) {
 		// A volume's name means the same volume on every node.
-		return volume.CapabilitiesResponse{Capabilities: volume.Capability{Scope: "global"}}, nil
+		return protocol.CapabilitiesResponse{Capabilities: protocol.Capability{Scope: "global"}}, nil
 	}},
 }
 
@@ -121,7 +121,7 @@ func (s *Server) serve(c call, w http.ResponseWriter, r *http.Request) {
 	log = log.WithError(err)
 	breaks := c.name == "Get" && !denies(err)
 	switch {
-	case errors.Is(err, driver.ErrNotFound) && c.name == "Get", errors.Is(err, errEmptyBody) && breaks:
+	case errors.Is(err, volume.NotFound) && c.name == "Get", errors.Is(err, errEmptyBody) && breaks:
 		// The first comes before every Create, the second is the echo of a break whose reason is in the log.
 		log.Debug("Call failed")
 	case breaks:
@@ -132,13 +132,21 @@ func (s *Server) serve(c call, w http.ResponseWriter, r *http.Request) {
 	if breaks {
 		panic(http.ErrAbortHandler)
 	}
-	write(w, http.StatusInternalServerError, problem(err))
+	write(w, http.StatusInternalServerError, problem(sentence(c.name, err)))
+}
+
+// sentence is an error as an engine shows it. What was asked for the engine says itself, but for the volume that is mounted.
+func sentence(call string, err error) error {
+	if e, is := err.(*volume.Error); is && call != "Mount" && call != "Unmount" { //nolint:errorlint // one that is wrapped is part of the cause
+		return errors.New(e.Brief())
+	}
+	return err
 }
 
 // denies tells whether an engine may conclude from this error of Get that there is no such volume, as it will from any
 // error that it is answered. That goes for the retries of a broken call too, which come with an empty body.
 func denies(err error) bool {
-	return errors.Is(err, driver.ErrNotFound) || errors.Is(err, errBadRequest)
+	return errors.Is(err, volume.NotFound) || errors.Is(err, errBadRequest)
 }
 
 var errPanic = errors.New("this is a defect of blockvol, its log has the details")
@@ -163,7 +171,7 @@ func (s *Server) run(ctx context.Context, c call, req request, log logrus.FieldL
 }
 
 func problem(err error) []byte {
-	body, err := json.Marshal(volume.NewErrorResponse(err.Error()))
+	body, err := json.Marshal(protocol.NewErrorResponse(err.Error()))
 	if err != nil {
 		panic(err) // a string always has a JSON form
 	}

@@ -1,4 +1,4 @@
-package driver
+package controller
 
 import (
 	"context"
@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -38,53 +41,54 @@ const mostTries = 3
 // release, and the cloud itself refuses to attach what is held. A wait that lasts longer is for a node that does hold the volume.
 // One that the volume was just taken from holds it until the detach ends.
 func (w *holderWatch) mayBeFree() bool {
-	return w.tries < mostTries && time.Since(w.since) < lag/2 && w.taken == ""
+	return w.tries < mostTries && time.Since(w.since) < MaxStale/2 && w.taken == ""
 }
 
-// displace is called again and again while another node holds the volume. It takes the volume from the holder if the
+// takeOver is called again and again while another node holds the volume. It takes the volume from the holder if the
 // policy allows; without an error, waiting makes sense. It tells whether a detach is under way, which takes seconds.
-func (d *Driver) displace(ctx context.Context, v *volume, vol *providers.Volume, watch *holderWatch) (leaving bool, err error) {
+func (c *Controller) takeOver(ctx context.Context, vol *providers.Volume, watch *holderWatch, step func(volume.Step)) (leaving bool, err error) {
 	holder := vol.Attachment.Node
-	if watch.taken == holder && time.Since(watch.at) < patience ||
-		vol.Attachment.State == providers.Detaching && time.Since(watch.since) < patience {
-		v.step(fmt.Sprintf("being detached from node %s", holder))
+	if watch.taken == holder && time.Since(watch.at) < holderGrace ||
+		vol.Attachment.State == providers.Detaching && time.Since(watch.since) < holderGrace {
+		step(volume.Step{Phase: volume.TakingOver, Detail: fmt.Sprintf("being detached from node %s", holder)})
 		return true, nil
 	}
-	state, asked := d.nodeState(ctx, holder)
+	state, asked := c.nodeState(ctx, holder)
 	for again := 0; again < 2 && writesNoMore(state) && time.Since(asked) > evidenceLife; again++ {
-		state, asked = d.nodeState(ctx, holder)
+		state, asked = c.nodeState(ctx, holder)
 	}
-	v.stuck(fmt.Sprintf("held by node %s (%s), waited for", holder, describe(state)), d.howToFree(holder, state))
+	step(volume.Step{Phase: volume.WaitingForHolder, Detail: fmt.Sprintf("still attached to node %s: %s", holder, describe(state)), Advice: c.howToFree(holder, state)})
 
 	evidence := ""
 	switch {
-	case d.takeover == TakeoverNever:
+	case c.takeover == TakeoverNever:
 	case writesNoMore(state) && time.Since(asked) <= evidenceLife:
 		evidence = state.Evidence
-	case d.takeover == TakeoverAlways && time.Since(watch.since) >= patience:
+	case c.takeover == TakeoverAlways && time.Since(watch.since) >= holderGrace:
 		asked = time.Now() // no answer of the cloud is relied on
-		evidence = fmt.Sprintf("TAKEOVER=always, and it did not let go within %s; the cloud says: %s", patience, describe(state))
+		evidence = fmt.Sprintf("TAKEOVER=always, and it did not release the volume within %s: %s", holderGrace, describe(state))
 	}
 	if evidence == "" {
 		return false, nil
 	}
-	d.volumeLog(v).WithField("holder", holder).WithField("evidence", evidence).
-		Warn("Volume is taken over from the node that holds it")
+	c.log.WithFields(logrus.Fields{"volume": vol.Name, "id": vol.ID, "holder": holder, "evidence": evidence}).Warn("Volume is taken over from the node that holds it")
 	// The request may wait, or be repeated, below; it is not sent when the evidence has become old.
 	force, cancel := context.WithDeadline(ctx, asked.Add(forceTimeout))
 	defer cancel()
-	err = d.provider.Detach(force, vol.ID, holder, true)
+	err = c.cloud.detach(force, vol.ID, holder, true)
 	if errors.Is(err, providers.ErrBusy) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("%w: volume %q (%s) could not be taken from node %s (%s)", err, v.name, vol.ID, holder, evidence)
+		return false, fmt.Errorf("%w: the disk could not be taken from node %s (%s)", err, holder, evidence)
 	}
 	watch.taken, watch.at = holder, time.Now()
 	return true, nil
 }
 
 const (
+	// holderGrace is how long a holder that may be releasing the volume by itself is given before it is taken.
+	holderGrace = 15 * time.Second
 	// evidenceLife is how old the cloud's answer that a node is stopped or gone may be when the volume is taken from it.
 	evidenceLife = 3 * time.Second
 	// forceTimeout bounds a forced detach, from when the cloud was asked: it must not take effect when the node has come back,
@@ -93,13 +97,13 @@ const (
 )
 
 // nodeState returns what the cloud says of a node, and when it was asked.
-func (d *Driver) nodeState(ctx context.Context, node string) (providers.NodeState, time.Time) {
+func (c *Controller) nodeState(ctx context.Context, node string) (providers.NodeState, time.Time) {
 	called := time.Now()
 	if node == "" {
 		return providers.NodeState{Life: providers.Unclear, Evidence: "the cloud does not tell which node it is"}, called
 	}
 	ctx, asked := providers.WithAsked(ctx)
-	state, err := d.provider.NodeState(ctx, node)
+	state, err := c.cloud.nodeState(ctx, node)
 	if err != nil {
 		return providers.NodeState{Life: providers.Unclear, Evidence: err.Error()}, called
 	}
@@ -114,24 +118,27 @@ func writesNoMore(state providers.NodeState) bool {
 }
 
 // howToFree is what an operator can do about a holder that does not let go.
-func (d *Driver) howToFree(holder string, state providers.NodeState) string {
+func (c *Controller) howToFree(holder string, state providers.NodeState) string {
 	switch {
-	case d.takeover == TakeoverAlways:
+	case c.takeover == TakeoverAlways:
 		return ""
-	case d.takeover == TakeoverStopped && writesNoMore(state):
-		return fmt.Sprintf("; it is taken over as soon as the cloud answers within %s and accepts the detach", evidenceLife)
+	case c.takeover == TakeoverStopped && writesNoMore(state):
+		return fmt.Sprintf("it is taken over as soon as the cloud answers within %s and accepts the detach", evidenceLife)
 	case state.Life == providers.Running:
-		return fmt.Sprintf("; stop what uses it on node %s, or, if that node is cut off, stop the node in the cloud", holder)
+		return fmt.Sprintf("stop its container on node %s; if that node is unreachable, stop it in the cloud", holder)
 	case state.Life == providers.Unclear:
-		return fmt.Sprintf("; if node %s is certainly dead, detach the volume in the cloud, or set TAKEOVER=always", holder)
+		return fmt.Sprintf("if node %s is certainly dead, detach the volume in the cloud, or set TAKEOVER=always", holder)
 	default:
-		return "; TAKEOVER=stopped would take it over"
+		return "TAKEOVER=stopped would take it over"
 	}
 }
 
 func describe(state providers.NodeState) string {
-	if state.Evidence == "" {
-		return string(state.Life)
+	switch {
+	case state.Evidence == "":
+		return "it is " + string(state.Life)
+	case state.Life == providers.Unclear:
+		return "what state it is in is unclear: " + state.Evidence
 	}
-	return fmt.Sprintf("%s: %s", state.Life, state.Evidence)
+	return state.Evidence
 }

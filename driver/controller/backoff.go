@@ -1,0 +1,38 @@
+package controller
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+)
+
+// backoff spaces the questions about something that another party has to finish: from half a second doubling to five,
+// with jitter so that nodes do not ask in step.
+type backoff struct{ last time.Duration }
+
+// wait waits once more, or returns the reason why ctx ended.
+func (b *backoff) wait(ctx context.Context) error {
+	b.last = min(max(2*b.last, 500*time.Millisecond), 5*time.Second)
+	return Pause(ctx, b.last/2+Jitter(b.last/2))
+}
+
+// shorten keeps the next wait under a second: what is waited for is under way, and its end is not to go unnoticed for long.
+func (b *backoff) shorten() { b.last = min(b.last, 400*time.Millisecond) }
+
+// Jitter is a random time below the limit. Tests that must be repeatable replace it.
+var Jitter = rand.N[time.Duration]
+
+// Pause waits, or returns the reason why ctx ended.
+func Pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return context.Cause(ctx)
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

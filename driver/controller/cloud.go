@@ -1,0 +1,89 @@
+package controller
+
+import (
+	"context"
+	"time"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// cloud bounds each call to a provider, so that one that never answers cannot hold a volume for ever. A provider waits out a
+// cloud that is asked too much for as long as its context lives, so the bounds are what such a time may last; a caller with
+// less time has its answer earlier, and the work goes on.
+type cloud struct{ provider providers.Provider }
+
+const (
+	queryTimeout  = 2 * time.Minute
+	changeTimeout = 10 * time.Minute // for a change that copies no data
+	copyTimeout   = time.Hour
+)
+
+func query[T any](ctx context.Context, call func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	return call(ctx)
+}
+
+func change(ctx context.Context, limit time.Duration, call func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return call(ctx)
+}
+
+func (c cloud) node(ctx context.Context) (providers.Node, error) { return query(ctx, c.provider.Node) }
+
+func (c cloud) nodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	return query(ctx, func(ctx context.Context) (providers.NodeState, error) { return c.provider.NodeState(ctx, node) })
+}
+
+func (c cloud) find(ctx context.Context, name string) (*providers.Volume, error) {
+	return query(ctx, func(ctx context.Context) (*providers.Volume, error) { return c.provider.Find(ctx, name) })
+}
+
+func (c cloud) list(ctx context.Context) ([]*providers.Volume, error) {
+	return query(ctx, c.provider.List)
+}
+
+func (c cloud) create(ctx context.Context, spec providers.Spec) (vol *providers.Volume, err error) {
+	limit := changeTimeout
+	if spec.Snapshot != "" {
+		limit = copyTimeout
+	}
+	err = change(ctx, limit, func(ctx context.Context) error { vol, err = c.provider.Create(ctx, spec); return err })
+	return vol, err
+}
+
+func (c cloud) adopt(ctx context.Context, id string, spec providers.Spec) (vol *providers.Volume, err error) {
+	err = change(ctx, changeTimeout, func(ctx context.Context) error { vol, err = c.provider.Adopt(ctx, id, spec); return err })
+	return vol, err
+}
+
+func (c cloud) forget(ctx context.Context, id string) error {
+	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Forget(ctx, id) })
+}
+
+func (c cloud) delete(ctx context.Context, id string) error {
+	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Delete(ctx, id) })
+}
+
+func (c cloud) attach(ctx context.Context, id string) error {
+	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Attach(ctx, id) })
+}
+
+func (c cloud) detach(ctx context.Context, id, node string, force bool) error {
+	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Detach(ctx, id, node, force) })
+}
+
+func (c cloud) mark(ctx context.Context, id, key, value string) error {
+	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Mark(ctx, id, key, value) })
+}
+
+// snapshot copies the volume. Errors: ErrInvalid if this cloud has no snapshots.
+func (c cloud) snapshot(ctx context.Context, id, description string) (s *providers.Snapshot, err error) {
+	snapshots, has := c.provider.(providers.Snapshotter)
+	if !has {
+		return nil, errNoSnapshots
+	}
+	err = change(ctx, copyTimeout, func(ctx context.Context) error { s, err = snapshots.Snapshot(ctx, id, description); return err })
+	return s, err
+}

@@ -1,0 +1,135 @@
+// Package controller is the cloud's half of a volume: it finds, creates, attaches, detaches, takes over and removes disks.
+// It touches no kernel. What depends on the node that a disk is for, it asks its caller.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Config is what a Controller needs.
+type Config struct {
+	Provider providers.Provider
+	Takeover Takeover // default TakeoverStopped
+	Log      logrus.FieldLogger
+}
+
+// Controller serves the volumes of one cluster. Its methods may be called from any number of goroutines, but only one call
+// at a time changes a volume.
+type Controller struct {
+	cloud    cloud
+	catalog  *catalog
+	takeover Takeover
+	log      logrus.FieldLogger
+
+	mu        sync.Mutex
+	detaching map[string]time.Time // by disk: when the cloud was last asked to detach it from this node
+}
+
+// New makes a Controller. What it does in the background for several callers ends with life.
+func New(life context.Context, cfg Config) *Controller {
+	if cfg.Takeover == "" {
+		cfg.Takeover = TakeoverStopped
+	}
+	cloud := cloud{cfg.Provider}
+	return &Controller{
+		cloud: cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, log: cfg.Log,
+		detaching: make(map[string]time.Time),
+	}
+}
+
+// Supports lists the create options that depend on the cloud and that this one has.
+func (c *Controller) Supports() []string { return c.cloud.provider.Supports() }
+
+// HasSnapshots tells whether the cloud has snapshots.
+func (c *Controller) HasSnapshots() bool {
+	_, has := c.cloud.provider.(providers.Snapshotter)
+	return has
+}
+
+// Node tells which node this is.
+func (c *Controller) Node(ctx context.Context) (providers.Node, error) { return c.cloud.node(ctx) }
+
+// Get returns the volume for a caller that must be quick: the answer may be catalogTTL old, and older while the cloud cannot
+// be reached. Errors: volume.NotFound only if the cloud said so; volume.Unsure.
+func (c *Controller) Get(ctx context.Context, name string) (*providers.Volume, error) {
+	return c.catalog.find(ctx, name)
+}
+
+// Last returns what the cloud last said of the volume, without asking; nil if nothing is remembered.
+func (c *Controller) Last(name string) *providers.Volume { return c.catalog.last(name) }
+
+// List returns all volumes, sorted by name, as Get does.
+func (c *Controller) List(ctx context.Context) ([]*providers.Volume, error) {
+	return c.catalog.list(ctx)
+}
+
+// Find asks the cloud itself for a volume, for work that must know who holds it. An answer that is older than what this node
+// has just made or removed is asked for again, and not believed. All else that it says may be as old as MaxStale. The answer is
+// the caller's own.
+func (c *Controller) Find(ctx context.Context, name string) (*providers.Volume, error) {
+	var retry backoff
+	for {
+		vol, err := c.cloud.find(ctx, name)
+		if err != nil && !errors.Is(err, providers.ErrNotFound) {
+			return nil, err
+		}
+		known, older := c.catalog.olderThanOurs(name, vol)
+		switch {
+		case !older && err == nil:
+			return ownCopy(vol), nil
+		case !older:
+			return nil, err
+		case known == nil:
+			return nil, fmt.Errorf("%w: this node has just removed it", providers.ErrNotFound)
+		}
+		if err := retry.wait(ctx); err != nil {
+			return nil, fmt.Errorf("%w: the cloud does not show yet what was just made", err)
+		}
+	}
+}
+
+// AsHolder returns the cloud's answer on a volume that is attached to the node, from a time after the attach: another node
+// may have formatted the disk and marked it so between the first query and the attach, and an answer that shows this node as
+// the holder is not older than that.
+func (c *Controller) AsHolder(ctx context.Context, vol *providers.Volume, node providers.Node) (*providers.Volume, error) {
+	var retry backoff
+	for begun := time.Now(); ; {
+		now, err := c.cloud.find(ctx, vol.Name)
+		missing := errors.Is(err, providers.ErrNotFound)
+		switch {
+		case err != nil && !missing:
+			return nil, fmt.Errorf("%w: the disk is not formatted before the cloud has said again what it knows of it", err)
+		case !missing && now.ID == vol.ID && now.HeldBy(node.ID):
+			return ownCopy(now), nil
+		case time.Since(begun) >= MaxStale:
+			return nil, volume.Fail(volume.WrongDisk, "the cloud does not say that this node holds the disk whose device is here, so it is not formatted", "see who took it in the cloud's records")
+		}
+		if cause := retry.wait(ctx); cause != nil {
+			return nil, fmt.Errorf("%w: the disk is not formatted", cause)
+		}
+	}
+}
+
+// MarkFormatted records with the cloud that the volume has been formatted.
+func (c *Controller) MarkFormatted(ctx context.Context, vol *providers.Volume, fstype string) error {
+	if err := c.cloud.mark(ctx, vol.ID, volume.KeyFormatted, fstype); err != nil {
+		return fmt.Errorf("%w: that the disk is formatted could not be recorded with the cloud, so it is not mounted yet; a retry continues", err)
+	}
+	vol.Record[volume.KeyFormatted] = fstype
+	return nil
+}
+
+// Mounted takes in that the node has mounted the volume.
+func (c *Controller) Mounted(vol *providers.Volume, node providers.Node) {
+	vol.Attachment = providers.Attachment{Node: node.ID, State: providers.Attached}
+	c.catalog.put(vol)
+}

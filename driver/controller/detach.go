@@ -1,0 +1,108 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/blockvol/blockvol/providers"
+)
+
+// DetachTimeout is the longest that a detach is watched before it is left to the next reconciliation.
+const DetachTimeout = 2 * time.Minute
+
+// ErrDetachTimeout: the cloud has accepted a detach and not carried it out in time.
+var ErrDetachTimeout = fmt.Errorf("the cloud has not detached it within %s", DetachTimeout)
+
+// Detach has the cloud detach the disk from the node, and returns once the cloud has accepted the request. The caller has made
+// sure that the node's kernel holds no file system on it. A disk that the node does not hold, or that does not exist, is
+// success.
+func (c *Controller) Detach(ctx context.Context, id string, node providers.Node) error {
+	var retry backoff
+	for begun := time.Now(); ; {
+		err := c.cloud.detach(ctx, id, node.ID, false)
+		c.AskedToDetach(id) // perhaps also if it failed
+		if err == nil || errors.Is(err, providers.ErrNotFound) {
+			return nil
+		}
+		if !errors.Is(err, providers.ErrBusy) || time.Since(begun) >= DetachTimeout {
+			return err
+		}
+		if time.Since(begun) < firstCheck {
+			retry.shorten() // most likely an attach is ending
+		}
+		if cause := retry.wait(ctx); cause != nil {
+			return fmt.Errorf("%w: %w", cause, err)
+		}
+	}
+}
+
+// CallOff has the cloud detach what a failed attach has left on the node.
+func (c *Controller) CallOff(ctx context.Context, id string, node providers.Node) error {
+	err := c.cloud.detach(ctx, id, node.ID, false)
+	c.AskedToDetach(id)
+	if errors.Is(err, providers.ErrBusy) {
+		return nil
+	}
+	return err
+}
+
+// Departed takes in that the device of a disk has left the node's kernel after Detach. Nothing but the detach takes it away.
+func (c *Controller) Departed(name, id string, node providers.Node) {
+	c.forgetDetach(id)
+	c.catalog.leaving(name, id, node.ID)
+}
+
+// ConfirmDetach waits until the cloud itself says that the disk is being detached from the node, or is not attached to it: for
+// a Detach of a disk whose device was not in the node's kernel, so that it cannot be seen to go.
+func (c *Controller) ConfirmDetach(ctx context.Context, name, id string, node providers.Node) error {
+	c.forgetDetach(id)
+	var retry backoff
+	for {
+		asked := c.catalog.now()
+		vol, err := c.cloud.find(ctx, name)
+		switch {
+		case errors.Is(err, providers.ErrNotFound):
+			return nil
+		case err != nil:
+			return err
+		case vol.ID != id, !vol.HeldBy(node.ID), vol.Attachment.State == providers.Detaching:
+			// To see "detaching" is enough, and polling for more would cost the cloud something for each of its seconds:
+			// it has accepted the request, and no byte can come from here any more. The next holder's Attach waits for
+			// the cloud; should the cloud change its mind, the next search for strays finds the disk attached.
+			c.catalog.learn(asked, name, vol)
+			return nil
+		}
+		// Most likely the answer is of a time before the request.
+		if err := retry.wait(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// AskedToDetach notes that the cloud may just have been asked to detach the disk from this node, so that for MaxStale no
+// answer says whether the disk is still attached.
+func (c *Controller) AskedToDetach(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other, at := range c.detaching {
+		if time.Since(at) >= MaxStale {
+			delete(c.detaching, other)
+		}
+	}
+	c.detaching[id] = time.Now()
+}
+
+func (c *Controller) forgetDetach(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.detaching, id)
+}
+
+func (c *Controller) isDetaching(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at, asked := c.detaching[id]
+	return asked && time.Since(at) < MaxStale
+}

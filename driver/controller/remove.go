@@ -1,0 +1,103 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Discard is a node's wish that a volume be removed.
+type Discard struct {
+	Name     string
+	Node     providers.Node
+	Progress volume.Progress
+	// Release is called while the cloud says that this node holds the volume, first found so at that time. Without an error
+	// the cloud is asked again.
+	Release func(ctx context.Context, vol *providers.Volume, since time.Time) error
+}
+
+// AwaitFree returns the volume once no node holds it. A holder that is stopped or gone is taken over from, as Attach does.
+// Errors: volume.InUse, with the node that holds the volume; providers.ErrNotFound.
+func (c *Controller) AwaitFree(ctx context.Context, want Discard) (*providers.Volume, error) {
+	holder := holderWatch{since: time.Now()}
+	var retry backoff
+	var step volume.Step
+	begin := func(s volume.Step) { step = s; want.Progress.Step(s) }
+	for {
+		vol, err := c.Find(ctx, want.Name)
+		switch {
+		case err != nil:
+			return nil, err
+		case !vol.Held():
+			return vol, nil
+		case vol.HeldBy(want.Node.ID):
+			begin(volume.Step{Phase: volume.Detaching})
+			if err := want.Release(ctx, vol, holder.since); err != nil {
+				return nil, err
+			}
+		default:
+			taken, err := c.takeOver(ctx, vol, &holder, begin)
+			if err != nil {
+				return nil, err
+			}
+			// What this node has mounted since, it has released since.
+			if !taken && holder.taken == "" && !c.catalog.changedLately(want.Name) {
+				return nil, volume.Fail(volume.InUse, "in use on node "+vol.Attachment.Node, step.Advice)
+			}
+		}
+		if cause := retry.wait(ctx); cause != nil {
+			return nil, fmt.Errorf("%s, %w", step.Words(), cause)
+		}
+	}
+}
+
+var errNoSnapshots = fmt.Errorf("%w: reclaim=snapshot, but this provider has no snapshots", providers.ErrInvalid)
+
+// Remove does with a volume that no node holds what its reclaim policy says.
+func (c *Controller) Remove(ctx context.Context, vol *providers.Volume) error {
+	log := c.log.WithFields(logrus.Fields{"volume": vol.Name, "id": vol.ID})
+	reclaim := volume.SettingsOf(vol.Record).Reclaim
+	switch reclaim {
+	case volume.ReclaimRetain:
+		if err := whileHeld(ctx, func() error { return c.cloud.forget(ctx, vol.ID) }); err != nil {
+			return err
+		}
+		log.Infof("Volume forgotten; its disk is kept, and comes back with the option volume-id=%s", vol.ID)
+		c.catalog.forget(vol.Name, vol.ID)
+		return nil
+	case volume.ReclaimSnapshot:
+		// The time makes it this attempt's own: the snapshot of an earlier one, whose delete has failed, may be old.
+		snapshot, err := c.cloud.snapshot(ctx, vol.ID, fmt.Sprintf("blockvol: last state of volume %s (%s), %s", vol.Name, vol.ID, time.Now().UTC().Format(time.RFC3339Nano)))
+		if err != nil {
+			return fmt.Errorf("%w: no snapshot could be taken, so the volume was not removed", err)
+		}
+		log.WithField("snapshot", snapshot.ID).Infof("Snapshot taken; the volume comes back with the option snapshot=%s", snapshot.ID)
+	}
+	if err := whileHeld(ctx, func() error { return c.cloud.delete(ctx, vol.ID) }); err != nil {
+		return err
+	}
+	log.Info("Volume deleted")
+	c.catalog.forget(vol.Name, vol.ID)
+	return nil
+}
+
+// Missing takes in that the volume was to be removed and does not exist.
+func (c *Controller) Missing(name string) { c.catalog.forget(name, "") }
+
+// whileHeld makes a change of a volume that the cloud has just called free, again if the cloud then refuses it as held: one
+// of the two answers was behind, if only for seconds.
+func whileHeld(ctx context.Context, change func() error) error {
+	var retry backoff
+	for begin := time.Now(); ; {
+		err := change()
+		if !errors.Is(err, providers.ErrHeld) || time.Since(begin) > MaxStale || retry.wait(ctx) != nil {
+			return err
+		}
+	}
+}

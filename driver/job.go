@@ -1,0 +1,195 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
+)
+
+// job is work on one volume that no other job works on meanwhile.
+type job struct {
+	op    volume.Op
+	phase volume.Phase // what others are told, until the work says more
+
+	// work goes on when the caller has left. Its context is the driver's, bounded by workTimeout.
+	work func(ctx context.Context, h *handle) error
+	// commit, if set, follows work that has succeeded while the caller still waits, and makes the answer. undo takes that back
+	// if the caller has left before the answer.
+	commit func(ctx context.Context, h *handle) (answer string, undo func(), err error)
+
+	keep time.Duration // how long the volume is kept afterwards if nobody uses it; 0 for no longer than before
+
+	joins  bool // the failure of an attempt to bring the volume up that was running when the call came is the call's too
+	wanted bool // the work ends when its caller has left and nobody has come back
+	insist bool // the job is done though its caller has left before its turn
+
+	called time.Time // set by do
+}
+
+var (
+	errWorkTimeout = fmt.Errorf("given up after %s", workTimeout)
+	errUnwanted    = errors.New("nobody waits for the volume any more")
+)
+
+// do does a job, when it is its turn. If ctx ends first the error says what is being done with the volume.
+func (d *Driver) do(ctx context.Context, name string, j job) (string, error) {
+	about := volume.Error{Op: j.op, Volume: name}
+	if err := d.node.Serves(name); err != nil {
+		return "", volume.At(err, about)
+	}
+	j.called = time.Now()
+	h := d.obtain(name)
+	ended := make(chan result) // unbuffered: what is sent was received
+	d.tasks.Go(func() { d.run(ctx, h, j, ended) })
+	var r result
+	select {
+	case r = <-ended:
+	case <-ctx.Done():
+		r.err = h.unfinished(ctx)
+	}
+	if e := h.Entry(); e != nil {
+		about.ID = e.Volume
+	}
+	if id := d.nodeID.Load(); id != nil {
+		about.Node = *id
+	}
+	return r.answer, volume.At(r.err, about)
+}
+
+type result struct {
+	answer string
+	err    error
+}
+
+// run takes the volume's gate, does the job, and gives the gate back.
+func (d *Driver) run(caller context.Context, h *handle, j job, ended chan<- result) {
+	defer d.drop(h)
+	before, _ := h.attempted()
+	turn := caller
+	if j.insist {
+		turn = d.ctx
+	}
+	if !h.enter(turn, j) {
+		return // the caller has been told
+	}
+	defer d.leave(h)
+	var r result
+	var undo func()
+	if after, failure := h.attempted(); j.joins && after != before && failure != nil {
+		r.err = failure
+	} else {
+		r.err = d.work(caller, h, j)
+	}
+	if r.err == nil && j.commit != nil {
+		if caller.Err() != nil {
+			return // nobody hears the answer
+		}
+		r.answer, undo, r.err = j.commit(caller, h)
+	}
+	select {
+	case ended <- r:
+	case <-caller.Done():
+		if r.err != nil {
+			d.volumeLog(h).WithError(r.err).Warn("Work that its caller did not wait for has failed")
+		}
+		if undo != nil {
+			undo()
+		}
+	}
+}
+
+func (d *Driver) work(caller context.Context, h *handle, j job) error {
+	ctx, cancel := context.WithTimeoutCause(d.ctx, workTimeout, errWorkTimeout)
+	defer cancel()
+	if j.wanted {
+		var stop context.CancelFunc
+		ctx, stop = h.whileWanted(ctx, caller)
+		defer stop()
+	}
+	return j.work(ctx, h)
+}
+
+// attempt does work on a volume, unless a job is at it.
+func (d *Driver) attempt(name string, phase volume.Phase, work func(h *handle)) (done bool) {
+	if d.node.Serves(name) != nil {
+		return true
+	}
+	h := d.obtain(name)
+	defer d.drop(h)
+	select {
+	case h.gate <- struct{}{}:
+	default:
+		return false
+	}
+	h.keep, h.called = 0, time.Now()
+	h.Step(volume.Step{Phase: phase})
+	defer d.leave(h)
+	work(h)
+	return true
+}
+
+// enter takes the volume's gate for a job.
+func (h *handle) enter(ctx context.Context, j job) bool {
+	h.want(+1)
+	defer h.want(-1)
+	select {
+	case h.gate <- struct{}{}:
+		h.keep, h.called = j.keep, j.called
+		h.Step(volume.Step{Phase: j.phase})
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// leave gives the gate back, and sees to it that a volume that nobody uses is released.
+func (d *Driver) leave(h *handle) {
+	if e := h.Entry(); h.keep > 0 && e != nil && len(e.Uses) == 0 {
+		d.releaseAfter(h, h.keep)
+	}
+	h.Step(volume.Step{})
+	<-h.gate
+}
+
+// releaseAfter releases the volume after so long, unless somebody comes back for it.
+func (d *Driver) releaseAfter(h *handle, ttl time.Duration) {
+	h.keptUntil = time.Now().Add(ttl)
+	d.tasks.Go(func() {
+		if controller.Pause(d.ctx, ttl) == nil {
+			d.lookAfter(h.Name)
+		}
+	})
+}
+
+// obtain returns the volume's handle, made if need be; drop gives it back.
+func (d *Driver) obtain(name string) *handle {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := d.volumes[name]
+	if h == nil {
+		h = newHandle(d.node.Volume(name), d.observer)
+		d.volumes[name] = h
+	}
+	h.refs++
+	return h
+}
+
+func (d *Driver) drop(h *handle) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h.refs--
+	if h.refs == 0 && h.Entry() == nil {
+		delete(d.volumes, h.Name)
+	}
+}
+
+// known returns the volume if this node has something of it, without waiting.
+func (d *Driver) known(name string) *handle {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.volumes[name]
+}

@@ -1,0 +1,305 @@
+package node
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/blockvol/blockvol/mount"
+)
+
+// An Entry stands in the journal while this node may hold a volume. It is written before the volume is attached and
+// removed after its detach was confirmed, so that no crash leaves a disk attached that nobody remembers.
+type Entry struct {
+	Version int    `json:"version"`
+	Boot    string `json:"boot"`   // the uses are those of this boot of the machine
+	Name    string `json:"name"`   // Docker's
+	Volume  string `json:"volume"` // the cloud's id
+	Serial  string `json:"serial"` // identity of the device
+	// Device is the device that was mounted, in case it is pulled: the kernel may hold its file system still.
+	Device mount.Device `json:"device,omitzero"`
+	// Ours: this boot asked for the attach, of a volume that the cloud did not call this node's. Then the attach may be
+	// called off, though no device has come.
+	Ours      bool      `json:"ours,omitempty"`
+	CreatedAt time.Time `json:"createdAt,omitzero"`
+	Uses      []Use     `json:"uses"`                // sorted, none twice
+	Releasing bool      `json:"releasing,omitempty"` // the last use has ended; the release is not finished
+	// Formatting stands from before the first byte of a mkfs until after the last. The volume is not staged before
+	// that, so what a crash leaves in between is nobody's data.
+	Formatting bool `json:"formatting,omitempty"`
+
+	unsaved bool // writing it has failed, so the disk may say something else
+}
+
+// Use is one consumer of a staged volume.
+type Use struct {
+	Kind   Kind   `json:"kind"`
+	ID     string `json:"id"`
+	Target string `json:"target,omitempty"` // the path that it is published at, if that is not the staged one
+}
+
+// Kind is what a use is.
+type Kind string
+
+// Docker is a use by Docker, whose ID is the mount ID.
+const Docker Kind = "docker"
+
+func compareUses(a, b Use) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Target, b.Target))
+}
+
+// journalVersion is the version of the entries that this program writes. Version 1 had the mount IDs alone.
+const journalVersion = 2
+
+// Has tells whether the use is in the entry.
+func (e *Entry) Has(use Use) bool {
+	_, found := slices.BinarySearchFunc(e.Uses, use, compareUses)
+	return found
+}
+
+// IDs are those of the uses, for people.
+func (e *Entry) IDs() []string {
+	ids := make([]string, len(e.Uses))
+	for i, use := range e.Uses {
+		ids[i] = use.ID
+	}
+	return ids
+}
+
+// isStray tells whether nothing but the cloud's answer says that this node holds the volume.
+func (e *Entry) isStray() bool { return !e.Ours && e.Device == (mount.Device{}) }
+
+// but is the entry after a change. The original stays as it is.
+func (e *Entry) but(change func(*Entry)) *Entry {
+	changed := *e
+	change(&changed)
+	return &changed
+}
+
+func (e *Entry) with(use Use, dev mount.Device) *Entry {
+	return e.but(func(e *Entry) {
+		e.Device, e.Releasing = dev, false
+		if at, found := slices.BinarySearchFunc(e.Uses, use, compareUses); !found {
+			e.Uses = slices.Insert(slices.Clone(e.Uses), at, use)
+		}
+	})
+}
+
+func (e *Entry) without(use Use) *Entry {
+	return e.but(func(e *Entry) {
+		e.Uses = slices.DeleteFunc(slices.Clone(e.Uses), func(other Use) bool { return other == use })
+	})
+}
+
+// releasing is the entry once nobody uses the volume.
+func (e *Entry) releasing() *Entry {
+	return e.but(func(e *Entry) { e.Uses, e.Releasing = nil, true })
+}
+
+// Journal keeps entries, one per volume, durably.
+type Journal interface {
+	// Load returns all entries. Those that cannot be read are set aside, never deleted, and returned as damaged. Those of a
+	// later version of blockvol stay as they are.
+	Load() (Loaded, error)
+	Put(e *Entry) error
+	Remove(name string) error
+}
+
+// Loaded is what a journal holds.
+type Loaded struct {
+	Entries []*Entry
+	Damaged []error
+	Newer   map[string]error // by name: volumes whose entries a later version of blockvol has written
+}
+
+// journalDir is a journal of one file per volume, so that volumes do not wait for each other and damage stays with one.
+type journalDir string
+
+// OpenJournal returns the journal in a directory, which is made if it is not there.
+func OpenJournal(dir string) (Journal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("the state directory cannot be used: %w; check that it exists on the host and can be written", err)
+	}
+	return journalDir(dir), nil
+}
+
+const (
+	entrySuffix   = ".json"
+	damagedSuffix = ".damaged"
+	partSuffix    = ".part"
+
+	maxEntry = 16 << 20 // bytes; a mount ID takes less than 100
+)
+
+func (dir journalDir) file(name string) string {
+	return filepath.Join(string(dir), DirOf(name)+entrySuffix)
+}
+
+// Load implements Journal.
+func (dir journalDir) Load() (Loaded, error) {
+	loaded := Loaded{Newer: map[string]error{}}
+	files, err := os.ReadDir(string(dir))
+	if err != nil {
+		return loaded, fmt.Errorf("the journal cannot be read: %w", err)
+	}
+	for _, f := range files {
+		path := filepath.Join(string(dir), f.Name())
+		if !strings.HasSuffix(f.Name(), entrySuffix) {
+			continue
+		}
+		e, err := readEntry(path)
+		if err == nil && DirOf(e.Name)+entrySuffix != f.Name() {
+			err = fmt.Errorf("it is about volume %q", e.Name)
+		}
+		switch {
+		case err == nil:
+			loaded.Entries = append(loaded.Entries, e)
+			continue
+		case errors.Is(err, errNewer):
+			loaded.Newer[e.Name] = err
+			continue
+		}
+		loaded.Damaged = append(loaded.Damaged, fmt.Errorf("%s: %w", path, err))
+		if err := setAside(path); err != nil {
+			loaded.Damaged = append(loaded.Damaged, fmt.Errorf("%s could not be set aside: %w", path, err))
+		}
+	}
+	return loaded, nil
+}
+
+// readEntry reads an entry from a regular file. It never blocks, whatever has the file's name.
+func readEntry(path string) (*Entry, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("not a file but %s", info.Mode().Type())
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxEntry))
+	if err != nil {
+		return nil, err
+	}
+	return decodeEntry(data)
+}
+
+// setAside renames a damaged entry to a name that no earlier one has.
+func setAside(path string) error {
+	aside := path + damagedSuffix
+	for n := 2; ; n++ {
+		_, err := os.Lstat(aside)
+		if errors.Is(err, fs.ErrNotExist) {
+			return os.Rename(path, aside)
+		}
+		if err != nil {
+			return err
+		}
+		aside = fmt.Sprintf("%s%s.%d", path, damagedSuffix, n)
+	}
+}
+
+var errNewer = errors.New("its journal entry was written by a later version of blockvol")
+
+// decodeEntry reads an entry and checks that it can be acted upon. With errNewer it returns an entry of which the name counts
+// alone.
+func decodeEntry(data []byte) (*Entry, error) {
+	var e struct {
+		Entry
+		IDs []string `json:"ids"` // of version 1: mount IDs
+	}
+	if err := json.Unmarshal(data, &e); err != nil {
+		return nil, fmt.Errorf("not a journal entry: %w", err)
+	}
+	switch {
+	case e.Name == "":
+		return nil, errors.New("not a journal entry: it names no volume")
+	case e.Version > journalVersion:
+		return &e.Entry, fmt.Errorf("%w (version %d, where this one knows %d): install that version again, or release the volume with it first", errNewer, e.Version, journalVersion)
+	case e.Version < 1:
+		return nil, fmt.Errorf("version %d, where this program writes %d", e.Version, journalVersion)
+	case e.Volume == "" || e.Serial == "":
+		return nil, errors.New("not a journal entry: volume or serial is missing")
+	}
+	if e.Version == 1 {
+		for _, id := range e.IDs {
+			e.Uses = append(e.Uses, Use{Kind: Docker, ID: id})
+		}
+	}
+	e.Version = journalVersion
+	slices.SortFunc(e.Uses, compareUses)
+	e.Uses = slices.Compact(e.Uses)
+	return &e.Entry, nil
+}
+
+// Put implements Journal.
+func (dir journalDir) Put(e *Entry) error {
+	data, err := json.Marshal(e)
+	if err == nil {
+		err = replaceFile(dir.file(e.Name), append(data, '\n'))
+	}
+	if err != nil {
+		return fmt.Errorf("the journal cannot be written: %w; make room or repair the state directory on this node", err)
+	}
+	return nil
+}
+
+// Remove implements Journal.
+func (dir journalDir) Remove(name string) error {
+	err := os.Remove(dir.file(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syncDir(string(dir))
+	}
+	if err != nil {
+		return fmt.Errorf("the journal cannot be written: %w", err)
+	}
+	return nil
+}
+
+// replaceFile makes data the file's content, durably: after a crash the old or the new content is there, whole.
+func replaceFile(path string, data []byte) error {
+	part := path + partSuffix
+	if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) { // what a crash has left, or whatever it is
+		return err
+	}
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(part, path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(part))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

@@ -1,0 +1,152 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/mount"
+)
+
+// unbackedTimeout is how long uses may stand that no container's mount backs. Between the answer to Mount and the container's
+// own mount lie a few seconds.
+const unbackedTimeout = 2 * time.Minute
+
+// Usage is what becomes of a volume by what the kernel says of its users.
+type Usage int
+
+// The usages of a volume.
+const (
+	Used      Usage = iota // a container or a process has its file system
+	Unused                 // the journal has no uses, and the kernel no users
+	Kept                   // as Unused, but it is kept for somebody to come back
+	Active                 // as Unused, but its device is being read or written by something of another engine
+	Undecided              // the journal has uses, the kernel no users yet, or no longer
+	Abandoned              // the journal has uses, and no container has the volume for sure
+)
+
+// Usage compares the journal with the kernel. kept: the volume is kept for a caller to come back.
+func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
+	used, err := v.InUse(ctx)
+	if err != nil {
+		return Undecided, err
+	}
+	e := v.Entry()
+	log := v.log().WithField("id", e.Volume).WithField("ids", e.IDs())
+	switch {
+	case used:
+		v.unbackedSince = time.Time{}
+		return Used, nil
+	case len(e.Uses) == 0:
+		switch {
+		case e.Releasing:
+		case kept:
+			return Kept, nil
+		case e.isStray() && v.isActive():
+			return Active, nil // another engine of this machine may be about to mount it
+		}
+		return Unused, nil
+	case v.isOrphaned(ctx):
+		log.Warn("The volume's mount was taken away, as an engine does that starts after a crash, and no container has it: its mount IDs are dropped")
+	case v.isActive(), v.unbackedSince.IsZero():
+		v.unbackedSince = time.Now()
+		return Undecided, nil
+	case time.Since(v.unbackedSince) < unbackedTimeout:
+		return Undecided, nil
+	default:
+		log.Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped")
+	}
+	return Abandoned, nil
+}
+
+// InUse tells whether a mount other than blockvol's own holds the volume's file system.
+func (v *Volume) InUse(ctx context.Context) (bool, error) {
+	dev, err := v.currentDevice(ctx)
+	if err != nil || dev == (mount.Device{}) {
+		return false, err
+	}
+	var targets []string
+	for _, use := range v.Entry().Uses {
+		if use.Target != "" {
+			targets = append(targets, use.Target)
+		}
+	}
+	return v.node.host.InUse(ctx, dev, targets...)
+}
+
+// isOrphaned tells whether blockvol's own mount of the volume is gone. An engine that starts after a crash takes it away, and so
+// does one that disables the plugin. No container can come to use what was answered before; whoever wants the volume mounts it
+// again.
+func (v *Volume) isOrphaned(ctx context.Context) bool {
+	dev, err := v.currentDevice(ctx)
+	if err != nil || dev == (mount.Device{}) {
+		return false
+	}
+	staged, err := v.node.host.IsStaged(ctx, v.dir, dev)
+	return err == nil && !staged
+}
+
+// isActive tells whether anything was read from or written to the volume's device since the last look: the engine fills a new
+// volume from its image before the container's own mount exists.
+func (v *Volume) isActive() bool {
+	now, err := v.node.host.Activity(v.Device())
+	before := v.activity
+	v.activity = now
+	return err == nil && now != before
+}
+
+// currentDevice returns the volume's device. For one that has vanished it is the device that was seen last, since the kernel
+// may hold its file system still; it is zero if none was ever seen.
+func (v *Volume) currentDevice(ctx context.Context) (mount.Device, error) {
+	dev, err := v.node.host.Find(ctx, v.Entry().Serial)
+	if !errors.Is(err, mount.ErrNoDevice) {
+		return dev, err
+	}
+	was := v.Device()
+	if was != (mount.Device{}) {
+		v.log().WithField("device", was.Path).Error("The volume's device has vanished from this node")
+	}
+	return was, nil
+}
+
+// Recognise asks the kernel which device the volume has on this node, and whether it is mounted at its path.
+func (v *Volume) Recognise(ctx context.Context) {
+	dev, err := v.node.host.Find(ctx, v.Entry().Serial)
+	if err != nil {
+		if !errors.Is(err, mount.ErrNoDevice) {
+			v.log().WithError(err).Warn("The device of a volume that this node may hold cannot be identified")
+		}
+		return
+	}
+	v.set(func() { v.device = dev })
+	v.isActive()
+	if staged, err := v.node.host.IsStaged(ctx, v.dir, dev); err == nil && staged {
+		v.set(func() { v.path = v.node.path(v.dir) })
+	}
+}
+
+// Grow lets the file system of a mounted volume fill a device that has become larger: who enlarges a disk in the cloud need not
+// stop what uses it. What fails is tried again when the device has grown further, or at the next mount.
+func (v *Volume) Grow(ctx context.Context) {
+	e := v.Entry()
+	if v.Mountpoint() == "" {
+		return
+	}
+	dev, err := v.node.host.Find(ctx, e.Serial)
+	if err != nil || dev.Size <= v.fitted {
+		return
+	}
+	grown, err := v.node.host.Grow(ctx, dev, v.dir)
+	if ctx.Err() != nil {
+		return
+	}
+	v.fitted = dev.Size
+	log := v.log().WithField("id", e.Volume).WithField("device", dev.Path).WithField("size", volume.FormatSize(dev.Size))
+	switch {
+	case err != nil:
+		log.WithError(err).Warn("The file system of a volume in use could not be grown to its device")
+	case grown:
+		log.Info("File system grown to its device, while in use")
+	}
+}

@@ -1,0 +1,74 @@
+package volume
+
+import "time"
+
+// Phase is what is being done with a volume, for programs: its values do not change. The empty Phase is nothing.
+type Phase string
+
+// The phases of a volume.
+const (
+	Creating            Phase = "creating"
+	WaitingForCloud     Phase = "waiting-for-cloud"     // the cloud has not answered yet
+	WaitingForHolder    Phase = "waiting-for-holder"    // another node has the disk
+	TakingOver          Phase = "taking-over"           // the disk is being detached from another node
+	Attaching           Phase = "attaching"             // the cloud is asked to attach the disk
+	WaitingForDevice    Phase = "waiting-for-device"    // the cloud attaches it; its device is not here yet
+	Formatting          Phase = "formatting"            //
+	Mounting            Phase = "mounting"              // the file system is checked, grown and mounted
+	Unmounting          Phase = "unmounting"            //
+	WaitingForProcesses Phase = "waiting-for-processes" // a process of this node uses the file system
+	Detaching           Phase = "detaching"             // the disk is being detached from this node
+	Releasing           Phase = "releasing"             // its last use has ended; the release is tried again
+	Removing            Phase = "removing"              //
+	Reconciling         Phase = "reconciling"           // what is here is compared with what should be
+)
+
+var phaseWords = map[Phase]string{
+	WaitingForCloud:     "the cloud has not answered yet",
+	WaitingForHolder:    "still attached to another node",
+	TakingOver:          "being detached from another node",
+	Attaching:           "being attached",
+	WaitingForDevice:    "being attached: waiting for the device",
+	Mounting:            "being checked and mounted",
+	WaitingForProcesses: "still used by a process of this node",
+	Detaching:           "being detached from this node",
+	Reconciling:         "being checked",
+}
+
+// Words are the phase for people.
+func (p Phase) Words() string {
+	if words, special := phaseWords[p]; special {
+		return words
+	}
+	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Releasing: "released", Unmounting: "unmounted", Removing: "removed"}[p]
+}
+
+// Step is where work on a volume stands.
+type Step struct {
+	Phase  Phase
+	Detail string // for people, in place of the phase's own words: which node is waited for, and why
+	Advice string // what the operator can do about it
+}
+
+// Words are the step for people.
+func (s Step) Words() string {
+	if s.Detail != "" {
+		return s.Detail
+	}
+	return s.Phase.Words()
+}
+
+// Progress is told where work on a volume stands.
+type Progress interface {
+	// Step begins a step. The same step again changes nothing.
+	Step(Step)
+	// Refused tells why the cloud has refused the step for now; it is tried again.
+	Refused(error)
+}
+
+// Observer is told what is being done with volumes and how long it took, for a log, metrics or a command line. Its methods
+// may be called from any number of goroutines.
+type Observer interface {
+	// Phase is called at the end of each phase of a volume.
+	Phase(name string, phase Phase, took time.Duration)
+}
