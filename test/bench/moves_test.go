@@ -123,7 +123,7 @@ func TestWaitingForALiveNodeCostsFewRefusedAttaches(t *testing.T) {
 							ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
 							_, err := nodes[1].Mount(ctx, volumeName(0), "1")
 							cancel()
-							require.ErrorContains(t, err, "held by node")
+							require.ErrorContains(t, err, "still attached to node")
 							time.Sleep(5 * time.Second)
 						}
 						assert.LessOrEqual(t, attaches(), most)
