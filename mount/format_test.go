@@ -178,6 +178,46 @@ func TestAProbeThatFailsDoesNotMeanBlank(t *testing.T) {
 	}
 }
 
+func TestWhatIsRefusedTouchesNoDisk(t *testing.T) {
+	h, d := newHost(t), newDisk(t, ext4Size)
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	begun := func(context.Context) error { t.Error("a format was recorded"); return nil }
+	for name, c := range map[string]struct {
+		ctx  context.Context
+		spec FormatSpec
+		is   error
+	}{
+		"an option that forces":    {context.Background(), FormatSpec{FSType: "ext4", Options: []string{"-F"}, Size: d.Size}, ErrInvalid},
+		"an unknown file system":   {context.Background(), FormatSpec{FSType: "zfs", Size: d.Size}, ErrInvalid},
+		"a size that is not known": {context.Background(), FormatSpec{FSType: "ext4"}, ErrWrongDevice},
+		"a call that has ended":    {ended, FormatSpec{FSType: "ext4", Size: d.Size}, context.Canceled},
+	} {
+		c.spec.Begin = begun
+		require.ErrorIs(t, h.Format(c.ctx, d.Device, c.spec), c.is, name)
+		d.requireUntouched()
+	}
+
+	must(t, "mkfs.ext4", "-q", d.Path)
+	before := d.contents()
+	for name, c := range map[string]struct {
+		ctx  context.Context
+		spec StageSpec
+		is   error
+	}{
+		"an unknown layout":                {context.Background(), StageSpec{FSType: "ext4", Layout: "all"}, ErrInvalid},
+		"an option that panics":            {context.Background(), StageSpec{FSType: "ext4", Layout: LayoutData, MountOptions: []string{"errors=panic"}}, ErrInvalid},
+		"an option that the kernel lacks":  {context.Background(), StageSpec{FSType: "ext4", Layout: LayoutData, MountOptions: []string{"usrjquota=x"}}, ErrInvalid},
+		"a file system that is not there":  {context.Background(), StageSpec{FSType: "xfs", Layout: LayoutData}, ErrWrongFS},
+		"a call that has ended in advance": {ended, StageSpec{FSType: "ext4", Layout: LayoutData}, context.Canceled},
+	} {
+		_, err := h.Stage(c.ctx, d.Device, "data", c.spec)
+		require.ErrorIs(t, err, c.is, name)
+		d.isFree(h)
+	}
+	assert.Equal(t, before, d.contents())
+}
+
 // Each program fails once, at each of its calls: that is the answer, and a retry that knows whether a format had begun succeeds.
 func TestWhicheverProgramFailsARetryFormatsAndStages(t *testing.T) {
 	ctx := context.Background()
@@ -241,7 +281,8 @@ func TestAMissingProgramIsNamed(t *testing.T) {
 			}
 			t.Run("", func(t *testing.T) {
 				t.Setenv("PATH", dir)
-				err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size})
+				begin := func(context.Context) error { t.Error("a format was recorded"); return nil }
+				err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begin: begin})
 				require.ErrorIs(t, err, ErrNoTool)
 				require.ErrorContains(t, err, missing)
 			})
