@@ -190,6 +190,7 @@ func TestAVolumeOrANodeWithoutAZoneIsAttached(t *testing.T) {
 // What the cloud answers after a detach whose end was not seen may be of a time before it.
 func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 	unmountUnseen := func(t *testing.T, w *world, l *life) {
+		time.Sleep(3 * reconcileEvery / 2) // the next look at it is far
 		w.setFault(at("host.WaitGone", failBefore))
 		l.machine.containerEnds("1")
 		require.Error(t, l.Unmount(within(t), "data", "1"))

@@ -210,7 +210,7 @@ func TestAMountRightAfterAnUnmountDoesNotWait(t *testing.T) {
 func TestAMountThatWaitsForAnUnmountWaitsNoLonger(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")
-		w.set(func() { w.departure = 5 * time.Second })
+		w.set(func() { w.departure = time.Second })
 		begin := time.Now()
 		time.AfterFunc(4*time.Second, func() { a.containerEnds("process") })
 		require.True(t, a.container("data", "process")) // is torn down slowly

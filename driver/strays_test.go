@@ -20,7 +20,9 @@ func lost(t *testing.T, w *world, a *machine, trouble func(node, call string) fa
 	synctest.Wait()
 	clear(a.journal)
 	w.setFault(trouble)
-	return a.startAsked(t)
+	l := a.startAsked(t)
+	synctest.Wait() // it has looked for strays
+	return l
 }
 
 // Whatever fails when strays are looked for, the container goes on, and soon all is as it was.
