@@ -331,7 +331,7 @@ func TestAnAttachOfAnEarlierLifeThatNeverEndsIsCalledOff(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
-		require.ErrorContains(t, err, "the attach was called off")
+		require.ErrorContains(t, err, "the attach was cancelled")
 		assert.Empty(t, w.holder("data"))
 		mustMount(t, l, "data", "2")
 	})

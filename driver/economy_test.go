@@ -240,7 +240,7 @@ func TestATriedAttachWhoseDeviceDoesNotComeIsCalledOff(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		_, err := lb.Mount(ctx, "data", "2")
-		require.ErrorContains(t, err, "the attach was called off")
+		require.ErrorContains(t, err, "the attach was cancelled")
 		assert.Empty(t, w.holder("data"))
 	})
 }

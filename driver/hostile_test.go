@@ -612,7 +612,7 @@ func TestAnAttachAfterOneThatWasCalledOffIsNoRelease(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*controller.AttachTimeout)
 		defer cancel()
 		_, err := l.Mount(ctx, "data", "1")
-		require.ErrorContains(t, err, "the attach was called off")
+		require.ErrorContains(t, err, "the attach was cancelled")
 		synctest.Wait()
 		require.True(t, a.journal["data"].Releasing)
 		w.setFault(at("cloud.Attach", crashBefore))

@@ -70,20 +70,20 @@ func (d *Driver) use(ctx context.Context, h *handle, use node.Use) (undo func(),
 func (d *Driver) claim(h *handle, here providers.Node) controller.Claim {
 	return controller.Claim{
 		Name: h.Name, Node: here, Progress: h, Record: h.Record,
-		CallOff: func(ctx context.Context, vol *providers.Volume) error { return d.callOff(ctx, h, vol, here) },
+		CancelAttach: func(ctx context.Context, vol *providers.Volume) error { return d.cancelAttach(ctx, h, vol, here) },
 	}
 }
 
-// callOff detaches what an attach has left, unless anything on this node uses the disk.
-func (d *Driver) callOff(ctx context.Context, h *handle, vol *providers.Volume, here providers.Node) error {
+// cancelAttach detaches what an attach has left, unless anything on this node uses the disk.
+func (d *Driver) cancelAttach(ctx context.Context, h *handle, vol *providers.Volume, here providers.Node) error {
 	if e := h.Entry(); e == nil || e.Volume != vol.ID || !e.Ours {
 		return d.reportAbsent(vol)
 	}
-	if err := h.CallOff(ctx, vol, h); err != nil {
+	if err := h.CancelAttach(ctx, vol, h); err != nil {
 		return err
 	}
-	if err := d.controller.CallOff(ctx, vol.ID, here); err != nil {
-		return fmt.Errorf("%w: the attach, which has failed, could not be called off", err)
+	if err := d.controller.CancelAttach(ctx, vol.ID, here); err != nil {
+		return fmt.Errorf("%w: the attach, which has failed, could not be cancelled", err)
 	}
 	return nil
 }
@@ -119,10 +119,10 @@ func (d *Driver) awaitDevice(ctx context.Context, h *handle, vol *providers.Volu
 		cause = d.controller.ExplainAttach(ctx, cause, vol, here)
 	}
 	// An attach that does not end is called off, or the next one meets it again.
-	if err := d.callOff(context.WithoutCancel(ctx), h, vol, here); err != nil {
+	if err := d.cancelAttach(context.WithoutCancel(ctx), h, vol, here); err != nil {
 		return fmt.Errorf("%w; %w", cause, err)
 	}
-	return volume.Advise(cause, "the attach was called off, try again")
+	return volume.Advise(cause, "the attach was cancelled, try again")
 }
 
 // cloudFor answers the node's question whether it may format.

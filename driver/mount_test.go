@@ -269,8 +269,8 @@ func TestAMountBeginsAnewAfterAnAttachThatFailed(t *testing.T) {
 
 func TestAnAttachThatCannotBeCalledOffIsLeft(t *testing.T) {
 	for call, says := range map[string]string{
-		"journal.put":   `the attach, which has failed, is not called off (volume "data", vol-1, node a)`,
-		"cloud.Detach":  `the attach, which has failed, could not be called off (volume "data", vol-1, node a)`,
+		"journal.put":   `the attach, which has failed, is not cancelled (volume "data", vol-1, node a)`,
+		"cloud.Detach":  `the attach, which has failed, could not be cancelled (volume "data", vol-1, node a)`,
 		"host.WaitFree": "has failed by the cloud's account, and the disk is left as it is",
 	} {
 		t.Run(call, func(t *testing.T) {
@@ -445,7 +445,7 @@ func TestAnAttachOfThisBootIsCalledOffWhateverTheEntryBeforeTold(t *testing.T) {
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 		w.set(func() { w.arrival = time.Hour })
 		_, err := a.start(t).Mount(after(t, 2*time.Minute), "data", "2")
-		require.ErrorContains(t, err, "the attach was called off")
+		require.ErrorContains(t, err, "the attach was cancelled")
 		assert.Empty(t, w.holder("data"))
 	})
 }

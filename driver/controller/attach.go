@@ -29,8 +29,8 @@ type Claim struct {
 	// Record is called before the cloud is asked to attach the disk, so that no crash leaves a disk attached that nobody
 	// remembers. The attach is ours unless the cloud says that this node holds the disk already.
 	Record func(ctx context.Context, vol *providers.Volume, ours bool) error
-	// CallOff detaches what a failed attach has left, if nothing on the node uses the disk.
-	CallOff func(ctx context.Context, vol *providers.Volume) error
+	// CancelAttach detaches what a failed attach has left, if nothing on the node uses the disk.
+	CancelAttach func(ctx context.Context, vol *providers.Volume) error
 }
 
 // attach is one call of Attach.
@@ -86,7 +86,7 @@ func (a *attach) try(ctx context.Context, vol *providers.Volume) (done bool, err
 		return a.request(ctx, vol)
 	case mine && vol.Attachment.State == providers.AttachFailed:
 		a.begin(volume.Step{Phase: volume.Detaching, Detail: "being detached after an attach that failed"})
-		return false, a.claim.CallOff(ctx, vol)
+		return false, a.claim.CancelAttach(ctx, vol)
 	case mine:
 		a.begin(volume.Step{Phase: volume.Detaching})
 	default:

@@ -198,6 +198,7 @@ func (c *catalog) leaving(name, id, node string) {
 	}
 	s.volume = ownCopy(s.volume)
 	s.volume.Attachment = providers.Attachment{Node: node, State: providers.Detaching}
+	s.at = time.Now().Add(freeTTL - catalogTTL) // which most clouds end within seconds
 	c.entries[name] = s
 }
 

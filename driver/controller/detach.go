@@ -38,8 +38,8 @@ func (c *Controller) Detach(ctx context.Context, id string, node providers.Node)
 	}
 }
 
-// CallOff has the cloud detach what a failed attach has left on the node.
-func (c *Controller) CallOff(ctx context.Context, id string, node providers.Node) error {
+// CancelAttach has the cloud detach what a failed attach has left on the node.
+func (c *Controller) CancelAttach(ctx context.Context, id string, node providers.Node) error {
 	err := c.cloud.detach(ctx, id, node.ID, false)
 	c.AskedToDetach(id)
 	if errors.Is(err, providers.ErrBusy) {

@@ -178,8 +178,8 @@ func (v *Volume) Release() {
 	}
 }
 
-// CallOff notes, for a later life, that an attach is being called off. Errors: something on this node uses the disk, or may.
-func (v *Volume) CallOff(ctx context.Context, vol *providers.Volume, progress volume.Progress) error {
+// CancelAttach notes, for a later life, that an attach is being called off. Errors: something on this node uses the disk, or may.
+func (v *Volume) CancelAttach(ctx context.Context, vol *providers.Volume, progress volume.Progress) error {
 	e := v.Entry()
 	if len(e.Uses) > 0 {
 		return volume.Fail(volume.InUse, fmt.Sprintf("the cloud says that the attach to this node has failed, yet %d container(s) here use it: the disk is left as it is", len(e.Uses)), "")
@@ -191,7 +191,7 @@ func (v *Volume) CallOff(ctx context.Context, vol *providers.Volume, progress vo
 		return fmt.Errorf("%w: the attach to this node has failed by the cloud's account, and the disk is left as it is", err)
 	}
 	if err := v.write(e.releasing()); err != nil {
-		return fmt.Errorf("%w: the attach, which has failed, is not called off", err)
+		return fmt.Errorf("%w: the attach, which has failed, is not cancelled", err)
 	}
 	return nil
 }
