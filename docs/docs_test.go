@@ -118,3 +118,21 @@ func TestMessagesInTheManualAreInTheProgram(t *testing.T) {
 		}
 	}
 }
+
+// Scripts rely on what the manual says of a volume's Status.
+func TestStatusIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("operations.md")
+	require.NoError(t, err)
+	for file, value := range map[string]*regexp.Regexp{
+		"../driver/read.go":         regexp.MustCompile(`tatus\["([a-z]+)"\]`),
+		"../driver/volume/phase.go": regexp.MustCompile(`Phase = "([a-z-]+)"`),
+	} {
+		source, err := os.ReadFile(file)
+		require.NoError(t, err)
+		values := value.FindAllStringSubmatch(string(source), -1)
+		require.Greater(t, len(values), 9, file)
+		for _, m := range values {
+			assert.Regexp(t, "(?m)^\\| .*`"+m[1]+"`", string(page), "%s of %s", m[1], file)
+		}
+	}
+}
