@@ -87,7 +87,7 @@ type disk struct {
 	content string    // what a container has written last; a mkfs destroys it
 	by      string    // the boot that has formatted it
 	born    time.Time // when it was made
-	owned   bool      // bears our mark
+	owned   bool      // has our mark
 	until   time.Time // when a detach is done
 	adopted bool
 	twin    bool // somebody has given it the name of another

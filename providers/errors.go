@@ -10,7 +10,7 @@ import (
 // error means that the call failed and that its effect is unknown.
 var (
 	ErrNotFound    = errors.New("no such volume")
-	ErrAmbiguous   = errors.New("several volumes bear this name")
+	ErrAmbiguous   = errors.New("several volumes have this name")
 	ErrInvalid     = errors.New("not accepted")
 	ErrNoSpace     = errors.New("no space or quota left")
 	ErrHeld        = errors.New("volume is attached")

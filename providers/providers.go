@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Provider is one cloud, seen from one node, restricted to the volumes of one cluster. Volumes that do not bear the
+// Provider is one cloud, seen from one node, restricted to the volumes of one cluster. Volumes that do not have the
 // cluster's mark do not exist for it, with the sole exception of Adopt.
 //
 // Constructors check their settings and make no call to the cloud, so that the plugin can listen at once.
@@ -34,7 +34,7 @@ type Provider interface {
 	Buses() []string
 
 	// Find returns the volume of that exact name, wherever in the region it is.
-	// Errors: ErrNotFound only if the cloud said so; ErrAmbiguous if several bear the name, naming their ids.
+	// Errors: ErrNotFound only if the cloud said so; ErrAmbiguous if several have the name, naming their ids.
 	Find(ctx context.Context, name string) (*Volume, error)
 
 	// List returns all volumes of the cluster, sorted by name. Some that cannot be read do not hide the others: those are
@@ -48,7 +48,7 @@ type Provider interface {
 	Create(ctx context.Context, spec Spec) (*Volume, error)
 
 	// Adopt makes an existing disk, named by the cloud's id, a volume of this cluster under spec.Name. The disk's
-	// contents, size and type stay as they are. The Record that it bears from an earlier life with blockvol is kept, and
+	// contents, size and type stay as they are. The Record that it has from an earlier life with blockvol is kept, and
 	// the entries of spec.Record are written over it.
 	// Errors: ErrNotFound, ErrInvalid if it belongs to another name or cluster or is held.
 	Adopt(ctx context.Context, id string, spec Spec) (*Volume, error)

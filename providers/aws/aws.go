@@ -58,13 +58,13 @@ type Provider struct {
 
 	mu        sync.Mutex
 	connected *session // nil before
-	sessions  *batch.Asker[*session]
+	sessions  *batch.Batcher[*session]
 
 	paces  paces
 	memory memory
 	slots  slots
-	byID   *batch.Asker[types.Volume]
-	nodes  *batch.Asker[types.Instance]
+	byID   *batch.Batcher[types.Volume]
+	nodes  *batch.Batcher[types.Instance]
 }
 
 var (

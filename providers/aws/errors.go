@@ -12,7 +12,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // What EC2 may answer that means something to this package only.
@@ -140,15 +140,15 @@ func (s *session) unanswered(ctx context.Context, action string, err error) erro
 
 // brief is the innermost cause of an error of the SDK, in a few clean words. It still matches what it was.
 func (s *session) brief(ctx context.Context, err error) error {
-	return quote.Error(s.clean(ctx, quote.Cause(err)), err)
+	return sanitize.Error(s.clean(ctx, sanitize.Cause(err)), err)
 }
 
 // brief is session.brief before there are credentials that could show.
 func brief(ctx context.Context, err error) error {
 	if why := context.Cause(ctx); why != nil {
-		return quote.Error(quote.Clip(why.Error()), err)
+		return sanitize.Error(sanitize.Clip(why.Error()), err)
 	}
-	return quote.Error(quote.Clip(quote.Cause(err)), err)
+	return sanitize.Error(sanitize.Clip(sanitize.Cause(err)), err)
 }
 
 // signed are the parts of a request by which it proves who sent it.
@@ -160,5 +160,5 @@ func (s *session) clean(ctx context.Context, text string) string {
 	if err != nil {
 		keys = sdk.Credentials{}
 	}
-	return quote.Clean(text, signed, keys.SecretAccessKey, keys.SessionToken, keys.AccessKeyID)
+	return sanitize.Clean(text, signed, keys.SecretAccessKey, keys.SessionToken, keys.AccessKeyID)
 }

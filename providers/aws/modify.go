@@ -15,7 +15,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // modifiedIOPS is what EC2 gives a volume that becomes io1 or io2 without a word on IOPS (API reference, ModifyVolume).
@@ -116,7 +116,7 @@ func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyV
 			}
 			return fmt.Errorf("%w: %w: EBS takes one change of a volume at a time, and four in a day%s: try again later", providers.ErrBusy, refusal, since)
 		case is && now.ModificationState == types.VolumeModificationStateFailed:
-			return fmt.Errorf("EC2 could not change volume %s: %s", id, quote.Clip(sdk.ToString(now.StatusMessage)))
+			return fmt.Errorf("EC2 could not change volume %s: %s", id, sanitize.Clip(sdk.ToString(now.StatusMessage)))
 		case is && now.ModificationState != types.VolumeModificationStateModifying:
 			return nil
 		}

@@ -110,7 +110,7 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 		credentials: cfg.Credentials,
 		api: ec2.NewFromConfig(cfg, func(o *ec2.Options) {
 			o.HTTPSignerV4 = signer{}
-			o.APIOptions = append(o.APIOptions, genuine)
+			o.APIOptions = append(o.APIOptions, ec2Answer)
 			if p.cfg.Endpoint != "" {
 				o.BaseEndpoint = &p.cfg.Endpoint
 			}
@@ -128,10 +128,10 @@ func (signer) SignHTTP(ctx context.Context, keys sdk.Credentials, r *http.Reques
 
 var errNotEC2 = errors.New("it is of another service or page")
 
-// genuine refuses an answer of success that is not EC2's to this very action. To the SDK any other page is an answer in which
+// ec2Answer refuses an answer of success that is not EC2's to this very action. To the SDK any other page is an answer in which
 // nothing stands: an empty list, and a write that was carried out.
-func genuine(stack *middleware.Stack) error {
-	return stack.Deserialize.Add(middleware.DeserializeMiddlewareFunc("genuine", func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
+func ec2Answer(stack *middleware.Stack) error {
+	return stack.Deserialize.Add(middleware.DeserializeMiddlewareFunc("ec2Answer", func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
 		out, metadata, err := next.HandleDeserialize(ctx, in)
 		answer, is := out.RawResponse.(*smithyhttp.Response)
 		if err != nil || !is || answer.StatusCode >= http.StatusMultipleChoices {
@@ -155,7 +155,7 @@ func genuine(stack *middleware.Stack) error {
 // maxAnswer is how much of an answer is read, in bytes: more than EC2 has to say of 500 volumes with all their tags.
 const maxAnswer = 16 << 20
 
-// guarded makes a client that bears with any answer: it reads a bounded part of it, and goes nowhere else with a signed
+// guarded makes a client that is safe with any answer: it reads a bounded part of it, and goes nowhere else with a signed
 // request, since EC2 redirects nobody.
 func guarded(client sdk.HTTPClient) sdk.HTTPClient {
 	guard := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}

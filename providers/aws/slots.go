@@ -224,7 +224,7 @@ func (p *Provider) limitOf(ctx context.Context, kind string) (limit, error) {
 		switch {
 		case t.EbsInfo == nil:
 		case t.EbsInfo.NvmeSupport == types.EbsNvmeSupportUnsupported:
-			return limit{}, fmt.Errorf("%w: instances of type %s run on Xen, where disks bear no serial by which a volume could be told from another: use a type of the Nitro system", providers.ErrInvalid, kind)
+			return limit{}, fmt.Errorf("%w: instances of type %s run on Xen, where disks have no serial by which a volume could be told from another: use a type of the Nitro system", providers.ErrInvalid, kind)
 		case t.EbsInfo.MaximumEbsAttachments != nil:
 			l = limit{int(*t.EbsInfo.MaximumEbsAttachments), t.EbsInfo.AttachmentLimitType == types.AttachmentLimitTypeShared}
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 var snapshotID = regexp.MustCompile(`^snap-[0-9a-f]{8}([0-9a-f]{9})?$`)
@@ -54,7 +54,7 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 	// CreateSnapshot knows no ClientToken: sent again after a lost answer it would take a second one.
 	made, err := once(ctx, p, "CreateSnapshot", func(ctx context.Context, api *ec2.Client) (*ec2.CreateSnapshotOutput, error) {
 		return api.CreateSnapshot(ctx, &ec2.CreateSnapshotInput{
-			VolumeId: &id, Description: sdk.String(quote.Clip(description)),
+			VolumeId: &id, Description: sdk.String(sanitize.Clip(description)),
 			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeSnapshot, Tags: tagList(tags)}},
 		})
 	})
@@ -75,7 +75,7 @@ func (p *Provider) awaitSnapshot(ctx context.Context, s types.Snapshot) (*provid
 		case types.SnapshotStateCompleted:
 			return snapshotOf(s), nil
 		case types.SnapshotStateError:
-			return nil, fmt.Errorf("snapshot %s has failed: EC2 says %q", id, quote.Clip(sdk.ToString(s.StateMessage)))
+			return nil, fmt.Errorf("snapshot %s has failed: EC2 says %q", id, sanitize.Clip(sdk.ToString(s.StateMessage)))
 		default:
 		}
 		now, err := p.describeSnapshots(ctx, filter("snapshot-id", id))

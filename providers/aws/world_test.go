@@ -60,7 +60,7 @@ func (w *world) onWith(way http.RoundTripper) *Provider {
 	return p
 }
 
-// named returns the ids of the volumes that truly bear a name, whatever reads show.
+// named returns the ids of the volumes that truly have a name, whatever reads show.
 func (w *world) named(name string) (ids []string) {
 	for _, v := range w.cloud.Volumes() {
 		if v.Tags[tagName] == name && v.State != cloud.Deleting && v.State != cloud.Deleted && v.State != cloud.Broken {

@@ -9,9 +9,9 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Asker puts questions that come together into one call. A question that comes alone goes out at once; those that come while
+// Batcher puts questions that come together into one call. A question that comes alone goes out at once; those that come while
 // a call is under way share the next one. So no answer is older than its question, and nobody waits for company.
-type Asker[T any] struct {
+type Batcher[T any] struct {
 	ask  func(ctx context.Context, keys []string) (map[string]T, error)
 	most int // keys in one call
 
@@ -20,10 +20,10 @@ type Asker[T any] struct {
 	queue []*batch[T]
 }
 
-// New makes an Asker that asks with that function, for most keys at a time. What the function does not return of a key is not
+// New makes an Batcher that asks with that function, for most keys at a time. What the function does not return of a key is not
 // there. Its ctx ends when nobody waits for the answer any more; it is called by one goroutine at a time, with each key once.
-func New[T any](ask func(ctx context.Context, keys []string) (map[string]T, error), most int) *Asker[T] {
-	return &Asker[T]{ask: ask, most: most}
+func New[T any](ask func(ctx context.Context, keys []string) (map[string]T, error), most int) *Batcher[T] {
+	return &Batcher[T]{ask: ask, most: most}
 }
 
 // batch is one call and those who wait for it.
@@ -41,7 +41,7 @@ type batch[T any] struct {
 
 // Get returns what is found under the key. An error of a call is that of all who wait for it; a caller whose ctx ends gets
 // ctx.Err() at once, and the call goes on for the others.
-func (a *Asker[T]) Get(ctx context.Context, key string) (value T, found bool, err error) {
+func (a *Batcher[T]) Get(ctx context.Context, key string) (value T, found bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return value, false, err
 	}
@@ -58,7 +58,7 @@ func (a *Asker[T]) Get(ctx context.Context, key string) (value T, found bool, er
 }
 
 // join puts the key into the next batch that has room, and sees to it that batches are carried out.
-func (a *Asker[T]) join(key string) *batch[T] {
+func (a *Batcher[T]) join(key string) *batch[T] {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var b *batch[T]
@@ -79,7 +79,7 @@ func (a *Asker[T]) join(key string) *batch[T] {
 	return b
 }
 
-func (a *Asker[T]) leave(b *batch[T]) {
+func (a *Batcher[T]) leave(b *batch[T]) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if b.waiting--; b.waiting == 0 {
@@ -89,7 +89,7 @@ func (a *Asker[T]) leave(b *batch[T]) {
 }
 
 // work carries out batches, one after another, until there is none.
-func (a *Asker[T]) work() {
+func (a *Batcher[T]) work() {
 	for {
 		a.mu.Lock()
 		if len(a.queue) == 0 {

@@ -15,7 +15,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 var sizes = providers.Sizes{Cloud: "DigitalOcean", Least: 1, Most: 16 << 10}
@@ -52,7 +52,7 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec, gibs int64, r
 	}
 	tags = slices.Concat(tags, textTags(textCluster, p.cluster()), textTags(textName, spec.Name), recordTags(rec), operatorTags(spec.Tags))
 	return &godo.VolumeCreateRequest{
-		Region: region, Description: fmt.Sprintf("%s%q of cluster %q", described, quote.Clip(spec.Name), quote.Clip(p.cluster())),
+		Region: region, Description: fmt.Sprintf("%s%q of cluster %q", described, sanitize.Clip(spec.Name), sanitize.Clip(p.cluster())),
 		SizeGigaBytes: gibs, SnapshotID: spec.Snapshot, Tags: tags, // and no file system: an image of DigitalOcean's would mount it by itself
 	}, nil
 }
@@ -105,8 +105,8 @@ func (p *Provider) createOnce(ctx context.Context, in *godo.VolumeCreateRequest,
 	// have come to the same name of ours meanwhile. Whoever sees the other gives up the one that it has just made: the tag came
 	// with the volume, and Adopt looks again after it has given the tag. So of two that come to one name, the later to look sees
 	// both. A volume that is the only one with the tag has no rival; otherwise the region's volumes tell.
-	if p.bears(*v, name) && v.Name == in.Name {
-		if count, id, err := p.bearing(ctx, name); err == nil && count == 1 && id == v.ID {
+	if p.isNamed(*v, name) && v.Name == in.Name {
+		if count, id, err := p.countTagged(ctx, name); err == nil && count == 1 && id == v.ID {
 			p.call(name, in.Name)
 			return *v, nil
 		}
@@ -116,14 +116,14 @@ func (p *Provider) createOnce(ctx context.Context, in *godo.VolumeCreateRequest,
 		return godo.Volume{}, err
 	}
 	at := slices.IndexFunc(list, func(listed godo.Volume) bool { return listed.ID == v.ID })
-	if at < 0 || !p.bears(list[at], name) {
+	if at < 0 || !p.isNamed(list[at], name) {
 		if at >= 0 && hidden(list[at]) != nil {
 			return godo.Volume{}, hidden(list[at])
 		}
 		return godo.Volume{}, fmt.Errorf("%w: DigitalOcean has made volume %s (%s), and does not show it as it was asked for yet", providers.ErrBusy, v.ID, in.Name)
 	}
 	for _, other := range list {
-		if other.ID != v.ID && p.bears(other, name) {
+		if other.ID != v.ID && p.isNamed(other, name) {
 			return p.giveUp(ctx, list[at], name)
 		}
 	}

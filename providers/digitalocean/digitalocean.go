@@ -44,8 +44,8 @@ import (
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/metadata"
 	"github.com/blockvol/blockvol/providers/queue"
-	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/sanitize"
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
@@ -69,10 +69,10 @@ type Provider struct {
 	api  *godo.Client
 
 	queue  queue.Queue // requests for one name or volume
-	byID   *batch.Asker[godo.Volume]
-	byNode *batch.Asker[godo.Droplet]
+	byID   *batch.Batcher[godo.Volume]
+	byNode *batch.Batcher[godo.Droplet]
 	self   *metadata.Identity
-	place  *batch.Kept[place] // see here
+	place  *batch.Cached[place] // see here
 
 	mu      sync.Mutex
 	aliases map[string]string // by name: what a volume is called in DigitalOcean, if not as create calls it first
@@ -110,9 +110,9 @@ func New(cfg Config) (*Provider, error) {
 	case cfg.Token == nil:
 		return refuse("there is no token: set %s", settingToken)
 	case cfg.Region != "" && !regionSlug.MatchString(cfg.Region):
-		return refuse("%s is %q: a region is a word such as nyc3", settingRegion, quote.Clip(cfg.Region))
+		return refuse("%s is %q: a region is a word such as nyc3", settingRegion, sanitize.Clip(cfg.Region))
 	case cfg.Droplet != "" && !dropletID.MatchString(cfg.Droplet):
-		return refuse("%s is %q: the id of a droplet is a number", settingDroplet, quote.Clip(cfg.Droplet))
+		return refuse("%s is %q: the id of a droplet is a number", settingDroplet, sanitize.Clip(cfg.Droplet))
 	}
 	for setting, value := range map[string]string{settingAPI: cfg.API, settingMetadata: cfg.Metadata} {
 		if u, err := url.Parse(value); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
@@ -130,7 +130,7 @@ func New(cfg Config) (*Provider, error) {
 	p.byID = batch.New(p.askIDs, mostAtOnce)
 	p.byNode = batch.New(p.askDroplet, 1)
 	p.self = metadata.NewIdentity("droplet", settingDroplet, cfg.Droplet, p.identify)
-	p.place = batch.Keep("which droplet this is", p.locate)
+	p.place = batch.Cache("which droplet this is", p.locate)
 	p.Provider = managed.New(managed.Cloud[godo.Volume]{
 		Name: "DigitalOcean", Machine: "droplet", Cluster: cfg.Cluster, Log: cfg.Log,
 		Options: []string{"snapshot", "tags"}, Buses: []string{"scsi"}, Sizes: sizes, // there is one kind of volume

@@ -61,9 +61,9 @@ func (p *Provider) explain(ctx context.Context, action string, err error, whole 
 	case err == nil && whole:
 		return nil
 	case err == nil:
-		return p.http.Unanswered(ctx, action, io.ErrUnexpectedEOF)
+		return p.http.NoAnswer(ctx, action, io.ErrUnexpectedEOF)
 	case !errors.As(err, &refused) || refused.Response == nil:
-		return p.http.Unanswered(ctx, action, err)
+		return p.http.NoAnswer(ctx, action, err)
 	}
 	status := refused.Response.StatusCode
 	said := fmt.Sprintf("DigitalOcean refuses %s: %q (status %d)", action, p.http.Clean(refused.Message), status)

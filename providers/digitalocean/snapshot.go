@@ -10,7 +10,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // Snapshot takes a copy, or returns the one that is there: a snapshot is called by a digest of the volume and the description.
@@ -27,7 +27,7 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 	tags := slices.Concat(textTags(textCluster, d.Cluster), textTags(textName, d.Name), recordTags(d.Record))
 	var made *godo.Snapshot
 	err = p.queue.Do(ctx, "volume "+id, func(ctx context.Context) (err error) {
-		made, _, err = p.api.Storage.CreateSnapshot(ctx, &godo.SnapshotCreateRequest{VolumeID: id, Name: name, Description: quote.Clip(description), Tags: tags})
+		made, _, err = p.api.Storage.CreateSnapshot(ctx, &godo.SnapshotCreateRequest{VolumeID: id, Name: name, Description: sanitize.Clip(description), Tags: tags})
 		return p.explain(ctx, "the request to take a snapshot of volume "+id, err, made != nil && made.ID != "")
 	})
 	switch {
@@ -98,7 +98,7 @@ func (p *Provider) snapshot(ctx context.Context, id string) (*godo.Snapshot, err
 // other means are.
 func (p *Provider) source(ctx context.Context, id, region string) (*godo.Snapshot, error) {
 	if !volumeID.MatchString(id) {
-		return nil, fmt.Errorf("%w: snapshot %q: an id looks like 8fa70202-873f-11e6-8b68-000f533176b1", providers.ErrInvalid, quote.Clip(id))
+		return nil, fmt.Errorf("%w: snapshot %q: an id looks like 8fa70202-873f-11e6-8b68-000f533176b1", providers.ErrInvalid, sanitize.Clip(id))
 	}
 	s, err := p.snapshot(ctx, id)
 	is := identity{}
@@ -111,7 +111,7 @@ func (p *Provider) source(ctx context.Context, id, region string) (*godo.Snapsho
 	case err != nil:
 		return nil, err
 	case s.ResourceType != "volume":
-		return nil, fmt.Errorf("%w: snapshot %s is of a %s, and not of a volume", providers.ErrInvalid, id, quote.Clip(s.ResourceType))
+		return nil, fmt.Errorf("%w: snapshot %s is of a %s, and not of a volume", providers.ErrInvalid, id, sanitize.Clip(s.ResourceType))
 	case is.owned() && is.cluster != p.cluster():
 		return nil, fmt.Errorf("%w: snapshot %s is of cluster %q: create the volume there", providers.ErrInvalid, id, is.cluster)
 	case !slices.Contains(s.Regions, region):

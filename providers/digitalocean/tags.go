@@ -19,7 +19,7 @@ import (
 )
 
 // Tags are all that can be changed of a volume: words of letters, digits, colons, dashes and underscores, in which case does not
-// count. They belong to the account and stay there when no volume bears them any more, so they say nothing but what has to be
+// count. They belong to the account and stay there when no volume has them any more, so they say nothing but what has to be
 // said: the same words serve the next volume.
 //
 //	blockvol:cluster:main                 which cluster's it is; without it, nobody's
@@ -208,7 +208,7 @@ func (p *Provider) tagOnce(ctx context.Context, id, tag string) error {
 	return p.done(ctx, fmt.Sprintf("the request to give volume %s tag %s", id, tag), answer, err)
 }
 
-// untag takes tags from a volume, one after another. Those that it does not bear are no matter.
+// untag takes tags from a volume, one after another. Those that it does not have are no matter.
 func (p *Provider) untag(ctx context.Context, id string, tags []string) error {
 	for _, tag := range tags {
 		answer, err := p.api.Tags.UntagResources(ctx, tag, &godo.UntagResourcesRequest{Resources: []godo.Resource{{ID: id, Type: godo.VolumeResourceType}}})

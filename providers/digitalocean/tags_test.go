@@ -126,7 +126,7 @@ func TestNodesThatMarkAtOnceLeaveOneValue(t *testing.T) {
 	}
 }
 
-// A tag that everybody's volumes bear costs one call, one that nobody has had yet three.
+// A tag that everybody's volumes have costs one call, one that nobody has had yet three.
 func TestAMarkThatOthersHaveHadCostsAReadAndATag(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())

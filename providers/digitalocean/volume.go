@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 const gib = 1 << 30
@@ -35,8 +35,8 @@ func (p *Provider) cloudName(name string, try int) string {
 
 func (p *Provider) cluster() string { return p.cfg.Cluster }
 
-// bears tells whether a volume is this cluster's of that name.
-func (p *Provider) bears(v godo.Volume, name string) bool {
+// isNamed tells whether a volume is this cluster's of that name.
+func (p *Provider) isNamed(v godo.Volume, name string) bool {
 	is := identityOf(v.Tags)
 	return is.cluster == p.cluster() && is.name == name
 }
@@ -47,7 +47,7 @@ func hidden(v godo.Volume) error {
 	if len(v.Tags) > 0 || !strings.HasPrefix(v.Description, described) {
 		return nil
 	}
-	return fmt.Errorf("%w: DigitalOcean shows volume %s, which calls itself %q, without its tags: give the token the scope tag:read; if somebody took the tags away, take the volume back with the option volume-id=%s", managed.ErrUnmarked, v.ID, quote.Clip(v.Description), v.ID)
+	return fmt.Errorf("%w: DigitalOcean shows volume %s, which calls itself %q, without its tags: give the token the scope tag:read; if somebody took the tags away, take the volume back with the option volume-id=%s", managed.ErrUnmarked, v.ID, sanitize.Clip(v.Description), v.ID)
 }
 
 // named looks in this node's region for one name under what its volume is called, then by the tag of the name. It looks for several
@@ -64,7 +64,7 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]godo
 			return nil, err
 		}
 		for _, v := range list {
-			if p.bears(v, name) || hidden(v) != nil {
+			if p.isNamed(v, name) || hidden(v) != nil {
 				return map[string][]godo.Volume{name: {v}}, nil
 			}
 		}
@@ -83,7 +83,7 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]godo
 	found := make(map[string][]godo.Volume)
 	for _, name := range names {
 		for _, v := range list {
-			if p.bears(v, name) {
+			if p.isNamed(v, name) {
 				found[name] = append(found[name], v)
 			}
 		}
@@ -100,7 +100,7 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]godo
 func (p *Provider) rivals(ctx context.Context, name string) ([]godo.Volume, error) {
 	all, err := p.all(ctx)
 	return slices.DeleteFunc(all, func(v godo.Volume) bool {
-		return !p.bears(v, name) && (v.Name != p.cloudName(name, 0) || hidden(v) == nil)
+		return !p.isNamed(v, name) && (v.Name != p.cloudName(name, 0) || hidden(v) == nil)
 	}), err
 }
 
@@ -121,7 +121,7 @@ func (p *Provider) all(ctx context.Context) ([]godo.Volume, error) {
 // The request names the tag in small letters, and DigitalOcean has none of that spelling if somebody made the tag by hand in
 // capitals. No volume gets such a tag: see tag and makeOnce.
 func (p *Provider) tagged(ctx context.Context, name string) (v *godo.Volume, settled bool) {
-	count, id, err := p.bearing(ctx, name)
+	count, id, err := p.countTagged(ctx, name)
 	if err != nil || count == 0 {
 		return nil, err == nil
 	}
@@ -133,14 +133,14 @@ func (p *Provider) tagged(ctx context.Context, name string) (v *godo.Volume, set
 	switch {
 	case err != nil || whereErr != nil:
 		return nil, false
-	case p.bears(only, name) && (only.Region == nil || only.Region.Slug == here.region):
+	case p.isNamed(only, name) && (only.Region == nil || only.Region.Slug == here.region):
 		return &only, true
 	}
 	return nil, true
 }
 
-// bearing returns how many volumes of the account have the tag of the name, or the first of its tags, and the id of one of them.
-func (p *Provider) bearing(ctx context.Context, name string) (count int, id string, err error) {
+// countTagged returns how many volumes of the account have the tag of the name, or the first of its tags, and the id of one of them.
+func (p *Provider) countTagged(ctx context.Context, name string) (count int, id string, err error) {
 	tag := textTags(textName, name)[0]
 	found, _, err := p.api.Tags.Get(ctx, tag)
 	err = p.explain(ctx, "the request for tag "+tag, err, found != nil && found.Resources != nil && found.Resources.Volumes != nil)
@@ -307,7 +307,7 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[godo.Volume], spec 
 	if err := hidden(v); err != nil {
 		return v, err
 	}
-	if !p.bears(v, spec.Name) {
+	if !p.isNamed(v, spec.Name) {
 		return v, errors.Join(fmt.Errorf("%w: another node adopts volume %s at this moment", providers.ErrBusy, d.ID), p.disown(ctx, v))
 	}
 	p.call(spec.Name, v.Name)

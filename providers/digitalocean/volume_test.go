@@ -93,7 +93,7 @@ func TestADiskOfAnotherRegionIsNotAdopted(t *testing.T) {
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		providertest.Sentence(t, err, "ams3", region)
 		w.create(p, "db")
-		assert.Len(t, w.bearers("db"), 1)
+		assert.Len(t, w.idsOf("db"), 1)
 		assert.Equal(t, region, w.find(p, "db").Zone)
 	})
 }
@@ -139,7 +139,7 @@ func TestNodesThatFindDifferentNamesFreeMakeOneVolume(t *testing.T) {
 			})
 			v, err := a.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 			require.NoError(t, err)
-			assert.Equal(t, []string{v.ID}, w.bearers("db"))
+			assert.Equal(t, []string{v.ID}, w.idsOf("db"))
 			assert.Equal(t, v, w.find(b, "db"))
 		})
 	}
@@ -163,7 +163,7 @@ func TestANameIsNotGivenTwiceByCreateAndAdoptAtOnce(t *testing.T) {
 					assert.ErrorIs(t, err, providers.ErrInvalid)
 				}
 			})
-			bearers := w.bearers("db")
+			bearers := w.idsOf("db")
 			assert.LessOrEqual(t, len(bearers), 1)
 			if failed == nil {
 				require.Equal(t, []string{created.ID}, bearers)
@@ -244,7 +244,7 @@ func TestATokenThatSeesNoTagsMakesNoSecondVolume(t *testing.T) {
 		require.ErrorContains(t, err, "tag:read")
 		_, err = p.Create(t.Context(), providers.Spec{Name: "new", Size: gib})
 		require.ErrorContains(t, err, "tag:read")
-		assert.Equal(t, []string{v.ID}, w.bearers("db"))
+		assert.Equal(t, []string{v.ID}, w.idsOf("db"))
 	})
 }
 
@@ -279,7 +279,7 @@ func TestAVolumeFromASnapshotIsEnlargedByWhoeverComesNext(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, int64(3*gib), v.Size, "after %d calls", last)
 			assert.Equal(t, snap.ID, v.Snapshot)
-			assert.Len(t, w.bearers("copy"), 1)
+			assert.Len(t, w.idsOf("copy"), 1)
 		})
 	}
 }
@@ -329,7 +329,7 @@ func TestACreateCostsTheSameHoweverManyVolumesThereAre(t *testing.T) {
 				v := w.create(p, name)
 				assert.Equal(t, map[string]int{listVolumes: 1, getTag: 2, createVolume: 1}, w.calls())
 				assert.Equal(t, v, w.find(p, name), "it is as a read shows it")
-				assert.Equal(t, []string{v.ID}, w.bearers(name))
+				assert.Equal(t, []string{v.ID}, w.idsOf(name))
 				w.calls()
 			}
 		})
@@ -386,7 +386,7 @@ func TestATagThatDoesNotTellOfTheNewVolumeLeavesItToTheList(t *testing.T) {
 				truth = fmt.Sprintf(`"volumes":{"count":2,"last_tagged_uri":"https://api.digitalocean.com/v2/volumes/%s"}`, adopted.ID)
 				assert.Equal(t, adopted.ID, w.create(p, "db").ID)
 				assert.Empty(t, truth)
-				assert.Equal(t, []string{adopted.ID}, w.bearers("db"))
+				assert.Equal(t, []string{adopted.ID}, w.idsOf("db"))
 			})
 		})
 	}
@@ -404,7 +404,7 @@ func TestAVolumeOfASecondNameIsNotMadeWithATagInOtherCapitals(t *testing.T) {
 		_, err = p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		providertest.Sentence(t, err, "blockvol:name:db", "capitals", "delete that tag")
-		assert.Empty(t, w.bearers("db"))
+		assert.Empty(t, w.idsOf("db"))
 	})
 }
 
@@ -518,7 +518,7 @@ func TestACreateDoesNotRepeatTheLookBeforeIt(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, adopted.ID, w.create(p, "elsewhere").ID)
 		for name, id := range map[string]string{"db": v.ID, "here": here.ID, "elsewhere": adopted.ID} {
-			assert.Equal(t, []string{id}, w.bearers(name))
+			assert.Equal(t, []string{id}, w.idsOf(name))
 		}
 	})
 }

@@ -88,8 +88,8 @@ func (w *world) detach(p *Provider, v *providers.Volume, node string) {
 	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 }
 
-// bearers returns the ids of the volumes that truly bear a name of this cluster.
-func (w *world) bearers(name string) (ids []string) {
+// idsOf returns the ids of the volumes that truly have a name of this cluster.
+func (w *world) idsOf(name string) (ids []string) {
 	for _, v := range w.cloud.Volumes() {
 		if is := identityOf(trueTags(v)); is.cluster == "main" && is.name == name && v.State != cloud.Deleting && v.State != cloud.Deleted {
 			ids = append(ids, v.ID)

@@ -15,7 +15,7 @@ import (
 
 // protectBefore protects a volume that is about to be attached from deletion. One that is busy is protected the next time.
 func (p *Provider) protectBefore(ctx context.Context, id string) error {
-	if protected, known := p.protected.Within(recent.WhileFree, number(id)); known && protected {
+	if protected, known := p.protected.Get(recent.WhileFree, number(id)); known && protected {
 		return nil
 	}
 	if err := p.protect(ctx, id, true); !errors.Is(err, providers.ErrBusy) {

@@ -47,7 +47,7 @@ func (r *refusal) Unwrap() error { return r.kind }
 func (p *Provider) explain(ctx context.Context, request string, err error) error {
 	var said *apiError
 	if !errors.As(err, &said) {
-		return p.client.Unanswered(ctx, request, err)
+		return p.client.NoAnswer(ctx, request, err)
 	}
 	return p.refused("Hetzner Cloud refuses "+request, said.code, said.message)
 }
@@ -98,7 +98,7 @@ func (p *Provider) refused(what, code, message string) error {
 
 // notItsOwn is the error for an answer that cannot be Hetzner's, though it looks like one.
 func (p *Provider) notItsOwn(ctx context.Context, request string) error {
-	return p.client.Unanswered(ctx, request, foreign{})
+	return p.client.NoAnswer(ctx, request, foreign{})
 }
 
 // foreign is, to rest.Client, an answer that cannot be read.

@@ -42,9 +42,9 @@ import (
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/metadata"
-	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/sanitize"
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
@@ -69,8 +69,8 @@ type Provider struct {
 	metadata metadata.Service
 
 	self      *metadata.Identity
-	node      *batch.Kept[providers.Node] // this one, with its location
-	protected recent.Map[int64, bool]     // volumes: from deletion
+	node      *batch.Cached[providers.Node] // this one, with its location
+	protected recent.Map[int64, bool]       // volumes: from deletion
 }
 
 var (
@@ -88,7 +88,7 @@ func New(cfg Config) (*Provider, error) {
 	case cfg.Token == nil:
 		return nil, fmt.Errorf("%w: there is no token: set %s or %s_FILE", providers.ErrInvalid, tokenSetting, tokenSetting)
 	case cfg.Server != "" && !isID.MatchString(cfg.Server):
-		return nil, fmt.Errorf("%w: %s is %q, and a server's id is a number", providers.ErrInvalid, serverSetting, quote.Clip(cfg.Server))
+		return nil, fmt.Errorf("%w: %s is %q, and a server's id is a number", providers.ErrInvalid, serverSetting, sanitize.Clip(cfg.Server))
 	}
 	for setting, value := range map[string]string{endpointSetting: cfg.Endpoint, metadataSetting: cfg.Metadata} {
 		if u, err := url.Parse(value); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
@@ -105,7 +105,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.api = client{endpoint: cfg.Endpoint, http: p.client.HTTP}
 	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.askMetadata)
-	p.node = batch.Keep("which server this is", p.askNode)
+	p.node = batch.Cache("which server this is", p.askNode)
 	p.Provider = managed.New(managed.Cloud[*volume]{
 		Name: "Hetzner Cloud", Machine: "server", Cluster: cfg.Cluster, Log: cfg.Log,
 		Options: []string{"tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "location",
@@ -156,7 +156,7 @@ func (p *Provider) askMetadata(ctx context.Context) (providers.Node, error) {
 		return providers.Node{}, err
 	case !isID.Match(answer):
 		return providers.Node{}, fmt.Errorf("%w: the metadata service at %s does not answer with the id of a server of Hetzner Cloud, but with %q: blockvol must run on one, or %s be set",
-			providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(string(answer)), serverSetting)
+			providers.ErrUnavailable, p.cfg.Metadata, sanitize.Clip(string(answer)), serverSetting)
 	}
 	return providers.Node{ID: string(answer), Zone: p.askLocation(ctx)}, nil
 }
@@ -223,7 +223,7 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	case "off":
 		life = providers.Stopped
 	}
-	return strconv.Quote(quote.Clip(s.Status)), life, nil
+	return strconv.Quote(sanitize.Clip(s.Status)), life, nil
 }
 
 // number is an id that isID has matched.

@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // The labels by which a volume is ours, each perhaps in pieces (package labels), since a value has up to 63 letters, digits and
@@ -120,7 +120,7 @@ func damaged(v *volume, unreadable []string) error {
 		return nil
 	}
 	return fmt.Errorf("the labels %s of volume %d (%s at Hetzner Cloud) cannot be read: pieces of them are missing or changed: put them back, or remove all labels that begin with %s and adopt the volume anew by -o volume-id=%d",
-		strings.Join(unreadable, ", "), v.ID, quote.Clip(v.Name), prefix, v.ID)
+		strings.Join(unreadable, ", "), v.ID, sanitize.Clip(v.Name), prefix, v.ID)
 }
 
 var (
@@ -136,7 +136,7 @@ func checkTags(spec providers.Spec) error {
 		if !prefixed {
 			before, word = "", key
 		}
-		shown := quote.Clip(key)
+		shown := sanitize.Clip(key)
 		switch {
 		case strings.HasPrefix(key, reserved), strings.HasPrefix(key, prefix):
 			return fmt.Errorf("%w: tag %q: keys that begin with %s or %s are not for operators: choose another", providers.ErrInvalid, shown, reserved, prefix)

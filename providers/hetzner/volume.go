@@ -49,7 +49,7 @@ func (p *Provider) list(ctx context.Context, filter, value string) ([]*volume, e
 	return all, err
 }
 
-func (p *Provider) saw(v *volume, asked time.Time) { p.protected.See(v.ID, asked, v.Protection.Delete) }
+func (p *Provider) saw(v *volume, asked time.Time) { p.protected.Put(v.ID, asked, v.Protection.Delete) }
 
 // named looks in the whole project, whatever the location.
 func (p *Provider) named(ctx context.Context, names []string) (map[string][]*volume, error) {
@@ -156,7 +156,7 @@ func (p *Provider) protect(ctx context.Context, id string, on bool) error {
 	if err := p.await(ctx, "change the protection of volume "+id, a); err != nil {
 		return err
 	}
-	p.protected.See(number(id), time.Now(), on)
+	p.protected.Put(number(id), time.Now(), on)
 	return nil
 }
 

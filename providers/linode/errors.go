@@ -112,9 +112,9 @@ func call[T any](ctx context.Context, p *Provider, action string, ask func(conte
 	case errors.Is(o.err, errLookAgain):
 		return none, errLookAgain
 	case o.err != nil:
-		return none, p.rest.Unanswered(ctx, action, o.err)
+		return none, p.rest.NoAnswer(ctx, action, o.err)
 	case o.status < http.StatusBadRequest:
-		return none, p.rest.Unanswered(ctx, action, err)
+		return none, p.rest.NoAnswer(ctx, action, err)
 	}
 	return none, p.translate(action, o)
 }

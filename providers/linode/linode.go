@@ -45,8 +45,8 @@ import (
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/metadata"
-	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/sanitize"
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
@@ -77,7 +77,7 @@ type Provider struct {
 	api     sdk.Client
 
 	self *metadata.Identity
-	node *batch.Kept[providers.Node] // this one, with its region
+	node *batch.Cached[providers.Node] // this one, with its region
 }
 
 var (
@@ -95,7 +95,7 @@ func New(cfg Config) (*Provider, error) {
 		return nil, fmt.Errorf("%w: there is no token: set LINODE_TOKEN or LINODE_TOKEN_FILE", providers.ErrInvalid)
 	}
 	if cfg.Instance != "" && !isID(cfg.Instance) {
-		return nil, fmt.Errorf("%w: LINODE_INSTANCE_ID is %q, and the id of a Linode is a number", providers.ErrInvalid, quote.Clip(cfg.Instance))
+		return nil, fmt.Errorf("%w: LINODE_INSTANCE_ID is %q, and the id of a Linode is a number", providers.ErrInvalid, sanitize.Clip(cfg.Instance))
 	}
 	for setting, text := range map[string]string{"LINODE_API_URL": cfg.API, "LINODE_METADATA_URL": cfg.Metadata} {
 		if u, err := url.Parse(text); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
@@ -111,10 +111,10 @@ func New(cfg Config) (*Provider, error) {
 	if _, err := p.api.UseURL(cfg.API); err != nil {
 		return nil, fmt.Errorf("%w: LINODE_API_URL: %w", providers.ErrInvalid, err)
 	}
-	p.api.SetDebug(false).SetLogger(silence{}).SetRetryCount(0)
+	p.api.SetDebug(false).SetLogger(discard{}).SetRetryCount(0)
 	p.api.UseCache(false)
 	p.self = metadata.NewIdentity("Linode", "LINODE_INSTANCE_ID", cfg.Instance, p.metadata)
-	p.node = batch.Keep("which Linode this is", p.identify)
+	p.node = batch.Cache("which Linode this is", p.identify)
 	p.Provider = managed.New(managed.Cloud[sdk.Volume]{
 		Name: "Linode", Machine: "instance", Cluster: cfg.Cluster, Log: cfg.Log,
 		Options: []string{"encrypted", "tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "region",
@@ -141,12 +141,12 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	}))
 }
 
-// silence is where the SDK's own words go.
-type silence struct{}
+// discard drops the log of the SDK.
+type discard struct{}
 
-func (silence) Errorf(string, ...any) {}
-func (silence) Warnf(string, ...any)  {}
-func (silence) Debugf(string, ...any) {}
+func (discard) Errorf(string, ...any) {}
+func (discard) Warnf(string, ...any)  {}
+func (discard) Debugf(string, ...any) {}
 
 // identified tells which Linode this is, according to its metadata service, see metadata.Identity.
 func (p *Provider) identified(ctx context.Context) (providers.Node, error) {

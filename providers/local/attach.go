@@ -10,7 +10,7 @@ import (
 
 // Attach gives the volume's image a loop device; it is there when Attach returns.
 func (p *Provider) Attach(ctx context.Context, id string) error {
-	if err := p.arrive(ctx); err != nil {
+	if err := p.register(ctx); err != nil {
 		return err
 	}
 	m, lock, err := p.own(ctx, id)

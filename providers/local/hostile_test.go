@@ -95,7 +95,7 @@ func TestDetachLeavesTheDeviceOfACopy(t *testing.T) {
 	backup := filepath.Join(t.TempDir(), v.ID+".img")
 	run(t, "cp", "--sparse=always", a.disks.path(v.ID, ready), backup)
 	copyDev := strings.TrimSpace(run(t, "losetup", "--find", "--show", backup))
-	_ = a.Detach(t.Context(), v.ID, "a", false) // busy, while the copy bears the image's name
+	_ = a.Detach(t.Context(), v.ID, "a", false) // busy, while the copy has the image's name
 	out := run(t, "losetup", "-j", backup)
 	if assert.NotEmpty(t, out, "the operator's device of a backup was cleared") {
 		run(t, "losetup", "-d", copyDev)

@@ -12,12 +12,12 @@
 //
 // An image's own name is the truth about its existence: a volume exists from the rename of <id>.new to <id>.img, which
 // comes last when it is made, to the rename of <id>.img to <id>.del, which comes first when it is destroyed. What a
-// description says is the truth about everything else; a link counts only if the description that it leads to bears
+// description says is the truth about everything else; a link counts only if the description that it leads to has
 // that name and cluster. Descriptions are replaced whole (written aside, synced, renamed, directory synced). So a
 // process may die at any instruction: what it leaves is either done or not there, and the next Create, Snapshot or
 // Delete sweeps up images that were half made or half destroyed. An image that ever held data goes in Delete only.
 //
-// The open image file bears the volume's own flock, held while its description or device changes or its bytes are
+// The open image file has the volume's own flock, held while its description or device changes or its bytes are
 // copied. The order is image, then lock, and nothing waits while it has the lock. Find and List take neither.
 //
 // # Attachments
@@ -46,13 +46,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -73,8 +73,8 @@ type Provider struct {
 	dev, sysfs         string
 
 	boot  string
-	disks shelf
-	snaps shelf
+	disks imageDir
+	snaps imageDir
 	gate  chan struct{} // queues this process's own goroutines for the lock
 
 	taking sync.Mutex
@@ -108,15 +108,15 @@ func New(c Config) (*Provider, error) {
 	case c.Cluster == "":
 		return nil, fmt.Errorf("%w: the name of the cluster is empty: set CLUSTER", providers.ErrInvalid)
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := host.BootID()
 	if err != nil {
-		return nil, fmt.Errorf("cannot tell which boot of the machine this is: %w", err)
+		return nil, err
 	}
 	p := &Provider{
 		dir: c.Dir, node: c.Node, cluster: c.Cluster, overcommit: c.Overcommit, dev: c.Dev, sysfs: c.Sysfs,
-		boot:  strings.TrimSpace(string(boot)),
-		disks: shelf{dir: c.Dir, prefix: "vol-"},
-		snaps: shelf{dir: filepath.Join(c.Dir, "snapshots"), prefix: "snap-"},
+		boot:  boot,
+		disks: imageDir{dir: c.Dir, prefix: "vol-"},
+		snaps: imageDir{dir: filepath.Join(c.Dir, "snapshots"), prefix: "snap-"},
 		gate:  make(chan struct{}, 1),
 	}
 	if err := p.disks.make(); err != nil {
@@ -155,7 +155,7 @@ func (p *Provider) Node(ctx context.Context) (providers.Node, error) {
 	if err := ctx.Err(); err != nil {
 		return providers.Node{}, err
 	}
-	_ = p.arrive(ctx) // what keeps it from arriving, Attach reports
+	_ = p.register(ctx) // what keeps it from registering, Attach reports
 	return providers.Node{ID: p.node}, nil
 }
 
@@ -242,9 +242,9 @@ const (
 	bcachefsMagic = 0xca451a4e
 )
 
-// arrive notes, once per boot, that this engine lives, and clears what it held when the machine went down. Without
+// register notes, once per boot, that this engine lives, and clears what it held when the machine went down. Without
 // that, volumes would count as held by a node that runs, and no other node could have them.
-func (p *Provider) arrive(ctx context.Context) error {
+func (p *Provider) register(ctx context.Context) error {
 	p.join.Lock()
 	defer p.join.Unlock()
 	if err := ctx.Err(); err != nil || p.joined {

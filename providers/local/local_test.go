@@ -52,7 +52,7 @@ type machine struct {
 func newMachine(t *testing.T, dir string) *machine {
 	t.Helper()
 	t.Cleanup(func() {
-		p := &Provider{dev: "/dev", sysfs: "/sys", disks: shelf{dir: dir, prefix: "vol-"}}
+		p := &Provider{dev: "/dev", sysfs: "/sys", disks: imageDir{dir: dir, prefix: "vol-"}}
 		ids, _ := p.disks.all()
 		for _, id := range ids {
 			devices, err := p.loopsOf(id)

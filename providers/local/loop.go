@@ -84,9 +84,9 @@ func (p *Provider) setUp(ctx context.Context, id string) error {
 	defer image.Close()
 	config := unix.LoopConfig{Fd: uint32(image.Fd()), Size: sector}
 	copy(config.Info.File_name[:], id+ready)
-	if bears, err := bearsDirect(image); err != nil {
+	if direct, err := allowsDirect(image); err != nil {
 		return err
-	} else if bears {
+	} else if direct {
 		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
 	}
 	return poll(ctx, func() (bool, error) {
@@ -159,9 +159,9 @@ func (p *Provider) nextFree(control *os.File, n int) (int, error) {
 
 func loopName(n int) string { return fmt.Sprintf("loop%d", n) }
 
-// bearsDirect tells whether direct I/O to the image is safe. File systems that checksum data find fault with what the
+// allowsDirect tells whether direct I/O to the image is safe. File systems that checksum data find fault with what the
 // file system above changes while it is on its way.
-func bearsDirect(image *os.File) (bool, error) {
+func allowsDirect(image *os.File) (bool, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(image.Fd()), &st); err != nil {
 		return false, err

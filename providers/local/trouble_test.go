@@ -264,7 +264,7 @@ func TestAnImageThatSomebodyElseAttachedIsHeld(t *testing.T) {
 	require.NoError(t, p.Delete(t.Context(), v.ID))
 }
 
-// A copy of the whole directory, attached elsewhere: two devices would bear one identity.
+// A copy of the whole directory, attached elsewhere: two devices would have one identity.
 func TestAnotherFileOfTheSameNameIsRefused(t *testing.T) {
 	m := newMachine(t, t.TempDir())
 	p := m.provider(t, "a", "main")
@@ -576,7 +576,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		// What is accepted is written back, and read as the same.
-		s := shelf{dir: t.TempDir(), prefix: "vol-"}
+		s := imageDir{dir: t.TempDir(), prefix: "vol-"}
 		require.NoError(t, s.make())
 		m.ID = s.newID()
 		require.NoError(t, s.write(m))

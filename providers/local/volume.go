@@ -132,7 +132,7 @@ func (p *Provider) attachment(m *meta) (providers.Attachment, error) {
 	if h == nil {
 		return providers.Attachment{}, nil
 	}
-	if h.Node == p.node && h.Boot != p.boot { // not yet cleared by arrive
+	if h.Node == p.node && h.Boot != p.boot { // not yet cleared by register
 		if devices, err := p.loopsOf(m.ID); err != nil || len(devices) == 0 {
 			return providers.Attachment{}, err
 		}
@@ -210,7 +210,7 @@ func (p *Provider) begin(ctx context.Context, spec providers.Spec) (m *meta, ima
 			}
 		}()
 	}
-	if m.Size, err = saleable(m.Size); err != nil {
+	if m.Size, err = roundUp(m.Size); err != nil {
 		return nil, nil, nil, err
 	}
 	if err = p.sweep(); err != nil {
@@ -287,8 +287,8 @@ func merge(base, over providers.Record) providers.Record {
 	return r
 }
 
-// saleable rounds a size in bytes up to what there is.
-func saleable(size int64) (int64, error) {
+// roundUp rounds a size in bytes up to what there is.
+func roundUp(size int64) (int64, error) {
 	switch {
 	case size == 0:
 		return defaultSize, nil
@@ -408,7 +408,7 @@ func (p *Provider) Adopt(ctx context.Context, id string, spec providers.Spec) (*
 		m.Tags = map[string]string{}
 	}
 	maps.Copy(m.Tags, spec.Tags)
-	// The link leads nowhere that counts until the description bears the name.
+	// The link leads nowhere that counts until the description has the name.
 	if err := p.disks.name(m); err != nil {
 		return nil, fmt.Errorf("cannot adopt %s: %w", id, err)
 	}
@@ -471,12 +471,12 @@ func (p *Provider) Delete(ctx context.Context, id string) error {
 }
 
 // destroy removes an image that the caller has open.
-func (p *Provider) destroy(ctx context.Context, s *shelf, id string) error {
+func (p *Provider) destroy(ctx context.Context, s *imageDir, id string) error {
 	unlock, err := p.lock(ctx)
 	if err != nil {
 		return err
 	}
-	err = s.condemn(id)
+	err = s.markDeleted(id)
 	unlock()
 	if err != nil {
 		return err
@@ -488,7 +488,7 @@ func (p *Provider) destroy(ctx context.Context, s *shelf, id string) error {
 }
 
 // abandon removes an image that the caller began and cannot finish. What remains if that fails, the next sweep takes.
-func (p *Provider) abandon(ctx context.Context, s *shelf, id string) error {
+func (p *Provider) abandon(ctx context.Context, s *imageDir, id string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	unlock, err := p.lock(ctx)
@@ -555,7 +555,7 @@ func (p *Provider) Mark(ctx context.Context, id, key, value string) error {
 func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
 	size, err := change.Size, error(nil)
 	if size != 0 {
-		size, err = saleable(size)
+		size, err = roundUp(size)
 	}
 	if change.Type != "" || change.IOPS != 0 || change.Throughput != 0 {
 		err = fmt.Errorf("%w: on provider local a volume's size can be changed, and no other property of a disk", providers.ErrInvalid)

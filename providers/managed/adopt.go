@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/recent"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // Adopt makes an existing disk a volume of this cluster.
@@ -47,7 +47,7 @@ func (p *Provider[V]) adopt(ctx context.Context, id string, spec providers.Spec)
 	case d.Held():
 		return refuse("is attached to %s %s: detach it first", p.cloud.Machine, d.Attachment.Node)
 	case d.Unready != "":
-		return refuse("is %q in the words of %s: it can be adopted when it is available", quote.Clip(d.Unready), p.cloud.Name)
+		return refuse("is %q in the words of %s: it can be adopted when it is available", sanitize.Clip(d.Unready), p.cloud.Name)
 	}
 	if err := p.nameIsFree(ctx, id, spec.Name); err != nil {
 		return d, err

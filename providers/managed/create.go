@@ -18,7 +18,7 @@ func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*provide
 	}
 	var d Disk[V]
 	var err error
-	absent, known := p.absent.Within(p.cloud.AbsentFor, spec.Name)
+	absent, known := p.absent.Get(p.cloud.AbsentFor, spec.Name)
 	if !known || !absent {
 		d, err = p.Lookup(ctx, spec.Name)
 		absent = errors.Is(err, providers.ErrNotFound)
@@ -38,7 +38,7 @@ func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*provide
 
 // named notes that the volume has the name now.
 func (p *Provider[V]) named(name, id string) {
-	p.absent.See(name, time.Now(), false)
+	p.absent.Put(name, time.Now(), false)
 	p.memory.create(name, id)
 }
 

@@ -36,7 +36,7 @@ func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) 
 	if errors.Is(err, providers.ErrNotFound) && lately.id != "" {
 		return p.created(ctx, name, lately, err)
 	}
-	p.absent.See(name, asked, errors.Is(err, providers.ErrNotFound))
+	p.absent.Put(name, asked, errors.Is(err, providers.ErrNotFound))
 	return d, err
 }
 

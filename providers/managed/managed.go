@@ -20,8 +20,8 @@ import (
 	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/queue"
-	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/recent"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // What a cloud's functions return besides the errors of package providers.
@@ -200,7 +200,7 @@ const (
 // Provider keeps the contract of providers.Provider and Modifier for a Cloud.
 type Provider[V any] struct {
 	cloud      Cloud[V]
-	byName     *batch.Asker[[]Disk[V]]
+	byName     *batch.Batcher[[]Disk[V]]
 	ours       recent.Map[string, bool] // by id: whether a disk is a volume of this cluster
 	absent     recent.Map[string, bool] // by name: whether there was no volume of the name
 	memory     memory
@@ -241,7 +241,7 @@ func (p *Provider[V]) show(v V, asked time.Time) Disk[V] {
 			d.Size = p.memory.complete(d.ID, d.Record, d.Size)
 		}
 	}
-	p.ours.See(d.ID, asked, p.IsOurs(d))
+	p.ours.Put(d.ID, asked, p.IsOurs(d))
 	return d
 }
 
@@ -285,7 +285,7 @@ func (p *Provider[V]) Get(ctx context.Context, id string) (Disk[V], error) {
 		if err := ctx.Err(); err != nil {
 			return Disk[V]{}, err
 		}
-		return Disk[V]{}, fmt.Errorf("%w: %q is no id of a volume of %s, %s", providers.ErrNotFound, quote.Clip(id), p.cloud.Name, p.cloud.IDForm)
+		return Disk[V]{}, fmt.Errorf("%w: %q is no id of a volume of %s, %s", providers.ErrNotFound, sanitize.Clip(id), p.cloud.Name, p.cloud.IDForm)
 	}
 	for retry := (pace.Backoff{Most: time.Second}); ; {
 		ours, there := p.memory.known(id)
@@ -342,7 +342,7 @@ func (p *Provider[V]) EnsureOurs(ctx context.Context, id string, age time.Durati
 
 // KnownOurs tells whether this process knows that the volume is this cluster's.
 func (p *Provider[V]) KnownOurs(id string, age time.Duration) bool {
-	ours, known := p.ours.Within(age, id)
+	ours, known := p.ours.Get(age, id)
 	return known && ours
 }
 

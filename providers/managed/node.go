@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // NodeState tells what the cloud says about a node.
@@ -17,7 +17,7 @@ import (
 func (p *Provider[V]) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
 	c := &p.cloud
 	if !c.IsNode(node) {
-		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a %s of %s", quote.Clip(node), c.Machine, c.Name)}, ctx.Err()
+		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a %s of %s", sanitize.Clip(node), c.Machine, c.Name)}, ctx.Err()
 	}
 	asked := time.Now()
 	word, life, err := c.Status(ctx, node)

@@ -148,7 +148,7 @@ func (p *Provider[V]) finished(id string, o Operation) {
 // gone notes that the cloud has no such disk.
 func (p *Provider[V]) gone(id string, asked time.Time, err error) {
 	if errors.Is(err, providers.ErrNotFound) {
-		p.ours.See(id, asked, false)
+		p.ours.Put(id, asked, false)
 		p.operations.Delete(id)
 	}
 }

@@ -16,7 +16,7 @@ import (
 type Identity struct {
 	machine      string // what the cloud calls one, for people
 	setting, set string // the setting's name and value, which may be empty
-	told         *batch.Kept[providers.Node]
+	told         *batch.Cached[providers.Node]
 
 	mu      sync.Mutex
 	asking  bool
@@ -33,7 +33,7 @@ const (
 // NewIdentity makes an Identity. Ask puts the question to the metadata service, whose answer is kept for good; it returns an error
 // within seconds if there is none.
 func NewIdentity(machine, setting, set string, ask func(context.Context) (providers.Node, error)) *Identity {
-	return &Identity{machine: machine, setting: setting, set: set, told: batch.Keep("which "+machine+" this is", ask)}
+	return &Identity{machine: machine, setting: setting, set: set, told: batch.Cache("which "+machine+" this is", ask)}
 }
 
 // Node returns the machine's id, and its zone if the metadata service names it together with the id. Without a setting it waits

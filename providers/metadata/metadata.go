@@ -12,7 +12,7 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // Service is that service. It answers within milliseconds, or is not there.
@@ -66,7 +66,7 @@ func (s Service) Ask(ctx context.Context, method, url string, header http.Header
 			advice += ", or " + s.Setting + " be set"
 		}
 		return nil, fmt.Errorf("%w: the machine's metadata service at %s does not tell which machine this is (%w): %s",
-			providers.ErrUnavailable, url, quote.Error(quote.Clip(quote.Cause(err)), err), advice)
+			providers.ErrUnavailable, url, sanitize.Error(sanitize.Clip(sanitize.Cause(err)), err), advice)
 	}
 }
 

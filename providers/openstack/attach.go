@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // Attach is managed.Provider.Attach, again while Nova may be about to agree with Cinder.
@@ -68,7 +68,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 	case held.State == providers.Detached && refused(refusal, http.StatusNotFound):
 		return fmt.Errorf("Nova does not know server %s, as which this node is known: check %s, and that the credentials are of this server's project and region: %w", node, serverSetting, plain(refusal)) //nolint:staticcheck // a name
 	case held.State == providers.Detached && says(refusal, "availability_zone"):
-		return fmt.Errorf("%w: %w: this cloud attaches volumes within a zone only: run the service in zone %s, or copy the volume by a snapshot", providers.ErrInvalid, refusal, quote.Clip(v.AvailabilityZone))
+		return fmt.Errorf("%w: %w: this cloud attaches volumes within a zone only: run the service in zone %s, or copy the volume by a snapshot", providers.ErrInvalid, refusal, sanitize.Clip(v.AvailabilityZone))
 	case v.Multiattach:
 		return severalServers(id)
 	case held.State == providers.Detached && v.Status == "available" && says(refusal, "already attached"):
@@ -76,7 +76,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 	case held.State == providers.Detached && v.Status != "available" && broken(v.Volume) != nil:
 		return broken(v.Volume)
 	case held.Node == "":
-		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
+		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, sanitize.Clip(v.Status), refusal)
 	}
 	return p.Refused(d, node, refusal)
 }
@@ -131,9 +131,9 @@ func (p *Provider) whyNotDetached(ctx context.Context, id, node string, refusal 
 	case held.Node == "" && refused(refusal, http.StatusNotFound): // an old Cinder does not say which has it; Nova says that this one has not
 		return nil
 	case held.State == providers.Attaching, v.Status == "in-use" && says(refusal, "status must be 'in-use'"): // by now
-		return fmt.Errorf("%w: volume %s is %q: %w", errArriving, id, quote.Clip(v.Status), refusal)
+		return fmt.Errorf("%w: volume %s is %q: %w", errArriving, id, sanitize.Clip(v.Status), refusal)
 	case refused(refusal, http.StatusBadRequest), held.Node == "": // it has just arrived, or is being changed
-		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
+		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, sanitize.Clip(v.Status), refusal)
 	case refused(refusal, http.StatusNotFound):
 		return fmt.Errorf("Cinder shows volume %s as attached to server %s, and Nova knows nothing of that: it takes an administrator of the cloud to end it (cinder reset-state --attach-status detached): %w", id, node, plain(refusal)) //nolint:staticcheck // a name
 	}
@@ -164,7 +164,7 @@ func severalServers(id string) error {
 func plain(err error) error {
 	var r *refusal
 	if errors.As(err, &r) {
-		return fmt.Errorf("%s says: %s", cloudName, quote.Clip(r.message))
+		return fmt.Errorf("%s says: %s", cloudName, sanitize.Clip(r.message))
 	}
 	return err
 }

@@ -92,7 +92,7 @@ type contenders struct {
 	orphans []volumes.Volume // those left out
 }
 
-// survey asks for all that bear a name.
+// survey asks for all that have a name.
 func (p *Provider) survey(ctx context.Context, name string) (b contenders, err error) {
 	found, err := p.ByName(ctx, name)
 	if err != nil {

@@ -60,7 +60,7 @@ func TestNodesThatCreateOneNameAtOnceGetOneVolumeAndLeaveNoOther(t *testing.T) {
 			for _, id := range ids {
 				assert.Equal(t, ids[0], id)
 			}
-			assert.Equal(t, []string{ids[0]}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{ids[0]}, w.idsOf("db", stateSettled))
 			assert.Equal(t, 1, w.volumes(), "no orphan")
 		})
 	})
@@ -101,7 +101,7 @@ func TestMakersThatDieAreInNobodysWay(t *testing.T) {
 					assert.Equal(t, ids[0], id)
 				}
 			}
-			assert.Equal(t, []string{ids[0]}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{ids[0]}, w.idsOf("db", stateSettled))
 			assert.LessOrEqual(t, w.volumes(), 1+doomed)
 			p := w.on(w.node())
 			time.Sleep(usual.lag)
@@ -130,8 +130,8 @@ func TestACandidateIsNoVolume(t *testing.T) {
 		})
 		_, err := a.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 		sentence(t, err, "no way")
-		require.Len(t, w.bear("db", stateClaimed), 1)
-		id := w.bear("db", stateClaimed)[0]
+		require.Len(t, w.idsOf("db", stateClaimed), 1)
+		id := w.idsOf("db", stateClaimed)[0]
 
 		_, err = b.Find(t.Context(), "db")
 		require.ErrorIs(t, err, providers.ErrNotFound)
@@ -143,7 +143,7 @@ func TestACandidateIsNoVolume(t *testing.T) {
 		require.NoError(t, b.Delete(t.Context(), id))
 		_, err = b.Adopt(t.Context(), id, providers.Spec{Name: "mine"})
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		assert.Equal(t, []string{id}, w.bear("db", stateClaimed))
+		assert.Equal(t, []string{id}, w.idsOf("db", stateClaimed))
 
 		// Its maker goes on with it.
 		link.do(nil)
@@ -171,7 +171,7 @@ func TestAnOrphanOfLongAgoIsNotWaitedForIfTheCloudTellsTheTime(t *testing.T) {
 			begin := time.Now()
 			v := w.create(w.on(w.node()), "db")
 			assert.Equal(t, noDate, time.Since(begin) >= usual.patience, "%v", time.Since(begin))
-			assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{v.ID}, w.idsOf("db", stateSettled))
 		}, func(cfg *front.Config) { cfg.NoDate = noDate })
 	}
 }
@@ -207,7 +207,7 @@ func TestAMakerThatWasStoppedForMinutesFindsTheOthersVolume(t *testing.T) {
 				assert.Equal(t, at == stateSettled, time.Since(begin) >= usual.patience-20*time.Second, "what it has made is waited for")
 			})
 			assert.Equal(t, second.ID, first.ID)
-			assert.Equal(t, []string{second.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{second.ID}, w.idsOf("db", stateSettled))
 			assert.Equal(t, 1, w.volumes())
 		})
 	}
@@ -241,7 +241,7 @@ func TestACreateWhoseAnswerIsLostMakesOneVolume(t *testing.T) {
 			p := w.on(w.node())
 			w.cloud.Inject(cloud.Rule{Action: "POST /volume/v3/{project}/volumes", Times: 1, Fault: fault})
 			v := w.create(p, "db")
-			assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{v.ID}, w.idsOf("db", stateSettled))
 			assert.Equal(t, 1, w.volumes())
 		})
 	}
@@ -267,8 +267,8 @@ func TestAVolumeThatCinderFailsToMakeLateIsLeftToTheOperator(t *testing.T) {
 		p := w.on(w.node())
 		for range 2 {
 			_, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
-			require.Len(t, w.bear("db", stateSettled), 1)
-			sentence(t, err, w.bear("db", stateSettled)[0], "openstack volume delete")
+			require.Len(t, w.idsOf("db", stateSettled), 1)
+			sentence(t, err, w.idsOf("db", stateSettled)[0], "openstack volume delete")
 		}
 		assert.Equal(t, 1, w.volumes())
 	}, func(cfg *front.Config) { cfg.Unmakeable = func(string) bool { return true } })
@@ -351,8 +351,8 @@ func TestADeleteAmidCreatesEndsWithOneVolumeOrNone(t *testing.T) {
 				_, err := c.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 				assert.NoError(t, err)
 			})
-			assert.LessOrEqual(t, len(w.bear("db", stateSettled)), 1)
-			assert.Equal(t, len(w.bear("db", stateSettled)), w.volumes(), "no orphan")
+			assert.LessOrEqual(t, len(w.idsOf("db", stateSettled)), 1)
+			assert.Equal(t, len(w.idsOf("db", stateSettled)), w.volumes(), "no orphan")
 		})
 	})
 }
@@ -391,7 +391,7 @@ func TestWhatMayBecomeTheVolumeIsNotDeleted(t *testing.T) {
 			}
 			assert.Equal(t, late < time.Minute, made == 1, "it is waited for as long as others wait, and then made anew")
 			time.Sleep(20 * time.Minute)
-			assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{v.ID}, w.idsOf("db", stateSettled))
 			assert.Equal(t, 1, w.volumes())
 		})
 	}
@@ -417,7 +417,7 @@ func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
 			var first, second *providers.Volume
 			providertest.AtOnce(func() { first = w.create(claimer, "db") }, func() {
 				for range 1000 {
-					if len(w.bear("db", stateClaimed)) == 1 {
+					if len(w.idsOf("db", stateClaimed)) == 1 {
 						break
 					}
 					time.Sleep(10 * time.Millisecond)
@@ -428,11 +428,11 @@ func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
 				time.Sleep(usual.lag + time.Second)
 				id, err := other.make(t.Context(), providers.Spec{Name: "db", Size: gib})
 				require.NoError(t, err)
-				lower[id < w.bear("db", stateClaimed)[0] || id < w.bear("db", stateClaimed)[1]]++
+				lower[id < w.idsOf("db", stateClaimed)[0] || id < w.idsOf("db", stateClaimed)[1]]++
 				second = w.create(other, "db")
 			})
 			assert.Equal(t, first.ID, second.ID)
-			assert.Equal(t, []string{first.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{first.ID}, w.idsOf("db", stateSettled))
 			assert.EqualValues(t, 1+seed, w.volumes())
 		})
 	}
@@ -477,7 +477,7 @@ func TestAnOldReadDoesNotDeleteWhatWasJustSettled(t *testing.T) {
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			first := w.create(p, "db")
 			assert.Equal(t, first.ID, w.create(p, "db").ID)
-			assert.Equal(t, []string{first.ID}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{first.ID}, w.idsOf("db", stateSettled))
 		})
 	}
 }
@@ -513,7 +513,7 @@ func TestACandidateThatGaveWayIsNotWaitedFor(t *testing.T) {
 			providertest.AtOnce(func() { ids[0] = w.create(a, "db").ID }, func() { ids[1] = w.create(b, "db").ID })
 			assert.Less(t, time.Since(begin), create+10*time.Second)
 			assert.Equal(t, ids[0], ids[1])
-			assert.Equal(t, []string{ids[0]}, w.bear("db", stateSettled))
+			assert.Equal(t, []string{ids[0]}, w.idsOf("db", stateSettled))
 			assert.Equal(t, 1, w.volumes())
 		})
 	}
@@ -532,10 +532,10 @@ func TestWhatADeadMakerHasWithdrawnGoesWithTheVolume(t *testing.T) {
 		all, err := a.survey(t.Context(), "db")
 		require.NoError(t, err)
 		require.Error(t, a.withdraw(ctx, all.mine...), "it is being made until the time is over")
-		require.Len(t, w.bear("db", stateWithdrawn), 1)
+		require.Len(t, w.idsOf("db", stateWithdrawn), 1)
 
 		v := w.create(b, "db")
-		assert.Equal(t, []string{v.ID}, w.bear("db", stateSettled))
+		assert.Equal(t, []string{v.ID}, w.idsOf("db", stateSettled))
 		assert.Equal(t, 2, w.volumes())
 		later := w.on(w.node())
 		_, err = later.survey(t.Context(), "db")

@@ -12,7 +12,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // refusal is an answer that refuses. What the refusal of an action means, whoever asked knows best; what it means in any case
@@ -58,7 +58,7 @@ func missing(err error, id string) bool {
 func unknown(kind, id string, err error) error {
 	var r *refusal
 	if errors.As(err, &r) {
-		err = quote.Error(strings.TrimPrefix(r.text, providers.ErrNotFound.Error()+": "), nil)
+		err = sanitize.Error(strings.TrimPrefix(r.text, providers.ErrNotFound.Error()+": "), nil)
 	}
 	return fmt.Errorf("%w: it is not known whether there is a %s %s: %w", providers.ErrUnavailable, kind, id, err)
 }
@@ -87,12 +87,12 @@ func messageOf(body []byte) (code, message string, is bool) {
 func (p *Provider) explain(ctx context.Context, action string, err error) error {
 	var answer gophercloud.ErrUnexpectedResponseCode
 	if !errors.As(err, &answer) {
-		return p.way.Unanswered(ctx, action, err)
+		return p.way.NoAnswer(ctx, action, err)
 	}
 	code, message, is := messageOf(answer.Body)
 	if !is || answer.Actual < http.StatusBadRequest {
-		cause := quote.Error(fmt.Sprintf("status %d, %q", answer.Actual, p.way.Clean(string(answer.Body))), err)
-		return p.way.Unanswered(ctx, action, cause)
+		cause := sanitize.Error(fmt.Sprintf("status %d, %q", answer.Actual, p.way.Clean(string(answer.Body))), err)
+		return p.way.NoAnswer(ctx, action, cause)
 	}
 	r := &refusal{status: answer.Actual, code: code, message: message}
 	r.text = fmt.Sprintf("%s refuses %s: %s (%d)", cloudName, action, p.way.Clean(message), answer.Actual)

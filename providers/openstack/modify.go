@@ -11,7 +11,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // Modify makes volumes larger, also while they are in use, if the cloud can. A volume's type is for life here: changing it may
@@ -26,7 +26,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		case err != nil:
 			return nil, err
 		case change.Type != d.Native.VolumeType:
-			return nil, fmt.Errorf("%w: volume %s is of type %q, and stays so: make a new volume and copy", providers.ErrInvalid, id, quote.Clip(d.Native.VolumeType))
+			return nil, fmt.Errorf("%w: volume %s is of type %q, and stays so: make a new volume and copy", providers.ErrInvalid, id, sanitize.Clip(d.Native.VolumeType))
 		}
 		change.Type = ""
 	}
@@ -52,7 +52,7 @@ func (p *Provider) extend(ctx context.Context, d managed.Disk[volume], gib int64
 	case refused(err, http.StatusBadRequest) && len(d.Native.Attachments) > 0:
 		return fmt.Errorf("%w: %w: this cloud extends volumes that are in use not at all, or not of this type: try again when nothing mounts it", providers.ErrBusy, err)
 	case refused(err, http.StatusBadRequest):
-		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, d.ID, quote.Clip(d.Native.Status), err)
+		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, d.ID, sanitize.Clip(d.Native.Status), err)
 	case err != nil:
 		return err
 	}
@@ -73,5 +73,5 @@ func (p *Provider) extend(ctx context.Context, d managed.Disk[volume], gib int64
 }
 
 func notExtended(v volume) error {
-	return fmt.Errorf("Cinder could not make volume %s larger (%q, %d GiB): ask the cloud's operator, who knows why", v.ID, quote.Clip(v.Status), v.Size) //nolint:staticcheck // a name
+	return fmt.Errorf("Cinder could not make volume %s larger (%q, %d GiB): ask the cloud's operator, who knows why", v.ID, sanitize.Clip(v.Status), v.Size) //nolint:staticcheck // a name
 }

@@ -73,8 +73,8 @@ import (
 	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/metadata"
-	"github.com/blockvol/blockvol/providers/quote"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/sanitize"
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
@@ -109,7 +109,7 @@ type Provider struct {
 	times   times
 	way     *rest.Client
 
-	session *batch.Kept[*session]
+	session *batch.Cached[*session]
 	self    *metadata.Identity
 	names   keymutex.KeyMutex // creates of one name, one at a time
 
@@ -161,7 +161,7 @@ func New(cfg Config) (*Provider, error) {
 	p.way = rest.New(rest.Config{
 		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
 	})
-	p.session = batch.Keep("for a token of "+cloudName, p.login)
+	p.session = batch.Cache("for a token of "+cloudName, p.login)
 	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.identify)
 	p.Provider = managed.New(managed.Cloud[volume]{
 		Name: cloudName, Machine: "server", Cluster: cfg.Cluster, Log: cfg.Log,
@@ -277,7 +277,7 @@ func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 	}
 	if err := json.Unmarshal(document, &server); err != nil || !isUUID(server.UUID) {
 		// The document itself is not told: it may hold the administrator's password.
-		return providers.Node{}, fmt.Errorf("%w: what answers at %s is no metadata service of OpenStack (its uuid is %q): set %s to this server's id", providers.ErrUnavailable, p.cfg.Metadata, quote.Clip(server.UUID), serverSetting)
+		return providers.Node{}, fmt.Errorf("%w: what answers at %s is no metadata service of OpenStack (its uuid is %q): set %s to this server's id", providers.ErrUnavailable, p.cfg.Metadata, sanitize.Clip(server.UUID), serverSetting)
 	}
 	return providers.Node{ID: server.UUID}, nil
 }
@@ -289,9 +289,9 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	if err != nil {
 		return "", providers.Unclear, err
 	}
-	word, life := fmt.Sprintf("%q", quote.Clip(is.Status)), providers.Unclear
+	word, life := fmt.Sprintf("%q", sanitize.Clip(is.Status)), providers.Unclear
 	if is.Task != "" {
-		word += fmt.Sprintf(" with the task %q under way", quote.Clip(is.Task))
+		word += fmt.Sprintf(" with the task %q under way", sanitize.Clip(is.Task))
 	}
 	switch is.Status {
 	case "DELETED":

@@ -69,7 +69,7 @@ func (p *Provider) login(ctx context.Context) (*session, error) {
 	token, err := result.ExtractTokenID()
 	catalogue, listErr := result.ExtractServiceCatalog()
 	if err := errors.Join(err, listErr); err != nil {
-		return nil, p.way.Unanswered(ctx, action, err)
+		return nil, p.way.NoAnswer(ctx, action, err)
 	}
 	client.TokenID = token
 	s := &session{token: token}

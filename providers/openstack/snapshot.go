@@ -13,7 +13,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // snapshotsOf lists the snapshots of a volume.
@@ -62,12 +62,12 @@ func (p *Provider) Snapshot(ctx context.Context, id, description string) (*provi
 	maps.Copy(marks, map[string]string{keyCluster: encode(p.cluster), keyName: encode(d.Name), keyOrigin: origin})
 	made, err := call(ctx, p, "the snapshot of volume "+id, func(ctx context.Context, s *session) (*snapshots.Snapshot, error) {
 		return snapshots.Create(ctx, s.volume, snapshots.CreateOpts{
-			VolumeID: id, Force: true, Name: labels.Name(p.cluster, d.Name, 255), Description: encode(quote.Clip(description)), Metadata: marks,
+			VolumeID: id, Force: true, Name: labels.Name(p.cluster, d.Name, 255), Description: encode(sanitize.Clip(description)), Metadata: marks,
 		}).Extract()
 	})
 	switch {
 	case refused(err, http.StatusBadRequest):
-		return nil, fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(d.Native.Status), err)
+		return nil, fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, sanitize.Clip(d.Native.Status), err)
 	case err != nil:
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (p *Provider) awaitSnapshot(ctx context.Context, s snapshots.Snapshot) (*pr
 		}
 	}
 	if s.Status == "error" || s.Status == "deleting" || s.Status == "error_deleting" {
-		return nil, fmt.Errorf("snapshot %s cannot be used: Cinder calls it %q", s.ID, quote.Clip(s.Status))
+		return nil, fmt.Errorf("snapshot %s cannot be used: Cinder calls it %q", s.ID, sanitize.Clip(s.Status))
 	}
 	return &providers.Snapshot{ID: s.ID, Volume: s.VolumeID, Size: int64(s.Size) * gib, CreatedAt: s.CreatedAt.UTC()}, nil
 }
@@ -158,7 +158,7 @@ func (p *Provider) removeRetired(ctx context.Context) error {
 // as backups made by other means are.
 func (p *Provider) sourceOf(ctx context.Context, id string) (snapshots.Snapshot, error) {
 	if !isUUID(id) {
-		return snapshots.Snapshot{}, fmt.Errorf("%w: snapshot %q: an id looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", providers.ErrInvalid, quote.Clip(id))
+		return snapshots.Snapshot{}, fmt.Errorf("%w: snapshot %q: an id looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", providers.ErrInvalid, sanitize.Clip(id))
 	}
 	s, err := p.getSnapshot(ctx, id)
 	if err != nil {

@@ -105,7 +105,7 @@ func TestNamesThatAreAdoptedAtOnceAreOneVolumes(t *testing.T) {
 			_, err := c.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
 			assert.NoError(t, err)
 		})
-		assert.Len(t, w.bear("db", stateSettled), 1)
+		assert.Len(t, w.idsOf("db", stateSettled), 1)
 		refusals := 0
 		for _, err := range errs {
 			if err != nil {

@@ -21,7 +21,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 const (
@@ -142,7 +142,7 @@ func broken(v volumes.Volume) error {
 	if !strings.HasPrefix(v.Status, "error") || len(v.Attachments) > 0 {
 		return nil
 	}
-	return fmt.Errorf("Cinder calls volume %s %q: if it has just been created, Cinder could not make it, and the cloud's operator knows why; otherwise look after its disk with the operator: if there is nothing to be saved, remove it with openstack volume delete %s", v.ID, quote.Clip(v.Status), v.ID) //nolint:staticcheck // a name
+	return fmt.Errorf("Cinder calls volume %s %q: if it has just been created, Cinder could not make it, and the cloud's operator knows why; otherwise look after its disk with the operator: if there is nothing to be saved, remove it with openstack volume delete %s", v.ID, sanitize.Clip(v.Status), v.ID) //nolint:staticcheck // a name
 }
 
 // show puts Cinder's description into the contract's words.
@@ -189,7 +189,7 @@ func (p *Provider) attachmentOf(ctx context.Context, v volumes.Volume) (provider
 	case len(v.Attachments) == 0:
 		return providers.Attachment{}, nil
 	case strings.HasPrefix(v.Status, "error"):
-		held.State, held.Problem = providers.AttachFailed, fmt.Sprintf("Cinder calls the volume %q", quote.Clip(v.Status))
+		held.State, held.Problem = providers.AttachFailed, fmt.Sprintf("Cinder calls the volume %q", sanitize.Clip(v.Status))
 	}
 	if held.Node != "" {
 		return held, nil
@@ -229,7 +229,7 @@ func (p *Provider) get(ctx context.Context, id string) (volume, error) {
 	case err != nil:
 		return volume{}, err
 	case v.ID != id:
-		return volume{}, fmt.Errorf("%w: Cinder was asked about volume %s and answers about %q", providers.ErrUnavailable, id, quote.Clip(v.ID))
+		return volume{}, fmt.Errorf("%w: Cinder was asked about volume %s and answers about %q", providers.ErrUnavailable, id, sanitize.Clip(v.ID))
 	case !exists(*v):
 		return volume{}, fmt.Errorf("%w: volume %s is being deleted", providers.ErrNotFound, id)
 	}
@@ -343,7 +343,7 @@ func (p *Provider) whyNotDeleted(ctx context.Context, id string, refusal error) 
 		return err
 	}
 	if len(kept) == 0 {
-		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, quote.Clip(v.Status), refusal)
+		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, sanitize.Clip(v.Status), refusal)
 	}
 	for _, s := range kept {
 		if s.Metadata[keyCluster] != encode(p.cluster) {

@@ -67,8 +67,8 @@ func (w *world) onBy(server string, way http.RoundTripper) *Provider {
 	return p
 }
 
-// bear returns the ids of the volumes that truly bear a state of a name, whatever reads show.
-func (w *world) bear(name, state string) (ids []string) {
+// idsOf returns the ids of the volumes that truly have a state of a name, whatever reads show.
+func (w *world) idsOf(name, state string) (ids []string) {
 	for _, v := range w.cloud.Volumes() {
 		if decode(v.Tags[keyName]) == name && v.Tags[keyState] == state && v.State != cloud.Deleting && v.State != cloud.Deleted {
 			ids = append(ids, v.ID)

@@ -1,4 +1,4 @@
-// Package pace keeps a process, and a fleet of them, from asking a cloud more than it bears.
+// Package pace keeps a process, and a fleet of them, from asking a cloud more than it allows.
 package pace
 
 import (

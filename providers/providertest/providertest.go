@@ -51,7 +51,7 @@ type Cloud struct {
 	// Stop stops a node as a loss of power does; Remove destroys it. After that the node is not named again.
 	Stop, Remove func(t *testing.T, node string)
 
-	// SerialIsName is a cloud whose devices bear the volume's name for a serial, so that a volume which is made anew under
+	// SerialIsName is a cloud whose devices have the volume's name for a serial, so that a volume which is made anew under
 	// the name of one deleted has that one's serial. Ids are never used again by any cloud.
 	SerialIsName bool
 

@@ -35,8 +35,8 @@ const (
 	old = time.Hour
 )
 
-// See notes what an answer says that was asked for at that time, or what this process has just made of the thing.
-func (m *Map[K, V]) See(key K, asked time.Time, value V) {
+// Put notes what an answer says that was asked for at that time, or what this process has just made of the thing.
+func (m *Map[K, V]) Put(key K, asked time.Time, value V) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	before, is := m.known[key]
@@ -52,8 +52,8 @@ func (m *Map[K, V]) See(key K, asked time.Time, value V) {
 	m.known[key] = word[V]{asked, value}
 }
 
-// Within returns what is known, if that is not older than so.
-func (m *Map[K, V]) Within(age time.Duration, key K) (value V, is bool) {
+// Get returns what is known, if that is not older than so.
+func (m *Map[K, V]) Get(age time.Duration, key K) (value V, is bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	w := m.known[key] // of long ago if it is not known

@@ -12,20 +12,20 @@ import (
 func TestWhatIsKnownIsTheLatest(t *testing.T) {
 	var m Map[int, bool]
 	early, late := time.Now(), time.Now().Add(time.Millisecond)
-	m.See(1, late, false)
-	m.See(1, early, true)
-	ours, is := m.Within(time.Minute, 1)
+	m.Put(1, late, false)
+	m.Put(1, early, true)
+	ours, is := m.Get(time.Minute, 1)
 	assert.True(t, is)
 	assert.False(t, ours)
-	m.See(1, late.Add(time.Millisecond), true)
-	ours, _ = m.Within(time.Minute, 1)
+	m.Put(1, late.Add(time.Millisecond), true)
+	ours, _ = m.Get(time.Minute, 1)
 	assert.True(t, ours)
-	m.See(2, time.Now().Add(-time.Minute), true)
-	_, is = m.Within(time.Minute, 2)
+	m.Put(2, time.Now().Add(-time.Minute), true)
+	_, is = m.Get(time.Minute, 2)
 	assert.False(t, is, "it may have become another's")
-	_, is = m.Within(time.Hour, 2)
+	_, is = m.Get(time.Hour, 2)
 	assert.True(t, is)
-	_, is = m.Within(time.Hour, 3)
+	_, is = m.Get(time.Hour, 3)
 	assert.False(t, is)
 }
 
@@ -33,17 +33,17 @@ func TestWhatIsOldIsForgottenWhenThereIsMuch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m Map[int, bool]
 		for i := range many {
-			m.See(i, time.Now(), true)
+			m.Put(i, time.Now(), true)
 		}
 		time.Sleep(old + time.Second)
-		m.See(0, time.Now(), true)
-		_, is := m.Within(2*old, 1)
+		m.Put(0, time.Now(), true)
+		_, is := m.Get(2*old, 1)
 		assert.True(t, is)
-		m.See(many, time.Now(), true)
-		_, is = m.Within(2*old, 1)
+		m.Put(many, time.Now(), true)
+		_, is = m.Get(2*old, 1)
 		assert.False(t, is)
 		for _, kept := range []int{0, many} {
-			_, is = m.Within(2*old, kept)
+			_, is = m.Get(2*old, kept)
 			assert.True(t, is)
 		}
 	})
@@ -54,15 +54,15 @@ func TestOldKeysAreLookedForSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m Map[int, bool]
 		for i := range many + 1 {
-			m.See(i, time.Now(), true)
+			m.Put(i, time.Now(), true)
 		}
 		time.Sleep(old + time.Second)
-		has := func(key int) bool { _, is := m.Within(2*old, key); return is }
+		has := func(key int) bool { _, is := m.Get(2*old, key); return is }
 		for i := range many - 1 {
-			m.See(many+1+i, time.Now(), true)
+			m.Put(many+1+i, time.Now(), true)
 		}
 		assert.True(t, has(0), "as many again as were left after the last search")
-		m.See(2*many, time.Now(), true)
+		m.Put(2*many, time.Now(), true)
 		assert.False(t, has(0))
 		assert.True(t, has(many+1))
 	})

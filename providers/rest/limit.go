@@ -14,8 +14,8 @@ const (
 	spread = 10 * time.Second
 )
 
-// silence is how long the cloud wants to be left alone after this answer; 0 if it does not say so.
-func (c *Client) silence(answer *http.Response) time.Duration {
+// pauseAfter is how long the cloud wants to be left alone after this answer; 0 if it does not say so.
+func (c *Client) pauseAfter(answer *http.Response) time.Duration {
 	var wait time.Duration
 	if answer.StatusCode == http.StatusTooManyRequests {
 		wait = retryAfter(answer)

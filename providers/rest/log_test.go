@@ -66,7 +66,7 @@ func TestNoSecretIsLogged(t *testing.T) {
 		r.Header.Set("X-Subject-Token", "gAAAAAB-subject")
 		_, err = c.HTTP.Do(r)
 		require.Error(t, err)
-		sentence(t, c.Unanswered(t.Context(), "the request", err), "malformed")
+		sentence(t, c.NoAnswer(t.Context(), "the request", err), "malformed")
 
 		// One of the SDK's own, issued in an answer.
 		c, _ = reached(Config{Log: log}, says(201, "X-Subject-Token", issued))

@@ -18,7 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
@@ -129,7 +129,7 @@ func (c sender) RoundTrip(r *http.Request) (*http.Response, error) {
 		if refused {
 			refusal = "status 429"
 		}
-		done(refusal, c.silence(answer))
+		done(refusal, c.pauseAfter(answer))
 		if !refused {
 			return answer, nil
 		}
@@ -208,14 +208,14 @@ func (c *Client) log(r *http.Request, answer *http.Response, err error, took tim
 		}
 	}
 	line := c.cfg.Log.WithFields(logrus.Fields{
-		"method": r.Method, "path": quote.Clean(r.URL.EscapedPath(), nil, secrets...),
+		"method": r.Method, "path": sanitize.Clean(r.URL.EscapedPath(), nil, secrets...),
 		"took": took.Round(time.Millisecond), "retries": retries,
 	})
 	if answer != nil {
 		line = line.WithField("status", answer.StatusCode)
 	}
 	if err != nil {
-		line = line.WithField("error", quote.Clean(quote.Cause(err), nil, secrets...))
+		line = line.WithField("error", sanitize.Clean(sanitize.Cause(err), nil, secrets...))
 	}
 	line.Debug("Asked " + c.cfg.Cloud)
 }

@@ -213,7 +213,7 @@ func TestAnAnswerWithoutEndIsRefused(t *testing.T) {
 	_, _, err := ask(t.Context(), c, "GET", "")
 	require.ErrorIs(t, err, errTooLong)
 	assert.Len(t, cloud.asked, 1)
-	err = c.Unanswered(t.Context(), "ListVolumes", err)
+	err = c.NoAnswer(t.Context(), "ListVolumes", err)
 	require.ErrorIs(t, err, providers.ErrUnavailable)
 	sentence(t, err, "no end", "NIMBUS_URL")
 }

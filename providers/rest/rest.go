@@ -13,7 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/providers/pace"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
@@ -53,7 +53,7 @@ const (
 type Client struct {
 	// HTTP is for the SDK. What it returns has been read whole, so that its body can be read again after it was closed, and it
 	// follows no redirect. An error of its is for
-	// Unanswered to explain.
+	// NoAnswer to explain.
 	HTTP *http.Client
 
 	cfg  Config
@@ -85,7 +85,7 @@ func transport() http.RoundTripper {
 func asItIs(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // Clean makes a text from outside fit for errors and logs: one line of bounded length without the token and the other secrets.
-func (c *Client) Clean(text string) string { return quote.Clean(text, nil, c.secrets()...) }
+func (c *Client) Clean(text string) string { return sanitize.Clean(text, nil, c.secrets()...) }
 
 func (c *Client) secrets() []string {
 	secrets := c.cfg.Token.Values()

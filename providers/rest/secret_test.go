@@ -47,7 +47,7 @@ func TestATokenInAFileCanBeReplaced(t *testing.T) {
 		_, _, err := ask(t.Context(), c, "GET", "")
 		require.ErrorContains(t, err, word)
 		asked := len(cloud.asked)
-		err = c.Unanswered(t.Context(), "the list of volumes", err)
+		err = c.NoAnswer(t.Context(), "the list of volumes", err)
 		require.NotErrorIs(t, err, providers.ErrUnavailable, "the cloud is not to blame")
 		sentence(t, err, "NIMBUS_TOKEN_FILE", word, "Nimbus", "the list of volumes")
 		assert.Len(t, cloud.asked, asked)

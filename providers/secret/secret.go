@@ -10,7 +10,7 @@ import (
 	"unicode"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // Secret is an API token, or a password.
@@ -89,7 +89,7 @@ func (s *Secret) learn(value string) error {
 }
 
 // Clean takes the secret out of a text, as it is and as it was lately, and makes that one line of bounded length.
-func (s *Secret) Clean(text string) string { return quote.Clean(text, nil, s.Values()...) }
+func (s *Secret) Clean(text string) string { return sanitize.Clean(text, nil, s.Values()...) }
 
 // Values are those that a text may repeat. A nil Secret has none.
 func (s *Secret) Values() []string {

@@ -30,7 +30,7 @@ func TestNoAnswerIsExplained(t *testing.T) {
 		} {
 			c, _ := reached(Config{Token: token(t)}, kind.answer)
 			_, _, err := ask(t.Context(), c, "GET", "")
-			err = c.Unanswered(t.Context(), "the request to attach volume 12", err)
+			err = c.NoAnswer(t.Context(), "the request to attach volume 12", err)
 			require.ErrorIs(t, err, providers.ErrUnavailable, name)
 			sentence(t, err, append(kind.words, "Nimbus", "the request to attach volume 12", "NIMBUS_URL", "proxy")...)
 		}
@@ -44,13 +44,13 @@ func TestNoAnswerIsExplained(t *testing.T) {
 			"can be used":  errors.New(`[002] Get "https://api.nimbus.test": ` + password),
 			"that can be ": errDown,
 		} {
-			explained := c.Unanswered(t.Context(), "ListVolumes", err)
+			explained := c.NoAnswer(t.Context(), "ListVolumes", err)
 			require.ErrorIs(t, explained, providers.ErrUnavailable)
 			require.ErrorIs(t, explained, err)
 			sentence(t, explained, "Nimbus", "ListVolumes", word, "NIMBUS_URL")
 		}
 		c = New(Config{Cloud: "Nimbus", Transport: http.DefaultTransport})
-		sentence(t, c.Unanswered(t.Context(), "ListVolumes", errDown), "check the network and any proxy")
+		sentence(t, c.NoAnswer(t.Context(), "ListVolumes", errDown), "check the network and any proxy")
 	})
 }
 
@@ -64,7 +64,7 @@ func TestTheEndOfTheCallersTimeIsNotTheCloudsFault(t *testing.T) {
 			if lossy {
 				err = errors.New(err.Error())
 			}
-			err = c.Unanswered(ctx, "ListVolumes", err)
+			err = c.NoAnswer(ctx, "ListVolumes", err)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			require.NotErrorIs(t, err, providers.ErrUnavailable)
 			sentence(t, err, "Nimbus", "ListVolumes")
@@ -76,7 +76,7 @@ func TestTheEndOfTheCallersTimeIsNotTheCloudsFault(t *testing.T) {
 			if lossy {
 				err = errors.New(err.Error())
 			}
-			err = c.Unanswered(ctx, "ListVolumes", err)
+			err = c.NoAnswer(ctx, "ListVolumes", err)
 			require.ErrorIs(t, err, providers.ErrBusy)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			sentence(t, err, "Nimbus", "takes no more requests", "429")

@@ -10,15 +10,15 @@ import (
 	"net/url"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/quote"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// Unanswered explains an error of HTTP, or of the SDK above it, that is no answer of the cloud's: none came in the caller's
+// NoAnswer explains an error of HTTP, or of the SDK above it, that is no answer of the cloud's: none came in the caller's
 // time, or one that cannot be read. The action says what was sent, as a noun: "the request to attach volume 12". The result
 // matches what err does, or ctx.Err() if ctx is over.
 // Errors: providers.ErrBusy if the cloud throttles; one without a sentinel if ctx is over or there is no token; else
 // providers.ErrUnavailable.
-func (c *Client) Unanswered(ctx context.Context, action string, err error) error {
+func (c *Client) NoAnswer(ctx context.Context, action string, err error) error {
 	// SDKs may keep of an error no more than its text, so what is known here is not asked of it.
 	if c.cfg.Token != nil {
 		if _, none := c.cfg.Token.Value(); none != nil {
@@ -35,7 +35,7 @@ func (c *Client) Unanswered(ctx context.Context, action string, err error) error
 		}
 		return fmt.Errorf("%s has not answered %s: %w", c.cfg.Cloud, action, over)
 	}
-	cause := quote.Error(c.Clean(quote.Cause(err)), err)
+	cause := sanitize.Error(c.Clean(sanitize.Cause(err)), err)
 	where := "the network"
 	if c.cfg.Endpoint != "" {
 		where += ", " + c.cfg.Endpoint

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -85,8 +86,8 @@ func decode(data []byte) (*meta, error) {
 	return &m, nil
 }
 
-// shelf is a directory of images with their descriptions and names.
-type shelf struct {
+// imageDir is a directory of images with their descriptions and names.
+type imageDir struct {
 	dir    string
 	prefix string // of ids
 
@@ -100,7 +101,7 @@ const (
 	going  = ".del"
 )
 
-func (s *shelf) make() error {
+func (s *imageDir) make() error {
 	for _, sub := range []string{"disks", "names"} {
 		if err := os.MkdirAll(filepath.Join(s.dir, sub), 0o700); err != nil {
 			return err
@@ -111,27 +112,29 @@ func (s *shelf) make() error {
 
 var idPattern = regexp.MustCompile(`^(vol|snap)-[0-9a-f]{16}$`)
 
-// valid tells whether id can be one of this shelf's. What comes from outside is checked before it becomes a path.
-func (s *shelf) valid(id string) bool {
+// valid tells whether id can be one of this directory's. What comes from outside is checked before it becomes a path.
+func (s *imageDir) valid(id string) bool {
 	return strings.HasPrefix(id, s.prefix) && idPattern.MatchString(id)
 }
 
-func (s *shelf) newID() string {
+func (s *imageDir) newID() string {
 	var b [8]byte
 	rand.Read(b[:])
 	return s.prefix + hex.EncodeToString(b[:])
 }
 
-func (s *shelf) path(id, ext string) string { return filepath.Join(s.dir, "disks", id+ext) }
+func (s *imageDir) path(id, ext string) string { return filepath.Join(s.dir, "disks", id+ext) }
 
-func (s *shelf) has(id, ext string) bool {
+func (s *imageDir) has(id, ext string) bool {
 	_, err := os.Lstat(s.path(id, ext))
 	return err == nil
 }
 
-func (s *shelf) names(cluster string) string { return filepath.Join(s.dir, "names", digest(cluster)) }
+func (s *imageDir) names(cluster string) string {
+	return filepath.Join(s.dir, "names", digest(cluster))
+}
 
-func (s *shelf) link(cluster, name string) string {
+func (s *imageDir) link(cluster, name string) string {
 	return filepath.Join(s.names(cluster), digest(name))
 }
 
@@ -141,7 +144,7 @@ func digest(word string) string {
 }
 
 // notFound is the answer for a name or id, unless the whole directory is away.
-func (s *shelf) notFound(why string) error {
+func (s *imageDir) notFound(why string) error {
 	if _, err := os.Stat(filepath.Join(s.dir, "disks")); err != nil {
 		return fmt.Errorf("the directory for volumes is away; is its file system mounted?: %w: %w", providers.ErrUnavailable, err)
 	}
@@ -149,7 +152,7 @@ func (s *shelf) notFound(why string) error {
 }
 
 // at reads the description in file, which may be a link to it.
-func (s *shelf) at(file string) (*meta, error) {
+func (s *imageDir) at(file string) (*meta, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -168,7 +171,7 @@ func (s *shelf) at(file string) (*meta, error) {
 }
 
 // read returns the description of id, whether or not its image is there. Errors: fs.ErrNotExist, errDamaged.
-func (s *shelf) read(id string) (*meta, error) {
+func (s *imageDir) read(id string) (*meta, error) {
 	m, err := s.at(s.path(id, ".json"))
 	if err == nil && m.ID != id {
 		return nil, fmt.Errorf("%w: %s describes %s", errDamaged, s.path(id, ".json"), m.ID)
@@ -179,7 +182,7 @@ func (s *shelf) read(id string) (*meta, error) {
 // find returns the description of the image of that name. Under the directory's lock the answer is final; without it an
 // image that is just made or destroyed looks lost (errLost), and whoever asks looks again under the lock.
 // Errors: providers.ErrNotFound, errMaking if some process is at work on it, errLost, errDamaged.
-func (s *shelf) find(cluster, name string) (*meta, error) {
+func (s *imageDir) find(cluster, name string) (*meta, error) {
 	m, err := s.behind(cluster, digest(name))
 	if err != nil {
 		return nil, fmt.Errorf("%q: %w", name, err)
@@ -187,8 +190,8 @@ func (s *shelf) find(cluster, name string) (*meta, error) {
 	return m, s.standing(m.ID)
 }
 
-// behind returns the description that a link of the cluster leads to, if it bears the name that the link stands for.
-func (s *shelf) behind(cluster, name string) (*meta, error) {
+// behind returns the description that a link of the cluster leads to, if it has the name that the link stands for.
+func (s *imageDir) behind(cluster, name string) (*meta, error) {
 	link := filepath.Join(s.names(cluster), name)
 	m, err := s.at(link)
 	switch {
@@ -217,7 +220,7 @@ var (
 )
 
 // standing tells how the image of a description stands: nil if it is there.
-func (s *shelf) standing(id string) error {
+func (s *imageDir) standing(id string) error {
 	if s.has(id, ready) {
 		return nil
 	}
@@ -242,7 +245,7 @@ func (s *shelf) standing(id string) error {
 }
 
 // all returns the ids of the images that are there.
-func (s *shelf) all() ([]string, error) {
+func (s *imageDir) all() ([]string, error) {
 	names, err := s.entries()
 	if err != nil {
 		return nil, err
@@ -256,7 +259,7 @@ func (s *shelf) all() ([]string, error) {
 	return ids, nil
 }
 
-func (s *shelf) entries() ([]string, error) {
+func (s *imageDir) entries() ([]string, error) {
 	d, err := os.Open(filepath.Join(s.dir, "disks"))
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the directory for volumes: %w: %w", providers.ErrUnavailable, err)
@@ -267,7 +270,7 @@ func (s *shelf) entries() ([]string, error) {
 
 // open takes the image's flock and returns its description. The caller closes lock.
 // Errors: providers.ErrNotFound, errLost, errDamaged, providers.ErrBusy.
-func (s *shelf) open(ctx context.Context, id string) (m *meta, lock *os.File, err error) {
+func (s *imageDir) open(ctx context.Context, id string) (m *meta, lock *os.File, err error) {
 	if !s.valid(id) {
 		return nil, nil, s.notFound(fmt.Sprintf("%q is no id of provider local", id))
 	}
@@ -303,7 +306,7 @@ func (s *shelf) open(ctx context.Context, id string) (m *meta, lock *os.File, er
 
 // begin makes a new image, empty and of the description's size, still without a place among the volumes. The caller
 // holds the directory's lock, and owns the image until it closes it.
-func (s *shelf) begin(m *meta) (*os.File, error) {
+func (s *imageDir) begin(m *meta) (*os.File, error) {
 	m.Version, m.ID, m.Created = version, s.newID(), time.Now().UTC().Truncate(time.Millisecond)
 	f, err := s.image(m)
 	if err == nil {
@@ -324,7 +327,7 @@ func (s *shelf) begin(m *meta) (*os.File, error) {
 	return f, nil
 }
 
-func (s *shelf) image(m *meta) (*os.File, error) {
+func (s *imageDir) image(m *meta) (*os.File, error) {
 	file := s.path(m.ID, making)
 	if err := s.step("make", file); err != nil {
 		return nil, err
@@ -345,16 +348,16 @@ func (s *shelf) image(m *meta) (*os.File, error) {
 }
 
 // commit gives an image that begin made its place, after its bytes are on disk.
-func (s *shelf) commit(id string, f *os.File) error {
+func (s *imageDir) commit(id string, f *os.File) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
 	return s.rename(s.path(id, making), s.path(id, ready))
 }
 
-// condemn takes an image from among the volumes. The caller holds the directory's lock and the image's flock; it calls
+// markDeleted takes an image from among the volumes. The caller holds the directory's lock and the image's flock; it calls
 // drop when it has let go of the lock, since freeing a large image takes long.
-func (s *shelf) condemn(id string) error {
+func (s *imageDir) markDeleted(id string) error {
 	if err := s.rename(s.path(id, ready), s.path(id, going)); err != nil {
 		return err
 	}
@@ -363,7 +366,7 @@ func (s *shelf) condemn(id string) error {
 
 // erase removes name and description of an image that is half made or half destroyed. The caller holds the directory's
 // lock. When it is durable, the image may go too; until then the image is the sign that they stand for nothing.
-func (s *shelf) erase(id string) error {
+func (s *imageDir) erase(id string) error {
 	if m, err := s.read(id); err == nil {
 		if err := s.unname(m); err != nil {
 			return err
@@ -374,12 +377,12 @@ func (s *shelf) erase(id string) error {
 			return err
 		}
 	}
-	return syncDir(filepath.Join(s.dir, "disks"))
+	return host.SyncDir(filepath.Join(s.dir, "disks"))
 }
 
 // drop removes the bytes of an erased image. They are truncated first, since xfs frees what is only removed some time
 // later, and the next volume may need the space.
-func (s *shelf) drop(id string) error {
+func (s *imageDir) drop(id string) error {
 	for _, ext := range []string{making, going} {
 		file := s.path(id, ext)
 		if err := os.Truncate(file, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -393,7 +396,7 @@ func (s *shelf) drop(id string) error {
 }
 
 // sweep finishes what dead processes left half made or half destroyed. The caller holds the directory's lock.
-func (s *shelf) sweep() error {
+func (s *imageDir) sweep() error {
 	names, err := s.entries()
 	if err != nil {
 		return err
@@ -425,7 +428,7 @@ func (s *shelf) sweep() error {
 }
 
 // name makes the description's name lead to it.
-func (s *shelf) name(m *meta) error {
+func (s *imageDir) name(m *meta) error {
 	if err := os.MkdirAll(s.names(m.Cluster), 0o700); err != nil {
 		return err
 	}
@@ -440,11 +443,11 @@ func (s *shelf) name(m *meta) error {
 	if err := s.rename(aside, link); err != nil {
 		return err
 	}
-	return syncDir(filepath.Join(s.dir, "names"))
+	return host.SyncDir(filepath.Join(s.dir, "names"))
 }
 
 // unname removes the description's name if it leads there.
-func (s *shelf) unname(m *meta) error {
+func (s *imageDir) unname(m *meta) error {
 	link := s.link(m.Cluster, m.Name)
 	if target, err := os.Readlink(link); err != nil || filepath.Base(target) != m.ID+".json" {
 		return nil //nolint:nilerr // no link of this volume
@@ -453,7 +456,7 @@ func (s *shelf) unname(m *meta) error {
 }
 
 // write replaces a description.
-func (s *shelf) write(m *meta) error {
+func (s *imageDir) write(m *meta) error {
 	data, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
 		return err
@@ -462,36 +465,21 @@ func (s *shelf) write(m *meta) error {
 }
 
 // replace writes a file so that after a crash either the old or the new contents stand.
-func (s *shelf) replace(file string, data []byte) error {
-	aside := file + ".tmp"
-	if err := s.step("write", aside); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return noSpace(err)
-	}
-	return noSpace(s.rename(aside, file))
+func (s *imageDir) replace(file string, data []byte) error {
+	return noSpace(host.ReplaceFile(file, file+".tmp", data, s.before))
 }
 
-func (s *shelf) rename(from, to string) error {
+func (s *imageDir) rename(from, to string) error {
 	if err := s.step("rename", to); err != nil {
 		return err
 	}
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(to))
+	return host.SyncDir(filepath.Dir(to))
 }
 
-func (s *shelf) remove(file string) error {
+func (s *imageDir) remove(file string) error {
 	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -504,19 +492,11 @@ func (s *shelf) remove(file string) error {
 	return nil
 }
 
-func (s *shelf) step(op, path string) error {
+func (s *imageDir) step(op, path string) error {
 	if s.before == nil {
 		return nil
 	}
 	return s.before(op, path)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // text tells why a word cannot be kept, or nil.

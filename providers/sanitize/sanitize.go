@@ -1,5 +1,5 @@
-// Package quote makes what a cloud said, or the way to it, fit for sentences of our own: short, on one line, without secrets.
-package quote
+// Package sanitize makes what a cloud said, or the way to it, fit for sentences of our own: short, on one line, without secrets.
+package sanitize
 
 import (
 	"cmp"

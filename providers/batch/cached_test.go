@@ -15,7 +15,7 @@ import (
 func TestWhatIsKeptIsAskedForOnceByAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked, failure := 0, errors.New("away")
-		k := Keep("which server this is", func(ctx context.Context) (string, error) {
+		k := Cache("which server this is", func(ctx context.Context) (string, error) {
 			asked++
 			select {
 			case <-time.After(time.Second):

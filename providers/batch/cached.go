@@ -6,21 +6,21 @@ import (
 	"sync"
 )
 
-// Kept is one answer that holds until it is dropped: it is asked for when it is first wanted, once for all who wait for it, and
+// Cached is one answer that holds until it is dropped: it is asked for when it is first wanted, once for all who wait for it, and
 // again only after a failure, which is told to those who waited.
-type Kept[T comparable] struct {
-	what  string
-	asker *Asker[T]
+type Cached[T comparable] struct {
+	what    string
+	batcher *Batcher[T]
 
 	mu    sync.Mutex
 	value T // zero: not known
 }
 
-// Keep makes a Kept of what that function returns, which is never the zero T. What it is, is said after "it is still being
+// Cache makes a Cached of what that function returns, which is never the zero T. What it is, is said after "it is still being
 // asked": "which server this is".
-func Keep[T comparable](what string, ask func(context.Context) (T, error)) *Kept[T] {
-	k := &Kept[T]{what: what}
-	k.asker = New(func(ctx context.Context, keys []string) (map[string]T, error) {
+func Cache[T comparable](what string, ask func(context.Context) (T, error)) *Cached[T] {
+	k := &Cached[T]{what: what}
+	k.batcher = New(func(ctx context.Context, keys []string) (map[string]T, error) {
 		value, known := k.Known()
 		if !known { // as it may be since this was asked for
 			var err error
@@ -37,11 +37,11 @@ func Keep[T comparable](what string, ask func(context.Context) (T, error)) *Kept
 }
 
 // Get returns the answer. A caller whose ctx ends gets its error at once.
-func (k *Kept[T]) Get(ctx context.Context) (T, error) {
+func (k *Cached[T]) Get(ctx context.Context) (T, error) {
 	if value, known := k.Known(); known {
 		return value, ctx.Err()
 	}
-	value, _, err := k.asker.Get(ctx, "")
+	value, _, err := k.batcher.Get(ctx, "")
 	if over := ctx.Err(); err != nil && over != nil {
 		return value, fmt.Errorf("it is still being asked %s: %w", k.what, over)
 	}
@@ -49,7 +49,7 @@ func (k *Kept[T]) Get(ctx context.Context) (T, error) {
 }
 
 // Known returns the answer if it is there.
-func (k *Kept[T]) Known() (value T, known bool) {
+func (k *Cached[T]) Known() (value T, known bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var none T
@@ -57,7 +57,7 @@ func (k *Kept[T]) Known() (value T, known bool) {
 }
 
 // Drop forgets the answer if it is that one, and tells whether it was.
-func (k *Kept[T]) Drop(value T) bool {
+func (k *Cached[T]) Drop(value T) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.value != value {
