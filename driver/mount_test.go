@@ -28,6 +28,7 @@ func after(t *testing.T, d time.Duration) context.Context {
 
 func status(t *testing.T, l *life, name string) map[string]any {
 	t.Helper()
+	synctest.Wait() // what has been answered may not have left yet
 	info, err := l.Get(within(t), name)
 	require.NoError(t, err)
 	return info.Status

@@ -8,7 +8,32 @@
 // With packages as arguments it applies the rules of mutants.go to all of their code: a condition becomes false or true, a
 // boundary moves, a statement is left out, an error is returned as nil, an operator is replaced by its opposite. One build
 // contains all mutants of a package; an environment variable selects the active one. Only the tests that reach a mutant are run,
-// the fastest first, so that a thousand mutants take minutes.
+// the fastest first, so that a thousand mutants take minutes. A package that is tested by another's tests is given with them:
+// ./driver/node=./driver.
+//
+// # Score
+//
+// Measured on 2026-11-30 with -skip ^TestRandom, so without the randomised runs, which notice more but take longer:
+//
+//	code                                                    mutants  noticed
+//	driver, before it had packages of its own                  1791     1626  91 % (75 % before the tests of that day)
+//	providers, batch, keymutex, labels, pace, quote,            810      748  92 %
+//	recent, rest
+//	mount: probe.go, format.go, options.go                      339      280  83 %
+//	the rest of mount                                  not measured
+//
+// # Survivors
+//
+// Each survivor in driver and in what clouds share was read. They are of these kinds; one of another kind is a missing test.
+//
+//   - Only the log differs, or how often something is asked or written that is known already: the conditions in front of a
+//     journal entry that need not be rewritten, of the second question before a format, of the pace of polling.
+//   - Another check refuses the same right behind it: a value that is zero after an error is compared next, the cloud or the
+//     journal refuses again.
+//   - The kernel would have to fail where a test cannot make it: fstat, fsync and close of open files, /proc, memory files,
+//     read errors of a disk.
+//   - It only frees memory, or ends sooner what its context ends anyway.
+//   - A limit in time or a length is off by the smallest step. Limits in time are counted as explained.
 package main
 
 import (
@@ -74,7 +99,11 @@ func run(ctx context.Context, packages []string, only, skip string, workers int)
 	}
 	left := 0
 	for i, pkg := range packages {
-		n, err := mutate(ctx, root, pkg, filepath.Join(dir, strconv.Itoa(i)), chosen, skipped, workers)
+		pkg, tested, other := strings.Cut(pkg, "=")
+		if !other {
+			tested = pkg
+		}
+		n, err := mutate(ctx, root, pkg, tested, filepath.Join(dir, strconv.Itoa(i)), chosen, skipped, workers)
 		if err != nil {
 			return err
 		}

@@ -105,7 +105,7 @@ func TestSkipped(t *testing.T) { t.Fatal("it must be skipped") }
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(content), 0o600))
 	}
-	trial, err := prepare(t.Context(), root, ".", t.TempDir(), regexp.MustCompile("Skipped"))
+	trial, err := prepare(t.Context(), root, ".", ".", t.TempDir(), regexp.MustCompile("Skipped"))
 	require.NoError(t, err)
 	var survivors []string
 	kinds := map[kind]bool{}

@@ -20,22 +20,22 @@ import (
 type trial struct {
 	*rewriter
 	binary  string
-	dir     string           // the package's
+	dir     string           // of the tests' package
 	reached map[int][]string // the tests that reach a place, the quickest first
 	took    map[string]time.Duration
 }
 
-// prepare builds the package's tests with all mutants in them, and runs each test once to see what it reaches.
-func prepare(ctx context.Context, root, pkg, dir string, skip *regexp.Regexp) (*trial, error) {
+// prepare builds the tests with all mutants of the package in them, and runs each test once to see what it reaches.
+func prepare(ctx context.Context, root, pkg, tested, dir string, skip *regexp.Regexp) (*trial, error) {
 	r, overlay, err := rewrite(ctx, root, pkg, dir)
 	if err != nil {
 		return nil, err
 	}
 	t := &trial{
-		rewriter: r, binary: filepath.Join(dir, "tests"), dir: filepath.Join(root, pkg),
+		rewriter: r, binary: filepath.Join(dir, "tests"), dir: filepath.Join(root, tested),
 		reached: make(map[int][]string), took: make(map[string]time.Duration),
 	}
-	build := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", t.binary, pkg)
+	build := exec.CommandContext(ctx, "go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", t.binary, tested)
 	build.Dir = root
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%s does not build with its mutants: %w\n%s", pkg, err, out)
@@ -112,11 +112,11 @@ func (t *trial) try(ctx context.Context, n int) (killer string) {
 }
 
 // mutate tries all mutants of a package that only matches, and prints what no test noticed.
-func mutate(ctx context.Context, root, pkg, dir string, only, skip *regexp.Regexp, workers int) (survived int, err error) {
+func mutate(ctx context.Context, root, pkg, tested, dir string, only, skip *regexp.Regexp, workers int) (survived int, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return 0, err
 	}
-	t, err := prepare(ctx, root, pkg, dir, skip)
+	t, err := prepare(ctx, root, pkg, tested, dir, skip)
 	if err != nil {
 		return 0, err
 	}
