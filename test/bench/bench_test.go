@@ -111,7 +111,7 @@ func serveWith(b *testing.B, flags []string, settings ...string) *daemon {
 	require.NoError(b, err)
 	d := &daemon{dir: b.TempDir()}
 	socket := filepath.Join(d.dir, "blockvol.sock")
-	d.cmd = exec.Command(path, append([]string{"serve", "--socket=" + socket, "--published=" + filepath.Join(d.dir, "published"), "--state=" + filepath.Join(d.dir, "state"), "--glance=0"}, flags...)...)
+	d.cmd = exec.Command(path, append([]string{"serve", "--socket=" + socket, "--published=" + filepath.Join(d.dir, "published"), "--state=" + filepath.Join(d.dir, "state"), "--copy-up-probe=0"}, flags...)...)
 	d.cmd.Env = append(append(os.Environ(), "LOG_LEVEL=error"), settings...)
 	d.cmd.Stderr = os.Stderr
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -148,7 +148,7 @@ func launchIntoTrouble(t *testing.T, kind fronts.Kind) *troubled {
 		}
 		return all
 	}
-	s.server = openAccount(t, kind).launch(t, "--glance=0") // every mount calls the cloud
+	s.server = openAccount(t, kind).launch(t, "--copy-up-probe=0") // every mount calls the cloud
 	for _, secret := range s.secrets {
 		s.putToken(t, secret)
 	}
