@@ -16,8 +16,8 @@ func TestAPathThatCannotBeATargetIsRefused(t *testing.T) {
 	ctx := context.Background()
 	h, d, path, dir := staged(t, "ext4")
 	for _, target := range []string{
-		"", "/", ".", "target", dir + "/", dir + "/./target", dir + "/../target", path, path + "/inside", h.published, filepath.Dir(h.published),
-		filepath.Join(h.scratch, "target"),
+		h.published, filepath.Dir(h.published), path, path + "/inside", filepath.Join(h.scratch, "target"),
+		"", "/", ".", "target", dir + "/", dir + "/./target", dir + "/../target",
 	} {
 		require.ErrorIs(t, h.Bind(ctx, d.Device, "vol", target, false), ErrInvalid, target)
 		require.ErrorIs(t, h.Unbind(ctx, d.Device, target), ErrInvalid, target)
