@@ -124,7 +124,7 @@ func (h *Host) newCollector(queries map[query]bool, own []*mountinfo.Info) *coll
 }
 
 func (c *collector) addDevice(q query, d diskID) {
-	c.numbers[d.devno.String()] = append(c.numbers[d.devno.String()], q)
+	c.numbers[d.String()] = append(c.numbers[d.String()], q)
 	c.names[d.name] = append(c.names[d.name], q)
 	if name := kernelName(d.devno); name != "" && name != d.name {
 		c.names[name] = append(c.names[name], q)
