@@ -80,9 +80,14 @@ func prepare(ctx context.Context, root, pkg, tested, dir string, skip *regexp.Re
 
 // run runs tests of the package and returns the first that failed, or "".
 func (t *trial) run(ctx context.Context, limit time.Duration, tests []string, env string) (killer string) {
-	// A mutant may loop for ever, and take memory each time.
-	cmd := exec.CommandContext(ctx, "prlimit", "--as="+strconv.Itoa(8<<30), t.binary, "-test.short", "-test.failfast",
-		"-test.timeout", limit.String(), "-test.run", "^("+strings.Join(tests, "|")+")$")
+	args := []string{
+		"prlimit", "--as=" + strconv.Itoa(8<<30), // a mutant may loop for ever, and take memory each time
+		t.binary, "-test.short", "-test.failfast", "-test.timeout", limit.String(), "-test.run", "^(" + strings.Join(tests, "|") + ")$",
+	}
+	if os.Getuid() == 0 { // what a test has mounted that does not come to its end goes with it
+		args = append([]string{"unshare", "--mount"}, args...)
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = t.dir
 	cmd.Env = append(os.Environ(), env)
 	cmd.WaitDelay = time.Second
