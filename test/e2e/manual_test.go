@@ -174,10 +174,10 @@ func TestInstallingOnACloudAsItsPageSays(t *testing.T) {
 	t.Parallel()
 	for _, kind := range fronts.All {
 		t.Run(kind.Provider, func(t *testing.T) {
+			t.Parallel()
 			if testing.Short() && kind.Provider != fronts.All[0].Provider {
 				t.Skip("the pages of the others differ in names")
 			}
-			t.Parallel()
 			a := openAccount(t, kind)
 			e, id := engine.Start(t), a.AddInstance(kind.Instance).ID
 			r := newReader(t, e)
