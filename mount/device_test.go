@@ -232,9 +232,9 @@ func TestAPulledDeviceIsNeitherBusyNorFound(t *testing.T) {
 	d := newDisk(t, ext4Size)
 	pulled := d.Device
 	pulled.Name, pulled.Path, pulled.Minor = "sdzz", "/dev/sdzz", 1<<19
-	held, err := h.Busy(pulled)
+	busy, err := h.Busy(pulled)
 	require.NoError(t, err)
-	assert.False(t, held)
+	assert.False(t, busy)
 	_, err = h.Probe(context.Background(), pulled)
 	require.ErrorIs(t, err, ErrNoDevice)
 	require.ErrorIs(t, h.Format(context.Background(), pulled, FormatSpec{FSType: "ext4", Size: 1}), ErrNoDevice)

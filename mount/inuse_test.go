@@ -100,9 +100,9 @@ func TestAMountThatRemainsAfterUnstageIsUse(t *testing.T) {
 					return
 				}
 				// The kernel says the same.
-				held, err := h.Busy(d.Device)
+				busy, err := h.Busy(d.Device)
 				require.NoError(t, err)
-				require.True(t, held)
+				require.True(t, busy)
 				short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 				defer cancel()
 				err = h.WaitFree(short, d.Device)
@@ -133,9 +133,9 @@ func TestACopyOfARemovedMountIsNotUse(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	inNewNamespace(t, "slave", `d=$(mktemp -d); mount --rbind "$PUB" "$d"; mount --make-rprivate "$d"`)
 	require.NoError(t, unix.Unmount(path, 0))
-	held, err := h.Busy(d.Device)
+	busy, err := h.Busy(d.Device)
 	require.NoError(t, err)
-	require.True(t, held, "by the copy")
+	require.True(t, busy, "by the copy")
 	used, err := h.InUse(ctx, d.Device)
 	require.NoError(t, err)
 	assert.False(t, used)
@@ -182,13 +182,13 @@ func TestADeviceWithoutANodeIsBusyWhileItsFileSystemIsMounted(t *testing.T) {
 		stage(t, h, d, "vol", StageSpec{FSType: fstype, Layout: LayoutData})
 		pulled := d.Device
 		pulled.Path += "-pulled"
-		held, err := h.Busy(pulled)
+		busy, err := h.Busy(pulled)
 		require.NoError(t, err)
-		assert.True(t, held, fstype)
+		assert.True(t, busy, fstype)
 		unstage(t, h, d, "vol")
-		held, err = h.Busy(pulled)
+		busy, err = h.Busy(pulled)
 		require.NoError(t, err)
-		assert.False(t, held, fstype)
+		assert.False(t, busy, fstype)
 	}
 }
 
@@ -229,9 +229,9 @@ func TestADeviceThatACallWorksOnIsBusy(t *testing.T) {
 	h := newHost(t)
 	d := newDisk(t, ext4Size)
 	err := h.Format(context.Background(), d.Device, FormatSpec{FSType: "ext4", Size: d.Size, Begin: func(ctx context.Context) error {
-		held, err := h.Busy(d.Device)
+		busy, err := h.Busy(d.Device)
 		require.NoError(t, err)
-		assert.True(t, held)
+		assert.True(t, busy)
 		short, cancel := context.WithTimeout(ctx, time.Millisecond)
 		defer cancel()
 		_, err = h.Stage(short, d.Device, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})

@@ -67,11 +67,11 @@ func TestTheFileSystemIsMountedFromTheTop(t *testing.T) {
 				require.NoError(t, err)
 				return yes
 			}
-			held := func() (bool, error) { return h.Busy(d.Device) }
+			busy := func() (bool, error) { return h.Busy(d.Device) }
 			used := func(targets ...string) func() (bool, error) {
 				return func() (bool, error) { return h.InUse(ctx, d.Device, targets...) }
 			}
-			require.True(t, is(held), "the layer holds the disk")
+			require.True(t, is(busy), "the layer holds the disk")
 			require.False(t, is(used()), "the layer is not a consumer")
 
 			spec := StageSpec{FSType: fstype, Layout: LayoutData}
@@ -97,7 +97,7 @@ func TestTheFileSystemIsMountedFromTheTop(t *testing.T) {
 			end()
 			top.isFree(h)
 			assert.False(t, is(used()))
-			assert.True(t, is(held), "the layer still holds it")
+			assert.True(t, is(busy), "the layer still holds it")
 		})
 	}
 }
@@ -168,29 +168,29 @@ func TestAVolumeIsInUseWhenItsDiskOrItsTopIs(t *testing.T) {
 	ctx := context.Background()
 	h := newHost(t)
 	d, top := layered(t, h, ext4Size, false)
-	is := func() (held, used bool) {
-		held, err := h.Busy(d.Device)
+	is := func() (busy, used bool) {
+		busy, err := h.Busy(d.Device)
 		require.NoError(t, err)
 		used, err = h.InUse(ctx, d.Device)
 		require.NoError(t, err)
-		return held, used
+		return busy, used
 	}
-	held, used := is()
-	require.False(t, held)
+	busy, used := is()
+	require.False(t, busy)
 	require.False(t, used)
 
 	f, err := os.OpenFile(top.Path, os.O_RDONLY|unix.O_EXCL, 0)
 	require.NoError(t, err)
-	held, used = is()
-	assert.True(t, held, "a program holds the top")
+	busy, used = is()
+	assert.True(t, busy, "a program holds the top")
 	assert.True(t, used)
 	closeExclusive(f)
 
 	must(t, "mkfs.ext4", "-q", d.Path)
 	mnt := t.TempDir()
 	must(t, "mount", d.Path, mnt)
-	held, used = is()
-	assert.True(t, held, "the disk itself is mounted")
+	busy, used = is()
+	assert.True(t, busy, "the disk itself is mounted")
 	assert.True(t, used)
 	must(t, "umount", mnt)
 	d.isFree(h)

@@ -270,34 +270,6 @@ func TestAVolumeIsMountedWhateverItsMkfsOptions(t *testing.T) {
 	}
 }
 
-func TestCheckFormatAsksMkfs(t *testing.T) {
-	for _, c := range []struct {
-		fstype, options string
-		size            int64
-		says            string
-	}{
-		{"ext4", "-C 16384", 1 << 30, "requires the bigalloc feature"},
-		{"ext4", "-J size=1024", 1 << 30, "journal size too big"},
-		{"ext4", "-I 8192", 1 << 30, "invalid inode size"},
-		{"ext4", "-N 100000000", 1 << 30, "too big"},
-		{"ext4", "-N 100000000", 2 << 40, ""},
-		{"xfs", "-d su=64k", 1 << 30, "both data su and data sw"},
-		{"xfs", "-d agcount=200", 1 << 30, "too small"},
-		{"xfs", "-d agcount=200", 64 << 40, ""},
-		{"btrfs", "-n 128k", 1 << 30, "illegal nodesize"},
-		{"btrfs", "-n 32k", 64 << 40, ""},
-	} {
-		err := CheckFormat(t.Context(), FormatSpec{FSType: c.fstype, Size: c.size, Options: strings.Fields(c.options)})
-		if c.says == "" {
-			require.NoError(t, err, "%v", c)
-			continue
-		}
-		require.ErrorIs(t, err, ErrInvalid, "%v", c)
-		require.ErrorContains(t, err, c.says)
-		require.NotContains(t, err.Error(), "Usage")
-	}
-}
-
 func TestRetiredMountOptionsStillWork(t *testing.T) {
 	for fstype, ft := range fsTypes {
 		for _, option := range ft.retired {

@@ -39,9 +39,9 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				c, err = h.Probe(ctx, dev)
 				require.NoError(t, err)
 				require.Equal(t, Contents{FSType: fstype, Found: []string{fstype}}, c)
-				held, err := h.Busy(dev)
+				busy, err := h.Busy(dev)
 				require.NoError(t, err)
-				require.False(t, held)
+				require.False(t, busy)
 
 				spec := StageSpec{FSType: fstype, Layout: LayoutData}
 				path, err := h.Stage(ctx, dev, "vol", spec)
@@ -58,9 +58,9 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				up, err := h.IsStaged(ctx, "vol", dev)
 				require.NoError(t, err)
 				assert.True(t, up)
-				held, err = h.Busy(dev)
+				busy, err = h.Busy(dev)
 				require.NoError(t, err)
-				assert.True(t, held)
+				assert.True(t, busy)
 				used, err := h.InUse(ctx, dev)
 				require.NoError(t, err)
 				assert.False(t, used, "only our own mount is there")
