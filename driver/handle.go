@@ -38,7 +38,7 @@ type handle struct {
 	problem  error                          // why its last release is not finished
 	attempts int                            // finished attempts to bring it up
 	failed   error                          // how the last of them ended
-	waiting  int                            // callers that wait for the gate
+	waiting  int                            // callers that wait for the gate to bring it up
 	wantedAt time.Time                      // when the last of them came or went
 }
 
@@ -145,7 +145,7 @@ func (h *handle) setProblem(why error) {
 	h.problem = why
 }
 
-// want counts the callers that wait for the volume's gate, and notes when one came or went.
+// want counts the callers that wait for the gate to bring the volume up, and notes when one came or went.
 func (h *handle) want(change int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -153,8 +153,8 @@ func (h *handle) want(change int) {
 	h.wantedAt = time.Now()
 }
 
-// whileWanted returns a context for work on behalf of a call: it ends when the call has, and nobody has waited for the
-// volume for as long as a caller may take to come back.
+// whileWanted returns a context for work that brings the volume up on behalf of a call: it ends when the call has, and nobody
+// has waited for that for as long as a caller may take to come back.
 func (h *handle) whileWanted(work, call context.Context) (context.Context, context.CancelFunc) {
 	work, cancel := context.WithCancelCause(work)
 	stop := context.AfterFunc(call, func() {

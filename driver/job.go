@@ -23,8 +23,9 @@ type job struct {
 
 	keep time.Duration // how long the volume is kept afterwards if nobody uses it; 0 for no longer than before
 
-	joins  bool // the failure of an attempt to bring the volume up that was running when the call came is the call's too
-	wanted bool // the work ends when its caller has left and nobody has come back
+	// joins: the work brings the volume up, for all who wait for that. It ends when they have left and nobody has come back, and
+	// if it fails that is the answer to all of them.
+	joins  bool
 	insist bool // the job is done though its caller has left before its turn
 
 	called time.Time // set by do
@@ -71,7 +72,7 @@ func (d *Driver) run(caller context.Context, h *handle, j job, ended chan<- resu
 	before, _ := h.attempted()
 	turn := caller
 	if j.insist {
-		turn = d.ctx
+		turn = context.WithoutCancel(caller) // after Close too: what has the gate ends then
 	}
 	if !h.enter(turn, j) {
 		return // the caller has been told
@@ -105,7 +106,7 @@ func (d *Driver) run(caller context.Context, h *handle, j job, ended chan<- resu
 func (d *Driver) work(caller context.Context, h *handle, j job) error {
 	ctx, cancel := context.WithTimeoutCause(d.ctx, workTimeout, errWorkTimeout)
 	defer cancel()
-	if j.wanted {
+	if j.joins {
 		var stop context.CancelFunc
 		ctx, stop = h.whileWanted(ctx, caller)
 		defer stop()
@@ -134,8 +135,10 @@ func (d *Driver) attempt(name string, phase volume.Phase, work func(h *handle)) 
 
 // enter takes the volume's gate for a job.
 func (h *handle) enter(ctx context.Context, j job) bool {
-	h.want(+1)
-	defer h.want(-1)
+	if j.joins {
+		h.want(+1)
+		defer h.want(-1)
+	}
 	select {
 	case h.gate <- struct{}{}:
 		h.keep, h.called = j.keep, j.called

@@ -566,3 +566,41 @@ func TestAFormatThatCannotBeFinishedIsToldAndTheDiskIsLetGo(t *testing.T) {
 		})
 	}
 }
+
+func TestOnlyCallsToMountKeepAMountGoing(t *testing.T) {
+	for name, call := range map[string]func(ctx context.Context, l *life) error{
+		"create":  func(ctx context.Context, l *life) error { return l.Create(ctx, "data", nil) },
+		"remove":  func(ctx context.Context, l *life) error { return l.Remove(ctx, "data") },
+		"unmount": func(ctx context.Context, l *life) error { return l.Unmount(ctx, "data", "1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				mounted(t, b.start(t), "data", "b")
+				l := a.start(t)
+				begin := time.Now()
+				_, err := l.Mount(after(t, 5*time.Second), "data", "1")
+				require.ErrorIs(t, err, volume.Unfinished)
+				err = call(within(t), l)
+				require.NotErrorIs(t, err, volume.Unfinished)
+				assert.Equal(t, 5*time.Second+idleTTL, time.Since(begin))
+			})
+		})
+	}
+}
+
+func TestAnUnmountThatWaitsWhenThePluginStopsIsDoneAndAnswered(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		a.containerEnds("1")
+		w.setFault(at("host.InUse", hang))
+		go l.lookAfter("data") // has the volume
+		time.Sleep(time.Second)
+		begin := time.Now()
+		time.AfterFunc(time.Second, l.cancel)
+		require.ErrorContains(t, l.Unmount(within(t), "data", "1"), "context canceled")
+		assert.Equal(t, time.Second, time.Since(begin))
+		assert.Empty(t, a.journal["data"].Uses)
+		assert.True(t, a.journal["data"].Releasing)
+		w.setFault(calm)
+	})
+}

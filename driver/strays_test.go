@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -183,5 +185,43 @@ func TestADiskThatThisBootHasNotSeenIsForgottenOnlyByTheWordOfTheCloud(t *testin
 		assert.Nil(t, a.journal["data"])
 		assert.Equal(t, 1, reports(logged, notSeen, ""))
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
+	})
+}
+
+// Its containers may be unknown to this version, and have the disk whether the kernel shows them or not.
+func TestAVolumeWhoseEntryALaterVersionWroteIsLeftAsItIs(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := mounted(t, mounted(t, a.start(t), "data", "1"), "gone", "2")
+		l.kill()
+		synctest.Wait()
+		clear(a.journal)
+		a.newer = map[string]error{"data": errors.New("of a later version"), "gone": errors.New("of a later version")}
+		a.containerEnds("1")
+		w.alter(func(d *disk) {
+			if d.Name == "gone" {
+				d.Attachment = providers.Attachment{} // by hand
+			}
+		})
+		l = a.start(t)
+		time.Sleep(straysEvery + time.Minute)
+		for call, err := range map[string]error{
+			"create": l.Create(within(t), "data", nil),
+			"mount":  func() error { _, err := l.Mount(within(t), "data", "3"); return err }(),
+			"remove": l.Remove(within(t), "data"),
+		} {
+			require.ErrorIs(t, err, volume.Unavailable, call)
+			require.ErrorContains(t, err, `of a later version (volume "data")`, call)
+		}
+		require.NoError(t, l.Unmount(within(t), "data", "1"), "this version has not mounted it")
+		info, err := l.Get(within(t), "data")
+		require.NoError(t, err)
+		assert.Equal(t, "data", info.Name)
+		require.NoError(t, l.Close(after(t, time.Minute)))
+		assert.Equal(t, "a", w.holder("data"))
+		assert.Empty(t, a.journal)
+		w.set(func() {
+			assert.Equal(t, "data", a.mounts["serial-1"].dir, "it was unmounted")
+			assert.Equal(t, "gone", a.mounts["serial-2"].dir, "it was unmounted")
+		})
 	})
 }

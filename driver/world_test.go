@@ -99,10 +99,11 @@ type machine struct {
 	world      *world
 	name, zone string
 	life, was  providers.Life
-	changed    time.Time // when its life did
-	ambiguous  time.Time // until when two of its devices have one serial
-	damaged    []error   // journal entries that its next start cannot read
-	slots      int       // how many disks it can have; 0 for any number
+	changed    time.Time        // when its life did
+	ambiguous  time.Time        // until when two of its devices have one serial
+	damaged    []error          // journal entries that its next start cannot read
+	newer      map[string]error // by name: volumes whose entries a later version has written
+	slots      int              // how many disks it can have; 0 for any number
 	boot       int
 	mounts     map[string]*superblock // by serial: what the kernel holds
 	journal    map[string]*node.Entry
@@ -1005,6 +1006,7 @@ func (j fakeJournal) Load() (loaded node.Loaded, err error) {
 		c := *e
 		loaded.Entries = append(loaded.Entries, &c)
 	}
+	loaded.Newer = j.machine.newer
 	loaded.Damaged, j.machine.damaged = j.machine.damaged, nil
 	return loaded, nil
 }

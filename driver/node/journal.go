@@ -215,22 +215,29 @@ func setAside(path string) error {
 
 var errNewer = errors.New("its journal entry was written by a later version of blockvol")
 
-// decodeEntry reads an entry and checks that it can be acted upon. With errNewer it returns an entry of which the name counts
-// alone.
+// decodeEntry reads an entry and checks that it can be acted upon. With errNewer the entry has a name alone.
 func decodeEntry(data []byte) (*Entry, error) {
+	var head struct { // what is the same in all versions, while a later one may give any other field another type
+		Version int
+		Name    string
+	}
 	var e struct {
 		Entry
 		IDs []string `json:"ids"` // of version 1: mount IDs
 	}
-	if err := json.Unmarshal(data, &e); err != nil {
-		return nil, fmt.Errorf("not a journal entry: %w", err)
+	err := json.Unmarshal(data, &head)
+	if err == nil && head.Name != "" && head.Version > journalVersion {
+		return &Entry{Name: head.Name}, fmt.Errorf("%w (version %d, where this one knows %d): install that version again, or release the volume with it first", errNewer, head.Version, journalVersion)
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &e)
 	}
 	switch {
+	case err != nil:
+		return nil, fmt.Errorf("not a journal entry: %w", err)
 	case e.Name == "":
 		return nil, errors.New("not a journal entry: it names no volume")
-	case e.Version > journalVersion:
-		return &e.Entry, fmt.Errorf("%w (version %d, where this one knows %d): install that version again, or release the volume with it first", errNewer, e.Version, journalVersion)
-	case e.Version < 1:
+	case e.Version != 1 && e.Version != journalVersion:
 		return nil, fmt.Errorf("version %d, where this program writes %d", e.Version, journalVersion)
 	case e.Volume == "" || e.Serial == "":
 		return nil, errors.New("not a journal entry: volume or serial is missing")

@@ -285,7 +285,7 @@ func TestAnEntryOfALaterVersionIsLeftAsItIs(t *testing.T) {
 	j, err := OpenJournal(dir)
 	require.NoError(t, err)
 	require.NoError(t, j.Put(testEntry("good", "1")))
-	later := fmt.Sprintf(`{"version":%d,"name":"later","what":"nobody knows"}`, journalVersion+1)
+	later := fmt.Sprintf(`{"version":%d,"name":"later","uses":{"1":"of another kind"},"device":7}`, journalVersion+1)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "later.json"), []byte(later), 0o600))
 	for range 2 {
 		loaded, err := j.Load()

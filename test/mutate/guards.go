@@ -358,6 +358,28 @@ var guards = []guard{
 		code: `if err := a.claim.Record(ctx, vol, !mine); err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
+		protects: "an entry of a later version is left as it is", file: "driver/node/journal.go",
+		code: `if err == nil && head.Name != "" && head.Version > journalVersion {`, without: `if false {`,
+	},
+	{
+		protects: "no call works on a volume whose entry a later version has written", file: "driver/job.go",
+		code: `	if err := d.node.Serves(name); err != nil {`, without: `	if err := d.node.Serves(name); false {`,
+	},
+	{
+		protects: "nothing in the background works on a volume whose entry a later version has written", file: "driver/job.go",
+		code: `	if d.node.Serves(name) != nil {`, without: `	if false {`,
+	},
+	{
+		protects: "only callers that want a volume mounted keep its mount going", file: "driver/job.go",
+		code: `	if j.joins {
+		h.want(+1)`, without: `	if true {
+		h.want(+1)`,
+	},
+	{
+		protects: "an Unmount that waits when the plugin stops is done", file: "driver/job.go",
+		code: `turn = context.WithoutCancel(caller)`, without: `turn = d.ctx`,
+	},
+	{
 		protects: "an entry survives a power failure: its file is flushed", file: "driver/node/journal.go",
 		code: "		err = f.Sync()\n", without: "		err = nil\n",
 	},
