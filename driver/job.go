@@ -115,22 +115,21 @@ func (d *Driver) work(caller context.Context, h *handle, j job) error {
 }
 
 // attempt does work on a volume, unless a job is at it.
-func (d *Driver) attempt(name string, phase volume.Phase, work func(h *handle)) (done bool) {
+func (d *Driver) attempt(name string, phase volume.Phase, work func(h *handle)) {
 	if d.node.Serves(name) != nil {
-		return true
+		return
 	}
 	h := d.obtain(name)
 	defer d.drop(h)
 	select {
 	case h.gate <- struct{}{}:
 	default:
-		return false
+		return
 	}
 	h.keep, h.called = 0, time.Now()
 	h.Step(volume.Step{Phase: phase})
 	defer d.leave(h)
 	work(h)
-	return true
 }
 
 // enter takes the volume's gate for a job.

@@ -12,7 +12,7 @@ import (
 // DetachTimeout is the longest that a detach is watched before it is left to the next reconciliation.
 const DetachTimeout = 2 * time.Minute
 
-// ErrDetachTimeout: the cloud has accepted a detach and not carried it out in time.
+// ErrDetachTimeout is the error for a cloud that has accepted a detach and not carried it out in time.
 var ErrDetachTimeout = fmt.Errorf("the cloud has not detached it within %s", DetachTimeout)
 
 // Detach has the cloud detach the disk from the node, and returns once the cloud has accepted the request. The caller has made

@@ -71,6 +71,7 @@ func (c *Controller) Remove(ctx context.Context, vol *providers.Volume) error {
 		log.Infof("Volume forgotten; its disk is kept, and comes back with the option volume-id=%s", vol.ID)
 		c.catalog.forget(vol.Name, vol.ID)
 		return nil
+	case volume.ReclaimDelete:
 	case volume.ReclaimSnapshot:
 		// The time makes it this attempt's own: the snapshot of an earlier one, whose delete has failed, may be old.
 		snapshot, err := c.cloud.snapshot(ctx, vol.ID, fmt.Sprintf("blockvol: last state of volume %s (%s), %s", vol.Name, vol.ID, time.Now().UTC().Format(time.RFC3339Nano)))

@@ -121,7 +121,7 @@ func (n *Node) Serves(name string) error {
 	return nil
 }
 
-// ErrNotVisible: the engine, and so a container, would see an empty directory in place of what is mounted here.
+// ErrNotVisible is the error if the engine, and so a container, would see an empty directory in place of what is mounted here.
 var ErrNotVisible = errors.New("the engine does not see what the plugin mounts, as can happen when it was killed and has started again; the plugin restarts, try again")
 
 // Visible makes sure that the engine, and so a container, sees what is mounted here, and not the empty directory below. If
