@@ -68,7 +68,7 @@ var failures = []failure{
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.KillEngine(true) },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.StartEngine() },
 		expected: each(refused, refused, moves),
-		advice:   "stop what uses it on node",
+		advice:   "stop its container on node",
 		over:     "dockerd is started",
 	},
 	{
@@ -76,7 +76,7 @@ var failures = []failure{
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.CutFromNodes() },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.Heal() },
 		expected: each(refused, refused, moves),
-		advice:   "if that node is cut off, stop the node in the cloud",
+		advice:   "if that node is unreachable, stop it in the cloud",
 		over:     "the network is back",
 	},
 	{
@@ -90,7 +90,7 @@ var failures = []failure{
 			c.Availability(victim, "active")
 		},
 		expected: each(refused, refused, moves),
-		advice:   "stop what uses it on node",
+		advice:   "stop its container on node",
 		over:     "the API answers the node",
 	},
 	{
@@ -98,7 +98,7 @@ var failures = []failure{
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.Freeze() },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.Thaw() },
 		expected: each(refused, refused, moves),
-		advice:   "if that node is cut off, stop the node in the cloud",
+		advice:   "if that node is unreachable, stop it in the cloud",
 		over:     "the node goes on",
 	},
 	{
