@@ -745,7 +745,7 @@ type refusing struct {
 	reason error
 }
 
-func (r refusing) Attach(context.Context, string) error { return r.reason }
+func (r refusing) Attach(context.Context, string, string) error { return r.reason }
 
 func TestWhyAnAttachKeepsFailingIsSaid(t *testing.T) {
 	for _, reason := range []error{
@@ -786,7 +786,7 @@ type numberedRefusals struct {
 	n int
 }
 
-func (p *numberedRefusals) Attach(context.Context, string) error {
+func (p *numberedRefusals) Attach(context.Context, string, string) error {
 	p.n++
 	return fmt.Errorf("%w (request %d)", providers.ErrBusy, p.n)
 }

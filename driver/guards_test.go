@@ -160,7 +160,7 @@ func TestAnAttachIsNotCalledOffWhileItsDeviceIsHere(t *testing.T) {
 // oldAttach is a cloud whose Attach trusts its own reads: it calls the volume attached because an old answer says so.
 type oldAttach struct{ *fakeProvider }
 
-func (p *oldAttach) Attach(ctx context.Context, id string) error {
+func (p *oldAttach) Attach(ctx context.Context, id, node string) error {
 	all, err := p.List(ctx)
 	if err != nil {
 		return err
@@ -170,7 +170,7 @@ func (p *oldAttach) Attach(ctx context.Context, id string) error {
 			return nil
 		}
 	}
-	return p.fakeProvider.Attach(ctx, id)
+	return p.fakeProvider.Attach(ctx, id, node)
 }
 
 func onOldReads(c *Config) { c.Provider = &oldAttach{c.Provider.(*fakeProvider)} }

@@ -297,12 +297,12 @@ type lateAttach struct {
 	late bool
 }
 
-func (p *lateAttach) Attach(ctx context.Context, id string) error {
+func (p *lateAttach) Attach(ctx context.Context, id, node string) error {
 	if !p.late {
-		return p.fakeProvider.Attach(ctx, id)
+		return p.fakeProvider.Attach(ctx, id, node)
 	}
 	p.late = false
-	go func() { time.Sleep(90 * time.Second); _ = p.fakeProvider.Attach(context.Background(), id) }()
+	go func() { time.Sleep(90 * time.Second); _ = p.fakeProvider.Attach(context.Background(), id, node) }()
 	return errors.New("503, after the request was taken")
 }
 

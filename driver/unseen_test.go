@@ -31,9 +31,9 @@ func (p namesake) Node(ctx context.Context) (providers.Node, error) {
 	return providers.Node{ID: p.id, Zone: p.machine.zone}, ctx.Err()
 }
 
-func (p namesake) Attach(ctx context.Context, id string) error {
+func (p namesake) Attach(ctx context.Context, id, node string) error {
 	other := &fakeProvider{&life{machine: p.machine.world.machines[p.id]}}
-	return other.Attach(ctx, id)
+	return other.Attach(ctx, id, node)
 }
 
 func as(id string) func(*Config) {

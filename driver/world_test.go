@@ -617,7 +617,10 @@ func (p *fakeProvider) Delete(ctx context.Context, id string) error {
 	})
 }
 
-func (p *fakeProvider) Attach(ctx context.Context, id string) error {
+func (p *fakeProvider) Attach(ctx context.Context, id, node string) error {
+	if node != p.machine.name {
+		p.machine.world.violate("%s attaches %s to another node, %s", p.machine.name, id, node)
+	}
 	return p.do(ctx, "cloud.Attach", func() error {
 		d := p.machine.world.disks[id]
 		switch {

@@ -61,10 +61,11 @@ type Provider interface {
 	// Errors: ErrHeld if any node holds it.
 	Delete(ctx context.Context, id string) error
 
-	// Attach asks for the volume to be attached to this node and returns as soon as the cloud has taken the request;
-	// the caller waits for the device to arrive, and asks Find seldom to learn of failure.
+	// Attach asks for the volume to be attached to the named node and returns as soon as the cloud has taken the request;
+	// the caller waits for the device to appear, and asks Find seldom to learn of failure. A provider whose disks are this
+	// machine's own refuses other nodes as ErrInvalid.
 	// Errors: *HeldError (ErrHeld) if another node has it, ErrAttachLimit, ErrBusy to try again a little later.
-	Attach(ctx context.Context, id string) error
+	Attach(ctx context.Context, id, node string) error
 
 	// Detach asks for the volume to be detached from the named node and returns as soon as the cloud has taken the
 	// request; a volume that the node does not hold is success. The caller has made sure that nothing is mounted.

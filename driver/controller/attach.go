@@ -115,7 +115,7 @@ func (a *attach) request(ctx context.Context, vol *providers.Volume) (done bool,
 		a.begin(volume.Step{Phase: volume.Attaching})
 	}
 	a.holder.tries++
-	err = a.cloud.attach(ctx, vol.ID)
+	err = a.cloud.attach(ctx, vol.ID, a.claim.Node.ID)
 	if err == nil {
 		return true, nil
 	}

@@ -66,8 +66,8 @@ func (c cloud) delete(ctx context.Context, id string) error {
 	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Delete(ctx, id) })
 }
 
-func (c cloud) attach(ctx context.Context, id string) error {
-	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Attach(ctx, id) })
+func (c cloud) attach(ctx context.Context, id, node string) error {
+	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Attach(ctx, id, node) })
 }
 
 func (c cloud) detach(ctx context.Context, id, node string, force bool) error {

@@ -10,38 +10,35 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// attach asks for the volume under a device name that is free on this instance. The name serves EC2 alone; on Nitro instances the
+// attach asks for the volume under a device name that is free on the instance. The name serves EC2 alone; on Nitro instances the
 // kernel chooses its own.
-func (p *Provider) attach(ctx context.Context, id, _ string) (string, error) {
-	s, err := p.session(ctx)
-	if err != nil {
-		return "", err
-	}
+func (p *Provider) attach(ctx context.Context, id, node string) (string, error) {
+	slots := p.slotsOf(node)
 	for {
-		device, err := p.takeSlot(ctx, s, id)
+		device, err := p.takeSlot(ctx, slots, node, id)
 		if err != nil {
 			return "", err
 		}
 		_, err = alter(ctx, p, id, "AttachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.AttachVolumeOutput, error) {
-			return api.AttachVolume(ctx, &ec2.AttachVolumeInput{VolumeId: &id, InstanceId: &s.instance, Device: &device})
+			return api.AttachVolume(ctx, &ec2.AttachVolumeInput{VolumeId: &id, InstanceId: &node, Device: &device})
 		})
 		switch {
 		case err == nil:
 			return "", nil
 		case errors.Is(err, errDeviceTaken):
-			p.slots.putOff(device) // something that this process does not know of has it
+			slots.putOff(device) // something that this process does not know of has it
 			continue
 		case errors.Is(err, providers.ErrUnavailable) || ctx.Err() != nil:
 			// It may have taken effect. The name stays taken until EC2 is seen to say otherwise.
-			p.slots.stale()
+			slots.stale()
 			return "", err
 		}
-		p.slots.free(id)
+		slots.free(id)
 		switch {
 		case errors.Is(err, errWrongState):
 			return "", fmt.Errorf("%w: %w", errInUse, err)
 		case errors.Is(err, providers.ErrAttachLimit):
-			p.slots.stale()
+			slots.stale()
 		}
 		return "", err
 	}
@@ -73,9 +70,7 @@ func (p *Provider) detach(ctx context.Context, id, node string, force bool) (str
 	case err != nil:
 		return "", err
 	}
-	if s := p.begun(); s != nil && node == s.instance {
-		p.slots.free(id)
-	}
+	p.slotsOf(node).free(id)
 	return "", nil
 }
 

@@ -66,7 +66,7 @@ func TestManyAttachesAtOnceHaveNamesOfTheirOwn(t *testing.T) {
 			}
 			var calls []func()
 			for _, v := range volumes {
-				calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+				calls = append(calls, func() { assert.NoError(t, providertest.Attach(t.Context(), p, v.ID)) })
 			}
 			w.cloud.ResetCalls()
 			providertest.AtOnce(calls...)
@@ -123,11 +123,11 @@ func TestAFullNodeSaysSo(t *testing.T) {
 				var last *providers.Volume
 				for i := range full.volumes {
 					last = w.create(p, fmt.Sprint("v", i))
-					require.NoError(t, p.Attach(t.Context(), last.ID), "%d of %d", i+1, full.volumes)
+					require.NoError(t, providertest.Attach(t.Context(), p, last.ID), "%d of %d", i+1, full.volumes)
 				}
 				more := w.create(p, "more")
 				for _, p := range []*Provider{p, w.on(node)} {
-					err := p.Attach(t.Context(), more.ID)
+					err := providertest.Attach(t.Context(), p, more.ID)
 					require.ErrorIs(t, err, providers.ErrAttachLimit)
 					providertest.Sentence(t, err, append(full.says, node, full.kind, "another node")...)
 				}
@@ -136,7 +136,7 @@ func TestAFullNodeSaysSo(t *testing.T) {
 					_, err := r.DetachVolume(last.ID, node, "", false)
 					return err
 				})
-				require.NoError(t, p.Attach(t.Context(), more.ID))
+				require.NoError(t, providertest.Attach(t.Context(), p, more.ID))
 			})
 		})
 	}
@@ -146,7 +146,7 @@ func TestAnInstanceThatShowsNoSerialsIsRefused(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.nodeOf(cloud.Instance{Type: "t2.micro", Zone: region + "a"}))
 		v := w.create(p, "db")
-		err := p.Attach(t.Context(), v.ID)
+		err := providertest.Attach(t.Context(), p, v.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		providertest.Sentence(t, err, "t2.micro", "Xen", "Nitro")
 		assert.Zero(t, w.cloud.Calls()["AttachVolume"])
@@ -161,7 +161,7 @@ func TestAHeldVolumeStaysWhereItIs(t *testing.T) {
 			v := w.create(a, "db")
 			w.attach(a, v)
 			time.Sleep(lag)
-			for _, held := range []error{b.Attach(t.Context(), v.ID), b.Delete(t.Context(), v.ID), b.Forget(t.Context(), v.ID)} {
+			for _, held := range []error{providertest.Attach(t.Context(), b, v.ID), b.Delete(t.Context(), v.ID), b.Forget(t.Context(), v.ID)} {
 				var by *providers.HeldError
 				require.ErrorAs(t, held, &by)
 				assert.Equal(t, one, by.Node)
@@ -194,7 +194,7 @@ func TestAnAttachIsNoSuccessForWhatAReadFromBeforeShows(t *testing.T) {
 			w.detach(a, v, one)
 			w.attach(b, v)
 			for range 10 {
-				err := a.Attach(t.Context(), v.ID)
+				err := providertest.Attach(t.Context(), a, v.ID)
 				require.Error(t, err)
 				require.True(t, errors.Is(err, providers.ErrHeld) || errors.Is(err, providers.ErrBusy), "%v", err)
 				time.Sleep(time.Second)
@@ -209,12 +209,12 @@ func TestAnAttachThatNeverEndsCanBeCalledOff(t *testing.T) {
 		p := w.on(node)
 		v := w.create(p, "db")
 		w.cloud.Inject(cloud.Rule{Action: "AttachVolume", Fault: cloud.NeverFinish, Times: 1})
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		time.Sleep(90 * time.Second)
 		found, err := p.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Attaching}, found.Attachment)
-		require.NoError(t, p.Attach(t.Context(), v.ID), "it is on its way")
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID), "it is on its way")
 		w.detach(p, v, node)
 		w.attach(p, v)
 		w.detach(p, v, node)
@@ -249,9 +249,9 @@ func TestADiskThatItsKernelDoesNotLetGoIsStillHeld(t *testing.T) {
 		found, err := b.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Detaching}, found.Attachment)
-		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrHeld)
+		require.ErrorIs(t, providertest.Attach(t.Context(), b, v.ID), providers.ErrHeld)
 		require.ErrorIs(t, b.Delete(t.Context(), v.ID), providers.ErrHeld)
-		require.ErrorIs(t, p.Attach(t.Context(), v.ID), providers.ErrBusy)
+		require.ErrorIs(t, providertest.Attach(t.Context(), p, v.ID), providers.ErrBusy)
 		kernel.lets = true
 		w.detach(p, v, node)
 		kernel.lets = false
@@ -287,11 +287,11 @@ func TestWhatBecomesOfInstancesIsTold(t *testing.T) {
 		time.Sleep(time.Minute)
 		assert.Equal(t, providers.Stopped, life(stops))
 		assert.Equal(t, providers.Gone, life(goes))
-		err = doomed.Attach(t.Context(), w.create(p, "more").ID)
+		err = providertest.Attach(t.Context(), doomed, w.create(p, "more").ID)
 		require.ErrorIs(t, err, providers.ErrBusy)
 		providertest.Sentence(t, err, "instance")
 
-		require.ErrorIs(t, p.Attach(t.Context(), held[stops].ID), providers.ErrHeld)
+		require.ErrorIs(t, providertest.Attach(t.Context(), p, held[stops].ID), providers.ErrHeld)
 		require.NoError(t, p.Detach(t.Context(), held[stops].ID, stops, true))
 		w.attach(p, held[stops])
 		w.attach(p, held[goes]) // EC2 has let go of it

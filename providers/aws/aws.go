@@ -62,7 +62,7 @@ type Provider struct {
 
 	paces  paces
 	memory memory
-	slots  slots
+	places sync.Map // by instance: its *slots
 	byID   *batch.Batcher[types.Volume]
 	nodes  *batch.Batcher[types.Instance]
 }
@@ -82,7 +82,6 @@ func New(cfg Config) (*Provider, error) {
 	p.sessions = batch.New(p.askSession, 1)
 	p.byID = batch.New(p.askByID, maxFilterValues)
 	p.nodes = batch.New(p.askNodes, maxFilterValues)
-	p.slots.gate = make(chan struct{}, 1)
 	p.Provider = managed.New(managed.Cloud[types.Volume]{
 		Name: "EC2", Machine: "instance", Cluster: cfg.Cluster,
 		Options: []string{"encrypted", "iops", "kms-key", "snapshot", "tags", "throughput", "type", "zone"}, // all

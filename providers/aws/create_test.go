@@ -338,7 +338,7 @@ func TestAVolumeInAnotherZoneIsFoundByName(t *testing.T) {
 		assert.Equal(t, v, found)
 		assert.Equal(t, region+"a", found.Zone)
 		assert.Equal(t, v.ID, w.create(b, "db").ID, "never a second, empty one")
-		err = b.Attach(t.Context(), v.ID)
+		err = providertest.Attach(t.Context(), b, v.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		providertest.Sentence(t, err, "zone", v.ID, "snapshot")
 	})

@@ -192,7 +192,7 @@ func TestAPageInsteadOfEC2IsNoSuccess(t *testing.T) {
 		ctx := t.Context()
 		way.closed = true
 		for what, call := range map[string]func() error{
-			"attach": func() error { return p.Attach(ctx, free.ID) },
+			"attach": func() error { return providertest.Attach(ctx, p, free.ID) },
 			"detach": func() error { return p.Detach(ctx, v.ID, node, false) },
 			"mark":   func() error { return p.Mark(ctx, free.ID, "formatted", "ext4") },
 			"delete": func() error { return p.Delete(ctx, free.ID) },

@@ -40,7 +40,7 @@ func TestRefusalsComeWithAdvice(t *testing.T) {
 				case "CreateVolume":
 					_, err = p.Create(t.Context(), providers.Spec{Name: "more", Size: gib})
 				case "AttachVolume":
-					err = p.Attach(t.Context(), v.ID)
+					err = providertest.Attach(t.Context(), p, v.ID)
 				case "ModifyVolume":
 					_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 2 * gib})
 				case "CreateSnapshot":

@@ -90,8 +90,8 @@ func wholeLife(ctx context.Context, w *world) error {
 	for _, step := range []func() error{
 		func() error { _, err := p.Find(ctx, "db"); return err },
 		func() error { _, err := p.NodeState(ctx, node); return err },
-		func() error { return p.Attach(ctx, v.ID) },
-		func() error { return p.Attach(ctx, v.ID) },
+		func() error { return providertest.Attach(ctx, p, v.ID) },
+		func() error { return providertest.Attach(ctx, p, v.ID) },
 		func() error { return p.Mark(ctx, v.ID, "formatted", "ext4") },
 		func() error { _, err := p.Modify(ctx, v.ID, providers.Change{Size: 2 * gib}); return err },
 		func() (err error) { snap, err = p.Snapshot(ctx, v.ID, "copy"); return err },

@@ -32,7 +32,7 @@ import (
 
 // session is what is found out once: which instance this is, and how EC2 is spoken to.
 type session struct {
-	instance, kind, zone, region string
+	instance, zone, region string
 
 	api         *ec2.Client
 	credentials sdk.CredentialsProvider
@@ -106,7 +106,7 @@ func (p *Provider) begin(ctx context.Context) (*session, error) {
 	}
 	cfg.Region = region
 	return &session{
-		instance: doc.InstanceID, kind: doc.InstanceType, zone: doc.AvailabilityZone, region: region,
+		instance: doc.InstanceID, zone: doc.AvailabilityZone, region: region,
 		credentials: cfg.Credentials,
 		api: ec2.NewFromConfig(cfg, func(o *ec2.Options) {
 			o.HTTPSignerV4 = signer{}

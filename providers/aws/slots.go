@@ -29,7 +29,7 @@ var deviceNames = func() (names []string) {
 	return names
 }()
 
-// slots are the places of this instance for volumes: device names, and how many volumes its type takes. What EC2 says of
+// slots are the places of an instance for volumes: device names, and how many volumes its type takes. What EC2 says of
 // the instance is read once, and again when it proves old: the instance's own disks and those that others attach rarely
 // change.
 type slots struct {
@@ -38,7 +38,8 @@ type slots struct {
 	mu    sync.Mutex
 	reads int                  // how often EC2 was asked
 	old   bool                 // what it said may no longer be so
-	kind  limit                // what the instance's type takes
+	of    string               // the instance's type
+	kind  limit                // what that takes
 	limit int                  // volumes that the instance can hold, the root and foreign ones included
 	kept  string               // why limit is what it is, for people
 	used  map[string]slot      // by device name
@@ -55,17 +56,23 @@ type slot struct {
 // putOffFor is how long a device name that EC2 called taken is left alone.
 const putOffFor = 5 * time.Minute
 
+// slotsOf are the places of an instance.
+func (p *Provider) slotsOf(instance string) *slots {
+	known, _ := p.places.LoadOrStore(instance, &slots{gate: make(chan struct{}, 1)})
+	return known.(*slots) //nolint:forcetypeassert // nothing else is stored
+}
+
 // takeSlot reserves a device name for the volume, or tells that the instance is full.
-func (p *Provider) takeSlot(ctx context.Context, s *session, volume string) (device string, err error) {
+func (p *Provider) takeSlot(ctx context.Context, s *slots, instance, volume string) (device string, err error) {
 	for asked := false; ; asked = true {
-		device, full, reads := p.slots.take(volume)
+		device, full, reads := s.take(volume)
 		if device != "" {
 			return device, nil
 		}
 		if full != "" && asked {
-			return "", fmt.Errorf("%w: instance %s (%s) %s: run the service on another node, or take an instance type that holds more", providers.ErrAttachLimit, s.instance, s.kind, full)
+			return "", fmt.Errorf("%w: instance %s (%s) %s: run the service on another node, or take an instance type that holds more", providers.ErrAttachLimit, instance, s.typeName(), full)
 		}
-		if err := p.readSlots(ctx, s, reads); err != nil {
+		if err := p.readSlots(ctx, s, instance, reads); err != nil {
 			return "", err
 		}
 	}
@@ -121,15 +128,10 @@ func (s *slots) learn(volume, device string) {
 	}
 }
 
-// volumes are the ids of those that this instance holds, or may hold.
-func (s *slots) volumes() map[string]bool {
+func (s *slots) typeName() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	held := make(map[string]bool, len(s.used))
-	for _, u := range s.used {
-		held[u.volume] = true
-	}
-	return held
+	return s.of
 }
 
 // stale makes the next attach ask EC2 again.
@@ -140,8 +142,7 @@ func (s *slots) stale() {
 }
 
 // readSlots asks EC2 for the instance's disks, and once for its type's limit, unless another caller has just done so.
-func (p *Provider) readSlots(ctx context.Context, s *session, reads int) error {
-	sl := &p.slots
+func (p *Provider) readSlots(ctx context.Context, sl *slots, node string, reads int) error {
 	select {
 	case sl.gate <- struct{}{}:
 		defer func() { <-sl.gate }()
@@ -151,16 +152,16 @@ func (p *Provider) readSlots(ctx context.Context, s *session, reads int) error {
 	if sl.hasRead(reads) {
 		return nil
 	}
-	instance, found, err := p.nodes.Get(ctx, s.instance)
+	instance, found, err := p.nodes.Get(ctx, node)
 	if err != nil {
 		return err
 	}
 	if !found {
-		return fmt.Errorf("%w: EC2 does not show instance %s, which this node is by its own metadata: if it has just been started, try again; otherwise the credentials are of another account", providers.ErrBusy, s.instance)
+		return fmt.Errorf("%w: EC2 does not show instance %s: if it has just been started, try again; otherwise the credentials are of another account", providers.ErrBusy, node)
 	}
 	kind := sl.kind
 	if reads == 0 {
-		if kind, err = p.limitOf(ctx, s.kind); err != nil {
+		if kind, err = p.limitOf(ctx, string(instance.InstanceType)); err != nil {
 			return err
 		}
 	}
@@ -178,6 +179,7 @@ func (p *Provider) readSlots(ctx context.Context, s *session, reads int) error {
 			used[name] = u
 		}
 	}
+	sl.of = string(instance.InstanceType)
 	sl.reads, sl.old, sl.kind, sl.limit, sl.kept, sl.used = reads+1, false, kind, most, kept, used
 	if sl.off == nil {
 		sl.off = make(map[string]time.Time)

@@ -35,7 +35,7 @@ func TestACreationThatNeverEndsIsNoSuccessAndNoSecondVolume(t *testing.T) {
 		require.Len(t, w.named("db"), 1)
 		found, err := other.Find(t.Context(), "db")
 		require.NoError(t, err, "it is there, so the name is taken")
-		require.ErrorIs(t, other.Attach(t.Context(), found.ID), providers.ErrBusy)
+		require.ErrorIs(t, providertest.Attach(t.Context(), other, found.ID), providers.ErrBusy)
 	})
 }
 
@@ -83,7 +83,7 @@ func TestADetachThatNeverEndsLeavesTheVolumeHeld(t *testing.T) {
 		found, err := other.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Detaching}, found.Attachment)
-		require.ErrorIs(t, other.Attach(t.Context(), v.ID), providers.ErrHeld)
+		require.ErrorIs(t, providertest.Attach(t.Context(), other, v.ID), providers.ErrHeld)
 		require.ErrorIs(t, other.Delete(t.Context(), v.ID), providers.ErrHeld)
 		require.NoError(t, other.Detach(t.Context(), v.ID, node, true), "on evidence that the node is gone it is forced")
 		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)

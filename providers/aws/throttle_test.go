@@ -72,7 +72,7 @@ func TestThrottlingIsWaitedOut(t *testing.T) {
 				p := w.onWith(way)
 				v := w.create(p, "db")
 				begin := time.Now()
-				require.NoError(t, p.Attach(t.Context(), v.ID))
+				require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 				assert.Len(t, way.asked, 6)
 				if took := time.Since(begin); kind.after > 0 {
 					assert.GreaterOrEqual(t, took, 5*time.Duration(kind.after)*time.Second)
@@ -84,7 +84,7 @@ func TestThrottlingIsWaitedOut(t *testing.T) {
 				way.times, way.asked = 1<<30, nil
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
-				err := p.Attach(ctx, w.create(p, "more").ID)
+				err := providertest.Attach(ctx, p, w.create(p, "more").ID)
 				require.ErrorIs(t, err, providers.ErrBusy)
 				require.ErrorIs(t, err, context.DeadlineExceeded)
 				providertest.Sentence(t, err, "AttachVolume")
@@ -101,7 +101,7 @@ func TestAThrottledActionSlowsNoOther(t *testing.T) {
 		v := w.create(p, "db")
 		mend := w.cloud.Inject(cloud.Rule{Action: "AttachVolume", Fault: cloud.Throttle})
 		var all sync.WaitGroup
-		all.Go(func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+		all.Go(func() { assert.NoError(t, providertest.Attach(t.Context(), p, v.ID)) })
 		time.Sleep(20 * time.Second)
 		begin := time.Now()
 		_, err := p.Find(t.Context(), "db")
@@ -127,7 +127,7 @@ func TestANodeFullOfVolumesComesUpThroughAnEmptyBucket(t *testing.T) {
 		var calls []func()
 		for i := range 20 {
 			v := w.create(p, strconv.Itoa(i))
-			calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+			calls = append(calls, func() { assert.NoError(t, providertest.Attach(t.Context(), p, v.ID)) })
 		}
 		begin := time.Now()
 		providertest.AtOnce(calls...)

@@ -55,8 +55,8 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]type
 // asked for now, so that the first mount need not. A failure is no matter, since Attach asks for itself.
 func (p *Provider) all(ctx context.Context) ([]types.Volume, error) {
 	all, err := p.describeVolumes(ctx, filter("tag:"+tagCluster, escape(p.cluster)), sdk.Int32(500))
-	if s := p.begun(); err == nil && s != nil && !p.slots.hasRead(0) {
-		_ = p.readSlots(ctx, s, 0)
+	if s := p.begun(); err == nil && s != nil && !p.slotsOf(s.instance).hasRead(0) {
+		_ = p.readSlots(ctx, p.slotsOf(s.instance), s.instance, 0)
 	}
 	return slices.DeleteFunc(all, func(v types.Volume) bool { return !exists(v) }), err
 }
@@ -134,8 +134,8 @@ func (p *Provider) show(from types.Volume) managed.Disk[types.Volume] {
 	if key := cmp.Or(tags[tagKMSKey], sdk.ToString(from.KmsKeyId)); key != "" {
 		d.Details["kms-key"] = key
 	}
-	if s := p.begun(); s != nil && d.HeldBy(s.instance) {
-		p.slots.learn(d.ID, deviceOn(from, s.instance))
+	if known, is := p.places.Load(d.Attachment.Node); is {
+		known.(*slots).learn(d.ID, deviceOn(from, d.Attachment.Node)) //nolint:forcetypeassert // nothing else is stored
 	}
 	return d
 }

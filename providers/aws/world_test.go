@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
@@ -90,7 +91,7 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 // attach attaches a volume, and waits until EC2 has it so.
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
-	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
+	require.NoError(w.t, providertest.Attach(w.t.Context(), p, v.ID))
 	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 }
 

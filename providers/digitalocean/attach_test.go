@@ -44,13 +44,13 @@ func TestWhatThisProcessHasAskedForIsTold(t *testing.T) {
 		node := w.node()
 		p := w.on(node)
 		v := w.create(p, "db")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		time.Sleep(time.Second)
 		now := w.find(p, "db").Attachment
 		assert.Equal(t, node, now.Node)
 		assert.Contains(t, []providers.AttachState{providers.Attaching, providers.Attached}, now.State)
 		begin := time.Now()
-		require.NoError(t, p.Attach(t.Context(), v.ID), "again, while it is under way")
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID), "again, while it is under way")
 		assert.Zero(t, time.Since(begin), "its end is not waited for")
 		time.Sleep(time.Minute)
 		w.calls()
@@ -73,7 +73,7 @@ func TestAnAttachThatFailsIsTold(t *testing.T) {
 		p := w.on(node)
 		v := w.create(p, "db")
 		w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.NeverFinish, Times: 1})
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		time.Sleep(time.Minute)
 		w.calls()
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Attaching}, w.find(p, "db").Attachment)
@@ -117,7 +117,7 @@ func TestWhatIsLeavingIsNotAttachedHere(t *testing.T) {
 		time.Sleep(time.Minute)
 		begin := time.Now()
 		p.Begin(v.ID, managed.Operation{ID: "1", Node: node}) // one that DigitalOcean has forgotten
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		assert.GreaterOrEqual(t, time.Since(begin), unasked)
 		assert.Equal(t, providers.Attached, w.find(p, "db").Attachment.State)
 	})
@@ -132,7 +132,7 @@ func TestAVolumeThatAnotherNodeTookSinceIsNotThisOnes(t *testing.T) {
 		w.detach(pb, v, a) // by force, say
 		w.attach(pb, v)
 		assert.Equal(t, providers.Attachment{Node: b, State: providers.Attached}, w.find(pa, "db").Attachment)
-		err := pa.Attach(t.Context(), v.ID)
+		err := providertest.Attach(t.Context(), pa, v.ID)
 		var held *providers.HeldError
 		require.ErrorAs(t, err, &held)
 		assert.Equal(t, providers.HeldError{Volume: v.ID, Node: b}, *held)
@@ -155,7 +155,7 @@ func TestAttachWaitsForTheVolumeToComeFromAnotherNode(t *testing.T) {
 		w.attach(pa, v)
 		require.NoError(t, pa.Detach(t.Context(), v.ID, a, false))
 		begin := time.Now()
-		require.NoError(t, pb.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), pb, v.ID))
 		assert.GreaterOrEqual(t, time.Since(begin), 5*time.Second)
 		assert.Less(t, time.Since(begin), 10*time.Second)
 		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
@@ -170,7 +170,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		for i := range 6 {
 			v := w.create(p, fmt.Sprint("v", i))
 			ids = append(ids, v.ID)
-			calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+			calls = append(calls, func() { assert.NoError(t, providertest.Attach(t.Context(), p, v.ID)) })
 		}
 		w.calls()
 		begin := time.Now()
@@ -190,7 +190,7 @@ func TestADropletThatIsFullSaysSo(t *testing.T) {
 		for _, name := range []string{"a", "b"} {
 			w.attach(p, w.create(p, name))
 		}
-		err := p.Attach(t.Context(), w.create(p, "c").ID)
+		err := providertest.Attach(t.Context(), p, w.create(p, "c").ID)
 		require.ErrorIs(t, err, providers.ErrAttachLimit)
 		providertest.Sentence(t, err, node, "cannot attach more volumes", "another node")
 	})
@@ -201,10 +201,10 @@ func TestAnAttachThatIsBusyUntilTheEndSaysWhy(t *testing.T) {
 		p := w.on(w.node())
 		stuck, next := w.create(p, "stuck"), w.create(p, "next")
 		w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.NeverFinish, Times: 1})
-		require.NoError(t, p.Attach(t.Context(), stuck.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, stuck.ID))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		err := p.Attach(ctx, next.ID)
+		err := providertest.Attach(ctx, p, next.ID)
 		require.ErrorIs(t, err, providers.ErrBusy)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		providertest.Sentence(t, err, "pending event", "one thing at a time")
@@ -219,7 +219,7 @@ func TestADropletThatIsNoneIsNotTakenForAMissingVolume(t *testing.T) {
 		p, err := New(Config{Cluster: "main", Token: cloudtest.Token(settingToken, w.front.Token(node)), Transport: w.front.Transport(node), Droplet: "12345", Region: region})
 		t.Cleanup(func() { time.Sleep(time.Minute) }) // a question to the metadata service may outlive the call that began it
 		require.NoError(t, err)
-		err = p.Attach(t.Context(), v.ID)
+		err = providertest.Attach(t.Context(), p, v.ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)
 		providertest.Sentence(t, err, "no droplet 12345", settingDroplet)
 	})
@@ -260,7 +260,7 @@ func TestAVolumeInUseIsNotDeletedAndItsHolderNamed(t *testing.T) {
 		node := w.node()
 		p := w.on(node)
 		v := w.create(p, "db")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		for range 2 { // under way, and done
 			var held *providers.HeldError
 			require.ErrorAs(t, p.Delete(t.Context(), v.ID), &held)
@@ -283,7 +283,7 @@ func TestWhoHasAVolumeIsLookedUpWhateverTheRefusal(t *testing.T) {
 			defer w.cloud.Inject(cloud.Rule{Action: act, Fault: cloud.Fail, Code: "422 No, by some new rule."})()
 			return call()
 		}
-		attach := func() error { return pa.Attach(t.Context(), v.ID) }
+		attach := func() error { return providertest.Attach(t.Context(), pa, v.ID) }
 		detach := func() error { return pa.Detach(t.Context(), v.ID, a, false) }
 
 		err := refuse(attach)
@@ -311,7 +311,7 @@ func TestADetachThatIsRefusedAmidAnAttachIsNoSuccess(t *testing.T) {
 			node := w.node()
 			p := w.on(node)
 			v := w.create(p, "db")
-			require.NoError(t, p.Attach(t.Context(), v.ID))
+			require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 			defer w.cloud.Inject(cloud.Rule{Action: act, Times: 1, Fault: cloud.Fail, Code: words})()
 			if err := p.Detach(t.Context(), v.ID, node, false); err != nil {
 				providertest.Sentence(t, err, "by some new rule")

@@ -51,7 +51,7 @@ func everything(ctx context.Context, p *Provider) map[string]func() error {
 		"Adopt":          func() error { _, err := p.Adopt(ctx, volume, providers.Spec{Name: "db"}); return err },
 		"Forget":         func() error { return p.Forget(ctx, volume) },
 		"Delete":         func() error { return p.Delete(ctx, volume) },
-		"Attach":         func() error { return p.Attach(ctx, volume) },
+		"Attach":         func() error { return providertest.Attach(ctx, p, volume) },
 		"Detach":         func() error { return p.Detach(ctx, volume, "123", false) },
 		"Mark":           func() error { return p.Mark(ctx, volume, "uid", "0") },
 		"Modify":         func() error { _, err := p.Modify(ctx, volume, providers.Change{Size: gib}); return err },
@@ -144,7 +144,7 @@ func TestAPageIsNoSuccess(t *testing.T) {
 			"Delete": func() error { return p.Delete(t.Context(), v.ID) },
 			"Forget": func() error { return p.Forget(t.Context(), v.ID) },
 			"Mark":   func() error { return p.Mark(t.Context(), v.ID, "uid", "1") },
-			"Attach": func() error { return p.Attach(t.Context(), v.ID) },
+			"Attach": func() error { return providertest.Attach(t.Context(), p, v.ID) },
 		} {
 			require.ErrorIs(t, do(), providers.ErrUnavailable, call)
 		}

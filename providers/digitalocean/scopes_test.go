@@ -40,7 +40,7 @@ func life(t *testing.T, w *world, node string) error {
 	var snap *providers.Snapshot
 	for _, step := range []func() error{
 		func() error { return p.Mark(ctx, v.ID, "uid", "999") },
-		func() error { return p.Attach(ctx, v.ID) },
+		func() error { return providertest.Attach(ctx, p, v.ID) },
 		func() error { _, err := p.List(ctx); return err },
 		func() error { _, err := p.NodeState(ctx, node); return err },
 		func() error { _, err := p.Modify(ctx, v.ID, providers.Change{Size: 2 * gib}); return err },

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	front "github.com/blockvol/blockvol/test/cloud/digitalocean"
@@ -78,7 +79,7 @@ func (w *world) find(p *Provider, name string) *providers.Volume {
 // attach attaches a volume, and waits until DigitalOcean is done.
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
-	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
+	require.NoError(w.t, providertest.Attach(w.t.Context(), p, v.ID))
 	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 }
 

@@ -42,12 +42,15 @@ func (p *Provider) attach(ctx context.Context, id, node string) (string, error) 
 
 // wrongLocation explains a refusal by where the volume is.
 func (p *Provider) wrongLocation(ctx context.Context, d managed.Disk[*volume], node string, refusal error) error {
-	here, err := p.Node(ctx)
-	if !errors.Is(refusal, providers.ErrInvalid) || err != nil || d.Zone == here.Zone {
+	if !errors.Is(refusal, providers.ErrInvalid) {
+		return nil
+	}
+	s, err := p.server(ctx, node)
+	if err != nil || s == nil || d.Zone == s.Location.Name {
 		return nil
 	}
 	return fmt.Errorf("%w: volume %s is in location %s and server %s in %s, where it cannot be attached: run the service in location %s (%s)",
-		providers.ErrInvalid, d.ID, d.Zone, node, here.Zone, d.Zone, refusal.Error())
+		providers.ErrInvalid, d.ID, d.Zone, node, s.Location.Name, d.Zone, refusal.Error())
 }
 
 // detach asks for the volume to be detached from the server, which holds it, as was seen right before.

@@ -40,7 +40,7 @@ func TestVolumesOfANodeAreAttachedOneAfterAnother(t *testing.T) {
 		for i := range 5 {
 			v := w.create(p, fmt.Sprintf("v%d", i))
 			ids = append(ids, v.ID)
-			calls = append(calls, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+			calls = append(calls, func() { assert.NoError(t, providertest.Attach(t.Context(), p, v.ID)) })
 		}
 		providertest.AtOnce(calls...)
 		w.settle()
@@ -70,11 +70,11 @@ func TestABusyServerIsAnErrorOnlyAtTheEndOfTheCallersTime(t *testing.T) {
 		w.cloud.Start(server)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		err := p.Attach(ctx, v.ID)
+		err := providertest.Attach(ctx, p, v.ID)
 		require.ErrorIs(t, err, providers.ErrBusy)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		providertest.Sentence(t, err, "server is locked")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 	})
 }
 
@@ -90,8 +90,8 @@ func TestABusyVolumeIsInNobodysWay(t *testing.T) {
 		w.cloud.SetPace(0, 0, cloud.Times{Attach: time.Second, Detach: time.Hour})
 		require.NoError(t, pa.Detach(t.Context(), stuck.ID, a, false))
 		begin := time.Now()
-		require.ErrorIs(t, pb.Attach(t.Context(), stuck.ID), providers.ErrBusy)
-		require.NoError(t, pb.Attach(t.Context(), other.ID))
+		require.ErrorIs(t, providertest.Attach(t.Context(), pb, stuck.ID), providers.ErrBusy)
+		require.NoError(t, providertest.Attach(t.Context(), pb, other.ID))
 		assert.Less(t, time.Since(begin), 10*time.Second)
 	})
 }
@@ -100,11 +100,11 @@ func TestWhatIsOnItsWayHereIsAttachedHere(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
 		a, b := w.node("fsn1"), w.node("fsn1")
 		v := w.create(w.on(a), "db")
-		require.NoError(t, w.on(a).Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), w.on(a), v.ID))
 		for range 2 { // one in the middle of it, one afterwards
-			require.NoError(t, w.on(a).Attach(t.Context(), v.ID), "by a process that knows nothing of it")
+			require.NoError(t, providertest.Attach(t.Context(), w.on(a), v.ID), "by a process that knows nothing of it")
 			var held *providers.HeldError
-			require.ErrorAs(t, w.on(b).Attach(t.Context(), v.ID), &held)
+			require.ErrorAs(t, providertest.Attach(t.Context(), w.on(b), v.ID), &held)
 			assert.Equal(t, providers.HeldError{Volume: v.ID, Node: a}, *held)
 			w.settle()
 		}
@@ -120,7 +120,7 @@ func TestAnAttachWaitsForTheDetachFromHere(t *testing.T) {
 		for _, next := range []*Provider{p, w.on(a)} {
 			begin := time.Now()
 			require.NoError(t, p.Detach(t.Context(), v.ID, a, false))
-			require.NoError(t, next.Attach(t.Context(), v.ID))
+			require.NoError(t, providertest.Attach(t.Context(), next, v.ID))
 			assert.GreaterOrEqual(t, time.Since(begin), slow.Detach, "what is leaving is not attached here")
 			w.settle()
 			assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
@@ -133,7 +133,7 @@ func TestAnAttachThatFailsIsTold(t *testing.T) {
 		a := w.node("fsn1")
 		p := w.on(a)
 		v := w.create(p, "db")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		assert.True(t, w.find(p, "db").HeldBy(a))
 		w.front.Fail(v.ID, "action_failed", "no more room on the bus")
 		w.settle()
@@ -153,7 +153,7 @@ func TestAFailedAttachKeepsNobodyFromDeleting(t *testing.T) {
 	both(t, func(t *testing.T, w *world) {
 		p := w.on(w.node("fsn1"))
 		v := w.create(p, "db")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		require.ErrorIs(t, p.Delete(t.Context(), v.ID), providers.ErrHeld)
 		w.front.Fail(v.ID, "action_failed", "failed")
 		w.settle()
@@ -188,9 +188,9 @@ func TestAServerThatIsFullSaysSo(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("fsn1"))
 		for i := range 16 {
-			require.NoError(t, p.Attach(t.Context(), w.create(p, fmt.Sprintf("v%d", i)).ID))
+			require.NoError(t, providertest.Attach(t.Context(), p, w.create(p, fmt.Sprintf("v%d", i)).ID))
 		}
-		err := p.Attach(t.Context(), w.create(p, "more").ID)
+		err := providertest.Attach(t.Context(), p, w.create(p, "more").ID)
 		require.ErrorIs(t, err, providers.ErrAttachLimit)
 		providertest.Sentence(t, err, "16 volumes", "another node", "limit_exceeded_error")
 	})
@@ -200,7 +200,7 @@ func TestAVolumeElsewhereIsToldWithBothPlaces(t *testing.T) {
 	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
 		v := w.create(w.on(w.node("nbg1")), "db")
 		assert.Equal(t, "nbg1", v.Zone)
-		err := w.on(w.node("fsn1")).Attach(t.Context(), v.ID)
+		err := providertest.Attach(t.Context(), w.on(w.node("fsn1")), v.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		providertest.Sentence(t, err, "in location nbg1", "in fsn1", "run the service in location nbg1")
 	})
@@ -215,7 +215,7 @@ func TestAServerOfAnotherProjectIsToldFromAVolumeThatIsGone(t *testing.T) {
 		_, err = p.Node(t.Context())
 		require.NoError(t, err)
 		w.cloud.Terminate(a)
-		err = p.Attach(t.Context(), v.ID)
+		err = providertest.Attach(t.Context(), p, v.ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)
 		providertest.Sentence(t, err, "server "+a, "project")
 	})
@@ -236,12 +236,12 @@ func TestADetachIsNeverSentTwice(t *testing.T) {
 			return answer, err
 		}))
 		v := w.create(p, "db")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		w.since()
 		require.ErrorIs(t, p.Detach(t.Context(), v.ID, a, false), providers.ErrUnavailable)
 		sent := slices.DeleteFunc(w.since(), func(call string) bool { return !strings.Contains(call, "/actions/detach") })
 		assert.Len(t, sent, 1)
-		require.NoError(t, pb.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), pb, v.ID))
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, true), "what it no longer holds")
 		assert.Equal(t, b, cloudtest.Holder(w.cloud, v.ID))
 	})
@@ -255,7 +255,7 @@ func TestADetachLooksForTheHolderEachTime(t *testing.T) {
 		v, other := w.create(pa, "db"), w.create(pa, "other")
 		w.attach(pa, v)
 		w.cloud.SetPace(0, 0, cloud.Times{Attach: time.Minute})
-		require.NoError(t, pa.Attach(t.Context(), other.ID)) // locks the server for a minute
+		require.NoError(t, providertest.Attach(t.Context(), pa, other.ID)) // locks the server for a minute
 		providertest.AtOnce(func() {
 			assert.NoError(t, pa.Detach(t.Context(), v.ID, a, false))
 		}, func() {
@@ -266,7 +266,7 @@ func TestADetachLooksForTheHolderEachTime(t *testing.T) {
 				return err
 			})
 			assert.NoError(t, err)
-			assert.NoError(t, pb.Attach(t.Context(), v.ID))
+			assert.NoError(t, providertest.Attach(t.Context(), pb, v.ID))
 		})
 		w.settle()
 		assert.Equal(t, b, cloudtest.Holder(w.cloud, v.ID))
@@ -286,7 +286,7 @@ func TestADetachThatHitAnotherServerIsTold(t *testing.T) {
 			return inner.RoundTrip(r)
 		}))
 		v := w.create(p, "db")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		err := p.Detach(t.Context(), v.ID, a, false)
 		providertest.Sentence(t, err, "detached from server "+b, "stop what uses it")
 	})
@@ -340,7 +340,7 @@ func TestProtectionKeepsNobodyFromMountingOrRemoving(t *testing.T) {
 		p := w.on(a)
 		v := w.create(p, "db")
 		remove := w.cloud.Inject(cloud.Rule{Action: "POST /v1/volumes/{id}/actions/change_protection", Fault: cloud.Fail, Code: "locked volume is locked"})
-		require.NoError(t, p.Attach(t.Context(), v.ID), "it is protected the next time")
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID), "it is protected the next time")
 		remove()
 		w.detach(p, v, a)
 
@@ -380,7 +380,7 @@ func TestADetachBelievesNoReadOfATimeBeforeTheAttach(t *testing.T) {
 				for _, p := range []*Provider{pa, pb} {
 					node, err := p.Node(t.Context())
 					require.NoError(t, err)
-					require.NoError(t, p.Attach(t.Context(), v.ID))
+					require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 					cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
 					begin := time.Now()
 					require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
@@ -398,16 +398,16 @@ func TestWhoHasAVolumeIsLookedUpWhateverTheRefusalOfAnAttach(t *testing.T) {
 		pa, pb := w.on(a), w.on(b)
 		v := w.create(pa, "db")
 		w.cloud.Inject(cloud.Rule{Action: "POST /v1/volumes/{id}/actions/attach", Caller: a, Fault: cloud.Fail, Code: "service_error an error of the service"})
-		err := pa.Attach(t.Context(), v.ID)
+		err := providertest.Attach(t.Context(), pa, v.ID)
 		providertest.Sentence(t, err, "an error of the service")
 		require.NotErrorIs(t, err, providers.ErrHeld)
-		require.NoError(t, pb.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), pb, v.ID))
 		var held *providers.HeldError
-		require.ErrorAs(t, pa.Attach(t.Context(), v.ID), &held)
+		require.ErrorAs(t, providertest.Attach(t.Context(), pa, v.ID), &held)
 		assert.Equal(t, b, held.Node)
 		require.NoError(t, pb.Detach(t.Context(), v.ID, b, false))
 		w.must(b, "POST", "/volumes/"+v.ID+"/actions/attach", `{"server": `+a+`}`)
-		require.NoError(t, pa.Attach(t.Context(), v.ID), "it is attached here")
+		require.NoError(t, providertest.Attach(t.Context(), pa, v.ID), "it is attached here")
 	})
 }
 
@@ -417,7 +417,7 @@ func TestADetachMeetsAnAttachThatAnotherProcessHasAskedFor(t *testing.T) {
 		server := w.node("fsn1")
 		p := w.on(server)
 		v := w.create(p, "db")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		require.NoError(t, w.on(server).Detach(t.Context(), v.ID, server, false))
 		time.Sleep(time.Minute)
 		assert.False(t, w.find(w.on(server), "db").Held())
@@ -438,7 +438,7 @@ func TestADetachBelievesNoOldReadAfterARequestThatWasNotAnswered(t *testing.T) {
 				defer cancel()
 				require.Error(t, call(ctx))
 			}
-			attach := func(ctx context.Context) error { return p.Attach(ctx, v.ID) }
+			attach := func(ctx context.Context) error { return providertest.Attach(ctx, p, v.ID) }
 			detach := func(ctx context.Context) error { return p.Detach(ctx, v.ID, node, false) }
 
 			unanswered("POST /v1/volumes/{id}/actions/attach", cloud.LoseAnswer, attach)

@@ -213,7 +213,7 @@ func TestForeignAnswersAreBelievedInNothing(t *testing.T) {
 					"Detach":    func() error { return p.Detach(t.Context(), v.ID, server, false) },
 				}
 				if name != "another's" { // nothing in the answer tells whose action it is
-					calls["Attach"] = func() error { return p.Attach(t.Context(), v.ID) }
+					calls["Attach"] = func() error { return providertest.Attach(t.Context(), p, v.ID) }
 				}
 				for call, do := range calls {
 					err := do()

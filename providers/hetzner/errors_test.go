@@ -66,7 +66,7 @@ func TestATokenThatIsRevokedOrReadsOnlyIsTold(t *testing.T) {
 		v := w.create(p, "db")
 		w.front.ReadOnly(w.front.Token(server))
 		assert.Equal(t, v.ID, w.find(p, "db").ID)
-		providertest.Sentence(t, p.Attach(t.Context(), v.ID), "permission to read and write")
+		providertest.Sentence(t, providertest.Attach(t.Context(), p, v.ID), "permission to read and write")
 		w.front.Revoke(w.front.Token(server))
 		_, err := p.Find(t.Context(), "db")
 		require.NotErrorIs(t, err, providers.ErrNotFound)

@@ -221,7 +221,7 @@ func TestAForgottenVolumeMakesWay(t *testing.T) {
 			assert.Equal(t, "db-"+v.ID, w.called(v.ID))
 			assert.Equal(t, map[string]string{"blockvol.record.layout": "data", "env": "prod"}, w.labels(v.ID))
 			assert.False(t, w.protected(v.ID))
-			require.ErrorIs(t, p.Attach(t.Context(), v.ID), providers.ErrNotFound)
+			require.ErrorIs(t, providertest.Attach(t.Context(), p, v.ID), providers.ErrNotFound)
 			old = append(old, v.ID)
 		}
 		assert.Len(t, slices.Compact(old), 3)
@@ -267,7 +267,7 @@ func TestMarksWaitForWhatIsUnderWay(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, hetzner.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("fsn1"))
 		v := w.create(p, "db")
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		require.NoError(t, p.Mark(t.Context(), v.ID, "formatted", "ext4"))
 		assert.Equal(t, "ext4", w.find(p, "db").Record["formatted"])
 	})

@@ -27,7 +27,7 @@ func TestAMountIsOneReadAndOneAttachAndAnUnmountTheSame(t *testing.T) {
 		p := w.on(a)
 		v, err := p.Find(t.Context(), "db")
 		require.NoError(t, err)
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		assert.Equal(t, map[string]int{listing: 1, attaching: 1}, w.calls())
 		require.NoError(t, p.Mark(t.Context(), v.ID, "formatted", "ext4"))
 		assert.Equal(t, map[string]int{looking: 1, tagging: 1}, w.calls())
@@ -68,7 +68,7 @@ func TestALinodeTakesVolumesOneAfterAnother(t *testing.T) {
 		for _, name := range []string{"a", "b", "c", "d"} {
 			v := w.create(p, name)
 			volumes = append(volumes, v)
-			attaches = append(attaches, func() { assert.NoError(t, p.Attach(t.Context(), v.ID)) })
+			attaches = append(attaches, func() { assert.NoError(t, providertest.Attach(t.Context(), p, v.ID)) })
 		}
 		begin := time.Now()
 		providertest.AtOnce(attaches...)
@@ -85,7 +85,7 @@ func TestALinodeThatIsFullSaysSo(t *testing.T) {
 		for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
 			w.attach(p, w.create(p, name))
 		}
-		err := p.Attach(t.Context(), w.create(p, "g").ID)
+		err := providertest.Attach(t.Context(), p, w.create(p, "g").ID)
 		require.ErrorIs(t, err, providers.ErrAttachLimit)
 		providertest.Sentence(t, err, "maximum number of Volumes (6)", "another node")
 	})
@@ -104,7 +104,7 @@ func TestAVolumeOnItsWayOutIsAttachedAgainWhenItIsOut(t *testing.T) {
 		require.NoError(t, p.Detach(t.Context(), v.ID, a, false), "it is under way")
 		assert.Equal(t, 1, w.calls()[detaching])
 
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		time.Sleep(time.Minute) // whatever is under way ends
 		assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
 		shown, err = p.Find(t.Context(), "db")
@@ -125,7 +125,7 @@ func TestAnAttachAfterADetachWithoutAnAnswerIsSure(t *testing.T) {
 				w.calls()
 				w.cloud.Inject(cloud.Rule{Action: detaching, Fault: fault, Times: 1})
 				require.ErrorIs(t, p.Detach(t.Context(), v.ID, a, false), providers.ErrUnavailable)
-				require.NoError(t, p.Attach(t.Context(), v.ID))
+				require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 				assert.GreaterOrEqual(t, w.calls()[attaching], times)
 				time.Sleep(time.Minute) // whatever is under way ends
 				assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
@@ -168,7 +168,7 @@ func TestADetachThatHadToWaitLooksAgainWhoHasTheVolume(t *testing.T) {
 					func() {
 						time.Sleep(time.Second)
 						assert.NoError(t, pb.Detach(t.Context(), v.ID, a, true))
-						assert.NoError(t, pb.Attach(t.Context(), v.ID))
+						assert.NoError(t, providertest.Attach(t.Context(), pb, v.ID))
 						mend()
 					},
 				)
@@ -201,7 +201,7 @@ func TestAnAttachWhoseAnswerIsLostIsKnownByTheNextLook(t *testing.T) {
 		p := w.on(a)
 		v := w.create(p, "db")
 		w.cloud.Inject(cloud.Rule{Action: attaching, Fault: cloud.LoseAnswer, Times: 1})
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		assert.Equal(t, a, cloudtest.Holder(w.cloud, v.ID))
 	})
 }
@@ -212,7 +212,7 @@ func TestAVolumeOfAnotherRegionIsRefusedInASentence(t *testing.T) {
 		v, err := p.Create(t.Context(), providers.Spec{Name: "far", Zone: "us-test"})
 		require.NoError(t, err)
 		assert.Equal(t, "us-test", v.Zone)
-		err = p.Attach(t.Context(), v.ID)
+		err = providertest.Attach(t.Context(), p, v.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		providertest.Sentence(t, err, "same region")
 	})
@@ -222,7 +222,7 @@ func TestANodeThatIsNoLinodeOfTheAccountIsTold(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail, Code: "404"})
 		p := w.on(w.node(), func(cfg *Config) { cfg.Instance, cfg.Region = "7", region })
-		err := p.Attach(t.Context(), w.create(p, "db").ID)
+		err := providertest.Attach(t.Context(), p, w.create(p, "db").ID)
 		require.NotErrorIs(t, err, providers.ErrNotFound)
 		providertest.Sentence(t, err, "linode_id: Linode not found")
 	})
@@ -233,7 +233,7 @@ func TestALinodeThatBootsIsWaitedFor(t *testing.T) {
 		p := w.on(w.node())
 		v := w.create(p, "db")
 		w.cloud.Inject(cloud.Rule{Action: attaching, Fault: cloud.Fail, Code: "The Linode must be running", Times: 3})
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 	})
 }
 
@@ -254,7 +254,7 @@ func TestADetachBelievesNoReadOfATimeBeforeTheAttach(t *testing.T) {
 				require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
 				assert.Less(t, time.Since(begin), 6*time.Second, "it is asked again soon")
 				assert.Equal(t, 1, w.calls()[detaching])
-				require.NoError(t, p.Attach(t.Context(), v.ID))
+				require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 				time.Sleep(time.Minute) // whatever is under way ends
 				require.Equal(t, node.ID, cloudtest.Holder(w.cloud, v.ID), "whatever was shown, it was on its way out")
 				require.NoError(t, p.Detach(t.Context(), v.ID, node.ID, false))
@@ -278,7 +278,7 @@ func TestADetachBelievesNoOldReadAfterARequestThatWasNotAnswered(t *testing.T) {
 				defer cancel()
 				require.Error(t, call(ctx))
 			}
-			attach := func(ctx context.Context) error { return p.Attach(ctx, v.ID) }
+			attach := func(ctx context.Context) error { return providertest.Attach(ctx, p, v.ID) }
 			detach := func(ctx context.Context) error { return p.Detach(ctx, v.ID, node, false) }
 
 			unanswered(attaching, cloud.LoseAnswer, attach)

@@ -23,7 +23,7 @@ import (
 func every(t *testing.T, p *Provider, id, node string) map[string]error {
 	t.Helper()
 	errs := map[string]error{
-		"Forget": p.Forget(t.Context(), id), "Delete": p.Delete(t.Context(), id), "Attach": p.Attach(t.Context(), id),
+		"Forget": p.Forget(t.Context(), id), "Delete": p.Delete(t.Context(), id), "Attach": providertest.Attach(t.Context(), p, id),
 		"Detach": p.Detach(t.Context(), id, node, false), "Mark": p.Mark(t.Context(), id, "layout", "data"),
 	}
 	_, errs["Find"] = p.Find(t.Context(), "db")
@@ -155,7 +155,7 @@ func TestARefusedTokenSaysWhatItLacks(t *testing.T) {
 		p := w.on(a)
 		v := w.create(p, "db")
 		w.front.Restrict(w.front.Token(a), "volumes:read_write", "linodes:read_only")
-		providertest.Sentence(t, p.Attach(t.Context(), v.ID), "linodes:read_write")
+		providertest.Sentence(t, providertest.Attach(t.Context(), p, v.ID), "linodes:read_write")
 	})
 }
 

@@ -8,8 +8,11 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Attach gives the volume's image a loop device; it is there when Attach returns.
-func (p *Provider) Attach(ctx context.Context, id string) error {
+// Attach gives the volume's image a loop device; it is there when Attach returns. Only an engine itself can do so.
+func (p *Provider) Attach(ctx context.Context, id, node string) error {
+	if node != p.node {
+		return errors.Join(ctx.Err(), fmt.Errorf("%w: node %q attaches its volumes itself, and this is node %s", providers.ErrInvalid, node, p.node))
+	}
 	if err := p.register(ctx); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 )
 
 // stocked returns a directory of volumes, made without what makes them durable.
@@ -90,7 +91,7 @@ func BenchmarkAttachAndDetach(b *testing.B) {
 				wg.Wait()
 			}
 			for b.Loop() {
-				each(func(id string) error { return p.Attach(b.Context(), id) })
+				each(func(id string) error { return providertest.Attach(b.Context(), p, id) })
 				each(func(id string) error { return p.Detach(b.Context(), id, "a", false) })
 			}
 		})

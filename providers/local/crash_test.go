@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 )
 
 // The test binary is also the process that dies: with CHILD set it does what that names and exits.
@@ -90,7 +91,7 @@ func notFound(t *testing.T, p *Provider, name string) {
 func madeAndAttached(t *testing.T, p *Provider) {
 	t.Helper()
 	made("db")(t, p)
-	require.NoError(t, p.Attach(t.Context(), found(t, p, "db").ID))
+	require.NoError(t, providertest.Attach(t.Context(), p, found(t, p, "db").ID))
 }
 
 func madeAndSnapped(t *testing.T, p *Provider) {
@@ -127,7 +128,7 @@ var operations = []operation{
 	},
 	{
 		"attach", made("db"),
-		func(ctx context.Context, p *Provider) error { return p.Attach(ctx, db(ctx, p)) },
+		func(ctx context.Context, p *Provider) error { return providertest.Attach(ctx, p, db(ctx, p)) },
 		func(t *testing.T, p *Provider) {
 			v := found(t, p, "db")
 			require.Equal(t, providers.Attachment{Node: "a", State: providers.Attached}, v.Attachment)
@@ -392,7 +393,7 @@ func childWorker() {
 			_, err := p.Snapshot(ctx, v.ID, strconv.Itoa(rnd.IntN(3)))
 			must(err)
 		default:
-			err := p.Attach(ctx, v.ID)
+			err := providertest.Attach(ctx, p, v.ID)
 			must(err)
 			if err == nil {
 				soleWriter(p, v)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 )
 
 // DeleteSnapshot while Create copies from it.
@@ -71,7 +72,7 @@ func TestDetachLeavesADeviceThatIsAnotherVolumesNow(t *testing.T) {
 			a.disks.before = nil
 			run(t, "losetup", "-d", "/dev/"+device) // as errors here tell operators to; or an earlier, lazy clear takes effect
 			b := m.provider(t, "b", "main")
-			require.NoError(t, b.Attach(t.Context(), w.ID))
+			require.NoError(t, providertest.Attach(t.Context(), b, w.ID))
 			got, err := b.loopsOf(w.ID)
 			require.NoError(t, err)
 			require.Equal(t, []string{device}, got)

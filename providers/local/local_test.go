@@ -208,8 +208,8 @@ func (u *unreliable) Delete(ctx context.Context, id string) error {
 	return u.answer(u.Provider.Delete(ctx, id))
 }
 
-func (u *unreliable) Attach(ctx context.Context, id string) error {
-	return u.answer(u.Provider.Attach(ctx, id))
+func (u *unreliable) Attach(ctx context.Context, id, node string) error {
+	return u.answer(u.Provider.Attach(ctx, id, node))
 }
 
 func (u *unreliable) Detach(ctx context.Context, id, node string, force bool) error {

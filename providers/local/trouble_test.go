@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/providertest"
 )
 
 func create(t *testing.T, p *Provider, name string, size int64) *providers.Volume {
@@ -30,7 +31,7 @@ func create(t *testing.T, p *Provider, name string, size int64) *providers.Volum
 
 func attach(t *testing.T, p *Provider, v *providers.Volume) string {
 	t.Helper()
-	require.NoError(t, p.Attach(t.Context(), v.ID))
+	require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 	devices, err := p.loopsOf(v.ID)
 	require.NoError(t, err)
 	require.Len(t, devices, 1)
@@ -81,7 +82,7 @@ func TestDetachNeverTakesWhatTheKernelHolds(t *testing.T) {
 	}
 	require.ErrorIs(t, b.Delete(t.Context(), v.ID), providers.ErrHeld)
 	require.True(t, found(t, b, "db").HeldBy("a"))
-	require.NoError(t, a.Attach(t.Context(), v.ID))
+	require.NoError(t, providertest.Attach(t.Context(), a, v.ID))
 
 	require.NoError(t, in.Close())
 	require.NoError(t, container.Wait())
@@ -106,7 +107,7 @@ func TestDetachWaitsForWhoeverHasTheDeviceOpen(t *testing.T) {
 	require.True(t, found(t, p, "db").HeldBy("a"))
 
 	// Attached again meanwhile, it must not vanish when the reader goes.
-	require.NoError(t, p.Attach(t.Context(), v.ID))
+	require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 	reader.Close()
 	kept, err := p.backing(device)
 	require.NoError(t, err)
@@ -163,7 +164,7 @@ func TestAfterARebootTheNodeItselfStartsAfresh(t *testing.T) {
 	assert.False(t, found(t, a, "db").Held(), "to the node itself")
 	assert.True(t, found(t, b, "db").HeldBy("a"), "to others, who must ask")
 	var held *providers.HeldError
-	require.ErrorAs(t, b.Attach(t.Context(), v.ID), &held)
+	require.ErrorAs(t, providertest.Attach(t.Context(), b, v.ID), &held)
 	assert.Equal(t, "a", held.Node)
 	require.ErrorIs(t, b.Delete(t.Context(), v.ID), providers.ErrHeld)
 	require.ErrorIs(t, b.Detach(t.Context(), v.ID, "a", false), providers.ErrBusy)
@@ -176,7 +177,7 @@ func TestAfterARebootTheNodeItselfStartsAfresh(t *testing.T) {
 	state, err = b.NodeState(t.Context(), "a")
 	require.NoError(t, err)
 	assert.Equal(t, providers.Running, state.Life)
-	require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrHeld)
+	require.ErrorIs(t, providertest.Attach(t.Context(), b, v.ID), providers.ErrHeld)
 	assert.False(t, found(t, b, "other").Held(), "now that the node is back, what it no longer holds is free")
 	attach(t, b, w)
 	require.NoError(t, b.Detach(t.Context(), w.ID, "b", false))
@@ -212,12 +213,12 @@ func TestAnotherBootIDIsNoEvidenceAgainstTheKernel(t *testing.T) {
 	require.NoError(t, err)
 	defer holder.Close()
 	require.ErrorIs(t, b.Detach(t.Context(), v.ID, "a", true), providers.ErrBusy)
-	require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrHeld)
+	require.ErrorIs(t, providertest.Attach(t.Context(), b, v.ID), providers.ErrHeld)
 
 	a = m.provider(t, "a", "main")
 	a.boot = "yet another"
 	assert.True(t, found(t, a, "db").HeldBy("a"))
-	require.NoError(t, a.Attach(t.Context(), v.ID))
+	require.NoError(t, providertest.Attach(t.Context(), a, v.ID))
 	require.True(t, found(t, a, "db").HeldBy("a"))
 	holder.Close()
 	require.NoError(t, a.Detach(t.Context(), v.ID, "a", false))
@@ -252,7 +253,7 @@ func TestAnImageThatSomebodyElseAttachedIsHeld(t *testing.T) {
 	v := create(t, p, "db", smallest)
 	device := strings.TrimSpace(run(t, "losetup", "--find", "--show", p.disks.path(v.ID, ready)))
 	for name, call := range map[string]func() error{
-		"attach": func() error { return p.Attach(t.Context(), v.ID) },
+		"attach": func() error { return providertest.Attach(t.Context(), p, v.ID) },
 		"delete": func() error { return p.Delete(t.Context(), v.ID) },
 		"forget": func() error { return p.Forget(t.Context(), v.ID) },
 	} {
@@ -272,7 +273,7 @@ func TestAnotherFileOfTheSameNameIsRefused(t *testing.T) {
 	other := filepath.Join(t.TempDir(), v.Serial)
 	require.NoError(t, os.WriteFile(other, make([]byte, smallest), 0o600))
 	device := strings.TrimSpace(run(t, "losetup", "--find", "--show", other))
-	err := p.Attach(t.Context(), v.ID)
+	err := providertest.Attach(t.Context(), p, v.ID)
 	require.ErrorIs(t, err, providers.ErrBusy)
 	require.ErrorContains(t, err, device)
 	run(t, "losetup", "--detach", device)
@@ -284,13 +285,13 @@ func TestADeviceWithoutANodeIsExplained(t *testing.T) {
 	p := m.provider(t, "a", "main")
 	v := create(t, p, "db", smallest)
 	p.dev = t.TempDir()
-	err := p.Attach(t.Context(), v.ID)
+	err := providertest.Attach(t.Context(), p, v.ID)
 	require.ErrorContains(t, err, "bind the host's /dev")
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	assert.False(t, found(t, p, "db").Held(), "a failed attach leaves no holder")
 
 	require.NoError(t, unix.Mknod(filepath.Join(p.dev, "loop-control"), unix.S_IFCHR|0o600, int(unix.Mkdev(10, 237))))
-	require.ErrorContains(t, p.Attach(t.Context(), v.ID), "bind the host's /dev")
+	require.ErrorContains(t, providertest.Attach(t.Context(), p, v.ID), "bind the host's /dev")
 }
 
 func TestAFullFileSystemPromisesNothing(t *testing.T) {
@@ -392,7 +393,7 @@ func TestAReadOnlyDirectoryIsReadAndSaysSo(t *testing.T) {
 			_, err := p.Create(t.Context(), providers.Spec{Name: "more", Size: smallest})
 			return err
 		},
-		"attach": func() error { return p.Attach(t.Context(), v.ID) },
+		"attach": func() error { return providertest.Attach(t.Context(), p, v.ID) },
 		"mark":   func() error { return p.Mark(t.Context(), v.ID, "key", "x") },
 		"delete": func() error { return p.Delete(t.Context(), v.ID) },
 	} {
@@ -415,7 +416,7 @@ func TestADirectoryThatWentAwayIsNotEmpty(t *testing.T) {
 	require.NotErrorIs(t, err, providers.ErrNotFound)
 	_, err = p.List(t.Context())
 	require.ErrorIs(t, err, providers.ErrUnavailable)
-	require.Error(t, p.Attach(t.Context(), "vol-0123456789abcdef"))
+	require.Error(t, providertest.Attach(t.Context(), p, "vol-0123456789abcdef"))
 	require.NoError(t, os.Rename(m.dir+".away", m.dir))
 	found(t, p, "db")
 }
@@ -438,7 +439,7 @@ func TestADamagedDescriptionHarmsNoOtherVolume(t *testing.T) {
 			calls := map[string]func() error{
 				"find":   func() error { _, err := p.Find(t.Context(), "db"); return err },
 				"create": func() error { _, err := p.Create(t.Context(), providers.Spec{Name: "db"}); return err },
-				"attach": func() error { return p.Attach(t.Context(), v.ID) },
+				"attach": func() error { return providertest.Attach(t.Context(), p, v.ID) },
 				"delete": func() error { return p.Delete(t.Context(), v.ID) },
 			}
 			for name, call := range calls {
@@ -480,7 +481,7 @@ func TestALostImageIsNotAVolumeThatNeverWas(t *testing.T) {
 	require.Equal(t, v, found(t, p, "db"))
 
 	require.NoError(t, os.Truncate(image, smallest/2))
-	require.ErrorIs(t, p.Attach(t.Context(), v.ID), errDamaged)
+	require.ErrorIs(t, providertest.Attach(t.Context(), p, v.ID), errDamaged)
 	require.False(t, found(t, p, "db").Held())
 
 	require.NoError(t, os.Remove(image))

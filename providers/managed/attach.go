@@ -10,6 +10,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/recent"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // What Attach and Detach of a Cloud return besides. Any other refusal is looked into: the holder of the volume may be its reason.
@@ -39,13 +40,12 @@ func isCertain(err error) bool {
 	return errors.As(err, &c)
 }
 
-// Attach asks for the volume to be attached to this node.
-func (p *Provider[V]) Attach(ctx context.Context, id string) error {
-	if err := p.EnsureOurs(ctx, id, recent.WhileFree); err != nil {
-		return err
+// Attach asks for the volume to be attached to the node.
+func (p *Provider[V]) Attach(ctx context.Context, id, node string) error {
+	if !p.cloud.IsNode(node) {
+		return errors.Join(ctx.Err(), fmt.Errorf("%w: %q is no id of a %s of %s", providers.ErrInvalid, sanitize.Clip(node), p.cloud.Machine, p.cloud.Name))
 	}
-	node, err := p.Node(ctx)
-	if err != nil {
+	if err := p.EnsureOurs(ctx, id, recent.WhileFree); err != nil {
 		return err
 	}
 	if p.cloud.BeforeAttach != nil {
@@ -53,21 +53,21 @@ func (p *Provider[V]) Attach(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return p.inTurn(ctx, node.ID, func(ctx context.Context) error {
-		operation, err := p.cloud.Attach(ctx, id, node.ID)
+	return p.inTurn(ctx, node, func(ctx context.Context) error {
+		operation, err := p.cloud.Attach(ctx, id, node)
 		switch {
 		case err == nil:
-			p.Begin(id, Operation{ID: operation, Node: node.ID, Attach: true})
+			p.Begin(id, Operation{ID: operation, Node: node, Attach: true})
 			return nil
 		case p.unanswered(ctx, err):
-			p.holders.took(id, node.ID) // perhaps
+			p.holders.took(id, node) // perhaps
 			return err
-		case errors.Is(err, providers.ErrBusy) && p.underWay(id, node.ID, true):
+		case errors.Is(err, providers.ErrBusy) && p.underWay(id, node, true):
 			return nil // with this very attach
 		case isCertain(err), errors.Is(err, providers.ErrAttachLimit), errors.Is(err, providers.ErrBusy) && !errors.Is(err, ErrVolumeBusy):
 			return err
 		}
-		return p.attachRefused(ctx, id, node.ID, err)
+		return p.attachRefused(ctx, id, node, err)
 	})
 }
 
@@ -85,8 +85,8 @@ func (p *Provider[V]) unanswered(ctx context.Context, err error) bool {
 	return errors.Is(err, providers.ErrUnavailable) || ctx.Err() != nil
 }
 
-// attachRefused finds out what it means for this node that an attach was refused: nothing, if the volume is attached to it, or on its
-// way there.
+// attachRefused finds out what it means that an attach was refused: nothing, if the volume is attached to the node, or on its way
+// there.
 func (p *Provider[V]) attachRefused(ctx context.Context, id, node string, refusal error) error {
 	if done, err := p.runningForAttach(ctx, id, node, refusal); done {
 		return err
@@ -104,7 +104,7 @@ func (p *Provider[V]) attachRefused(ctx context.Context, id, node string, refusa
 		}
 	}
 	if last, is := p.LastOperation(id); is && !last.Attach && !last.taken && d.HeldBy(node) && last.Node == node && time.Since(last.at) < p.cloud.DetachTime {
-		return fmt.Errorf("%w: volume %s may still be being detached from this node", providers.ErrBusy, id)
+		return fmt.Errorf("%w: volume %s may still be being detached from %s %s", providers.ErrBusy, id, p.cloud.Machine, node)
 	}
 	why := p.Refused(d, node, refusal)
 	switch {
@@ -114,7 +114,7 @@ func (p *Provider[V]) attachRefused(ctx context.Context, id, node string, refusa
 	case errors.Is(refusal, ErrAttached), errors.Is(refusal, providers.ErrBusy), errors.Is(why, providers.ErrHeld):
 		return why
 	case errors.Is(refusal, providers.ErrNotFound):
-		return fmt.Errorf("%s knows volume %s, but no %s %s, which this node is: %s (%s)",
+		return fmt.Errorf("%s knows volume %s, but no %s %s: if this node is meant, %s (%s)",
 			p.cloud.Name, id, p.cloud.Machine, node, p.cloud.NodeAdvice, strings.TrimPrefix(refusal.Error(), providers.ErrNotFound.Error()+": "))
 	}
 	return refusal
@@ -137,7 +137,7 @@ func (p *Provider[V]) runningForAttach(ctx context.Context, id, node string, ref
 	case now == nil:
 		return false, nil
 	case !now.Attach && now.Node == node:
-		return true, fmt.Errorf("%w: volume %s is still being detached from this node", providers.ErrBusy, id)
+		return true, fmt.Errorf("%w: volume %s is still being detached from %s %s", providers.ErrBusy, id, p.cloud.Machine, node)
 	case !now.Attach, now.Node == "":
 		return true, fmt.Errorf("%w: %w", ErrVolumeBusy, refusal)
 	case now.Node != node:

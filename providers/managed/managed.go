@@ -116,7 +116,7 @@ type Cloud[V any] struct {
 	// BeforeAttach is called before Attach waits for its turn. Optional.
 	BeforeAttach func(ctx context.Context, id string) error
 
-	// Attach asks once for a volume to be attached to this node, and returns the cloud's id for that operation if there is one.
+	// Attach asks once for a volume to be attached to the node, and returns the cloud's id for that operation if there is one.
 	// Errors: providers.ErrBusy for a node that is busy; ErrVolumeBusy; ErrAttached; providers.ErrAttachLimit.
 	Attach func(ctx context.Context, id, node string) (operation string, err error)
 

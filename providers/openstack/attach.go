@@ -16,8 +16,8 @@ import (
 )
 
 // Attach is managed.Provider.Attach, again while Nova may be about to agree with Cinder.
-func (p *Provider) Attach(ctx context.Context, id string) error {
-	return untilNovaAgrees(ctx, func() error { return p.Provider.Attach(ctx, id) })
+func (p *Provider) Attach(ctx context.Context, id, node string) error {
+	return untilNovaAgrees(ctx, func() error { return p.Provider.Attach(ctx, id, node) })
 }
 
 // attach asks Nova, which has Cinder reserve the volume before it answers. Where the device is, Nova only guesses.

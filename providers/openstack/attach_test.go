@@ -32,7 +32,7 @@ func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetach(t *testing.T) {
 
 		v, err := p.Find(t.Context(), "db")
 		require.NoError(t, err)
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		assert.Equal(t, []string{
 			"GET /volume/v3/" + front.Project + "/volumes/detail",
 			"POST /compute/v2.1/servers/" + server + "/os-volume_attachments",
@@ -75,23 +75,23 @@ func TestTheHolderIsToldFromTheFirstMoment(t *testing.T) {
 		one, two := w.node(), w.node()
 		a, b := w.on(one), w.on(two)
 		v := w.create(a, "db")
-		require.NoError(t, a.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), a, v.ID))
 		for _, p := range []*Provider{a, b} {
 			found, err := p.Find(t.Context(), "db")
 			require.NoError(t, err)
 			assert.Equal(t, providers.Attachment{Node: one, State: providers.Attaching}, found.Attachment)
 		}
 		var held *providers.HeldError
-		require.ErrorAs(t, b.Attach(t.Context(), v.ID), &held)
+		require.ErrorAs(t, providertest.Attach(t.Context(), b, v.ID), &held)
 		assert.Equal(t, one, held.Node)
-		require.NoError(t, a.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), a, v.ID))
 
 		// A detach of what is on its way is carried out when it is there.
 		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
 		found, err := b.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: one, State: providers.Detaching}, found.Attachment)
-		require.ErrorIs(t, a.Attach(t.Context(), v.ID), providers.ErrBusy)
+		require.ErrorIs(t, providertest.Attach(t.Context(), a, v.ID), providers.ErrBusy)
 	})
 }
 
@@ -100,14 +100,14 @@ func TestAnOldCinderLeavesTheHolderOpenUntilItArrives(t *testing.T) {
 		one, two := w.node(), w.node()
 		a, b := w.on(one), w.on(two)
 		v := w.create(a, "db")
-		require.NoError(t, a.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), a, v.ID))
 		found, err := b.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{State: providers.Attaching}, found.Attachment)
-		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrBusy)
+		require.ErrorIs(t, providertest.Attach(t.Context(), b, v.ID), providers.ErrBusy)
 		require.NoError(t, b.Detach(t.Context(), v.ID, two, false))
 		cloudtest.WaitFor(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Attached })
-		require.ErrorIs(t, b.Attach(t.Context(), v.ID), providers.ErrHeld)
+		require.ErrorIs(t, providertest.Attach(t.Context(), b, v.ID), providers.ErrHeld)
 	}, func(cfg *front.Config) { cfg.NoAttachments = true })
 }
 
@@ -119,14 +119,14 @@ func TestABusyServerIsWaitedForAndOneInDisorderIsTold(t *testing.T) {
 		w.front.SetStatus(server, "", "rebooting")
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
-		err := p.Attach(ctx, v.ID)
+		err := providertest.Attach(ctx, p, v.ID)
 		require.ErrorIs(t, err, providers.ErrBusy)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		sentence(t, err, "rebooting", server)
 
 		time.AfterFunc(30*time.Second, func() { w.front.SetStatus(server, "", "") })
 		begin := time.Now()
-		require.NoError(t, p.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
 		assert.GreaterOrEqual(t, time.Since(begin), 29*time.Second)
 
 		w.front.SetStatus(server, "ERROR", "")
@@ -143,7 +143,7 @@ func TestAServerThatIsFullSaysSo(t *testing.T) {
 		p := w.on(w.node())
 		w.attach(p, w.create(p, "a"))
 		w.attach(p, w.create(p, "b"))
-		err := p.Attach(t.Context(), w.create(p, "c").ID)
+		err := providertest.Attach(t.Context(), p, w.create(p, "c").ID)
 		require.ErrorIs(t, err, providers.ErrAttachLimit)
 		sentence(t, err, "(2)", "another node")
 	}, func(cfg *front.Config) { cfg.Devices = 2 })
@@ -164,7 +164,7 @@ func TestZonesKeepNoVolumeFromANodeUnlessTheCloudDoes(t *testing.T) {
 		far, err := p.Create(t.Context(), providers.Spec{Name: "far", Size: gib, Zone: "edge"})
 		require.NoError(t, err)
 		assert.Equal(t, "edge", far.Details["zone"])
-		err = p.Attach(t.Context(), far.ID)
+		err = providertest.Attach(t.Context(), p, far.ID)
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		sentence(t, err, "availability_zone", "zone edge")
 	}, func(cfg *front.Config) { cfg.VolumeZone = "ceph-1" })
@@ -211,7 +211,7 @@ func TestOnlyNovaSaysThatAServerIsGone(t *testing.T) {
 			})
 			_, err := p.NodeState(t.Context(), two)
 			require.Error(t, err)
-			require.NotErrorIs(t, w.on(one).Attach(t.Context(), v.ID), providers.ErrNotFound)
+			require.NotErrorIs(t, providertest.Attach(t.Context(), w.on(one), v.ID), providers.ErrNotFound)
 			fresh := w.onBy(one, link)
 			err = fresh.Mark(t.Context(), v.ID, "layout", "data")
 			require.Error(t, err)
@@ -300,7 +300,7 @@ func TestVolumesForSeveralServersAreNotMadeAdoptedOrAttached(t *testing.T) {
 		refused(err)
 		require.NoError(t, p.write(t.Context(), id, with(p.marks(providers.Spec{Name: "db"}), keyState, stateSettled))) // as one that was adopted before
 		time.Sleep(usual.lag)
-		refused(p.Attach(t.Context(), id))
+		refused(providertest.Attach(t.Context(), p, id))
 	}, several)
 }
 
@@ -314,16 +314,16 @@ func TestNovaIsWaitedForAfterADetach(t *testing.T) {
 		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
 		cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
-		require.NoError(t, b.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), b, v.ID))
 		cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
 
 		require.NoError(t, b.Detach(t.Context(), v.ID, two, false))
 		cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		require.ErrorIs(t, a.Attach(ctx, v.ID), providers.ErrBusy)
+		require.ErrorIs(t, providertest.Attach(ctx, a, v.ID), providers.ErrBusy)
 		begin := time.Now()
-		require.NoError(t, a.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), a, v.ID))
 		assert.Less(t, time.Since(begin), 4*time.Second)
 	}, func(cfg *front.Config) { cfg.Settles = 3 * time.Second })
 }
@@ -336,8 +336,8 @@ func TestWhatNovaAloneListsIsToldToTheOperator(t *testing.T) {
 		v := w.create(a, "db")
 		w.front.List(v.ID, one)
 		for name, call := range map[string]func() error{
-			"attach elsewhere": func() error { return b.Attach(t.Context(), v.ID) },
-			"attach there":     func() error { return a.Attach(t.Context(), v.ID) },
+			"attach elsewhere": func() error { return providertest.Attach(t.Context(), b, v.ID) },
+			"attach there":     func() error { return providertest.Attach(t.Context(), a, v.ID) },
 			"detach":           func() error { return b.Detach(t.Context(), v.ID, one, true) },
 		} {
 			begin := time.Now()
@@ -348,6 +348,6 @@ func TestWhatNovaAloneListsIsToldToTheOperator(t *testing.T) {
 		}
 		require.NoError(t, a.Detach(t.Context(), v.ID, two, false), "that server is not listed")
 		w.front.List(v.ID, "")
-		require.NoError(t, b.Attach(t.Context(), v.ID))
+		require.NoError(t, providertest.Attach(t.Context(), b, v.ID))
 	})
 }

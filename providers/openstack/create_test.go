@@ -138,7 +138,7 @@ func TestACandidateIsNoVolume(t *testing.T) {
 		list, err := b.List(t.Context())
 		require.NoError(t, err)
 		assert.Empty(t, list)
-		require.ErrorIs(t, b.Attach(t.Context(), id), providers.ErrNotFound)
+		require.ErrorIs(t, providertest.Attach(t.Context(), b, id), providers.ErrNotFound)
 		require.ErrorIs(t, b.Forget(t.Context(), id), providers.ErrNotFound)
 		require.NoError(t, b.Delete(t.Context(), id))
 		_, err = b.Adopt(t.Context(), id, providers.Spec{Name: "mine"})

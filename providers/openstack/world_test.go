@@ -97,7 +97,7 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 // attach attaches a volume, and waits until the cloud has it so.
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
-	require.NoError(w.t, p.Attach(w.t.Context(), v.ID))
+	require.NoError(w.t, providertest.Attach(w.t.Context(), p, v.ID))
 	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 }
 

@@ -19,15 +19,34 @@ func attachIsExclusive(w *world) {
 	v := w.create(a, "db")
 	held := w.attach(a, v)
 	assert.Equal(w.t, held, w.find(b, "db"))
-	require.NoError(w.t, a.Attach(w.ctx, v.ID))
+	require.NoError(w.t, Attach(w.ctx, a, v.ID))
 	for range 2 {
-		w.heldBy(b.Attach(w.ctx, v.ID), v, w.id(a))
+		w.heldBy(Attach(w.ctx, b, v.ID), v, w.id(a))
 	}
 	assert.Equal(w.t, held, w.find(a, "db"))
 	w.detach(a, v)
 	w.attach(b, v)
-	w.heldBy(a.Attach(w.ctx, v.ID), v, w.id(b))
+	w.heldBy(Attach(w.ctx, a, v.ID), v, w.id(b))
 	w.detach(b, v)
+}
+
+func attachNamesItsNode(w *world) {
+	a, b := w.on("a"), w.on("b")
+	v := w.create(a, "db")
+	if err := a.Attach(w.ctx, v.ID, w.id(b)); err != nil { // disks of this machine alone
+		require.ErrorIs(w.t, err, providers.ErrInvalid)
+		require.False(w.t, w.find(a, "db").Held())
+		w.attach(b, v)
+	} else {
+		require.True(w.t, w.until(b, "db", providers.Attached).HeldBy(w.id(b)))
+		require.NoError(w.t, a.Attach(w.ctx, v.ID, w.id(b)))
+	}
+	w.heldBy(Attach(w.ctx, a, v.ID), v, w.id(b))
+	require.Error(w.t, a.Attach(w.ctx, v.ID, "no such node"))
+	require.True(w.t, w.find(a, "db").HeldBy(w.id(b)))
+	w.detach(b, v)
+	require.Error(w.t, a.Attach(w.ctx, v.ID, ""))
+	require.False(w.t, w.find(a, "db").Held())
 }
 
 func attachAtOnce(w *world) {
@@ -37,7 +56,7 @@ func attachAtOnce(w *world) {
 	var wg sync.WaitGroup
 	for i := range errs {
 		p := w.on(fmt.Sprintf("n%d", i%nodes))
-		wg.Go(func() { errs[i] = p.Attach(w.ctx, v.ID) })
+		wg.Go(func() { errs[i] = Attach(w.ctx, p, v.ID) })
 	}
 	wg.Wait()
 	winner := w.until(w.on("n0"), "db", providers.Attached).Attachment.Node
@@ -45,7 +64,7 @@ func attachAtOnce(w *world) {
 		p := w.on(fmt.Sprintf("n%d", i%nodes))
 		if w.id(p) != winner {
 			require.Error(w.t, err)
-			w.heldBy(p.Attach(w.ctx, v.ID), v, winner)
+			w.heldBy(Attach(w.ctx, p, v.ID), v, winner)
 		} else if err != nil {
 			require.ErrorIs(w.t, err, providers.ErrBusy)
 		}
@@ -90,12 +109,12 @@ func oldAnswersAreKnown(w *world) {
 		w.Lag(5 * time.Second)
 		time.Sleep(10 * time.Second)
 		require.NoError(w.t, a.Detach(w.ctx, v.ID, w.id(a), false))
-		for b.Attach(w.ctx, v.ID) != nil {
+		for Attach(w.ctx, b, v.ID) != nil {
 			time.Sleep(50 * time.Millisecond)
 			require.NoError(w.t, w.ctx.Err())
 		}
 		for range 10 {
-			err := a.Attach(w.ctx, v.ID)
+			err := Attach(w.ctx, a, v.ID)
 			require.True(w.t, errors.Is(err, providers.ErrHeld) || errors.Is(err, providers.ErrBusy), "%v", err)
 			w.find(a, "db")
 			require.NoError(w.t, a.Detach(w.ctx, v.ID, w.id(a), false))
@@ -112,8 +131,8 @@ func attachmentsOutliveProcesses(w *world) {
 	v := w.attach(a, w.create(a, "db"))
 	again := w.on("a")
 	assert.Equal(w.t, v, w.find(again, "db"))
-	require.NoError(w.t, again.Attach(w.ctx, v.ID))
-	w.heldBy(w.on("b").Attach(w.ctx, v.ID), v, w.id(again))
+	require.NoError(w.t, Attach(w.ctx, again, v.ID))
+	w.heldBy(Attach(w.ctx, w.on("b"), v.ID), v, w.id(again))
 	w.detach(w.on("a"), v)
 }
 
@@ -155,7 +174,7 @@ func cancelledDoesNothing(w *world) {
 		"Adopt":     func() error { _, err := fresh.Adopt(ctx, forgotten.ID, providers.Spec{Name: "new"}); return err },
 		"Forget":    func() error { return fresh.Forget(ctx, free.ID) },
 		"Delete":    func() error { return fresh.Delete(ctx, free.ID) },
-		"Attach":    func() error { return fresh.Attach(ctx, free.ID) },
+		"Attach":    func() error { return Attach(ctx, fresh, free.ID) },
 		"Detach":    func() error { return fresh.Detach(ctx, held.ID, holder, false) },
 		"Mark":      func() error { return fresh.Mark(ctx, free.ID, "layout", "root") },
 	}
@@ -217,7 +236,7 @@ func stoppedIsTold(w *world) {
 		require.NoError(w.t, err)
 		assert.Contains(w.t, e.want, state.Life)
 		assert.NotEmpty(w.t, state.Evidence)
-		if err := b.Attach(w.ctx, v.ID); err != nil { // a cloud may have let go by itself
+		if err := Attach(w.ctx, b, v.ID); err != nil { // a cloud may have let go by itself
 			w.heldBy(err, v, id)
 			require.NoError(w.t, b.Detach(w.ctx, v.ID, id, true))
 		} else {
@@ -253,7 +272,7 @@ func manyCallers(w *world) {
 		wg.Go(func() {
 			for range rounds {
 				i := rnd.IntN(volumes)
-				err := p.Attach(w.ctx, vols[i].ID)
+				err := Attach(w.ctx, p, vols[i].ID)
 				if errors.Is(err, providers.ErrHeld) || errors.Is(err, providers.ErrBusy) {
 					continue
 				}

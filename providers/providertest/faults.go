@@ -40,7 +40,7 @@ func (w *world) changes(p providers.Provider) []change {
 			w.missing(p, "new") // there was only one
 		}},
 		{
-			"attach", func(ctx context.Context, p providers.Provider) error { return p.Attach(ctx, free.ID) },
+			"attach", func(ctx context.Context, p providers.Provider) error { return Attach(ctx, p, free.ID) },
 			func(p providers.Provider) {
 				require.True(w.t, w.until(p, "free", providers.Attached).HeldBy(node))
 				if w.Device != nil {
@@ -160,7 +160,7 @@ func brokenIsNotEmpty(w *world) {
 		if list, err := p.List(w.ctx); err == nil {
 			assert.Len(w.t, list, 1)
 		}
-		if err := p.Attach(w.ctx, v.ID); assert.Error(w.t, err) {
+		if err := Attach(w.ctx, p, v.ID); assert.Error(w.t, err) {
 			assert.NotErrorIs(w.t, err, providers.ErrNotFound)
 			assert.NotErrorIs(w.t, err, providers.ErrHeld)
 		}
@@ -193,7 +193,7 @@ func strangersKnowNothing(w *world) {
 			_, findErr := p.Find(w.ctx, "free")
 			for call, err := range map[string]error{
 				"find": findErr, "delete": p.Delete(w.ctx, free.ID), "forget": p.Forget(w.ctx, free.ID),
-				"detach": p.Detach(w.ctx, held.ID, holder, true), "attach": p.Attach(w.ctx, free.ID), "mark": p.Mark(w.ctx, free.ID, "layout", "data"),
+				"detach": p.Detach(w.ctx, held.ID, holder, true), "attach": Attach(w.ctx, p, free.ID), "mark": p.Mark(w.ctx, free.ID, "layout", "data"),
 			} {
 				require.Error(w.t, err, "%s: %s", what, call)
 				require.NotErrorIs(w.t, err, providers.ErrNotFound, "%s: %s", what, call)

@@ -109,6 +109,7 @@ func Run(t *testing.T, h Harness) {
 		{"answers belong to the caller", answersAreCopies},
 		{"one node holds a volume", attachIsExclusive},
 		{"of nodes that attach at once one wins", attachAtOnce},
+		{"a volume is attached to the node that is named, or nothing is done", attachNamesItsNode},
 		{"detach comes twice and touches no other node", detachIsIdempotent},
 		{"an old answer makes no attach succeed and detaches nothing", oldAnswersAreKnown},
 		{"a new process finds its volumes attached", attachmentsOutliveProcesses},
@@ -224,7 +225,7 @@ func (w *world) until(p providers.Provider, name string, state providers.AttachS
 
 func (w *world) attach(p providers.Provider, v *providers.Volume) *providers.Volume {
 	w.t.Helper()
-	require.NoError(w.t, p.Attach(w.ctx, v.ID))
+	require.NoError(w.t, Attach(w.ctx, p, v.ID))
 	v = w.until(p, v.Name, providers.Attached)
 	require.True(w.t, v.HeldBy(w.id(p)))
 	return v

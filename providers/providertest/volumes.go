@@ -267,7 +267,7 @@ func deleteIsCareful(w *world) {
 	w.missing(a, "db")
 	require.NoError(w.t, b.Delete(w.ctx, v.ID))
 	require.NoError(w.t, w.on("a").Delete(w.ctx, v.ID))
-	require.ErrorIs(w.t, a.Attach(w.ctx, v.ID), providers.ErrNotFound)
+	require.ErrorIs(w.t, Attach(w.ctx, a, v.ID), providers.ErrNotFound)
 	assert.Equal(w.t, []string{"other"}, w.names(a))
 
 	fresh, err := a.Create(w.ctx, providers.Spec{Name: "db", Size: w.Size, Record: providers.Record{"layout": "data"}})
@@ -352,7 +352,7 @@ func clustersAreApart(w *world) {
 	require.NotEqual(w.t, v.ID, t.ID)
 	require.Equal(w.t, t.ID, w.find(theirs, "db").ID)
 
-	require.ErrorIs(w.t, theirs.Attach(w.ctx, v.ID), providers.ErrNotFound)
+	require.ErrorIs(w.t, Attach(w.ctx, theirs, v.ID), providers.ErrNotFound)
 	require.ErrorIs(w.t, theirs.Forget(w.ctx, v.ID), providers.ErrNotFound)
 	require.ErrorIs(w.t, theirs.Mark(w.ctx, v.ID, "layout", "root"), providers.ErrNotFound)
 	require.NoError(w.t, theirs.Delete(w.ctx, v.ID))

@@ -1,11 +1,14 @@
 package providertest
 
 import (
+	"context"
 	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/providers"
 )
 
 // Sentence asserts that an error is what every error for the operator must be: one line of bounded length, with these words.
@@ -26,4 +29,13 @@ func AtOnce(calls ...func()) {
 		all.Go(call)
 	}
 	all.Wait()
+}
+
+// Attach asks for a volume to be attached to the provider's own node.
+func Attach(ctx context.Context, p providers.Provider, id string) error {
+	node, err := p.Node(ctx)
+	if err != nil {
+		return err
+	}
+	return p.Attach(ctx, id, node.ID)
 }
