@@ -20,7 +20,7 @@
 //
 // # How a volume is known
 //
-// By its labels, see labels.go. Its kernel device has its id for a serial (VPD page 0x80, /dev/disk/by-id/scsi-0HC_Volume_<id>).
+// By its labels, see tags.go. Its kernel device has its id for a serial (VPD page 0x80, /dev/disk/by-id/scsi-0HC_Volume_<id>).
 // What Hetzner calls GB are GiB: a volume of 10 has 10,737,418,240 bytes.
 package hetzner
 

@@ -17,7 +17,7 @@
 //
 // # How a volume is known
 //
-// By its metadata, which Cinder keeps whole: see metadata.go. Cinder's own name of it is for people. A disk is recognised by
+// By its metadata, which Cinder keeps whole: see tags.go. Cinder's own name of it is for people. A disk is recognised by
 // its serial, which is the volume's id; virtio shows the first 20 characters. The device that Nova names is a guess.
 //
 // # How one name has one volume
