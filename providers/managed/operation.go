@@ -94,7 +94,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 		return d, nil // it is attached again, or still
 	case !o.Attach:
 		d.Attachment = providers.Attachment{Node: o.Node, State: providers.Detaching}
-	case p.cloud.OperationState == nil:
+	case p.cloud.OperationState == nil, o.over && p.cloud.AttachTime > 0: // it was seen attached, so this is later
 		return d, nil
 	case o.problem != "":
 		d.Attachment = providers.Attachment{Node: o.Node, State: providers.AttachFailed, Problem: o.problem}
