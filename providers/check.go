@@ -53,7 +53,16 @@ func CheckOnlyGrows(cloud string, change Change) error {
 	return nil
 }
 
-const gib = 1 << 30
+// GiB is the unit of sizes in which clouds sell.
+const GiB = 1 << 30
+
+// InGiB is a size in GiB, rounded up.
+func InGiB(bytes int64) int64 {
+	if bytes%GiB > 0 {
+		return bytes/GiB + 1
+	}
+	return bytes / GiB
+}
 
 // Sizes are those that a cloud sells, in GiB.
 type Sizes struct {
@@ -64,12 +73,12 @@ type Sizes struct {
 // Of is the least size that is sold for so many bytes, in GiB; 0 stays 0. Errors: ErrInvalid.
 func (s Sizes) Of(bytes int64) (sold int64, err error) {
 	switch {
-	case bytes < 0 || bytes > s.Most*gib:
+	case bytes < 0 || bytes > s.Most*GiB:
 		return 0, s.Refuse(bytes)
 	case bytes == 0:
 		return 0, nil
 	}
-	return max(s.Least, (bytes+gib-1)/gib), nil
+	return max(s.Least, InGiB(bytes)), nil
 }
 
 // Refuse is the error for a size that is not sold.

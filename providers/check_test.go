@@ -10,12 +10,12 @@ import (
 
 func TestSizesAreRoundedUpToWhatIsSold(t *testing.T) {
 	s := Sizes{Cloud: "X", Least: 10, Most: 1<<31 - 1}
-	for bytes, sold := range map[int64]int64{0: 0, 1: 10, 10 * gib: 10, 10*gib + 1: 11, s.Most * gib: s.Most} {
+	for bytes, sold := range map[int64]int64{0: 0, 1: 10, 10 * GiB: 10, 10*GiB + 1: 11, s.Most * GiB: s.Most} {
 		got, err := s.Of(bytes)
 		require.NoError(t, err)
 		assert.Equal(t, sold, got)
 	}
-	for _, bytes := range []int64{-1, math.MinInt64, s.Most*gib + 1, math.MaxInt64} {
+	for _, bytes := range []int64{-1, math.MinInt64, s.Most*GiB + 1, math.MaxInt64} {
 		_, err := s.Of(bytes)
 		require.ErrorIs(t, err, ErrInvalid)
 		assert.ErrorContains(t, err, "volumes of X have 10 to 2147483647 GiB")
@@ -33,9 +33,9 @@ func TestOptionsThatACloudDoesNotHaveAreRefused(t *testing.T) {
 		require.ErrorIs(t, err, ErrInvalid)
 		require.ErrorContains(t, err, "volumes of X have no "+option)
 	}
-	require.NoError(t, CheckOptions("X", Spec{Name: "db", Size: gib}, nil))
+	require.NoError(t, CheckOptions("X", Spec{Name: "db", Size: GiB}, nil))
 
-	require.NoError(t, CheckOnlyGrows("X", Change{Size: gib}))
+	require.NoError(t, CheckOnlyGrows("X", Change{Size: GiB}))
 	for _, change := range []Change{{Type: "t"}, {IOPS: 1}, {Throughput: 1}} {
 		require.ErrorIs(t, CheckOnlyGrows("X", change), ErrInvalid)
 	}

@@ -75,7 +75,7 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec) (*ec2.CreateV
 		return nil, nil, err
 	}
 	tags := p.marks(spec)
-	gibs := gibOf(spec.Size)
+	gibs := providers.InGiB(spec.Size)
 	if spec.Snapshot != "" {
 		from, err := p.sourceOf(ctx, spec.Snapshot)
 		if err != nil {
@@ -214,13 +214,6 @@ func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name stri
 
 // hideFailed is how long EC2 may show a volume that it could not make.
 const hideFailed = time.Hour
-
-func gibOf(bytes int64) int64 {
-	if bytes > 1<<62 { // the sum below must not overflow
-		return bytes / gib
-	}
-	return (bytes + gib - 1) / gib
-}
 
 func orNil(n int) *int32 {
 	if n == 0 {

@@ -29,7 +29,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		return nil, err
 	}
 	kind := types.VolumeType(cmp.Or(change.Type, v.Details["type"]))
-	gibs := cmp.Or(gibOf(change.Size), v.Size/gib)
+	gibs := cmp.Or(providers.InGiB(change.Size), v.Size/gib)
 	iops, throughput := change.IOPS, change.Throughput
 	if string(kind) == v.Details["type"] {
 		iops = cmp.Or(iops, number(v.Details["iops"]))

@@ -20,7 +20,7 @@ import (
 	"github.com/blockvol/blockvol/providers/managed"
 )
 
-const gib = 1 << 30
+const gib = providers.GiB
 
 // describeVolumes returns all volumes that meet the filter, wherever in the region. EC2 cuts pages before it filters, so
 // that few volumes of a large account may cost many pages: those that are asked for by name come without, perPage nil.

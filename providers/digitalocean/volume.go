@@ -19,7 +19,7 @@ import (
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-const gib = 1 << 30
+const gib = providers.GiB
 
 // described is how the description begins of what blockvol makes.
 const described = "blockvol volume "

@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
-const gib = 1 << 30
+const gib = providers.GiB
 
 // perPage is the greatest page (API reference, "Pagination").
 const perPage = 50

@@ -17,7 +17,7 @@ import (
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
-const gib = 1 << 30 // what Linode's documents call a GB of a volume: its device has so many bytes
+const gib = providers.GiB // what Linode's documents call a GB of a volume: its device has so many bytes
 
 const (
 	mostPerPage     = 500

@@ -151,7 +151,7 @@ func (p *Provider[V]) unheld(ctx context.Context, d Disk[V]) (Disk[V], error) {
 	switch {
 	case err != nil:
 		return d, err
-	case d.Held() && !d.NothingLeft:
+	case d.Held() && !d.nothingLeft:
 		return d, &providers.HeldError{Volume: d.ID, Node: d.Attachment.Node}
 	case !p.IsOurs(d): // any more
 		return d, providers.NotOurs(d.ID)

@@ -283,7 +283,7 @@ func (p *Provider[V]) holding(ctx context.Context, id, node string) (held provid
 	case !p.holders.confirms(id, node, asked): // it has been detached since
 		return providers.Detached, asked, nil
 	}
-	if d.NothingLeft {
+	if d.nothingLeft {
 		p.holders.left(id, node)
 		p.operations.Delete(id)
 	}

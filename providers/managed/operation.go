@@ -98,7 +98,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 		return d, nil
 	case o.problem != "":
 		d.Attachment = providers.Attachment{Node: o.Node, State: providers.AttachFailed, Problem: o.problem}
-		d.NothingLeft = holder == ""
+		d.nothingLeft = holder == ""
 		return d, nil
 	default:
 		d.Attachment, patience = providers.Attachment{Node: o.Node, State: providers.Attaching}, p.cloud.AttachTime

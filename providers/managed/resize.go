@@ -10,8 +10,6 @@ import (
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
-const gib = 1 << 30
-
 // Modify makes a volume larger, and returns when the cloud shows the new size. Nothing else can be changed of the volumes of most
 // clouds; one that can change more has a Modify of its own.
 func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
@@ -25,17 +23,17 @@ func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Ch
 	)
 	err = p.Change(ctx, id, func() error {
 		d, err := p.GetOurs(ctx, id)
-		if err == nil && p.cloud.ResizeDetached && size > d.Size/gib && !d.Resizing {
+		if err == nil && p.cloud.ResizeDetached && size > d.Size/providers.GiB && !d.Resizing {
 			if d, err = p.unheld(ctx, d); errors.Is(err, providers.ErrHeld) {
 				held = fmt.Errorf("%w: volume %s is attached to %s %s, and its device would keep its size: stop the services that use it, and enlarge it when it is detached",
 					providers.ErrBusy, id, p.cloud.Machine, d.Attachment.Node)
 				return nil
 			}
 		}
-		switch now := d.Size / gib; {
+		switch now := d.Size / providers.GiB; {
 		case err != nil:
 			return err
-		case change.Size != 0 && (change.Size+gib-1)/gib < now:
+		case change.Size != 0 && providers.InGiB(change.Size) < now:
 			return p.cloud.Sizes.Shrinks(id, now)
 		case size > now && !d.Resizing:
 			if err := p.resize(ctx, d, size); err != nil {
@@ -65,7 +63,7 @@ func (p *Provider[V]) resize(ctx context.Context, d Disk[V], size int64) error {
 	switch {
 	case lookErr != nil:
 		return lookErr
-	case now.Resizing || now.Size >= size*gib:
+	case now.Resizing || now.Size >= size*providers.GiB:
 		return nil
 	}
 	return err
@@ -80,8 +78,8 @@ func (p *Provider[V]) resized(ctx context.Context, id string, size int64) (Disk[
 		case err != nil:
 			return d, err
 		case d.Resizing:
-		case d.Size < size*gib:
-			return d, fmt.Errorf("%w: volume %s has %d GiB, after another change than to %d GiB that was under way: ask again", providers.ErrBusy, id, d.Size/gib, size)
+		case d.Size < size*providers.GiB:
+			return d, fmt.Errorf("%w: volume %s has %d GiB, after another change than to %d GiB that was under way: ask again", providers.ErrBusy, id, d.Size/providers.GiB, size)
 		default:
 			return d, nil
 		}

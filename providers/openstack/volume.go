@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	gib     = 1 << 30
+	gib     = providers.GiB
 	perPage = 1000 // the most that Cinder gives at once, unless it is configured otherwise
 )
 
