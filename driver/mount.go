@@ -120,7 +120,9 @@ func (d *Driver) awaitDevice(ctx context.Context, h *handle, vol *providers.Volu
 	}
 	// An attach that does not end is called off, or the next one meets it again.
 	if err := d.cancelAttach(context.WithoutCancel(ctx), h, vol, here); err != nil {
-		return fmt.Errorf("%w; %w", cause, err)
+		failed := *volume.At(err, volume.Error{}).(*volume.Error) //nolint:errorlint // At returns no other
+		failed.Cause = fmt.Errorf("%w; %w", cause, failed.Cause)
+		return &failed
 	}
 	return volume.Advise(cause, "the attach was cancelled, try again")
 }
@@ -145,7 +147,7 @@ func (c cloudFor) Formatted(ctx context.Context, vol *providers.Volume, fstype s
 func (d *Driver) thisNode(ctx context.Context) (providers.Node, error) {
 	here, err := d.controller.Node(ctx)
 	if err != nil {
-		return here, fmt.Errorf("%w: this node does not know which it is", err)
+		return here, &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("%w: this node does not know which it is", err)}
 	}
 	if d.nodeID.Swap(&here.ID) == nil {
 		d.log.WithField("node", here.ID).WithField("zone", here.Zone).Info("The cloud knows this node")

@@ -272,7 +272,7 @@ func TestAnAttachThatCannotBeCalledOffIsLeft(t *testing.T) {
 	for call, says := range map[string]string{
 		"journal.put":   `the attach, which has failed, is not cancelled (volume "data", vol-1, node a)`,
 		"cloud.Detach":  `the attach, which has failed, could not be cancelled (volume "data", vol-1, node a)`,
-		"host.WaitFree": "has failed by the cloud's account, and the disk is left as it is",
+		"host.WaitFree": "has failed, and the disk is left as it is",
 	} {
 		t.Run(call, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {

@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -195,7 +194,8 @@ func TestAVolumeWhoseEntryALaterVersionWroteIsLeftAsItIs(t *testing.T) {
 		l.kill()
 		synctest.Wait()
 		clear(a.journal)
-		a.newer = map[string]error{"data": errors.New("of a later version"), "gone": errors.New("of a later version")}
+		later := volume.Fail(volume.Unavailable, "of a later version", "")
+		a.newer = map[string]error{"data": later, "gone": later}
 		a.containerEnds("1")
 		w.alter(func(d *disk) {
 			if d.Name == "gone" {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -123,7 +124,9 @@ func TestAnAttachOfAnotherMachineWithTheSameIDIsNotCalledOff(t *testing.T) {
 				ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 				defer cancel()
 				_, err := lb.Mount(ctx, "data", "1")
-				require.ErrorContains(t, err, notSeen)
+				require.ErrorContains(t, err, notSeen+`: it is not detached (volume "data"`)
+				require.ErrorContains(t, err, "node a); see whether another machine runs with this node's id")
+				require.ErrorIs(t, err, volume.WrongDisk)
 				time.Sleep(time.Hour)
 				assert.Equal(t, "a", w.holder("data"))
 				synctest.Wait()

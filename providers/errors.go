@@ -15,7 +15,7 @@ var (
 	ErrNoSpace     = errors.New("no space or quota left")
 	ErrHeld        = errors.New("volume is attached")
 	ErrAttachLimit = errors.New("node holds as many volumes as it can")
-	ErrBusy        = errors.New("busy, try again")
+	ErrBusy        = errors.New("busy")
 	ErrUnavailable = errors.New("cloud cannot be reached")
 )
 

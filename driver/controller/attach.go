@@ -164,7 +164,7 @@ func codeOf(s volume.Step) volume.Code {
 	if s.Phase == volume.WaitingForHolder || s.Phase == volume.TakingOver {
 		return volume.Held
 	}
-	return volume.Unfinished
+	return volume.Busy
 }
 
 func adviseMissing(err error) error {

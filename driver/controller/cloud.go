@@ -2,8 +2,10 @@ package controller
 
 import (
 	"context"
+	"fmt"
 	"time"
 
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -78,12 +80,15 @@ func (c cloud) mark(ctx context.Context, id, key, value string) error {
 	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Mark(ctx, id, key, value) })
 }
 
-// snapshot copies the volume. Errors: ErrInvalid if this cloud has no snapshots.
+// snapshot copies the volume. Errors: volume.Invalid if this cloud has no snapshots.
 func (c cloud) snapshot(ctx context.Context, id, description string) (s *providers.Snapshot, err error) {
 	snapshots, has := c.provider.(providers.Snapshotter)
 	if !has {
-		return nil, errNoSnapshots
+		return nil, volume.Fail(volume.Invalid, "reclaim=snapshot, but this provider has no snapshots", "")
 	}
 	err = change(ctx, copyTimeout, func(ctx context.Context) error { s, err = snapshots.Snapshot(ctx, id, description); return err })
-	return s, err
+	if err != nil {
+		return nil, fmt.Errorf("%w: no snapshot could be taken, so the volume was not removed", err)
+	}
+	return s, nil
 }

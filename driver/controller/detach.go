@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -13,7 +14,7 @@ import (
 const DetachTimeout = 2 * time.Minute
 
 // ErrDetachTimeout is the error for a cloud that has accepted a detach and not carried it out in time.
-var ErrDetachTimeout = fmt.Errorf("the cloud has not detached it within %s", DetachTimeout)
+var ErrDetachTimeout = volume.Fail(volume.Busy, fmt.Sprintf("the cloud has not detached the disk within %s", DetachTimeout), "")
 
 // Detach has the cloud detach the disk from the node, and returns once the cloud has accepted the request. The caller has made
 // sure that the node's kernel holds no file system on it. A disk that the node does not hold, or that does not exist, is

@@ -23,7 +23,7 @@ type Discard struct {
 }
 
 // AwaitFree returns the volume once no node holds it. A holder that is stopped or gone is taken over from, as Attach does.
-// Errors: volume.InUse, with the node that holds the volume; providers.ErrNotFound.
+// Errors: volume.Held, with the node that holds the volume; providers.ErrNotFound.
 func (c *Controller) AwaitFree(ctx context.Context, want Discard) (*providers.Volume, error) {
 	holder := holderWatch{since: time.Now()}
 	var retry backoff
@@ -48,7 +48,7 @@ func (c *Controller) AwaitFree(ctx context.Context, want Discard) (*providers.Vo
 			}
 			// What this node has mounted since, it has released since.
 			if !taken && holder.taken == "" && !c.catalog.changedLately(want.Name) {
-				return nil, volume.Fail(volume.InUse, "in use on node "+vol.Attachment.Node, step.Advice)
+				return nil, volume.Fail(volume.Held, "in use on node "+vol.Attachment.Node, step.Advice)
 			}
 		}
 		if cause := retry.wait(ctx); cause != nil {
@@ -56,8 +56,6 @@ func (c *Controller) AwaitFree(ctx context.Context, want Discard) (*providers.Vo
 		}
 	}
 }
-
-var errNoSnapshots = fmt.Errorf("%w: reclaim=snapshot, but this provider has no snapshots", providers.ErrInvalid)
 
 // Remove does with a volume that no node holds what its reclaim policy says.
 func (c *Controller) Remove(ctx context.Context, vol *providers.Volume) error {
@@ -76,7 +74,7 @@ func (c *Controller) Remove(ctx context.Context, vol *providers.Volume) error {
 		// The time makes it this attempt's own: the snapshot of an earlier one, whose delete has failed, may be old.
 		snapshot, err := c.cloud.snapshot(ctx, vol.ID, fmt.Sprintf("blockvol: last state of volume %s (%s), %s", vol.Name, vol.ID, time.Now().UTC().Format(time.RFC3339Nano)))
 		if err != nil {
-			return fmt.Errorf("%w: no snapshot could be taken, so the volume was not removed", err)
+			return err
 		}
 		log.WithField("snapshot", snapshot.ID).Infof("Snapshot taken; the volume comes back with the option snapshot=%s", snapshot.ID)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 )
 
@@ -227,7 +228,10 @@ func decodeEntry(data []byte) (*Entry, error) {
 	}
 	err := json.Unmarshal(data, &head)
 	if err == nil && head.Name != "" && head.Version > journalVersion {
-		return &Entry{Name: head.Name}, fmt.Errorf("%w (version %d, where this one knows %d): install that version again, or release the volume with it first", errNewer, head.Version, journalVersion)
+		return &Entry{Name: head.Name}, &volume.Error{
+			Code: volume.Unavailable, Cause: fmt.Errorf("%w (version %d, where this one knows %d)", errNewer, head.Version, journalVersion),
+			Advice: "install that version again, or release the volume with it first",
+		}
 	}
 	if err == nil {
 		err = json.Unmarshal(data, &e)
@@ -260,7 +264,7 @@ func (dir journalDir) Put(e *Entry) error {
 		err = replaceFile(dir.file(e.Name), append(data, '\n'))
 	}
 	if err != nil {
-		return fmt.Errorf("the journal cannot be written: %w; make room or repair the state directory on this node", err)
+		return cannotWrite(err)
 	}
 	return nil
 }
@@ -275,9 +279,13 @@ func (dir journalDir) Remove(name string) error {
 		err = syncDir(string(dir))
 	}
 	if err != nil {
-		return fmt.Errorf("the journal cannot be written: %w", err)
+		return cannotWrite(err)
 	}
 	return nil
+}
+
+func cannotWrite(err error) error {
+	return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("the journal cannot be written: %w", err), Advice: "make room or repair the state directory on this node"}
 }
 
 // replaceFile makes data the file's content, durably: after a crash the old or the new content is there, whole.

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 )
 
@@ -184,6 +185,10 @@ func TestAJournalOnAReadOnlyOrFullDiskSaysSo(t *testing.T) {
 				err = j.Put(testEntry("one", "1"))
 			}
 			require.ErrorContains(t, err, name)
+			if errors.As(err, new(*volume.Error)) { // else it could not be opened
+				require.ErrorIs(t, err, volume.Unavailable)
+				require.ErrorContains(t, err, "; make room or repair the state directory on this node")
+			}
 			files, err := filepath.Glob(filepath.Join(dir, "journal", "*"))
 			require.NoError(t, err)
 			assert.Empty(t, files, "half a file is left")
@@ -292,7 +297,7 @@ func TestAnEntryOfALaterVersionIsLeftAsItIs(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, []*Entry{testEntry("good", "1")}, loaded.Entries)
 		assert.Empty(t, loaded.Damaged)
-		require.ErrorContains(t, loaded.Newer["later"], "written by a later version of blockvol (version 3, where this one knows 2): install that version again")
+		require.ErrorContains(t, loaded.Newer["later"], "written by a later version of blockvol (version 3, where this one knows 2); install that version again")
 		kept, err := os.ReadFile(filepath.Join(dir, "later.json"))
 		require.NoError(t, err)
 		assert.Equal(t, later, string(kept))

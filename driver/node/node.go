@@ -115,14 +115,11 @@ func (n *Node) Volume(name string) *Volume {
 
 // Serves returns why a volume must be left as it is, nil if it need not.
 func (n *Node) Serves(name string) error {
-	if why := n.newer[name]; why != nil {
-		return &volume.Error{Code: volume.Unavailable, Volume: name, Cause: why}
-	}
-	return nil
+	return n.newer[name]
 }
 
 // ErrNotVisible is the error if the engine, and so a container, would see an empty directory in place of what is mounted here.
-var ErrNotVisible = errors.New("the engine does not see what the plugin mounts, as can happen when it was killed and has started again; the plugin restarts, try again")
+var ErrNotVisible = errors.New("the engine does not see what the plugin mounts, as can happen when it was killed and has started again")
 
 // Visible makes sure that the engine, and so a container, sees what is mounted here, and not the empty directory below. If
 // not, this process ends: the engine starts another, and gives that one a directory which it sees.
@@ -135,7 +132,7 @@ func (n *Node) Visible(ctx context.Context) error {
 	if n.restart != nil {
 		n.restart()
 	}
-	return ErrNotVisible
+	return &volume.Error{Code: volume.Unavailable, Cause: ErrNotVisible, Advice: "the plugin restarts, try again"}
 }
 
 // HasDevice tells whether the kernel shows a device of that serial.

@@ -99,7 +99,7 @@ func (v *Volume) Record(ctx context.Context, vol *providers.Volume, ours bool) e
 		// The disk was elsewhere, or may have been: what is on it now is not this node's to clear. What the cloud says of
 		// its holder may be of another time; the device of a disk that stayed is here.
 		if err := v.write(e.but(func(e *Entry) { e.Formatting = false })); err != nil {
-			return fmt.Errorf("%w: the disk is not attached", err)
+			return err
 		}
 		e = v.Entry()
 	}
@@ -119,11 +119,7 @@ func (v *Volume) Record(ctx context.Context, vol *providers.Volume, ours bool) e
 		}
 		e = &Entry{Version: journalVersion, Boot: v.node.boot, Name: v.Name, Volume: vol.ID, Serial: vol.Serial, CreatedAt: vol.CreatedAt}
 	}
-	err := v.write(e.but(func(e *Entry) { e.Releasing, e.Ours = false, e.Ours || ours }))
-	if err != nil {
-		return fmt.Errorf("%w: the disk is not attached", err)
-	}
-	return nil
+	return v.write(e.but(func(e *Entry) { e.Releasing, e.Ours = false, e.Ours || ours }))
 }
 
 // reserve makes the disk the volume's. If another volume of this node has it, it returns that one's name.
@@ -188,10 +184,10 @@ func (v *Volume) CancelAttach(ctx context.Context, vol *providers.Volume, progre
 		return volume.Fail(volume.InUse, "the cloud says that the attach to this node has failed, yet its device is here: the disk is left as it is", "")
 	}
 	if err := v.WaitFree(ctx, progress); err != nil {
-		return fmt.Errorf("%w: the attach to this node has failed by the cloud's account, and the disk is left as it is", err)
+		return volume.Also(err, "the cloud says that the attach to this node has failed, and the disk is left as it is")
 	}
 	if err := v.write(e.releasing()); err != nil {
-		return fmt.Errorf("%w: the attach, which has failed, is not cancelled", err)
+		return volume.Also(err, "the attach, which has failed, is not cancelled")
 	}
 	return nil
 }
@@ -201,7 +197,7 @@ func (v *Volume) Forget() error {
 	e := v.Entry()
 	v.set(func() { v.device = mount.Device{} })
 	if err := v.node.journal.Remove(v.Name); err != nil {
-		return fmt.Errorf("%w: the disk is detached, but its journal entry stays until that is repaired", err)
+		return volume.Also(err, "the disk is detached, but its journal entry stays until that is repaired")
 	}
 	v.set(func() { v.entry = nil })
 	v.free(e.Volume)

@@ -102,6 +102,13 @@ func Advise(cause error, advice string) error {
 	return &Error{Code: CodeOf(cause), Cause: cause, Advice: advice}
 }
 
+// Also adds to an error's cause what it means. The advice stays last.
+func Also(err error, meaning string) error {
+	e := *At(err, Error{}).(*Error) //nolint:errorlint // At returns no other
+	e.Cause = fmt.Errorf("%w: %s", e.Cause, meaning)
+	return &e
+}
+
 var codes = []struct {
 	err  error
 	code Code
