@@ -113,6 +113,7 @@ func TestTheListIsWhatTheCloudSays(t *testing.T) {
 		mounted(t, l, "a", "1")
 		assert.Equal(t, "a=/published/a b= c= k= m= q= z=", names(t, l))
 
+		synctest.Wait() // it has looked for strays
 		w.count()
 		time.Sleep(catalogTTL)
 		for range 3 {
