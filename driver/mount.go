@@ -138,11 +138,6 @@ func (c cloudFor) AsHolder(ctx context.Context, vol *providers.Volume) (*provide
 	return c.Controller.AsHolder(ctx, vol, c.here)
 }
 
-// Formatted implements node.Cloud.
-func (c cloudFor) Formatted(ctx context.Context, vol *providers.Volume, fstype string) error {
-	return c.MarkFormatted(ctx, vol, fstype)
-}
-
 // thisNode tells which node this is.
 func (d *Driver) thisNode(ctx context.Context) (providers.Node, error) {
 	here, err := d.controller.Node(ctx)

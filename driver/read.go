@@ -61,6 +61,9 @@ func (d *Driver) info(h *handle, vol *providers.Volume) Info {
 		if d.isAbsent(vol) {
 			info.Status["problem"] = absentError(vol).Error()
 		}
+		if err := d.node.Serves(vol.Name); err != nil {
+			info.Status["problem"] = err.Error()
+		}
 	}
 	if h != nil {
 		h.describe(&info)

@@ -119,8 +119,8 @@ func (c *Controller) AsHolder(ctx context.Context, vol *providers.Volume, node p
 	}
 }
 
-// MarkFormatted records with the cloud that the volume has been formatted.
-func (c *Controller) MarkFormatted(ctx context.Context, vol *providers.Volume, fstype string) error {
+// Formatted records with the cloud that the volume has been formatted.
+func (c *Controller) Formatted(ctx context.Context, vol *providers.Volume, fstype string) error {
 	if err := c.cloud.mark(ctx, vol.ID, volume.KeyFormatted, fstype); err != nil {
 		return volume.Advise(fmt.Errorf("%w: that the disk is formatted could not be recorded with the cloud, so it is not mounted yet", err), "try again")
 	}

@@ -42,7 +42,6 @@ const (
 	Mount   Op = "mount"
 	Unmount Op = "unmount"
 	Remove  Op = "remove"
-	Release Op = "release"
 )
 
 // Error is what the driver returns: the cause first, and what the operator can do about it last.
