@@ -41,6 +41,8 @@ type Disk[V any] struct {
 	Asked  time.Time // when the cloud was asked, or before
 
 	hidden      bool // it has lost its name by what this process has written
+	settled     bool // Attachment is complete, and shown is what the answer shows
+	shown       providers.Attachment
 	nothingLeft bool // the attach that has failed has left nothing: no node holds the volume
 }
 

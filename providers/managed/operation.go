@@ -72,6 +72,10 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 	if p.cloud.Settle != nil {
 		return p.cloud.Settle(ctx, d)
 	}
+	if d.settled {
+		d.Attachment, d.nothingLeft = d.shown, false
+	}
+	d.settled, d.shown = true, d.Attachment
 	o, known := p.LastOperation(d.ID)
 	holder := d.Attachment.Node
 	switch {
@@ -127,7 +131,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 	if state == Finished && o.Attach {
 		p.holders.took(d.ID, o.Node)
 	}
-	p.operations.Delete(d.ID)
+	p.operations.CompareAndDelete(d.ID, o)
 	now, err := p.Get(ctx, d.ID)
 	if err != nil {
 		return d, err
