@@ -146,3 +146,28 @@ func TestWhereAnswersMayBeOldOnlyAnAnswerThatMustShowItSaysNo(t *testing.T) {
 		assert.Zero(t, time.Since(begin), "that is known")
 	})
 }
+
+// What this process has just given its name is not another's because an answer from before does not show the marks.
+func TestWhereAnswersMayBeOldAVolumeIsOursUntilAnAnswerMustShowOtherwise(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &tiny{}
+		p := c.provider()
+		p.memory.on = true
+		c.put("1", "db", nil)
+		marked := c.disks["1"]
+		bare := Disk[string]{Volume: providers.Volume{ID: "1"}}
+		c.disks["1"] = bare
+		p.named("db", "1")
+		go func() {
+			time.Sleep(5 * time.Second)
+			c.disks["1"] = marked
+		}()
+		_, err := p.GetOurs(t.Context(), "1")
+		require.NoError(t, err)
+		c.disks["1"] = bare
+		begin := time.Now()
+		_, err = p.GetOurs(t.Context(), "1")
+		require.ErrorIs(t, err, providers.ErrNotFound)
+		assert.GreaterOrEqual(t, time.Since(begin), Lag)
+	})
+}

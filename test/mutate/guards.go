@@ -250,6 +250,26 @@ var guards = []guard{
 		code: `if err == nil && !h.confirms(volume, node, asked) {`, without: `if false {`, tests: "./providers/hetzner",
 	},
 	{
+		protects: "what was just created is not missing because an old answer does not show it", file: "providers/managed/find.go",
+		code: `case asked.Sub(lately.at) >= Lag:`, without: `case asked.Sub(lately.at) >= 0:`,
+	},
+	{
+		protects: "a volume is not another's because an old answer does not show its marks", file: "providers/managed/managed.go",
+		code: `certain = p.IsOurs(d) || asked.Sub(ours) >= Lag`, without: `certain = p.IsOurs(d) || asked.Sub(ours) >= 0`,
+	},
+	{
+		protects: "an old answer before an attach is not taken for a detach", file: "providers/managed/attach.go",
+		code: `held == providers.Detached && !p.holders.denies(id, node, asked)`, without: `held == providers.Detached && asked.IsZero()`,
+	},
+	{
+		protects: "an old answer does not end a detach that is under way", file: "providers/managed/operation.go",
+		code: `o.over && d.Asked.Sub(o.at) >= Lag`, without: `o.over`,
+	},
+	{
+		protects: "a volume of another name or cluster is not adopted", file: "providers/managed/adopt.go",
+		code: "	case d.Marked:\n		return refuse", without: "	case false:\n		return refuse",
+	},
+	{
 		protects: "an old answer after a detach does not detach from the next server", file: "providers/managed/attach.go",
 		code: `case !p.holders.confirms(id, node, asked):`, without: `case false:`, tests: "./providers/hetzner",
 	},
