@@ -69,6 +69,6 @@ type Progress interface {
 // Observer is told what is being done with volumes and how long it took, for a log, metrics or a command line. Its methods
 // may be called from any number of goroutines.
 type Observer interface {
-	// Phase is called at the end of each phase of a volume.
+	// Phase is called at the end of each phase of a volume. It must return at once, and call nothing of the driver.
 	Phase(name string, phase Phase, took time.Duration)
 }
