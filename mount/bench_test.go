@@ -34,8 +34,7 @@ func BenchmarkStage(b *testing.B) {
 				b.StopTimer()
 				unstage(b, h, d, "vol")
 				began := time.Now()
-				_, err := blkid(context.Background(), d.Device)
-				require.NoError(b, err)
+				require.NoError(b, verifyFS(context.Background(), d.Device, fstype))
 				require.NoError(b, check(context.Background(), d.Device, fstype))
 				programs += time.Since(began)
 				began = time.Now()
@@ -52,6 +51,22 @@ func BenchmarkStage(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed()-programs-kernel)/n, "ms/own-share")
 		})
 	}
+}
+
+// BenchmarkVerifyFS compares what each mount asks blkid for with a probe for all formats.
+func BenchmarkVerifyFS(b *testing.B) {
+	d := formatted(b, newHost(b), "ext4")
+	b.Run("of a mount", func(b *testing.B) {
+		for b.Loop() {
+			require.NoError(b, verifyFS(b.Context(), d.Device, "ext4"))
+		}
+	})
+	b.Run("all formats", func(b *testing.B) {
+		for b.Loop() {
+			_, err := blkid(b.Context(), d.Device)
+			require.NoError(b, err)
+		}
+	})
 }
 
 // BenchmarkStageMany compares the time for 50 volumes at once with that for one.

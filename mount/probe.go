@@ -67,9 +67,13 @@ func probe(ctx context.Context, dev Device, f *os.File) (Contents, error) {
 }
 
 // blkid runs libblkid's low-level probe. Exit code 2 means "nothing found" and also "no such file", so it counts only without
-// output, for a device that is open here and was just read.
-func blkid(ctx context.Context, dev Device) (Contents, error) {
-	res, err := run(ctx, "blkid", "--probe", "--output", "export", dev.Path)
+// output, for a device that is open here and was just read. It looks for all formats that it knows, or for these.
+func blkid(ctx context.Context, dev Device, formats ...string) (Contents, error) {
+	args := []string{"--probe", "--output", "export", dev.Path}
+	if len(formats) > 0 {
+		args = append([]string{"--match-types", strings.Join(formats, ",")}, args...)
+	}
+	res, err := run(ctx, "blkid", args...)
 	if err != nil {
 		return Contents{}, fmt.Errorf("%w; what is on device %s is not known", err, dev.Path)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -120,6 +121,50 @@ func TestAnotherFileSystemThanTheOneAskedForIsNotMounted(t *testing.T) {
 	require.ErrorIs(t, err, ErrWrongFS)
 	require.ErrorContains(t, err, "xfs")
 	require.ErrorContains(t, err, "ext4")
+}
+
+func TestADiskOfAnotherFormatIsNotMounted(t *testing.T) {
+	h := newHost(t)
+	for name, c := range map[string]struct {
+		write func(d *disk)
+		says  string
+	}{
+		"a format that is no file system": {func(d *disk) { must(t, "mkswap", d.Path) }, "swap"},
+		"RAID":                            {func(d *disk) { d.write(mdSuperblock(8), 4096) }, "linux_raid_member"},
+		"two file systems": {func(d *disk) {
+			other := formatted(t, h, "xfs")
+			must(t, "mkfs.ext4", "-q", d.Path)
+			superblock := make([]byte, 512)
+			f, err := os.Open(other.Path)
+			require.NoError(t, err)
+			defer f.Close()
+			_, err = f.ReadAt(superblock, 0)
+			require.NoError(t, err)
+			d.write(superblock, 0)
+		}, "several formats at once"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDisk(t, ext4Size)
+			c.write(d)
+			_, err := h.Stage(context.Background(), d.Device, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
+			require.ErrorIs(t, err, ErrWrongFS)
+			require.ErrorContains(t, err, c.says)
+		})
+	}
+}
+
+func TestAMountLooksForFileSystemsOnly(t *testing.T) {
+	h := newHost(t)
+	d := formatted(t, h, "ext4")
+	real, err := exec.LookPath("blkid")
+	require.NoError(t, err)
+	runs := filepath.Join(t.TempDir(), "runs")
+	withTool(t, "blkid", fmt.Sprintf("echo $1 $2 >> %s; exec %s \"$@\"", runs, real))
+	stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
+	unstage(t, h, d, "vol")
+	asked, err := os.ReadFile(runs)
+	require.NoError(t, err)
+	assert.Equal(t, "--match-types btrfs,ext4,xfs,crypto_LUKS\n", string(asked))
 }
 
 func TestAnotherDiskThanTheVolumeIsNotMounted(t *testing.T) {
