@@ -5,7 +5,7 @@
 // EC2's reads lag behind its writes ("eventual consistency"), so whatever must not go wrong rests on its writes: a volume
 // is attached if AttachVolume took it and held by another node if AttachVolume refused, two nodes that create one name at
 // once get one volume because they send the same ClientToken, and a volume in use is not deleted because DeleteVolume
-// refuses. What this process has written itself it remembers for as long as a read may not show it; see memory. That something
+// refuses. What this process has written itself it remembers for as long as a read may not show it (package managed). That something
 // is not there, a read proves only if it was asked when it must show it: until then the question is asked again.
 //
 // # What it costs

@@ -7,7 +7,7 @@
 // region, and a volume in use is not deleted because that is refused. Reads are taken for what is so at that moment: the
 // reference tells of none that may be old, and DigitalOcean's own programs rest on it. What does take its time is an action,
 // and a volume's droplet_ids need not show what is under way. So this process remembers what it has asked for until a read
-// shows it, and asks for the action itself if that is not so for a while; see moves.
+// shows it, and asks for the action itself if that is not so for a while.
 //
 // # What it costs
 //

@@ -9,7 +9,7 @@
 // project, and each volume of ours has one that is made of cluster and name.
 //
 // A volume shows which server it is attached to, and not whether it is still on its way there or away. That is known of changes
-// that this process began (move), and asked when a change is refused.
+// that this process began, and asked when a change is refused.
 //
 // # What it costs
 //

@@ -6,7 +6,7 @@
 // answered, so a read is the truth of its moment. What must not go wrong when two nodes act at once rests on what Linode
 // refuses: two volumes cannot have one label, so two nodes that create one name at once get one volume (see label); and a
 // volume that has a Linode is attached to no other. Only a detach does not say from which Linode, so who holds the volume is
-// read right before; see Detach for what remains possible.
+// read right before; see detach for what remains possible.
 //
 // The API shows no attachment on its way: a volume has its Linode from the moment it is asked for, before the device is there,
 // and keeps it until the device is gone. So this process remembers what it has asked to be detached.

@@ -93,8 +93,8 @@ type Config struct {
 	Interface string                  // of the services: public, internal or admin; default public
 	Server    string                  // the id of this server; default: the word of its metadata service
 	Metadata  string                  // URL of that service's document
-	Transport http.RoundTripper       // to the cloud; default: package rest's
-	Neighbour *http.Client            // for the metadata service; default: package rest's
+	Transport http.RoundTripper       // to the cloud; default: that of package rest
+	Neighbour *http.Client            // for the metadata service; default: that of package metadata
 	Log       logrus.FieldLogger      // may be nil
 
 	settings string // that name the credentials, for errors
