@@ -17,7 +17,7 @@ var version string
 func main() {
 	// It runs on every node and needs little processor time: it trades that for memory.
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+		debug.SetGCPercent(33)
 	}
 	if err := command().Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "blockvol:", err)

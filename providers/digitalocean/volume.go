@@ -173,10 +173,18 @@ func (p *Provider) call(name, called string) {
 	}
 }
 
-// region returns all volumes of a region, whoever they belong to.
+// region returns all volumes of a region, whoever they belong to. Of the region itself, which DigitalOcean describes with each of
+// them, they have the name only.
 func (p *Provider) region(ctx context.Context, region string) ([]godo.Volume, error) {
 	return pages(ctx, p, "the request for the volumes of region "+region, func(v godo.Volume) string { return v.ID }, func(ctx context.Context, page *godo.ListOptions) ([]godo.Volume, *godo.Response, error) {
-		return p.api.Storage.ListVolumes(ctx, &godo.ListVolumeParams{Region: region, ListOptions: page})
+		list, answer, err := p.api.Storage.ListVolumes(ctx, &godo.ListVolumeParams{Region: region, ListOptions: page})
+		slug := &godo.Region{Slug: region}
+		for i, v := range list {
+			if v.Region != nil && v.Region.Slug == region {
+				list[i].Region = slug
+			}
+		}
+		return list, answer, err
 	})
 }
 

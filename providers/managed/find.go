@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -85,26 +86,26 @@ func (p *Provider[V]) askNamed(ctx context.Context, names []string) (map[string]
 // One returns the volume of the name among all that may be. One name is one volume's: if an accident or somebody's hands made it
 // two, neither is taken for the right one. Errors: ErrNotFound, ErrAmbiguous, that of a damaged volume which may be the one.
 func (p *Provider[V]) One(name string, all []Disk[V]) (one Disk[V], err error) {
-	var ours []Disk[V]
+	var ours []*providers.Volume
 	for _, d := range all {
 		mayBe := !d.hidden && (d.Cluster == "" || d.Cluster == p.cloud.Cluster) && (d.Name == "" || d.Name == name)
 		switch {
 		case d.Damaged != nil && mayBe:
-			return one, d.Damaged
+			return Disk[V]{}, d.Damaged
 		case p.IsOurs(d) && d.Name == name:
-			ours = append(ours, d)
+			one, ours = d, append(ours, &d.Volume)
 		}
 	}
 	switch len(ours) {
 	case 0:
 		return one, fmt.Errorf("%w: %s has none named %q in cluster %q", providers.ErrNotFound, p.cloud.Name, name, p.cloud.Cluster)
 	case 1:
-		return ours[0], nil
+		return one, nil
 	}
-	return one, p.ambiguous(name, ours)
+	return Disk[V]{}, p.ambiguous(name, ours)
 }
 
-func (p *Provider[V]) ambiguous(name string, all []Disk[V]) error {
+func (p *Provider[V]) ambiguous(name string, all []*providers.Volume) error {
 	shown := make([]string, len(all))
 	for i, d := range all {
 		shown[i] = "volume " + d.ID
@@ -128,10 +129,24 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 	if err != nil {
 		return nil, err
 	}
+	type answer struct {
+		volume *providers.Volume
+		err    error
+	}
 	var problems []error
-	byName := make(map[string][]Disk[V])
-	for _, v := range all {
-		d := p.show(v, asked)
+	byName, records, details := make(map[string][]answer), make(sharing), make(sharing)
+	found := func(d Disk[V]) {
+		d.Record, d.Details = records.one(d.Record), details.one(d.Details)
+		v, err := p.Volume(ctx, d, false)
+		if err != nil {
+			v = &providers.Volume{ID: d.ID, Zone: d.Zone} // which has the name all the same
+		}
+		byName[d.Name] = append(byName[d.Name], answer{v, err})
+	}
+	for i := range all {
+		d := p.show(all[i], asked)
+		var none V
+		all[i] = none // the cloud's own descriptions take most of the memory
 		switch {
 		case d.hidden:
 		case d.Damaged != nil && (d.Cluster == "" || d.Cluster == p.cloud.Cluster):
@@ -140,30 +155,56 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 			}
 			problems = append(problems, d.Damaged)
 		case p.IsOurs(d):
-			byName[d.Name] = append(byName[d.Name], d)
+			found(d)
 			delete(lately, d.Name)
 		}
 	}
 	for name, v := range lately {
 		d, err := p.created(ctx, name, v, providers.ErrNotFound)
 		if err == nil {
-			byName[name] = append(byName[name], d)
+			found(d)
 		} else if !errors.Is(err, providers.ErrNotFound) {
 			return nil, err
 		}
 	}
-	var list []*providers.Volume
+	list := make([]*providers.Volume, 0, len(byName))
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		var v *providers.Volume
-		d, err := p.One(name, byName[name])
-		if err == nil {
-			v, err = p.Volume(ctx, d, false)
+		switch one := byName[name]; {
+		case len(one) > 1:
+			var several []*providers.Volume
+			for _, a := range one {
+				several = append(several, a.volume)
+			}
+			problems = append(problems, p.ambiguous(name, several))
+		case one[0].err != nil:
+			problems = append(problems, one[0].err)
+		default:
+			list = append(list, one[0].volume)
 		}
-		if err != nil {
-			problems = append(problems, err)
-			continue
-		}
-		list = append(list, v)
 	}
 	return list, errors.Join(problems...)
+}
+
+// sharing has one map for all equal ones, by its text. Most volumes of a list have the same Record and Details, and a map takes more
+// memory than all else of a volume.
+type sharing map[string]map[string]string
+
+// mostShared bounds how many maps are kept to be shared: where each volume has its own, as Details with a name, nothing is gained.
+const mostShared = 100
+
+func (s sharing) one(m map[string]string) map[string]string {
+	if len(m) == 0 { // a Record is never nil, Details may be
+		return m
+	}
+	text := make([]byte, 0, 256)
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		text = strconv.AppendQuote(strconv.AppendQuote(text, key), m[key])
+	}
+	if same, is := s[string(text)]; is {
+		return same
+	}
+	if len(s) < mostShared {
+		s[string(text)] = m
+	}
+	return m
 }

@@ -101,7 +101,8 @@ func (p *Provider[V]) Volume(ctx context.Context, d Disk[V], ask bool) (*provide
 	case !p.IsOurs(d):
 		return nil, providers.NotOurs(d.ID)
 	}
-	return &d.Volume, nil
+	v := d.Volume // whoever keeps it must not keep the cloud's own description, too
+	return &v, nil
 }
 
 // Get returns a disk by its id, whoever it belongs to. Errors: providers.ErrNotFound.

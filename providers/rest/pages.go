@@ -10,6 +10,9 @@ import (
 const (
 	// pagesAtOnce is how many pages of a list are asked for at the same time.
 	pagesAtOnce = 8
+	// itemsAtOnce is how many items are asked for at the same time, if a page has fewer: while it is read, an item takes several
+	// times the memory that it takes afterwards.
+	itemsAtOnce = 400
 	// readings is how often a list is read until it is whole.
 	readings = 5
 	// mostPages is how many pages a list may have if the cloud does not tell how many items there are.
@@ -48,7 +51,7 @@ func read[T any](page func(n int) ([]T, int, bool, error)) (list []T, whole bool
 			total int
 			last  bool
 			err   error
-		}, max(1, min(pagesAtOnce, (total-len(list)+most-1)/most)))
+		}, max(1, min(pagesAtOnce, itemsAtOnce/most, (total-len(list)+most-1)/most)))
 		var all sync.WaitGroup
 		for i := range pages {
 			p := &pages[i]

@@ -165,3 +165,29 @@ func TestAListThatShowsAnItemTwiceIsReadAnew(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []int{2, 3, 4, 5, 6, 7}, all)
 }
+
+func TestOfLargePagesFewerAreAskedForAtATime(t *testing.T) {
+	const large, pages = itemsAtOnce / 2, 9
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		under, most := 0, 0
+		all, err := Pages("X", itself, func(n int) ([]int, int, bool, error) {
+			mu.Lock()
+			under++
+			most = max(most, under)
+			mu.Unlock()
+			time.Sleep(time.Second)
+			mu.Lock()
+			under--
+			mu.Unlock()
+			items := make([]int, large)
+			for i := range items {
+				items[i] = n*large + i
+			}
+			return items, large * pages, n == pages, nil
+		})
+		require.NoError(t, err)
+		assert.Len(t, all, large*pages)
+		assert.Equal(t, 2, most)
+	})
+}

@@ -45,7 +45,8 @@ func fill(t testing.TB, c *cloud.Cloud, p providers.Provider, cluster string, vo
 			for _, most := range []int{32, 36, 63} { // as the clouds have room for
 				pairs = append(pairs, labels.Name(cluster, pattern, most), labels.Name(cluster, volumeName(i), most))
 			}
-			pairs = append(pairs, labels.Digest(cluster, pattern), labels.Digest(cluster, volumeName(i)))
+			old, digest := labels.Digest(cluster, pattern), labels.Digest(cluster, volumeName(i))
+			pairs = append(pairs, old, digest, old[:40], digest[:40])
 			renamed := strings.NewReplacer(append(pairs, pattern, volumeName(i))...)
 			tags := map[string]string{}
 			for key, value := range made.Tags {
@@ -182,7 +183,7 @@ func BenchmarkTenThousandVolumesOfACloud(b *testing.B) {
 				report(kind.Name+": requests for it", "", "%d", requests)
 				report(kind.Name+": resident memory after ten", "60 MB", "%.0f MB", float64(resident)/1e6)
 				assert.Less(b, median(took), 6*time.Second)
-				assert.Less(b, resident, int64(100e6), "60 MB is the aim")
+				assert.Less(b, resident, int64(60e6))
 				a.stop()
 			}
 		})
