@@ -156,10 +156,10 @@ func TestADiskOfAnotherFormatIsNotMounted(t *testing.T) {
 func TestAMountLooksForFileSystemsOnly(t *testing.T) {
 	h := newHost(t)
 	d := formatted(t, h, "ext4")
-	real, err := exec.LookPath("blkid")
+	blkid, err := exec.LookPath("blkid")
 	require.NoError(t, err)
 	runs := filepath.Join(t.TempDir(), "runs")
-	withTool(t, "blkid", fmt.Sprintf("echo $1 $2 >> %s; exec %s \"$@\"", runs, real))
+	withTool(t, "blkid", fmt.Sprintf("echo $1 $2 >> %s; exec %s \"$@\"", runs, blkid))
 	stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 	unstage(t, h, d, "vol")
 	asked, err := os.ReadFile(runs)

@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/blockvol/blockvol/internal/host"
 )
 
 // TestEntriesSurviveAPowerFailure keeps a journal on a real ext4 and looks at the disk below it: what an ext4 has not been
@@ -25,7 +27,7 @@ func TestEntriesSurviveAPowerFailure(t *testing.T) {
 	mounted := mountImage(t, disk)
 	j, err := OpenJournal(filepath.Join(mounted, "journal"))
 	require.NoError(t, err)
-	require.NoError(t, syncDir(mounted)) // the directory itself is as old as the installation
+	require.NoError(t, host.SyncDir(mounted)) // the directory itself is as old as the installation
 
 	require.NoError(t, j.Put(testEntry("new", "1")))
 	assert.Equal(t, []*Entry{testEntry("new", "1")}, afterPowerFailure(t, disk), "a first entry")

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
 )
 
@@ -261,7 +262,7 @@ func decodeEntry(data []byte) (*Entry, error) {
 func (dir journalDir) Put(e *Entry) error {
 	data, err := json.Marshal(e)
 	if err == nil {
-		err = replaceFile(dir.file(e.Name), append(data, '\n'))
+		err = host.ReplaceFile(dir.file(e.Name), dir.file(e.Name)+partSuffix, append(data, '\n'), nil)
 	}
 	if err != nil {
 		return cannotWrite(err)
@@ -276,7 +277,7 @@ func (dir journalDir) Remove(name string) error {
 		return nil
 	}
 	if err == nil {
-		err = syncDir(string(dir))
+		err = host.SyncDir(string(dir))
 	}
 	if err != nil {
 		return cannotWrite(err)
@@ -286,35 +287,4 @@ func (dir journalDir) Remove(name string) error {
 
 func cannotWrite(err error) error {
 	return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("the journal cannot be written: %w", err), Advice: "make room or repair the state directory on this node"}
-}
-
-// replaceFile makes data the file's content, durably: after a crash the old or the new content is there, whole.
-func replaceFile(path string, data []byte) error {
-	part := path + partSuffix
-	if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) { // what a crash has left, or whatever it is
-		return err
-	}
-	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(part, path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(part))
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -9,15 +9,13 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
 )
 
@@ -72,11 +70,10 @@ type Restored struct {
 // Open reads the journal, and returns the volumes of which this node has something. Errors: the state directory cannot be used.
 func Open(cfg Config) (*Node, []Restored, error) {
 	if cfg.Boot == "" {
-		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-		if err != nil {
-			return nil, nil, fmt.Errorf("the kernel does not tell which boot this is: %w", err)
+		var err error
+		if cfg.Boot, err = host.BootID(); err != nil {
+			return nil, nil, err
 		}
-		cfg.Boot = strings.TrimSpace(string(id))
 	}
 	n := &Node{
 		host: cfg.Host, journal: cfg.Journal, published: cfg.Published, boot: cfg.Boot, restart: cfg.Restart, log: cfg.Log,

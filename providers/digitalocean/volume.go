@@ -65,7 +65,7 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]godo
 		}
 		for _, v := range list {
 			if p.isNamed(v, name) || hidden(v) != nil {
-				return map[string][]godo.Volume{name: {v}}, nil
+				return map[string][]godo.Volume{name: {v}}, nil //nolint:nilerr // one that is hidden is refused when it is described
 			}
 		}
 		if v, settled := p.tagged(ctx, name); settled {

@@ -47,7 +47,7 @@ func (p *Provider) wrongLocation(ctx context.Context, d managed.Disk[*volume], n
 	}
 	s, err := p.server(ctx, node)
 	if err != nil || s == nil || d.Zone == s.Location.Name {
-		return nil
+		return nil //nolint:nilerr // then the refusal itself is the explanation
 	}
 	return fmt.Errorf("%w: volume %s is in location %s and server %s in %s, where it cannot be attached: run the service in location %s (%s)",
 		providers.ErrInvalid, d.ID, d.Zone, node, s.Location.Name, d.Zone, refusal.Error())

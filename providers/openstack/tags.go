@@ -122,23 +122,21 @@ func unnamed(state string) map[string]string {
 	return map[string]string{keyState: state, keyCluster: "", keyName: "", keyDigest: ""}
 }
 
-// nameOf is the name that the metadata give, if they are this cluster's; the state says what that is worth.
-func (p *Provider) nameOf(metadata map[string]string) (name string, is bool) {
-	name = decode(metadata[keyName])
-	return name, name != "" && decode(metadata[keyCluster]) == p.cluster && metadata[keyDigest] == p.keyOf(name)
+// isNamed tells whether the metadata give a name of this cluster; the state says what that is worth.
+func (p *Provider) isNamed(metadata map[string]string) bool {
+	name := decode(metadata[keyName])
+	return name != "" && decode(metadata[keyCluster]) == p.cluster && metadata[keyDigest] == p.keyOf(name)
 }
 
 // isOurs tells whether the metadata are those of a volume of this cluster.
 func (p *Provider) isOurs(metadata map[string]string) bool {
-	_, is := p.nameOf(metadata)
-	return is && metadata[keyState] == stateSettled
+	return p.isNamed(metadata) && metadata[keyState] == stateSettled
 }
 
 // isCandidate tells whether the metadata are those of a volume that is being made for this cluster, by a process that lives or
 // by one that does not.
 func (p *Provider) isCandidate(metadata map[string]string) bool {
-	_, is := p.nameOf(metadata)
-	return is && slices.Contains([]string{stateNew, stateClaimed, stateWithdrawn}, metadata[keyState])
+	return p.isNamed(metadata) && slices.Contains([]string{stateNew, stateClaimed, stateWithdrawn}, metadata[keyState])
 }
 
 // checkSpec refuses what Cinder would, before anything is made.

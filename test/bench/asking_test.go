@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
 	"slices"
 	"strings"
 	"sync"
@@ -91,7 +92,7 @@ func TestWhatACreateCostsAFleet(t *testing.T) {
 					fill(t, c, p, "bench", volumes)
 					d, err := driver.New(driver.Config{
 						Provider: p, Host: &kernel{kernels: kernels, instance: instance}, Log: log,
-						StateDir: filepath.Join(state, kind.Provider, fmt.Sprint(volumes)), PublishedDir: "/published",
+						StateDir: filepath.Join(state, kind.Provider, strconv.Itoa(volumes)), PublishedDir: "/published",
 					})
 					require.NoError(t, err)
 					time.Sleep(time.Hour) // the start is over

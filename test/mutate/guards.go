@@ -400,16 +400,16 @@ var guards = []guard{
 		code: `turn = context.WithoutCancel(caller)`, without: `turn = d.ctx`,
 	},
 	{
-		protects: "an entry survives a power failure: its file is flushed", file: "driver/node/journal.go",
+		protects: "an entry survives a power failure: its file is flushed", file: "internal/host/host.go", tests: "./driver/node",
 		code: "		err = f.Sync()\n", without: "		err = nil\n",
 	},
 	{
-		protects: "an entry survives a power failure: its directory is flushed", file: "driver/node/journal.go",
-		code: "	return syncDir(filepath.Dir(path))\n", without: "	return nil\n",
+		protects: "an entry survives a power failure: its directory is flushed", file: "internal/host/host.go", tests: "./driver/node",
+		code: "	return SyncDir(filepath.Dir(path))\n", without: "	return nil\n",
 	},
 	{
 		protects: "a removed entry does not come back after a power failure", file: "driver/node/journal.go",
-		code: "err = syncDir(string(dir))", without: "err = nil",
+		code: "err = host.SyncDir(string(dir))", without: "err = nil",
 	},
 	{
 		protects: "mount IDs of an earlier boot are void", file: "driver/node/node.go",
