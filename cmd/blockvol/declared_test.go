@@ -188,7 +188,7 @@ func TestProvidersReadTheSettingsThatTheyDeclare(t *testing.T) {
 							return ""
 						}
 						return "x"
-					}, "node", "main", log)
+					}, "node", "main", log, nil)
 				}
 			}
 		}

@@ -17,7 +17,7 @@ import (
 
 // constructor makes a provider from the environment, without a call to its cloud, and tells which settings it reads there.
 type constructor struct {
-	fromEnv  func(getenv func(string) string, node, cluster string, log logrus.FieldLogger) (providers.Provider, error)
+	fromEnv  func(getenv func(string) string, node, cluster string, log logrus.FieldLogger, observe providers.Observer) (providers.Provider, error)
 	settings []providers.Setting
 }
 

@@ -137,7 +137,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 	if err != nil {
 		return fail(err)
 	}
-	provider, err := constructors[s.provider].fromEnv(getenv, node, s.cluster, log)
+	provider, err := constructors[s.provider].fromEnv(getenv, node, s.cluster, log, logObserver{log}.Request)
 	if err != nil {
 		return fail(fmt.Errorf("provider %s: %w", s.provider, err))
 	}
@@ -150,7 +150,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 	undo = append(undo, host.Close)
 	d, err := driver.New(driver.Config{
 		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
-		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Log: log,
+		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Observer: logObserver{log}, Log: log,
 	})
 	if err != nil {
 		return fail(err)

@@ -48,6 +48,7 @@ type Config struct {
 	Metadata    string                  // URL of the metadata service
 	Credentials sdk.CredentialsProvider // default: the SDK's chain, with the instance's role last
 	HTTPClient  *http.Client            // for EC2 and the metadata service
+	Observe     providers.Observer      // told of each request to EC2; may be nil
 }
 
 // Provider is EC2 as seen from one instance. It keeps the contract of providers.Provider, Snapshotter and Modifier.
@@ -102,12 +103,12 @@ const maxFilterValues = 200
 
 // FromEnv is New with the environment's settings: AWS_REGION, and static keys, each also as …_FILE. All others the SDK
 // reads by itself. The node's own id is not used: an instance has one.
-func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger, observe providers.Observer) (providers.Provider, error) {
 	keys, err := keysFromFiles(getenv)
 	if err != nil {
 		return nil, err
 	}
-	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv(regionSetting), Credentials: keys}))
+	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv(regionSetting), Credentials: keys, Observe: observe}))
 }
 
 // identified tells which instance this is, by the word of its metadata service.

@@ -193,20 +193,20 @@ func TestAClockThatIsSetRightIsRightAtOnce(t *testing.T) {
 
 func TestSettingsThatContradictAreRefused(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} {
-		_, err := FromEnv(env(map[string]string{name: "hush", name + "_FILE": "/data/state/key"}), "", "main", nil)
+		_, err := FromEnv(env(map[string]string{name: "hush", name + "_FILE": "/data/state/key"}), "", "main", nil, nil)
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		providertest.Sentence(t, err, name, name+"_FILE", "leave one")
 		assert.NotContains(t, err.Error(), "hush")
 	}
 	for _, half := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
-		_, err := FromEnv(env(map[string]string{half: "hush"}), "", "main", nil)
+		_, err := FromEnv(env(map[string]string{half: "hush"}), "", "main", nil, nil)
 		require.ErrorIs(t, err, providers.ErrInvalid, "the SDK would pass over it in silence")
 		providertest.Sentence(t, err, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "both")
 		assert.NotContains(t, err.Error(), "hush")
 	}
-	_, err := FromEnv(env(nil), "", "", nil)
+	_, err := FromEnv(env(nil), "", "", nil, nil)
 	providertest.Sentence(t, err, "CLUSTER")
-	_, err = FromEnv(env(map[string]string{"AWS_REGION": region}), "", "main", nil)
+	_, err = FromEnv(env(map[string]string{"AWS_REGION": region}), "", "main", nil, nil)
 	require.NoError(t, err)
 }
 

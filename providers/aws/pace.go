@@ -87,12 +87,16 @@ func try[T any](ctx context.Context, p *Provider, action string, most int, send 
 		return answer, err
 	}
 	way := p.paces.of(action)
+	seen := providers.Request{Cloud: "EC2", Method: http.MethodPost, Path: action, Retries: -1}
+	defer p.observe(&seen, time.Now(), &err)
 	for failed, corrected := 0, false; ; {
 		done, err := way.Wait(ctx)
 		if err != nil {
 			return answer, fmt.Errorf("%w: EC2 takes no more %s from this account for now (%s), and the call's time is over: %w", providers.ErrBusy, action, cmp.Or(way.Why(), "it throttles"), err)
 		}
 		err = attempt(ctx, s, func(ctx context.Context) (err error) { answer, err = send(ctx, s.api); return err })
+		seen.Retries++
+		seen.Status = statusOf(err)
 		throttled, after := throttling(err)
 		refusal := ""
 		if throttled {
@@ -121,6 +125,30 @@ func try[T any](ctx context.Context, p *Provider, action string, most int, send 
 			return answer, s.explain(ctx, action, err)
 		}
 	}
+}
+
+// observe tells what became of a request that began at that time.
+func (p *Provider) observe(r *providers.Request, begun time.Time, err *error) {
+	if p.cfg.Observe == nil || r.Retries < 0 {
+		return
+	}
+	r.Took = time.Since(begun)
+	if *err != nil && r.Status == 0 {
+		r.Problem = (*err).Error() // which explain has made
+	}
+	p.cfg.Observe(*r)
+}
+
+// statusOf returns the status of the answer, 0 if there was none.
+func statusOf(err error) int {
+	var answered *awshttp.ResponseError
+	switch {
+	case err == nil:
+		return http.StatusOK
+	case errors.As(err, &answered):
+		return answered.HTTPStatusCode()
+	}
+	return 0
 }
 
 func attempt(ctx context.Context, s *session, send func(context.Context) error) error {

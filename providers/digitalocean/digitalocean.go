@@ -59,6 +59,7 @@ type Config struct {
 	Metadata  string             // URL; default is where each droplet finds it
 	Transport http.RoundTripper  // for both; nil is the usual
 	Log       logrus.FieldLogger // may be nil
+	Observe   providers.Observer // told of each request; may be nil
 }
 
 // Provider is DigitalOcean as seen from one droplet. It keeps the contract of providers.Provider, Snapshotter and Modifier.
@@ -121,7 +122,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p := &Provider{cfg: cfg, aliases: map[string]string{}}
 	p.http = rest.New(rest.Config{
-		Cloud: "DigitalOcean", Endpoint: settingAPI, Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
+		Cloud: "DigitalOcean", Endpoint: settingAPI, Token: cfg.Token, Transport: cfg.Transport, Observe: cfg.Observe, Repeatable: repeatable,
 	})
 	var err error
 	if p.api, err = godo.New(p.http.HTTP, godo.SetBaseURL(cfg.API+"/"), godo.SetUserAgent("blockvol")); err != nil {
@@ -151,14 +152,14 @@ func New(cfg Config) (*Provider, error) {
 const mostAtOnce = 1000
 
 // FromEnv is New with the environment's settings. The node's own id is not used: a droplet has one.
-func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger, observe providers.Observer) (providers.Provider, error) {
 	token, err := secret.From(getenv, settingToken)
 	if err != nil {
 		return nil, err
 	}
 	return providers.AsProvider(New(Config{
 		Cluster: cluster, Token: token, Region: getenv(settingRegion), Droplet: getenv(settingDroplet),
-		API: getenv(settingAPI), Metadata: getenv(settingMetadata), Log: log,
+		API: getenv(settingAPI), Metadata: getenv(settingMetadata), Log: log, Observe: observe,
 	}))
 }
 

@@ -157,7 +157,7 @@ func TestARevokedTokenIsSaidAndANewOneInItsFileServes(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "token")
 		require.NoError(t, os.WriteFile(file, []byte(w.front.Token(old)+"\n"), 0o600))
 		settings := map[string]string{settingToken + "_FILE": file}
-		made, err := FromEnv(func(name string) string { return settings[name] }, "", "main", nil)
+		made, err := FromEnv(func(name string) string { return settings[name] }, "", "main", nil, nil)
 		require.NoError(t, err)
 		from, is := made.(*Provider)
 		require.True(t, is)
@@ -279,7 +279,7 @@ func TestSettingsAreChecked(t *testing.T) {
 				return value
 			}
 			return good[setting]
-		}, "ignored", test.cluster, nil)
+		}, "ignored", test.cluster, nil, nil)
 		if test.words == nil {
 			require.NoError(t, err, name)
 			assert.NotNil(t, p, name)

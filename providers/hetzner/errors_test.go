@@ -188,7 +188,7 @@ func TestSettings(t *testing.T) {
 		{"HCLOUD_TOKEN_FILE", file + " is not there yet"},
 		{"HCLOUD_TOKEN", "secret", "HCLOUD_SERVER_ID", "42", "HCLOUD_ENDPOINT", "https://api.hetzner.test/v1/", "HCLOUD_METADATA_URL", "http://127.0.0.1:80"},
 	} {
-		p, err := FromEnv(env(good...), "node", "main", nil)
+		p, err := FromEnv(env(good...), "node", "main", nil, nil)
 		require.NoError(t, err)
 		assert.Equal(t, []string{"tags", "zone"}, p.Supports())
 	}
@@ -202,11 +202,11 @@ func TestSettings(t *testing.T) {
 		{"HCLOUD_ENDPOINT", []string{"HCLOUD_TOKEN", "a", "HCLOUD_ENDPOINT", "api.hetzner.cloud"}},
 		{"HCLOUD_METADATA_URL", []string{"HCLOUD_TOKEN", "a", "HCLOUD_METADATA_URL", "file:///etc/passwd"}},
 	} {
-		_, err := FromEnv(env(bad.env...), "node", "main", nil)
+		_, err := FromEnv(env(bad.env...), "node", "main", nil, nil)
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		providertest.Sentence(t, err, bad.word)
 	}
-	_, err := FromEnv(env("HCLOUD_TOKEN", "a"), "node", "", nil)
+	_, err := FromEnv(env("HCLOUD_TOKEN", "a"), "node", "", nil, nil)
 	require.ErrorIs(t, err, providers.ErrInvalid)
 	providertest.Sentence(t, err, "CLUSTER")
 }

@@ -56,7 +56,7 @@ type Config struct {
 	Endpoint  string             // URL of the API, version included
 	Metadata  string             // URL of the metadata service
 	Transport http.RoundTripper  // below all requests; nil: the usual one
-	Log       logrus.FieldLogger // for one line for each request; nil for none
+	Observe   providers.Observer // told of each request; may be nil
 }
 
 // Provider is Hetzner Cloud as seen from one server. It keeps the contract of providers.Provider and Modifier.
@@ -97,7 +97,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p := &Provider{cfg: cfg, cluster: cfg.Cluster, metadata: metadata.Service{Cloud: "Hetzner Cloud", Setting: serverSetting}}
 	p.client = rest.New(rest.Config{
-		Cloud: "Hetzner Cloud", Endpoint: endpointSetting, Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log,
+		Cloud: "Hetzner Cloud", Endpoint: endpointSetting, Token: cfg.Token, Transport: cfg.Transport, Observe: cfg.Observe,
 		Repeatable: repeatable, Refills: true,
 	})
 	if cfg.Transport != nil {
@@ -126,13 +126,13 @@ func New(cfg Config) (*Provider, error) {
 func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/actions/detach") }
 
 // FromEnv is New with the environment's settings. The node's own name is not used: a server has an id.
-func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger, observe providers.Observer) (providers.Provider, error) {
 	token, err := secret.From(getenv, tokenSetting)
 	if err != nil {
 		return nil, err
 	}
 	return providers.AsProvider(New(Config{
-		Cluster: cluster, Token: token, Log: log,
+		Cluster: cluster, Token: token, Observe: observe,
 		Server: getenv(serverSetting), Endpoint: getenv(endpointSetting), Metadata: getenv(metadataSetting),
 	}))
 }

@@ -61,6 +61,7 @@ type Config struct {
 
 	Transport http.RoundTripper // to the API and to the metadata service; nil is a way of their own to each
 	Log       logrus.FieldLogger
+	Observe   providers.Observer // told of each request; may be nil
 }
 
 const (
@@ -104,7 +105,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p := &Provider{cfg: cfg, cluster: cfg.Cluster}
 	p.rest = rest.New(rest.Config{
-		Cloud: "Linode", Endpoint: "LINODE_API_URL", Token: cfg.Token, Transport: cfg.Transport, Log: cfg.Log,
+		Cloud: "Linode", Endpoint: "LINODE_API_URL", Token: cfg.Token, Transport: cfg.Transport, Observe: cfg.Observe,
 		Repeatable: repeatable, Before: permitted,
 	})
 	p.api = sdk.NewClient(&http.Client{Transport: witness{p.rest.HTTP}})
@@ -130,14 +131,14 @@ func New(cfg Config) (*Provider, error) {
 }
 
 // FromEnv is New with the environment's settings. The node's own id is not used: a Linode has one.
-func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger, observe providers.Observer) (providers.Provider, error) {
 	token, err := secret.From(getenv, "LINODE_TOKEN")
 	if err != nil {
 		return nil, err
 	}
 	return providers.AsProvider(New(Config{
 		Cluster: cluster, Token: token, Region: getenv("LINODE_REGION"), Instance: getenv("LINODE_INSTANCE_ID"),
-		API: cmp.Or(getenv("LINODE_API_URL"), getenv("LINODE_URL")), Metadata: getenv("LINODE_METADATA_URL"), Log: log,
+		API: cmp.Or(getenv("LINODE_API_URL"), getenv("LINODE_URL")), Metadata: getenv("LINODE_METADATA_URL"), Log: log, Observe: observe,
 	}))
 }
 

@@ -149,13 +149,13 @@ func TestSettingsAreChecked(t *testing.T) {
 				}
 				return good[setting]
 			}
-			_, err := FromEnv(getenv, "", "main", logrus.New())
+			_, err := FromEnv(getenv, "", "main", logrus.New(), nil)
 			require.ErrorIs(t, err, providers.ErrInvalid)
 			providertest.Sentence(t, err, c.words...)
 			assert.NotContains(t, err.Error(), "secret")
 		})
 	}
-	_, err := FromEnv(func(setting string) string { return good[setting] }, "", "", logrus.New())
+	_, err := FromEnv(func(setting string) string { return good[setting] }, "", "", logrus.New(), nil)
 	require.ErrorIs(t, err, providers.ErrInvalid)
 	providertest.Sentence(t, err, "CLUSTER")
 }
@@ -175,7 +175,7 @@ func TestTheEnvironmentOfTheSDKChangesNothing(t *testing.T) {
 		assert.Equal(t, []string{"api.example /v4/volumes"}, hosts)
 	})
 	set := map[string]string{"LINODE_TOKEN": "secret", "LINODE_URL": "https://api.example"}
-	p, err := FromEnv(func(setting string) string { return set[setting] }, "", "main", logrus.New())
+	p, err := FromEnv(func(setting string) string { return set[setting] }, "", "main", logrus.New(), nil)
 	require.NoError(t, err)
 	assert.Equal(t, "https://api.example", p.(*Provider).cfg.API)
 }

@@ -127,7 +127,7 @@ func New(c Config) (*Provider, error) {
 
 // FromEnv is New with LOCAL_DIR and LOCAL_OVERCOMMIT from the environment. Without LOCAL_DIR it is /data/volumes, where
 // the managed plugin finds the host's directory, or else /var/lib/blockvol/volumes.
-func FromEnv(getenv func(string) string, node, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, node, cluster string, log logrus.FieldLogger, _ providers.Observer) (providers.Provider, error) {
 	c := Config{Dir: getenv("LOCAL_DIR"), Node: node, Cluster: cluster}
 	if s := getenv("LOCAL_OVERCOMMIT"); s != "" {
 		var err error

@@ -534,15 +534,15 @@ func TestSettings(t *testing.T) {
 		}
 	}
 	dir := filepath.Join(t.TempDir(), "not", "there", "yet")
-	p, err := FromEnv(env("LOCAL_DIR", dir, "LOCAL_OVERCOMMIT", "true"), "node-1", "main", nil)
+	p, err := FromEnv(env("LOCAL_DIR", dir, "LOCAL_OVERCOMMIT", "true"), "node-1", "main", nil, nil)
 	require.NoError(t, err)
 	assert.True(t, p.(*Provider).overcommit)
 	assert.DirExists(t, dir)
-	p, err = FromEnv(env("LOCAL_DIR", dir), "node-1", "main", nil)
+	p, err = FromEnv(env("LOCAL_DIR", dir), "node-1", "main", nil, nil)
 	require.NoError(t, err)
 	assert.False(t, p.(*Provider).overcommit)
 	log, logged := logtest.NewNullLogger()
-	p, err = FromEnv(env("LOCAL_DIR", dir, "LOCAL_OVERCOMMIT", "maybe"), "node-1", "main", log)
+	p, err = FromEnv(env("LOCAL_DIR", dir, "LOCAL_OVERCOMMIT", "maybe"), "node-1", "main", log, nil)
 	require.NoError(t, err, "volumes that exist are served")
 	assert.False(t, p.(*Provider).overcommit)
 	assert.Contains(t, logged.LastEntry().Message, `LOCAL_OVERCOMMIT is "maybe"`)
@@ -560,7 +560,7 @@ func TestSettings(t *testing.T) {
 		{env("LOCAL_DIR", dir), "../a", "main", "node id"},
 		{env("LOCAL_DIR", dir), "a", "", "CLUSTER"},
 	} {
-		_, err := FromEnv(wrong.env, wrong.node, wrong.cluster, nil)
+		_, err := FromEnv(wrong.env, wrong.node, wrong.cluster, nil, nil)
 		require.ErrorContains(t, err, wrong.word)
 	}
 }

@@ -96,6 +96,7 @@ type Config struct {
 	Transport http.RoundTripper       // to the cloud; default: that of package rest
 	Neighbour *http.Client            // for the metadata service; default: that of package metadata
 	Log       logrus.FieldLogger      // may be nil
+	Observe   providers.Observer      // told of each request; may be nil
 
 	settings string // that name the credentials, for errors
 }
@@ -159,7 +160,7 @@ func New(cfg Config) (*Provider, error) {
 		withdrawn: make(map[string]bool), doubts: make(map[string]time.Time), told: make(map[string]bool), seen: make(map[string]time.Time),
 	}
 	p.way = rest.New(rest.Config{
-		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Log: cfg.Log, Repeatable: repeatable,
+		Cloud: cloudName, Endpoint: "OS_AUTH_URL", Secrets: p.secrets, Transport: cfg.Transport, Observe: cfg.Observe, Repeatable: repeatable,
 	})
 	p.session = batch.Cache("for a token of "+cloudName, p.login)
 	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.identify)
@@ -180,10 +181,10 @@ func New(cfg Config) (*Provider, error) {
 
 // FromEnv is New with the environment's settings, under the names that OpenStack's own tools have for them. The node's own id is
 // not used: a server has one.
-func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger) (providers.Provider, error) {
+func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogger, observe providers.Observer) (providers.Provider, error) {
 	cfg := Config{
 		Cluster: cluster, Region: getenv("OS_REGION_NAME"), Interface: strings.TrimSuffix(getenv("OS_INTERFACE"), "URL"),
-		Server: getenv(serverSetting), Metadata: getenv("OS_METADATA_URL"), Log: log,
+		Server: getenv(serverSetting), Metadata: getenv("OS_METADATA_URL"), Log: log, Observe: observe,
 	}
 	cfg.Auth = gophercloud.AuthOptions{
 		IdentityEndpoint: getenv("OS_AUTH_URL"), Username: getenv("OS_USERNAME"),

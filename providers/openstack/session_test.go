@@ -115,7 +115,7 @@ func with(settings map[string]string, pairs ...string) map[string]string {
 
 // fromEnv is FromEnv, on a way of the world.
 func (w *world) fromEnv(server string, settings map[string]string) (*Provider, error) {
-	p, err := FromEnv(func(name string) string { return settings[name] }, "", "main", logrus.New())
+	p, err := FromEnv(func(name string) string { return settings[name] }, "", "main", logrus.New(), nil)
 	if err != nil {
 		return nil, err
 	}

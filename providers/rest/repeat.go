@@ -14,12 +14,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/go-retryablehttp"
-	"github.com/sirupsen/logrus"
-
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/sanitize"
 	"github.com/blockvol/blockvol/providers/secret"
+	"github.com/hashicorp/go-retryablehttp"
 )
 
 var (
@@ -64,7 +62,7 @@ func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
 	if answer != nil {
 		answer.Request = r // the caller's own, in which no token stands
 	}
-	c.log(r, answer, err, time.Since(begin), sent-1)
+	c.observe(r, answer, err, time.Since(begin), sent-1)
 	return answer, err
 }
 
@@ -195,9 +193,9 @@ func (w whole) Close() error {
 	return err
 }
 
-// log writes what became of a request, without its query, its headers and its body.
-func (c *Client) log(r *http.Request, answer *http.Response, err error, took time.Duration, retries int) {
-	if c.cfg.Log == nil {
+// observe tells what became of a request, without its query, its headers and its body.
+func (c *Client) observe(r *http.Request, answer *http.Response, err error, took time.Duration, retries int) {
+	if c.cfg.Observe == nil {
 		return
 	}
 	secrets := c.secrets()
@@ -207,15 +205,14 @@ func (c *Client) log(r *http.Request, answer *http.Response, err error, took tim
 			secrets = append(secrets, answer.Header.Get(name))
 		}
 	}
-	line := c.cfg.Log.WithFields(logrus.Fields{
-		"method": r.Method, "path": sanitize.Clean(r.URL.EscapedPath(), nil, secrets...),
-		"took": took.Round(time.Millisecond), "retries": retries,
-	})
+	ended := providers.Request{
+		Cloud: c.cfg.Cloud, Method: r.Method, Path: sanitize.Clean(r.URL.EscapedPath(), nil, secrets...), Took: took, Retries: retries,
+	}
 	if answer != nil {
-		line = line.WithField("status", answer.StatusCode)
+		ended.Status = answer.StatusCode
 	}
 	if err != nil {
-		line = line.WithField("error", sanitize.Clean(sanitize.Cause(err), nil, secrets...))
+		ended.Problem = sanitize.Clean(sanitize.Cause(err), nil, secrets...)
 	}
-	line.Debug("Asked " + c.cfg.Cloud)
+	c.cfg.Observe(ended)
 }

@@ -1,4 +1,4 @@
-// Package rest is how blockvol talks to clouds whose API is JSON over HTTP: one policy of repeating, pacing and logging,
+// Package rest is how blockvol talks to clouds whose API is JSON over HTTP: one policy of repeating, pacing and observing,
 // below whatever SDK makes the requests.
 //
 // A request is repeated after a failure that may be gone the next time, and only if it does no harm twice or certainly had no
@@ -10,8 +10,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
+	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 	"github.com/blockvol/blockvol/providers/secret"
@@ -24,7 +23,7 @@ type Config struct {
 	Token     *secret.Secret     // sent as "Authorization: Bearer …"; nil if the SDK signs by itself
 	Secrets   func() []string    // what else no text may show, such as what the SDK signs with; may be nil
 	Transport http.RoundTripper  // below it all; nil is a clone of http.DefaultTransport
-	Log       logrus.FieldLogger // for one line at debug level for each request; nil for none
+	Observe   providers.Observer // told of each request; may be nil
 
 	// Repeatable tells of a request that may be carried out twice although its method does not say so; nil for none. What it
 	// wants to know of the body it gets by GetBody.
