@@ -75,11 +75,12 @@ func (c *Controller) Attach(ctx context.Context, claim Claim) (vol *providers.Vo
 
 // try does what can be done to attach the volume as the cloud describes it. Without an error, a later try makes sense.
 func (a *attach) try(ctx context.Context, vol *providers.Volume) (done bool, err error) {
-	mine := vol.HeldBy(a.claim.Node.ID)
+	mine, detaching := vol.HeldBy(a.claim.Node.ID), a.detachingFor(vol.ID)
 	switch {
-	case (!vol.Held() || mine) && a.isDetaching(vol.ID):
+	case (!vol.Held() || mine) && detaching > 0:
 		// Whatever the answer says may be of a time before that detach, and the device, though it is here, about to go.
 		a.begin(volume.Step{Phase: volume.Detaching})
+		a.retry.most = detaching
 	case !vol.Held(), mine && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
 		// Held by this node it may be of an earlier attempt, or of the life before a crash. The answer may also be older
 		// than a detach, or call attached what the machine has lost, as after a reboot: asking again is harmless.

@@ -8,12 +8,19 @@ import (
 
 // backoff spaces the questions about something that another party has to finish: from half a second doubling to five,
 // with jitter so that nodes do not ask in step.
-type backoff struct{ last time.Duration }
+type backoff struct {
+	last time.Duration
+	most time.Duration // of the next wait; 0: no limit
+}
 
 // wait waits once more, or returns the reason why ctx ended.
 func (b *backoff) wait(ctx context.Context) error {
 	b.last = min(max(2*b.last, 500*time.Millisecond), 5*time.Second)
-	return Pause(ctx, b.last/2+Jitter(b.last/2))
+	wait := b.last/2 + Jitter(b.last/2)
+	if b.most > 0 {
+		wait, b.most = min(wait, b.most), 0
+	}
+	return Pause(ctx, wait)
 }
 
 // shorten keeps the next wait under a second: what is waited for is under way, and its end is not to go unnoticed for long.

@@ -101,9 +101,13 @@ func (c *Controller) forgetDetach(id string) {
 	delete(c.detaching, id)
 }
 
-func (c *Controller) isDetaching(id string) bool {
+// detachingFor is for how long no answer will say whether the disk is still attached to this node.
+func (c *Controller) detachingFor(id string) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at, asked := c.detaching[id]
-	return asked && time.Since(at) < MaxStale
+	if !asked {
+		return 0
+	}
+	return max(0, MaxStale-time.Since(at))
 }

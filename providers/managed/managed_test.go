@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -18,6 +19,8 @@ type tiny struct {
 	disks map[string]Disk[string]
 	nodes map[string]providers.Life
 	err   error // of any question about nodes
+
+	mu sync.Mutex // guards disks
 }
 
 func (c *tiny) provider() *Provider[Disk[string]] {
@@ -30,6 +33,8 @@ func (c *tiny) provider() *Provider[Disk[string]] {
 			return Disk[Disk[string]]{Volume: d.Volume, Cluster: d.Cluster, Marked: d.Marked, Damaged: d.Damaged, Native: d}
 		},
 		Named: func(_ context.Context, names []string) (map[string][]Disk[string], error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
 			found := make(map[string][]Disk[string])
 			for _, name := range names {
 				for _, d := range c.disks {
@@ -41,12 +46,16 @@ func (c *tiny) provider() *Provider[Disk[string]] {
 			return found, nil
 		},
 		All: func(context.Context) (all []Disk[string], _ error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
 			for _, d := range c.disks {
 				all = append(all, d)
 			}
 			return all, nil
 		},
 		Get: func(_ context.Context, id string) (Disk[string], error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
 			if d, is := c.disks[id]; is {
 				return d, nil
 			}
@@ -64,10 +73,17 @@ func (c *tiny) provider() *Provider[Disk[string]] {
 
 // put adds a volume that is looked up under the name.
 func (c *tiny) put(id, name string, damaged error) {
+	c.set(id, Disk[string]{Volume: providers.Volume{ID: id, Name: name}, Cluster: "main", Marked: true, Damaged: damaged, Native: name})
+}
+
+// set makes the disk what every later answer shows.
+func (c *tiny) set(id string, d Disk[string]) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.disks == nil {
 		c.disks = make(map[string]Disk[string])
 	}
-	c.disks[id] = Disk[string]{Volume: providers.Volume{ID: id, Name: name}, Cluster: "main", Marked: true, Damaged: damaged, Native: name}
+	c.disks[id] = d
 }
 
 func TestANameIsOneVolumesOrNobodys(t *testing.T) {

@@ -135,7 +135,9 @@ func TestWhereAnswersMayBeOldOnlyAnAnswerThatMustShowItSaysNo(t *testing.T) {
 		v, err := p.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, "1", v.ID)
+		c.mu.Lock()
 		delete(c.disks, "1")
+		c.mu.Unlock()
 		begin := time.Now()
 		_, err = p.Get(t.Context(), "1")
 		require.ErrorIs(t, err, providers.ErrNotFound)
@@ -156,15 +158,15 @@ func TestWhereAnswersMayBeOldAVolumeIsOursUntilAnAnswerMustShowOtherwise(t *test
 		c.put("1", "db", nil)
 		marked := c.disks["1"]
 		bare := Disk[string]{Volume: providers.Volume{ID: "1"}}
-		c.disks["1"] = bare
+		c.set("1", bare)
 		p.named("db", "1")
 		go func() {
 			time.Sleep(5 * time.Second)
-			c.disks["1"] = marked
+			c.set("1", marked)
 		}()
 		_, err := p.GetOurs(t.Context(), "1")
 		require.NoError(t, err)
-		c.disks["1"] = bare
+		c.set("1", bare)
 		begin := time.Now()
 		_, err = p.GetOurs(t.Context(), "1")
 		require.ErrorIs(t, err, providers.ErrNotFound)

@@ -35,7 +35,7 @@ var sentences = map[string]struct{ revoked, cutShort, deleted, withoutVolumes st
 	"digitalocean": {
 		revoked:        `DigitalOcean refuses the request …: "Unable to authenticate you." (status 401, its request …): the token is wrong, revoked or expired: put another into DIGITALOCEAN_TOKEN, or into the file that DIGITALOCEAN_TOKEN_FILE names`,
 		cutShort:       `cloud cannot be reached: the answer of DigitalOcean to … is not its own, or is cut short (…): check the network, DIGITALOCEAN_API_URL and any proxy on the way`,
-		deleted:        `no such volume: this region of DigitalOcean has none named "gone" in cluster "default"`,
+		deleted:        `no such volume: DigitalOcean has none named "gone" in cluster "default"`,
 		withoutVolumes: `not accepted: DigitalOcean refuses the request to make volume "new-…": "Storage is not supported for this region" (status 422, its request …): run the service in a region that has volumes`,
 	},
 	"hetzner": {
@@ -53,7 +53,7 @@ var sentences = map[string]struct{ revoked, cutShort, deleted, withoutVolumes st
 	"openstack": {
 		revoked:        `the credentials are not accepted: Keystone says: The request you have made requires authentication. (401): check OS_APPLICATION_CREDENTIAL_ID (or _NAME) and OS_APPLICATION_CREDENTIAL_SECRET, and that they have not expired or been revoked`,
 		cutShort:       `cloud cannot be reached: the answer of OpenStack to … is not its own, or is cut short (…): check the network, OS_AUTH_URL and any proxy on the way`,
-		deleted:        `no such volume: Cinder has none named "gone" in cluster "default"`,
+		deleted:        `no such volume: OpenStack has none named "gone" in cluster "default"`,
 		withoutVolumes: `the catalogue of OpenStack has no public endpoint of Cinder (block-storage, volumev3, block-store, volume): this cloud has no such service, or OS_INTERFACE is not right`,
 	},
 }

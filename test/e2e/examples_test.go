@@ -249,7 +249,7 @@ func TestExampleMongodbMembersFindEachOtherAndTheirData(t *testing.T) {
 	initiated := func(how string) {
 		s.Eventually("the set is initiated", func() error {
 			out, err := s.Try("service", "logs", "--raw", "s_init")
-			if err == nil && !strings.Contains(out, "4 members; as a set they are: "+how) {
+			if err == nil && !strings.Contains(out, "4 members; the set is "+how) {
 				err = errors.New(out)
 			}
 			return err

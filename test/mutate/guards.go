@@ -235,7 +235,7 @@ var guards = []guard{
 	// What the cloud says may be old.
 	{
 		protects: "after a detach the answers of the cloud are not believed for as long as they may be old", file: "driver/controller/attach.go",
-		code: `case (!vol.Held() || mine) && a.isDetaching(vol.ID):`, without: `case false:`,
+		code: `case (!vol.Held() || mine) && detaching > 0:`, without: `case false:`,
 	},
 	{
 		protects: "a detach by a release is remembered", file: "driver/controller/detach.go",
