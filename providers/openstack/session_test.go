@@ -3,6 +3,7 @@ package openstack
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -270,7 +271,7 @@ func TestAServerWithoutMetadataNeedsTheSetting(t *testing.T) {
 	})
 }
 
-func TestNoSecretIsLogged(t *testing.T) {
+func TestNoSecretIsLoggedOrObserved(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		server := w.node()
 		var lines strings.Builder
@@ -280,6 +281,7 @@ func TestNoSecretIsLogged(t *testing.T) {
 		id, password := w.front.Credentials(server)
 		p := w.on(server)
 		p.cfg.Log = log
+		p.cfg.Observe = func(r providers.Request) { fmt.Fprintf(&lines, "%+v\n", r) }
 		p, err := New(p.cfg)
 		require.NoError(t, err)
 		w.create(p, "db")
