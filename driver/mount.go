@@ -45,7 +45,7 @@ func (d *Driver) bringUp(ctx context.Context, h *handle) (err error) {
 	if err := d.awaitDevice(ctx, h, vol, here, attaching); err != nil {
 		return err
 	}
-	if _, err := h.Stage(ctx, vol, cloudFor{d.controller, here}, h); err != nil {
+	if err := h.Stage(ctx, vol, cloudFor{d.controller, here}, h); err != nil {
 		return err
 	}
 	d.controller.Mounted(vol, here)

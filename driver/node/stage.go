@@ -57,16 +57,16 @@ func (v *Volume) IsStaged(ctx context.Context) bool {
 }
 
 // Stage brings up the file system on the volume's device, which WaitDevice has seen: it formats the device if it may, checks
-// and mounts it, and returns the path. The path shows the file system of that device, or an error is returned.
-func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, progress volume.Progress) (string, error) {
+// and mounts it. Then Mountpoint shows the file system of that device, or an error is returned.
+func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, progress volume.Progress) error {
 	dev := v.Device()
 	if dev.Size < vol.Size {
-		return "", volume.Fail(volume.WrongDisk, fmt.Sprintf("device %s has %d bytes where the cloud says %d: it is not mounted", dev.Path, dev.Size, vol.Size),
+		return volume.Fail(volume.WrongDisk, fmt.Sprintf("device %s has %d bytes where the cloud says %d: it is not mounted", dev.Path, dev.Size, vol.Size),
 			"if the volume has just been made larger, the kernel must look at it again")
 	}
 	set := volume.SettingsOf(vol.Record)
 	if err := v.formatOnce(ctx, vol, dev, &set, cloud, progress); err != nil {
-		return "", err
+		return err
 	}
 	progress.Step(volume.Step{Phase: volume.Mounting})
 	v.fitted = 0
@@ -79,13 +79,13 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 		},
 	})
 	if errors.Is(err, mount.ErrBlank) {
-		return "", lostData(dev)
+		return lostData(dev)
 	}
 	if err != nil {
-		return "", volume.Advise(err, advise(err, set, vol))
+		return volume.Advise(err, advise(err, set, vol))
 	}
 	v.set(func() { v.path, v.fstype = path, set.FSType })
-	return path, nil
+	return nil
 }
 
 // advise is what to do about a mount that failed because of options that were accepted when the volume was created.

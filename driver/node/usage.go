@@ -33,7 +33,7 @@ func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
 		return Undecided, err
 	}
 	e := v.Entry()
-	log := v.log().WithField("id", e.Volume).WithField("ids", e.IDs())
+	why := "No container has the volume mounted, and no Unmount came"
 	switch {
 	case used:
 		v.unbackedSince = time.Time{}
@@ -48,15 +48,14 @@ func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
 		}
 		return Unused, nil
 	case v.isOrphaned(ctx):
-		log.Warn("The volume's mount was taken away, as an engine does that starts after a crash, and no container has it: its mount IDs are dropped")
+		why = "The volume's mount was taken away, as an engine does that starts after a crash, and no container has it"
 	case v.isActive(), v.unbackedSince.IsZero():
 		v.unbackedSince = time.Now()
 		return Undecided, nil
 	case time.Since(v.unbackedSince) < unbackedTimeout:
 		return Undecided, nil
-	default:
-		log.Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped")
 	}
+	v.log().WithField("id", e.Volume).WithField("ids", e.IDs()).Warn(why + ": its mount IDs are dropped")
 	return Abandoned, nil
 }
 
