@@ -144,7 +144,7 @@ func (d *Driver) takeUp(v node.Restored) {
 	d.mu.Unlock()
 	e := v.Entry()
 	if v.SameBoot && e.Releasing {
-		d.controller.AskedToDetach(e.Volume) // the life before may have asked for that last of all
+		d.controller.MayHaveAskedToDetach(e.Volume)
 	}
 	v.Recognise(d.ctx) // before anybody looks after it
 	if len(e.Uses) > 0 {

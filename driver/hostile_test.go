@@ -638,6 +638,11 @@ func (p slowToDetach) Detach(_ context.Context, id, node string, force bool) err
 }
 
 func TestADetachThatWasAskedForBeforeACrashDoesNotHitTheNextMount(t *testing.T) {
+	t.Run("at once", func(t *testing.T) { lateDetachAfterACrash(t, func() {}) })
+	t.Run("after this life has had it detached too", func(t *testing.T) { lateDetachAfterACrash(t, synctest.Wait) })
+}
+
+func lateDetachAfterACrash(t *testing.T, pause func()) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t, func(c *Config) { c.Provider = slowToDetach{c.Provider.(*fakeProvider)} }), "data", "1")
 		a.containerEnds("1")
@@ -645,7 +650,9 @@ func TestADetachThatWasAskedForBeforeACrashDoesNotHitTheNextMount(t *testing.T) 
 		require.Error(t, l.Unmount(within(t), "data", "1"))
 		l.kill()
 		w.setFault(calm)
-		mustMount(t, a.start(t), "data", "2")
+		l = a.start(t)
+		pause()
+		mustMount(t, l, "data", "2")
 		time.Sleep(time.Minute)
 		assert.Equal(t, "a", w.holder("data"))
 		a.containerEnds("2")

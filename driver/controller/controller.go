@@ -31,7 +31,7 @@ type Controller struct {
 	log      logrus.FieldLogger
 
 	mu        sync.Mutex
-	detaching map[string]time.Time // by disk: when the cloud was last asked to detach it from this node
+	detaching map[string]asked // by disk
 }
 
 // New makes a Controller. What it does in the background for several callers ends with life.
@@ -42,7 +42,7 @@ func New(life context.Context, cfg Config) *Controller {
 	cloud := cloud{cfg.Provider}
 	return &Controller{
 		cloud: cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, log: cfg.Log,
-		detaching: make(map[string]time.Time),
+		detaching: make(map[string]asked),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/volume"
@@ -82,32 +83,44 @@ func (c *Controller) ConfirmDetach(ctx context.Context, name, id string, node pr
 	}
 }
 
+// asked is when the cloud was last asked to detach a disk from this node: by this life of the plugin, and by the one before.
+type asked struct{ now, before time.Time }
+
+func (a asked) last() time.Time {
+	if a.before.After(a.now) {
+		return a.before
+	}
+	return a.now
+}
+
 // AskedToDetach notes that the cloud may just have been asked to detach the disk from this node, so that for MaxStale no
 // answer says whether the disk is still attached.
 func (c *Controller) AskedToDetach(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for other, at := range c.detaching {
-		if time.Since(at) >= MaxStale {
-			delete(c.detaching, other)
-		}
-	}
-	c.detaching[id] = time.Now()
+	c.noteDetach(id, func(a *asked) { a.now = time.Now() })
+}
+
+// MayHaveAskedToDetach notes that the life before may have asked for that last of all. Its request may still be under way:
+// that the device goes, by a request of this life, does not say that no other will be carried out.
+func (c *Controller) MayHaveAskedToDetach(id string) {
+	c.noteDetach(id, func(a *asked) { a.before = time.Now() })
 }
 
 func (c *Controller) forgetDetach(id string) {
+	c.noteDetach(id, func(a *asked) { a.now = time.Time{} })
+}
+
+func (c *Controller) noteDetach(id string, change func(*asked)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.detaching, id)
+	a := c.detaching[id]
+	change(&a)
+	c.detaching[id] = a
+	maps.DeleteFunc(c.detaching, func(_ string, a asked) bool { return time.Since(a.last()) >= MaxStale })
 }
 
 // detachingFor is for how long no answer will say whether the disk is still attached to this node.
 func (c *Controller) detachingFor(id string) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	at, asked := c.detaching[id]
-	if !asked {
-		return 0
-	}
-	return max(0, MaxStale-time.Since(at))
+	return max(0, MaxStale-time.Since(c.detaching[id].last()))
 }

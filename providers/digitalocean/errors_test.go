@@ -177,7 +177,7 @@ func TestARevokedTokenIsSaidAndANewOneInItsFileServes(t *testing.T) {
 	})
 }
 
-// Whatever answers, the token is in no error and no log.
+// Whatever answers, the token is in no error, and in no log or observation of a request.
 func TestTheTokenIsNowhere(t *testing.T) {
 	const secret = "dop_v1_secret"
 	echo := httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {
@@ -192,7 +192,8 @@ func TestTheTokenIsNowhere(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			log, lines := logtest.NewNullLogger()
 			log.SetLevel(logrus.DebugLevel)
-			p, err := New(Config{Cluster: "main", Token: cloudtest.Token(settingToken, secret), Region: region, Droplet: "123", Transport: to, Log: log})
+			observe := func(r providers.Request) { log.Debugf("%+v", r) }
+			p, err := New(Config{Cluster: "main", Token: cloudtest.Token(settingToken, secret), Region: region, Droplet: "123", Transport: to, Log: log, Observe: observe})
 			defer time.Sleep(time.Minute) // a question to the metadata service may outlive the call that began it
 			require.NoError(t, err)
 			for call, do := range everything(t.Context(), p) {
