@@ -81,30 +81,25 @@ func (h *handle) describe(info *Info) {
 	if info.CreatedAt.IsZero() {
 		info.CreatedAt = e.CreatedAt
 	}
-	status := info.Status
-	status["id"] = e.Volume
-	status["containers"] = len(e.Uses)
-	status["state"] = "attached"
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if info.Mountpoint != "" {
-		status["state"] = "mounted"
-		status["device"] = h.Device().Path
+	status, here := info.Status, h.report(e)
+	status["id"] = here.ID
+	status["containers"] = len(here.Uses)
+	status["state"] = here.State
+	if here.State == "mounted" {
+		status["device"] = here.Device
 		if fstype := h.FSType(); fstype != "" {
 			status["fstype"] = fstype
 		}
 	}
-	switch {
-	case h.step.Phase != "":
-		status["phase"] = string(h.step.Phase)
-		status["message"] = h.words()
-		status["since"] = h.since.UTC().Format(time.RFC3339)
-	case e.Releasing:
-		status["phase"] = string(volume.Releasing)
-		status["message"] = volume.Releasing.Words()
+	if here.Phase != "" {
+		status["phase"] = string(here.Phase)
+		status["message"] = here.Message
 	}
-	if e.Releasing && h.problem != nil {
-		status["problem"] = h.problem.Error()
+	if !here.Since.IsZero() {
+		status["since"] = here.Since.UTC().Format(time.RFC3339)
+	}
+	if here.Problem != "" {
+		status["problem"] = here.Problem
 	}
 }
 

@@ -98,7 +98,8 @@ func Open(cfg Config) (*Node, []Restored, error) {
 			e.Uses, e.Device, e.Ours, e.Formatting, e.Boot = nil, mount.Device{}, false, false, n.boot
 		}
 		v := n.Volume(e.Name)
-		v.entry, v.device = e, e.Device
+		v.become(e)
+		v.device = e.Device
 		n.disks[e.Volume] = v
 		volumes = append(volumes, Restored{v, sameBoot})
 	}

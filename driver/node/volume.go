@@ -30,6 +30,8 @@ type Volume struct {
 	device mount.Device // zero until seen
 	path   string       // where it is mounted; empty if it is not
 	fstype string       // what was mounted there by this process
+
+	releasing time.Time // since when the entry says so; zero if it does not
 }
 
 // Entry is the volume's journal entry, nil if this node has nothing of the volume. It is not to be changed.
@@ -66,6 +68,24 @@ func (v *Volume) Seen() bool {
 	return e != nil && v.Device().Serial == e.Serial
 }
 
+// ReleasingSince is since when nobody uses the volume and its release is unfinished, as this process knows it; zero if it is not
+// being released.
+func (v *Volume) ReleasingSince() time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.releasing
+}
+
+// become makes e the volume's entry in memory. The caller holds mu, or has the volume to itself.
+func (v *Volume) become(e *Entry) {
+	v.entry = e
+	if e == nil || !e.Releasing {
+		v.releasing = time.Time{}
+	} else if v.releasing.IsZero() {
+		v.releasing = time.Now()
+	}
+}
+
 func (v *Volume) set(change func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -80,7 +100,7 @@ func (v *Volume) write(e *Entry) error {
 	saved := *e
 	err := v.node.journal.Put(&saved)
 	saved.unsaved = err != nil
-	v.set(func() { v.entry = &saved })
+	v.set(func() { v.become(&saved) })
 	return err
 }
 
@@ -146,7 +166,7 @@ func (v *Volume) Use(use Use) (undo func(), err error) {
 	before := v.Entry()
 	if err := v.write(before.with(use, v.Device())); err != nil {
 		unsaved := before.but(func(e *Entry) { e.unsaved = true })
-		v.set(func() { v.entry = unsaved }) // the caller takes the error for "not mounted"
+		v.set(func() { v.become(unsaved) }) // the caller takes the error for "not mounted"
 		return nil, err
 	}
 	v.unbackedSince = time.Time{}
@@ -199,7 +219,7 @@ func (v *Volume) Forget() error {
 	if err := v.node.journal.Remove(v.Name); err != nil {
 		return volume.Also(err, "the disk is detached, but its journal entry stays until that is repaired")
 	}
-	v.set(func() { v.entry = nil })
+	v.set(func() { v.become(nil) })
 	v.free(e.Volume)
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/sdk"
@@ -86,6 +87,10 @@ func (s *Server) routes() http.Handler {
 		mux.HandleFunc("POST /VolumeDriver."+c.name, func(w http.ResponseWriter, r *http.Request) { s.serve(c, w, r) })
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if s.other != nil && !strings.HasPrefix(r.URL.Path, "/VolumeDriver.") {
+			s.other.ServeHTTP(w, r)
+			return
+		}
 		write(w, http.StatusNotFound, problem(fmt.Errorf("blockvol knows no call %s %s", r.Method, r.URL.Path)))
 	})
 	return mux

@@ -53,6 +53,7 @@ type Config struct {
 	Published string        // the directory in which volumes are mounted, as Volumes names it
 	Timeout   time.Duration // for each call; 0 is DefaultTimeout
 	Grace     time.Duration // for calls in flight at the end of Serve; 0 is DefaultGrace
+	Other     http.Handler  // for paths that are not Docker's; nil if there are none
 	Log       logrus.FieldLogger
 }
 
@@ -62,6 +63,7 @@ type Server struct {
 	nowhere string
 	timeout time.Duration
 	grace   time.Duration
+	other   http.Handler
 	log     logrus.FieldLogger
 }
 
@@ -75,6 +77,7 @@ func New(cfg Config) *Server {
 		nowhere: filepath.Join(cfg.Published, ".not-mounted"),
 		timeout: cfg.Timeout,
 		grace:   cfg.Grace,
+		other:   cfg.Other,
 		log:     cfg.Log,
 	}
 	if s.timeout == 0 {

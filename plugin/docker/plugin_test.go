@@ -472,6 +472,19 @@ func TestAnUnknownCallIsExplained(t *testing.T) {
 	assert.JSONEq(t, `{"Err":"blockvol knows no call POST /VolumeDriver.Levitate"}`, answer)
 }
 
+func TestPathsThatAreNotDockersAreAnsweredByOther(t *testing.T) {
+	e := serve(t, &volumes{}, func(c *Config) {
+		c.Other = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "other "+r.URL.Path) })
+	})
+	_, answer, err := e.post(t.Context(), "/metrics", "")
+	require.NoError(t, err)
+	assert.Equal(t, "other /metrics", answer)
+	status, _, err := e.post(t.Context(), "/VolumeDriver.Levitate", "{}")
+	require.NoError(t, err)
+	assert.Equal(t, http.StatusNotFound, status)
+	e.answers("Capabilities", "{}")
+}
+
 func TestAPanicIsAnErrorOfThatCallOnly(t *testing.T) {
 	e := serve(t, &volumes{on: func(context.Context, string) error { panic("oh") }})
 	assert.Equal(t, "Mount failed: this is a defect of blockvol, its log has the details", e.fails("Mount", idOf))
