@@ -372,7 +372,8 @@ func TestAHolderWithoutANameIsNotTakenForGone(t *testing.T) {
 			return noFault
 		})
 		_, err := l.Mount(within(t), "data", "1")
-		require.ErrorContains(t, err, "the cloud does not tell which node it is")
+		require.ErrorContains(t, err, "still attached to another node: what state it is in is unclear: the cloud does not tell which node it is")
+		require.ErrorContains(t, err, "; if that node is certainly dead, set TAKEOVER=always; blockvol")
 		assert.False(t, forced)
 		synctest.Wait()
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })

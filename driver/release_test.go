@@ -332,11 +332,11 @@ func TestTheAdviceAboutAHolderFitsIt(t *testing.T) {
 		life   providers.Life
 		advice string
 	}{
-		{controller.TakeoverNever, providers.Running, "; stop its container on node b; if that node is unreachable, stop it in the cloud; blockvol"},
-		{controller.TakeoverNever, providers.Unclear, "; if node b is certainly dead, detach the volume in the cloud, or set TAKEOVER=always; blockvol"},
+		{controller.TakeoverNever, providers.Running, "; stop its container on node b; if that node is unreachable, unplug machine b; blockvol"},
+		{controller.TakeoverNever, providers.Unclear, "; if node b is certainly dead, unplug machine b, or set TAKEOVER=always; blockvol"},
 		{controller.TakeoverNever, providers.Stopped, "; TAKEOVER=stopped would take it over; blockvol"},
-		{controller.TakeoverStopped, providers.Running, "; stop its container on node b; if that node is unreachable, stop it in the cloud; blockvol"},
-		{controller.TakeoverStopped, providers.Unclear, "; if node b is certainly dead, detach the volume in the cloud, or set TAKEOVER=always; blockvol"},
+		{controller.TakeoverStopped, providers.Running, "; stop its container on node b; if that node is unreachable, unplug machine b; blockvol"},
+		{controller.TakeoverStopped, providers.Unclear, "; if node b is certainly dead, unplug machine b, or set TAKEOVER=always; blockvol"},
 		{controller.TakeoverAlways, providers.Running, "; try again; blockvol"},
 	} {
 		scene(t, func(t *testing.T, w *world, a, b *machine) {

@@ -460,7 +460,7 @@ func (p *fakeProvider) NodeState(ctx context.Context, node string) (s providers.
 			if w := p.machine.world; w.lag != nil && time.Since(m.changed) < min(w.lag(), 2*time.Second) {
 				life = m.was
 			}
-			s = providers.NodeState{Life: life, Evidence: fmt.Sprintf("machine %s is %s", node, life)}
+			s = providers.NodeState{Life: life, Evidence: fmt.Sprintf("machine %s is %s", node, life), Remedy: "unplug machine " + node}
 		} else {
 			s = providers.NodeState{Life: providers.Gone, Evidence: fmt.Sprintf("there is no machine %s", node)}
 		}

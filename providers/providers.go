@@ -190,6 +190,7 @@ type Node struct {
 type NodeState struct {
 	Life     Life
 	Evidence string // what the cloud said, for the log: `instance i-0abc is "terminated"`
+	Remedy   string // what an operator can do there to free the node's volumes: "stop instance i-0abc in EC2"; empty if nothing
 }
 
 // Life is whether a node can still write to a volume that it holds.

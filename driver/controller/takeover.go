@@ -57,7 +57,11 @@ func (c *Controller) takeOver(ctx context.Context, vol *providers.Volume, watch 
 	for again := 0; again < 2 && writesNoMore(state) && time.Since(asked) > evidenceLife; again++ {
 		state, asked = c.nodeState(ctx, holder)
 	}
-	step(volume.Step{Phase: volume.WaitingForHolder, Detail: fmt.Sprintf("still attached to node %s: %s", holder, describe(state)), Advice: c.howToFree(holder, state)})
+	detail := fmt.Sprintf("still attached to node %s: %s", holder, describe(state))
+	if holder == "" {
+		detail = fmt.Sprintf("%s: %s", volume.WaitingForHolder.Words(), describe(state))
+	}
+	step(volume.Step{Phase: volume.WaitingForHolder, Detail: detail, Advice: c.howToFree(holder, state)})
 
 	evidence := ""
 	switch {
@@ -124,13 +128,23 @@ func (c *Controller) howToFree(holder string, state providers.NodeState) string 
 		return ""
 	case c.takeover == TakeoverStopped && writesNoMore(state):
 		return fmt.Sprintf("it is taken over as soon as the cloud answers within %s and accepts the detach", evidenceLife)
-	case state.Life == providers.Running:
-		return fmt.Sprintf("stop its container on node %s; if that node is unreachable, stop it in the cloud", holder)
-	case state.Life == providers.Unclear:
-		return fmt.Sprintf("if node %s is certainly dead, detach the volume in the cloud, or set TAKEOVER=always", holder)
-	default:
+	case writesNoMore(state):
 		return "TAKEOVER=stopped would take it over"
 	}
+	node, remedy := "node "+holder, state.Remedy
+	if holder == "" {
+		node = "that node"
+	}
+	if state.Life == providers.Running {
+		if remedy != "" {
+			remedy = "; if that node is unreachable, " + remedy
+		}
+		return "stop its container on " + node + remedy
+	}
+	if remedy != "" {
+		remedy += ", or "
+	}
+	return "if " + node + " is certainly dead, " + remedy + "set TAKEOVER=always"
 }
 
 func describe(state providers.NodeState) string {

@@ -84,7 +84,7 @@ func New(cfg Config) (*Provider, error) {
 	p.byID = batch.New(p.askByID, maxFilterValues)
 	p.nodes = batch.New(p.askNodes, maxFilterValues)
 	p.Provider = managed.New(managed.Cloud[types.Volume]{
-		Name: "EC2", Machine: "instance", Cluster: cfg.Cluster,
+		Name: "EC2", Machine: "instance", StopWord: "stop", Cluster: cfg.Cluster,
 		Options: []string{"encrypted", "iops", "kms-key", "snapshot", "tags", "throughput", "type", "zone"}, // all
 		Buses:   []string{"nvme"},                                                                           // the disks of Xen instances show no serial, so they cannot be identified
 		Zone:    "zone", Unname: "the tag " + tagCluster,

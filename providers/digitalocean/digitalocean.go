@@ -133,7 +133,7 @@ func New(cfg Config) (*Provider, error) {
 	p.self = metadata.NewIdentity("droplet", settingDroplet, cfg.Droplet, p.identify)
 	p.place = batch.Cache("which droplet this is", p.locate)
 	p.Provider = managed.New(managed.Cloud[godo.Volume]{
-		Name: "DigitalOcean", Machine: "droplet", Cluster: cfg.Cluster,
+		Name: "DigitalOcean", Machine: "droplet", StopWord: "power off", Cluster: cfg.Cluster,
 		Options: []string{"snapshot", "tags"}, Buses: []string{"scsi"}, Sizes: sizes, // there is one kind of volume
 		Unname: "the tag that begins with " + tagPrefix + textCluster,
 		IDForm: "which looks like 506f78a4-e098-11e5-ad9f-000f53306ae1", IsID: volumeID.MatchString, IsNode: dropletID.MatchString,

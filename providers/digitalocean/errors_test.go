@@ -231,7 +231,10 @@ func TestOnlyCertainWordsAreEvidence(t *testing.T) {
 		p := away(t, says(http.StatusOK, "application/json", `{"droplet": {"id": 124, "status": "`+status+`"}}`))
 		state, err := p.NodeState(t.Context(), "124")
 		require.NoError(t, err)
-		assert.Equal(t, providers.NodeState{Life: life, Evidence: `DigitalOcean says that droplet 124 is "` + status + `"`}, state)
+		assert.Equal(t, providers.NodeState{
+			Life: life, Evidence: `DigitalOcean says that droplet 124 is "` + status + `"`,
+			Remedy: map[providers.Life]string{providers.Running: "power off droplet 124 in DigitalOcean", providers.Unclear: "detach the volume in DigitalOcean"}[life],
+		}, state)
 	}
 	missing := says(http.StatusNotFound, "application/json", `{"id": "not_found", "message": "The resource you were accessing could not be found."}`)
 	p := away(t, httpsim.RoundTripFunc(func(r *http.Request) (*http.Response, error) {

@@ -108,7 +108,10 @@ func TestOnlyWhatCertainlyWritesNoMoreIsEvidence(t *testing.T) {
 			"off": providers.Stopped, "unknown": providers.Unclear, "on fire": providers.Unclear,
 		} {
 			w.front.Show(server, status)
-			assert.Equal(t, providers.NodeState{Life: life, Evidence: `Hetzner Cloud says that server ` + server + ` is "` + status + `"`}, state(server))
+			assert.Equal(t, providers.NodeState{
+				Life: life, Evidence: `Hetzner Cloud says that server ` + server + ` is "` + status + `"`,
+				Remedy: map[providers.Life]string{providers.Running: "power off server " + server + " in Hetzner Cloud", providers.Unclear: "detach the volume in Hetzner Cloud"}[life],
+			}, state(server))
 		}
 		w.front.Show(server, "")
 		w.cloud.Terminate(server)

@@ -107,7 +107,7 @@ func New(cfg Config) (*Provider, error) {
 	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.askMetadata)
 	p.node = batch.Cache("which server this is", p.askNode)
 	p.Provider = managed.New(managed.Cloud[*volume]{
-		Name: "Hetzner Cloud", Machine: "server", Cluster: cfg.Cluster,
+		Name: "Hetzner Cloud", Machine: "server", StopWord: "power off", Cluster: cfg.Cluster,
 		Options: []string{"tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "location",
 		Unname: "the label " + keyLabel, IDForm: "which is a number", IsID: isID.MatchString, IsNode: isID.MatchString,
 		Locks: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued, NodeAdvice: "check " + serverSetting + ", and take a token of the project that the server is in",

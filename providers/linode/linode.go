@@ -117,7 +117,7 @@ func New(cfg Config) (*Provider, error) {
 	p.self = metadata.NewIdentity("Linode", "LINODE_INSTANCE_ID", cfg.Instance, p.metadata)
 	p.node = batch.Cache("which Linode this is", p.identify)
 	p.Provider = managed.New(managed.Cloud[sdk.Volume]{
-		Name: "Linode", Machine: "instance", Cluster: cfg.Cluster,
+		Name: "Linode", Machine: "instance", StopWord: "power off", Cluster: cfg.Cluster,
 		Options: []string{"encrypted", "tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "region",
 		Unname: "the tags that begin with " + markPrefix, IDForm: "which is a number", IsID: isID, IsNode: isID,
 		Locks: true, ResizeDetached: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued,

@@ -207,6 +207,7 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 		return providers.NodeState{
 			Life:     providers.Running,
 			Evidence: fmt.Sprintf("node %s has used %s since this machine was started", node, p.dir),
+			Remedy:   "start its engine again, or reboot this machine",
 		}, nil
 	}
 	local, err := onThisMachineOnly(p.dir)

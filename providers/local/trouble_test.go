@@ -177,6 +177,7 @@ func TestAfterARebootTheNodeItselfStartsAfresh(t *testing.T) {
 	state, err = b.NodeState(t.Context(), "a")
 	require.NoError(t, err)
 	assert.Equal(t, providers.Running, state.Life)
+	assert.Equal(t, "start its engine again, or reboot this machine", state.Remedy)
 	require.ErrorIs(t, providertest.Attach(t.Context(), b, v.ID), providers.ErrHeld)
 	assert.False(t, found(t, b, "other").Held(), "now that the node is back, what it no longer holds is free")
 	attach(t, b, w)

@@ -61,6 +61,7 @@ type Cloud[V any] struct {
 	Zone       string          // what it calls the zone of a volume: "location"; empty: zones say nothing about a volume
 	Unname     string          // what takes its name from a volume: "the label x"
 	IDForm     string          // what ids of volumes look like: "which is a number"
+	StopWord   string          // how it says that a node is made to stop: "power off"
 	NodeAdvice string          // what to check if the cloud does not know this node: "check LINODE_INSTANCE_ID"
 	IsID       func(id string) bool
 	IsNode     func(id string) bool

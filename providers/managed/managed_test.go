@@ -26,7 +26,7 @@ type tiny struct {
 func (c *tiny) provider() *Provider[Disk[string]] {
 	is := func(id string) bool { return id != "" }
 	return New(Cloud[Disk[string]]{
-		Name: "X", Machine: "server", Cluster: "main", Unname: "the label", IsID: is, IsNode: is, NamesAtOnce: 10,
+		Name: "X", Machine: "server", StopWord: "power off", Cluster: "main", Unname: "the label", IsID: is, IsNode: is, NamesAtOnce: 10,
 		CheckSpec: func(providers.Spec) error { return nil },
 		Self:      func(context.Context) (providers.Node, error) { return providers.Node{ID: "7"}, c.err },
 		Show: func(d Disk[string]) Disk[Disk[string]] {
@@ -151,6 +151,7 @@ func TestAMissingNodeIsGoneOnlyIfThisNodeIsSeen(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, providers.Unclear, state.Life)
 	assert.Contains(t, state.Evidence, "neither server 8 nor this node 7")
+	assert.Equal(t, "detach the volume in X", state.Remedy)
 
 	c.nodes["7"] = providers.Running
 	state, err = p.NodeState(t.Context(), "8")
@@ -158,7 +159,7 @@ func TestAMissingNodeIsGoneOnlyIfThisNodeIsSeen(t *testing.T) {
 	assert.Equal(t, providers.NodeState{Life: providers.Gone, Evidence: "X knows no server 8"}, state)
 	state, err = p.NodeState(t.Context(), "7")
 	require.NoError(t, err)
-	assert.Equal(t, providers.NodeState{Life: providers.Running, Evidence: `X says that server 7 is "running"`}, state)
+	assert.Equal(t, providers.NodeState{Life: providers.Running, Evidence: `X says that server 7 is "running"`, Remedy: "power off server 7 in X"}, state)
 
 	c.err = errors.New("no answer")
 	state, err = p.NodeState(t.Context(), "8")

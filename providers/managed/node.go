@@ -15,6 +15,17 @@ import (
 // A node that the cloud does not know is gone only if the cloud then shows the same credentials this node itself: to those of
 // another account, project or region every node is missing.
 func (p *Provider[V]) NodeState(ctx context.Context, node string) (providers.NodeState, error) {
+	state, err := p.nodeState(ctx, node)
+	switch c := &p.cloud; state.Life {
+	case providers.Running:
+		state.Remedy = fmt.Sprintf("%s %s %s in %s", c.StopWord, c.Machine, node, c.Name)
+	case providers.Unclear:
+		state.Remedy = "detach the volume in " + c.Name
+	}
+	return state, err
+}
+
+func (p *Provider[V]) nodeState(ctx context.Context, node string) (providers.NodeState, error) {
 	c := &p.cloud
 	if !c.IsNode(node) {
 		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a %s of %s", sanitize.Clip(node), c.Machine, c.Name)}, ctx.Err()

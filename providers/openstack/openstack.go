@@ -165,7 +165,7 @@ func New(cfg Config) (*Provider, error) {
 	p.session = batch.Cache("for a token of "+cloudName, p.login)
 	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.identify)
 	p.Provider = managed.New(managed.Cloud[volume]{
-		Name: cloudName, Machine: "server", Cluster: cfg.Cluster,
+		Name: cloudName, Machine: "server", StopWord: "stop", Cluster: cfg.Cluster,
 		Options: []string{"snapshot", "tags", "type", "zone"}, // encryption is a matter of the type
 		Buses:   []string{"scsi", "virtio"}, Sizes: sizes,
 		Unname: "the name (openstack volume unset --property " + keyDigest + ")",

@@ -76,7 +76,7 @@ var failures = []failure{
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.CutFromNodes() },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.Heal() },
 		expected: each(refused, refused, moves),
-		advice:   "if that node is unreachable, stop it in the cloud",
+		advice:   "if that node is unreachable, stop instance ",
 		over:     "the network is back",
 	},
 	{
@@ -98,7 +98,7 @@ var failures = []failure{
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.Freeze() },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.Thaw() },
 		expected: each(refused, refused, moves),
-		advice:   "if that node is unreachable, stop it in the cloud",
+		advice:   "if that node is unreachable, stop instance ",
 		over:     "the node goes on",
 	},
 	{

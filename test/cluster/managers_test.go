@@ -42,7 +42,7 @@ func TestServiceSurvivesPowerLossOfTheLeader(t *testing.T) {
 	fall("It is cut off from the others, until the operator follows the advice", func(t *testing.T, leader *cluster.Node) {
 		old, before := w.Errors(), w.Await("it writes")
 		leader.CutFromNodes()
-		refusal(c, w, old, "still attached to node "+leader.Instance, "stop it in the cloud")
+		refusal(c, w, old, "still attached to node "+leader.Instance, "stop instance "+leader.Instance+" in EC2")
 		ack := w.Await("it writes on")
 		assert.Equal(t, before.Task, ack.Task, "the task is not disturbed")
 		leader.PowerOff()

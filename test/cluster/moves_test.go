@@ -123,7 +123,7 @@ func startFirst(t *testing.T, c *cluster.Cluster, w *cluster.Writer, from *clust
 	holder := from.Instance
 	for _, e := range w.Errors() {
 		if reported := e.Refusal(); strings.Contains(reported, "still attached to node") { // others are from earlier steps
-			assert.Regexp(t, "^still attached to node "+holder+": .*; stop its container on node "+holder, reported)
+			assert.Regexp(t, "^still attached to node "+holder+": .*; stop its container on node "+holder+"; if that node is unreachable, stop instance "+holder+" in EC2", reported)
 			return after
 		}
 	}

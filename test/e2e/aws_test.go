@@ -153,6 +153,7 @@ func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 
 	_, err := there.Try("run", "--rm", "--volume", "moving:/data", "busybox", "true")
 	require.ErrorContains(t, err, "still attached to node "+here.id+`: EC2 says that instance `+here.id+` is "running"`)
+	require.ErrorContains(t, err, "; if that node is unreachable, stop instance "+here.id+" in EC2")
 	_, err = there.Try("volume", "rm", "moving")
 	require.Error(t, err, "or removed")
 	awaitLines(t, here.Engine, 10)
