@@ -54,6 +54,7 @@ type Config struct {
 // Provider is EC2 as seen from one instance. It keeps the contract of providers.Provider, Snapshotter and Modifier.
 type Provider struct {
 	*managed.Provider[types.Volume]
+	*managed.Snapshots[types.Volume, types.Snapshot]
 	cfg     Config
 	cluster string
 
@@ -95,6 +96,7 @@ func New(cfg Config) (*Provider, error) {
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove,
 	})
+	p.Snapshots = managed.NewSnapshots(p.Provider, p.snapshots())
 	return p, nil
 }
 

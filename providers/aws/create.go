@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"strconv"
 	"time"
 
@@ -74,21 +73,15 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec) (*ec2.CreateV
 	if err != nil {
 		return nil, nil, err
 	}
-	tags := p.marks(spec)
 	gibs := providers.InGiB(spec.Size)
 	if spec.Snapshot != "" {
-		from, err := p.sourceOf(ctx, spec.Snapshot)
+		from, size, err := p.Source(ctx, spec, gibs)
 		if err != nil {
 			return nil, nil, err
 		}
-		size := sdk.ToInt32(from.VolumeSize)
-		if gibs = cmp.Or(gibs, int64(size)); gibs < int64(size) {
-			return refuse("snapshot %s holds %d GiB, more than the %d GiB asked for: leave the size out, or ask for more", spec.Snapshot, size, gibs)
-		}
-		inherited := recordTags(recordOf(tagMap(from.Tags)))
-		maps.Copy(inherited, tags)
-		tags = inherited
+		gibs, spec.Record = size, from.Record
 	}
+	tags := p.marks(spec)
 	if err := checkKind(kindOf(spec), gibs, spec.IOPS, spec.Throughput); err != nil {
 		return nil, nil, err
 	}

@@ -1,11 +1,9 @@
 package digitalocean
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -29,21 +27,15 @@ const justAsked = 5 * time.Second
 
 // order puts a specification into DigitalOcean's words, and refuses what is not sold.
 func (p *Provider) order(ctx context.Context, spec providers.Spec, gibs int64, region string) (*godo.VolumeCreateRequest, error) {
-	rec := maps.Clone(spec.Record)
+	rec := spec.Record
 	var tags []string
 	if spec.Snapshot != "" {
-		from, err := p.source(ctx, spec.Snapshot, region)
+		from, size, err := p.source(ctx, spec, gibs, region)
 		if err != nil {
 			return nil, err
 		}
-		size := int64(from.MinDiskSize)
-		if gibs = cmp.Or(gibs, size); gibs < size {
-			return nil, fmt.Errorf("%w: snapshot %s holds %d GiB, more than the %d GiB asked for: leave the size out, or ask for more", providers.ErrInvalid, spec.Snapshot, size, gibs)
-		}
-		rec = recordOf(from.Tags)
-		maps.Copy(rec, spec.Record)
-		tags = textTags(textSnapshot, spec.Snapshot)
-		if gibs > size {
+		gibs, rec, tags = size, from.Record, textTags(textSnapshot, spec.Snapshot)
+		if gibs > int64(from.Native.MinDiskSize) {
 			tags = append(tags, textTags(textSize, strconv.FormatInt(gibs, 10))...)
 		}
 	}

@@ -65,6 +65,7 @@ type Config struct {
 // Provider is DigitalOcean as seen from one droplet. It keeps the contract of providers.Provider, Snapshotter and Modifier.
 type Provider struct {
 	*managed.Provider[godo.Volume]
+	*managed.Snapshots[godo.Volume, godo.Snapshot]
 	cfg  Config
 	http *rest.Client
 	api  *godo.Client
@@ -145,6 +146,7 @@ func New(cfg Config) (*Provider, error) {
 		CheckSpec: checkTags, Create: p.create, Await: p.await, Turns: mostTries, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.remove, Resize: p.resize,
 	})
+	p.Snapshots = managed.NewSnapshots(p.Provider, p.snapshots())
 	return p, nil
 }
 

@@ -10,112 +10,80 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// Snapshot takes a copy, or returns the one that is there: a snapshot is called by a digest of the volume and the description.
-// DigitalOcean takes it at the moment of the request, in use or not.
-func (p *Provider) Snapshot(ctx context.Context, id, description string) (*providers.Snapshot, error) {
-	d, err := p.GetOurs(ctx, id)
-	if err != nil {
-		return nil, err
+// snapshots is how DigitalOcean is asked for snapshots, which are complete at once. It takes one of a volume in use, too.
+func (p *Provider) snapshots() managed.SnapshotCloud[godo.Volume, godo.Snapshot] {
+	return managed.SnapshotCloud[godo.Volume, godo.Snapshot]{
+		IsID: volumeID.MatchString, IDForm: "looks like 8fa70202-873f-11e6-8b68-000f533176b1",
+		Show: showSnapshot, Taken: p.snapshotsTaken, Take: p.takeSnapshot, Get: p.getSnapshot, Delete: p.deleteSnapshot,
 	}
-	name := labels.Name(id, description, longestSnapshotName)
-	if s, err := p.snapshotNamed(ctx, id, name); s != nil || err != nil {
-		return s, err
-	}
-	tags := slices.Concat(textTags(textCluster, d.Cluster), textTags(textName, d.Name), recordTags(d.Record))
-	var made *godo.Snapshot
-	err = p.queue.Do(ctx, "volume "+id, func(ctx context.Context) (err error) {
-		made, _, err = p.api.Storage.CreateSnapshot(ctx, &godo.SnapshotCreateRequest{VolumeID: id, Name: name, Description: sanitize.Clip(description), Tags: tags})
-		return p.explain(ctx, "the request to take a snapshot of volume "+id, err, made != nil && made.ID != "")
-	})
-	switch {
-	case isMissing(err):
-		return nil, fmt.Errorf("%w: %w", providers.ErrNotFound, err)
-	case isConflict(err): // another has just taken it
-		if s, err := p.snapshotNamed(ctx, id, name); s != nil || err != nil {
-			return s, err
-		}
-		return nil, err
-	case err != nil:
-		return nil, err
-	}
-	return snapshotOf(*made), nil
 }
 
-// longestSnapshotName is enough for what can be read of a description, and its digest.
-const longestSnapshotName = 64
+// snapshotName is the name of a volume's snapshot with this description: what can be read of that, and a digest of both.
+func snapshotName(volume, description string) string { return labels.Name(volume, description, 64) }
 
-// snapshotNamed returns the snapshot of a volume that is called so, nil if there is none.
-func (p *Provider) snapshotNamed(ctx context.Context, volume, name string) (*providers.Snapshot, error) {
+func showSnapshot(from godo.Snapshot) managed.Snapshot[godo.Snapshot] {
+	is := identityOf(from.Tags)
+	created, _ := time.Parse(time.RFC3339, from.Created) // the zero time if DigitalOcean does not tell
+	return managed.Snapshot[godo.Snapshot]{
+		Snapshot: providers.Snapshot{ID: from.ID, Volume: from.ResourceID, Size: int64(from.MinDiskSize) * gib, CreatedAt: created.UTC()},
+		Cluster:  is.cluster, Marked: is.owned(), Record: recordOf(from.Tags), Native: from,
+	}
+}
+
+func (p *Provider) snapshotsTaken(ctx context.Context, volume, description string) ([]godo.Snapshot, error) {
+	name := snapshotName(volume, description)
 	list, err := pages(ctx, p, "the request for the snapshots of volume "+volume, func(s godo.Snapshot) string { return s.ID }, func(ctx context.Context, page *godo.ListOptions) ([]godo.Snapshot, *godo.Response, error) {
 		return p.api.Storage.ListSnapshots(ctx, volume, page)
 	})
-	if isMissing(err) {
-		return nil, fmt.Errorf("%w: %w", providers.ErrNotFound, err)
-	}
-	for _, s := range list {
-		if s.Name == name {
-			return snapshotOf(s), nil
-		}
-	}
-	return nil, err
+	return slices.DeleteFunc(list, func(s godo.Snapshot) bool { return s.Name != name }), found(err)
 }
 
-func snapshotOf(s godo.Snapshot) *providers.Snapshot {
-	created, _ := time.Parse(time.RFC3339, s.Created) // the zero time if DigitalOcean does not tell
-	return &providers.Snapshot{ID: s.ID, Volume: s.ResourceID, Size: int64(s.MinDiskSize) * gib, CreatedAt: created.UTC()}
-}
-
-// DeleteSnapshot destroys a snapshot of this cluster.
-func (p *Provider) DeleteSnapshot(ctx context.Context, id string) error {
-	if !volumeID.MatchString(id) {
-		return ctx.Err()
+func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[godo.Volume], description string) (godo.Snapshot, error) {
+	in := &godo.SnapshotCreateRequest{
+		VolumeID: d.ID, Name: snapshotName(d.ID, description), Description: sanitize.Clip(description),
+		Tags: slices.Concat(textTags(textCluster, d.Cluster), textTags(textName, d.Name), recordTags(d.Record)),
 	}
-	s, err := p.snapshot(ctx, id)
-	if isMissing(err) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	if identityOf(s.Tags).cluster != p.cluster() {
-		return nil
-	}
-	answer, err := p.api.Snapshots.Delete(ctx, id)
-	if err := p.done(ctx, "the request to delete snapshot "+id, answer, err); !isMissing(err) {
-		return err
-	}
-	return nil
-}
-
-func (p *Provider) snapshot(ctx context.Context, id string) (*godo.Snapshot, error) {
-	s, _, err := p.api.Snapshots.Get(ctx, id)
-	return s, p.explain(ctx, "the request for snapshot "+id, err, s != nil && s.ID == id)
-}
-
-// source returns a snapshot that a volume can be made from: one of this cluster, or one that is nobody's, as backups made by
-// other means are.
-func (p *Provider) source(ctx context.Context, id, region string) (*godo.Snapshot, error) {
-	if !volumeID.MatchString(id) {
-		return nil, fmt.Errorf("%w: snapshot %q: an id looks like 8fa70202-873f-11e6-8b68-000f533176b1", providers.ErrInvalid, sanitize.Clip(id))
-	}
-	s, err := p.snapshot(ctx, id)
-	is := identity{}
-	if s != nil {
-		is = identityOf(s.Tags)
-	}
+	var made *godo.Snapshot
+	err := p.queue.Do(ctx, "volume "+d.ID, func(ctx context.Context) (err error) {
+		made, _, err = p.api.Storage.CreateSnapshot(ctx, in)
+		return p.explain(ctx, "the request to take a snapshot of volume "+d.ID, err, made != nil && made.ID != "")
+	})
 	switch {
-	case isMissing(err):
-		return nil, fmt.Errorf("%w: DigitalOcean has no snapshot %s in this account", providers.ErrInvalid, id)
+	case isConflict(err):
+		return godo.Snapshot{}, fmt.Errorf("%w: %w", managed.ErrTaken, err)
 	case err != nil:
-		return nil, err
-	case s.ResourceType != "volume":
-		return nil, fmt.Errorf("%w: snapshot %s is of a %s, and not of a volume", providers.ErrInvalid, id, sanitize.Clip(s.ResourceType))
-	case is.owned() && is.cluster != p.cluster():
-		return nil, fmt.Errorf("%w: snapshot %s is of cluster %q: create the volume there", providers.ErrInvalid, id, is.cluster)
-	case !slices.Contains(s.Regions, region):
-		return nil, fmt.Errorf("%w: snapshot %s is in region %v, and this node in %s: run the service there", providers.ErrInvalid, id, s.Regions, region)
+		return godo.Snapshot{}, found(err)
 	}
-	return s, nil
+	return *made, nil
+}
+
+func (p *Provider) getSnapshot(ctx context.Context, id string) (godo.Snapshot, error) {
+	s, _, err := p.api.Snapshots.Get(ctx, id)
+	if err := p.explain(ctx, "the request for snapshot "+id, err, s != nil && s.ID == id); err != nil {
+		return godo.Snapshot{}, found(err)
+	}
+	return *s, nil
+}
+
+func (p *Provider) deleteSnapshot(ctx context.Context, s managed.Snapshot[godo.Snapshot]) error {
+	answer, err := p.api.Snapshots.Delete(ctx, s.ID)
+	return found(p.done(ctx, "the request to delete snapshot "+s.ID, answer, err))
+}
+
+// source returns the snapshot that spec names, if a volume can be made from it in the region, and the volume's size in GiB.
+func (p *Provider) source(ctx context.Context, spec providers.Spec, gib int64, region string) (managed.Snapshot[godo.Snapshot], int64, error) {
+	from, size, err := p.Source(ctx, spec, gib)
+	switch {
+	case err != nil:
+		return from, 0, err
+	case from.Native.ResourceType != "volume":
+		return from, 0, fmt.Errorf("%w: snapshot %s is of a %s, and not of a volume", providers.ErrInvalid, from.ID, sanitize.Clip(from.Native.ResourceType))
+	case !slices.Contains(from.Native.Regions, region):
+		return from, 0, fmt.Errorf("%w: snapshot %s is in region %v, and this node in %s: run the service there", providers.ErrInvalid, from.ID, from.Native.Regions, region)
+	}
+	return from, size, nil
 }

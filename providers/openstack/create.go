@@ -163,25 +163,17 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec) (volumes.Crea
 	if err != nil {
 		return volumes.CreateOpts{}, err
 	}
-	marks := p.marks(spec)
 	if spec.Snapshot != "" {
-		from, err := p.sourceOf(ctx, spec.Snapshot)
+		from, size, err := p.Source(ctx, spec, gibs)
 		if err != nil {
 			return volumes.CreateOpts{}, err
 		}
-		if gibs == 0 {
-			gibs = int64(from.Size)
-		}
-		if gibs < int64(from.Size) {
-			return volumes.CreateOpts{}, fmt.Errorf("%w: snapshot %s holds %d GiB, more than the %d GiB asked for: leave the size out, or ask for more", providers.ErrInvalid, spec.Snapshot, from.Size, gibs)
-		}
-		inherited := recordMarks(recordOf(from.Metadata))
-		maps.Copy(inherited, marks)
-		marks = inherited
+		gibs, spec.Record = size, from.Record
 	}
 	if gibs == 0 {
 		return volumes.CreateOpts{}, sizes.Refuse(0)
 	}
+	marks := p.marks(spec)
 	marks[keyState], marks[keyMaker] = stateClaimed, p.maker
 	const longest = 255
 	return volumes.CreateOpts{

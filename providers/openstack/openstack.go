@@ -65,6 +65,7 @@ import (
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/snapshots"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 	"github.com/sirupsen/logrus"
 
@@ -104,6 +105,7 @@ type Config struct {
 // Provider is an OpenStack cloud as seen from one server. It keeps the contract of providers.Provider, Snapshotter and Modifier.
 type Provider struct {
 	*managed.Provider[volume]
+	*managed.Snapshots[volume, snapshots.Snapshot]
 	cfg     Config
 	cluster string
 	maker   string // this process, as the maker of volumes
@@ -176,6 +178,7 @@ func New(cfg Config) (*Provider, error) {
 		Show: p.show, Named: p.named, NamesAtOnce: maxNames, All: p.all, Get: p.get, Settle: p.settled,
 		CheckSpec: checkSpec, Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.extend,
 	})
+	p.Snapshots = managed.NewSnapshots(p.Provider, p.snapshots())
 	return p, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/snapshots"
@@ -12,9 +13,32 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
+
+// snapshots is how Cinder is asked for snapshots. It takes the volume as it is at that moment, in use or not, if it is told that
+// this is meant; as after a loss of power, the file system's journal makes it whole.
+func (p *Provider) snapshots() managed.SnapshotCloud[volume, snapshots.Snapshot] {
+	return managed.SnapshotCloud[volume, snapshots.Snapshot]{
+		IsID: isUUID, IDForm: "looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", MaxPause: 5 * time.Second,
+		Show: showSnapshot, Taken: p.snapshotsTaken, Take: p.takeSnapshot, Get: p.getSnapshot, Delete: p.deleteSnapshot, Deleted: p.removeRetired,
+	}
+}
+
+func showSnapshot(from snapshots.Snapshot) managed.Snapshot[snapshots.Snapshot] {
+	cluster, marked := from.Metadata[keyCluster]
+	s := managed.Snapshot[snapshots.Snapshot]{
+		Snapshot: providers.Snapshot{ID: from.ID, Volume: from.VolumeID, Size: int64(from.Size) * gib, CreatedAt: from.CreatedAt.UTC()},
+		Cluster:  decode(cluster), Marked: marked, Record: recordOf(from.Metadata), Creating: from.Status == "creating", Native: from,
+	}
+	switch from.Status {
+	case "error", "deleting", "error_deleting":
+		s.Failed = fmt.Errorf("snapshot %s cannot be used: Cinder calls it %q", from.ID, sanitize.Clip(from.Status))
+	}
+	return s
+}
 
 // snapshotsOf lists the snapshots of a volume.
 func (p *Provider) snapshotsOf(ctx context.Context, id string) ([]snapshots.Snapshot, error) {
@@ -36,103 +60,63 @@ func (p *Provider) snapshotsOf(ctx context.Context, id string) ([]snapshots.Snap
 	return kept, err
 }
 
-// Snapshot returns when the snapshot is complete. Cinder takes the volume as it is at that moment, in use or not, if it is told
-// that this is meant; as after a loss of power, the file system's journal makes it whole.
-func (p *Provider) Snapshot(ctx context.Context, id, description string) (*providers.Snapshot, error) {
-	d, err := p.GetOurs(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	unlock, _, err := p.names.Lock(ctx, "snapshot of "+id)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	origin := labels.Digest(id, description)
-	same, err := p.snapshotsOf(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range same {
-		if s.Metadata[keyOrigin] == origin && s.Status != "error" && s.Status != "deleting" {
-			return p.awaitSnapshot(ctx, s)
-		}
-	}
+func (p *Provider) snapshotsTaken(ctx context.Context, volume, description string) ([]snapshots.Snapshot, error) {
+	all, err := p.snapshotsOf(ctx, volume)
+	origin := labels.Digest(volume, description)
+	return slices.DeleteFunc(all, func(s snapshots.Snapshot) bool { return s.Metadata[keyOrigin] != origin }), err
+}
+
+func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[volume], description string) (snapshots.Snapshot, error) {
 	marks := recordMarks(d.Record)
-	maps.Copy(marks, map[string]string{keyCluster: encode(p.cluster), keyName: encode(d.Name), keyOrigin: origin})
-	made, err := call(ctx, p, "the snapshot of volume "+id, func(ctx context.Context, s *session) (*snapshots.Snapshot, error) {
+	maps.Copy(marks, map[string]string{keyCluster: encode(p.cluster), keyName: encode(d.Name), keyOrigin: labels.Digest(d.ID, description)})
+	made, err := call(ctx, p, "the snapshot of volume "+d.ID, func(ctx context.Context, s *session) (*snapshots.Snapshot, error) {
 		return snapshots.Create(ctx, s.volume, snapshots.CreateOpts{
-			VolumeID: id, Force: true, Name: labels.Name(p.cluster, d.Name, 255), Description: encode(sanitize.Clip(description)), Metadata: marks,
+			VolumeID: d.ID, Force: true, Name: labels.Name(p.cluster, d.Name, 255), Description: encode(sanitize.Clip(description)), Metadata: marks,
 		}).Extract()
 	})
 	switch {
 	case refused(err, http.StatusBadRequest):
-		return nil, fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, id, sanitize.Clip(d.Native.Status), err)
+		return snapshots.Snapshot{}, fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, d.ID, sanitize.Clip(d.Native.Status), err)
 	case err != nil:
-		return nil, err
+		return snapshots.Snapshot{}, err
 	}
-	return p.awaitSnapshot(ctx, *made)
-}
-
-// awaitSnapshot waits until the snapshot is complete, and returns it.
-func (p *Provider) awaitSnapshot(ctx context.Context, s snapshots.Snapshot) (*providers.Snapshot, error) {
-	for retry := (pace.Backoff{Most: 5 * time.Second}); s.Status == "creating"; {
-		now, err := p.getSnapshot(ctx, s.ID)
-		if err != nil {
-			return nil, err
-		}
-		if s = now; s.Status != "creating" {
-			break
-		}
-		if err := retry.Wait(ctx); err != nil {
-			return nil, fmt.Errorf("snapshot %s is not complete yet: %w", s.ID, err)
-		}
-	}
-	if s.Status == "error" || s.Status == "deleting" || s.Status == "error_deleting" {
-		return nil, fmt.Errorf("snapshot %s cannot be used: Cinder calls it %q", s.ID, sanitize.Clip(s.Status))
-	}
-	return &providers.Snapshot{ID: s.ID, Volume: s.VolumeID, Size: int64(s.Size) * gib, CreatedAt: s.CreatedAt.UTC()}, nil
+	return *made, nil
 }
 
 func (p *Provider) getSnapshot(ctx context.Context, id string) (snapshots.Snapshot, error) {
 	s, err := call(ctx, p, "the question about snapshot "+id, func(ctx context.Context, s *session) (*snapshots.Snapshot, error) {
 		return snapshots.Get(ctx, s.volume, id).Extract()
 	})
-	if err != nil {
+	switch {
+	case err != nil && !missing(err, id) && refused(err, http.StatusNotFound):
+		return snapshots.Snapshot{}, unknown("snapshot", id, err)
+	case err != nil:
 		return snapshots.Snapshot{}, err
 	}
 	return *s, nil
 }
 
-// DeleteSnapshot destroys a snapshot of this cluster, and then volumes that were deleted before and kept by their snapshots.
-func (p *Provider) DeleteSnapshot(ctx context.Context, id string) error {
-	if !isUUID(id) {
-		return ctx.Err()
-	}
-	for retry, asked := (pace.Backoff{Most: 2 * time.Second}), false; ; {
-		s, err := p.getSnapshot(ctx, id)
-		switch {
-		case missing(err, id):
-			return p.removeRetired(ctx)
-		case err != nil:
-			return err
-		case s.Metadata[keyCluster] != encode(p.cluster):
-			return nil
-		case s.Status == "error_deleting":
-			return fmt.Errorf("Cinder could not delete snapshot %s: volumes made from it may depend on it: ask the cloud's operator", id) //nolint:staticcheck // a name
-		case !asked:
-			_, err = call(ctx, p, "the deletion of snapshot "+id, func(ctx context.Context, s *session) (done, error) {
-				return done{}, snapshots.Delete(ctx, s.volume, id).ExtractErr()
+// deleteSnapshot returns when the snapshot is gone.
+func (p *Provider) deleteSnapshot(ctx context.Context, s managed.Snapshot[snapshots.Snapshot]) error {
+	for retry, asked, now := (pace.Backoff{Most: 2 * time.Second}), false, s.Native; ; {
+		if now.Status == "error_deleting" {
+			return fmt.Errorf("Cinder could not delete snapshot %s: volumes made from it may depend on it: ask the cloud's operator", s.ID) //nolint:staticcheck // a name
+		}
+		if !asked {
+			_, err := call(ctx, p, "the deletion of snapshot "+s.ID, func(ctx context.Context, session *session) (done, error) {
+				return done{}, snapshots.Delete(ctx, session.volume, s.ID).ExtractErr()
 			})
 			if err != nil && !refused(err, http.StatusBadRequest, http.StatusNotFound) {
 				return err
 			}
-			if asked = err == nil; asked {
-				continue
-			}
+			asked = err == nil
+		}
+		var err error
+		if now, err = p.getSnapshot(ctx, s.ID); err != nil {
+			return err
 		}
 		if err := retry.Wait(ctx); err != nil {
-			return fmt.Errorf("snapshot %s is not removed yet: %w", id, err)
+			return fmt.Errorf("snapshot %s is not removed yet: %w", s.ID, err)
 		}
 	}
 }
@@ -152,21 +136,4 @@ func (p *Provider) removeRetired(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// sourceOf returns a snapshot that a volume can be made from, once it is complete: one of this cluster, or one that is nobody's,
-// as backups made by other means are.
-func (p *Provider) sourceOf(ctx context.Context, id string) (snapshots.Snapshot, error) {
-	if !isUUID(id) {
-		return snapshots.Snapshot{}, fmt.Errorf("%w: snapshot %q: an id looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", providers.ErrInvalid, sanitize.Clip(id))
-	}
-	s, err := p.getSnapshot(ctx, id)
-	if err != nil {
-		return s, invalid(err, "")
-	}
-	if owner, owned := s.Metadata[keyCluster]; owned && decode(owner) != p.cluster {
-		return s, fmt.Errorf("%w: snapshot %s is of cluster %q: create the volume there", providers.ErrInvalid, id, decode(owner))
-	}
-	_, err = p.awaitSnapshot(ctx, s)
-	return s, err
 }
