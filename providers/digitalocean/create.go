@@ -51,14 +51,14 @@ func (p *Provider) order(ctx context.Context, spec providers.Spec, gibs int64, r
 
 // create creates a volume under the name of the turn. DigitalOcean does so at once.
 func (p *Provider) create(ctx context.Context, spec providers.Spec, gib int64, turn int) (godo.Volume, error) {
-	here, err := p.here(ctx)
+	here, err := p.Node(ctx)
 	if err != nil {
 		return godo.Volume{}, err
 	}
-	if spec.Zone != "" && spec.Zone != here.region {
-		return godo.Volume{}, fmt.Errorf("%w: zone %q: on DigitalOcean volumes are made in the region of the node, which is %s", providers.ErrInvalid, spec.Zone, here.region)
+	if spec.Zone != "" && spec.Zone != here.Zone {
+		return godo.Volume{}, fmt.Errorf("%w: zone %q: on DigitalOcean volumes are made in the region of the node, which is %s", providers.ErrInvalid, spec.Zone, here.Zone)
 	}
-	in, err := p.order(ctx, spec, gib, here.region)
+	in, err := p.order(ctx, spec, gib, here.Zone)
 	if err != nil {
 		return godo.Volume{}, err
 	}

@@ -30,7 +30,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -74,7 +73,6 @@ type Provider struct {
 	byID   *batch.Batcher[godo.Volume]
 	byNode *batch.Batcher[godo.Droplet]
 	self   *metadata.Identity
-	place  *batch.Cached[place] // see here
 
 	mu      sync.Mutex
 	aliases map[string]string // by name: what a volume is called in DigitalOcean, if not as create calls it first
@@ -85,12 +83,6 @@ var (
 	_ providers.Snapshotter = (*Provider)(nil)
 	_ providers.Modifier    = (*Provider)(nil)
 )
-
-// place is which droplet this is, and where.
-type place struct {
-	droplet int
-	region  string
-}
 
 var (
 	regionSlug = regexp.MustCompile(`^[a-z][a-z0-9-]{1,31}$`)
@@ -116,10 +108,8 @@ func New(cfg Config) (*Provider, error) {
 	case cfg.Droplet != "" && !dropletID.MatchString(cfg.Droplet):
 		return refuse("%s is %q: the id of a droplet is a number", settingDroplet, sanitize.Clip(cfg.Droplet))
 	}
-	for setting, value := range map[string]string{settingAPI: cfg.API, settingMetadata: cfg.Metadata} {
-		if u, err := url.Parse(value); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
-			return refuse("%s is no URL such as %s", setting, defaultAPI)
-		}
+	if err := rest.CheckURLs(map[string]string{settingAPI: cfg.API, settingMetadata: cfg.Metadata}); err != nil {
+		return nil, err
 	}
 	p := &Provider{cfg: cfg, aliases: map[string]string{}}
 	p.http = rest.New(rest.Config{
@@ -131,8 +121,7 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.byID = batch.New(p.askIDs, mostAtOnce)
 	p.byNode = batch.New(p.askDroplet, 1)
-	p.self = metadata.NewIdentity("droplet", settingDroplet, cfg.Droplet, p.identify)
-	p.place = batch.Cache("which droplet this is", p.locate)
+	p.self = metadata.NewIdentity("droplet", settingDroplet, cfg.Droplet, p.identify).WithZone(p.locate)
 	p.Provider = managed.New(managed.Cloud[godo.Volume]{
 		Name: "DigitalOcean", Machine: "droplet", StopWord: "power off", Cluster: cfg.Cluster,
 		Options: []string{"snapshot", "tags"}, Buses: []string{"scsi"}, Sizes: sizes, // there is one kind of volume
@@ -140,7 +129,7 @@ func New(cfg Config) (*Provider, error) {
 		IDForm: "which looks like 506f78a4-e098-11e5-ad9f-000f53306ae1", IsID: volumeID.MatchString, IsNode: dropletID.MatchString,
 		Locks: true, Queue: managed.Queued, AttachTime: unasked, DetachTime: unasked, AbsentFor: justAsked,
 		NodeAdvice: "check " + settingMetadata + ", " + settingDroplet + " and whose the token is",
-		Self:       p.identified, Status: p.status,
+		Self:       p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: mostAtOnce, All: p.all, Get: p.get,
 		Attach: p.attach, Detach: p.detach, OperationState: p.operationState,
 		CheckSpec: checkTags, Create: p.create, Await: p.await, Turns: mostTries, Taken: p.taken,
@@ -165,36 +154,12 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	}))
 }
 
-// identified tells which droplet this is. Its zone is its region: a volume of another cannot be attached.
-func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
-	here, err := p.here(ctx)
-	if err != nil {
-		return providers.Node{}, err
+// locate tells where this droplet is. Its zone is its region: a volume of another cannot be attached.
+func (p *Provider) locate(ctx context.Context, node providers.Node) (_ providers.Node, err error) {
+	if node.Zone = p.cfg.Region; node.Zone == "" {
+		node.Zone, err = p.metadata(ctx, "region", settingRegion, regionSlug)
 	}
-	return providers.Node{ID: strconv.Itoa(here.droplet), Zone: here.region}, nil
-}
-
-// here tells which droplet this is, and where, according to its metadata service, see metadata.Identity.
-func (p *Provider) here(ctx context.Context) (place, error) {
-	if _, err := p.self.Node(ctx); err != nil {
-		return place{}, err
-	}
-	return p.place.Get(ctx)
-}
-
-func (p *Provider) locate(ctx context.Context) (place, error) {
-	node, err := p.self.Node(ctx)
-	if err != nil {
-		return place{}, err
-	}
-	region := p.cfg.Region
-	if region == "" {
-		if region, err = p.metadata(ctx, "region", settingRegion, regionSlug); err != nil {
-			return place{}, err
-		}
-	}
-	n, err := strconv.Atoi(node.ID)
-	return place{n, region}, err
+	return node, err
 }
 
 // identify asks the metadata service which droplet this is.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"regexp"
 	"strings"
@@ -19,10 +18,8 @@ import (
 
 // What DigitalOcean says besides the contract's errors, for those here who act upon it.
 var (
-	errMissing     = errors.New("the resource does not exist")
-	errConflict    = errors.New("the name is taken, or the volume in use")
-	errAttached    = managed.ErrAttached
-	errNotAttached = managed.ErrNotAttached
+	errMissing  = errors.New("the resource does not exist")
+	errConflict = errors.New("the name is taken, or the volume in use")
 )
 
 func isMissing(err error) bool { return errors.Is(err, errMissing) }
@@ -45,8 +42,8 @@ var words = []struct {
 	advice string
 }{
 	{regexp.MustCompile(`(?i)pending event`), providers.ErrBusy, ": DigitalOcean does one thing at a time with a droplet or a volume"},
-	{regexp.MustCompile(`(?i)already attached`), errAttached, ""},
-	{regexp.MustCompile(`(?i)attachment not found`), errNotAttached, ""},
+	{regexp.MustCompile(`(?i)already attached`), managed.ErrAttached, ""},
+	{regexp.MustCompile(`(?i)attachment not found`), managed.ErrNotAttached, ""},
 	{regexp.MustCompile(`(?i)attach more`), providers.ErrAttachLimit, ": run the service on another node"},
 	{regexp.MustCompile(`(?i)not supported for this region`), providers.ErrInvalid, ": run the service in a region that has volumes"},
 	{regexp.MustCompile(`(?i)limit exceeded|quota|reached .*limit`), providers.ErrNoSpace, ": remove what is not needed, or ask DigitalOcean for a higher limit"},
@@ -61,7 +58,7 @@ func (p *Provider) explain(ctx context.Context, action string, err error, whole 
 	case err == nil && whole:
 		return nil
 	case err == nil:
-		return p.http.NoAnswer(ctx, action, io.ErrUnexpectedEOF)
+		return p.http.Foreign(ctx, action)
 	case !errors.As(err, &refused) || refused.Response == nil:
 		return p.http.NoAnswer(ctx, action, err)
 	}

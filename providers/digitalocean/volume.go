@@ -53,13 +53,13 @@ func hidden(v godo.Volume) error {
 // named looks in this node's region for one name under what its volume is called, then by the tag of the name. It looks for several
 // names, or for one that this does not settle, among all volumes of the region.
 func (p *Provider) named(ctx context.Context, names []string) (map[string][]godo.Volume, error) {
-	here, err := p.here(ctx)
+	here, err := p.Node(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if len(names) == 1 {
 		name := names[0]
-		list, shown, err := p.api.Storage.ListVolumes(ctx, &godo.ListVolumeParams{Region: here.region, Name: p.called(name)})
+		list, shown, err := p.api.Storage.ListVolumes(ctx, &godo.ListVolumeParams{Region: here.Zone, Name: p.called(name)})
 		if err := p.explain(ctx, fmt.Sprintf("the request for the volume named %q", p.called(name)), err, shown != nil && shown.Meta != nil); err != nil {
 			return nil, err
 		}
@@ -76,7 +76,7 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]godo
 			return map[string][]godo.Volume{name: {*v}}, nil
 		}
 	}
-	list, err := p.region(ctx, here.region)
+	list, err := p.region(ctx, here.Zone)
 	if err != nil {
 		return nil, err
 	}
@@ -106,11 +106,11 @@ func (p *Provider) rivals(ctx context.Context, name string) ([]godo.Volume, erro
 
 // all returns all volumes of this node's region.
 func (p *Provider) all(ctx context.Context) ([]godo.Volume, error) {
-	here, err := p.here(ctx)
+	here, err := p.Node(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return p.region(ctx, here.region)
+	return p.region(ctx, here.Zone)
 }
 
 // tagged returns this cluster's volume of that name, nil if there is none, by the number of volumes that have the tag of the name.
@@ -129,11 +129,11 @@ func (p *Provider) tagged(ctx context.Context, name string) (v *godo.Volume, set
 		return nil, false
 	}
 	only, err := p.get(ctx, id)
-	here, whereErr := p.here(ctx)
+	here, whereErr := p.Node(ctx)
 	switch {
 	case err != nil || whereErr != nil:
 		return nil, false
-	case p.isNamed(only, name) && (only.Region == nil || only.Region.Slug == here.region):
+	case p.isNamed(only, name) && (only.Region == nil || only.Region.Slug == here.Zone):
 		return &only, true
 	}
 	return nil, true
@@ -227,11 +227,11 @@ func (p *Provider) get(ctx context.Context, id string) (godo.Volume, error) {
 func (p *Provider) askIDs(ctx context.Context, ids []string) (map[string]godo.Volume, error) {
 	found := make(map[string]godo.Volume)
 	if len(ids) > 1 {
-		here, err := p.here(ctx)
+		here, err := p.Node(ctx)
 		if err != nil {
 			return nil, err
 		}
-		list, err := p.region(ctx, here.region)
+		list, err := p.region(ctx, here.Zone)
 		if err != nil {
 			return nil, err
 		}
@@ -260,7 +260,7 @@ func (p *Provider) remove(ctx context.Context, d managed.Disk[godo.Volume]) erro
 	answer, err := p.api.Storage.DeleteVolume(ctx, d.ID)
 	err = p.done(ctx, "the request to delete volume "+d.ID, answer, err)
 	if isConflict(err) {
-		return fmt.Errorf("%w: %w", errAttached, err)
+		return fmt.Errorf("%w: %w", managed.ErrAttached, err)
 	}
 	return found(err)
 }
@@ -283,13 +283,13 @@ func tagsOf(v godo.Volume, key string) []string {
 
 // claim gives an existing volume the tags of one of ours. That of the cluster comes last: before, it is nobody's.
 func (p *Provider) claim(ctx context.Context, d managed.Disk[godo.Volume], spec providers.Spec) (godo.Volume, error) {
-	here, err := p.here(ctx)
+	here, err := p.Node(ctx)
 	if err != nil {
 		return d.Native, err
 	}
 	v := d.Native
-	if d.Zone != "" && d.Zone != here.region {
-		return v, fmt.Errorf("%w: %s is in region %s, and this node in region %s, where it cannot be attached", providers.ErrInvalid, d.ID, d.Zone, here.region)
+	if d.Zone != "" && d.Zone != here.Zone {
+		return v, fmt.Errorf("%w: %s is in region %s, and this node in region %s, where it cannot be attached", providers.ErrInvalid, d.ID, d.Zone, here.Zone)
 	}
 	wanted := append(textTags(textName, spec.Name), textTags(textCluster, p.cluster())...)
 	stale := slices.DeleteFunc(append(tagsOf(v, textCluster), tagsOf(v, textName)...), func(tag string) bool {

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
@@ -26,18 +29,14 @@ func (p *Provider) protectBefore(ctx context.Context, id string) error {
 
 func (p *Provider) attach(ctx context.Context, id, node string) (string, error) {
 	request := fmt.Sprintf("the request to attach volume %s to server %s", id, node)
-	a, err := p.api.attach(ctx, number(id), number(node))
+	a, err := p.change(ctx, request, id, "attach", schema.VolumeActionAttachVolumeRequest{Server: number(node)})
 	switch {
-	case err == nil && a.ID == 0:
-		return "", p.notItsOwn(ctx, request)
-	case err == nil:
-		return text(a.ID), nil
-	}
-	err = p.explain(ctx, request, err)
-	if errors.Is(err, errLimit) {
+	case errors.Is(err, errLimit):
 		return "", fmt.Errorf("%w: %s: Hetzner Cloud attaches up to 16 volumes to a server: run the service on another node", providers.ErrAttachLimit, err.Error())
+	case err != nil:
+		return "", err
 	}
-	return "", err
+	return text(a.ID), nil
 }
 
 // wrongLocation explains a refusal by where the volume is.
@@ -46,7 +45,7 @@ func (p *Provider) wrongLocation(ctx context.Context, d managed.Disk[*volume], n
 		return nil
 	}
 	s, err := p.server(ctx, node)
-	if err != nil || s == nil || d.Zone == s.Location.Name {
+	if err != nil || d.Zone == s.Location.Name {
 		return nil //nolint:nilerr // then the refusal itself is the explanation
 	}
 	return fmt.Errorf("%w: volume %s is in location %s and server %s in %s, where it cannot be attached: run the service in location %s (%s)",
@@ -62,14 +61,11 @@ func (p *Provider) wrongLocation(ctx context.Context, d managed.Disk[*volume], n
 // guest.
 func (p *Provider) detach(ctx context.Context, id, node string, _ bool) (string, error) {
 	request := fmt.Sprintf("the request to detach volume %s from server %s", id, node)
-	a, err := p.api.detach(ctx, number(id))
+	a, err := p.change(ctx, request, id, "detach", schema.VolumeActionDetachVolumeRequest{})
 	if err != nil {
-		return "", p.explain(ctx, request, err)
+		return "", err
 	}
-	switch server := serverOf(a); {
-	case a.ID == 0:
-		return "", p.notItsOwn(ctx, request)
-	case server != "" && server != node:
+	if server := serverOf(a); server != "" && server != node {
 		return "", managed.Certain(fmt.Errorf("volume %s has been detached from server %s, which must have taken it from server %s in the moment of the request to detach it there: stop what uses it on server %s", id, server, node, server))
 	}
 	return text(a.ID), nil
@@ -78,17 +74,13 @@ func (p *Provider) detach(ctx context.Context, id, node string, _ bool) (string,
 // leaving is how long a detach that this process has begun is taken to be under way without asking.
 const leaving = 20 * time.Second
 
-// running is the action of a volume that is under way. There is no more than one.
+// running is the action of a volume that is under way. There is no more than one, so the first page shows it.
 func (p *Provider) running(ctx context.Context, id string) (*managed.Operation, error) {
 	request := "the question what is being done with volume " + id
-	answer, err := p.api.running(ctx, number(id))
-	switch {
-	case err != nil:
-		return nil, p.explain(ctx, request, err)
-	case answer.Meta.Pagination == nil:
-		return nil, p.notItsOwn(ctx, request)
-	case len(answer.Actions) == 0:
-		return nil, nil //nolint:nilnil // none is a valid answer
+	query := url.Values{"per_page": {strconv.Itoa(perPage)}, "status": {actionRunning}}
+	answer, err := ask(ctx, p, request, http.MethodGet, volumePath(id)+"/actions?"+query.Encode(), nil, func(page *actionPage) bool { return page.Meta.Pagination != nil })
+	if err != nil || len(answer.Actions) == 0 {
+		return nil, err
 	}
 	a := &answer.Actions[0]
 	o := &managed.Operation{ID: text(a.ID), Node: serverOf(a), Attach: a.Command == "attach_volume"}

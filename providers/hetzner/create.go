@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
@@ -28,18 +29,13 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec, gib int64, _
 	}
 	request, asked := fmt.Sprintf("the request to create volume %q in location %s", spec.Name, zone), time.Now()
 	all := p.labelsFor(nil, spec)
-	made, err := p.api.create(ctx, schema.VolumeCreateRequest{
-		Name: p.nameOf(spec.Name), Size: int(max(sizes.Least, gib)), Location: &schema.IDOrName{Name: zone}, Labels: &all,
-	})
+	in := schema.VolumeCreateRequest{Name: p.nameOf(spec.Name), Size: int(max(sizes.Least, gib)), Location: &schema.IDOrName{Name: zone}, Labels: &all}
+	made, err := ask(ctx, p, request, http.MethodPost, "/volumes", in, func(a *volumeAnswer) bool { return a.Volume.ID != 0 })
 	switch {
+	case errors.Is(err, providers.ErrNotFound): // it can be about nothing else
+		return nil, fmt.Errorf("%w: there is no such location: %s", providers.ErrInvalid, err.Error())
 	case err != nil:
-		err = p.explain(ctx, request, err)
-		if errors.Is(err, providers.ErrNotFound) { // there is nothing else that it could be about
-			return nil, fmt.Errorf("%w: there is no such location: %s", providers.ErrInvalid, err.Error())
-		}
 		return nil, err
-	case made.Volume.ID == 0:
-		return nil, p.notItsOwn(ctx, request)
 	}
 	if made.Action != nil {
 		if err := p.await(ctx, fmt.Sprintf("create volume %d", made.Volume.ID), made.Action); err != nil {
@@ -62,7 +58,7 @@ func (p *Provider) await(ctx context.Context, change string, a *schema.Action) e
 			return p.failed(change, a)
 		case actionRunning:
 		default:
-			return p.notItsOwn(ctx, "the request to "+change)
+			return p.client.Foreign(ctx, "the request to "+change)
 		}
 		if asked {
 			if err := retry.Wait(ctx); err != nil {
@@ -78,17 +74,14 @@ func (p *Provider) await(ctx context.Context, change string, a *schema.Action) e
 
 // action asks what has become of an action.
 func (p *Provider) action(ctx context.Context, id int64) (*schema.Action, error) {
-	request := fmt.Sprintf("the question for action %d", id)
-	a, err := p.api.action(ctx, id)
+	answer, err := ask(ctx, p, "the question for action "+text(id), http.MethodGet, "/actions/"+text(id), nil, func(a *schema.ActionGetResponse) bool { return a.Action.ID == id })
 	switch {
-	case err != nil:
-		return nil, p.explain(ctx, request, err)
-	case a == nil: // it is kept for long, but not for ever
+	case errors.Is(err, providers.ErrNotFound): // Hetzner keeps actions for long, but not for ever
 		return &schema.Action{ID: id, Status: actionSuccess}, nil
-	case a.ID != id:
-		return nil, p.notItsOwn(ctx, request)
+	case err != nil:
+		return nil, err
 	}
-	return a, nil
+	return &answer.Action, nil
 }
 
 // taken explains that the name which a volume of ours would have at Hetzner is another's.
@@ -108,9 +101,9 @@ func (p *Provider) taken(ctx context.Context, name string, refusal error) error 
 
 // resize enlarges a volume, in use or not.
 func (p *Provider) resize(ctx context.Context, d managed.Disk[*volume], gib int64) error {
-	a, err := p.api.resize(ctx, d.Native.ID, int(gib))
+	a, err := p.change(ctx, "the request to enlarge volume "+d.ID, d.ID, "resize", schema.VolumeActionResizeVolumeRequest{Size: int(gib)})
 	if err != nil {
-		return p.explain(ctx, "the request to enlarge volume "+d.ID, err)
+		return err
 	}
 	return p.await(ctx, "enlarge volume "+d.ID, a)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
@@ -13,17 +12,15 @@ import (
 	"github.com/blockvol/blockvol/providers/managed"
 )
 
-// What Hetzner may answer that means something to this package only.
+// Refusals that this package acts upon, besides those of packages providers and managed.
 var (
-	errVolumeLocked = managed.ErrVolumeBusy
 	errServerLocked = fmt.Errorf("%w: another change of the server is under way", providers.ErrBusy)
-	errAttached     = managed.ErrAttached
 	errProtected    = errors.New("volume is protected from deletion")
 	errTaken        = fmt.Errorf("%w: %w at Hetzner Cloud", providers.ErrInvalid, managed.ErrTaken)
 	errLimit        = fmt.Errorf("%w: a limit is reached", providers.ErrNoSpace)
 )
 
-// refusal is an answer of Hetzner's that says no.
+// refusal is an error that Hetzner Cloud itself answered with.
 type refusal struct {
 	kind   error  // what it means, nil if nothing in particular
 	said   string // in Hetzner's words
@@ -43,7 +40,7 @@ func (r *refusal) Error() string {
 
 func (r *refusal) Unwrap() error { return r.kind }
 
-// explain turns what Hetzner or the way to it answered into the contract's errors and a sentence for the operator.
+// explain translates an error of send into the contract's errors and a sentence for the operator.
 func (p *Provider) explain(ctx context.Context, request string, err error) error {
 	var said *apiError
 	if !errors.As(err, &said) {
@@ -61,7 +58,7 @@ func (p *Provider) failed(change string, a *schema.Action) error {
 	return p.refused("Hetzner Cloud could not "+change, said.Code, said.Message)
 }
 
-// refused words what Hetzner says no to, by the code (API reference, "Errors").
+// refused translates an error code (API reference, "Errors").
 func (p *Provider) refused(what, code, message string) error {
 	r := &refusal{said: fmt.Sprintf("%s: %s (%s)", what, p.client.Clean(message), p.client.Clean(code))}
 	switch code {
@@ -72,14 +69,14 @@ func (p *Provider) refused(what, code, message string) error {
 	case "not_found":
 		r.kind = providers.ErrNotFound
 	case "locked":
-		r.kind = errVolumeLocked
+		r.kind = managed.ErrVolumeBusy
 		if strings.Contains(message, "server") && !strings.Contains(message, "volume") {
 			r.kind = errServerLocked
 		}
 	case "conflict", "maintenance", "unavailable", "resource_unavailable", "timeout", "bad_gateway":
 		r.kind = providers.ErrBusy
 	case "volume_already_attached":
-		r.kind = errAttached
+		r.kind = managed.ErrAttached
 	case "protected":
 		r.kind = errProtected
 	case "uniqueness_error":
@@ -95,14 +92,3 @@ func (p *Provider) refused(what, code, message string) error {
 	}
 	return r
 }
-
-// notItsOwn is the error for an answer that cannot be Hetzner's, though it looks like one.
-func (p *Provider) notItsOwn(ctx context.Context, request string) error {
-	return p.client.NoAnswer(ctx, request, foreign{})
-}
-
-// foreign is, to rest.Client, an answer that cannot be read.
-type foreign struct{}
-
-func (foreign) Error() string        { return "it is about something else, or about nothing" }
-func (foreign) Is(target error) bool { return target == io.ErrUnexpectedEOF }

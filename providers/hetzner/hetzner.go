@@ -28,9 +28,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -39,7 +39,6 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/metadata"
 	"github.com/blockvol/blockvol/providers/recent"
@@ -65,12 +64,10 @@ type Provider struct {
 	cfg      Config
 	cluster  string
 	client   *rest.Client
-	api      client
 	metadata metadata.Service
 
 	self      *metadata.Identity
-	node      *batch.Cached[providers.Node] // this one, with its location
-	protected recent.Map[int64, bool]       // volumes: from deletion
+	protected recent.Map[int64, bool] // volumes: from deletion
 }
 
 var (
@@ -90,10 +87,8 @@ func New(cfg Config) (*Provider, error) {
 	case cfg.Server != "" && !isID.MatchString(cfg.Server):
 		return nil, fmt.Errorf("%w: %s is %q, and a server's id is a number", providers.ErrInvalid, serverSetting, sanitize.Clip(cfg.Server))
 	}
-	for setting, value := range map[string]string{endpointSetting: cfg.Endpoint, metadataSetting: cfg.Metadata} {
-		if u, err := url.Parse(value); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return nil, fmt.Errorf("%w: %s is no URL that begins with https:// or http://", providers.ErrInvalid, setting)
-		}
+	if err := rest.CheckURLs(map[string]string{endpointSetting: cfg.Endpoint, metadataSetting: cfg.Metadata}); err != nil {
+		return nil, err
 	}
 	p := &Provider{cfg: cfg, cluster: cfg.Cluster, metadata: metadata.Service{Cloud: "Hetzner Cloud", Setting: serverSetting}}
 	p.client = rest.New(rest.Config{
@@ -103,9 +98,7 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Transport != nil {
 		p.metadata.Client = &http.Client{Transport: cfg.Transport}
 	}
-	p.api = client{endpoint: cfg.Endpoint, http: p.client.HTTP}
-	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.askMetadata)
-	p.node = batch.Cache("which server this is", p.askNode)
+	p.self = metadata.NewIdentity("server", serverSetting, cfg.Server, p.askMetadata).WithZone(p.locate)
 	p.Provider = managed.New(managed.Cloud[*volume]{
 		Name: "Hetzner Cloud", Machine: "server", StopWord: "power off", Cluster: cfg.Cluster,
 		Options: []string{"tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "location",
@@ -113,7 +106,7 @@ func New(cfg Config) (*Provider, error) {
 		Locks: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued, NodeAdvice: "check " + serverSetting + ", and take a token of the project that the server is in",
 		BeforeAttach: p.protectBefore, Attach: p.attach, Explain: p.wrongLocation, Detach: p.detach,
 		OperationState: p.operationState, Running: p.running,
-		Self: p.identified, Status: p.status,
+		Self: p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: perPage, All: p.all, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.resize,
@@ -140,14 +133,6 @@ func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger
 // isID is a number that JSON keeps whole (Hetzner's ids have up to 52 bits).
 var isID = regexp.MustCompile(`^[1-9][0-9]{0,15}$`)
 
-// identified tells which server this is, and its location, according to its metadata service, see metadata.Identity.
-func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
-	if _, err := p.self.Node(ctx); err != nil {
-		return providers.Node{}, err
-	}
-	return p.node.Get(ctx)
-}
-
 // askMetadata asks the metadata service which server this is.
 func (p *Provider) askMetadata(ctx context.Context) (providers.Node, error) {
 	answer, err := p.metadata.Get(ctx, p.cfg.Metadata+metadataPath+"instance-id", nil)
@@ -161,19 +146,18 @@ func (p *Provider) askMetadata(ctx context.Context) (providers.Node, error) {
 	return providers.Node{ID: string(answer), Zone: p.askLocation(ctx)}, nil
 }
 
-// askNode asks the API for the location if the metadata service did not tell it.
-func (p *Provider) askNode(ctx context.Context) (providers.Node, error) {
-	node, err := p.self.Node(ctx)
-	if err != nil || node.Zone != "" {
-		return node, err
+// locate asks the API for the location if the metadata service did not tell it.
+func (p *Provider) locate(ctx context.Context, node providers.Node) (providers.Node, error) {
+	if node.Zone != "" {
+		return node, nil
 	}
 	server, err := p.server(ctx, node.ID)
-	if err != nil {
-		return providers.Node{}, err
-	}
-	if server == nil || server.Location.Name == "" {
-		return providers.Node{}, fmt.Errorf("%w: the project that %s is of has no server %s, which this one shall be: take a token of the project that the server is in, and check %s",
+	switch {
+	case errors.Is(err, providers.ErrNotFound), err == nil && server.Location.Name == "":
+		return node, fmt.Errorf("%w: the project of the token in %s has no server %s: take a token of the project that this server is in, and check %s",
 			providers.ErrInvalid, tokenSetting, node.ID, serverSetting)
+	case err != nil:
+		return node, err
 	}
 	node.Zone = server.Location.Name
 	return node, nil
@@ -193,28 +177,21 @@ func (p *Provider) askLocation(ctx context.Context) string {
 	return ""
 }
 
-// server asks for a server. It is nil if the cloud says that there is none.
+// server asks for a server. Errors: providers.ErrNotFound only if the cloud said so.
 func (p *Provider) server(ctx context.Context, id string) (*schema.Server, error) {
-	asked := "the question for server " + id
-	s, err := p.api.server(ctx, number(id))
+	answer, err := ask(ctx, p, "the question for server "+id, http.MethodGet, "/servers/"+id, nil, func(a *schema.ServerGetResponse) bool { return text(a.Server.ID) == id })
 	if err != nil {
-		return nil, p.explain(ctx, asked, err)
+		return nil, err
 	}
-	if s != nil && s.ID != number(id) {
-		return nil, p.notItsOwn(ctx, asked)
-	}
-	return s, nil
+	return &answer.Server, nil
 }
 
 // status says Stopped for a server that is off. One on its way there may still write, and counts as running; so does one that is
 // moved or set up anew, which runs again by itself.
 func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	s, err := p.server(ctx, node)
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", providers.Unclear, err
-	case s == nil:
-		return "", providers.Unclear, providers.ErrNotFound
 	}
 	life := providers.Unclear
 	switch s.Status { // the others are unclear

@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
@@ -163,16 +166,15 @@ func (p *Provider) mark(ctx context.Context, d managed.Disk[*volume], key, value
 	return err
 }
 
-// update writes name and labels, and makes sure that they are there.
+// update writes the labels, and the name unless it is empty, and checks that the answer shows them.
 func (p *Provider) update(ctx context.Context, id, name string, marks map[string]string) (*volume, error) {
 	request := "the request to label volume " + id
-	v, err := p.api.update(ctx, number(id), name, marks)
-	switch {
-	case err != nil:
-		return nil, p.explain(ctx, request, err)
-	case v.ID != number(id):
-		return nil, p.notItsOwn(ctx, request)
-	case !maps.Equal(v.Labels, marks), name != "" && v.Name != name:
+	answer, err := ask(ctx, p, request, http.MethodPut, volumePath(id), schema.VolumeUpdateRequest{Name: name, Labels: &marks}, isVolume(id))
+	if err != nil {
+		return nil, err
+	}
+	v := &answer.Volume
+	if !maps.Equal(v.Labels, marks) || name != "" && v.Name != name {
 		return nil, fmt.Errorf("%w: Hetzner Cloud has accepted %s, and shows other labels or another name in its answer", providers.ErrBusy, request)
 	}
 	p.saw(v, time.Now())

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
@@ -23,15 +26,12 @@ const perPage = 50
 
 // list returns all volumes that one of the API's filters lets through.
 func (p *Provider) list(ctx context.Context, filter, value string) ([]*volume, error) {
-	const request = "the request for a list of volumes"
 	asked := time.Now()
 	all, err := rest.Pages("Hetzner Cloud", func(v *volume) int64 { return v.ID }, func(n int) ([]*volume, int, bool, error) {
-		answer, err := p.api.volumes(ctx, url.Values{filter: {value}, "page": {strconv.Itoa(n)}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}})
-		switch {
-		case err != nil:
-			return nil, 0, false, p.explain(ctx, request, err)
-		case answer.Meta.Pagination == nil:
-			return nil, 0, false, p.notItsOwn(ctx, request)
+		query := url.Values{filter: {value}, "page": {strconv.Itoa(n)}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}}
+		answer, err := ask(ctx, p, "the request for a list of volumes", http.MethodGet, "/volumes?"+query.Encode(), nil, func(page *volumePage) bool { return page.Meta.Pagination != nil })
+		if err != nil {
+			return nil, 0, false, err
 		}
 		total, pagination := -1, answer.Meta.Pagination
 		if pagination.TotalEntries != nil {
@@ -96,18 +96,20 @@ func (p *Provider) show(from *volume) managed.Disk[*volume] {
 
 // get asks for a volume by its id, whoever it belongs to.
 func (p *Provider) get(ctx context.Context, id string) (*volume, error) {
-	request, asked := "the question for volume "+id, time.Now()
-	v, err := p.api.volume(ctx, number(id))
+	asked := time.Now()
+	answer, err := ask(ctx, p, "the question for volume "+id, http.MethodGet, volumePath(id), nil, isVolume(id))
 	switch {
-	case err != nil:
-		return nil, p.explain(ctx, request, err)
-	case v == nil:
+	case errors.Is(err, providers.ErrNotFound):
 		return nil, fmt.Errorf("%w: Hetzner Cloud has no volume %s in this project", providers.ErrNotFound, id)
-	case v.ID != number(id):
-		return nil, p.notItsOwn(ctx, request)
+	case err != nil:
+		return nil, err
 	}
-	p.saw(v, asked)
-	return v, nil
+	p.saw(&answer.Volume, asked)
+	return &answer.Volume, nil
+}
+
+func isVolume(id string) func(*volumeAnswer) bool {
+	return func(a *volumeAnswer) bool { return text(a.Volume.ID) == id }
 }
 
 // remove deletes a volume.
@@ -132,15 +134,25 @@ func (p *Provider) unprotectAndRemove(ctx context.Context, d managed.Disk[*volum
 				return err
 			}
 		}
-		err := p.api.remove(ctx, d.Native.ID)
-		if err != nil {
-			err = p.explain(ctx, "the request to delete volume "+d.ID, err)
-		}
+		err := p.removeOnce(ctx, d.ID)
 		if !again || !errors.Is(err, errProtected) {
 			return err
 		}
 		protected = true // since it was read
 	}
+}
+
+// removeOnce deletes a volume. Hetzner's only success is "no content".
+func (p *Provider) removeOnce(ctx context.Context, id string) error {
+	request := "the request to delete volume " + id
+	status, _, _, err := p.send(ctx, http.MethodDelete, volumePath(id), nil)
+	switch {
+	case err != nil:
+		return p.explain(ctx, request, err)
+	case status != http.StatusNoContent:
+		return p.client.Foreign(ctx, request)
+	}
+	return nil
 }
 
 // protect protects the volume from deletion, or lifts that.
@@ -149,9 +161,9 @@ func (p *Provider) protect(ctx context.Context, id string, on bool) error {
 	if !on {
 		request = "the request to lift the protection of volume " + id
 	}
-	a, err := p.api.changeProtection(ctx, number(id), on)
+	a, err := p.change(ctx, request, id, "change_protection", schema.VolumeActionChangeProtectionRequest{Delete: &on})
 	if err != nil {
-		return p.explain(ctx, request, err)
+		return err
 	}
 	if err := p.await(ctx, "change the protection of volume "+id, a); err != nil {
 		return err

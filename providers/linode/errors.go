@@ -15,15 +15,8 @@ import (
 	"github.com/blockvol/blockvol/providers/managed"
 )
 
-// What this package asks of Linode's refusals, besides the contract's errors.
-var (
-	errTaken       = managed.ErrTaken
-	errAttached    = managed.ErrAttached
-	errNotAttached = managed.ErrNotAttached
-
-	// errNotLinodes is of an answer that is of another service or page.
-	errNotLinodes = errors.New("it is not of Linode's form")
-)
+// errNotLinodes is of an answer that is of another service or page.
+var errNotLinodes = errors.New("it is not of Linode's form")
 
 // repeatable tells of requests that do no harm twice although they are POSTs: a second one is refused, since the label is taken,
 // the volume attached, or as large. Only a detach that comes late could take the volume from its next holder.
@@ -162,13 +155,13 @@ func (p *Provider) translate(action string, o outcome) error {
 	case has("busy", "must be running", "not running", "status of active", "not active", "migrat"):
 		return as(providers.ErrBusy, "")
 	case making && has("unique"):
-		return as(errTaken, "")
+		return as(managed.ErrTaken, "")
 	case making && strings.HasPrefix(word, "region: "):
 		return as(providers.ErrInvalid, ": only regions with Block Storage have volumes, run the service in one of them")
 	case has("not attached"):
-		return as(errNotAttached, "")
+		return as(managed.ErrNotAttached, "")
 	case has("already attached", "must be detached", "is attached"):
-		return as(errAttached, "")
+		return as(managed.ErrAttached, "")
 	case attaching && has("maximum", "too many", "limit"):
 		return as(providers.ErrAttachLimit, ": run the service on another node, or take a plan with more memory, which holds more volumes")
 	case making && plain && has("maximum", "too many", "limit", "quota"):

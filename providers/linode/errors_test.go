@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
@@ -167,16 +168,16 @@ func TestRefusalsMeanWhatTheySay(t *testing.T) {
 			want                error
 		}{
 			{"the request to attach volume 1", "", "Linode busy.", providers.ErrBusy},
-			{"the request to attach volume 1", "", "Volume 1 is already attached", errAttached},
+			{"the request to attach volume 1", "", "Volume 1 is already attached", managed.ErrAttached},
 			{"the request to attach volume 1", "", "You have reached the maximum number of volumes", providers.ErrAttachLimit},
 			{"the request to attach volume 1", "linode_id", "Too many volumes attached", providers.ErrAttachLimit},
 			{"the request to attach volume 1", "", "The Linode must be running", providers.ErrBusy},
-			{"the request to create volume db", "label", "Label must be unique", errTaken},
+			{"the request to create volume db", "label", "Label must be unique", managed.ErrTaken},
 			{"the request to create volume db", "", "Account limit reached", providers.ErrNoSpace},
 			{"the request to create volume db", "size", "Must be 10-16384, the limit", providers.ErrInvalid},
-			{"the request to delete volume 1", "", "Volume must be detached first", errAttached},
+			{"the request to delete volume 1", "", "Volume must be detached first", managed.ErrAttached},
 			{"the request to delete volume 1", "", "Volume is migrating", providers.ErrBusy},
-			{"the request to detach volume 1", "", "Volume is not attached", errNotAttached},
+			{"the request to detach volume 1", "", "Volume is not attached", managed.ErrNotAttached},
 			{"the request to resize volume 1", "", "Only Volumes with a status of active can be resized", providers.ErrBusy},
 			{"the request to resize volume 1", "", "Storage volumes can only be resized up", providers.ErrInvalid},
 		} {

@@ -35,14 +35,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strconv"
 
 	sdk "github.com/linode/linodego"
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/metadata"
 	"github.com/blockvol/blockvol/providers/rest"
@@ -64,11 +62,6 @@ type Config struct {
 	Observe   providers.Observer // told of each request; may be nil
 }
 
-const (
-	defaultAPI      = "https://api.linode.com/v4"
-	defaultMetadata = "http://169.254.169.254"
-)
-
 // Provider is Linode as seen from one of its instances. It keeps the contract of providers.Provider and Modifier.
 type Provider struct {
 	*managed.Provider[sdk.Volume]
@@ -78,7 +71,6 @@ type Provider struct {
 	api     sdk.Client
 
 	self *metadata.Identity
-	node *batch.Cached[providers.Node] // this one, with its region
 }
 
 var (
@@ -98,10 +90,8 @@ func New(cfg Config) (*Provider, error) {
 	if cfg.Instance != "" && !isID(cfg.Instance) {
 		return nil, fmt.Errorf("%w: LINODE_INSTANCE_ID is %q, and the id of a Linode is a number", providers.ErrInvalid, sanitize.Clip(cfg.Instance))
 	}
-	for setting, text := range map[string]string{"LINODE_API_URL": cfg.API, "LINODE_METADATA_URL": cfg.Metadata} {
-		if u, err := url.Parse(text); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-			return nil, fmt.Errorf("%w: %s is no URL such as %s", providers.ErrInvalid, setting, defaultAPI)
-		}
+	if err := rest.CheckURLs(map[string]string{"LINODE_API_URL": cfg.API, "LINODE_METADATA_URL": cfg.Metadata}); err != nil {
+		return nil, err
 	}
 	p := &Provider{cfg: cfg, cluster: cfg.Cluster}
 	p.rest = rest.New(rest.Config{
@@ -114,15 +104,14 @@ func New(cfg Config) (*Provider, error) {
 	}
 	p.api.SetDebug(false).SetLogger(discard{}).SetRetryCount(0)
 	p.api.UseCache(false)
-	p.self = metadata.NewIdentity("Linode", "LINODE_INSTANCE_ID", cfg.Instance, p.metadata)
-	p.node = batch.Cache("which Linode this is", p.identify)
+	p.self = metadata.NewIdentity("Linode", "LINODE_INSTANCE_ID", cfg.Instance, p.metadata).WithZone(p.locate)
 	p.Provider = managed.New(managed.Cloud[sdk.Volume]{
 		Name: "Linode", Machine: "instance", StopWord: "power off", Cluster: cfg.Cluster,
 		Options: []string{"encrypted", "tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "region",
 		Unname: "the tags that begin with " + markPrefix, IDForm: "which is a number", IsID: isID, IsNode: isID,
 		Locks: true, ResizeDetached: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued,
 		NodeAdvice: "check LINODE_INSTANCE_ID, and whose the token is", Attach: p.attach, Detach: p.detach,
-		Self: p.identified, Status: p.status,
+		Self: p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Turns: maxTurns, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.destroy, Resize: p.resize,
@@ -149,19 +138,9 @@ func (discard) Errorf(string, ...any) {}
 func (discard) Warnf(string, ...any)  {}
 func (discard) Debugf(string, ...any) {}
 
-// identified tells which Linode this is, according to its metadata service, see metadata.Identity.
-func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
-	if _, err := p.self.Node(ctx); err != nil {
-		return providers.Node{}, err
-	}
-	return p.node.Get(ctx)
-}
-
-func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
-	node, err := p.self.Node(ctx)
+// locate finds out the region of this Linode, and refuses LINODE_REGION if it is another.
+func (p *Provider) locate(ctx context.Context, node providers.Node) (providers.Node, error) {
 	switch {
-	case err != nil:
-		return node, err
 	case node.Zone == "" && p.cfg.Region == "": // the metadata service does not answer
 		i, err := p.instance(ctx, node.ID)
 		if errors.Is(err, providers.ErrNotFound) {

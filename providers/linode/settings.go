@@ -2,6 +2,11 @@ package linode
 
 import "github.com/blockvol/blockvol/providers"
 
+const (
+	defaultAPI      = "https://api.linode.com/v4"
+	defaultMetadata = "http://169.254.169.254"
+)
+
 // Settings are those of FromEnv.
 var Settings = []providers.Setting{
 	{Name: "LINODE_TOKEN", Help: "a personal access token, required", Secret: true},

@@ -46,7 +46,7 @@ func (c *Client) NoAnswer(ctx context.Context, action string, err error) error {
 		syntax   *json.SyntaxError
 		kind     *json.UnmarshalTypeError
 		format   = "%w: %s has given no answer to %s that can be used (%w): check %s and any proxy on the way"
-		unread   = errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.ErrUnexpectedEOF)
+		unread   = errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errForeign)
 		unspoken = errors.As(err, &way) || errors.As(err, &network)
 	)
 	switch {
@@ -57,6 +57,11 @@ func (c *Client) NoAnswer(ctx context.Context, action string, err error) error {
 		format = "%w: the answer of %s to %s is not its own, or is cut short (%w): check %s and any proxy on the way"
 	}
 	return fmt.Errorf(format, providers.ErrUnavailable, c.cfg.Cloud, action, cause, where)
+}
+
+// Foreign is NoAnswer for an answer that cannot be the cloud's to this request, though it looks like one.
+func (c *Client) Foreign(ctx context.Context, action string) error {
+	return c.NoAnswer(ctx, action, errForeign)
 }
 
 // throttledError is providers.ErrBusy for a caller whose time was over before the cloud took its request.

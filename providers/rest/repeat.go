@@ -23,6 +23,7 @@ import (
 var (
 	errSlow    = fmt.Errorf("no answer within %s", attemptTimeout)
 	errTooLong = errors.New("the answer has no end")
+	errForeign = errors.New("it is about something else, or about nothing")
 )
 
 // repeater is the Client as the transport of its HTTP.

@@ -7,7 +7,11 @@
 package rest
 
 import (
+	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
@@ -67,6 +71,18 @@ func New(cfg Config) *Client {
 	c := &Client{cfg: cfg, pace: pace.New()}
 	c.HTTP = &http.Client{Transport: repeater{c}, CheckRedirect: asItIs}
 	return c
+}
+
+// CheckURLs refuses settings, by name, whose values are no URLs of a service. A URL with a password or a query would show it in
+// errors and logs.
+func CheckURLs(settings map[string]string) error {
+	for _, setting := range slices.Sorted(maps.Keys(settings)) {
+		u, err := url.Parse(settings[setting])
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
+			return fmt.Errorf("%w: %s must be a URL such as https://host/path", providers.ErrInvalid, setting)
+		}
+	}
+	return nil
 }
 
 // transport is the default one, which notices that a connection shared by many requests is dead.
