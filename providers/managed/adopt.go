@@ -65,7 +65,7 @@ func (p *Provider[V]) adopt(ctx context.Context, id string, spec providers.Spec)
 	if p.cloud.Rivals == nil {
 		return d, nil
 	}
-	// Another node may have given this name to another disk at the same moment: this one gives way.
+	// Another node may have given this name to another disk at the same moment. Then this call undoes its own.
 	if err := p.nameIsFree(ctx, id, spec.Name); err != nil {
 		if left := p.release(ctx, d); left != nil {
 			return d, errors.Join(err, fmt.Errorf("and what was done cannot be undone: take %s from volume %s: %w", p.cloud.Unname, id, left))
@@ -87,7 +87,7 @@ func (p *Provider[V]) nameIsFree(ctx context.Context, id, name string) error {
 	return fmt.Errorf("%w: volume %s cannot be %q: that is the name of volume %s", providers.ErrInvalid, id, name, other.ID)
 }
 
-// rival is the volume of the name that is not the one with that id.
+// rival returns another volume of the name than the one with that id.
 func (p *Provider[V]) rival(ctx context.Context, id, name string) (Disk[V], error) {
 	var all []Disk[V]
 	if p.cloud.Rivals == nil {
@@ -145,7 +145,7 @@ func (p *Provider[V]) release(ctx context.Context, d Disk[V]) error {
 	return err
 }
 
-// unheld returns an error if a node holds the volume. The volume may have changed.
+// unheld returns an error if a node holds the volume. The disk it returns may be of a later answer.
 func (p *Provider[V]) unheld(ctx context.Context, d Disk[V]) (Disk[V], error) {
 	d, err := p.settle(ctx, d, askLater)
 	switch {
@@ -188,8 +188,8 @@ func (p *Provider[V]) Delete(ctx context.Context, id string) error {
 	return err
 }
 
-// heldError is the refusal that names the holder. If no answer shows one yet, it may be on its way in or out: a cloud that locks
-// volumes is asked again.
+// heldError returns the refusal with the name of the holder. If no answer shows one, an attach or detach may be under way: if the
+// cloud locks volumes, the error is providers.ErrBusy, so that Change asks again.
 func (p *Provider[V]) heldError(ctx context.Context, id string, refusal error) error {
 	d, err := p.Get(ctx, id)
 	if err == nil {

@@ -13,17 +13,17 @@ import (
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// What Attach and Detach of a Cloud return besides. Any other refusal is looked into: the holder of the volume may be its reason.
+// Errors of Cloud.Attach and Cloud.Detach. After any other refusal, the volume is read: its holder may be the reason.
 var (
 	// ErrVolumeBusy is providers.ErrBusy because of the volume and not of the node: other changes of the node need not wait.
 	ErrVolumeBusy = fmt.Errorf("%w: another change of the volume is under way", providers.ErrBusy)
 	// ErrNotAttached says that the node does not hold the volume.
 	ErrNotAttached = errors.New("the volume is not attached there")
-	// errOld is of an answer that may show how the volume was attached before the last change.
+	// errOld is for an answer that may be older than the last attach or detach of the volume.
 	errOld = fmt.Errorf("%w: the cloud may not show yet what has just changed", providers.ErrBusy)
 )
 
-// Certain marks an error that a Cloud has looked into by itself: it is the caller's, and nothing is asked again for it.
+// Certain marks an error whose reason the Cloud has found out: the caller gets it as it is, and no question is asked for it.
 func Certain(err error) error {
 	if err == nil {
 		return nil
@@ -60,10 +60,10 @@ func (p *Provider[V]) Attach(ctx context.Context, id, node string) error {
 			p.Begin(id, Operation{ID: operation, Node: node, Attach: true})
 			return nil
 		case p.unanswered(ctx, err):
-			p.holders.took(id, node) // perhaps
+			p.holders.took(id, node) // it may have been accepted
 			return err
 		case errors.Is(err, providers.ErrBusy) && p.underWay(id, node, true):
-			return nil // with this very attach
+			return nil // busy with this attach
 		case isCertain(err), errors.Is(err, providers.ErrAttachLimit), errors.Is(err, providers.ErrBusy) && !errors.Is(err, ErrVolumeBusy):
 			return err
 		}
@@ -71,7 +71,7 @@ func (p *Provider[V]) Attach(ctx context.Context, id, node string) error {
 	})
 }
 
-// underWay tells whether this process has just asked for that.
+// underWay reports whether this process has asked for this attach or detach so recently that it is still running.
 func (p *Provider[V]) underWay(id, node string, attach bool) bool {
 	o, known := p.LastOperation(id)
 	patience := p.cloud.AttachTime
@@ -85,8 +85,7 @@ func (p *Provider[V]) unanswered(ctx context.Context, err error) bool {
 	return errors.Is(err, providers.ErrUnavailable) || ctx.Err() != nil
 }
 
-// attachRefused finds out what it means that an attach was refused: nothing, if the volume is attached to the node, or on its way
-// there.
+// attachRefused finds out why an attach was refused. It returns nil if the volume is attached or being attached to the node.
 func (p *Provider[V]) attachRefused(ctx context.Context, id, node string, refusal error) error {
 	if done, err := p.runningForAttach(ctx, id, node, refusal); done {
 		return err
@@ -125,7 +124,7 @@ func (p *Provider[V]) Refused(d Disk[V], node string, refusal error) error {
 	return p.holders.refused(d.Attachment, d.ID, node, d.Asked, refusal)
 }
 
-// runningForAttach asks what is being done with a volume, where the cloud tells. It is done if that is an answer to Attach.
+// runningForAttach asks for the operation of the volume that is under way, if the cloud shows it. done: this explains the refusal.
 func (p *Provider[V]) runningForAttach(ctx context.Context, id, node string, refusal error) (done bool, err error) {
 	if p.cloud.Running == nil {
 		return false, nil
@@ -143,14 +142,14 @@ func (p *Provider[V]) runningForAttach(ctx context.Context, id, node string, ref
 	case now.Node != node:
 		return true, &providers.HeldError{Volume: id, Node: now.Node}
 	}
-	p.Begin(id, *now) // on its way here
+	p.Begin(id, *now) // it is being attached to the node
 	return true, nil
 }
 
 // Detach asks for the volume to be detached from the node.
 func (p *Provider[V]) Detach(ctx context.Context, id, node string, force bool) error {
 	if !p.cloud.IsID(id) || !p.cloud.IsNode(node) {
-		return ctx.Err() // nobody holds what the cloud cannot have
+		return ctx.Err() // there is no such volume or node
 	}
 	if !p.cloud.DetachesAnyHolder {
 		err := p.EnsureOurs(ctx, id, recent.WhileHeld)
@@ -180,7 +179,7 @@ func (p *Provider[V]) detach(ctx context.Context, id, node string, force bool) e
 		p.Begin(id, Operation{ID: operation, Node: node})
 		return nil
 	case errors.Is(err, providers.ErrBusy) && p.underWay(id, node, false):
-		return nil // with this very detach
+		return nil // busy with this detach
 	case isCertain(err), p.unanswered(ctx, err), errors.Is(err, providers.ErrBusy):
 		return err
 	case errors.Is(err, ErrNotAttached), errors.Is(err, providers.ErrNotFound):
@@ -192,7 +191,7 @@ func (p *Provider[V]) detach(ctx context.Context, id, node string, force bool) e
 	return err
 }
 
-// released makes sure of a refusal by which the node does not hold the volume.
+// released checks a refusal which says that the node does not hold the volume.
 func (p *Provider[V]) released(ctx context.Context, id, node string, refusal error) error {
 	held, _, err := p.holding(ctx, id, node)
 	switch {
@@ -204,8 +203,8 @@ func (p *Provider[V]) released(ctx context.Context, id, node string, refusal err
 	return nil
 }
 
-// detachHolder makes a request that does not name the node, and so is of whichever node has the volume when it is carried out. So
-// the holder is read right before, each time; and no request is sent while one that the cloud has taken is under way.
+// detachHolder makes a request that does not name the node: the cloud detaches the volume from whichever node holds it when the
+// request is carried out. So the holder is read right before each request, and none is sent while an accepted one is under way.
 func (p *Provider[V]) detachHolder(ctx context.Context, id, node string) error {
 	held, err := p.heldBy(ctx, id, node)
 	switch {
@@ -226,14 +225,14 @@ func (p *Provider[V]) detachHolder(ctx context.Context, id, node string) error {
 	case isCertain(err):
 		return err
 	case p.unanswered(ctx, err):
-		if p.cloud.OperationState == nil { // it cannot be asked whether there is one
+		if p.cloud.OperationState == nil { // it cannot be asked whether it was accepted
 			p.note(id, Operation{Node: node})
 		}
 		return err
 	case errors.Is(err, ErrVolumeBusy) && p.cloud.Running != nil:
 		if now, lookErr := p.cloud.Running(ctx, id); lookErr == nil && now != nil && now.Other == "" && !now.Attach && (now.Node == "" || now.Node == node) {
 			now.Node = node
-			p.Begin(id, *now) // it was asked for already
+			p.Begin(id, *now) // this detach is under way already
 			return nil
 		}
 		return fmt.Errorf("%w: %w", providers.ErrBusy, errors.New(err.Error())) // the node is busy with it, too
@@ -246,8 +245,8 @@ func (p *Provider[V]) detachHolder(ctx context.Context, id, node string) error {
 	return err
 }
 
-// heldBy tells how the node holds the volume, if it is this cluster's. That it does not is believed only if the answer cannot be of a
-// time before the node got it. Errors: errOld.
+// heldBy returns how the node holds the volume, Detached if it does not or if the volume is not this cluster's.
+// Errors: errOld if the answer says Detached and may be older than an attach to the node.
 func (p *Provider[V]) heldBy(ctx context.Context, id, node string) (providers.AttachState, error) {
 	held, asked, err := p.holding(ctx, id, node)
 	if err == nil && held == providers.Detached && !p.holders.denies(id, node, asked) {
@@ -256,12 +255,12 @@ func (p *Provider[V]) heldBy(ctx context.Context, id, node string) (providers.At
 	return held, err
 }
 
-// holding is heldBy as the answer shows it, and when the cloud was asked, or before.
+// holding is heldBy without the check for an old answer. asked is when the cloud was asked, or earlier.
 func (p *Provider[V]) holding(ctx context.Context, id, node string) (held providers.AttachState, asked time.Time, err error) {
 	asked = time.Now()
 	d, err := p.GetOurs(ctx, id)
 	if _, known := p.LastOperation(id); err == nil && !d.Held() && !known && p.cloud.Running != nil {
-		// Another process, such as this one's predecessor, may have asked for an attach, which shows only when it has ended.
+		// Another process, such as this one before a restart, may have asked for an attach, which shows only when it has ended.
 		var now *Operation
 		if now, err = p.cloud.Running(ctx, id); err == nil {
 			if now != nil && now.Attach && now.Node == node {
@@ -290,8 +289,8 @@ func (p *Provider[V]) holding(ctx context.Context, id, node string) (held provid
 	return d.Attachment.State, asked, nil
 }
 
-// inTurn makes a change of a node when it is its turn, and again while the node is busy, as Cloud.Queue says. What a volume is to
-// blame for does not keep the others waiting.
+// inTurn makes a change of a node as Cloud.Queue says: after the changes before it, and again while the node is busy. An error that
+// is the volume's does not keep other changes of the node waiting.
 func (p *Provider[V]) inTurn(ctx context.Context, node string, change func(context.Context) error) error {
 	if p.cloud.Queue == Unqueued {
 		return change(ctx)
@@ -315,10 +314,10 @@ func (p *Provider[V]) inTurn(ctx context.Context, node string, change func(conte
 	return err
 }
 
-// ofVolume tells whether the volume is to blame for an error, and not the node.
+// ofVolume reports whether an error is the volume's, and not the node's.
 func ofVolume(err error) bool {
 	return errors.Is(err, ErrVolumeBusy) || errors.Is(err, errOld) || isCertain(err)
 }
 
-// errNothingDone says that a node has not been changed.
+// errNothingDone tells the queue that the node has not been changed.
 var errNothingDone = errors.New("nothing has been changed")

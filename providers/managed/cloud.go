@@ -8,14 +8,14 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// What a cloud's functions return besides the errors of package providers.
+// Errors of a Cloud's functions, besides those of package providers.
 var (
-	// ErrUnmarked is in Disk.Damaged if a disk of ours is shown without any marks. It can be adopted.
+	// ErrUnmarked is in Disk.Damaged if a disk that blockvol made is shown without any marks. It can be adopted.
 	ErrUnmarked = errors.New("the marks are not shown")
-	// ErrDeleted is added to providers.ErrNotFound by a Get that shows a disk as deleted: no later answer shows anything else.
+	// ErrDeleted is added to providers.ErrNotFound by Get if the cloud shows the disk as deleted, which is final.
 	ErrDeleted = errors.New("it is deleted")
 
-	// ErrTaken says that the name which a volume would have in the cloud is another disk's.
+	// ErrTaken says that another disk or snapshot has the name that the new one would have in the cloud.
 	ErrTaken = errors.New("another disk has this name")
 	// ErrAttached says that the cloud has refused a request because a node holds the volume.
 	ErrAttached = errors.New("the volume is attached")
@@ -23,14 +23,14 @@ var (
 
 // Disk is a disk as an answer of the cloud shows it.
 type Disk[V any] struct {
-	// Volume has all that the answer shows. Name is empty, as is Cluster, unless the marks of a volume are whole.
+	// Volume has all that the answer shows. Name and Cluster are empty unless the marks of a volume are whole.
 	providers.Volume
 	Cluster string // whose volume it is, by its marks
-	Marked  bool   // it has the marks of a volume, or some of them
-	Claim   string // tells one claim of a name from the next, where answers may be old
+	Marked  bool   // it has at least some of the marks of a volume
+	Claim   string // distinguishes one claim of a name from the next, where answers may be stale
 
-	// Damaged says why the disk cannot serve as the volume that it is, or was: somebody has changed its marks, or the cloud
-	// has failed. Such a volume is never called missing, since it may hold data.
+	// Damaged says why the disk cannot be used as a volume: somebody has changed its marks, or the cloud has failed. Such a
+	// volume is never reported as missing, since it may hold data.
 	Damaged error
 
 	Creating bool   // it cannot be attached yet
@@ -38,17 +38,17 @@ type Disk[V any] struct {
 	Unready  string // the cloud's word for a state in which it cannot be adopted
 
 	Native V         // the cloud's own description
-	Asked  time.Time // when the cloud was asked, or before
+	Asked  time.Time // when the cloud was asked, or earlier
 
-	hidden      bool // it has lost its name by what this process has written
+	hidden      bool // this process has forgotten or deleted it
 	settled     bool // Attachment is complete, and shown is what the answer shows
 	shown       providers.Attachment
-	nothingLeft bool // the attach that has failed has left nothing: no node holds the volume
+	nothingLeft bool // the attach has failed, and no node holds the volume
 }
 
-// Cloud is one cloud, restricted to one cluster: its facts, and how it is asked. V is its own description of a disk.
+// Cloud is one cloud, restricted to one cluster: its facts, and how it is asked. V is the cloud's own description of a disk.
 //
-// A function makes the requests that its name says, and returns what the answer means. Fields that are called optional may be zero.
+// Each function makes the requests that its name says, and returns what the answer means. Optional fields may be zero.
 type Cloud[V any] struct {
 	// Facts, mostly for people.
 
@@ -58,20 +58,20 @@ type Cloud[V any] struct {
 	Options    []string        // see providers.Provider.Supports
 	Buses      []string        // see providers.Provider.Buses
 	Sizes      providers.Sizes // Least and Most 0: Create and Modify check sizes themselves
-	Zone       string          // what it calls the zone of a volume: "location"; empty: zones say nothing about a volume
-	Unname     string          // what takes its name from a volume: "the label x"
+	Zone       string          // what it calls the zone of a volume: "location"; empty: its volumes have none
+	Unname     string          // what an operator removes to take its name from a volume: "the label x"
 	IDForm     string          // what ids of volumes look like: "which is a number"
 	StopWord   string          // how it says that a node is made to stop: "power off"
 	NodeAdvice string          // what to check if the cloud does not know this node: "check LINODE_INSTANCE_ID"
 	IsID       func(id string) bool
 	IsNode     func(id string) bool
 
-	// Stale is a cloud whose answers may not show what was written up to Lag before the question. That something is not there is
-	// then believed only of an answer that must show it; the question is asked again until then.
+	// Stale says that answers may not show what was written up to Lag before the question. Then an answer without something is
+	// believed only if it must show it; until then the question is asked again.
 	Stale bool
 
-	// Locks is a cloud that refuses a change of a volume as providers.ErrBusy while another is under way. Changes of one volume
-	// by this process are then made one after another, and again while the cloud is busy.
+	// Locks says that the cloud refuses a change of a volume with providers.ErrBusy while another is under way. Then this process
+	// makes changes of one volume one after another, and repeats them while the cloud is busy.
 	Locks bool
 
 	// Questions.
@@ -79,28 +79,28 @@ type Cloud[V any] struct {
 	// Self is providers.Provider.Node.
 	Self func(ctx context.Context) (providers.Node, error)
 
-	// Status is the cloud's word on one of its nodes, and what it means. Errors: providers.ErrNotFound only if the cloud said so.
+	// Status returns a node's state in the cloud's words, and what it means. Errors: providers.ErrNotFound only if the cloud said so.
 	Status func(ctx context.Context, node string) (word string, life providers.Life, err error)
 
 	// Show translates an answer. It asks nothing.
 	Show func(V) Disk[V]
 
-	// Named returns what may be the volumes of these names, at most NamesAtOnce, by name.
+	// Named returns the disks that may be the volumes of these names, by name. It is called with at most NamesAtOnce names.
 	Named       func(ctx context.Context, names []string) (map[string][]V, error)
 	NamesAtOnce int
 
-	// All returns what may be volumes of the cluster.
+	// All returns the disks that may be volumes of the cluster.
 	All func(ctx context.Context) ([]V, error)
 
 	// Get returns a disk by its id, whoever it belongs to. Errors: providers.ErrNotFound only if the cloud said so, with ErrDeleted if
-	// that is for good.
+	// it shows the disk as deleted.
 	Get func(ctx context.Context, id string) (V, error)
 
-	// Settle completes a disk's Attachment with what its answer does not show, where that is a question of its own. Optional.
+	// Settle completes a disk's Attachment, if the cloud shows the rest in another answer. Optional.
 	Settle func(ctx context.Context, d Disk[V]) (Disk[V], error)
 
-	// Rivals returns what may be the volumes of the name for certain, where Claim may have given another disk that name at the
-	// same moment. Optional: nil if the cloud itself lets one disk have a name.
+	// Rivals returns the disks that may be the volumes of the name, from an answer that shows all claims before it. Claim may have
+	// given another disk the name at the same moment. Optional: nil if the cloud itself lets only one disk have a name.
 	Rivals func(ctx context.Context, name string) ([]V, error)
 
 	// Volumes.
@@ -108,25 +108,25 @@ type Cloud[V any] struct {
 	// CheckSpec refuses what the cloud does not accept in tags, names or records. Errors: providers.ErrInvalid.
 	CheckSpec func(spec providers.Spec) error
 
-	// Create makes a disk with all the marks of a volume, of as many GiB as Sizes says; 0 is the cloud's default. After ErrTaken it
-	// is called again with the next turn, up to Turns times (0: once), unless there is a volume of the name by then. Taken explains
-	// that the names of all turns are other disks'.
+	// Create makes a disk of that size with all the marks of a volume; gib 0 is the cloud's default. After ErrTaken it is called
+	// again with the next turn, up to Turns times (0: once), unless there is a volume of the name by then. Taken returns the error
+	// for a name whose turns are all taken.
 	Create func(ctx context.Context, spec providers.Spec, gib int64, turn int) (V, error)
 	Turns  int
 	Taken  func(ctx context.Context, name string, refusal error) error
 
-	// AbsentFor is how long Create believes a Find that has found no volume of the name: the caller has just looked, and the cloud
-	// itself refuses a second volume of the name.
+	// AbsentFor is how long Create relies on a Find that has found no volume of the name: callers look first, and the cloud itself
+	// refuses a second volume of the name.
 	AbsentFor time.Duration
 
 	// Await waits until a volume that is being created can be attached. Optional.
 	Await func(ctx context.Context, d Disk[V]) (V, error)
 
-	// Mark writes one entry of the Record. MarksAlone is a cloud where that needs no read: the disk has an ID only.
+	// Mark writes one entry of the Record. MarksAlone says that it needs no read before; then only the ID of the disk is set.
 	Mark       func(ctx context.Context, d Disk[V], key, value string) error
 	MarksAlone bool
 
-	// Claim gives the disk the marks of a volume of the cluster, with name, Record and tags; what it had of its own stays.
+	// Claim gives the disk the marks of a volume of the cluster, with name, Record and tags. Its own tags and Record stay.
 	Claim func(ctx context.Context, d Disk[V], spec providers.Spec) (V, error)
 
 	// Release takes cluster and name from the disk. The Record stays.
@@ -135,50 +135,50 @@ type Cloud[V any] struct {
 	// Delete destroys the disk. Errors: ErrAttached.
 	Delete func(ctx context.Context, d Disk[V]) error
 
-	// Resize asks for more GiB. ResizeDetached is a cloud whose volumes can be resized while no node holds them.
+	// Resize asks for a larger size. ResizeDetached says that only a volume that no node holds can be resized.
 	Resize         func(ctx context.Context, d Disk[V], gib int64) error
 	ResizeDetached bool
 
 	// Attachments.
 
-	// Queue is how changes of one node by this process go together.
+	// Queue is whether changes of one node by this process wait for each other.
 	Queue Queueing
 
 	// BeforeAttach is called before Attach waits for its turn. Optional.
 	BeforeAttach func(ctx context.Context, id string) error
 
-	// Attach asks once for a volume to be attached to the node, and returns the cloud's id for that operation if there is one.
+	// Attach asks once for a volume to be attached to the node, and returns the cloud's id of that operation if there is one.
 	// Errors: providers.ErrBusy for a node that is busy; ErrVolumeBusy; ErrAttached; providers.ErrAttachLimit.
 	Attach func(ctx context.Context, id, node string) (operation string, err error)
 
-	// Explain explains a refusal by how the volume stands; nil if it cannot. Optional.
+	// Explain explains a refusal by the state of the volume, and returns nil if it cannot. Optional.
 	Explain func(ctx context.Context, d Disk[V], node string, refusal error) error
 
-	// Detach asks once for a volume to be detached from the node. Errors: as those of Attach, and ErrNotAttached. DetachesAnyHolder
-	// is a cloud whose request does not name the node.
+	// Detach asks once for a volume to be detached from the node. Errors: those of Attach, and ErrNotAttached. DetachesAnyHolder says
+	// that the request does not name the node.
 	Detach            func(ctx context.Context, id, node string, force bool) (operation string, err error)
 	DetachesAnyHolder bool
 
-	// ShowsOperations is a cloud whose answers show an attach or a detach that is under way. For others this process remembers them.
+	// ShowsOperations says that answers show an attach or a detach that is under way. Otherwise this process remembers them.
 	ShowsOperations bool
 
-	// AttachTime and DetachTime are how long an attach and a detach are taken to be under way without asking what has become of
-	// them. A detach that cannot be asked for, and takes longer, has failed.
+	// AttachTime and DetachTime are how long an attach and a detach are taken to be under way before the cloud is asked for their
+	// state. A detach whose state cannot be asked for has failed after that time.
 	AttachTime, DetachTime time.Duration
 
-	// OperationState asks what has become of an operation. Optional.
+	// OperationState returns the state of an operation, and why it failed. Optional.
 	OperationState func(ctx context.Context, id, operation string) (state State, problem string, err error)
 
-	// Running returns the operation of a volume that is under way, by whomever it was asked for; nil if there is none. Optional.
+	// Running returns the operation of a volume that is under way, whoever asked for it; nil if there is none. Optional.
 	Running func(ctx context.Context, id string) (*Operation, error)
 }
 
-// Queueing is how changes of one node by this process go together.
+// Queueing is whether changes of one node by this process wait for each other.
 type Queueing int
 
 // The ways to queue.
 const (
 	Unqueued       Queueing = iota // each at once
-	Queued                         // one after another, each again while the node is busy
+	Queued                         // one after another, each repeated while the node is busy
 	QueuedWhenBusy                 // as Queued once the node was busy
 )

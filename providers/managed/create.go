@@ -36,13 +36,13 @@ func (p *Provider[V]) Create(ctx context.Context, spec providers.Spec) (*provide
 	return p.Volume(ctx, d, true)
 }
 
-// named notes that the volume has the name now.
+// named notes that the volume has the name from now on.
 func (p *Provider[V]) named(name, id string) {
 	p.absent.Put(name, time.Now(), false)
 	p.memory.create(name, id)
 }
 
-// Check refuses what is wrong with name, Record and tags.
+// Check returns ErrInvalid if name, Record or tags of spec are not accepted.
 func (p *Provider[V]) Check(spec providers.Spec) error {
 	return errors.Join(providers.CheckName(spec.Name), providers.CheckRecord(spec.Record), p.cloud.CheckSpec(spec))
 }
@@ -54,7 +54,7 @@ func (p *Provider[V]) size(bytes int64) (gib int64, err error) {
 	return p.cloud.Sizes.Of(bytes)
 }
 
-// make makes a volume of a name that no volume has, or returns the one that another node has made meanwhile.
+// make creates the volume, or returns the one that another node has created meanwhile.
 func (p *Provider[V]) make(ctx context.Context, spec providers.Spec, gib int64) (Disk[V], error) {
 	for turn := 0; ; turn++ {
 		asked := time.Now()
@@ -104,7 +104,7 @@ func (p *Provider[V]) await(ctx context.Context, d Disk[V]) (Disk[V], error) {
 	return d, d.Damaged
 }
 
-// untilFree makes a call again as long as it returns providers.ErrBusy.
+// untilFree repeats a call while it returns providers.ErrBusy.
 func untilFree(ctx context.Context, call func() error) error {
 	retry := pace.Backoff{Most: 4 * time.Second}
 	for {

@@ -23,12 +23,12 @@ func (p *Provider[V]) Find(ctx context.Context, name string) (*providers.Volume,
 	return p.Volume(ctx, d, true)
 }
 
-// Lookup is Find without a question about the attachment.
+// Lookup is Find without asking about the attachment.
 func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) {
 	if name == "" {
 		return Disk[V]{}, fmt.Errorf("%w: a volume without a name", providers.ErrNotFound)
 	}
-	lately, asked := p.memory.lately()[name], time.Now() // before the question, whose answer may come after it is forgotten
+	lately, asked := p.memory.lately()[name], time.Now() // read before the question: it may be forgotten before the answer comes
 	all, err := p.ByName(ctx, name)
 	if err != nil {
 		return Disk[V]{}, err
@@ -41,8 +41,8 @@ func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) 
 	return d, err
 }
 
-// created settles whether a volume that no answer shows is not there, or was created by this process so lately that answers do not
-// show it yet. Only a question asked when they must is answered with missing.
+// created finds out whether a volume that no answer shows does not exist, or was created by this process so recently that answers
+// do not show it yet. It returns missing only if an answer that must show the volume does not.
 func (p *Provider[V]) created(ctx context.Context, name string, lately creation, missing error) (Disk[V], error) {
 	for retry := (pace.Backoff{Most: time.Second}); ; {
 		asked := time.Now()
@@ -64,7 +64,7 @@ func (p *Provider[V]) created(ctx context.Context, name string, lately creation,
 	}
 }
 
-// ByName returns what may be the volumes of the name. Questions that come together share a request.
+// ByName returns the disks that may be the volume of that name. Calls at the same time share a request.
 func (p *Provider[V]) ByName(ctx context.Context, name string) ([]Disk[V], error) {
 	all, _, err := p.byName.Get(ctx, name)
 	return all, err
@@ -83,8 +83,8 @@ func (p *Provider[V]) askNamed(ctx context.Context, names []string) (map[string]
 	return found, err
 }
 
-// One returns the volume of the name among all that may be. One name is one volume's: if an accident or somebody's hands made it
-// two, neither is taken for the right one. Errors: ErrNotFound, ErrAmbiguous, that of a damaged volume which may be the one.
+// One returns the volume of that name among the disks that may be it. If two volumes have the name, it chooses neither.
+// Errors: ErrNotFound; ErrAmbiguous; Damaged of a disk that may be the volume.
 func (p *Provider[V]) One(name string, all []Disk[V]) (one Disk[V], err error) {
 	var ours []*providers.Volume
 	for _, d := range all {
@@ -118,8 +118,7 @@ func (p *Provider[V]) ambiguous(name string, all []*providers.Volume) error {
 		providers.ErrAmbiguous, name, strings.Join(shown, " and "), p.cloud.Unname)
 }
 
-// List returns the cluster's volumes, sorted by name. Those that share a name or are damaged are left out, and the error names
-// them.
+// List returns the cluster's volumes, sorted by name. It leaves out volumes that are damaged or share a name; the error names them.
 func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -139,14 +138,14 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 		d.Record, d.Details = records.one(d.Record), details.one(d.Details)
 		v, err := p.Volume(ctx, d, false)
 		if err != nil {
-			v = &providers.Volume{ID: d.ID, Zone: d.Zone} // which has the name all the same
+			v = &providers.Volume{ID: d.ID, Zone: d.Zone} // if it shares its name, the error names it
 		}
 		byName[d.Name] = append(byName[d.Name], answer{v, err})
 	}
 	for i := range all {
 		d := p.show(all[i], asked)
 		var none V
-		all[i] = none // the cloud's own descriptions take most of the memory
+		all[i] = none // frees the cloud's own description, which takes most of the memory
 		switch {
 		case d.hidden:
 		case d.Damaged != nil && (d.Cluster == "" || d.Cluster == p.cloud.Cluster):
@@ -185,11 +184,11 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 	return list, errors.Join(problems...)
 }
 
-// sharing has one map for all equal ones, by its text. Most volumes of a list have the same Record and Details, and a map takes more
-// memory than all else of a volume.
+// sharing replaces equal maps by one, by their text. Most volumes of a list have the same Record and Details, and a map takes more
+// memory than the rest of a volume.
 type sharing map[string]map[string]string
 
-// mostShared bounds how many maps are kept to be shared: where each volume has its own, as Details with a name, nothing is gained.
+// mostShared bounds the number of maps kept: if each volume has its own, as Details with a name, sharing gains nothing.
 const mostShared = 100
 
 func (s sharing) one(m map[string]string) map[string]string {

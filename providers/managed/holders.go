@@ -9,15 +9,15 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// holders remembers which attach or detach a cloud has taken last for a volume, so that a read of a time before is known for what
-// it is. A Detach that believed it would send no request, and report a volume as detached that stays attached; an Attach that was
-// refused would report a volume as attached that another node has by now. The zero holders is ready.
+// holders remembers the last attach or detach of each volume that the cloud has accepted, to recognize an older answer. If a Detach
+// believed an answer from before the attach, it would send no request, and call a volume detached that stays attached. If a refused
+// Attach believed an answer from before the detach, it would call a volume attached that another node holds. The zero value is ready.
 type holders struct {
 	mu   sync.Mutex
 	last map[string]holding
 }
 
-// forgotten is after how long what was done with a volume says nothing any more: longer than any answer takes.
+// forgotten is how long an attach or detach is remembered: longer than any answer takes.
 const forgotten = time.Hour
 
 type holding struct {
@@ -26,12 +26,12 @@ type holding struct {
 	at   time.Time
 }
 
-// took notes that the node had the volume, or was given it, at this moment: the cloud has taken the attach, or said that it is
-// done; or it has not answered, and may have taken it.
+// took notes that the node holds the volume from this moment: the cloud has accepted the attach or completed it, or it has not
+// answered and may have accepted it.
 func (h *holders) took(volume, node string) { h.note(volume, holding{node, false, time.Now()}) }
 
-// left notes that the cloud has taken a detach of the volume from the node. One that was not answered is not noted: it may not
-// have been taken.
+// left notes that the cloud has accepted a detach of the volume from the node. One without an answer is not noted: it may not have
+// been accepted.
 func (h *holders) left(volume, node string) { h.note(volume, holding{node, true, time.Now()}) }
 
 func (h *holders) note(volume string, last holding) {
@@ -44,19 +44,19 @@ func (h *holders) note(volume string, last holding) {
 	h.last[volume] = last
 }
 
-// denies tells whether an answer to a question that was asked at that time, which does not show the node as the holder, may be
-// believed. Otherwise it may be of a time before the attach, and is to be asked for again.
+// denies reports whether an answer to a question asked at that time, which does not show the node as the holder, can be believed.
+// Otherwise it may be from before the attach, and the question must be asked again.
 func (h *holders) denies(volume, node string, asked time.Time) bool {
 	return !h.hides(holding{node, false, asked}, volume)
 }
 
-// confirms tells whether an answer to a question that was asked at that time, which shows the node as the holder, may be believed.
-// Otherwise it may be of a time before the detach.
+// confirms reports whether an answer to a question asked at that time, which shows the node as the holder, can be believed.
+// Otherwise it may be from before the detach.
 func (h *holders) confirms(volume, node string, asked time.Time) bool {
 	return !h.hides(holding{node, true, asked}, volume)
 }
 
-// hides tells whether what the node did last with the volume is that, and too late for an answer to be sure to show it.
+// hides reports whether the last attach or detach of the volume is that one, and so recent that an answer may not show it.
 func (h *holders) hides(what holding, volume string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -64,8 +64,8 @@ func (h *holders) hides(what holding, volume string) bool {
 	return is && last.node == what.node && last.gone == what.gone && what.at.Sub(last.at) < Lag
 }
 
-// refused is Attachment.Refused for a holder that was asked for at that time.
-// Errors: ErrBusy also if the volume was detached from the node so lately that another may have it.
+// refused is Attachment.Refused for the answer to a question asked at that time.
+// Errors: ErrBusy also if the volume was detached from the node so recently that another node may hold it.
 func (h *holders) refused(held providers.Attachment, volume, node string, asked time.Time, refusal error) error {
 	err := held.Refused(volume, node, refusal)
 	if err == nil && !h.confirms(volume, node, asked) {
@@ -74,7 +74,7 @@ func (h *holders) refused(held providers.Attachment, volume, node string, asked 
 	return err
 }
 
-// HasLeft tells whether the answer may be older than a detach from the node, which the cloud has taken since.
+// HasLeft reports whether d may be older than a detach from the node that the cloud has accepted.
 func (p *Provider[V]) HasLeft(d Disk[V], node string) bool {
 	return !p.holders.confirms(d.ID, node, d.Asked)
 }

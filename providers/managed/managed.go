@@ -1,8 +1,21 @@
-// Package managed is the rule book that all clouds share: which disks are volumes of this cluster, how one is found by its exact
-// name, created, adopted, forgotten, deleted, marked and resized, and which answers of a cloud may be out of date.
+// Package managed has the rules that all clouds share: which disks are volumes of this cluster; how one is found by its exact name,
+// created, adopted, forgotten, deleted, marked and resized; how snapshots are taken; and which answers of a cloud may be stale.
 //
-// A cloud's own package translates: it says how the cloud is asked (Cloud), and what its answers mean (Disk and the errors of
-// this package and of package providers).
+// A cloud's own package translates: it says how the cloud is asked (Cloud, SnapshotCloud), and what its answers mean (Disk,
+// Snapshot, and the errors of this package and of package providers).
+//
+// # Stale answers
+//
+// An answer may be older than the last change by this process, and most clouds do not show an attach or a detach that is under
+// way. Three files deal with that:
+//
+//   - memory.go: which volumes exist, with which name, Record and size. Only where Cloud.Stale is set.
+//   - holders.go: whether to believe which node holds a volume, shortly after this process attached or detached it.
+//   - operation.go: which attach or detach is under way. Only where Cloud.ShowsOperations is not set.
+//
+// They know what this process has asked for since it started, and nothing of other nodes or of the process before it. There the
+// cloud's refusal of a change decides. The driver asks again where an answer may be stale for a reason that only it knows, such as
+// a restart in the middle of a detach (driver/controller, attach.go).
 package managed
 
 import (
@@ -30,12 +43,12 @@ type Provider[V any] struct {
 	absent     recent.Map[string, bool] // by name: whether there was no volume of the name
 	memory     memory
 	holders    holders  // by id of a volume
-	operations sync.Map // by id of a volume: the last Operation that this process knows
+	operations sync.Map // by id of a volume: the last Operation known to this process
 	nodes      queue.Queue
-	changes    keymutex.KeyMutex // of a volume by this process, by id
+	changes    keymutex.KeyMutex // by id of a volume
 }
 
-// New makes a Provider. It calls nobody.
+// New makes a Provider. It makes no request.
 func New[V any](cloud Cloud[V]) *Provider[V] {
 	p := &Provider[V]{cloud: cloud, memory: memory{on: cloud.Stale}}
 	p.byName = batch.New(p.askNamed, cloud.NamesAtOnce)
@@ -48,14 +61,13 @@ func (p *Provider[V]) Node(ctx context.Context) (providers.Node, error) { return
 // Supports lists the options that the cloud's volumes have.
 func (p *Provider[V]) Supports() []string { return slices.Clone(p.cloud.Options) }
 
-// Buses returns those on which the cloud's disks appear.
+// Buses returns the buses on which the cloud's disks appear.
 func (p *Provider[V]) Buses() []string { return slices.Clone(p.cloud.Buses) }
 
 // IsOurs tells whether a disk is a volume of this cluster.
 func (p *Provider[V]) IsOurs(d Disk[V]) bool { return d.Name != "" && d.Cluster == p.cloud.Cluster }
 
-// show translates an answer to a question that was asked at that time, learns from it, and completes it with what this process has
-// written since.
+// show translates the answer to a question asked at that time, remembers it, and adds what this process has written since.
 func (p *Provider[V]) show(v V, asked time.Time) Disk[V] {
 	d := p.cloud.Show(v)
 	d.Asked = asked
@@ -72,23 +84,23 @@ func (p *Provider[V]) show(v V, asked time.Time) Disk[V] {
 
 func lifeOf[V any](d Disk[V]) life { return life{d.ID, d.Name, d.Claim} }
 
-// Hides tells whether the volume has lost its name, or its disk, although answers may still show it. The disk is as Show returns it.
+// Hides reports whether the volume has been forgotten or deleted, although answers may still show it. d is as Show returns it.
 func (p *Provider[V]) Hides(d Disk[V]) bool { return p.memory.hides(lifeOf(d)) }
 
-// Hide notes that the cloud has failed at a volume which it may show for so long.
+// Hide notes that the cloud has failed to make a volume, which it may show for up to atMost.
 func (p *Provider[V]) Hide(d Disk[V], atMost time.Duration) { p.memory.hide(lifeOf(d), atMost) }
 
-// Lose notes that the cloud has no such disk, by its answer to a write.
+// Lose notes that the disk does not exist, according to the cloud's answer to a write.
 func (p *Provider[V]) Lose(id string) {
 	p.memory.lose(id)
 	p.gone(id, time.Now(), providers.ErrNotFound)
 }
 
-// Resized notes that the volume has so many bytes now.
+// Resized notes the new size of the volume.
 func (p *Provider[V]) Resized(id string, bytes int64) { p.memory.resize(id, bytes) }
 
-// Volume is the contract's description of a volume of this cluster. The cloud is asked about its attachment only if told so.
-// Errors: providers.ErrNotFound if it turns out to be no such volume any more.
+// Volume returns the contract's description of a volume of this cluster. With ask, the cloud may be asked about its attachment.
+// Errors: providers.ErrNotFound if it is no volume of this cluster any more.
 func (p *Provider[V]) Volume(ctx context.Context, d Disk[V], ask bool) (*providers.Volume, error) {
 	when := askNever
 	if ask {
@@ -101,7 +113,7 @@ func (p *Provider[V]) Volume(ctx context.Context, d Disk[V], ask bool) (*provide
 	case !p.IsOurs(d):
 		return nil, providers.NotOurs(d.ID)
 	}
-	v := d.Volume // whoever keeps it must not keep the cloud's own description, too
+	v := d.Volume // a copy, so that keeping it does not keep d.Native in memory
 	return &v, nil
 }
 
@@ -117,7 +129,7 @@ func (p *Provider[V]) Get(ctx context.Context, id string) (Disk[V], error) {
 		ours, there := p.memory.known(id)
 		asked := time.Now()
 		d, err := p.getOnce(ctx, id)
-		certain := true // otherwise the answer may be of a time before the disk was created, or was ours
+		certain := true // false: the answer may be from before the disk was created, or became ours
 		switch {
 		case !p.memory.on:
 		case err == nil:
@@ -157,7 +169,7 @@ func (p *Provider[V]) GetOurs(ctx context.Context, id string) (Disk[V], error) {
 	return d, err
 }
 
-// EnsureOurs returns an error unless the volume is this cluster's. The cloud is asked only if this process does not know.
+// EnsureOurs returns an error unless the volume is this cluster's. It asks the cloud only if the last answer is older than age.
 func (p *Provider[V]) EnsureOurs(ctx context.Context, id string, age time.Duration) error {
 	if p.KnownOurs(id, age) {
 		return ctx.Err()
@@ -166,13 +178,13 @@ func (p *Provider[V]) EnsureOurs(ctx context.Context, id string, age time.Durati
 	return err
 }
 
-// KnownOurs tells whether this process knows that the volume is this cluster's.
+// KnownOurs reports whether the volume is this cluster's according to an answer not older than age.
 func (p *Provider[V]) KnownOurs(id string, age time.Duration) bool {
 	ours, known := p.ours.Get(age, id)
 	return known && ours
 }
 
-// Change carries out a change of a volume, as Cloud.Locks says.
+// Change calls change. If Cloud.Locks is set, changes of one volume run one after another, and again while the cloud is busy.
 func (p *Provider[V]) Change(ctx context.Context, id string, change func() error) error {
 	if !p.cloud.Locks {
 		return change()

@@ -7,31 +7,31 @@ import (
 )
 
 const (
-	// Lag is how old an answer may be when it comes, if the cloud does not say that its answers are never old.
+	// Lag is how stale an answer may be: it shows all that was written this long before the question.
 	Lag = 10 * time.Second
-	// remembered is how long what was written is kept in mind where answers may be old: an answer may itself take a while.
+	// remembered is how long a write is remembered: Lag, and the time that an answer may take.
 	remembered = Lag + 20*time.Second
-	// absenceGap is the longest time between two answers without a node that count as one absence.
+	// absenceGap is the longest time between two answers that lack a node and count as one absence.
 	absenceGap = time.Minute
 )
 
-// memory is what this process has written lately, for as long as an answer may not show it, and what it has read lately. It serves
-// clouds whose answers may be older than what was written before the question (Cloud.Stale); of others nothing is remembered.
+// memory is what this process has written for as long as answers may not show it, and what it has read lately. It is on only for
+// clouds whose answers may be stale (Cloud.Stale).
 type memory struct {
 	on bool
 
 	mu      sync.Mutex
 	tidied  time.Time
 	created map[string]creation           // by name: volumes created or adopted
-	hidden  map[life]time.Time            // deleted, forgotten or failed, and until when answers may show them
+	hidden  map[life]time.Time            // volumes deleted, forgotten or failed: until when answers may show them
 	entries map[string]map[string]writing // by id and key: entries of records
 	sizes   map[string]resizing           // by id
 	ours    map[string]time.Time          // by id: when a disk was last known to be a volume of this cluster
 	there   map[string]time.Time          // by id: when a disk was last known to exist
-	absent  map[string]absence            // by node: that the cloud does not show it
+	absent  map[string]absence            // by node: since when the cloud does not show it
 }
 
-// life is a volume from when it gets a name until it loses it. The same name given to it again is another life.
+// life is a volume from the moment it gets a name until it loses it. If it gets the same name again, that is another life.
 type life struct{ id, name, claim string }
 
 type creation struct {
@@ -51,7 +51,7 @@ type resizing struct {
 
 type absence struct{ since, last time.Time }
 
-// lock locks the memory, and forgets what answers show by now. A list of thousands of volumes must not go through all of it for
+// lock locks the memory, and drops what answers show by now, at most once a second: a list of thousands of volumes locks it for
 // each.
 func (m *memory) lock() (unlock func()) {
 	m.mu.Lock()
@@ -77,7 +77,7 @@ func (m *memory) lock() (unlock func()) {
 	return m.mu.Unlock
 }
 
-// prune deletes entries of a map. If there were many, it also frees their memory, which a map keeps otherwise.
+// prune deletes the entries that are over. If there were many, it also frees their memory, which a map would keep.
 func prune[K comparable, V any](m *map[K]V, over func(K, V) bool) {
 	before := len(*m)
 	maps.DeleteFunc(*m, over)
@@ -86,7 +86,7 @@ func prune[K comparable, V any](m *map[K]V, over func(K, V) bool) {
 	}
 }
 
-// create notes that this process created the volume, or gave it its name.
+// create notes that this process has created or adopted the volume.
 func (m *memory) create(name, id string) {
 	if !m.on {
 		return
@@ -96,13 +96,13 @@ func (m *memory) create(name, id string) {
 	m.ours[id], m.there[id] = time.Now(), time.Now()
 }
 
-// lately are the volumes that this process has created so lately that an answer may not show them, by name.
+// lately returns the volumes, by name, that this process created so recently that an answer may not show them.
 func (m *memory) lately() map[string]creation {
 	defer m.lock()()
 	return maps.Clone(m.created)
 }
 
-// hide notes that this life of the volume is over, although answers may go on showing it for so long.
+// hide notes that this life of the volume is over, although answers may show it for up to atMost.
 func (m *memory) hide(of life, atMost time.Duration) {
 	if !m.on {
 		return
@@ -118,7 +118,7 @@ func (m *memory) hides(of life) bool {
 	return is
 }
 
-// lose notes that the cloud has no such disk.
+// lose notes that the disk does not exist.
 func (m *memory) lose(id string) {
 	defer m.lock()()
 	m.drop(id)
@@ -147,8 +147,8 @@ func (m *memory) resize(id string, bytes int64) {
 	m.sizes[id] = resizing{bytes, time.Now()}
 }
 
-// complete adds to a volume of this cluster what this process has written since. An entry that has another value is another
-// node's, later.
+// complete adds to the record of a volume what this process has written and the answer does not show yet, and returns its size. An
+// entry with another value stays: another node wrote it later.
 func (m *memory) complete(id string, record map[string]string, size int64) int64 {
 	defer m.lock()()
 	m.ours[id], m.there[id] = time.Now(), time.Now()
@@ -166,8 +166,8 @@ func (m *memory) known(id string) (ours, there time.Time) {
 	return m.ours[id], m.there[id]
 }
 
-// missing notes whether the cloud showed a node when it was asked at that time, and tells whether it can be believed that there is
-// none: it has been asked again after as long as an answer may be old.
+// missing notes whether the answer to a question asked at that time shows the node. It reports whether the node is gone for
+// certain: if the answers may be stale, two that lack it must be Lag apart.
 func (m *memory) missing(node string, shown bool, asked time.Time) bool {
 	if !m.on {
 		return !shown

@@ -8,16 +8,16 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Operation is an attach or a detach that the cloud has taken.
+// Operation is an attach or a detach that the cloud has accepted.
 type Operation struct {
 	ID     string // the cloud's own; empty if it has none
 	Node   string
 	Attach bool
 	Other  string // what it is if it is neither attach nor detach
 
-	at      time.Time // when the cloud had taken it
-	taken   bool      // otherwise there was no answer
-	over    bool      // an answer shows its effect
+	at      time.Time // when the cloud accepted it
+	taken   bool      // the cloud accepted it; false: there was no answer
+	over    bool      // an answer has shown its effect
 	problem string    // why it failed
 }
 
@@ -29,10 +29,10 @@ const (
 	Running  State = "running"
 	Finished State = "finished"
 	Failed   State = "failed"
-	Unknown  State = "unknown" // any more
+	Unknown  State = "unknown" // the cloud does not keep it any more
 )
 
-// Begin notes an attach or a detach of a volume.
+// Begin notes an attach or a detach of a volume that the cloud has just accepted.
 func (p *Provider[V]) Begin(id string, o Operation) {
 	if o.Attach {
 		p.holders.took(id, o.Node)
@@ -50,24 +50,24 @@ func (p *Provider[V]) note(id string, o Operation) {
 	}
 }
 
-// LastOperation returns the last attach or detach of a volume that this process knows.
+// LastOperation returns the last attach or detach of a volume known to this process.
 func (p *Provider[V]) LastOperation(id string) (Operation, bool) {
 	last, _ := p.operations.Load(id)
 	o, is := last.(Operation)
 	return o, is
 }
 
-// When a cloud is asked what has become of an operation that its answer does not show.
+// asking is when to ask the cloud for the state of an operation whose effect no answer shows yet.
 type asking int
 
 const (
 	askNever  asking = iota
 	askLater         // after Cloud.AttachTime or DetachTime
-	askAtOnce        // an attach at once
+	askAtOnce        // at once about an attach, otherwise as askLater
 )
 
-// settle completes the attachment that an answer shows: most clouds do not show what is under way. What has become of that is
-// asked only if the answer does not show it; what is returned may be of a later answer.
+// settle completes the attachment that an answer shows with the operation that is under way, which most clouds do not show. It asks
+// for the operation's state only if the answer does not show its effect, and may return a later answer.
 func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V], error) {
 	if p.cloud.Settle != nil {
 		return p.cloud.Settle(ctx, d)
@@ -87,7 +87,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 		}
 		return d, nil
 	case holder != "" && holder != o.Node:
-		if !d.Asked.Before(o.at) { // another's since
+		if !d.Asked.Before(o.at) { // another node got it later
 			p.operations.CompareAndDelete(d.ID, o)
 			return d, nil
 		}
@@ -98,7 +98,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 		return d, nil // it is attached again, or still
 	case !o.Attach:
 		d.Attachment = providers.Attachment{Node: o.Node, State: providers.Detaching}
-	case p.cloud.OperationState == nil, o.over && p.cloud.AttachTime > 0: // it was seen attached, so this is later
+	case p.cloud.OperationState == nil, o.over && p.cloud.AttachTime > 0: // it was seen attached, so it has been detached since
 		return d, nil
 	case o.problem != "":
 		d.Attachment = providers.Attachment{Node: o.Node, State: providers.AttachFailed, Problem: o.problem}
@@ -110,7 +110,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 	switch {
 	case time.Since(o.at) < patience && (ask != askAtOnce || !o.Attach):
 		return d, nil
-	case p.cloud.OperationState == nil: // it has failed, if nothing shows it by now
+	case p.cloud.OperationState == nil: // it has failed, as no answer shows it by now
 		return shown, nil
 	case ask == askNever:
 		return d, nil
@@ -127,7 +127,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 		p.operations.CompareAndSwap(d.ID, o, failed)
 		return p.settle(ctx, shown, askNever)
 	}
-	// The answer was of a time before the end.
+	// The operation has ended after the answer.
 	if state == Finished && o.Attach {
 		p.holders.took(d.ID, o.Node)
 	}
@@ -139,7 +139,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 	return p.settle(ctx, now, askNever)
 }
 
-// finished notes that an operation is seen to be over.
+// finished notes that an answer has shown the effect of an operation.
 func (p *Provider[V]) finished(id string, o Operation) {
 	if o.Attach {
 		p.holders.took(id, o.Node)
@@ -149,7 +149,7 @@ func (p *Provider[V]) finished(id string, o Operation) {
 	p.operations.CompareAndSwap(id, o, over)
 }
 
-// gone notes that the cloud has no such disk.
+// gone notes that the disk does not exist, if that is the error.
 func (p *Provider[V]) gone(id string, asked time.Time, err error) {
 	if errors.Is(err, providers.ErrNotFound) {
 		p.ours.Put(id, asked, false)

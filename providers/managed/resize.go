@@ -10,8 +10,7 @@ import (
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
-// Modify makes a volume larger, and returns when the cloud shows the new size. Nothing else can be changed of the volumes of most
-// clouds; one that can change more has a Modify of its own.
+// Modify enlarges a volume, and returns when the cloud shows the new size. A cloud that can change more has its own Modify.
 func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
 	size, err := p.size(change.Size)
 	if err := errors.Join(err, providers.CheckOnlyGrows(p.cloud.Name, change)); err != nil {
@@ -52,8 +51,8 @@ func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Ch
 	return v, errors.Join(err, held)
 }
 
-// resize asks once. What the cloud refuses may be the repetition of a request that it took and whose answer was lost, or another
-// node's: resized finds out.
+// resize asks once. A refused request may repeat one that the cloud accepted and whose answer was lost, or another node's. Then
+// resized finds out.
 func (p *Provider[V]) resize(ctx context.Context, d Disk[V], size int64) error {
 	err := p.cloud.Resize(ctx, d, size)
 	if !errors.Is(err, providers.ErrInvalid) && !errors.Is(err, providers.ErrBusy) || ctx.Err() != nil {
@@ -69,7 +68,7 @@ func (p *Provider[V]) resize(ctx context.Context, d Disk[V], size int64) error {
 	return err
 }
 
-// resized waits until the cloud shows the volume at rest, with so many GiB.
+// resized waits until no resize is under way, and returns the volume if it has the size.
 func (p *Provider[V]) resized(ctx context.Context, id string, size int64) (Disk[V], error) {
 	retry := pace.Backoff{Most: 2 * time.Second}
 	for {
