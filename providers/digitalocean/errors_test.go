@@ -128,7 +128,7 @@ func TestARegionThatIsNoneIsSaid(t *testing.T) {
 }
 
 // A page with status 200 is what a gateway answers a DELETE with that it has not passed on.
-func TestAPageIsNoSuccess(t *testing.T) {
+func TestAnHTMLPageIsNoSuccess(t *testing.T) {
 	inWorld(t, cloud.Config{}, front.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib, Record: providers.Record{"uid": "0"}})

@@ -1,4 +1,4 @@
-// Package keymutex lets one caller at a time have each of many things, in the order in which they came.
+// Package keymutex provides FIFO locks by key.
 package keymutex
 
 import (
@@ -7,14 +7,13 @@ import (
 	"sync"
 )
 
-// KeyMutex is a lock for each key. The zero KeyMutex is ready.
+// KeyMutex is a FIFO lock for each key. The zero KeyMutex is ready to use.
 type KeyMutex struct {
 	mu    sync.Mutex
-	lines map[string][]chan struct{} // of each key, who has it first; each waits until its channel is closed
+	lines map[string][]chan struct{} // by key: the holder, then those who wait until their channel is closed
 }
 
-// Lock returns when the caller has the key, until it unlocks, and tells whether another had it before. If ctx ends meanwhile,
-// the error is ctx.Err().
+// Lock locks the key, and reports whether it had to wait. If ctx ends before, the error is ctx.Err().
 func (k *KeyMutex) Lock(ctx context.Context, key string) (unlock func(), waited bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, false, err
@@ -29,7 +28,7 @@ func (k *KeyMutex) Lock(ctx context.Context, key string) (unlock func(), waited 
 	}
 }
 
-// Idle tells whether nobody has a key or waits for one.
+// Idle reports whether no key is locked.
 func (k *KeyMutex) Idle() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

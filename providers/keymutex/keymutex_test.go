@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestOneAtATimeHasAKeyInTheOrderInWhichTheyCame(t *testing.T) {
+func TestLockIsFIFO(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var k KeyMutex
 		begin := time.Now()
@@ -36,7 +36,7 @@ func TestOneAtATimeHasAKeyInTheOrderInWhichTheyCame(t *testing.T) {
 	})
 }
 
-func TestWhoHasNoTimeLeftIsInNobodysWay(t *testing.T) {
+func TestACancelledWaiterBlocksNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var k KeyMutex
 		unlock, _, err := k.Lock(t.Context(), "a")

@@ -1,14 +1,14 @@
-// Package labels keeps texts of any kind whole in the labels or tags of clouds that allow few characters in them.
+// Package labels stores any text in the labels or tags of clouds that allow few characters in them.
 //
-// A text is kept under its key. One that any cloud allows stands as it is, readable for people; any other stands in pieces
-// that are encoded, under keys that say how many there are:
+// A text is stored under its key. If every cloud allows it, it is stored as it is, readable for people. Otherwise it is encoded and
+// split into pieces, whose keys have the number of pieces:
 //
 //	layout         data
 //	name_2_1       8tpc7dm3jtii1pklm3j8rbn5
 //	name_2_2       na9g
 //
-// So what is incomplete is never taken for a text, and a text that stands as it is never for an encoded one. All is in lower
-// case, since some clouds do not tell it from the other.
+// So an incomplete text is recognized, and a plain text is never taken for an encoded one. All is in lower case, since some clouds
+// ignore case.
 package labels
 
 import (
@@ -27,12 +27,12 @@ var (
 	pieces = regexp.MustCompile(`^([a-z0-9-]{1,16})_([1-9][0-9]{0,2})_([1-9][0-9]{0,2})$`)
 )
 
-// encoding has letters and digits only, and none of them twice.
+// encoding uses digits and lower-case letters only.
 var encoding = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
 
-// Pack makes labels of texts: keys of at most 24 and values of at most so many characters of [a-z0-9_-], all of which begin
-// and end with a letter or a digit, but for keys that begin with a hyphen themselves; the value of one label may be empty.
-// Keys of texts are words of [a-z0-9-] up to 16 bytes; texts are any bytes, up to 255; most is 16 or more.
+// Pack makes labels of texts. The keys of texts are words of [a-z0-9-] of up to 16 bytes; texts are any bytes, up to 255; most is 16
+// or more. Labels have keys of up to 24 and values of up to most characters of [a-z0-9_-], which begin and end with a letter or a
+// digit unless a text's key begins with a hyphen. The value of one label may be empty.
 func Pack(texts map[string]string, most int) map[string]string {
 	labels := make(map[string]string)
 	for key, text := range texts {
@@ -41,7 +41,7 @@ func Pack(texts map[string]string, most int) map[string]string {
 	return labels
 }
 
-// pack takes a text apart. The first size is for one that stands as it is, the second for a piece.
+// pack makes labels of one text: plain is the longest text that is stored as it is, piece the length of a piece.
 func pack(key, text string, plain, piece int) map[string]string {
 	if simple.MatchString(text) && len(text) <= plain && !strings.HasSuffix(key, "-") {
 		return map[string]string{key: text}
@@ -57,9 +57,9 @@ func pack(key, text string, plain, piece int) map[string]string {
 
 func pieceKey(key string, n, i int) string { return fmt.Sprintf("%s_%d_%d", key, n, i) }
 
-// Unpack reads the texts that labels hold, and returns the keys of those that cannot be read, sorted: pieces are missing or
-// damaged, or there are two texts. Such a key is not in texts. Pieces of another text that are left over beside a whole one,
-// as a change that was not finished leaves them, do not count. Labels whose keys Pack does not make are ignored.
+// Unpack returns the texts in labels, and the sorted keys of those that cannot be read: pieces are missing or damaged, or a key has
+// two texts. Such a key is not in texts. Some pieces of another text beside a whole one, as an interrupted change leaves them, are
+// ignored; so are labels whose keys Pack does not make.
 func Unpack(labels map[string]string) (texts map[string]string, unreadable []string) {
 	set := make(map[string][]string, len(labels))
 	for key, value := range labels {
@@ -70,7 +70,7 @@ func Unpack(labels map[string]string) (texts map[string]string, unreadable []str
 
 // unpack reads labels that may have several values.
 func unpack(labels map[string][]string) (texts map[string]string, unreadable []string) {
-	found := make(map[string][]string) // the whole texts of each key, none if there is a label of it
+	found := make(map[string][]string) // by key: its whole texts; empty if it has only labels that cannot be read
 	for label, values := range labels {
 		if keys.MatchString(label) {
 			found[label] = append(found[label], slices.DeleteFunc(slices.Clone(values), func(text string) bool { return !simple.MatchString(text) })...)
@@ -94,7 +94,7 @@ func unpack(labels map[string][]string) (texts map[string]string, unreadable []s
 	return texts, unreadable
 }
 
-// joined is the text of which this is the first piece, if it is that and the others are there.
+// joined returns the text whose first piece this is, if all pieces are there; none if this is another piece.
 func joined(labels map[string][]string, key, of, piece string) []string {
 	n, err := strconv.Atoi(of)
 	if err != nil || piece != "1" {
@@ -115,8 +115,8 @@ func joined(labels map[string][]string, key, of, piece string) []string {
 	return []string{string(text)}
 }
 
-// PackTags is Pack for clouds that have a set of tags and no keys: each tag is prefix, key, colon and value, of at most so many
-// characters, sorted. The prefix is in lower case. At least 8 characters must be left for the value beside a key of 24.
+// PackTags is Pack for clouds whose tags have no keys. Each tag is prefix, key, colon and value, up to most characters long; tags are
+// sorted. The prefix is in lower case. most must leave at least 8 characters for the value beside a key of 24.
 func PackTags(prefix string, texts map[string]string, most int) []string {
 	var tags []string
 	for key, text := range texts {
@@ -129,7 +129,7 @@ func PackTags(prefix string, texts map[string]string, most int) []string {
 	return tags
 }
 
-// UnpackTags is Unpack for a set of tags, in any order. Those without the prefix are ignored. Case does not matter.
+// UnpackTags is Unpack for tags, in any order. It ignores case, and tags without the prefix.
 func UnpackTags(prefix string, tags []string) (texts map[string]string, unreadable []string) {
 	labels := make(map[string][]string)
 	for _, tag := range tags {

@@ -30,7 +30,7 @@ var hard = map[string]string{
 	"9":                "Not Plain",
 }
 
-func TestTextsAreKeptWhole(t *testing.T) {
+func TestUnpackReturnsWhatPackStored(t *testing.T) {
 	for _, most := range []int{16, 17, 24, 63, 255, 1000} {
 		labels := Pack(hard, most)
 		texts, unreadable := Unpack(labels)
@@ -46,7 +46,7 @@ func TestTextsAreKeptWhole(t *testing.T) {
 	assert.Empty(t, Pack(nil, 63))
 }
 
-func TestWhatPeopleCanReadStandsAsItIs(t *testing.T) {
+func TestSimpleTextsAreStoredAsTheyAre(t *testing.T) {
 	assert.Equal(t, map[string]string{"layout": "data", "name": "db-1"}, Pack(map[string]string{"layout": "data", "name": "db-1"}, 63))
 	assert.Equal(t, map[string]string{"name_2_1": "8tpc7dm3jtii1pklm3j8rbn5", "name_2_2": "na9g"}, Pack(map[string]string{"name": "Größe 数据库"}, 24))
 }
@@ -76,13 +76,13 @@ func TestTagsKeepTextsWholeInAnyOrderAndCase(t *testing.T) {
 	assert.Greater(t, len(PackTags("blockvol:", map[string]string{"cluster": fits + "x"}, 50)), 1)
 }
 
-func TestWhatCannotBeReadIsNamedInOrder(t *testing.T) {
+func TestUnreadableKeysAreSorted(t *testing.T) {
 	texts, unreadable := UnpackTags("x:", []string{"x:d:1", "x:d:2", "x:b:1", "x:b:2", "x:a:1", "x:a:2", "x:c:1", "x:c:2"})
 	assert.Empty(t, texts)
 	assert.Equal(t, []string{"a", "b", "c", "d"}, unreadable)
 }
 
-func TestWhatIsNotWholeIsNoText(t *testing.T) {
+func TestAnIncompleteTextIsUnreadable(t *testing.T) {
 	whole := Pack(map[string]string{"name": strings.Repeat("Größe ", 20)}, 16)
 	require.Greater(t, len(whole), 10)
 	for missing := range whole {
@@ -114,7 +114,7 @@ func TestWhatIsNotWholeIsNoText(t *testing.T) {
 	assert.Equal(t, []string{"layout"}, unreadable)
 }
 
-func TestWhatIsLeftOfAnotherTextDoesNotCount(t *testing.T) {
+func TestPiecesLeftOfAnotherTextAreIgnored(t *testing.T) {
 	before := Pack(map[string]string{"origin": "A short one"}, 16)
 	after := Pack(map[string]string{"origin": strings.Repeat("A long one", 9)}, 16)
 	left := slices.Sorted(maps.Keys(after))[1:]
@@ -177,7 +177,7 @@ func FuzzUnpack(f *testing.F) {
 }
 
 // These names are in clouds now.
-func TestNamesStayAsTheyAre(t *testing.T) {
+func TestNamesNeverChange(t *testing.T) {
 	for _, golden := range []struct {
 		cluster, name string
 		most          int

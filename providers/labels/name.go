@@ -11,7 +11,7 @@ import (
 
 var unreadable = regexp.MustCompile(`[^a-z0-9]+`)
 
-// Digest is one for each list of texts: 64 hexadecimal digits.
+// Digest returns 64 hexadecimal digits, different for different lists of texts.
 func Digest(texts ...string) string { return hex.EncodeToString(sum(texts...)) }
 
 func sum(texts ...string) []byte {
@@ -22,9 +22,9 @@ func sum(texts ...string) []byte {
 	return h.Sum(nil)
 }
 
-// Name is what a volume is called in a cloud whose names are few: at most so many (20 or more) lower-case letters, digits and
-// single hyphens, beginning with a letter. It is what can be read of the name, for people, and 80 bits of a digest of cluster
-// and name, by which no two ever share one. It will always be the same.
+// Name returns a volume's name in a cloud that restricts names: up to most (20 or more) lower-case letters, digits and single
+// hyphens, beginning with a letter. It is the readable part of the name, for people, and 80 bits of a digest of cluster and name, so
+// that no two volumes share it. It must never change in a later version.
 func Name(cluster, name string, most int) string {
 	digest := encoding.EncodeToString(sum(cluster, name)[:10])
 	shown := strings.Trim(unreadable.ReplaceAllString(strings.ToLower(name), "-"), "-")
@@ -35,8 +35,7 @@ func Name(cluster, name string, most int) string {
 	return shown + "-" + digest
 }
 
-// NameAt is Name at the given turn, 0 the first: what a volume is called if the names of the turns before are taken, as by disks
-// that were forgotten.
+// NameAt returns the name to use if those of the turns before it are taken, as by forgotten disks. Turn 0 is Name.
 func NameAt(turn int, cluster, name string, most int) string {
 	if turn > 0 {
 		cluster += "\x00" + strconv.Itoa(turn)

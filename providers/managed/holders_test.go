@@ -13,7 +13,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-func TestAReadThatMayBeOlderThanTheAttachDoesNotDenyIt(t *testing.T) {
+func TestAnAnswerOlderThanTheAttachDoesNotDenyIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h holders
 		assert.True(t, h.denies("v", "a", time.Now()), "nothing is known")
@@ -37,7 +37,7 @@ func TestAReadThatMayBeOlderThanTheAttachDoesNotDenyIt(t *testing.T) {
 	})
 }
 
-func TestAReadThatMayBeOlderThanTheDetachDoesNotConfirmAnAttachment(t *testing.T) {
+func TestAnAnswerOlderThanTheDetachConfirmsNoAttachment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h holders
 		here, refusal := providers.Attachment{Node: "a", State: providers.Attached}, errors.New("attached already")
@@ -57,7 +57,7 @@ func TestAReadThatMayBeOlderThanTheDetachDoesNotConfirmAnAttachment(t *testing.T
 	})
 }
 
-func TestWhatVolumesDidLongAgoIsForgotten(t *testing.T) {
+func TestOldAttachesAndDetachesAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var h holders
 		for i := range 1000 {

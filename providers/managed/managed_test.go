@@ -86,7 +86,7 @@ func (c *tiny) set(id string, d Disk[string]) {
 	c.disks[id] = d
 }
 
-func TestANameIsOneVolumesOrNobodys(t *testing.T) {
+func TestANameWithTwoVolumesIsAmbiguous(t *testing.T) {
 	c := &tiny{}
 	p := c.provider()
 	_, err := p.Find(t.Context(), "db")

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-func TestMemoryOfVolumesAndNodesOfThePastIsFreed(t *testing.T) {
+func TestMemoryIsFreedAfterAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := memory{on: true}
 		for i := range 50 {

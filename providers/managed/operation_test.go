@@ -21,7 +21,7 @@ func shown(node string) Disk[Disk[string]] {
 	return d
 }
 
-func TestADetachIsUnderWayThoughAnOldAnswerComesAfterANewOne(t *testing.T) {
+func TestAnOldAnswerDoesNotEndADetachThatIsUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := (&tiny{}).provider()
 		p.cloud.DetachTime = time.Minute
@@ -47,7 +47,7 @@ func TestADetachIsUnderWayThoughAnOldAnswerComesAfterANewOne(t *testing.T) {
 	})
 }
 
-func TestWhatBecameOfAnAttachIsAskedWhenNoAnswerShowsIt(t *testing.T) {
+func TestTheStateOfAnAttachIsAskedForIfNoAnswerShowsIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &tiny{}
 		p := c.provider()
@@ -122,7 +122,7 @@ func TestOnlyABusyNodeIsWaitedForInTurn(t *testing.T) {
 }
 
 // What was created a moment ago is not missing because an answer does not show it yet, nor is it ours no more.
-func TestWhereAnswersMayBeOldOnlyAnAnswerThatMustShowItSaysNo(t *testing.T) {
+func TestAStaleAnswerDoesNotMakeAVolumeMissing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &tiny{}
 		p := c.provider()
@@ -150,7 +150,7 @@ func TestWhereAnswersMayBeOldOnlyAnAnswerThatMustShowItSaysNo(t *testing.T) {
 }
 
 // What this process has just given its name is not another's because an answer from before does not show the marks.
-func TestWhereAnswersMayBeOldAVolumeIsOursUntilAnAnswerMustShowOtherwise(t *testing.T) {
+func TestAStaleAnswerDoesNotDisownAVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &tiny{}
 		p := c.provider()

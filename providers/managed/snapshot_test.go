@@ -56,7 +56,7 @@ func (c *copies) snapshots(p *Provider[Disk[string]]) *Snapshots[Disk[string], s
 	})
 }
 
-func TestOneDescriptionOfAVolumeIsOneSnapshot(t *testing.T) {
+func TestADescriptionOfAVolumeIsOneSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		volumes := &tiny{}
 		volumes.put("1", "db", nil)

@@ -1,4 +1,4 @@
-// Package metadata asks the service that tells a machine of a cloud which one it is.
+// Package metadata asks a cloud's metadata service which machine this is.
 package metadata
 
 import (
@@ -15,11 +15,11 @@ import (
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// Service is that service. It answers within milliseconds, or is not there.
+// Service is the metadata service of a cloud. It answers within milliseconds, or not at all.
 type Service struct {
 	Cloud   string       // its name for people
-	Setting string       // the setting that makes asking needless; may be empty
-	Client  *http.Client // nil is one that goes through no proxy
+	Setting string       // the setting to advise if the service does not answer; may be empty
+	Client  *http.Client // nil is a client that uses no proxy
 }
 
 const (
@@ -30,7 +30,7 @@ const (
 
 var errTooLong = errors.New("the answer is too long")
 
-// noProxy goes through no proxy: the service is a neighbour, and a proxy would be told of another machine.
+// noProxy uses no proxy: the service answers about the machine that asks, which would be the proxy.
 var noProxy = &http.Client{Transport: func() http.RoundTripper {
 	t, is := http.DefaultTransport.(*http.Transport)
 	if !is {
@@ -41,7 +41,7 @@ var noProxy = &http.Client{Transport: func() http.RoundTripper {
 	return t
 }(), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 
-// Get returns one document of the service, without the blanks around it. The header may be nil.
+// Get returns a document of the service, without the white space around it. header may be nil.
 // Errors: providers.ErrUnavailable in a sentence for the operator.
 func (s Service) Get(ctx context.Context, url string, header http.Header) ([]byte, error) {
 	return s.Ask(ctx, http.MethodGet, url, header)

@@ -1,4 +1,4 @@
-// Package queue makes the changes of a machine one after another, since clouds refuse one while another is under way.
+// Package queue serializes the changes of a node, since clouds refuse a change while another is under way.
 package queue
 
 import (
@@ -15,36 +15,36 @@ import (
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
-// Queue lets callers change a node one after another, in the order in which they came. Callers for different nodes do not wait for
-// each other. The zero Queue is ready.
+// Queue lets callers change a node one after another, first come, first served. Callers for different nodes do not wait for each
+// other. The zero Queue is ready to use.
 //
-// To ask a busy node again and again costs calls, and the cloud counts them: so it learns how long a change keeps a node busy,
-// and a caller that has queued lets that time pass before it asks.
+// Polling a busy node costs API calls. So the Queue measures how long a change keeps a node busy, and a caller that has waited in
+// the queue waits that long before its first call.
 type Queue struct {
 	turns keymutex.KeyMutex
 
 	mu       sync.Mutex
-	begun    map[string]time.Time // when the node's last change was accepted, lately
-	lasts    time.Duration        // what a change takes, as far as is known
-	measured bool                 // by a node that was busy
+	begun    map[string]time.Time // by node: when its last change was accepted
+	lasts    time.Duration        // estimate of how long a change takes
+	measured bool                 // lasts was measured on a busy node
 }
 
 const (
-	// usualChange is what a change is taken to last before one was measured.
+	// usualChange is the estimate before the first measurement.
 	usualChange = 2 * time.Second
-	// mostBusy is the longest pause before a change that the cloud was too busy for is tried again.
+	// mostBusy is the longest pause before a call that returned providers.ErrBusy is repeated.
 	mostBusy = 4 * time.Second
-	// longestChange is more than a change of a node takes.
+	// longestChange is longer than a change of a node takes.
 	longestChange = time.Minute
-	// longestRest is how long a caller waits at most without asking: a node that was slow once is not always so.
+	// longestRest is the longest that a caller waits without calling: a node that was slow once is not always slow.
 	longestRest = 8 * time.Second
-	// longestDoubt is how much longer than a node was seen to be busy its change is taken to last: pauses between two looks
-	// grow, and are no measure of it.
+	// longestDoubt is the most that is added to the last moment at which a node was seen busy: the pauses between two calls grow, so
+	// the first success can be much later than the end of the change.
 	longestDoubt = 500 * time.Millisecond
 )
 
-// Do calls when it is the caller's turn at the node, again as long as it returns providers.ErrBusy, and returns what it
-// returned last. If ctx ends meanwhile, the error is that ErrBusy with ctx.Err(); so it is, too, if the turn did not come.
+// Do waits for the caller's turn and then calls call, again while it returns providers.ErrBusy. It returns the last result. If ctx
+// ends meanwhile, also before the turn, the error is both ErrBusy and ctx.Err().
 func (q *Queue) Do(ctx context.Context, node string, call func(context.Context) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -88,15 +88,15 @@ func tooLate(ctx context.Context, node string) error {
 	return fmt.Errorf("%w: other changes of node %s are under way, and the call's time is over: %w", providers.ErrBusy, node, ctx.Err())
 }
 
-// rest is how long the node will be busy yet with its last change.
+// rest estimates how much longer the node is busy with its last change.
 func (q *Queue) rest(node string) time.Duration {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return cmp.Or(q.lasts, usualChange) - time.Since(q.begun[node])
 }
 
-// learn takes in that the node accepts a change now: the one before took longer than to when it was last busy, if it was, and no
-// longer than to this moment.
+// learn notes that the node accepts a change now. The change before it ended between busy, the last time the node was seen busy, and
+// now. busy is zero if the node was not busy; rested means that the caller waited for the estimate.
 func (q *Queue) learn(node string, busy time.Time, rested bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

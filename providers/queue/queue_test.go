@@ -18,7 +18,7 @@ import (
 
 var errDown = errors.New("down")
 
-func TestCallersForOneNodeGoInTheOrderInWhichTheyCame(t *testing.T) {
+func TestCallersForOneNodeAreServedInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l Queue
 		var order []int
@@ -46,7 +46,7 @@ func TestCallersForOneNodeGoInTheOrderInWhichTheyCame(t *testing.T) {
 	})
 }
 
-func TestABusyNodeIsTriedAgainUntilItIsNot(t *testing.T) {
+func TestABusyNodeIsRetriedUntilItIsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l Queue
 		var at []time.Time
@@ -69,7 +69,7 @@ func TestABusyNodeIsTriedAgainUntilItIsNot(t *testing.T) {
 	})
 }
 
-func TestWhoHasQueuedDoesNotAskABusyNodeAllTheTime(t *testing.T) {
+func TestAQueuedCallerDoesNotPollABusyNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l Queue
 		took := 3 * time.Second
@@ -120,7 +120,7 @@ func TestWhoHasQueuedDoesNotAskABusyNodeAllTheTime(t *testing.T) {
 	})
 }
 
-func TestTheCallersTimeEndsTheTrying(t *testing.T) {
+func TestTheContextEndsTheRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l Queue
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -136,7 +136,7 @@ func TestTheCallersTimeEndsTheTrying(t *testing.T) {
 	})
 }
 
-func TestWhoLeavesTheQueueLeavesNoTrace(t *testing.T) {
+func TestACancelledCallerLeavesNothingInTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l Queue
 		var all sync.WaitGroup

@@ -1,4 +1,4 @@
-// Package recent remembers what a cloud has last said of things, for as long as that may serve without asking again.
+// Package recent caches the last answer about each key, ordered by when the question was asked.
 package recent
 
 import (
@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// Map has of each key the last that was said. An answer that comes late is known for what it is: one to a question that was
-// asked before what is known became known is ignored. The zero Map is ready.
+// Map has the last answer about each key. It ignores a late answer: one to a question asked before the question whose answer it has.
+// The zero Map is ready to use.
 //
-// What has become old may be forgotten at any time, so that it must be asked for again.
+// Entries older than an hour may be dropped at any time; then the cloud must be asked again.
 type Map[K comparable, V any] struct {
 	mu    sync.Mutex
 	known map[K]word[V]
-	full  int // how many keys there are when the old ones are looked for next
+	full  int // number of keys at which old entries are dropped next
 }
 
 type word[V any] struct {
@@ -22,20 +22,20 @@ type word[V any] struct {
 	value V
 }
 
-// How long the knowledge that a volume is this cluster's may serve. It can only change while nobody holds the volume.
+// How long an answer that a volume is this cluster's is valid. That can only change while no node holds the volume.
 const (
 	WhileFree = time.Minute
 	WhileHeld = 365 * 24 * time.Hour
 )
 
 const (
-	// many is the least number of keys at which the old ones are looked for.
+	// many is the least number of keys at which old entries are dropped.
 	many = 1000
-	// old is longer than any answer takes.
+	// old is the age at which an entry is dropped: longer than any answer takes.
 	old = time.Hour
 )
 
-// Put notes what an answer says that was asked for at that time, or what this process has just made of the thing.
+// Put stores the answer to a question asked at that time, or what this process has just written.
 func (m *Map[K, V]) Put(key K, asked time.Time, value V) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -47,16 +47,16 @@ func (m *Map[K, V]) Put(key K, asked time.Time, value V) {
 		m.known = make(map[K]word[V])
 	case !is && len(m.known) >= max(m.full, many):
 		maps.DeleteFunc(m.known, func(_ K, w word[V]) bool { return time.Since(w.at) > old })
-		m.full = 2 * len(m.known) // not for each key of a list of thousands
+		m.full = 2 * len(m.known) // so that a list of thousands does not search for each of its keys
 	}
 	m.known[key] = word[V]{asked, value}
 }
 
-// Get returns what is known, if that is not older than so.
+// Get returns the entry of the key if it is younger than age.
 func (m *Map[K, V]) Get(age time.Duration, key K) (value V, is bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	w := m.known[key] // of long ago if it is not known
+	w := m.known[key] // the zero word is old
 	if time.Since(w.at) >= age {
 		return value, false
 	}

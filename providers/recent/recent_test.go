@@ -9,7 +9,7 @@ import (
 )
 
 // A read that was under way while this process forgot the volume says nothing about it.
-func TestWhatIsKnownIsTheLatest(t *testing.T) {
+func TestAnOlderAnswerDoesNotReplaceANewerOne(t *testing.T) {
 	var m Map[int, bool]
 	early, late := time.Now(), time.Now().Add(time.Millisecond)
 	m.Put(1, late, false)
@@ -29,7 +29,7 @@ func TestWhatIsKnownIsTheLatest(t *testing.T) {
 	assert.False(t, is)
 }
 
-func TestWhatIsOldIsForgottenWhenThereIsMuch(t *testing.T) {
+func TestOldEntriesAreDroppedFromALargeMap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m Map[int, bool]
 		for i := range many {

@@ -8,13 +8,13 @@ import (
 )
 
 const (
-	// longest is what a cloud's word on when to ask again is believed for at once.
+	// longest is the longest pause that a single answer can ask for.
 	longest = 5 * time.Minute
-	// spread is by how much the nodes of a fleet that were told the same moment come later than it, at most.
+	// spread is the most that is added at random to a pause, so that the nodes of a fleet do not come back at the same moment.
 	spread = 10 * time.Second
 )
 
-// pauseAfter is how long the cloud wants to be left alone after this answer; 0 if it does not say so.
+// pauseAfter is how long the cloud asks to wait before the next request; 0 if it does not.
 func (c *Client) pauseAfter(answer *http.Response) time.Duration {
 	var wait time.Duration
 	if answer.StatusCode == http.StatusTooManyRequests {
@@ -32,7 +32,7 @@ func (c *Client) pauseAfter(answer *http.Response) time.Duration {
 	return later(wait)
 }
 
-// later is a wait as this node shall take it, while others that were told the same take another.
+// later adds up to spread to a wait, at random.
 func later(wait time.Duration) time.Duration {
 	if wait <= 0 {
 		return 0
@@ -40,7 +40,7 @@ func later(wait time.Duration) time.Duration {
 	return wait + rand.N(min(wait/4, spread)+1)
 }
 
-// retryAfter is what Retry-After says, in seconds or as a date; 0 if nothing.
+// retryAfter is the header Retry-After, in seconds or as a date; 0 if there is none.
 func retryAfter(answer *http.Response) time.Duration {
 	text := answer.Header.Get("Retry-After")
 	if seconds, err := strconv.ParseUint(text, 10, 31); err == nil {
@@ -52,7 +52,7 @@ func retryAfter(answer *http.Response) time.Duration {
 	return 0
 }
 
-// sentAt is when the answer was sent by the cloud's own clock, which its other times are of. This node's may be wrong.
+// sentAt is when the answer was sent by the cloud's clock, to which its other times refer. This node's clock may be wrong.
 func sentAt(answer *http.Response) time.Time {
 	if date, err := http.ParseTime(answer.Header.Get("Date")); err == nil {
 		return date
@@ -60,7 +60,7 @@ func sentAt(answer *http.Response) time.Time {
 	return time.Now()
 }
 
-// number reads a header of the limit, under any of its names; -1 if there is none.
+// number reads a header of the rate limit, with or without the prefix X-; -1 if there is none.
 func number(answer *http.Response, name string) int64 {
 	for _, prefix := range []string{"", "X-"} {
 		if n, err := strconv.ParseInt(answer.Header.Get(prefix+name), 10, 64); err == nil {

@@ -49,7 +49,7 @@ func TestThrottlingIsWaitedOut(t *testing.T) {
 	}
 }
 
-func TestWhatIsSaidOfALimitThatIsNotMetDelaysNobody(t *testing.T) {
+func TestALimitThatIsNotReachedDelaysNoRequest(t *testing.T) {
 	for _, headers := range [][]string{
 		{"Retry-After", "20"}, // of another kind of answer, such as a redirect
 		{"RateLimit-Remaining", "1", "RateLimit-Reset", "2000000000"},
@@ -83,7 +83,7 @@ func TestALimitThatRefillsIsWaitedForOneRequestLong(t *testing.T) {
 	}
 }
 
-func TestNonsenseAboutTheLimitHurtsNobody(t *testing.T) {
+func TestInvalidRateLimitHeadersAreIgnored(t *testing.T) {
 	for _, headers := range [][]string{
 		{"Retry-After", "-5"},
 		{"Retry-After", "soon"},

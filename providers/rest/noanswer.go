@@ -13,13 +13,13 @@ import (
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// NoAnswer explains an error of HTTP, or of the SDK above it, that is no answer of the cloud's: none came in the caller's
-// time, or one that cannot be read. The action says what was sent, as a noun: "the request to attach volume 12". The result
-// matches what err does, or ctx.Err() if ctx is over.
-// Errors: providers.ErrBusy if the cloud throttles; one without a sentinel if ctx is over or there is no token; else
+// NoAnswer explains an error of Client.HTTP, or of the SDK above it, if the cloud gave no answer in time or one that cannot be read.
+// action is what was sent, as a noun: "the request to attach volume 12". The result matches what err matches, or ctx.Err() if ctx
+// has ended.
+// Errors: providers.ErrBusy if the cloud throttles; no sentinel if ctx has ended or there is no token; otherwise
 // providers.ErrUnavailable.
 func (c *Client) NoAnswer(ctx context.Context, action string, err error) error {
-	// SDKs may keep of an error no more than its text, so what is known here is not asked of it.
+	// An SDK may keep only the text of an error, so this does not rely on err.
 	if c.cfg.Token != nil {
 		if _, none := c.cfg.Token.Value(); none != nil {
 			return fmt.Errorf("%s cannot be sent %s: %w", c.cfg.Cloud, action, none)
@@ -64,7 +64,7 @@ func (c *Client) Foreign(ctx context.Context, action string) error {
 	return c.NoAnswer(ctx, action, errForeign)
 }
 
-// throttledError is providers.ErrBusy for a caller whose time was over before the cloud took its request.
+// throttledError is providers.ErrBusy for a caller whose context ended before the cloud accepted its request.
 type throttledError struct {
 	text string
 	over error // why the caller's time was over

@@ -10,23 +10,23 @@ import (
 const (
 	// pagesAtOnce is how many pages of a list are asked for at the same time.
 	pagesAtOnce = 8
-	// itemsAtOnce is how many items are asked for at the same time, if a page has fewer: while it is read, an item takes several
-	// times the memory that it takes afterwards.
+	// itemsAtOnce bounds the items of the pages that are asked for at the same time: while it is decoded, an item takes several times
+	// the memory that it takes afterwards.
 	itemsAtOnce = 400
-	// readings is how often a list is read until it is whole.
+	// readings is how often a list is read before Pages gives up.
 	readings = 5
-	// mostPages is how many pages a list may have if the cloud does not tell how many items there are.
+	// mostPages bounds the pages of a list if the cloud does not return the number of items.
 	mostPages = 1000
 )
 
-// Pages reads a whole list of a cloud that cuts a page out of what there is at the moment when it is asked for. What is deleted
-// between two pages moves others to one that has been read. So a list that does not have the same total on each page, or whose
-// pages do not add up to it, or show an item twice, is read anew. What remains is that an item is deleted from a page that has been
-// read, and another made, before the next page is read: then the list may lack one item.
+// Pages reads a whole list of a cloud that numbers its pages. Each page shows the list at the moment of its request: if an item is
+// deleted between two requests, the items after it move, and one may move to a page that has been read. So Pages reads the list
+// again if the total differs between pages, if the pages do not add up to it, or if an item appears twice. One case remains: if an
+// item is deleted from a page that has been read, and another is created before the next request, the list may lack one item.
 //
-// key tells items apart. page asks for the nth page, from 1 on, and is called by several goroutines at once. It returns how many the list has in all, or
-// -1 if there is no such page any more, or the cloud does not tell; and whether it is the last page.
-// Errors: those of page; providers.ErrBusy for a list that is never whole.
+// key identifies an item. page requests the nth page, from 1 on, and is called by several goroutines at once. It returns the number
+// of items in the list, or -1 if there is no such page any more or the cloud does not return it; and whether it is the last page.
+// Errors: those of page; providers.ErrBusy if the list keeps changing.
 func Pages[T any, K comparable](cloud string, key func(T) K, page func(n int) (items []T, total int, last bool, err error)) ([]T, error) {
 	for range readings {
 		list, whole, err := read(page)
@@ -40,8 +40,8 @@ func Pages[T any, K comparable](cloud string, key func(T) K, page func(n int) (i
 	return nil, fmt.Errorf("%w: the pages of a list of %s never add up to as many as it announces: what it lists may be changing all the time", providers.ErrBusy, cloud)
 }
 
-// read reads all pages once. The first tells how many more there are. It ends also if the cloud has another page after each, as
-// one does that does not know the parameter by which pages are asked for.
+// read reads all pages once. The first page shows how many more there are. It also ends if every page is followed by another, as
+// with a cloud that ignores the parameter for the page.
 func read[T any](page func(n int) ([]T, int, bool, error)) (list []T, whole bool, err error) {
 	list, total, last, err := page(1)
 	most := len(list) // on one page

@@ -30,7 +30,7 @@ func paged(list *[]int, between func(n int)) func(n int) ([]int, int, bool, erro
 	}
 }
 
-func TestAListIsWhole(t *testing.T) {
+func TestPagesReturnsTheWholeList(t *testing.T) {
 	for _, want := range [][]int{nil, {1}, {1, 2}, {1, 2, 3}, {1, 2, 3, 4, 5}} {
 		all, err := Pages("X", itself, paged(&want, func(int) {}))
 		require.NoError(t, err)
@@ -48,7 +48,7 @@ func TestAListIsWhole(t *testing.T) {
 	assert.Equal(t, []int{4, 5}, all)
 }
 
-func TestPagesThatDoNotAddUpAreNoList(t *testing.T) {
+func TestAListWhosePagesDoNotAddUpIsAnError(t *testing.T) {
 	for name, pages := range map[string][][]int{
 		"an empty page":             {{}},
 		"an empty page at the end":  {{1, 2}, {3, 4}, {}},
@@ -84,7 +84,7 @@ func TestPagesThatDoNotAddUpAreNoList(t *testing.T) {
 	}
 }
 
-func TestPagesAfterTheFirstAreAskedForSeveralAtATime(t *testing.T) {
+func TestSeveralPagesAreRequestedAtOnce(t *testing.T) {
 	var list []int
 	for i := range 100 {
 		list = append(list, i)
@@ -113,7 +113,7 @@ func TestPagesAfterTheFirstAreAskedForSeveralAtATime(t *testing.T) {
 	assert.Equal(t, pagesAtOnce, most)
 }
 
-func TestAListThatIsNeverWholeIsBusy(t *testing.T) {
+func TestAListThatKeepsChangingIsBusy(t *testing.T) {
 	list := []int{1, 2, 3}
 	_, err := Pages("X", itself, paged(&list, func(n int) {
 		if n == 2 {
@@ -153,7 +153,7 @@ func TestAListThatNeverEndsIsGivenUp(t *testing.T) {
 }
 
 // The total is the same when one is deleted and another made.
-func TestAListThatShowsAnItemTwiceIsReadAnew(t *testing.T) {
+func TestAListThatShowsAnItemTwiceIsReadAgain(t *testing.T) {
 	readings := [][][]int{{{1, 2}, {4, 5}, {5, 6}}, {{2, 3}, {4, 5}, {6, 7}}} // 1 is deleted after the first page, 7 made before the last
 	reading := -1
 	all, err := Pages("X", itself, func(n int) ([]int, int, bool, error) {
@@ -166,7 +166,7 @@ func TestAListThatShowsAnItemTwiceIsReadAnew(t *testing.T) {
 	assert.Equal(t, []int{2, 3, 4, 5, 6, 7}, all)
 }
 
-func TestOfLargePagesFewerAreAskedForAtATime(t *testing.T) {
+func TestFewerLargePagesAreRequestedAtOnce(t *testing.T) {
 	const large, pages = itemsAtOnce / 2, 9
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex

@@ -26,10 +26,10 @@ var (
 	errForeign = errors.New("it is about something else, or about nothing")
 )
 
-// repeater is the Client as the transport of its HTTP.
+// repeater is the transport of Client.HTTP. It retries requests.
 type repeater struct{ *Client }
 
-// RoundTrip sends a request as often as it takes and may be.
+// RoundTrip sends a request, and again as long as that helps and is allowed.
 func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
 	req := &retryablehttp.Request{Request: r.Clone(r.Context())}
 	if r.Body != nil && r.Body != http.NoBody {
@@ -61,7 +61,7 @@ func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
 		err = wrapped.Err
 	}
 	if answer != nil {
-		answer.Request = r // the caller's own, in which no token stands
+		answer.Request = r // the caller's own, which has no token
 	}
 	c.observe(r, answer, err, time.Since(begin), sent-1)
 	return answer, err
@@ -75,7 +75,7 @@ func (c repeater) repeatable(r *http.Request) bool {
 	return c.cfg.Repeatable != nil && c.cfg.Repeatable(r)
 }
 
-// again tells whether a request is worth sending again, and may be.
+// again reports whether sending a request again may help, and is allowed.
 func again(ctx context.Context, answer *http.Response, err error, repeatable bool) bool {
 	if ctx.Err() != nil {
 		return false
@@ -84,7 +84,7 @@ func again(ctx context.Context, answer *http.Response, err error, repeatable boo
 		var untrusted *tls.CertificateVerificationError
 		var token *secret.Error
 		if errors.As(err, &untrusted) || errors.As(err, &token) || errors.Is(err, errTooLong) || errors.Is(err, providers.ErrBusy) {
-			return false // it will be so the next time
+			return false // the next attempt would fail, too
 		}
 		var way *net.OpError // to the cloud, or to the proxy: the request has not been sent
 		return repeatable || errors.As(err, &way) && (way.Op == "dial" || way.Op == "proxyconnect")
@@ -92,12 +92,12 @@ func again(ctx context.Context, answer *http.Response, err error, repeatable boo
 	passing := answer.StatusCode == http.StatusRequestTimeout ||
 		answer.StatusCode >= http.StatusInternalServerError && answer.StatusCode != http.StatusNotImplemented
 	if end, bounded := ctx.Deadline(); bounded && time.Until(end) < retryAfter(answer) {
-		return false // the caller had better have this answer than none
+		return false // this answer is better for the caller than none
 	}
 	return passing && repeatable
 }
 
-// backoff is the pause after a failure: up to 500 ms at first, doubling, on top of what the cloud asks for.
+// backoff is the pause after a failure: up to 500 ms at first, doubling, added to what the cloud asks for.
 func backoff(_, _ time.Duration, failed int, answer *http.Response) time.Duration {
 	pause := rand.N(500 * time.Millisecond << failed)
 	if answer != nil {
@@ -106,7 +106,7 @@ func backoff(_, _ time.Duration, failed int, answer *http.Response) time.Duratio
 	return pause
 }
 
-// sender is the Client as what sends a request once, and again only while the cloud is asked too much.
+// sender sends a request once, and again only while the cloud throttles.
 type sender struct{ *Client }
 
 func (c sender) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -141,7 +141,7 @@ func (c sender) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
-// send sends a request once, and reads its answer.
+// send sends a request once, and reads the whole answer.
 func (c sender) send(r *http.Request) (*http.Response, error) {
 	if c.cfg.Before != nil {
 		if err := c.cfg.Before(r); err != nil {
@@ -172,7 +172,7 @@ func (c sender) send(r *http.Request) (*http.Response, error) {
 	return answer, nil
 }
 
-// readWhole puts an answer's body into memory, so that one that breaks off is a failure of this attempt.
+// readWhole reads the body of an answer into memory, so that one that is cut short fails this attempt.
 func readWhole(answer *http.Response) error {
 	defer answer.Body.Close() //nolint:errcheck // it has been read
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
@@ -194,7 +194,7 @@ func (w whole) Close() error {
 	return err
 }
 
-// observe tells what became of a request, without its query, its headers and its body.
+// observe reports a request and its outcome, without query, headers and body.
 func (c *Client) observe(r *http.Request, answer *http.Response, err error, took time.Duration, retries int) {
 	if c.cfg.Observe == nil {
 		return

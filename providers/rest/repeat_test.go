@@ -18,7 +18,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-func TestWhatMayBeCarriedOutTwiceIsSentAgain(t *testing.T) {
+func TestARepeatableRequestIsRetried(t *testing.T) {
 	for name, failure := range map[string]answer{
 		"408": says(408), "500": says(500), "502": says(502), "503": says(503), "504": says(504),
 		"reset": reset, "dial": dial, "break": breaks, "hang": hangs, "hang in the middle": hangsLater,
@@ -41,7 +41,7 @@ func TestWhatMayBeCarriedOutTwiceIsSentAgain(t *testing.T) {
 	}
 }
 
-func TestARequestThatIsKeptBackIsNotSent(t *testing.T) {
+func TestARequestThatBeforeRefusesIsNotSent(t *testing.T) {
 	for name, failure := range map[string]answer{"a failure": says(500), "too many requests": says(429)} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -62,7 +62,7 @@ func TestARequestThatIsKeptBackIsNotSent(t *testing.T) {
 	}
 }
 
-func TestWhatMayNotBeCarriedOutTwiceIsSentAgainOnlyIfItHadNoEffect(t *testing.T) {
+func TestAnyOtherRequestIsRetriedOnlyIfItHadNoEffect(t *testing.T) {
 	create := func(r *http.Request) bool {
 		body, err := r.GetBody()
 		if err != nil {
@@ -106,7 +106,7 @@ func TestWhatMayNotBeCarriedOutTwiceIsSentAgainOnlyIfItHadNoEffect(t *testing.T)
 	}
 }
 
-func TestAnswersThatWillNotChangeAreNotAskedForAgain(t *testing.T) {
+func TestPermanentErrorsAreNotRetried(t *testing.T) {
 	for _, status := range []int{200, 204, 301, 400, 401, 404, 409, 422, 423, 501} {
 		synctest.Test(t, func(t *testing.T) {
 			c, cloud := reached(Config{}, says(status, "Location", "https://elsewhere.test/"))
@@ -119,7 +119,7 @@ func TestAnswersThatWillNotChangeAreNotAskedForAgain(t *testing.T) {
 	}
 }
 
-func TestTheLastAnswerIsTheSDKsToRead(t *testing.T) {
+func TestTheSDKGetsTheLastAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, cloud := reached(Config{}, says(500), says(502), says(503))
 		status, text, err := ask(t.Context(), c, "GET", "")
@@ -172,7 +172,7 @@ func TestCancellingEndsEveryWaitAtOnce(t *testing.T) {
 	}
 }
 
-func TestTheCloudsOwnPauseIsHeededAfterAFailure(t *testing.T) {
+func TestRetryAfterIsHeededAfterAServerError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, cloud := reached(Config{}, says(503, "Retry-After", "10"), ok)
 		begin := time.Now()

@@ -1,9 +1,11 @@
-// Package rest is how blockvol talks to clouds whose API is JSON over HTTP: one policy of repeating, pacing and observing,
-// below whatever SDK makes the requests.
+// Package rest is the HTTP client for clouds whose API is JSON: it retries, paces and observes the requests that an SDK makes.
 //
-// A request is repeated after a failure that may be gone the next time, and only if it does no harm twice or certainly had no
-// effect. Being asked to slow down is no failure: it is waited out as long as the caller waits, by one caller at a time. So
-// SDKs are to be told not to repeat anything themselves. The last answer is theirs to read, whatever it is.
+// A request is retried after a temporary failure, and only if it can be carried out twice without harm or certainly was not carried
+// out. Throttling is no failure: one caller at a time waits it out, for as long as its context allows. So configure SDKs not to
+// retry. They get the last answer, whatever it is.
+//
+// Pauses are made in three places: here after a failed attempt of one request; in package pace for all requests while the cloud
+// throttles; and with pace.Backoff by whoever polls the cloud or repeats a call that was refused with providers.ErrBusy.
 package rest
 
 import (
@@ -23,47 +25,44 @@ import (
 // Config is a cloud, and how it is reached.
 type Config struct {
 	Cloud     string             // its name for people
-	Endpoint  string             // the setting that names the API's URL, to be checked when there is no answer; may be empty
-	Token     *secret.Secret     // sent as "Authorization: Bearer …"; nil if the SDK signs by itself
-	Secrets   func() []string    // what else no text may show, such as what the SDK signs with; may be nil
-	Transport http.RoundTripper  // below it all; nil is a clone of http.DefaultTransport
+	Endpoint  string             // the setting with the API's URL, for errors that advise to check it; may be empty
+	Token     *secret.Secret     // sent as "Authorization: Bearer …"; nil if the SDK authenticates requests
+	Secrets   func() []string    // other secrets to remove from errors and logs, such as the SDK's credentials; may be nil
+	Transport http.RoundTripper  // sends the requests; nil is a clone of http.DefaultTransport
 	Observe   providers.Observer // told of each request; may be nil
 
-	// Repeatable tells of a request that may be carried out twice although its method does not say so; nil for none. What it
-	// wants to know of the body it gets by GetBody.
+	// Repeatable reports whether a POST or PATCH may be carried out twice; nil: none may. It reads the body with GetBody.
 	Repeatable func(*http.Request) bool
 
-	// Before is asked each time a request is about to be sent; its error is the request's, which is not repeated if that is
-	// providers.ErrBusy. May be nil.
+	// Before is called each time before a request is sent. If it returns an error, the request fails with it, and is not retried if
+	// the error is providers.ErrBusy. May be nil.
 	Before func(*http.Request) error
 
-	// Refills is a cloud whose limit grows again bit by bit, and whose RateLimit-Reset is when it is whole.
-	// Otherwise it is when there will be a next request.
+	// Refills says that the cloud's limit refills continuously, and RateLimit-Reset is when it is full. Otherwise RateLimit-Reset is
+	// when the next request is allowed.
 	Refills bool
 }
 
 const (
-	// attempts is how often a request is sent whose answer did not come or was an error of the server's.
+	// attempts is how often a request is sent if there is no answer, or a server error.
 	attempts = 3
-	// attemptTimeout bounds one request, its answer's last byte included. One that hangs is better sent again.
+	// attemptTimeout bounds one request, up to the last byte of its answer. A request that hangs is better sent again.
 	attemptTimeout = 20 * time.Second
-	// maxAnswer is how much of an answer is read, in bytes: more than any page of a list has.
+	// maxAnswer is the largest answer in bytes: more than any page of a list has.
 	maxAnswer = 16 << 20
 )
 
-// Client is a cloud as this process reaches it. All that one account is asked belongs through one Client, since its limit is
-// one.
+// Client sends requests to one account of a cloud. Use one Client for each account, since the rate limit is the account's.
 type Client struct {
-	// HTTP is for the SDK. What it returns has been read whole, so that its body can be read again after it was closed, and it
-	// follows no redirect. An error of its is for
-	// NoAnswer to explain.
+	// HTTP is for the SDK. It reads answers whole, so that a body can be read again after it was closed, and follows no redirect.
+	// Pass its errors to NoAnswer.
 	HTTP *http.Client
 
 	cfg  Config
 	pace *pace.Pace
 }
 
-// New makes a Client. It calls nobody.
+// New makes a Client. It makes no request.
 func New(cfg Config) *Client {
 	if cfg.Transport == nil {
 		cfg.Transport = transport()
@@ -85,7 +84,7 @@ func CheckURLs(settings map[string]string) error {
 	return nil
 }
 
-// transport is the default one, which notices that a connection shared by many requests is dead.
+// transport is the default transport with pings, which detect that a connection shared by many requests is dead.
 func transport() http.RoundTripper {
 	t, is := http.DefaultTransport.(*http.Transport)
 	if !is {
@@ -96,10 +95,10 @@ func transport() http.RoundTripper {
 	return t
 }
 
-// asItIs follows no redirect: it could lead a token elsewhere.
+// asItIs follows no redirect, which could send the token elsewhere.
 func asItIs(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// Clean makes a text from outside fit for errors and logs: one line of bounded length without the token and the other secrets.
+// Clean makes a text from outside safe for errors and logs: one line of bounded length, without the token and other secrets.
 func (c *Client) Clean(text string) string { return sanitize.Clean(text, nil, c.secrets()...) }
 
 func (c *Client) secrets() []string {

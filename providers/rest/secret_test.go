@@ -67,7 +67,7 @@ func TestATokenInAFileCanBeReplaced(t *testing.T) {
 	unusable("readable")
 }
 
-func TestCleaningLeavesNoShapeOfTheToken(t *testing.T) {
+func TestCleanRemovesEscapedTokensToo(t *testing.T) {
 	token := token(t)
 	for _, shape := range []string{password, url.QueryEscape(password), url.PathEscape(password), html.EscapeString(password), `dop_v1_s3cr3t/+\"\u0026\u003cx\u003e`} {
 		assert.Equal(t, "it was … there", token.Clean("it was\n"+shape+"\tthere"))
@@ -81,7 +81,7 @@ func TestCleaningLeavesNoShapeOfTheToken(t *testing.T) {
 	assert.Equal(t, "text", c.Clean("text"))
 }
 
-func TestATokenOfBeforeIsKeptOutOfTextsForAWhile(t *testing.T) {
+func TestRecentTokensAreRemovedFromTexts(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	token, err := secret.From(env("NIMBUS_TOKEN_FILE", file), "NIMBUS_TOKEN")
 	require.NoError(t, err)

@@ -1,4 +1,4 @@
-// Package sanitize makes what a cloud said, or the way to it, fit for sentences of our own: short, on one line, without secrets.
+// Package sanitize makes texts from outside safe for errors and logs: short, on one line, without secrets.
 package sanitize
 
 import (
@@ -13,7 +13,7 @@ import (
 	"unicode"
 )
 
-// Clip makes a text one line of at most 300 characters, all of them printable.
+// Clip makes a text one line of at most 300 printable characters.
 func Clip(text string) string {
 	const most = 300
 	text = strings.Join(strings.FieldsFunc(text, func(c rune) bool { return unicode.IsSpace(c) || !unicode.IsPrint(c) }), " ")
@@ -23,15 +23,15 @@ func Clip(text string) string {
 	return text
 }
 
-// Clean is Clip without the secrets, plain or escaped for a URL, JSON or HTML, and without what matches hidden, which may be
-// nil: what a hostile or careless answer may repeat of the request is taken out. A secret may have 8 KiB.
+// Clean is Clip after removing the secrets, plain or escaped for a URL, JSON or HTML, and what matches hidden, which may be nil: a
+// hostile or careless answer may repeat them from the request. A secret may have up to 8 KiB.
 func Clean(text string, hidden *regexp.Regexp, secrets ...string) string {
-	const most, longest = 64 << 10, 8 << 10 // what is looked at, and what a secret can be long that is cut there
+	const most, longest = 64 << 10, 8 << 10 // bytes of the text that are searched; of a secret that may be cut off there
 	cut := len(text) > most
 	if cut {
 		text = text[:most]
 	}
-	// One that begins as another does must not leave the other's end.
+	// The longest first: if one secret is the beginning of another, the rest of the other must not remain.
 	for _, secret := range slices.SortedFunc(slices.Values(secrets), func(a, b string) int { return cmp.Compare(len(b), len(a)) }) {
 		if secret == "" {
 			continue
@@ -53,7 +53,7 @@ func Clean(text string, hidden *regexp.Regexp, secrets ...string) string {
 	return Clip(text)
 }
 
-// Cause is the text of the innermost error that says more than that something failed. It is not cleaned.
+// Cause returns the text of the innermost error that has one. It is not cleaned.
 func Cause(err error) string {
 	var refused *url.Error
 	if errors.As(err, &refused) {
@@ -68,7 +68,7 @@ func Cause(err error) string {
 	}
 }
 
-// Error says text and still matches what err does.
+// Error returns an error with that text that matches what err matches.
 func Error(text string, err error) error { return &quoted{text, err} }
 
 type quoted struct {

@@ -20,7 +20,7 @@ func TestATextBecomesOneShortLine(t *testing.T) {
 	assert.Empty(t, Clip(" \n"))
 }
 
-func TestNoShapeOfASecretRemains(t *testing.T) {
+func TestCleanRemovesEscapedSecretsToo(t *testing.T) {
 	const secret = `p<4>+s/"&`
 	for _, shape := range []string{secret, "p%3C4%3E%2Bs%2F%22%26", "p%3C4%3E+s%2F%22&", "p&lt;4&gt;+s/&#34;&amp;", `p\u003c4\u003e+s/\"\u0026`} {
 		assert.Equal(t, "(…)", Clean("("+shape+")", nil, "", secret))

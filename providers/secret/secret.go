@@ -1,4 +1,4 @@
-// Package secret reads what proves to a cloud who asks from a setting, or from the file that a setting names.
+// Package secret reads a cloud's credentials from a setting, or from the file that a setting names.
 package secret
 
 import (
@@ -16,15 +16,14 @@ import (
 // Secret is an API token, or a password.
 type Secret struct {
 	setting string
-	file    string // where it is read each time, so that it can be replaced without a restart; empty: it stays as it is
+	file    string // read at each use, so that it can be replaced without a restart; empty: the setting has the value
 
 	mu    sync.Mutex
 	known []string // newest first
 }
 
-// From takes the secret from the setting or from the file that setting_FILE names. A file is not read before the secret is
-// used.
-// Errors: providers.ErrInvalid if none of both is set, or both, or if it cannot be a token.
+// From takes the secret from the setting, or from the file that setting_FILE names, which is read at each use.
+// Errors: providers.ErrInvalid if neither or both are set, or if the value cannot be a token.
 func From(getenv func(string) string, setting string) (*Secret, error) {
 	value, file := getenv(setting), getenv(setting+providers.FileSuffix)
 	switch {
@@ -51,7 +50,7 @@ type Error struct {
 func (e *Error) Error() string { return e.text }
 func (e *Error) Unwrap() error { return e.cause }
 
-// Value is the secret as it is now. An error is a sentence for the operator.
+// Value returns the current value. Its error is a sentence for the operator.
 func (s *Secret) Value() (string, error) {
 	if s.file != "" {
 		content, err := os.ReadFile(s.file)
@@ -67,7 +66,7 @@ func (s *Secret) Value() (string, error) {
 	return s.known[0], nil
 }
 
-// learn takes a value, without the blanks around it.
+// learn stores a value, without the white space around it.
 func (s *Secret) learn(value string) error {
 	value = strings.TrimSpace(value)
 	switch {
@@ -78,7 +77,7 @@ func (s *Secret) learn(value string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	const most = 4 // an answer of now may repeat the token of before
+	const most = 4 // a late answer may repeat an earlier token
 	if !slices.Contains(s.known, value) {
 		s.known = slices.Insert(s.known, 0, value)
 		s.known = s.known[:min(len(s.known), most)]
@@ -88,10 +87,10 @@ func (s *Secret) learn(value string) error {
 	return nil
 }
 
-// Clean takes the secret out of a text, as it is and as it was lately, and makes that one line of bounded length.
+// Clean removes the current and recent values from a text, and makes it one line of bounded length.
 func (s *Secret) Clean(text string) string { return sanitize.Clean(text, nil, s.Values()...) }
 
-// Values are those that a text may repeat. A nil Secret has none.
+// Values returns the values that a text may repeat: the current one and those before it. A nil Secret has none.
 func (s *Secret) Values() []string {
 	if s == nil {
 		return nil
