@@ -59,9 +59,6 @@ func BenchmarkWith10000Volumes(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if _, err := p.promised(); err != nil {
-				b.Fatal(err)
-			}
 			if err := p.Delete(ctx, v.ID); err != nil {
 				b.Fatal(err)
 			}

@@ -295,6 +295,7 @@ func TestDeathAtEveryInstruction(t *testing.T) {
 func (m *machine) consistent(t *testing.T) {
 	t.Helper()
 	p := m.provider(t, "looks", "main")
+	neverTooMuch(t, p)
 	for _, s := range []*imageDir{&p.disks, &p.snaps} {
 		if s == &p.snaps && !p.hasSnapshots() {
 			continue

@@ -102,7 +102,7 @@ const (
 )
 
 func (s *imageDir) make() error {
-	for _, sub := range []string{"disks", "names"} {
+	for _, sub := range []string{"disks", "unfinished", "names"} {
 		if err := os.MkdirAll(filepath.Join(s.dir, sub), 0o700); err != nil {
 			return err
 		}
@@ -123,7 +123,13 @@ func (s *imageDir) newID() string {
 	return s.prefix + hex.EncodeToString(b[:])
 }
 
-func (s *imageDir) path(id, ext string) string { return filepath.Join(s.dir, "disks", id+ext) }
+func (s *imageDir) path(id, ext string) string {
+	dir := "disks"
+	if ext == making || ext == going {
+		dir = "unfinished"
+	}
+	return filepath.Join(s.dir, dir, id+ext)
+}
 
 func (s *imageDir) has(id, ext string) bool {
 	_, err := os.Lstat(s.path(id, ext))
@@ -246,26 +252,27 @@ func (s *imageDir) standing(id string) error {
 
 // all returns the ids of the images that are there.
 func (s *imageDir) all() ([]string, error) {
-	names, err := s.entries()
+	return s.ids(ready)
+}
+
+// ids returns the ids that there is a file of that extension for.
+func (s *imageDir) ids(ext string) ([]string, error) {
+	d, err := os.Open(filepath.Dir(s.path("", ext)))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the directory for volumes: %w: %w", providers.ErrUnavailable, err)
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return nil, err
 	}
 	var ids []string
 	for _, name := range names {
-		if id, ok := strings.CutSuffix(name, ready); ok && s.valid(id) {
+		if id, ok := strings.CutSuffix(name, ext); ok && s.valid(id) {
 			ids = append(ids, id)
 		}
 	}
 	return ids, nil
-}
-
-func (s *imageDir) entries() ([]string, error) {
-	d, err := os.Open(filepath.Join(s.dir, "disks"))
-	if err != nil {
-		return nil, fmt.Errorf("cannot read the directory for volumes: %w: %w", providers.ErrUnavailable, err)
-	}
-	defer d.Close()
-	return d.Readdirnames(-1)
 }
 
 // open takes the image's flock and returns its description. The caller closes lock.
@@ -397,34 +404,34 @@ func (s *imageDir) drop(id string) error {
 
 // sweep finishes what dead processes left half made or half destroyed. The caller holds the directory's lock.
 func (s *imageDir) sweep() error {
-	names, err := s.entries()
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		ext := filepath.Ext(name)
-		id := strings.TrimSuffix(name, ext)
-		if (ext != making && ext != going) || !s.valid(id) {
-			continue
-		}
-		f, err := os.Open(filepath.Join(s.dir, "disks", name))
+	for _, ext := range []string{making, going} {
+		ids, err := s.ids(ext)
 		if err != nil {
-			continue // its owner was quicker
+			return err
 		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			// Whoever owned it may have finished between the listing and now; then name is gone.
-			if s.has(id, ext) {
-				if err = s.erase(id); err == nil {
-					err = s.drop(id)
-				}
+		for _, id := range ids {
+			if err := s.finish(id, ext); err != nil {
+				return fmt.Errorf("cannot clear away what is left of %s: %w", id, err)
 			}
-		}
-		f.Close()
-		if err != nil {
-			return fmt.Errorf("cannot clear away what is left of %s: %w", id, err)
 		}
 	}
 	return nil
+}
+
+// finish destroys a half made or half destroyed image unless some process is at work on it.
+func (s *imageDir) finish(id, ext string) error {
+	f, err := os.Open(s.path(id, ext))
+	if err != nil {
+		return nil //nolint:nilerr // its owner was quicker
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || !s.has(id, ext) { // its owner is at work, or was quicker
+		return nil
+	}
+	if err := s.erase(id); err != nil {
+		return err
+	}
+	return s.drop(id)
 }
 
 // name makes the description's name lead to it.
@@ -476,7 +483,10 @@ func (s *imageDir) rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	return host.SyncDir(filepath.Dir(to))
+	if err := host.SyncDir(filepath.Dir(to)); err != nil || filepath.Dir(from) == filepath.Dir(to) {
+		return err
+	}
+	return host.SyncDir(filepath.Dir(from))
 }
 
 func (s *imageDir) remove(file string) error {

@@ -4,10 +4,12 @@
 // # On disk
 //
 //	lock                     flock: held while names, sizes or the set of images change
-//	disks/<id>.img           the volume's bytes; <id>.new while it is being made, <id>.del while it is being destroyed
+//	disks/<id>.img           the volume's bytes
+//	unfinished/<id>.new      the same while it is being made; <id>.del while it is being destroyed
 //	disks/<id>.json          its description: name, cluster, size, record, tags, holder; see meta
 //	names/<cluster>/<name>   symbolic link to ../../disks/<id>.json, both parts as SHA-256 of the exact words
 //	snapshots/…              disks and names again, for snapshots
+//	space.json               what can still be promised; see ledger
 //	nodes/<node>.json        the boot in which an engine last attached something
 //
 // An image's own name is the truth about its existence: a volume exists from the rename of <id>.new to <id>.img, which

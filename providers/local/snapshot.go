@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -80,7 +81,7 @@ func (p *Provider) beginSnapshot(ctx context.Context, m *meta, image *os.File, n
 	if err := p.sweep(); err != nil {
 		return nil, nil, err
 	}
-	if err := p.afford(snap.Needs); err != nil {
+	if err := p.promise(snap.Needs); err != nil {
 		return nil, nil, err
 	}
 	f, err := p.snaps.begin(snap)
@@ -113,7 +114,7 @@ func (p *Provider) DeleteSnapshot(ctx context.Context, id string) error {
 
 // hasSnapshots tells whether a snapshot was ever taken in this directory.
 func (p *Provider) hasSnapshots() bool {
-	_, err := os.Stat(p.snaps.dir)
+	_, err := os.Stat(filepath.Join(p.snaps.dir, "names")) // which comes last
 	return !errors.Is(err, fs.ErrNotExist)
 }
 

@@ -61,7 +61,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 	}
 	links, err := os.ReadDir(p.disks.names(p.cluster))
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := p.disks.entries(); err != nil {
+		if _, err := p.disks.ids(making); err != nil {
 			return nil, err
 		}
 		return nil, nil
@@ -216,7 +216,7 @@ func (p *Provider) begin(ctx context.Context, spec providers.Spec) (m *meta, ima
 	if err = p.sweep(); err != nil {
 		return nil, nil, nil, err
 	}
-	if err = p.afford(m.Size); err != nil {
+	if err = p.promise(m.Size); err != nil {
 		return nil, nil, nil, err
 	}
 	image, err = p.disks.begin(m)
@@ -476,7 +476,11 @@ func (p *Provider) destroy(ctx context.Context, s *imageDir, id string) error {
 	if err != nil {
 		return err
 	}
+	size, own, unknown := space(s.path(id, ready), p.hasSnapshots())
 	err = s.markDeleted(id)
+	if err == nil && unknown == nil && s == &p.disks { // how much the end of a snapshot frees is left to be measured
+		p.giveBack(size, own)
+	}
 	unlock()
 	if err != nil {
 		return err
@@ -590,7 +594,7 @@ func (p *Provider) enlarge(m *meta, image *os.File, size int64) error {
 		return err
 	}
 	if grow := size - info.Size(); grow > 0 {
-		if err := p.afford(grow); err != nil {
+		if err := p.promise(grow); err != nil {
 			return err
 		}
 		if err := p.disks.step("truncate", image.Name()); err != nil {

@@ -101,7 +101,12 @@ func serve(b *testing.B, volumes string) *daemon {
 	if volumes == "" {
 		volumes = filepath.Join(b.TempDir(), "volumes")
 	}
-	return serveWith(b, nil, "LOCAL_DIR="+volumes, "LOCAL_OVERCOMMIT=true", "DEFAULT_SIZE=64MiB")
+	return serveLocal(b, volumes, "LOCAL_OVERCOMMIT=true")
+}
+
+func serveLocal(b *testing.B, volumes string, settings ...string) *daemon {
+	b.Helper()
+	return serveWith(b, nil, append(settings, "LOCAL_DIR="+volumes, "DEFAULT_SIZE=64MiB")...)
 }
 
 // serveWith is serve with flags and settings.
@@ -177,28 +182,53 @@ func percentile(all []time.Duration, p float64) time.Duration {
 
 func median(all []time.Duration) time.Duration { return percentile(all, 0.5) }
 
-// ramDisk returns a directory where fsync is free.
+// ramDisk returns a directory where fsync is free, and any number of volumes fits.
 func ramDisk(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
-	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=100t,nr_inodes=0"))
 	t.Cleanup(func() { require.NoError(t, unix.Unmount(dir, 0)) })
 	return dir
 }
 
 const known = 10_000
 
-// BenchmarkTenThousandVolumes measures reads and memory with many volumes.
-func BenchmarkTenThousandVolumes(b *testing.B) {
-	volumes := ramDisk(b) // so that creating them is fast
-	p, err := local.New(local.Config{Dir: volumes, Node: "bench", Cluster: "default", Overcommit: true})
+// stocked returns a directory on a ramDisk with that many formatted volumes of provider local.
+func stocked(b *testing.B, volumes int) string {
+	b.Helper()
+	dir := ramDisk(b)
+	p, err := local.New(local.Config{Dir: dir, Node: "bench", Cluster: "default"})
 	require.NoError(b, err)
 	record := providers.Record{"fstype": "ext4", "layout": mount.LayoutData, "formatted": "ext4"}
-	for i := range known {
+	for i := range volumes {
 		_, err := p.Create(b.Context(), providers.Spec{Name: fmt.Sprintf("volume-%05d", i), Size: 64 << 20, Record: record})
 		require.NoError(b, err)
 	}
-	d := serve(b, volumes)
+	return dir
+}
+
+// BenchmarkCreate measures what a create on local costs with few and with many volumes. Nothing else differs between the two.
+func BenchmarkCreate(b *testing.B) {
+	few, many := serveLocal(b, stocked(b, 10)), serveLocal(b, stocked(b, known))
+	one := func(d *daemon) time.Duration {
+		took := d.call(b, "Create", map[string]any{"Name": "new"})
+		d.call(b, "Remove", map[string]any{"Name": "new"})
+		return took
+	}
+	var withFew, withMany []time.Duration
+	for b.Loop() {
+		withFew, withMany = append(withFew, one(few)), append(withMany, one(many))
+	}
+	ratio := float64(median(withMany)) / float64(median(withFew))
+	b.ReportMetric(float64(median(withMany).Microseconds()), "median-µs")
+	b.ReportMetric(ratio, "ratio")
+	report("create on local, median, 10,000 volumes known", "", "%.2f ms", median(withMany).Seconds()*1e3)
+	report("  the same as a multiple of that with 10 volumes", "1.5", "%.2f", ratio)
+}
+
+// BenchmarkTenThousandVolumes measures reads and memory with many volumes.
+func BenchmarkTenThousandVolumes(b *testing.B) {
+	d := serve(b, stocked(b, known))
 	d.call(b, "List", map[string]any{}) // fills the cache
 
 	for _, call := range []string{"Get", "Path"} {
