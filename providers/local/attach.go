@@ -4,96 +4,104 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Attach gives the volume's image a loop device; it is there when Attach returns. Only an engine itself can do so.
+// Attach gives the volume's image a loop device on this node. The device exists when Attach returns.
 func (p *Provider) Attach(ctx context.Context, id, node string) error {
 	if node != p.node {
-		return errors.Join(ctx.Err(), fmt.Errorf("%w: node %q attaches its volumes itself, and this is node %s", providers.ErrInvalid, node, p.node))
+		return errors.Join(ctx.Err(), invalid("node %q attaches its volumes itself, and this is node %s", node, p.node))
 	}
 	if err := p.register(ctx); err != nil {
 		return err
 	}
-	m, lock, err := p.own(ctx, id)
-	if err != nil {
-		return fmt.Errorf("cannot attach %s: %w", id, err)
-	}
-	defer lock.Close()
-	mine := m.Holder != nil && m.Holder.Node == p.node
-	if m.Holder != nil && !mine {
-		return &providers.HeldError{Volume: id, Node: m.Holder.Node}
-	}
-	devices, err := p.loopsOf(id)
+	m, lock, err := p.open(ctx, id)
 	if err != nil {
 		return err
 	}
-	for _, device := range devices {
-		kept, err := p.keep(device, lock)
-		if err != nil {
-			return fmt.Errorf("cannot attach %s: %w", id, err)
-		}
-		if kept && !mine {
-			return fmt.Errorf("cannot attach: %w", inUse(id, device))
-		}
-		if kept {
-			if m.Holder.Boot != p.boot {
-				return p.holds(m)
-			}
-			return nil
-		}
+	defer lock.Close()
+	if m.Holder != nil && m.Holder.Node != p.node {
+		return &providers.HeldError{Volume: id, Node: m.Holder.Node}
+	}
+	if attached, err := p.keepDevice(m, lock); err != nil || attached {
+		return err
 	}
 	info, err := lock.Stat()
 	if err != nil {
 		return err
 	}
 	if info.Size() < m.Size {
-		return fmt.Errorf("cannot attach %s: %w image: %s has %d bytes and should have %d; nothing was changed",
-			id, errDamaged, lock.Name(), info.Size(), m.Size)
+		return fmt.Errorf("%w image: %s has %d bytes but must have %d; it was not changed", errDamaged, lock.Name(), info.Size(), m.Size)
 	}
-	if err := p.holds(m); err != nil {
-		return fmt.Errorf("cannot attach %s: %w", id, err)
+	if err := p.setHolder(m); err != nil {
+		return err
 	}
 	if err = p.disks.step("set up", id); err == nil {
 		err = p.setUp(ctx, id)
 	}
 	if err != nil {
 		m.Holder = nil
-		return fmt.Errorf("cannot attach %s: %w", id, errors.Join(err, p.disks.write(m)))
+		return errors.Join(err, p.disks.write(m))
 	}
 	return nil
 }
 
-// Detach takes the loop device from the volume's image, this node's or that of another engine on this machine. It
-// returns when the device is gone.
+// keepDevice makes a device that the image already has stay. It reports whether there is one.
+func (p *Provider) keepDevice(m *meta, image *os.File) (attached bool, err error) {
+	devices, err := p.loopsOf(m.ID)
+	if err != nil {
+		return false, err
+	}
+	for _, device := range devices {
+		switch kept, err := p.keep(device, image.Name()); {
+		case err != nil:
+			return false, err
+		case !kept:
+			continue
+		case m.Holder == nil:
+			return false, inUse(m.ID, device)
+		case m.Holder.Boot != p.boot:
+			return true, p.setHolder(m)
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// setHolder records this node as the holder.
+func (p *Provider) setHolder(m *meta) error {
+	m.Holder = &holder{Node: p.node, Boot: p.boot, At: time.Now().UTC().Truncate(time.Second)}
+	return p.disks.write(m)
+}
+
+// Detach removes the loop device of the volume's image, which may belong to another engine on this machine. It returns when the
+// device is gone.
 func (p *Provider) Detach(ctx context.Context, id, node string, force bool) error {
-	m, lock, err := p.own(ctx, id)
+	m, lock, err := p.open(ctx, id)
 	if errors.Is(err, providers.ErrNotFound) {
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("cannot detach %s: %w", id, err)
+		return err
 	}
 	defer lock.Close()
 	if m.Holder == nil || m.Holder.Node != node {
 		return nil
 	}
 	if node != p.node && m.Holder.Boot != p.boot && !force {
-		// Its kernel is not this one, as far as can be seen, so only the node itself could let go.
-		return fmt.Errorf("cannot detach %s: %w: node %s holds it since another boot, perhaps of another machine, and has to detach it itself",
-			id, providers.ErrBusy, node)
+		// The device may be in another kernel, where only the node itself can remove it.
+		return fmt.Errorf("%w: node %s has held %s since another boot, perhaps of another machine, and must detach it itself", providers.ErrBusy, node, id)
 	}
 	if err := p.clear(ctx, id); err != nil {
-		return fmt.Errorf("cannot detach %s: %w", id, err)
+		return err
 	}
 	m.Holder = nil
-	if err := p.disks.write(m); err != nil {
-		return fmt.Errorf("cannot detach %s: %w", id, err)
-	}
-	return nil
+	return p.disks.write(m)
 }
 
-// clear takes the image's devices from this kernel and waits until they are gone.
+// clear removes the image's devices from this kernel and waits until they are gone.
 func (p *Provider) clear(ctx context.Context, id string) error {
 	devices, err := p.loopsOf(id)
 	if err != nil {
@@ -103,14 +111,11 @@ func (p *Provider) clear(ctx context.Context, id string) error {
 		if err := p.tearDown(device, id); err != nil {
 			return err
 		}
-		// While another program has it open, as udev does in passing, the device stays until that is closed.
-		err := poll(ctx, func() (bool, error) {
+		// The device stays until the last program closes it. udev, for one, opens it now and then.
+		if err := poll(ctx, "some program to close /dev/"+device, func() (bool, error) {
 			name, err := p.backing(device)
 			return name != id+ready, err
-		})
-		if ctx.Err() != nil && err != nil {
-			return busy(ctx, "some program to close /dev/"+device)
-		} else if err != nil {
+		}); err != nil {
 			return err
 		}
 	}

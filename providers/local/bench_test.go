@@ -14,7 +14,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 )
 
-// stocked returns a directory of volumes, made without what makes them durable.
+// stocked returns a provider with that many volumes, which were not synced to disk.
 func stocked(b *testing.B, volumes int) *Provider {
 	b.Helper()
 	p, err := New(Config{Dir: b.TempDir(), Node: "a", Cluster: "main", Overcommit: true})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,22 +18,21 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// neverTooMuch asserts that the ledger, if there is one, has no more to promise than there is.
-func neverTooMuch(t *testing.T, p *Provider) {
+// checkLedger checks that the ledger, if there is one, is not too high.
+func checkLedger(t *testing.T, p *Provider) {
 	t.Helper()
 	l := p.readLedger()
 	if l == nil {
 		return
 	}
-	var st unix.Statfs_t
-	require.NoError(t, unix.Statfs(p.dir, &st))
-	free := int64(st.Bavail) * st.Bsize
+	free, err := p.freeSpace()
+	require.NoError(t, err)
 	promised, err := p.promised()
 	require.NoError(t, err)
-	require.LessOrEqual(t, l.left(free), free-promised, "the ledger has more to promise than there is: %+v", l)
+	require.LessOrEqual(t, l.left(free), free-promised, "the ledger is too high: %+v", l)
 }
 
-// ramDisk returns an empty directory with room for that many bytes.
+// ramDisk returns an empty file system of that size.
 func ramDisk(t testing.TB, size int64) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -41,22 +41,22 @@ func ramDisk(t testing.TB, size int64) string {
 	return dir
 }
 
-// overTheRest is an image that somebody put there by hand, larger than the file system. Whoever measures the space finds it.
-func overTheRest(t *testing.T, p *Provider) {
+// addHugeImage adds an image by hand that is larger than the file system. The next measurement finds it.
+func addHugeImage(t *testing.T, p *Provider) {
 	t.Helper()
 	file := p.disks.path(p.disks.newID(), ready)
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	require.NoError(t, os.Truncate(file, 1<<40))
 }
 
-func TestACreateLooksAtNoOtherImage(t *testing.T) {
+func TestCreateReadsNoOtherImage(t *testing.T) {
 	p := newMachine(t, ramDisk(t, 1<<30)).provider(t, "a", "main")
 	create(t, p, "first", smallest) // measures
-	overTheRest(t, p)
+	addHugeImage(t, p)
 	create(t, p, "second", smallest)
 }
 
-func TestWhatIsKnownOfTheSpaceExpires(t *testing.T) {
+func TestTheLedgerIsMeasuredAgainWhenItCannotBeTrusted(t *testing.T) {
 	for name, spoil := range map[string]func(p *Provider, l *ledger) error{
 		"after an hour": func(p *Provider, l *ledger) error {
 			l.Measured = l.Measured.Add(-measureEvery)
@@ -70,7 +70,7 @@ func TestWhatIsKnownOfTheSpaceExpires(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newMachine(t, ramDisk(t, 1<<30)).provider(t, "a", "main")
 			create(t, p, "first", smallest)
-			overTheRest(t, p)
+			addHugeImage(t, p)
 			require.NoError(t, spoil(p, p.readLedger()))
 			_, err := p.Create(t.Context(), providers.Spec{Name: "second", Size: smallest})
 			require.ErrorIs(t, err, providers.ErrNoSpace)
@@ -78,8 +78,8 @@ func TestWhatIsKnownOfTheSpaceExpires(t *testing.T) {
 	}
 }
 
-// Engines that share a directory have one ledger, also if one of them may promise more than there is.
-func TestAnEngineKnowsWhatAnotherHasPromised(t *testing.T) {
+// One of the engines may promise more than there is.
+func TestEnginesShareTheLedger(t *testing.T) {
 	m := newMachine(t, ramDisk(t, 1<<30))
 	a, b := m.provider(t, "a", "main"), m.provider(t, "b", "main")
 	create(t, a, "first", 300<<20)
@@ -91,9 +91,9 @@ func TestAnEngineKnowsWhatAnotherHasPromised(t *testing.T) {
 	create(t, a, "third", 200<<20)
 }
 
-// TestTheLedgerNeverHasMoreToPromiseThanThereIs makes random changes while volumes are written to, and either give back space
-// or share the disk with another program. What is refused does not fit.
-func TestTheLedgerNeverHasMoreToPromiseThanThereIs(t *testing.T) {
+// TestTheLedgerNeverPromisesTooMuch makes random changes while volumes are written to, and either give back space or share
+// the disk with another program. It also checks that what is refused does not fit.
+func TestTheLedgerNeverPromisesTooMuch(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			const size = 192 << 20
@@ -148,9 +148,85 @@ func TestTheLedgerNeverHasMoreToPromiseThanThereIs(t *testing.T) {
 					err = unix.Fallocate(int(f.Fd()), mode, int64(rnd.IntN(8))<<20, int64(1+rnd.IntN(8))<<20)
 					require.NoError(t, errors.Join(err, f.Close()))
 				}
-				neverTooMuch(t, p)
+				checkLedger(t, p)
 			}
 			assert.Positive(t, refused)
 		})
 	}
+}
+
+func TestVolumesThatWouldNotFitAreRefused(t *testing.T) {
+	for _, fstype := range []string{"ext4", "xfs", "btrfs"} {
+		t.Run(fstype, func(t *testing.T) {
+			dir := mounted(t, fstype, 512<<20)
+			m := newMachine(t, dir)
+			p := m.provider(t, "a", "main")
+			v := create(t, p, "db", 200<<20)
+			_, err := p.Create(t.Context(), providers.Spec{Name: "more", Size: 300 << 20})
+			require.ErrorIs(t, err, providers.ErrNoSpace)
+			for _, word := range []string{"300 MiB", "200 MiB are promised", "free in " + dir, "LOCAL_OVERCOMMIT"} {
+				require.ErrorContains(t, err, word)
+			}
+			notFound(t, p, "more")
+			_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 500 << 20})
+			require.ErrorIs(t, err, providers.ErrNoSpace)
+			require.Equal(t, v, found(t, p, "db"))
+
+			// Written space is no longer promised, and no longer free.
+			before, err := p.promised()
+			require.NoError(t, err)
+			image, err := os.OpenFile(p.disks.path(v.ID, ready), os.O_RDWR, 0)
+			require.NoError(t, err)
+			_, err = image.Write(make([]byte, 150<<20))
+			require.NoError(t, errors.Join(err, image.Sync(), image.Close()))
+			after, err := p.promised()
+			require.NoError(t, err)
+			assert.InDelta(t, 150<<20, before-after, 1<<20)
+
+			// A snapshot needs the same space again, even if it is shared: the volume may be overwritten.
+			_, err = p.Snapshot(t.Context(), v.ID, "one")
+			require.NoError(t, err)
+			_, err = p.Create(t.Context(), providers.Spec{Name: "more", Size: 150 << 20})
+			require.ErrorIs(t, err, providers.ErrNoSpace)
+			_, err = p.Snapshot(t.Context(), v.ID, "two")
+			require.ErrorIs(t, err, providers.ErrNoSpace)
+			require.NoError(t, p.DeleteSnapshot(t.Context(), firstSnapshot(p)))
+			_, err = p.Create(t.Context(), providers.Spec{Name: "more", Size: 150 << 20})
+			require.NoError(t, err)
+
+			p.overcommit = true
+			create(t, p, "promises", 1<<30)
+			assert.Len(t, list(t, p), 3)
+		})
+	}
+}
+
+func TestNothingIsLostOnAFullFileSystem(t *testing.T) {
+	dir := mounted(t, "ext4", 64<<20)
+	m := newMachine(t, dir)
+	p := m.provider(t, "a", "main")
+	p.overcommit = true
+	v := create(t, p, "db", smallest)
+	attach(t, p, v)
+	fill, err := os.Create(filepath.Join(dir, "fill"))
+	require.NoError(t, err)
+	for size := 1 << 20; size > 0; size /= 2 {
+		for err = nil; err == nil; {
+			_, err = fill.Write(make([]byte, size))
+		}
+		require.ErrorIs(t, err, unix.ENOSPC)
+	}
+	require.NoError(t, fill.Close())
+
+	require.ErrorIs(t, p.Mark(t.Context(), v.ID, "key", strings.Repeat("x", 255)), providers.ErrNoSpace)
+	_, err = p.Create(t.Context(), providers.Spec{Name: "more", Size: smallest})
+	require.ErrorIs(t, err, providers.ErrNoSpace)
+	notFound(t, p, "more")
+	require.Equal(t, "db", list(t, p)[0].Name)
+
+	require.NoError(t, os.Remove(fill.Name()))
+	require.NoError(t, p.Detach(t.Context(), v.ID, "a", false))
+	require.NoError(t, p.Mark(t.Context(), v.ID, "key", "x"))
+	create(t, p, "more", smallest)
+	m.clean(t)
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/blockvol/blockvol/providers/providertest"
 )
 
-// The test binary is also the process that dies: with CHILD set it does what that names and exits.
+// TestMain also runs the child processes of the tests: CHILD selects what they do.
 func TestMain(m *testing.M) {
 	switch os.Getenv("CHILD") {
 	case "":
@@ -49,7 +49,7 @@ func childProvider() *Provider {
 	return p
 }
 
-// operation is one call, made on volumes that prepare left. It finds them by name, as it runs in another process.
+// operation is one call on volumes made by prepare. It finds them by name, because it runs in another process.
 type operation struct {
 	name    string
 	prepare func(*testing.T, *Provider)
@@ -94,7 +94,7 @@ func madeAndAttached(t *testing.T, p *Provider) {
 	require.NoError(t, providertest.Attach(t.Context(), p, found(t, p, "db").ID))
 }
 
-func madeAndSnapped(t *testing.T, p *Provider) {
+func madeWithSnapshot(t *testing.T, p *Provider) {
 	t.Helper()
 	made("db")(t, p)
 	v := found(t, p, "db")
@@ -105,7 +105,7 @@ func madeAndSnapped(t *testing.T, p *Provider) {
 }
 
 func firstSnapshot(p *Provider) string {
-	ids, err := p.snaps.all()
+	ids, err := p.snaps.ids(ready)
 	if err != nil || len(ids) == 0 {
 		return "snap-0000000000000000"
 	}
@@ -170,7 +170,7 @@ var operations = []operation{
 	{
 		"forget and adopt", made("db"),
 		func(ctx context.Context, p *Provider) error {
-			ids, err := p.disks.all()
+			ids, err := p.disks.ids(ready)
 			if err != nil {
 				return err
 			}
@@ -205,13 +205,13 @@ var operations = []operation{
 			return err
 		},
 		func(t *testing.T, p *Provider) {
-			ids, err := p.snaps.all()
+			ids, err := p.snaps.ids(ready)
 			require.NoError(t, err)
 			require.Len(t, ids, 1)
 		},
 	},
 	{
-		"create from a snapshot", madeAndSnapped,
+		"create from a snapshot", madeWithSnapshot,
 		func(ctx context.Context, p *Provider) error {
 			_, err := p.Create(ctx, providers.Spec{Name: "copy", Snapshot: firstSnapshot(p)})
 			return err
@@ -224,17 +224,17 @@ var operations = []operation{
 		},
 	},
 	{
-		"delete a snapshot", madeAndSnapped,
+		"delete a snapshot", madeWithSnapshot,
 		func(ctx context.Context, p *Provider) error { return p.DeleteSnapshot(ctx, firstSnapshot(p)) },
 		func(t *testing.T, p *Provider) {
-			ids, err := p.snaps.all()
+			ids, err := p.snaps.ids(ready)
 			require.NoError(t, err)
 			require.Empty(t, ids)
 		},
 	},
 }
 
-// childOperation carries out one operation and kills itself before its AT-th change on disk.
+// childOperation runs one operation and kills itself before its AT-th change on disk.
 func childOperation() {
 	p := childProvider()
 	left, _ := strconv.Atoi(os.Getenv("AT"))
@@ -257,9 +257,9 @@ func childOperation() {
 	panic("no such operation")
 }
 
-// TestDeathAtEveryInstruction kills each operation before each of its changes. The next process finds every bystander
-// whole, and the operation done or not begun; made again, it succeeds.
-func TestDeathAtEveryInstruction(t *testing.T) {
+// TestAnyOperationCanBeKilledAtAnyChange kills each operation before each of its changes on disk. The next process
+// finds all other volumes intact, and the operation either done or not begun. Repeated, it succeeds.
+func TestAnyOperationCanBeKilledAtAnyChange(t *testing.T) {
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
 			for at, died := 1, true; died; at++ {
@@ -276,7 +276,7 @@ func TestDeathAtEveryInstruction(t *testing.T) {
 				p = m.provider(t, "a", "main")
 				m.consistent(t)
 				for _, v := range list(t, p) {
-					// To the driver this would mean that the device comes without another Attach.
+					// With Attaching, the driver would wait for the device without another Attach.
 					require.NotEqual(t, providers.Attaching, v.Attachment.State)
 				}
 				require.NoError(t, op.call(t.Context(), p), "after death at change %d", at)
@@ -290,24 +290,24 @@ func TestDeathAtEveryInstruction(t *testing.T) {
 	}
 }
 
-// consistent asserts what holds at any moment: no image without its description, no name that leads astray, no image
-// with two devices, no device without a holder.
+// consistent checks what always holds: each image has its description and at most one device, each name leads to its
+// description, each device has a holder, and the ledger is not too high.
 func (m *machine) consistent(t *testing.T) {
 	t.Helper()
 	p := m.provider(t, "looks", "main")
-	neverTooMuch(t, p)
+	checkLedger(t, p)
 	for _, s := range []*imageDir{&p.disks, &p.snaps} {
 		if s == &p.snaps && !p.hasSnapshots() {
 			continue
 		}
-		ids, err := s.all()
+		ids, err := s.ids(ready)
 		require.NoError(t, err)
 		for _, id := range ids {
 			d, err := s.read(id)
 			require.NoError(t, err)
 			if d.Name != "" {
-				behind, err := s.behind(d.Cluster, digest(d.Name))
-				require.NoError(t, err, "%s has a name that does not lead to it", id)
+				behind, err := s.linked(d.Cluster, digest(d.Name))
+				require.NoError(t, err, "%s has a link that does not lead to it", id)
 				require.Equal(t, id, behind.ID)
 			}
 			info, err := os.Stat(s.path(id, ready))
@@ -321,7 +321,7 @@ func (m *machine) consistent(t *testing.T) {
 	}
 }
 
-// clean asserts that nothing half made or half destroyed is left.
+// clean checks that no unfinished image is left.
 func (m *machine) clean(t *testing.T) {
 	t.Helper()
 	for _, pattern := range []string{"disks/*", "snapshots/disks/*"} {
@@ -346,7 +346,7 @@ func (m *machine) clean(t *testing.T) {
 	for _, link := range links {
 		if !strings.HasSuffix(link, ".tmp") {
 			_, err := os.Stat(link)
-			require.NoError(t, err, "a name leads nowhere")
+			require.NoError(t, err, "a link leads nowhere")
 		}
 	}
 }
@@ -361,8 +361,8 @@ func (m *machine) detachAll(t *testing.T) {
 	}
 }
 
-// childWorker does random things to a few volumes until it is killed. It writes its node's name to the device of what
-// it has attached, and panics if anyone else does before it lets go.
+// childWorker makes random calls on a few volumes until it is killed. It writes its node's name to the device of each volume
+// that it attaches, and panics if another process writes to the device before the detach.
 func childWorker() {
 	ctx := context.Background()
 	p := childProvider()
@@ -397,14 +397,14 @@ func childWorker() {
 			err := providertest.Attach(ctx, p, v.ID)
 			must(err)
 			if err == nil {
-				soleWriter(p, v)
+				mustBeTheOnlyWriter(p, v)
 				must(p.Detach(ctx, v.ID, p.node, false))
 			}
 		}
 	}
 }
 
-func soleWriter(p *Provider, v *providers.Volume) {
+func mustBeTheOnlyWriter(p *Provider, v *providers.Volume) {
 	devices, err := p.loopsOf(v.ID)
 	if err != nil || len(devices) != 1 {
 		panic(fmt.Sprint(v.ID, " attached as ", devices, err))
@@ -426,8 +426,7 @@ func soleWriter(p *Provider, v *providers.Volume) {
 	}
 }
 
-// TestEnginesKilledAtRandom lets several processes share a directory, kills them at random moments and starts them
-// again.
+// TestEnginesKilledAtRandom runs several processes that share a directory, and kills and restarts them at random moments.
 func TestEnginesKilledAtRandom(t *testing.T) {
 	const nodes, kills = 3, 30
 	for _, seed := range []uint64{1, 2} {

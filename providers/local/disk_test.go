@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// mounted makes a file system of that size in a file and mounts it for the test.
+// mounted mounts a new file system of that size for the test.
 func mounted(t *testing.T, fstype string, size int64) string {
 	t.Helper()
 	dir := t.TempDir()

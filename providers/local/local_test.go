@@ -38,7 +38,7 @@ func TestLocalKeepsTheContract(t *testing.T) {
 	}
 }
 
-// machine is a directory, and engines that share it.
+// machine is a directory with the engines that share it.
 type machine struct {
 	t   *testing.T
 	dir string
@@ -48,12 +48,12 @@ type machine struct {
 	fault   map[string]*atomic.Value // by node: the providertest.Fault it meets
 }
 
-// newMachine makes sure that no loop device of dir is left when the test ends.
+// newMachine returns a machine, and checks at the end that no loop device of dir is left.
 func newMachine(t *testing.T, dir string) *machine {
 	t.Helper()
 	t.Cleanup(func() {
 		p := &Provider{dev: "/dev", sysfs: "/sys", disks: imageDir{dir: dir, prefix: "vol-"}}
-		ids, _ := p.disks.all()
+		ids, _ := p.disks.ids(ready)
 		for _, id := range ids {
 			devices, err := p.loopsOf(id)
 			assert.NoError(t, err)
@@ -121,11 +121,11 @@ func (m *machine) cloud() *providertest.Cloud {
 			require.Len(t, devices[v.Serial], 1)
 			return "/dev/" + devices[v.Serial][0]
 		},
-		// The reboot takes the loop devices.
+		// A reboot removes the loop devices.
 		Stop: func(t *testing.T, node string) {
 			t.Helper()
 			p := m.provider(t, node, "any")
-			ids, err := p.disks.all()
+			ids, err := p.disks.ids(ready)
 			require.NoError(t, err)
 			for _, id := range ids {
 				if d, err := p.disks.read(id); err == nil && d.Holder != nil && d.Holder.Node == node {
@@ -136,17 +136,17 @@ func (m *machine) cloud() *providertest.Cloud {
 		Break: func(t *testing.T, node string, fault providertest.Fault) func() {
 			t.Helper()
 			m.fault[node].Store(fault)
-			mend := func() {}
+			repair := func() {}
 			if fault == providertest.Hang {
-				mend = m.holdEverything(t)
+				repair = m.holdAllLocks(t)
 			}
-			return func() { m.fault[node].Store(providertest.Fault("")); mend() }
+			return func() { m.fault[node].Store(providertest.Fault("")); repair() }
 		},
 	}
 }
 
-// holdEverything is a process that stands still at the worst moment, with every lock.
-func (m *machine) holdEverything(t *testing.T) (release func()) {
+// holdAllLocks is a process that hangs while it has all locks.
+func (m *machine) holdAllLocks(t *testing.T) (release func()) {
 	t.Helper()
 	files := []string{filepath.Join(m.dir, "lock")}
 	images, err := filepath.Glob(filepath.Join(m.dir, "disks", "*.img"))
@@ -167,7 +167,7 @@ func (m *machine) holdEverything(t *testing.T) (release func()) {
 
 var errLostAnswer = errors.New("the answer is lost")
 
-// unreliable loses the answers of changes.
+// unreliable is a Provider whose answers can be lost.
 type unreliable struct {
 	*Provider
 	fault *atomic.Value
@@ -218,4 +218,27 @@ func (u *unreliable) Detach(ctx context.Context, id, node string, force bool) er
 
 func (u *unreliable) Mark(ctx context.Context, id, key, value string) error {
 	return u.answer(u.Provider.Mark(ctx, id, key, value))
+}
+
+func create(t *testing.T, p *Provider, name string, size int64) *providers.Volume {
+	t.Helper()
+	v, err := p.Create(t.Context(), providers.Spec{Name: name, Size: size})
+	require.NoError(t, err)
+	return v
+}
+
+func attach(t *testing.T, p *Provider, v *providers.Volume) string {
+	t.Helper()
+	require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
+	devices, err := p.loopsOf(v.ID)
+	require.NoError(t, err)
+	require.Len(t, devices, 1)
+	return devices[0]
+}
+
+func list(t *testing.T, p *Provider) []*providers.Volume {
+	t.Helper()
+	l, err := p.List(t.Context())
+	require.NoError(t, err)
+	return l
 }

@@ -15,16 +15,14 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// sector is the block size that devices show.
+// sector is the block size of the devices, in bytes.
 const sector = 4096
 
-// loops returns the loop devices of this kernel by the base name of their backing file. That name stays true when the
-// mount namespace that they were set up in is gone; the rest of the path does not.
+// loops returns this kernel's loop devices by the base name of their backing file.
 func (p *Provider) loops() (map[string][]string, error) {
-	block := filepath.Join(p.sysfs, "block")
-	entries, err := os.ReadDir(block)
+	entries, err := os.ReadDir(filepath.Join(p.sysfs, "block"))
 	if err != nil {
-		return nil, fmt.Errorf("cannot list the block devices: %w", err)
+		return nil, fmt.Errorf("the block devices cannot be listed: %w", err)
 	}
 	devices := map[string][]string{}
 	for _, e := range entries {
@@ -40,19 +38,20 @@ func (p *Provider) loops() (map[string][]string, error) {
 	return devices, nil
 }
 
-// loopsOf returns the loop devices that show the volume's image.
+// loopsOf returns the loop devices of the volume's image.
 func (p *Provider) loopsOf(id string) ([]string, error) {
 	devices, err := p.loops()
 	return devices[id+ready], err
 }
 
-// backing returns the base name of a loop device's backing file, empty if it has none.
+// backing returns the base name of a loop device's backing file, or "". The rest of its path is that of the mount namespace
+// in which the device was set up, which may no longer exist.
 func (p *Provider) backing(device string) (string, error) {
 	data, err := os.ReadFile(filepath.Join(p.sysfs, "block", device, "loop", "backing_file"))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
 		return "", nil
 	} else if err != nil {
-		return "", fmt.Errorf("cannot tell what %s is: %w", device, err)
+		return "", fmt.Errorf("the backing file of %s is unknown: %w", device, err)
 	}
 	path := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), " (deleted)")
 	if path == "" {
@@ -61,11 +60,10 @@ func (p *Provider) backing(device string) (string, error) {
 	return filepath.Base(path), nil
 }
 
-// openLoop opens a loop device's node.
 func (p *Provider) openLoop(device string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(p.dev, device), flags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the kernel has %s, but %s has no node for it: bind the host's /dev to %s: %w", device, p.dev, p.dev, err)
+		return nil, fmt.Errorf("the kernel has %s, but there is no device node in %s: bind the host's /dev to %s: %w", device, p.dev, p.dev, err)
 	}
 	return f, err
 }
@@ -74,7 +72,7 @@ func (p *Provider) openLoop(device string, flags int) (*os.File, error) {
 func (p *Provider) setUp(ctx context.Context, id string) error {
 	control, err := p.openLoop("loop-control", os.O_RDWR)
 	if err != nil {
-		return fmt.Errorf("no loop devices here (modprobe loop may help): %w", err)
+		return fmt.Errorf("there are no loop devices (try modprobe loop): %w", err)
 	}
 	defer control.Close()
 	image, err := os.OpenFile(p.disks.path(id, ready), os.O_RDWR, 0)
@@ -89,8 +87,8 @@ func (p *Provider) setUp(ctx context.Context, id string) error {
 	} else if direct {
 		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
 	}
-	return poll(ctx, func() (bool, error) {
-		device, release, err := p.freeLoop(control)
+	return poll(ctx, "a loop device", func() (bool, error) {
+		device, release, err := p.reserveLoop(control)
 		if err != nil {
 			return false, err
 		}
@@ -103,64 +101,45 @@ func (p *Provider) setUp(ctx context.Context, id string) error {
 		}
 		defer f.Close()
 		err = unix.IoctlLoopConfigure(int(f.Fd()), &config)
-		if errors.Is(err, unix.EBUSY) { // another process was given the same device
+		if errors.Is(err, unix.EBUSY) { // another process has got the same device
 			return false, nil
 		} else if err != nil {
-			return false, fmt.Errorf("cannot set up %s: %w", device, err)
+			return false, fmt.Errorf("%s cannot be set up: %w", device, err)
 		}
 		return true, nil
 	})
 }
 
-// freeLoop returns a loop device that nobody uses, kept from this process's other goroutines until release. LOOP_CTL_GET_FREE
-// names the same one to all who ask until one of them has set it up, which takes the kernel milliseconds; so whoever
-// comes second looks for another one himself, or has the kernel make one.
-func (p *Provider) freeLoop(control *os.File) (device string, release func(), err error) {
-	p.taking.Lock()
-	defer p.taking.Unlock()
+// reserveLoop returns an unused loop device, reserved among this process's goroutines until release. LOOP_CTL_GET_FREE returns
+// the same device to all callers until one has set it up, which takes milliseconds. So the second caller takes the next one.
+func (p *Provider) reserveLoop(control *os.File) (device string, release func(), err error) {
+	p.reserving.Lock()
+	defer p.reserving.Unlock()
 	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-	if err != nil {
-		return "", nil, fmt.Errorf("the kernel gives no loop device: %w", err)
-	}
-	for device = loopName(n); p.taken[device]; device = loopName(n) {
-		if n, err = p.nextFree(control, n+1); err != nil {
-			return "", nil, err
-		}
-	}
-	if p.taken == nil {
-		p.taken = map[string]bool{}
-	}
-	p.taken[device] = true
-	return device, func() {
-		p.taking.Lock()
-		defer p.taking.Unlock()
-		delete(p.taken, device)
-	}, nil
-}
-
-// nextFree returns the number of the first loop device from n on that shows nothing, made if it is not there.
-func (p *Provider) nextFree(control *os.File, n int) (int, error) {
-	for ; ; n++ {
-		if p.taken[loopName(n)] {
+	for ; err == nil; n++ {
+		device = fmt.Sprintf("loop%d", n)
+		if p.reserved[device] {
 			continue
 		}
-		if _, err := os.Stat(filepath.Join(p.sysfs, "block", loopName(n))); errors.Is(err, fs.ErrNotExist) {
-			err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, n)
-			if err != nil && !errors.Is(err, unix.EEXIST) {
-				return 0, fmt.Errorf("the kernel gives no further loop device: %w", err)
-			}
-			return n, nil
+		if err = unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, n); err != nil && !errors.Is(err, unix.EEXIST) {
+			break
 		}
-		if name, err := p.backing(loopName(n)); err != nil || name == "" {
-			return n, err
+		var name string
+		if name, err = p.backing(device); err != nil || name != "" {
+			continue
 		}
+		p.reserved[device] = true
+		return device, func() {
+			p.reserving.Lock()
+			defer p.reserving.Unlock()
+			delete(p.reserved, device)
+		}, nil
 	}
+	return "", nil, fmt.Errorf("the kernel has no free loop device: %w", err)
 }
 
-func loopName(n int) string { return fmt.Sprintf("loop%d", n) }
-
-// allowsDirect tells whether direct I/O to the image is safe. File systems that checksum data find fault with what the
-// file system above changes while it is on its way.
+// allowsDirect reports whether direct I/O to the image is safe. It is not on a file system with checksums of data, because the
+// file system above can change a block while it is written.
 func allowsDirect(image *os.File) (bool, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(image.Fd()), &st); err != nil {
@@ -169,99 +148,82 @@ func allowsDirect(image *os.File) (bool, error) {
 	return st.Type == unix.EXT4_SUPER_MAGIC || st.Type == unix.XFS_SUPER_MAGIC, nil
 }
 
-// keep makes sure that a device shows this very image, and stays when its last user closes it.
-func (p *Provider) keep(device string, image *os.File) (bool, error) {
-	f, err := p.openLoop(device, os.O_RDWR)
+// openOf opens a loop device if its backing file is this very image, which holds while it is open, and returns no file if it is
+// not. Errors: ErrBusy if the backing file is another of the same name.
+func (p *Provider) openOf(image, device string, flags int) (*os.File, *unix.LoopInfo64, error) {
+	f, err := p.openLoop(device, flags)
 	if errors.Is(err, unix.ENXIO) {
-		return false, nil
+		return nil, nil, nil
 	} else if err != nil {
+		return nil, nil, err
+	}
+	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err == nil {
+		var info fs.FileInfo
+		if info, err = os.Stat(image); err == nil {
+			st := info.Sys().(*syscall.Stat_t)
+			if status.Device == st.Dev && status.Inode == st.Ino {
+				return f, status, nil
+			}
+			var name string
+			if name, err = p.backing(device); err == nil && name == filepath.Base(image) {
+				err = fmt.Errorf("%w: /dev/%s is another file named %s, and two disks with one identity cannot be told apart: detach it with losetup -d", providers.ErrBusy, device, name)
+			}
+		}
+	}
+	f.Close()
+	if errors.Is(err, unix.ENXIO) { // detached just now
+		err = nil
+	}
+	return nil, nil, err
+}
+
+// keep makes the image's device stay when its last user closes it. It reports whether the device still is the image's.
+func (p *Provider) keep(device, image string) (bool, error) {
+	f, status, err := p.openOf(image, device, os.O_RDWR)
+	if err != nil || f == nil {
 		return false, err
 	}
 	defer f.Close()
-	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-	if errors.Is(err, unix.ENXIO) { // cleared in this moment
+	if status.Flags&unix.LO_FLAGS_AUTOCLEAR == 0 {
+		return true, nil
+	}
+	status.Flags &^= unix.LO_FLAGS_AUTOCLEAR
+	err = unix.IoctlLoopSetStatus64(int(f.Fd()), status)
+	if errors.Is(err, unix.ENXIO) { // detached just now
 		return false, nil
-	} else if err != nil {
-		return false, fmt.Errorf("cannot tell what %s is: %w", device, err)
 	}
-	info, err := image.Stat()
-	if err != nil {
-		return false, err
-	}
-	st := info.Sys().(*syscall.Stat_t)
-	if status.Device != st.Dev || status.Inode != st.Ino {
-		return false, fmt.Errorf("%w: /dev/%s shows another file named %s; two disks of one identity cannot be told apart: detach it with losetup -d",
-			providers.ErrBusy, device, filepath.Base(image.Name()))
-	}
-	if status.Flags&unix.LO_FLAGS_AUTOCLEAR != 0 {
-		status.Flags &^= unix.LO_FLAGS_AUTOCLEAR
-		if err := unix.IoctlLoopSetStatus64(int(f.Fd()), status); errors.Is(err, unix.ENXIO) {
-			return false, nil
-		} else if err != nil {
-			return false, fmt.Errorf("cannot keep %s: %w", device, err)
-		}
-	}
-	return true, nil
+	return err == nil, err
 }
 
-// regrow tells a device of its image's new size.
-func (p *Provider) regrow(device string, image *os.File) error {
-	if ok, err := p.keep(device, image); err != nil || !ok {
-		return err
-	}
-	f, err := p.openLoop(device, os.O_RDWR)
-	if err != nil {
+// regrow gives a device its image's new size.
+func (p *Provider) regrow(device, image string) error {
+	f, _, err := p.openOf(image, device, os.O_RDWR)
+	if err != nil || f == nil {
 		return err
 	}
 	defer f.Close()
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
-		return fmt.Errorf("cannot grow /dev/%s: %w", device, err)
+		return fmt.Errorf("/dev/%s cannot be enlarged: %w", device, err)
 	}
 	return nil
 }
 
-// tearDown takes the device from the image, unless the kernel has a file system or anything else on it. Opened
-// exclusively, it cannot be mounted meanwhile.
+// tearDown detaches the device from the image, unless the kernel has a file system or anything else on it. While it is open
+// exclusively, it cannot be mounted.
 func (p *Provider) tearDown(device, id string) error {
 	if err := p.disks.step("clear", device); err != nil {
 		return err
 	}
-	f, err := p.openLoop(device, os.O_RDWR|unix.O_EXCL)
+	f, _, err := p.openOf(p.disks.path(id, ready), device, os.O_RDWR|unix.O_EXCL)
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%w: the kernel holds a file system on /dev/%s: some container or process still has it mounted", providers.ErrBusy, device)
-	} else if errors.Is(err, unix.ENXIO) {
-		return nil
-	} else if err != nil {
+		return fmt.Errorf("%w: the kernel has a file system on /dev/%s: a container or process still has it mounted", providers.ErrBusy, device)
+	} else if err != nil || f == nil {
 		return err
 	}
 	defer f.Close()
-	// Only now, held open, does it stay what it is.
-	if shows, err := p.shows(f, p.disks.path(id, ready)); err != nil || !shows {
-		return err
-	}
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil && !errors.Is(err, unix.ENXIO) {
-		return fmt.Errorf("cannot detach /dev/%s: %w", device, err)
+		return fmt.Errorf("/dev/%s cannot be detached: %w", device, err)
 	}
 	return nil
-}
-
-// shows tells whether an open loop device shows that very image; another file of the same name is an error.
-func (p *Provider) shows(f *os.File, image string) (bool, error) {
-	status, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-	if errors.Is(err, unix.ENXIO) {
-		return false, nil
-	} else if err != nil {
-		return false, fmt.Errorf("cannot tell what %s is: %w", f.Name(), err)
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(image, &st); err != nil {
-		return false, err
-	}
-	if status.Device == st.Dev && status.Inode == st.Ino {
-		return true, nil
-	}
-	if name, err := p.backing(filepath.Base(f.Name())); err != nil || name != filepath.Base(image) {
-		return false, err
-	}
-	return false, fmt.Errorf("%w: %s shows another file named %s: detach it with losetup -d", providers.ErrBusy, f.Name(), filepath.Base(image))
 }
