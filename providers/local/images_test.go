@@ -217,3 +217,11 @@ func TestAnAttachedVolumeWithoutImageIsNotDeleted(t *testing.T) {
 	_, err := b.Create(t.Context(), providers.Spec{Name: "db", Size: smallest})
 	require.Error(t, err, "a second volume of the name")
 }
+
+func TestEmptyDirectoriesNeedNoBackup(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	madeWithSnapshot(t, m.provider(t, "a", "main"))
+	require.NoError(t, os.Remove(filepath.Join(m.dir, "unfinished")))
+	require.NoError(t, os.Remove(filepath.Join(m.dir, "snapshots", "unfinished")))
+	create(t, m.provider(t, "a", "main"), "more", smallest)
+}

@@ -114,7 +114,11 @@ func New(c Config) (*Provider, error) {
 		gate:     make(chan struct{}, 1),
 		reserved: map[string]bool{},
 	}
-	if err := p.disks.make(); err != nil {
+	err = p.disks.make()
+	if err == nil && p.hasSnapshots() {
+		err = p.snaps.make() // a backup may have left out empty directories
+	}
+	if err != nil {
 		return nil, fmt.Errorf("the directory for volumes cannot be created, check LOCAL_DIR: %w", err)
 	}
 	return p, nil

@@ -438,4 +438,18 @@ var guards = []guard{
 		protects: "a volume is not removed while a container or a process uses it", file: "driver/remove.go",
 		code: "	n := len(e.Uses)\n", without: "	n := len(e.Uses)\n	used = false\n",
 	},
+
+	// Space on local is promised once.
+	{
+		protects: "what is promised to an image is not promised again", file: "providers/local/capacity.go",
+		code: `l.Headroom -= size`, without: `l.Headroom -= 0`,
+	},
+	{
+		protects: "space that other programs took is not promised", file: "providers/local/capacity.go",
+		code: `return l.Headroom - max(0, l.Free-free)`, without: `return l.Headroom`,
+	},
+	{
+		protects: "a deleted image gives back no more than its size", file: "providers/local/capacity.go",
+		code: `l.Free += own`, without: `l.Free += 0`,
+	},
 }
