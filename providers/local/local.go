@@ -37,6 +37,7 @@
 package local
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -88,12 +89,6 @@ var nodeID = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$`)
 
 // New checks the configuration and creates the directory. It waits for no lock.
 func New(c Config) (*Provider, error) {
-	if c.Dev == "" {
-		c.Dev = "/dev"
-	}
-	if c.Sysfs == "" {
-		c.Sysfs = "/sys"
-	}
 	switch {
 	case !filepath.IsAbs(c.Dir):
 		return nil, fmt.Errorf("%w: the directory for volumes must be an absolute path, not %q: set LOCAL_DIR", providers.ErrInvalid, c.Dir)
@@ -107,7 +102,8 @@ func New(c Config) (*Provider, error) {
 		return nil, err
 	}
 	p := &Provider{
-		dir: c.Dir, node: c.Node, cluster: c.Cluster, overcommit: c.Overcommit, dev: c.Dev, sysfs: c.Sysfs,
+		dir: c.Dir, node: c.Node, cluster: c.Cluster, overcommit: c.Overcommit,
+		dev: cmp.Or(c.Dev, "/dev"), sysfs: cmp.Or(c.Sysfs, "/sys"),
 		boot:     boot,
 		disks:    imageDir{dir: c.Dir, prefix: "vol-"},
 		snaps:    imageDir{dir: filepath.Join(c.Dir, "snapshots"), prefix: "snap-"},

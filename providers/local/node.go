@@ -91,17 +91,14 @@ func (p *Provider) NodeState(ctx context.Context, node string) (providers.NodeSt
 
 // onThisMachineOnly reports whether dir is on a file system that no other kernel can have mounted.
 func onThisMachineOnly(dir string) (bool, error) {
-	const (
-		zfsMagic      = 0x2fc12fc1
-		bcachefsMagic = 0xca451a4e
-	)
+	const zfs, bcachefs = 0x2fc12fc1, 0xca451a4e
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return false, fmt.Errorf("the type of the file system of %s is unknown: %w", dir, err)
 	}
 	switch st.Type {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC,
-		zfsMagic, bcachefsMagic:
+		zfs, bcachefs:
 		return true, nil
 	}
 	return false, nil

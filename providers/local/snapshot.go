@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/providers"
 )
@@ -111,4 +114,49 @@ func (p *Provider) tidy(ctx context.Context) error {
 func (p *Provider) hasSnapshots() bool {
 	_, err := os.Stat(filepath.Join(p.snaps.dir, "names")) // make creates it last
 	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// fill copies source to an empty file that is at least as large. Holes stay holes.
+func fill(ctx context.Context, to, source *os.File) error {
+	if err := reflink(to, source); !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	info, err := source.Stat()
+	if err != nil {
+		return err
+	}
+	const chunk = 16 * mib // after each, the context is checked
+	for at := int64(0); at < info.Size(); {
+		data, err := source.Seek(at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) { // the rest is a hole
+			return nil
+		} else if err != nil {
+			return err
+		}
+		hole, err := source.Seek(data, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		for at = data; at < hole; at = min(at+chunk, hole) {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			to, from := io.NewOffsetWriter(to, at), io.NewSectionReader(source, at, min(chunk, hole-at))
+			if _, err := io.Copy(to, from); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// reflink makes to share all blocks of source, as they are at one instant. Errors: errors.ErrUnsupported if the file system
+// cannot do that.
+func reflink(to, source *os.File) error {
+	err := unix.IoctlFileClone(int(to.Fd()), int(source.Fd()))
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EXDEV):
+		return errors.ErrUnsupported
+	}
+	return err
 }
