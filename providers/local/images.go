@@ -342,7 +342,7 @@ func (s *imageDir) sweep() error {
 func (s *imageDir) sweepImage(id, ext string) error {
 	f, err := os.Open(s.path(id, ext))
 	if err != nil {
-		return nil //nolint:nilerr // its owner has finished it
+		return nil // its owner has finished it
 	}
 	defer f.Close()
 	// Its owner has the flock, or may have finished it just now.
