@@ -119,6 +119,8 @@ type superblock struct {
 	activity   int
 	plugged    int       // the disk's when it was mounted
 	busy       time.Time // until when a process works in it, so that it cannot be unmounted
+	frozen     bool
+	freezer    *life // that has frozen it; nil if another program has
 }
 
 // live tells whether the device that the file system was mounted from is still in the machine's kernel.
@@ -127,7 +129,7 @@ func (s *superblock) live(m *machine) bool {
 	return s.plugged == d.plugged && d.HeldBy(m.name) && d.Attachment.State != providers.Detaching && m.world.disks[d.ID] == d
 }
 
-func (s *superblock) held() bool { return s.dir != "" || len(s.containers) > 0 }
+func (s *superblock) held() bool { return s.dir != "" || len(s.containers) > 0 || s.frozen }
 
 // life is one run of the plugin on a machine. A dead one changes nothing any more.
 type life struct {
@@ -136,7 +138,8 @@ type life struct {
 	takeover controller.Takeover
 	bootID   string // of the Driver, which works before start has set it here
 	dead     atomic.Bool
-	unseen   atomic.Bool // the engine does not see what is mounted
+	unseen   atomic.Bool     // the engine does not see what is mounted
+	freezing map[string]bool // directories whose file systems it freezes
 }
 
 type fault int
@@ -222,7 +225,7 @@ func (w *world) machine(name string) *machine {
 func (m *machine) start(t testing.TB, change ...func(*Config)) *life {
 	t.Helper()
 	synctest.Wait()
-	l := &life{machine: m, bootID: fmt.Sprintf("%s-%d", m.name, m.boot)}
+	l := &life{machine: m, freezing: map[string]bool{}, bootID: fmt.Sprintf("%s-%d", m.name, m.boot)}
 	cfg := Config{
 		Provider: m.world.cloud.provider(t, l), Host: &fakeHost{l}, PublishedDir: "/published",
 		Boot: l.bootID, Log: quiet(), DefaultSize: 1 << 30,
@@ -883,6 +886,9 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 }
 
 func (h *fakeHost) Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (string, error) {
+	if err := h.awaitThaw(ctx, dir); err != nil {
+		return "", err
+	}
 	err := h.do(ctx, "host.Stage", func() error {
 		d := h.attached(dev.Serial)
 		if d == nil {
@@ -921,6 +927,9 @@ func (h *fakeHost) Stage(ctx context.Context, dev mount.Device, dir string, spec
 }
 
 func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error) {
+	if err := h.awaitThaw(ctx, dir); err != nil {
+		return false, err
+	}
 	err = h.do(ctx, "host.Grow", func() error {
 		s := h.machine.on(dev)
 		if s == nil || s.dir != dir {
@@ -933,7 +942,107 @@ func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grow
 	return grown, err
 }
 
+// awaitThaw waits while this life freezes the file system, as a call of mount.Host does that works on it.
+func (h *fakeHost) awaitThaw(ctx context.Context, dir string) error {
+	for {
+		freezing := false
+		h.machine.world.set(func() { freezing = h.freezing[dir] })
+		if !freezing {
+			return nil
+		}
+		if controller.Pause(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("another call still works on %s: %w", dir, ctx.Err())
+		}
+	}
+}
+
+func (h *fakeHost) Freeze(ctx context.Context, dev mount.Device, dir string, limit time.Duration) (thaw func() error, err error) {
+	if err := h.awaitThaw(ctx, dir); err != nil {
+		return nil, err
+	}
+	w := h.machine.world
+	w.set(func() { h.freezing[dir] = true })
+	var s *superblock
+	end := func() (held bool) {
+		if h.dead.Load() {
+			return false
+		}
+		if held = s != nil && s.frozen && s.freezer == h.life; held {
+			s.frozen, s.freezer = false, nil
+			h.machine.settle()
+		}
+		delete(h.freezing, dir)
+		return held
+	}
+	answer := make(chan error, 1)
+	go func() { // which the kernel may keep longer than ctx lasts
+		err := h.do(ctx, "host.Freeze", func() error {
+			on := h.machine.on(dev)
+			switch {
+			case on == nil || on.dir != dir:
+				return mount.ErrNotStaged
+			case on.frozen:
+				return mount.ErrBusy
+			case !h.machine.journal[on.disk.Name].Frozen:
+				w.violate("%s froze %s, and its journal does not say so", h.machine.name, on.disk.Name)
+			}
+			s = on
+			s.frozen, s.freezer = true, h.life
+			return nil
+		})
+		w.set(func() {
+			if err == nil && ctx.Err() == nil {
+				return
+			}
+			if end() {
+				err = mount.ErrFreezing
+			}
+		})
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		if err != nil {
+			return nil, err
+		}
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", mount.ErrFreezing, ctx.Err())
+	}
+	watchdog := time.AfterFunc(min(limit, mount.MaxFreeze), func() { w.set(func() { end() }) })
+	return func() error {
+		watchdog.Stop()
+		return h.do(context.Background(), "host.Freeze thaw", func() error {
+			if !end() {
+				return mount.ErrThawed
+			}
+			return nil
+		})
+	}, nil
+}
+
+func (h *fakeHost) Thaw(ctx context.Context, dev mount.Device, dir string) (thawed bool, err error) {
+	if err := h.awaitThaw(ctx, dir); err != nil {
+		return false, err
+	}
+	err = h.do(ctx, "host.Thaw", func() error {
+		s := h.machine.on(dev)
+		if s == nil || !s.frozen {
+			return nil
+		}
+		if s.freezer == nil {
+			h.machine.world.violate("%s thawed %s, which another program has frozen", h.machine.name, s.disk.Name)
+		}
+		thawed, s.frozen, s.freezer = true, false, nil
+		h.machine.settle()
+		return nil
+	})
+	return thawed, err
+}
+
 func (h *fakeHost) Unstage(ctx context.Context, dir string) error {
+	if err := h.awaitThaw(ctx, dir); err != nil {
+		return err
+	}
 	return h.do(ctx, "host.Unstage", func() error {
 		for _, s := range h.machine.mounts {
 			if s.dir == dir && time.Now().Before(s.busy) {
@@ -1057,9 +1166,9 @@ func (m *machine) container(name, id string) bool {
 }
 
 // write is what a container does that has the file system. What it writes to a disk that was taken away is not there, and it
-// is told so.
+// is told so; what it writes to a file system that is frozen is not there yet, and it waits.
 func (m *machine) write(s *superblock, id string) {
-	if !s.live(m) {
+	if !s.live(m) || s.frozen {
 		return
 	}
 	s.disk.content = fmt.Sprintf("%s at %d", id, time.Now().UnixNano())

@@ -68,19 +68,12 @@ func (h *Host) Activity(disk Device) (string, error) {
 
 // isBusy tells whether the kernel uses a device.
 func isBusy(dev Device) (bool, error) {
-	name := kernelNameOf(dev)
-	// A mounted file system has a directory in sysfs: most types by the device's name, btrfs by the file system's id.
-	for _, pattern := range []string{"fs/*/" + name, "fs/btrfs/*/devices/" + name} {
-		found, err := filepath.Glob(filepath.Join(kernelSysfs, pattern))
-		if err != nil {
-			return true, fmt.Errorf("whether device %s is in use cannot be found out: %w", dev.Path, err)
-		}
-		if len(found) > 0 {
-			return true, nil
-		}
+	fstype, err := mountedOn(dev)
+	if err != nil || fstype != "" {
+		return true, err
 	}
 	// Whoever needs a block device for itself opens it exclusively, and a second exclusive open fails.
-	err := tryExclusive(dev.Path)
+	err = tryExclusive(dev.Path)
 	switch {
 	case err == nil:
 		return false, nil
@@ -90,6 +83,23 @@ func isBusy(dev Device) (bool, error) {
 		return false, nil // pulled, and sysfs has no file system on it
 	}
 	return true, fmt.Errorf("whether device %s is in use cannot be found out: %w", dev.Path, err)
+}
+
+// mountedOn returns the type of the file system that the kernel holds on a device, mounted anywhere or no more, "" if there is none.
+func mountedOn(dev Device) (fstype string, err error) {
+	name := kernelNameOf(dev)
+	// It has a directory in sysfs: most types by the device's name, btrfs by the file system's id.
+	for _, pattern := range []string{"*/" + name, "btrfs/*/devices/" + name} {
+		found, err := filepath.Glob(filepath.Join(kernelSysfs, "fs", pattern))
+		if err != nil {
+			return "", fmt.Errorf("whether device %s is in use cannot be found out: %w", dev.Path, err)
+		}
+		if len(found) > 0 {
+			fstype, _, _ = strings.Cut(strings.TrimPrefix(found[0], kernelSysfs+"/fs/"), "/")
+			return fstype, nil
+		}
+	}
+	return "", nil
 }
 
 // closeExclusive closes a file that is open exclusively, and returns when the device is free. A program that another goroutine is

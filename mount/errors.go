@@ -19,4 +19,6 @@ var (
 	ErrOccupied        = errors.New("directory is not free") // files or another mount are in the way
 	ErrNotStaged       = errors.New("volume is not mounted on this node")
 	ErrInvalid         = errors.New("not accepted") // an option, a name or a path
+	ErrFreezing        = errors.New("file system is not frozen in time")
+	ErrThawed          = errors.New("file system was thawed too soon")
 )

@@ -26,12 +26,20 @@
 // A file system is grown by its own ioctl, which is what resize2fs, xfs_growfs and btrfs use. ext4 needs CAP_SYS_RESOURCE for this,
 // in addition to the CAP_SYS_ADMIN that the whole package needs.
 //
+// # Freezing
+//
+// Freeze holds a file system still for the instant in which the cloud copies the disk. A frozen file system stays so until somebody
+// thaws it, though the process that froze it was killed, and though it was unmounted everywhere. Nobody else can see to that: of a
+// managed plugin no child outlives the plugin, whatever its session, since the kernel kills the whole PID namespace (seen within 4 ms).
+// So a caller notes durably what it freezes, and after a restart, which an engine needs a second or two for, calls Thaw.
+//
 // The package runs blkid, wipefs, mkfs.<type> and e2fsck, of util-linux, e2fsprogs, xfsprogs and btrfs-progs. They are found in
 // PATH and run without a shell, a terminal or an environment.
 package mount
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -80,6 +88,10 @@ type Host struct {
 	claims     claims
 	uevents    *uevents
 
+	life    context.Context // until Close
+	end     context.CancelCauseFunc
+	freezes sync.WaitGroup // of file systems
+
 	pollInterval    time.Duration // how often Wait reads sysfs though no event came, in case one was lost
 	identityTimeout time.Duration // how long the devices may take to show their serials
 
@@ -104,6 +116,7 @@ func New(cfg Config) (*Host, error) {
 
 		buses: map[string]bus{},
 	}
+	h.life, h.end = context.WithCancelCause(context.Background())
 	h.topOf = func(disk Device) (Device, error) { return disk, nil }
 	h.identities.run, h.mounts.run = h.readIdentities, h.findMounts
 	if cfg.Published == "" {
@@ -141,8 +154,11 @@ func New(cfg Config) (*Host, error) {
 	return h, nil
 }
 
-// Close stops listening for events. Calls to Wait that have not returned go on reading sysfs.
-func (h *Host) Close() error { return h.uevents.close() }
+// Close thaws what is frozen and stops listening for events. Calls to Wait that have not returned go on reading sysfs.
+func (h *Host) Close() error {
+	h.end(errClosed)
+	return errors.Join(h.waitThawed(closeTimeout), h.uevents.close())
+}
 
 // pathOf returns the path at which a volume is staged.
 func (h *Host) pathOf(dir string) (string, error) {

@@ -39,6 +39,8 @@ type Entry struct {
 	// Formatting stands from before the first byte of a mkfs until after the last. The volume is not staged before
 	// that, so what a crash leaves in between is nobody's data.
 	Formatting bool `json:"formatting,omitempty"`
+	// Frozen stands from before the file system is frozen until after it was thawed, which the end of a process does not do.
+	Frozen bool `json:"frozen,omitempty"`
 
 	unsaved bool // writing it has failed, so the disk may say something else
 }

@@ -3,7 +3,7 @@
 // format, and to record that it has.
 //
 // Truth is the kernel, for what is mounted. The journal holds only what the kernel does not know: which uses of a volume were
-// answered, and which releases are unfinished.
+// answered, which releases are unfinished, and what it does not tell: which file systems are frozen.
 package node
 
 import (
@@ -11,6 +11,7 @@ import (
 	"errors"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -29,6 +30,8 @@ type Host interface {
 	Stage(ctx context.Context, dev mount.Device, dir string, spec mount.StageSpec) (path string, err error)
 	Unstage(ctx context.Context, dir string) error
 	Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error)
+	Freeze(ctx context.Context, dev mount.Device, dir string, limit time.Duration) (thaw func() error, err error)
+	Thaw(ctx context.Context, dev mount.Device, dir string) (thawed bool, err error)
 	IsStaged(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
 	InUse(ctx context.Context, dev mount.Device, targets ...string) (bool, error)
@@ -67,7 +70,7 @@ type Restored struct {
 	SameBoot bool // of the machine
 }
 
-// Open reads the journal, and returns the volumes of which this node has something. Errors: the state directory cannot be used.
+// Open reads the journal, thaws what an earlier life left frozen, and returns the volumes of which this node has something. Errors: the state directory cannot be used.
 func Open(cfg Config) (*Node, []Restored, error) {
 	if cfg.Boot == "" {
 		var err error
@@ -95,12 +98,15 @@ func Open(cfg Config) (*Node, []Restored, error) {
 		sameBoot := e.Boot == n.boot
 		if !sameBoot {
 			// No container outlives the machine, and another node may have had the disk since.
-			e.Uses, e.Device, e.Ours, e.Formatting, e.Boot = nil, mount.Device{}, false, false, n.boot
+			e.Uses, e.Device, e.Ours, e.Formatting, e.Frozen, e.Boot = nil, mount.Device{}, false, false, false, n.boot
 		}
 		v := n.Volume(e.Name)
 		v.become(e)
 		v.device = e.Device
 		n.disks[e.Volume] = v
+		if e.Frozen {
+			v.thawLeft(context.Background())
+		}
 		volumes = append(volumes, Restored{v, sameBoot})
 	}
 	return n, volumes, nil

@@ -28,6 +28,9 @@ const (
 
 // Usage compares the journal with the kernel. kept: the volume is kept for a caller to come back.
 func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
+	if v.Entry().Frozen {
+		v.thawLeft(ctx)
+	}
 	used, err := v.InUse(ctx)
 	if err != nil {
 		return Undecided, err

@@ -364,6 +364,16 @@ var guards = []guard{
 		code: `if within(own, path) || within(path, own) {`, without: `if false {`,
 	},
 
+	// A file system does not stay frozen.
+	{
+		protects: "a freeze ends by itself", file: "mount/freeze.go",
+		code: `time.AfterFunc(limit, func() { f.end(errFreezeLimit) })`, without: `time.AfterFunc(time.Hour, func() { f.end(errFreezeLimit) })`,
+	},
+	{
+		protects: "a freeze is in the journal before it begins, for the next start to end it", file: "driver/node/freeze.go",
+		code: `if err := v.write(e.but(func(e *Entry) { e.Frozen = true })); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+
 	// The journal.
 	{
 		protects: "a use is in the journal before it is answered", file: "driver/node/volume.go",
