@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/providers/managed"
 )
 
-// unasked is how long an attach or a detach is taken to be under way without a look at its action.
+// unasked is how long an attach or a detach is taken to be under way before its action is read.
 const unasked = 10 * time.Second
 
 // attach asks once.
@@ -25,8 +25,8 @@ func (p *Provider) attach(ctx context.Context, id, node string) (string, error) 
 	return operationOf(action), found(p.explain(ctx, fmt.Sprintf("the request to attach volume %s to droplet %s", id, node), err, action != nil && action.ID != 0))
 }
 
-// detach names the droplet, so that DigitalOcean itself leaves alone what another has by now. It knows no force: a detach from
-// a droplet that is off or gone does not ask the droplet.
+// detach names the droplet, so that DigitalOcean refuses it if another droplet holds the volume by now. There is no force: a detach
+// from a droplet that is off or gone does not wait for the droplet.
 func (p *Provider) detach(ctx context.Context, id, node string, _ bool) (string, error) {
 	droplet, err := strconv.Atoi(node)
 	if err != nil {

@@ -18,14 +18,14 @@ import (
 
 var sizes = providers.Sizes{Cloud: "DigitalOcean", Least: 1, Most: 16 << 10}
 
-// mostTries bounds the search for a name that DigitalOcean has free: each that is taken is a disk that was forgotten.
+// mostTries bounds the search for a free name in DigitalOcean: forgotten disks may have the first ones.
 const mostTries = 100
 
-// justAsked is how long it serves Create that no volume bore the name: the caller has just looked. What was made since, the
-// request to make it finds out, and what was adopted since, the look after it.
+// justAsked is how long create relies on a lookup that found no volume of the name, see managed.Cloud.AbsentFor. If a volume was
+// created since, DigitalOcean refuses the request; if one was adopted since, createOnce finds it.
 const justAsked = 5 * time.Second
 
-// order puts a specification into DigitalOcean's words, and refuses what is not sold.
+// order translates a specification into a request.
 func (p *Provider) order(ctx context.Context, spec providers.Spec, gibs int64, region string) (*godo.VolumeCreateRequest, error) {
 	rec := spec.Record
 	var tags []string
@@ -70,7 +70,7 @@ func (p *Provider) taken(_ context.Context, name string, _ error) error {
 	return fmt.Errorf("%w: more than %d disks that blockvol has forgotten are called as a volume named %q would be: adopt or delete some", providers.ErrInvalid, mostTries, name)
 }
 
-// await makes a volume that was made from a snapshot as large as it was to be: it has the snapshot's size at first, whoever made it.
+// await enlarges a volume that was made from a smaller snapshot, whichever node made it: at first it has the snapshot's size.
 func (p *Provider) await(ctx context.Context, d managed.Disk[godo.Volume]) (godo.Volume, error) {
 	err := p.Change(ctx, d.ID, func() error { return p.resize(ctx, d, identityOf(d.Native.Tags).size) })
 	if err != nil && !errors.Is(err, providers.ErrInvalid) { // otherwise another may have done so
@@ -88,15 +88,14 @@ func (p *Provider) createOnce(ctx context.Context, in *godo.VolumeCreateRequest,
 	switch {
 	case isMissing(err): // the snapshot
 		return godo.Volume{}, fmt.Errorf("%w: %w", providers.ErrInvalid, err)
-	case isConflict(err): // another node has just made it, or a disk that was forgotten has the name
+	case isConflict(err): // another node has just made it, or a forgotten disk has the name
 		return godo.Volume{}, fmt.Errorf("%w: %w", managed.ErrTaken, err)
 	case err != nil:
 		return godo.Volume{}, err
 	}
-	// DigitalOcean lets one node have this name of its own; but an adopted volume, or one made when another name was taken, may
-	// have come to the same name of ours meanwhile. Whoever sees the other gives up the one that it has just made: the tag came
-	// with the volume, and Adopt looks again after it has given the tag. So of two that come to one name, the later to look sees
-	// both. A volume that is the only one with the tag has no rival; otherwise the region's volumes tell.
+	// DigitalOcean gives its name of the volume to one node. But another node may meanwhile have adopted a volume under the same name
+	// of ours, or made one under a later try. Each node looks after its volume has the tag, so of two nodes the later sees both, and
+	// gives up the volume that it has just made. The only volume with the tag has no rival; otherwise the list shows.
 	if p.isNamed(*v, name) && v.Name == in.Name {
 		if count, id, err := p.countTagged(ctx, name); err == nil && count == 1 && id == v.ID {
 			p.call(name, in.Name)
@@ -119,7 +118,7 @@ func (p *Provider) createOnce(ctx context.Context, in *godo.VolumeCreateRequest,
 			return p.giveUp(ctx, list[at], name)
 		}
 	}
-	// Under another name than the first it can be found by the tag alone, see tagged.
+	// Under another name than that of the first try, only the tag finds it, see tagged.
 	if tag := textTags(textName, name)[0]; in.Name != p.cloudName(name, 0) && !slices.Contains(list[at].Tags, tag) {
 		if err := p.disown(ctx, list[at]); err != nil {
 			return godo.Volume{}, err
@@ -130,8 +129,8 @@ func (p *Provider) createOnce(ctx context.Context, in *godo.VolumeCreateRequest,
 	return list[at], nil
 }
 
-// giveUp lets go of a volume that has just been made although there is another of that name, and returns the other. The disk
-// stays: nothing is deleted but by Delete.
+// giveUp releases a volume that has just been made although there is another of that name, and returns the other. The disk stays:
+// only Delete deletes.
 func (p *Provider) giveUp(ctx context.Context, v godo.Volume, name string) (godo.Volume, error) {
 	if err := p.disown(ctx, v); err != nil {
 		return godo.Volume{}, err
@@ -140,7 +139,7 @@ func (p *Provider) giveUp(ctx context.Context, v godo.Volume, name string) (godo
 		p.cfg.Log.WithField("volume", name).WithField("id", v.ID).Warn("Two nodes made this volume at the same moment: the disk of that id is blank and nobody's, delete it")
 	}
 	retry := pace.Backoff{Most: time.Second}
-	if err := retry.Wait(ctx); err != nil { // the other may be given up, too
+	if err := retry.Wait(ctx); err != nil { // the other node may give up its volume, too
 		return godo.Volume{}, err
 	}
 	other, err := p.Lookup(ctx, name)

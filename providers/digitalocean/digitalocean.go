@@ -1,28 +1,29 @@
-// Package digitalocean keeps volumes as block storage volumes of DigitalOcean.
+// Package digitalocean is the provider for DigitalOcean's block storage volumes.
 //
 // # What is trusted
 //
-// A write is the arbiter of whatever two nodes may do at once: a volume is attached if DigitalOcean took the action and held by
-// another if it refused, two nodes that create one name at once get one volume because a volume's name is unique in its
-// region, and a volume in use is not deleted because that is refused. Reads are taken for what is so at that moment: the
-// reference tells of none that may be old, and DigitalOcean's own programs rest on it. What does take its time is an action,
-// and a volume's droplet_ids need not show what is under way. So this process remembers what it has asked for until a read
-// shows it, and asks for the action itself if that is not so for a while.
+// Where two nodes may act at once, DigitalOcean's refusal of a write decides. It attaches a volume to one droplet only. A volume's
+// name is unique in its region, so two nodes that create one name at once get one volume. It does not delete a volume in use.
+//
+// Reads are believed: the API reference knows of no stale reads, and DigitalOcean's own programs rely on that. But an action takes
+// time, and a volume's droplet_ids may not show an action that is under way. So this process remembers what it has asked for until a
+// read shows it, and asks for the state of the action if that takes long.
 //
 // # What it costs
 //
-// A mount is one read, of the volume by its name, and one attach; an unmount is one detach and one read. A name that is not
-// found so, as an adopted volume has one of its own there, is looked for by the tag of our name: one read tells how many volumes
-// have it, and a second shows the only one. Where it was found is remembered. Questions that come while one is under way share the
-// next one, which reads the region's volumes, one page for each 200. A change of the record is one read and, for each tag, one call
-// to give it and one to take the old one away; three to give one that the account has not had yet. To create a volume is to look
-// for it, unless that has just been done, to make it, and to ask for the tag once more: four calls, however many volumes there are,
-// unless others in the account have the same name of ours, such as those of other clusters: then the region's volumes are read.
+// A mount is one read, of the volume by its name in DigitalOcean, and one attach; an unmount is one detach and one read. An adopted
+// volume has another name in DigitalOcean, so it is looked up by the tag with its name in Docker: one read returns the number of
+// volumes with the tag, and a second one the volume, if there is only one. Its name is remembered.
+//
+// Lookups that come while one is under way share the next request, a list of the region's volumes with 200 in a page. A change of the
+// record is one read and, for each tag, one call to add it and one to remove the old one; adding a tag that is new in the account
+// takes three. A create is four calls, however many volumes there are: a lookup, unless one has just been made, the request itself,
+// and a last look at the tag. If the tag has other volumes, such as another cluster's, it also lists the region's volumes.
 //
 // # How a volume is known
 //
-// By its tags alone, since its name and its description can never be changed: see tags.go. Its device is recognised by its
-// serial, which is the volume's name in DigitalOcean.
+// By its tags alone, since its name and its description cannot be changed: see tags.go. Its device has its name in DigitalOcean as
+// serial.
 package digitalocean
 
 import (
@@ -48,7 +49,7 @@ import (
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
-// Config is what a Provider needs to know. Cluster and Token have no default.
+// Config has the settings of a Provider. Cluster and Token have no default.
 type Config struct {
 	Cluster   string
 	Token     *secret.Secret
@@ -75,7 +76,7 @@ type Provider struct {
 	self   *metadata.Identity
 
 	mu      sync.Mutex
-	aliases map[string]string // by name: what a volume is called in DigitalOcean, if not as create calls it first
+	aliases map[string]string // by name: the volume's name in DigitalOcean, if it is not the one that create tries first
 }
 
 var (
@@ -89,7 +90,7 @@ var (
 	dropletID  = regexp.MustCompile(`^[1-9][0-9]{0,17}$`)
 )
 
-// New checks the configuration. It calls nobody.
+// New checks the configuration. It makes no request.
 func New(cfg Config) (*Provider, error) {
 	refuse := func(format string, args ...any) (*Provider, error) {
 		return nil, fmt.Errorf("%w: %s", providers.ErrInvalid, fmt.Sprintf(format, args...))
@@ -139,7 +140,7 @@ func New(cfg Config) (*Provider, error) {
 	return p, nil
 }
 
-// mostAtOnce is how many questions one read of the region's volumes answers; it is no limit of DigitalOcean's.
+// mostAtOnce is how many lookups share one list of the region's volumes; DigitalOcean sets no limit.
 const mostAtOnce = 1000
 
 // FromEnv is New with the environment's settings. The node's own id is not used: a droplet has one.
@@ -154,7 +155,7 @@ func FromEnv(getenv func(string) string, _, cluster string, log logrus.FieldLogg
 	}))
 }
 
-// locate tells where this droplet is. Its zone is its region: a volume of another cannot be attached.
+// locate returns the droplet with its zone, which is its region: a volume of another region cannot be attached.
 func (p *Provider) locate(ctx context.Context, node providers.Node) (_ providers.Node, err error) {
 	if node.Zone = p.cfg.Region; node.Zone == "" {
 		node.Zone, err = p.metadata(ctx, "region", settingRegion, regionSlug)
@@ -168,7 +169,7 @@ func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 	return providers.Node{ID: id}, err
 }
 
-// metadata asks the metadata service for an item, which the setting makes needless.
+// metadata asks the metadata service for an item. Its errors advise to set the setting.
 func (p *Provider) metadata(ctx context.Context, item, setting string, form *regexp.Regexp) (string, error) {
 	service := metadata.Service{Cloud: "DigitalOcean", Setting: setting}
 	if p.cfg.Transport != nil {
@@ -186,7 +187,7 @@ func (p *Provider) metadata(ctx context.Context, item, setting string, form *reg
 	return string(answer), nil
 }
 
-// status says Stopped for a droplet that is off. What "archive" means for its disks, no reference tells.
+// status returns Stopped for a droplet that is off. No reference says what "archive" means for its disks.
 func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	droplet, found, err := p.byNode.Get(ctx, node)
 	switch {

@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers/rest"
 )
 
-// What DigitalOcean says besides the contract's errors, for those here who act upon it.
+// Refusals that this package acts upon, besides those of packages providers and managed.
 var (
 	errMissing  = errors.New("the resource does not exist")
 	errConflict = errors.New("the name is taken, or the volume in use")
@@ -26,7 +26,7 @@ func isMissing(err error) bool { return errors.Is(err, errMissing) }
 
 func isConflict(err error) bool { return errors.Is(err, errConflict) }
 
-// found makes a missing resource a missing volume, where nothing else can be meant.
+// found makes a missing resource providers.ErrNotFound, where it can only be the volume or snapshot that was asked for.
 func found(err error) error {
 	if isMissing(err) {
 		return fmt.Errorf("%w: %w", providers.ErrNotFound, err)
@@ -34,8 +34,8 @@ func found(err error) error {
 	return err
 }
 
-// words are those by which refusals of status 409 and 422 are told apart, as DigitalOcean documents no codes (the constants of
-// its SDK, and what its own programs look for).
+// words tell refusals apart. DigitalOcean documents no error codes; these are the constants of its SDK, and what its own programs
+// look for.
 var words = []struct {
 	said   *regexp.Regexp
 	means  error
@@ -50,8 +50,8 @@ var words = []struct {
 	{regexp.MustCompile(`(?i)already exists|attached to a droplet`), errConflict, ""},
 }
 
-// explain turns an error of the SDK into ours. The answer is whole if it has what an answer to this must have; the action is a
-// noun: "the request to delete volume 12".
+// explain translates an error of the SDK. whole says that the answer has what it must have; action is what was sent, as a noun: "the
+// request to delete volume 12".
 func (p *Provider) explain(ctx context.Context, action string, err error, whole bool) error {
 	var refused *godo.ErrorResponse
 	switch {
@@ -97,7 +97,7 @@ func (p *Provider) explain(ctx context.Context, action string, err error, whole 
 	return errors.New(said)
 }
 
-// idOf is DigitalOcean's own word for an error, which the SDK does not keep; empty if the answer is not of its form.
+// idOf returns the id of an error, which the SDK drops; empty if the answer has none, so that it is not DigitalOcean's.
 func idOf(refused *godo.ErrorResponse) string {
 	var said struct{ ID string }
 	if json.NewDecoder(refused.Response.Body).Decode(&said) != nil { // package rest lets it be read again
@@ -106,13 +106,13 @@ func idOf(refused *godo.ErrorResponse) string {
 	return strings.ToLower(said.ID)
 }
 
-// done is explain for calls that are answered with no content.
+// done is explain for answers without content.
 func (p *Provider) done(ctx context.Context, action string, answer *godo.Response, err error) error {
 	return p.explain(ctx, action, err, answer != nil && answer.StatusCode == http.StatusNoContent)
 }
 
-// repeatable tells of the requests that may be carried out twice: a name is given to one volume only, a tag twice is once, and
-// what is attached is not attached again.
+// repeatable reports whether a POST can be carried out twice without harm: a second volume of the name is refused, adding a tag again
+// changes nothing, and an attached volume is not attached again.
 func repeatable(r *http.Request) bool {
 	switch {
 	case r.URL == nil:
@@ -132,7 +132,7 @@ func repeatable(r *http.Request) bool {
 	return err == nil && action.Type == "attach"
 }
 
-// pages reads every page of a list.
+// pages reads a whole list.
 func pages[T any](ctx context.Context, p *Provider, action string, id func(T) string, fetch func(context.Context, *godo.ListOptions) ([]T, *godo.Response, error)) ([]T, error) {
 	const most = 200
 	return rest.Pages("DigitalOcean", id, func(n int) ([]T, int, bool, error) {

@@ -18,20 +18,20 @@ import (
 	"github.com/blockvol/blockvol/providers/managed"
 )
 
-// Tags are all that can be changed of a volume: words of letters, digits, colons, dashes and underscores, in which case does not
-// count. They belong to the account and stay there when no volume has them any more, so they say nothing but what has to be
-// said: the same words serve the next volume.
+// Only the tags of a volume can be changed. They are words of letters, digits, colons, dashes and underscores; case does not matter.
+// They belong to the account, and stay there when no volume has them any more. So there are as few as possible, and the next volume
+// uses the same ones.
 //
-//	blockvol:cluster:main                 which cluster's it is; without it, nobody's
+//	blockvol:cluster:main                 its cluster; without it, no cluster's
 //	blockvol:name:db                      Docker's name
 //	blockvol:snapshot:…                   the snapshot it was made from
-//	blockvol:size:20                      the GiB it was to have, if it was made from a smaller snapshot
+//	blockvol:size:20                      the GiB asked for, if it was made from a smaller snapshot
 //	blockvol-record:0:layout:data         an entry of the record, as the volume was made
 //	blockvol-record:3-9f2a:layout:root    the same, changed for the third time
 //
-// A change adds an entry of the next number and then removes those before, so that a process may die at any moment: the highest
-// number that is whole holds. Two nodes that make a change at the same moment take the same number; then the digest of the entry,
-// which stands after the number, decides for all alike.
+// A change adds the entry with the next number and then removes those before it, so that a process may die at any moment: the highest
+// number whose tags are complete counts. Two nodes that make a change at the same moment use the same number; then the digest of the
+// entry, which follows the number, decides, for all nodes alike.
 const (
 	tagPrefix    = "blockvol:"
 	recordPrefix = "blockvol-record:"
@@ -42,7 +42,7 @@ const (
 	maxText = 255 // bytes of a text that package labels keeps
 )
 
-// identity is what the tags say of whose a volume or a snapshot is.
+// identity is what the tags say about the owner of a volume or a snapshot.
 type identity struct {
 	cluster, name, snapshot string
 	size                    int64    // GiB
@@ -55,15 +55,15 @@ func identityOf(tags []string) identity {
 	return identity{texts[textCluster], texts[textName], texts[textSnapshot], size, unreadable}
 }
 
-// owned tells whether it is some cluster's.
+// owned reports whether it is some cluster's.
 func (i identity) owned() bool { return i.cluster != "" || slices.Contains(i.unreadable, textCluster) }
 
-// textTags are the tags that say a text.
+// textTags returns the tags of a text.
 func textTags(key, text string) []string {
 	return labels.PackTags(tagPrefix, map[string]string{key: text}, maxTag)
 }
 
-// textOf is the key of the text that a tag is of, "" if it is no such tag.
+// textOf returns the key of the text that a tag is a part of, "" if there is none.
 func textOf(tag string) string {
 	rest, is := strings.CutPrefix(strings.ToLower(tag), tagPrefix)
 	label, _, whole := strings.Cut(rest, ":")
@@ -74,7 +74,7 @@ func textOf(tag string) string {
 	return key
 }
 
-// turn is how often an entry has been changed, and the digest of what it was changed to.
+// turn is the number of a change of an entry, and the digest of the entry.
 type turn struct {
 	n      int
 	digest string
@@ -93,7 +93,7 @@ func (t turn) before(other turn) bool {
 
 var entryTag = regexp.MustCompile(`^` + recordPrefix + `(0|([1-9][0-9]{0,8})-([0-9a-f]{4})):([a-z0-9-]{1,16})(_[0-9]+_[0-9]+)?:`)
 
-// entryOf returns which entry of the record a tag is of.
+// entryOf returns the key and the turn of the entry of the record that a tag is a part of.
 func entryOf(tag string) (key string, t turn, is bool) {
 	parts := entryTag.FindStringSubmatch(strings.ToLower(tag))
 	if parts == nil {
@@ -103,7 +103,7 @@ func entryOf(tag string) (key string, t turn, is bool) {
 	return parts[4], turn{n, parts[3]}, true
 }
 
-// recordOf reads the record: of each entry the last turn that is whole.
+// recordOf reads the record: of each entry the last turn whose tags are complete.
 func recordOf(tags []string) providers.Record {
 	turns := make(map[string][]turn)
 	for _, tag := range tags {
@@ -123,12 +123,12 @@ func recordOf(tags []string) providers.Record {
 	return rec
 }
 
-// recordTags are the tags of a record that nobody has changed yet.
+// recordTags returns the tags of a new record.
 func recordTags(rec providers.Record) []string {
 	return labels.PackTags(recordPrefix+turn{}.String()+":", rec, maxTag)
 }
 
-// change returns the tags to add to give an entry that value, and those to remove afterwards.
+// change returns the tags to add for an entry's new value, and those to remove afterwards.
 func change(tags []string, key, value string) (add, remove []string) {
 	if now, is := recordOf(tags)[key]; is && now == value {
 		return nil, nil
@@ -148,7 +148,7 @@ func change(tags []string, key, value string) (add, remove []string) {
 	return labels.PackTags(recordPrefix+next.String()+":", map[string]string{key: value}, maxTag), remove
 }
 
-// operatorTags are the operator's own: key:value, or the key alone.
+// operatorTags returns the operator's own tags: key:value, or the key alone.
 func operatorTags(tags map[string]string) []string {
 	var all []string
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
@@ -175,11 +175,11 @@ func checkTags(spec providers.Spec) error {
 	return nil
 }
 
-// tag gives a volume tags, one after another.
+// tag adds tags to a volume, one after another.
 func (p *Provider) tag(ctx context.Context, id string, tags []string) error {
 	for _, tag := range tags {
 		err := p.tagOnce(ctx, id, tag)
-		if isMissing(err) { // the tag, which nobody has used yet; or the volume
+		if isMissing(err) { // the tag, which is new in the account, or the volume
 			var made *godo.Tag
 			made, _, err = p.api.Tags.Create(ctx, &godo.TagCreateRequest{Name: tag})
 			if err = p.explain(ctx, "the request to make tag "+tag, err, made != nil && made.Name != ""); err == nil || isConflict(err) {
@@ -208,7 +208,7 @@ func (p *Provider) tagOnce(ctx context.Context, id, tag string) error {
 	return p.done(ctx, fmt.Sprintf("the request to give volume %s tag %s", id, tag), answer, err)
 }
 
-// untag takes tags from a volume, one after another. Those that it does not have are no matter.
+// untag removes tags from a volume, one after another. Tags that it does not have are ignored.
 func (p *Provider) untag(ctx context.Context, id string, tags []string) error {
 	for _, tag := range tags {
 		answer, err := p.api.Tags.UntagResources(ctx, tag, &godo.UntagResourcesRequest{Resources: []godo.Resource{{ID: id, Type: godo.VolumeResourceType}}})
@@ -219,7 +219,7 @@ func (p *Provider) untag(ctx context.Context, id string, tags []string) error {
 	return nil
 }
 
-// mark adds what is new and then takes away what was before.
+// mark adds the entry's new tags, and then removes the old ones.
 func (p *Provider) mark(ctx context.Context, d managed.Disk[godo.Volume], key, value string) error {
 	add, remove := change(d.Native.Tags, key, value)
 	if err := p.tag(ctx, d.ID, add); err != nil {

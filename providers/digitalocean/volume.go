@@ -21,28 +21,28 @@ import (
 
 const gib = providers.GiB
 
-// described is how the description begins of what blockvol makes.
+// described begins the description of each volume that blockvol makes.
 const described = "blockvol volume "
 
-// longestName is what a volume is called at most that blockvol makes. DigitalOcean takes 64 characters, but of a serial QEMU, which
-// shows it to the kernel, may cut what is beyond these.
+// longestName is the longest name of a volume that blockvol makes. DigitalOcean accepts 64 characters, but the name is the device's
+// serial, which QEMU may cut to 36.
 const longestName = 36
 
-// cloudName is what a volume is called in DigitalOcean, at the given try: names may be taken by what was forgotten.
+// cloudName is a volume's name in DigitalOcean at the given try: forgotten disks may have those before it.
 func (p *Provider) cloudName(name string, try int) string {
 	return labels.NameAt(try, p.cluster(), name, longestName)
 }
 
 func (p *Provider) cluster() string { return p.cfg.Cluster }
 
-// isNamed tells whether a volume is this cluster's of that name.
+// isNamed reports whether a volume is this cluster's of that name.
 func (p *Provider) isNamed(v godo.Volume, name string) bool {
 	is := identityOf(v.Tags)
 	return is.cluster == p.cluster() && is.name == name
 }
 
-// hidden is the error for a volume that blockvol has made and that is shown without its tags, nil for any other: to a token
-// without the scope for them it looks as if it had none. It may be the very one that is looked for.
+// hidden returns an error for a volume that blockvol has made and that is shown without tags, nil for any other. A token without the
+// scope tag:read sees no tags, so it may be the volume that is looked for.
 func hidden(v godo.Volume) error {
 	if len(v.Tags) > 0 || !strings.HasPrefix(v.Description, described) {
 		return nil
@@ -50,8 +50,8 @@ func hidden(v godo.Volume) error {
 	return fmt.Errorf("%w: DigitalOcean shows volume %s, which calls itself %q, without its tags: give the token the scope tag:read; if somebody took the tags away, take the volume back with the option volume-id=%s", managed.ErrUnmarked, v.ID, sanitize.Clip(v.Description), v.ID)
 }
 
-// named looks in this node's region for one name under what its volume is called, then by the tag of the name. It looks for several
-// names, or for one that this does not settle, among all volumes of the region.
+// named looks for one name in this node's region by the volume's name in DigitalOcean, then by the tag of the name. It looks for
+// several names, or one that is not settled so, in the list of the region's volumes.
 func (p *Provider) named(ctx context.Context, names []string) (map[string][]godo.Volume, error) {
 	here, err := p.Node(ctx)
 	if err != nil {
@@ -96,7 +96,7 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]godo
 	return found, nil
 }
 
-// rivals are the volumes of the region that have the name, or may have.
+// rivals returns the volumes of the region that have the name, or may have it.
 func (p *Provider) rivals(ctx context.Context, name string) ([]godo.Volume, error) {
 	all, err := p.all(ctx)
 	return slices.DeleteFunc(all, func(v godo.Volume) bool {
@@ -113,13 +113,12 @@ func (p *Provider) all(ctx context.Context) ([]godo.Volume, error) {
 	return p.region(ctx, here.Zone)
 }
 
-// tagged returns this cluster's volume of that name, nil if there is none, by the number of volumes that have the tag of the name.
-// So an adopted volume, which has a name of its own in DigitalOcean, is found, or known not to exist, by as many calls however many
-// volumes there are. It settles nothing if several volumes of the account have the tag, such as those of other clusters and regions
-// and disks that were forgotten, or if the answer cannot be had, as with a token without the scope tag:read.
+// tagged looks this cluster's volume of that name up by the tag of the name, in two calls however many volumes there are; v is nil
+// if there is none. It finds adopted volumes, which have another name in DigitalOcean. It is not settled if several volumes of the
+// account have the tag, such as those of other clusters and regions and forgotten disks, or if the token may not read tags.
 //
-// The request names the tag in small letters, and DigitalOcean has none of that spelling if somebody made the tag by hand in
-// capitals. No volume gets such a tag: see tag and makeOnce.
+// The request has the tag in lower case. DigitalOcean does not find a tag that somebody made by hand with capitals; no volume of
+// ours gets such a tag: see tag and createOnce.
 func (p *Provider) tagged(ctx context.Context, name string) (v *godo.Volume, settled bool) {
 	count, id, err := p.countTagged(ctx, name)
 	if err != nil || count == 0 {
@@ -139,13 +138,13 @@ func (p *Provider) tagged(ctx context.Context, name string) (v *godo.Volume, set
 	return nil, true
 }
 
-// countTagged returns how many volumes of the account have the tag of the name, or the first of its tags, and the id of one of them.
+// countTagged returns how many volumes of the account have the first tag of the name, and the id of the last that got it.
 func (p *Provider) countTagged(ctx context.Context, name string) (count int, id string, err error) {
 	tag := textTags(textName, name)[0]
 	found, _, err := p.api.Tags.Get(ctx, tag)
 	err = p.explain(ctx, "the request for tag "+tag, err, found != nil && found.Resources != nil && found.Resources.Volumes != nil)
 	switch {
-	case isMissing(err): // nothing has ever had it
+	case isMissing(err): // no volume has ever had it
 		return 0, "", nil
 	case err != nil:
 		return 0, "", err
@@ -153,7 +152,7 @@ func (p *Provider) countTagged(ctx context.Context, name string) (count int, id 
 	return found.Resources.Volumes.Count, path.Base(found.Resources.Volumes.LastTaggedURI), nil
 }
 
-// called is what a volume is called in DigitalOcean, as far as this process knows.
+// called returns the volume's name in DigitalOcean, as far as this process knows.
 func (p *Provider) called(name string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -163,7 +162,7 @@ func (p *Provider) called(name string) string {
 	return p.cloudName(name, 0)
 }
 
-// call remembers what a volume is called in DigitalOcean.
+// call remembers the volume's name in DigitalOcean.
 func (p *Provider) call(name, called string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -173,8 +172,7 @@ func (p *Provider) call(name, called string) {
 	}
 }
 
-// region returns all volumes of a region, whoever they belong to. Of the region itself, which DigitalOcean describes with each of
-// them, they have the name only.
+// region returns all volumes of a region, whoever they belong to. To save memory, their Region has the slug only.
 func (p *Provider) region(ctx context.Context, region string) ([]godo.Volume, error) {
 	return pages(ctx, p, "the request for the volumes of region "+region, func(v godo.Volume) string { return v.ID }, func(ctx context.Context, page *godo.ListOptions) ([]godo.Volume, *godo.Response, error) {
 		list, answer, err := p.api.Storage.ListVolumes(ctx, &godo.ListVolumeParams{Region: region, ListOptions: page})
@@ -188,7 +186,7 @@ func (p *Provider) region(ctx context.Context, region string) ([]godo.Volume, er
 	})
 }
 
-// show puts DigitalOcean's description into the contract's words.
+// show translates DigitalOcean's description of a volume.
 func (p *Provider) show(from godo.Volume) managed.Disk[godo.Volume] {
 	is := identityOf(from.Tags)
 	d := managed.Disk[godo.Volume]{
@@ -265,23 +263,23 @@ func (p *Provider) remove(ctx context.Context, d managed.Disk[godo.Volume]) erro
 	return found(err)
 }
 
-// release takes the cluster from the tags. The name stays until the disk is given another, so that a disk of blockvol's is never
-// without a tag. An attach by another node that is under way may not be shown yet: then that node finds the volume to be nobody's.
+// release removes the cluster from the tags. The name stays until the disk gets another, so that a disk of blockvol's always has a
+// tag. An attach by another node may be under way and not shown yet: then that node finds that the volume is no cluster's.
 func (p *Provider) release(ctx context.Context, d managed.Disk[godo.Volume]) error {
 	return p.disown(ctx, d.Native)
 }
 
-// disown makes a volume nobody's.
+// disown makes a volume no cluster's.
 func (p *Provider) disown(ctx context.Context, v godo.Volume) error {
 	return p.untag(ctx, v.ID, tagsOf(v, textCluster))
 }
 
-// tagsOf are the volume's tags that say a text.
+// tagsOf returns the volume's tags with a part of that text.
 func tagsOf(v godo.Volume, key string) []string {
 	return slices.DeleteFunc(slices.Clone(v.Tags), func(tag string) bool { return textOf(tag) != key })
 }
 
-// claim gives an existing volume the tags of one of ours. That of the cluster comes last: before, it is nobody's.
+// claim gives an existing volume the tags of one of ours. The tag of the cluster comes last: until then the volume is no cluster's.
 func (p *Provider) claim(ctx context.Context, d managed.Disk[godo.Volume], spec providers.Spec) (godo.Volume, error) {
 	here, err := p.Node(ctx)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/providers/recent"
 )
 
-// protectBefore protects a volume that is about to be attached from deletion. One that is busy is protected the next time.
+// protectBefore protects a volume from deletion before it is attached. If the volume is busy, the next attach does so.
 func (p *Provider) protectBefore(ctx context.Context, id string) error {
 	if protected, known := p.protected.Get(recent.WhileFree, number(id)); known && protected {
 		return nil
@@ -39,7 +39,7 @@ func (p *Provider) attach(ctx context.Context, id, node string) (string, error) 
 	return text(a.ID), nil
 }
 
-// wrongLocation explains a refusal by where the volume is.
+// wrongLocation explains a refusal if volume and server are in different locations.
 func (p *Provider) wrongLocation(ctx context.Context, d managed.Disk[*volume], node string, refusal error) error {
 	if !errors.Is(refusal, providers.ErrInvalid) {
 		return nil
@@ -52,13 +52,12 @@ func (p *Provider) wrongLocation(ctx context.Context, d managed.Disk[*volume], n
 		providers.ErrInvalid, d.ID, d.Zone, node, s.Location.Name, d.Zone, refusal.Error())
 }
 
-// detach asks for the volume to be detached from the server, which holds it, as was seen right before.
+// detach asks for the volume to be detached from the server, which a read right before has shown as its holder.
 //
-// Hetzner's request does not name the server: it is of whichever has the volume when it is carried out. So the request is never
-// repeated after an answer that was lost. What remains is that, between the read and the request, the volume is detached by
-// somebody else, to the end, and taken by another server: both take seconds, in which Hetzner refuses this request, so it would
-// have to be held up for so long on its way. It cannot be undone then, and is told as an error. Force is the same: Hetzner asks no
-// guest.
+// Hetzner's request does not name the server: it detaches the volume from whichever server holds it when it is carried out. So it is
+// not repeated if its answer was lost. One case remains: between the read and the request, somebody else detaches the volume and
+// attaches it to another server. Both take seconds, in which Hetzner refuses this request, so the request would have to be delayed
+// for so long. That cannot be undone, and is returned as an error. force changes nothing: Hetzner does not wait for the server.
 func (p *Provider) detach(ctx context.Context, id, node string, _ bool) (string, error) {
 	request := fmt.Sprintf("the request to detach volume %s from server %s", id, node)
 	a, err := p.change(ctx, request, id, "detach", schema.VolumeActionDetachVolumeRequest{})
@@ -71,7 +70,7 @@ func (p *Provider) detach(ctx context.Context, id, node string, _ bool) (string,
 	return text(a.ID), nil
 }
 
-// leaving is how long a detach that this process has begun is taken to be under way without asking.
+// leaving is how long a detach is taken to be under way before its state is asked for.
 const leaving = 20 * time.Second
 
 // running is the action of a volume that is under way. There is no more than one, so the first page shows it.
@@ -103,7 +102,7 @@ func (p *Provider) operationState(ctx context.Context, _, id string) (managed.St
 	return managed.Finished, "", nil
 }
 
-// serverOf is the server that an action is about, empty if it does not tell.
+// serverOf returns the server that an action is about, empty if it shows none.
 func serverOf(a *schema.Action) string {
 	for _, r := range a.Resources {
 		if r.Type == "server" {

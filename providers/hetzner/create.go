@@ -10,14 +10,13 @@ import (
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // sizes are those of the API reference ("Create a Volume"), which calls them GB.
 var sizes = providers.Sizes{Cloud: "Hetzner Cloud", Least: 10, Most: 10240}
 
-// create asks for a volume with all its labels, and waits for it. Of nodes that create one name at once, Hetzner lets one have it.
+// create makes a volume with all its labels, and waits for it. If several nodes create one name at once, Hetzner refuses all but one.
 func (p *Provider) create(ctx context.Context, spec providers.Spec, gib int64, _ int) (*volume, error) {
 	zone := spec.Zone
 	if zone == "" {
@@ -47,7 +46,7 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec, gib int64, _
 	return &made.Volume, nil
 }
 
-// await waits for the end of an action, which may be over when its beginning is told.
+// await waits until an action has ended, as it may have already.
 func (p *Provider) await(ctx context.Context, change string, a *schema.Action) error {
 	retry := pace.Backoff{Most: 2 * time.Second}
 	for id, asked := a.ID, false; ; asked = true {
@@ -72,7 +71,7 @@ func (p *Provider) await(ctx context.Context, change string, a *schema.Action) e
 	}
 }
 
-// action asks what has become of an action.
+// action asks for the state of an action.
 func (p *Provider) action(ctx context.Context, id int64) (*schema.Action, error) {
 	answer, err := ask(ctx, p, "the question for action "+text(id), http.MethodGet, "/actions/"+text(id), nil, func(a *schema.ActionGetResponse) bool { return a.Action.ID == id })
 	switch {
@@ -84,7 +83,7 @@ func (p *Provider) action(ctx context.Context, id int64) (*schema.Action, error)
 	return &answer.Action, nil
 }
 
-// taken explains that the name which a volume of ours would have at Hetzner is another's.
+// taken explains why Hetzner refuses the name of a new volume.
 func (p *Provider) taken(ctx context.Context, name string, refusal error) error {
 	all, err := p.list(ctx, "name", p.nameOf(name))
 	switch {
@@ -97,13 +96,4 @@ func (p *Provider) taken(ctx context.Context, name string, refusal error) error 
 		return fmt.Errorf("%w: %q is the name of volume %d by now", providers.ErrInvalid, name, all[0].ID)
 	}
 	return fmt.Errorf("%w: it is volume %d, which is not blockvol's, or whose labels have been changed: rename it, or adopt it by -o volume-id=%d", refusal, all[0].ID, all[0].ID)
-}
-
-// resize enlarges a volume, in use or not.
-func (p *Provider) resize(ctx context.Context, d managed.Disk[*volume], gib int64) error {
-	a, err := p.change(ctx, "the request to enlarge volume "+d.ID, d.ID, "resize", schema.VolumeActionResizeVolumeRequest{Size: int(gib)})
-	if err != nil {
-		return err
-	}
-	return p.await(ctx, "enlarge volume "+d.ID, a)
 }

@@ -1,27 +1,26 @@
-// Package hetzner keeps volumes as Volumes of Hetzner Cloud.
+// Package hetzner is the provider for Volumes of Hetzner Cloud.
 //
 // # What is trusted
 //
-// Hetzner Cloud's API shows what it has accepted: nothing in its reference says that reads lag, and it guards changes made at
-// once by locks (error "locked") and by refusing what is built on an old state ("conflict"). So a read is believed, and none is
-// repeated to be sure. What must not go wrong rests on what the API refuses all the same: an attached volume is not attached
-// again, nor deleted, and of two volumes that would get one name at once, the second is refused. The names are unique in a
-// project, and each volume of ours has one that is made of cluster and name.
+// Reads are believed, and not repeated: the API reference does not say that they lag, and the API guards concurrent changes by locks
+// (error "locked") and by refusing what is based on an old state ("conflict"). Still, where two nodes may act at once, the API's
+// refusal decides. It neither attaches nor deletes an attached volume. Names are unique in a project, and the name of our volumes is
+// made of cluster and name, so two nodes that create one name at once get one volume.
 //
-// A volume shows which server it is attached to, and not whether it is still on its way there or away. That is known of changes
-// that this process began, and asked when a change is refused.
+// A volume shows the server that it is attached to, but not whether an attach or detach is still under way. This process knows that of
+// changes that it made, and asks for the rest when a change is refused.
 //
 // # What it costs
 //
 // A project has 3,600 requests an hour, one more each second. A mount is one read and one attach. An unmount is one detach, with
 // a read right before it, since the request to detach does not name the server, and a read after it, which the driver asks for.
-// Questions for names that come together share a request, up to 50 names. The first attach of a volume costs one more request:
-// it protects the volume from deletion, in the console as by the API, and so it stays until Delete or Forget lift that.
+// Lookups by name at the same time share a request, up to 50 names. The first attach of a volume costs one more request, which
+// protects the volume from deletion in the console and by the API. Delete and Forget remove the protection.
 //
 // # How a volume is known
 //
-// By its labels, see tags.go. Its kernel device has its id for a serial (VPD page 0x80, /dev/disk/by-id/scsi-0HC_Volume_<id>).
-// What Hetzner calls GB are GiB: a volume of 10 has 10,737,418,240 bytes.
+// By its labels, see tags.go. Its device has its id as serial (VPD page 0x80, /dev/disk/by-id/scsi-0HC_Volume_<id>).
+// What Hetzner calls GB is GiB: a volume of 10 GB has 10,737,418,240 bytes.
 package hetzner
 
 import (
@@ -47,7 +46,7 @@ import (
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
-// Config is what a Provider needs to know. Only Cluster and Token have no default.
+// Config has the settings of a Provider. Cluster and Token have no default.
 type Config struct {
 	Cluster   string
 	Token     *secret.Secret
@@ -67,7 +66,7 @@ type Provider struct {
 	metadata metadata.Service
 
 	self      *metadata.Identity
-	protected recent.Map[int64, bool] // volumes: from deletion
+	protected recent.Map[int64, bool] // by id of a volume: whether it is protected from deletion
 }
 
 var (
@@ -75,7 +74,7 @@ var (
 	_ providers.Modifier = (*Provider)(nil)
 )
 
-// New checks the configuration. It calls nobody.
+// New checks the configuration. It makes no request.
 func New(cfg Config) (*Provider, error) {
 	cfg.Endpoint = strings.TrimRight(cmp.Or(cfg.Endpoint, defaultEndpoint), "/")
 	cfg.Metadata = strings.TrimRight(cmp.Or(cfg.Metadata, defaultMetadata), "/")
@@ -114,8 +113,8 @@ func New(cfg Config) (*Provider, error) {
 	return p, nil
 }
 
-// repeatable tells of a POST that does no harm twice. A volume's creation is refused the second time, since the name is taken,
-// and so is an attach. A detach is not among them: carried out late, it would be of whatever server has the volume then.
+// repeatable reports whether a POST can be carried out twice without harm. A second create of a volume is refused, since the name is
+// taken, and so is a second attach. A detach is not repeatable: carried out late, it would take the volume from its next server.
 func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/actions/detach") }
 
 // FromEnv is New with the environment's settings. The node's own name is not used: a server has an id.
@@ -130,7 +129,7 @@ func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger
 	}))
 }
 
-// isID is a number that JSON keeps whole (Hetzner's ids have up to 52 bits).
+// isID matches the numbers that JSON keeps exactly (Hetzner's ids have up to 52 bits).
 var isID = regexp.MustCompile(`^[1-9][0-9]{0,15}$`)
 
 // askMetadata asks the metadata service which server this is.
@@ -167,8 +166,8 @@ const metadataPath = "/hetzner/v1/metadata/"
 
 var zoneAndPark = regexp.MustCompile(`^([a-z]{2,8}[0-9]{0,3})(-dc[0-9]+)?$`)
 
-// askLocation is the location as the metadata service tells it, in the name of the data centre: "fsn1" of "fsn1-dc14". Empty is
-// anything else: the API knows it too.
+// askLocation asks the metadata service for the data centre, and returns its location: "fsn1" for "fsn1-dc14". It returns "" for any
+// other answer, since the API knows the location, too.
 func (p *Provider) askLocation(ctx context.Context) string {
 	answer, err := p.metadata.Get(ctx, p.cfg.Metadata+metadataPath+"availability-zone", nil)
 	if parts := zoneAndPark.FindSubmatch(bytes.TrimSpace(answer)); err == nil && parts != nil {
@@ -186,8 +185,8 @@ func (p *Provider) server(ctx context.Context, id string) (*schema.Server, error
 	return &answer.Server, nil
 }
 
-// status says Stopped for a server that is off. One on its way there may still write, and counts as running; so does one that is
-// moved or set up anew, which runs again by itself.
+// status returns Stopped for a server that is off. A server that is stopping may still write, and counts as running; so does one that
+// is migrated or rebuilt, which starts again by itself.
 func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	s, err := p.server(ctx, node)
 	if err != nil {
@@ -203,7 +202,7 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	return strconv.Quote(sanitize.Clip(s.Status)), life, nil
 }
 
-// number is an id that isID has matched.
+// number converts an id that isID matches.
 func number(id string) int64 {
 	n, _ := strconv.ParseInt(id, 10, 64) // up to 16 digits
 	return n

@@ -33,14 +33,14 @@ const (
 	reserved     = "hetzner.cloud/"   // keys of Hetzner's own
 )
 
-// nameOf is what the volume of that name is called at Hetzner, where it can be seen in the console, and what it is looked up
-// by: it is one for each cluster and name. As no two volumes of a project have the same name, no two are of the same name here.
+// nameOf returns the name at Hetzner of the volume of that name, as the console shows it. It is also what volumes are looked up by.
+// Names are unique in a project, and this one is different for each cluster and name: so one name has one volume.
 func (p *Provider) nameOf(name string) string { return labels.Name(p.cluster, name, mostName) }
 
-// marks are what labels say of a volume.
+// marks is what the labels say about a volume.
 type marks struct {
 	cluster, name, key string
-	owned              bool // somebody's: at least one of these is there, or a part of it
+	owned              bool // some cluster's: at least a part of one of these is there
 	record             providers.Record
 	unreadable         []string // labels, as they begin
 }
@@ -63,7 +63,7 @@ func read(from map[string]string) marks {
 	return b
 }
 
-// cut returns the labels with that prefix, without it.
+// cut returns the labels that have the prefix, without the prefix.
 func cut(from map[string]string, prefix string) map[string]string {
 	found := make(map[string]string)
 	for label, value := range from {
@@ -74,7 +74,7 @@ func cut(from map[string]string, prefix string) map[string]string {
 	return found
 }
 
-// put adds texts to labels, instead of those that are there under their keys, whole or in pieces.
+// put sets texts in labels. It replaces those under the same keys, also incomplete ones.
 func put(to map[string]string, prefix string, texts map[string]string) {
 	for key := range texts {
 		take(to, prefix, key)
@@ -94,7 +94,7 @@ func take(from map[string]string, prefix, key string) {
 	})
 }
 
-// labelsFor are the labels of a volume that becomes this cluster's, those that it has included.
+// labelsFor returns the labels of a volume that becomes this cluster's: those that it has, and ours.
 func (p *Provider) labelsFor(has map[string]string, spec providers.Spec) map[string]string {
 	all := maps.Clone(has)
 	if all == nil {
@@ -106,7 +106,7 @@ func (p *Provider) labelsFor(has map[string]string, spec providers.Spec) map[str
 	return all
 }
 
-// ours is the selector of this cluster's volumes.
+// ours returns the selector of this cluster's volumes.
 func (p *Provider) ours() string {
 	var all []string
 	for label, value := range labels.Pack(map[string]string{labelCluster: p.cluster}, mostLabel) {
@@ -116,8 +116,8 @@ func (p *Provider) ours() string {
 	return strings.Join(all, ",")
 }
 
-// damaged is the error for a volume whose labels somebody has changed. It is not called absent, since it may hold data, nor is
-// an entry of its record, since that may say that it does.
+// damaged returns the error for a volume whose labels somebody has changed. Such a volume is not reported as missing, since it may
+// hold data; nor is an entry of its record, which may say that it does.
 func damaged(v *volume, unreadable []string) error {
 	if len(unreadable) == 0 {
 		return nil
@@ -131,7 +131,7 @@ var (
 	tagWord   = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,61}[a-zA-Z0-9])?$`)
 )
 
-// checkTags refuses tags that cannot be labels, before anything is made.
+// checkTags refuses tags that cannot be labels.
 func checkTags(spec providers.Spec) error {
 	tags := spec.Tags
 	for _, key := range slices.Sorted(maps.Keys(tags)) {

@@ -21,10 +21,10 @@ import (
 
 const gib = providers.GiB
 
-// perPage is the greatest page (API reference, "Pagination").
+// perPage is the largest page (API reference, "Pagination").
 const perPage = 50
 
-// list returns all volumes that one of the API's filters lets through.
+// list returns all volumes that match a filter of the API.
 func (p *Provider) list(ctx context.Context, filter, value string) ([]*volume, error) {
 	asked := time.Now()
 	all, err := rest.Pages("Hetzner Cloud", func(v *volume) int64 { return v.ID }, func(n int) ([]*volume, int, bool, error) {
@@ -51,7 +51,7 @@ func (p *Provider) list(ctx context.Context, filter, value string) ([]*volume, e
 
 func (p *Provider) saw(v *volume, asked time.Time) { p.protected.Put(v.ID, asked, v.Protection.Delete) }
 
-// named looks in the whole project, whatever the location.
+// named looks in all locations of the project.
 func (p *Provider) named(ctx context.Context, names []string) (map[string][]*volume, error) {
 	byKey, keys := make(map[string]string, len(names)), make([]string, len(names))
 	for i, name := range names {
@@ -72,7 +72,7 @@ func (p *Provider) all(ctx context.Context) ([]*volume, error) {
 	return p.list(ctx, "label_selector", p.ours())
 }
 
-// show puts Hetzner's description into the contract's words.
+// show translates Hetzner's description of a volume.
 func (p *Provider) show(from *volume) managed.Disk[*volume] {
 	is := read(from.Labels)
 	d := managed.Disk[*volume]{
@@ -118,7 +118,7 @@ func (p *Provider) remove(ctx context.Context, d managed.Disk[*volume]) error {
 	if err == nil || errors.Is(err, providers.ErrNotFound) || errors.Is(err, providers.ErrBusy) || !isRefusal(err) {
 		return err
 	}
-	// The reference does not say how an attached volume is refused: whatever it was, its holder is the reason.
+	// The reference does not say with which error an attached volume is refused: if it has a holder, that is the reason.
 	if now, look := p.get(ctx, d.ID); look == nil && now.Server != nil {
 		_ = p.protect(ctx, d.ID, true) // it is in use after all; the next attach sees to it, if this does not
 		return &providers.HeldError{Volume: d.ID, Node: text(*now.Server)}
@@ -155,7 +155,7 @@ func (p *Provider) removeOnce(ctx context.Context, id string) error {
 	return nil
 }
 
-// protect protects the volume from deletion, or lifts that.
+// protect protects the volume from deletion, or removes the protection.
 func (p *Provider) protect(ctx context.Context, id string, on bool) error {
 	request := "the request to protect volume " + id + " from deletion"
 	if !on {
@@ -172,9 +172,9 @@ func (p *Provider) protect(ctx context.Context, id string, on bool) error {
 	return nil
 }
 
-// claim gives an existing volume labels and name of one of ours. By its name it is told from any other that becomes this
-// cluster's under the same name in that moment: Hetzner lets one have it. Two nodes that adopt one disk at once, under two
-// names or for two clusters, may both succeed: then it is what the last one has made of it, and not there for the other.
+// claim gives an existing volume the labels and the name of one of ours. If another volume gets the same name at that moment, Hetzner
+// refuses one of them. Two nodes that adopt one disk at once, under two names or for two clusters, may both succeed: then the last
+// one counts, and the other finds no volume.
 func (p *Provider) claim(ctx context.Context, d managed.Disk[*volume], spec providers.Spec) (*volume, error) {
 	all := p.labelsFor(d.Native.Labels, spec)
 	if maps.Equal(all, d.Native.Labels) {
@@ -187,8 +187,8 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[*volume], spec prov
 	return now, err
 }
 
-// release takes cluster and name from the labels, and makes way for another volume of that name at Hetzner. The protection is
-// lifted first: whatever ends this process in between, the next call carries on.
+// release removes cluster and name from the labels, and renames the volume, so that another can have its name at Hetzner. It removes
+// the protection first: if this process ends in between, the next call continues.
 func (p *Provider) release(ctx context.Context, d managed.Disk[*volume]) error {
 	if d.Native.Protection.Delete {
 		if err := p.protect(ctx, d.ID, false); err != nil {
@@ -203,7 +203,7 @@ func (p *Provider) release(ctx context.Context, d managed.Disk[*volume]) error {
 	return err
 }
 
-// forgotten is what a volume is called that is nobody's: its name, and its id in place of the digest.
+// forgotten returns the name of a forgotten volume: its name, with its id in place of the digest.
 func forgotten(v *volume) string {
 	id := text(v.ID)
 	shown, _, _ := strings.Cut(v.Name, "-"+id)

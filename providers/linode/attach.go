@@ -11,7 +11,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// attach asks for the volume for as long as the Linode runs, see the package's comment.
+// attach asks for the volume to be attached until the Linode shuts down, see the package comment.
 func (p *Provider) attach(ctx context.Context, id, node string) (string, error) {
 	persist, n, self := false, number(id), number(node)
 	_, err := call(ctx, p, "the request to attach volume "+id, func(ctx context.Context) (*sdk.Volume, error) {
@@ -20,30 +20,29 @@ func (p *Provider) attach(ctx context.Context, id, node string) (string, error) 
 	return "", err
 }
 
-// detach asks for the volume to be detached. The node holds it, as was seen right before.
+// detach asks for the volume to be detached. A read right before has shown that the node holds it.
 //
-// The request does not say from which Linode. So there is a moment, between the look and the request's arrival, in which somebody
-// else could detach the volume from that node and attach it to another, from which this takes it then. To keep it short the
-// request is sent once and soon after the look, or not at all: what has to wait, since the Linode is busy or the account asks
-// too much, looks again; and none is sent while one that Linode has taken is under way. The driver alone detaches from its own
-// node, once at a time; so what remains takes two nodes that take over from a third within the same moment, or hands in the
-// console.
+// The request does not name the Linode. So between the read and the request's arrival, somebody else could detach the volume and attach
+// it to another node, from which this request would take it. To keep that time short, the request is sent once, within a second of
+// the read, or not at all: if it has to wait, since the Linode is busy or the account is throttled, the holder is read again; and none
+// is sent while an accepted detach is under way. Only a node's own driver detaches from it, one volume at a time. So what remains
+// takes two nodes that take over from a third at the same moment, or somebody at the console.
 //
-// Linode has no force: its detach does not wait for the machine.
+// There is no force: Linode's detach does not wait for the machine.
 func (p *Provider) detach(ctx context.Context, id, node string, _ bool) (string, error) {
 	return "", p.do(onceSoon(ctx), fmt.Sprintf("the request to detach volume %s from Linode %s", id, node), func(ctx context.Context) error {
 		return p.api.DetachVolume(ctx, number(id))
 	})
 }
 
-// leaving is how long a detach that was asked for is believed to be under way while the volume is shown attached. It takes
-// seconds, as a rule; one that takes longer has failed, and can be asked for again.
+// leaving is how long a detach is taken to be under way while the volume is shown as attached. It usually takes seconds. One that
+// takes longer has failed, and is asked for again.
 const leaving = time.Minute
 
-// soon is how long after a look at who holds a volume a detach may be sent.
+// soon is how long after the holder was read a detach may be sent.
 const soon = time.Second
 
-// permit is what lets a request go out, once.
+// permit allows one request.
 type permit struct {
 	until time.Time
 	used  bool
@@ -51,15 +50,15 @@ type permit struct {
 
 type permitKey struct{}
 
-// onceSoon lets the request that is made with the context go out once, and soon.
+// onceSoon returns a context whose request is sent once, and soon, or not at all.
 func onceSoon(ctx context.Context) context.Context {
 	return context.WithValue(ctx, permitKey{}, &permit{until: time.Now().Add(soon)})
 }
 
-// errLookAgain is of a request that was not sent.
+// errLookAgain is for a request that was not sent.
 var errLookAgain = fmt.Errorf("%w: the request had to wait too long", providers.ErrBusy)
 
-// permitted tells whether a request may be sent now: what needs a permit goes with one only.
+// permitted refuses a request whose permit is used or has expired.
 func permitted(r *http.Request) error {
 	if may, needed := r.Context().Value(permitKey{}).(*permit); needed {
 		if may.used || time.Now().After(may.until) {

@@ -16,14 +16,14 @@ import (
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
-// sizes are those that Linode sells ("Block Storage", limits).
+// sizes are the sizes that Linode sells ("Block Storage", limits).
 var sizes = providers.Sizes{Cloud: "Linode", Least: 10, Most: 16384}
 
 // maxTurns bounds the search for a label that is free.
 const maxTurns = 100
 
-// order puts the specification into Linode's words. A volume comes into being with its label and all its tags in one request, so
-// there is none without a name.
+// order translates a specification into a request. One request makes the volume with its label and all its tags, so there is no
+// volume without a name.
 func (p *Provider) order(ctx context.Context, spec providers.Spec, gib int64, turn int) (sdk.VolumeCreateOptions, error) {
 	own, err := operatorTags(spec.Tags)
 	order := sdk.VolumeCreateOptions{
@@ -75,9 +75,9 @@ func (p *Provider) taken(_ context.Context, name string, _ error) error {
 		providers.ErrInvalid, p.label(name, 0), maxTurns-1)
 }
 
-// undo deletes a volume that this process has made a moment ago and that Linode has made without the tags of a volume of this
-// cluster. So no node can find it by its name or attach it by its id, and it is blank. Otherwise each further Create would leave
-// another one under the next label. One that somebody has given tags or attached since is left as it is.
+// undo deletes a volume that this process has just made, if Linode has made it without the tags of this cluster. It is blank, and no
+// node can find it by its name or attach it by its id. Without this, each further Create would leave another volume under the next
+// label. undo leaves a volume that somebody has tagged or attached since.
 func (p *Provider) undo(ctx context.Context, made *sdk.Volume) error {
 	err := fmt.Errorf("volume %d was made without all of its tags: see whether the token's user may have tags", made.ID)
 	now, lookErr := p.Get(ctx, strconv.Itoa(made.ID))
@@ -92,10 +92,10 @@ func (p *Provider) undo(ctx context.Context, made *sdk.Volume) error {
 	return errors.Join(fmt.Errorf("%w, and delete this one, which is empty (linode-cli volumes delete %d)", err, made.ID), lookErr)
 }
 
-// winner returns the one volume of the name after this process has made one. If labels of different turns were free for two
-// nodes at the same moment, because a forgotten disk was deleted in between, there are two. As both nodes look after they have
-// made theirs, at least the later one sees both; the maker of the younger one takes the name off it, and leaves the disk to the
-// operator: it is not deleted, since by now somebody may have been given it.
+// winner returns the one volume of the name after this process has made one. Two nodes may have made two, if a forgotten disk was
+// deleted at that moment and its label was free for the second node only. Each node looks after it has made its volume, so at least
+// the later one sees both. The older volume has the name; the maker of the younger one forgets it. It does not delete it, since
+// another node may use it by now.
 func (p *Provider) winner(ctx context.Context, made int, name string) (sdk.Volume, error) {
 	isMade := func(v sdk.Volume) bool { return v.ID == made }
 	retry, begin := pace.Backoff{Most: time.Second}, time.Now()
@@ -106,7 +106,7 @@ func (p *Provider) winner(ctx context.Context, made int, name string) (sdk.Volum
 		switch {
 		case err != nil:
 			return sdk.Volume{}, err
-		case !shown && asked.Sub(begin) < managed.Lag: // the answer may be of a time before
+		case !shown && asked.Sub(begin) < managed.Lag: // the answer may be stale
 			if err := retry.Wait(ctx); err != nil {
 				return sdk.Volume{}, err
 			}

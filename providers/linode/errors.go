@@ -15,19 +15,19 @@ import (
 	"github.com/blockvol/blockvol/providers/managed"
 )
 
-// errNotLinodes is of an answer that is of another service or page.
+// errNotLinodes is for an answer that is another service's, or a page.
 var errNotLinodes = errors.New("it is not of Linode's form")
 
-// repeatable tells of requests that do no harm twice although they are POSTs: a second one is refused, since the label is taken,
-// the volume attached, or as large. Only a detach that comes late could take the volume from its next holder.
+// repeatable reports whether a POST can be carried out twice without harm. A second one is refused, since the label is taken, the
+// volume attached, or its size reached. Only a late detach could take the volume from its next holder.
 func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/detach") }
 
-// outcome is what became of a request. The SDK keeps of an error no more than its text, and takes an error of an unknown form
+// outcome is the result of a request. It exists because the SDK keeps only the text of an error, and takes an error of unknown form
 // for a success.
 type outcome struct {
 	status  int
-	reasons []reason // of a refusal
-	err     error    // there was no answer of Linode's
+	reasons []reason // why it was refused
+	err     error    // why there is no answer of Linode's
 }
 
 type reason struct {
@@ -37,7 +37,7 @@ type reason struct {
 
 type outcomeKey struct{}
 
-// witness writes down what became of a request, for the call that it belongs to, and lets no answer pass that is not Linode's.
+// witness is a transport that stores the outcome of a request in its context, and turns an answer that is not Linode's into an error.
 type witness struct{ *http.Client }
 
 // RoundTrip implements http.RoundTripper.
@@ -61,7 +61,7 @@ func (w witness) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, nil
 }
 
-// read checks that the answer is of Linode's form, and leaves it to be read again.
+// read checks that the answer has Linode's form. The body can be read again.
 func (o *outcome) read(answer *http.Response) error {
 	body, err := io.ReadAll(answer.Body)
 	if err != nil {
@@ -90,7 +90,8 @@ func (o *outcome) read(answer *http.Response) error {
 	return nil
 }
 
-// call makes one request. The action says what it is, as a noun; an answer that is not so is none of Linode's to this.
+// call makes one request. action is what is sent, as a noun: "the request to attach volume 12". An answer that is not what was asked
+// for, as is tells, counts as none.
 func call[T any](ctx context.Context, p *Provider, action string, ask func(context.Context) (T, error), is func(T) bool) (T, error) {
 	var o outcome
 	answer, err := ask(context.WithValue(ctx, outcomeKey{}, &o))
@@ -112,14 +113,13 @@ func call[T any](ctx context.Context, p *Provider, action string, ask func(conte
 	return none, p.translate(action, o)
 }
 
-// do is call for what is answered with nothing.
+// do is call for answers without content.
 func (p *Provider) do(ctx context.Context, action string, ask func(context.Context) error) error {
 	_, err := call(ctx, p, action, func(ctx context.Context) (struct{}, error) { return struct{}{}, ask(ctx) }, func(struct{}) bool { return true })
 	return err
 }
 
-// translate puts a refusal into the contract's words. Linode has no codes for refusals, so that what it says must do; what is
-// not known here stands in the error as Linode said it.
+// translate translates a refusal. Linode has no error codes, so this looks for words in its text; the error always has the text.
 func (p *Provider) translate(action string, o outcome) error {
 	said, plain := make([]string, len(o.reasons)), true // plain: it is about no field of the request
 	for i, r := range o.reasons {

@@ -1,31 +1,30 @@
-// Package linode keeps volumes as Block Storage volumes of Linode (Akamai Cloud).
+// Package linode is the provider for Block Storage volumes of Linode (Akamai Cloud).
 //
 // # What is trusted
 //
-// The API answers from one database: no reference or client of Linode's knows of a read that is older than a write which was
-// answered, so a read is the truth of its moment. What must not go wrong when two nodes act at once rests on what Linode
-// refuses: two volumes cannot have one label, so two nodes that create one name at once get one volume (see label); and a
-// volume that has a Linode is attached to no other. Only a detach does not say from which Linode, so who holds the volume is
-// read right before; see detach for what remains possible.
+// Reads are believed: no reference or client of Linode's knows of a read that is older than a write with an answer. Where two nodes may
+// act at once, Linode's refusal decides. Labels are unique, so two nodes that create one name at once get one volume (see label). A
+// volume that has a Linode is attached to no other. A detach does not name the Linode, so the holder is read right before; see detach
+// for the case that remains.
 //
-// The API shows no attachment on its way: a volume has its Linode from the moment it is asked for, before the device is there,
-// and keeps it until the device is gone. So this process remembers what it has asked to be detached.
+// The API does not show an attach or a detach that is under way: a volume has its Linode from the request to attach, before the
+// device is there, until the device is gone. So this process remembers the detaches that it has asked for.
 //
 // # What it costs
 //
 // A mount is one GET of a list and one POST that attaches, an unmount one GET of the volume and one POST that detaches, besides
 // what the driver asks to be sure; a mark is a GET and a PUT. Lookups by name that come together share one list. "Linode busy."
-// is waited out by one caller per node (package queue), being asked to slow down by one caller at a time (rest.Client).
+// is waited out by one caller per node (package queue), throttling by one caller at a time (rest.Client).
 //
 // # How a volume is known
 //
-// By its tags: see tags.go. Its label is its device's serial and is never changed, whatever becomes of its name.
+// By its tags: see tags.go. Its label is its device's serial. It never changes, even if the volume gets another name.
 //
 // # Attachments end with the boot
 //
-// Volumes are attached with persist_across_boots=false: otherwise they would take places of the Linode's configuration
-// profile, which has 8 with the system's disks. Such an attachment ends when the Linode is shut down or rebooted, so after a boot
-// a node holds nothing, and the next mount attaches again, here or elsewhere.
+// Volumes are attached with persist_across_boots=false: otherwise they would use slots of the Linode's configuration profile, which
+// has 8 together with the system's disks. Such an attachment ends when the Linode shuts down or reboots. So after a boot a node holds
+// no volume, and the next mount attaches it again, on any node.
 package linode
 
 import (
@@ -48,7 +47,7 @@ import (
 	"github.com/blockvol/blockvol/providers/secret"
 )
 
-// Config is what a Provider needs to know. Cluster and Token have no default.
+// Config has the settings of a Provider. Cluster and Token have no default.
 type Config struct {
 	Cluster  string
 	Token    *secret.Secret
@@ -57,7 +56,7 @@ type Config struct {
 	API      string // URL
 	Metadata string // URL of the metadata service
 
-	Transport http.RoundTripper // to the API and to the metadata service; nil is a way of their own to each
+	Transport http.RoundTripper // for the API and the metadata service; nil is the default of each
 	Log       logrus.FieldLogger
 	Observe   providers.Observer // told of each request; may be nil
 }
@@ -78,7 +77,7 @@ var (
 	_ providers.Modifier = (*Provider)(nil)
 )
 
-// New checks the configuration. It calls nobody.
+// New checks the configuration. It makes no request.
 func New(cfg Config) (*Provider, error) {
 	cfg.API, cfg.Metadata = cmp.Or(cfg.API, defaultAPI), cmp.Or(cfg.Metadata, defaultMetadata)
 	if cfg.Cluster == "" {
@@ -158,7 +157,7 @@ func (p *Provider) locate(ctx context.Context, node providers.Node) (providers.N
 	return node, nil
 }
 
-// metadata asks the metadata service, which wants a token of its own first.
+// metadata asks the metadata service, which requires a token of its own.
 func (p *Provider) metadata(ctx context.Context) (providers.Node, error) {
 	service := metadata.Service{Cloud: "Linode", Setting: "LINODE_INSTANCE_ID"}
 	if p.cfg.Transport != nil {
@@ -196,9 +195,9 @@ func (p *Provider) instance(ctx context.Context, id string) (*sdk.Instance, erro
 	}, func(i *sdk.Instance) bool { return i.ID == n })
 }
 
-// status says Stopped for a Linode that is "offline". One on its way there counts as running; so does one that is migrated, cloned
-// or restored, which may be done while it runs. "stopped" (Linode's own maintenance) and "billing_suspension" are no evidence, since
-// nothing says that the machine is off then.
+// status returns Stopped for a Linode that is "offline". One that is shutting down counts as running; so does one that is migrated,
+// cloned or restored, which is possible while it runs. "stopped" (Linode's own maintenance) and "billing_suspension" are no evidence,
+// since nothing says that the machine is off then.
 func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	i, err := p.instance(ctx, node)
 	if err != nil {
@@ -215,13 +214,13 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	return strconv.Quote(p.rest.Clean(string(i.Status))), life, nil
 }
 
-// isID tells whether a text is an id of Linode's.
+// isID reports whether a text is an id of Linode's.
 func isID(id string) bool {
 	n, err := strconv.Atoi(id)
 	return err == nil && n > 0 && strconv.Itoa(n) == id
 }
 
-// number is an id that isID has accepted.
+// number converts an id that isID accepts.
 func number(id string) int {
 	n, _ := strconv.Atoi(id)
 	return n

@@ -11,9 +11,9 @@ import (
 	"github.com/blockvol/blockvol/providers/labels"
 )
 
-// What a volume is stands in its tags, a set of texts of 3 to 50 characters whose case may not matter. The reference knows no
-// greatest number of them; a name of 255 bytes takes 12, an entry of the record of 255 bytes up to 20. A PUT replaces them all at
-// once, so they are never there in part.
+// The marks of a volume are in its tags, a set of texts of 3 to 50 characters whose case may not matter. The reference has no limit
+// for their number; a name of 255 bytes takes 12, an entry of the record of 255 bytes up to 20. A PUT replaces all at once, so they
+// are never incomplete.
 const (
 	markPrefix   = "bv:"  // cluster, name and key
 	recordPrefix = "bvr:" // the record's entries
@@ -22,7 +22,7 @@ const (
 
 	textCluster = "cluster" // CLUSTER
 	textName    = "name"    // Docker's name, exact
-	textKey     = "key"     // what volumes are looked up by: a digest of cluster and name
+	textKey     = "key"     // for lookups: a digest of cluster and name
 )
 
 // keyOf is the lookup key of a name.
@@ -30,7 +30,7 @@ func (p *Provider) keyOf(name string) string { return labels.Digest(p.cluster, n
 
 func keyTag(digest string) string { return markPrefix + textKey + ":" + digest }
 
-// clusterTag is a tag that all volumes of the cluster have, and perhaps others: the first piece of its name.
+// clusterTag is a tag that all volumes of the cluster have, and perhaps others: the first piece of the cluster's name.
 func (p *Provider) clusterTag() string {
 	return labels.PackTags(markPrefix, map[string]string{textCluster: p.cluster}, mostTag)[0]
 }
@@ -42,10 +42,10 @@ func (p *Provider) marks(name string) []string {
 
 func recordTags(rec providers.Record) []string { return labels.PackTags(recordPrefix, rec, mostTag) }
 
-// identity is whose a volume is, by its tags.
+// identity is what the tags say about the owner of a volume.
 type identity struct {
 	cluster, name string // empty unless the marks are whole
-	marked        bool   // it has a cluster's marks, or what is left of them
+	marked        bool   // it has at least some of a cluster's marks
 	whole         bool   // its marks can be read, and belong together
 }
 
@@ -59,7 +59,7 @@ func (p *Provider) identity(tags []string) identity {
 	return identity{cluster, name, marked, true}
 }
 
-// recordOf takes the record out of the tags.
+// recordOf reads the record from the tags.
 func recordOf(tags []string) (providers.Record, error) {
 	rec, unreadable := labels.UnpackTags(recordPrefix, tags)
 	if len(unreadable) > 0 {
@@ -68,7 +68,7 @@ func recordOf(tags []string) (providers.Record, error) {
 	return rec, nil
 }
 
-// without is the tags but those that begin with a prefix.
+// without returns the tags that do not begin with the prefix.
 func without(tags []string, prefix string) []string {
 	return slices.DeleteFunc(slices.Clone(tags), func(tag string) bool { return strings.HasPrefix(strings.ToLower(tag), prefix) })
 }
@@ -91,7 +91,7 @@ func checkTags(spec providers.Spec) error {
 	return err
 }
 
-// operatorTags are the operator's own: "key:value", or the key alone.
+// operatorTags returns the operator's own tags: "key:value", or the key alone.
 func operatorTags(tags map[string]string) ([]string, error) {
 	var list []string
 	for _, key := range slices.Sorted(maps.Keys(tags)) {
@@ -112,9 +112,8 @@ func operatorTags(tags map[string]string) ([]string, error) {
 	return list, nil
 }
 
-// label is what the volume of a name is called in the account, and its device's serial: at the first turn a digest of the
-// name. That label may be taken by a disk that was forgotten, which keeps it, or by one that is still being deleted; then the
-// next turn's is tried, by every node alike.
+// label returns the label of the volume of that name, which is also its device's serial. A forgotten disk, or one that is being
+// deleted, may have the label of the first turn; then every node tries that of the next turn.
 func (p *Provider) label(name string, turn int) string {
 	return labels.NameAt(turn, p.cluster, name, mostLabel)
 }

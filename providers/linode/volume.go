@@ -24,7 +24,7 @@ const (
 	maxAlternatives = 50 // names in one filter, which is a header
 )
 
-// list returns all volumes of the account, in any region, that meet a filter ("Filtering and sorting"), the oldest first.
+// list returns all volumes of the account, in any region, that match a filter ("Filtering and sorting"), the oldest first.
 func (p *Provider) list(ctx context.Context, filter map[string]any) ([]sdk.Volume, error) {
 	text, err := json.Marshal(filter)
 	if err != nil {
@@ -44,7 +44,7 @@ func (p *Provider) list(ctx context.Context, filter map[string]any) ([]sdk.Volum
 	return all, err
 }
 
-// named looks volumes up by a digest of their names, in all regions.
+// named looks volumes up by the digests of their names, in all regions.
 func (p *Provider) named(ctx context.Context, names []string) (map[string][]sdk.Volume, error) {
 	alternatives := make([]map[string]any, len(names))
 	for i, name := range names {
@@ -71,7 +71,7 @@ func (p *Provider) all(ctx context.Context) ([]sdk.Volume, error) {
 	return p.list(ctx, map[string]any{"tags": p.clusterTag()})
 }
 
-// get asks Linode for a volume by its id, whoever it belongs to.
+// get returns a volume by its id, whoever it belongs to.
 func (p *Provider) get(ctx context.Context, id string) (sdk.Volume, error) {
 	n := number(id)
 	v, err := call(ctx, p, "the question for volume "+id, func(ctx context.Context) (*sdk.Volume, error) {
@@ -83,7 +83,7 @@ func (p *Provider) get(ctx context.Context, id string) (sdk.Volume, error) {
 	return *v, nil
 }
 
-// show puts Linode's description of a volume into the contract's words.
+// show translates Linode's description of a volume.
 func (p *Provider) show(from sdk.Volume) managed.Disk[sdk.Volume] {
 	is := p.identity(from.Tags)
 	rec, damaged := recordOf(from.Tags)
@@ -113,13 +113,12 @@ func (p *Provider) show(from sdk.Volume) managed.Disk[sdk.Volume] {
 	return d
 }
 
-// retag replaces a volume's tags, and makes sure that they are stored. The volume is as Linode's answer shows it.
+// retag replaces a volume's tags, checks that they are stored, and returns the volume as the answer shows it.
 //
-// Linode has no way to change some tags only, nor to change them only if they are as they were. In this process changes of a
-// volume come one after another; but if two nodes change the tags of one volume at the same moment, what the first wrote may be
-// gone after the second, and a write that is repeated because its answer did not come may undo one that came in between. Both
-// are told of success. The driver marks a volume on the node that holds it, so two nodes do so only where a volume is marked,
-// adopted or forgotten by hand on one and by another process at once.
+// Linode can neither change single tags, nor make a change conditional on the tags before it. In this process changes of a volume run
+// one after another. But if two nodes change the tags of one volume at the same moment, the second may overwrite the first, and a
+// write that is repeated after a lost answer may undo one in between; both report success. The driver marks a volume on the node that
+// holds it. So that needs a mark, adopt or forget by hand on one node, while another changes the volume.
 func (p *Provider) retag(ctx context.Context, v sdk.Volume, tags []string) (sdk.Volume, error) {
 	if sameTags(tags, v.Tags) {
 		return v, nil
@@ -170,10 +169,4 @@ func (p *Provider) release(ctx context.Context, d managed.Disk[sdk.Volume]) erro
 
 func (p *Provider) destroy(ctx context.Context, d managed.Disk[sdk.Volume]) error {
 	return p.do(ctx, "the request to delete volume "+d.ID, func(ctx context.Context) error { return p.api.DeleteVolume(ctx, d.Native.ID) })
-}
-
-// resize asks once. Linode would take a volume in use as well, but the device of an attached volume keeps its size until it is
-// attached anew: see managed.Cloud.ResizeDetached.
-func (p *Provider) resize(ctx context.Context, d managed.Disk[sdk.Volume], gib int64) error {
-	return p.do(ctx, "the request to resize volume "+d.ID, func(ctx context.Context) error { return p.api.ResizeVolume(ctx, d.Native.ID, int(gib)) })
 }
