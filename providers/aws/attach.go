@@ -8,81 +8,73 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/managed"
 )
 
-// attach asks for the volume under a device name that is free on the instance. The name serves EC2 alone; on Nitro instances the
-// kernel chooses its own.
+// attach attaches the volume under a free device name. Only EC2 uses that name: on Nitro instances the kernel chooses its own.
 func (p *Provider) attach(ctx context.Context, id, node string) (string, error) {
 	slots := p.slotsOf(node)
 	for {
-		device, err := p.takeSlot(ctx, slots, node, id)
+		device, err := p.reserveSlot(ctx, slots, node, id)
 		if err != nil {
 			return "", err
 		}
-		_, err = alter(ctx, p, id, "AttachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.AttachVolumeOutput, error) {
-			return api.AttachVolume(ctx, &ec2.AttachVolumeInput{VolumeId: &id, InstanceId: &node, Device: &device})
-		})
+		_, err = alter(ctx, p, id, (*ec2.Client).AttachVolume, &ec2.AttachVolumeInput{VolumeId: &id, InstanceId: &node, Device: &device})
 		switch {
 		case err == nil:
 			return "", nil
 		case errors.Is(err, errDeviceTaken):
-			slots.putOff(device) // something that this process does not know of has it
+			slots.refused(device)
 			continue
 		case errors.Is(err, providers.ErrUnavailable) || ctx.Err() != nil:
-			// It may have taken effect. The name stays taken until EC2 is seen to say otherwise.
-			slots.stale()
+			// The request may have taken effect, so the name stays reserved until EC2 shows that it is free.
+			slots.outdate()
 			return "", err
 		}
-		slots.free(id)
+		slots.release(id)
 		switch {
 		case errors.Is(err, errWrongState):
-			return "", fmt.Errorf("%w: %w", errInUse, err)
+			return "", fmt.Errorf("%w: %w", managed.ErrAttached, err)
 		case errors.Is(err, providers.ErrAttachLimit):
-			slots.stale()
+			slots.outdate()
 		}
 		return "", err
 	}
 }
 
-// detach asks for the volume to be detached from that instance and from no other. Force is the last resort, see needsForce.
+// detach detaches the volume from that instance and from no other.
 func (p *Provider) detach(ctx context.Context, id, node string, force bool) (string, error) {
-	var err error
+	in := &ec2.DetachVolumeInput{VolumeId: &id, InstanceId: &node}
 	if force {
-		if force, err = p.needsForce(ctx, id, node); err != nil {
+		needed, err := p.needsForce(ctx, id, node)
+		if err != nil {
 			return "", err
 		}
+		in.Force = &needed
 	}
-	_, err = alter(ctx, p, id, "DetachVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DetachVolumeOutput, error) {
-		in := &ec2.DetachVolumeInput{VolumeId: &id, InstanceId: &node}
-		if force {
-			in.Force = &force
-		}
-		return api.DetachVolume(ctx, in)
-	})
+	_, err := alter(ctx, p, id, (*ec2.Client).DetachVolume, in)
 	switch {
 	case errors.Is(err, errWrongState), errors.Is(err, errNotAttached), errors.Is(err, providers.ErrNotFound):
-		// It is detached, or on its way.
+		// It is detached or being detached.
 	case errors.Is(err, errNoInstance):
-		// An instance that EC2 does not know holds nothing, unless a read says otherwise.
-		if d, lookErr := p.GetOurs(ctx, id); !errors.Is(lookErr, providers.ErrNotFound) && (lookErr != nil || d.HeldBy(node)) {
+		// An instance that EC2 does not know holds nothing, unless a read shows that it does.
+		if d, readErr := p.GetOurs(ctx, id); !errors.Is(readErr, providers.ErrNotFound) && (readErr != nil || d.HeldBy(node)) {
 			return "", err
 		}
 	case err != nil:
 		return "", err
 	}
-	p.slotsOf(node).free(id)
+	p.slotsOf(node).release(id)
 	return "", nil
 }
 
-// needsForce tells whether a detach of the volume from the instance is under way already, and does not end. Otherwise a plain
-// one comes first: it is enough for an instance that is stopped, where no guest has to let go; and as EC2's word that it is
-// may be old, one that has been started since keeps what it has mounted, where a plain detach ends as "busy".
+// needsForce returns true if a detach of the volume from the instance is in progress. Before that, a detach without force is
+// enough: the kernel of a stopped instance does not have to release the disk. And if the instance has been started again in the
+// meantime, a detach without force does not take a mounted disk from it: EC2 shows the attachment as busy.
 func (p *Provider) needsForce(ctx context.Context, id, node string) (bool, error) {
 	d, err := p.GetOurs(ctx, id)
 	if errors.Is(err, providers.ErrNotFound) {
 		return false, nil
-	} else if err != nil {
-		return false, err
 	}
-	return d.HeldBy(node) && d.Attachment.State == providers.Detaching, nil
+	return err == nil && d.HeldBy(node) && d.Attachment.State == providers.Detaching, err
 }

@@ -15,14 +15,14 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 )
 
-// byHand does what an operator or another tool does with the API.
+// byHand calls the API as an operator or another tool.
 func (w *world) byHand(do func(*cloud.Request) error) {
 	w.t.Helper()
 	_, err := w.cloud.Do(w.t.Context(), cloud.Call{Action: "ByHand", Aside: true}, do)
 	require.NoError(w.t, err)
 }
 
-// foreign attaches a disk that is none of ours.
+// foreign attaches a disk that is not ours.
 func (w *world) foreign(instance, device string) (id string) {
 	w.t.Helper()
 	w.byHand(func(r *cloud.Request) error {
@@ -39,7 +39,7 @@ func (w *world) foreign(instance, device string) (id string) {
 	return id
 }
 
-func TestADeviceNameThatSomethingElseHasIsLeftAlone(t *testing.T) {
+func TestATakenDeviceNameIsSkipped(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		node := w.nodeOf(cloud.Instance{Type: "m5.large", Zone: region + "a", RootDevice: deviceNames[0]})
 		w.foreign(node, deviceNames[1])
@@ -55,7 +55,7 @@ func TestADeviceNameThatSomethingElseHasIsLeftAlone(t *testing.T) {
 	})
 }
 
-func TestManyAttachesAtOnceHaveNamesOfTheirOwn(t *testing.T) {
+func TestConcurrentAttachesUseDifferentDeviceNames(t *testing.T) {
 	for _, lag := range []time.Duration{0, 5 * time.Second} {
 		inWorld(t, cloud.Config{Latency: 50 * time.Millisecond, Times: slow, Lag: lag}, func(t *testing.T, w *world) {
 			node := w.nodeOf(cloud.Instance{Type: "m7i.48xlarge", Zone: region + "a"})
@@ -75,13 +75,13 @@ func TestManyAttachesAtOnceHaveNamesOfTheirOwn(t *testing.T) {
 				names[w.device(v.ID)] = true
 			}
 			assert.Len(t, names, len(volumes))
-			assert.Equal(t, len(volumes), w.cloud.Calls()["AttachVolume"], "none is tried twice")
+			assert.Equal(t, len(volumes), w.cloud.Calls()["AttachVolume"], "no attach is repeated")
 			assert.Equal(t, 1, w.cloud.Calls()["DescribeInstances"])
 		})
 	}
 }
 
-func TestNamesAreUsedAgain(t *testing.T) {
+func TestDeviceNamesAreReused(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Detach: time.Second}, Lag: 2 * time.Second}, func(t *testing.T, w *world) {
 		node := w.node("a")
 		p := w.on(node)
@@ -105,7 +105,7 @@ func TestNamesAreUsedAgain(t *testing.T) {
 	})
 }
 
-func TestAFullNodeSaysSo(t *testing.T) {
+func TestAFullInstanceReportsItsLimit(t *testing.T) {
 	for _, full := range []struct {
 		kind       string
 		interfaces int
@@ -142,7 +142,7 @@ func TestAFullNodeSaysSo(t *testing.T) {
 	}
 }
 
-func TestAnInstanceThatShowsNoSerialsIsRefused(t *testing.T) {
+func TestXenInstancesAreRefused(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.nodeOf(cloud.Instance{Type: "t2.micro", Zone: region + "a"}))
 		v := w.create(p, "db")
@@ -153,7 +153,7 @@ func TestAnInstanceThatShowsNoSerialsIsRefused(t *testing.T) {
 	})
 }
 
-func TestAHeldVolumeStaysWhereItIs(t *testing.T) {
+func TestAttachDoesNotTakeAHeldVolume(t *testing.T) {
 	for _, lag := range []time.Duration{0, 5 * time.Second} {
 		inWorld(t, cloud.Config{Lag: lag, Times: slow}, func(t *testing.T, w *world) {
 			one, two := w.node("a"), w.node("a")
@@ -181,8 +181,8 @@ func TestAHeldVolumeStaysWhereItIs(t *testing.T) {
 	}
 }
 
-// What this node gave up a moment ago a read may still show here, while another node has it.
-func TestAnAttachIsNoSuccessForWhatAReadFromBeforeShows(t *testing.T) {
+// A read may show a volume on this node that was just detached and is attached to another node by now.
+func TestAttachDoesNotTrustAnOldRead(t *testing.T) {
 	for seed := range uint64(10) {
 		inWorld(t, cloud.Config{Lag: 5 * time.Second, Seed: seed}, func(t *testing.T, w *world) {
 			one, two := w.node("a"), w.node("a")
@@ -203,7 +203,7 @@ func TestAnAttachIsNoSuccessForWhatAReadFromBeforeShows(t *testing.T) {
 	}
 }
 
-func TestAnAttachThatNeverEndsCanBeCalledOff(t *testing.T) {
+func TestAnAttachThatNeverCompletesCanBeDetached(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		node := w.node("a")
 		p := w.on(node)
@@ -214,14 +214,14 @@ func TestAnAttachThatNeverEndsCanBeCalledOff(t *testing.T) {
 		found, err := p.Find(t.Context(), "db")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Attaching}, found.Attachment)
-		require.NoError(t, providertest.Attach(t.Context(), p, v.ID), "it is on its way")
+		require.NoError(t, providertest.Attach(t.Context(), p, v.ID), "it is being attached")
 		w.detach(p, v, node)
 		w.attach(p, v)
 		w.detach(p, v, node)
 	})
 }
 
-// stubborn is a kernel that does not let go.
+// stubborn is a kernel that does not release its disks.
 type stubborn struct{ lets bool }
 
 func (s *stubborn) CreateDisk(string, int64, string) error { return nil }
@@ -237,7 +237,7 @@ func (s *stubborn) Detach(_, _ string, force bool) error {
 	return cloud.ErrDeviceBusy
 }
 
-func TestADiskThatItsKernelDoesNotLetGoIsStillHeld(t *testing.T) {
+func TestADiskTheKernelDoesNotReleaseIsStillHeld(t *testing.T) {
 	kernel := &stubborn{}
 	inWorld(t, cloud.Config{Times: slow, Backend: kernel}, func(t *testing.T, w *world) {
 		node, other := w.node("a"), w.node("a")
@@ -258,12 +258,12 @@ func TestADiskThatItsKernelDoesNotLetGoIsStillHeld(t *testing.T) {
 		w.attach(b, v)
 		require.NoError(t, p.Detach(t.Context(), v.ID, other, true))
 		cloudtest.WaitFor(w.t, w.cloud, v.ID, func(v cloud.Volume) bool { return v.Attachments[0].State == cloud.Busy })
-		require.NoError(t, p.Detach(t.Context(), v.ID, other, true), "a plain detach does not end, so this one is forced")
+		require.NoError(t, p.Detach(t.Context(), v.ID, other, true), "a detach without force does not complete, so this one is forced")
 		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 	})
 }
 
-func TestWhatBecomesOfInstancesIsTold(t *testing.T) {
+func TestNodeStateFollowsTheInstance(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Stop: 30 * time.Second, Terminate: 30 * time.Second}}, func(t *testing.T, w *world) {
 		stops, goes := w.node("a"), w.node("a")
 		p := w.on(w.node("a"))
@@ -296,7 +296,7 @@ func TestWhatBecomesOfInstancesIsTold(t *testing.T) {
 		w.attach(p, held[stops])
 		w.attach(p, held[goes]) // EC2 has let go of it
 
-		// After an hour EC2 does not know the instance: it holds nothing.
+		// After an hour EC2 does not know the instance, so it holds nothing.
 		time.Sleep(2 * time.Hour)
 		require.NoError(t, p.Detach(t.Context(), held[goes].ID, goes, true))
 		assert.NotEmpty(t, w.device(held[goes].ID))

@@ -1,24 +1,23 @@
-// Package aws keeps volumes as EBS volumes of Amazon EC2.
+// Package aws implements the provider contract with EBS volumes of Amazon EC2.
 //
-// # What is trusted
+// # Consistency
 //
-// EC2's reads lag behind its writes ("eventual consistency"), so whatever must not go wrong rests on its writes: a volume
-// is attached if AttachVolume took it and held by another node if AttachVolume refused, two nodes that create one name at
-// once get one volume because they send the same ClientToken, and a volume in use is not deleted because DeleteVolume
-// refuses. What this process has written itself it remembers for as long as a read may not show it (package managed). That something
-// is not there, a read proves only if it was asked when it must show it: until then the question is asked again.
+// EC2's reads may be older than the last write ("eventual consistency"), so decisions rest on its writes: AttachVolume succeeds,
+// or is refused because another instance holds the volume; nodes that create the same name send the same ClientToken and get one
+// volume; DeleteVolume is refused while the volume is in use. Package managed remembers what this process has written for as long
+// as reads may not show it. A read proves that something does not exist only if it is recent enough to show it; until then it
+// is repeated.
 //
-// # What it costs
+// # Requests
 //
-// A mount is one DescribeVolumes and one AttachVolume, an unmount one DetachVolume, besides what the driver asks to be sure.
-// Questions that come while one is under way share the next call (package batch). Throttling is waited out per API, by one
-// caller at a time (package pace), as long as the caller waits.
+// A mount is one DescribeVolumes and one AttachVolume, an unmount one DetachVolume, besides the driver's checks. Concurrent reads
+// share requests (package batch). EC2 throttles each action separately: one caller at a time retries (package pace), until
+// its context ends.
 //
-// # How a volume is known
+// # Identity
 //
-// By its tags, which EC2 stores with any characters: see tags.go. The names of devices say nothing; a disk is recognised
-// by the serial of its NVMe device, which is the volume's id without the dash (Amazon EBS User Guide, "Identify the EBS
-// device").
+// Tags identify a volume, see tags.go. A disk is identified by the serial of its NVMe device, which is the volume's ID without
+// the dash (Amazon EBS User Guide, "Identify the EBS device"). Device names identify nothing.
 package aws
 
 import (
@@ -28,6 +27,7 @@ import (
 	"regexp"
 	"strconv"
 	"sync"
+	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -36,37 +36,36 @@ import (
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
+	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/managed"
+	"github.com/blockvol/blockvol/providers/recent"
 )
 
-// Config is what a Provider needs to know. Only Cluster has no default; what is empty, the SDK finds in the environment,
-// in its shared files, and at the instance's metadata service.
+// Config configures a Provider. Only Cluster is required. For an empty field the SDK uses the environment, its shared files and
+// the instance's metadata service.
 type Config struct {
 	Cluster     string
 	Region      string                  // default: the instance's
 	Endpoint    string                  // URL of EC2
 	Metadata    string                  // URL of the metadata service
-	Credentials sdk.CredentialsProvider // default: the SDK's chain, with the instance's role last
+	Credentials sdk.CredentialsProvider // default: the SDK's chain, which ends with the instance's role
 	HTTPClient  *http.Client            // for EC2 and the metadata service
-	Observe     providers.Observer      // told of each request to EC2; may be nil
+	Observe     providers.Observer      // called for each request to EC2; may be nil
 }
 
-// Provider is EC2 as seen from one instance. It keeps the contract of providers.Provider, Snapshotter and Modifier.
+// Provider is EC2 as seen from one instance. It implements providers.Provider, Snapshotter and Modifier.
 type Provider struct {
 	*managed.Provider[types.Volume]
 	*managed.Snapshots[types.Volume, types.Snapshot]
 	cfg     Config
-	cluster string
+	session *batch.Cached[*session]
+	paces   sync.Map // by action: its *pace.Pace
+	byID    *batch.Batcher[types.Volume]
+	nodes   *batch.Batcher[types.Instance]
 
-	mu        sync.Mutex
-	connected *session // nil before
-	sessions  *batch.Batcher[*session]
-
-	paces  paces
-	memory memory
-	places sync.Map // by instance: its *slots
-	byID   *batch.Batcher[types.Volume]
-	nodes  *batch.Batcher[types.Instance]
+	usedTokens   recent.Map[token, time.Time] // ClientTokens that create no volume before this time
+	slots        sync.Map                     // by instance: its *slots
+	readingSlots keymutex.KeyMutex            // by instance
 }
 
 var (
@@ -75,23 +74,26 @@ var (
 	_ providers.Modifier    = (*Provider)(nil)
 )
 
-// New checks the configuration. It calls nobody.
+// maxFilterValues is the number of values that one filter may have (Amazon EC2 User Guide, "Filter by resource").
+const maxFilterValues = 200
+
+// New checks the configuration. It makes no request.
 func New(cfg Config) (*Provider, error) {
 	if cfg.Cluster == "" {
 		return nil, fmt.Errorf("%w: the name of the cluster is empty: set CLUSTER", providers.ErrInvalid)
 	}
-	p := &Provider{cfg: cfg, cluster: cfg.Cluster}
-	p.sessions = batch.New(p.askSession, 1)
-	p.byID = batch.New(p.askByID, maxFilterValues)
-	p.nodes = batch.New(p.askNodes, maxFilterValues)
+	p := &Provider{cfg: cfg}
+	p.session = batch.Cache("which instance this is", p.connect)
+	p.byID = batch.New(p.volumesByID, maxFilterValues)
+	p.nodes = batch.New(p.instancesByID, maxFilterValues)
 	p.Provider = managed.New(managed.Cloud[types.Volume]{
 		Name: "EC2", Machine: "instance", StopWord: "stop", Cluster: cfg.Cluster,
 		Options: []string{"encrypted", "iops", "kms-key", "snapshot", "tags", "throughput", "type", "zone"}, // all
-		Buses:   []string{"nvme"},                                                                           // the disks of Xen instances show no serial, so they cannot be identified
+		Buses:   []string{"nvme"},                                                                           // disks of Xen instances show no serial
 		Zone:    "zone", Unname: "the tag " + tagCluster,
 		IDForm: "which looks like vol-0123456789abcdef0", IsID: volumeID.MatchString, IsNode: instanceID.MatchString,
 		Stale: true, MarksAlone: true, ShowsOperations: true, Attach: p.attach, Detach: p.detach,
-		Self: p.identified, Status: p.status,
+		Self: p.self, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Get: p.get,
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove,
@@ -100,11 +102,8 @@ func New(cfg Config) (*Provider, error) {
 	return p, nil
 }
 
-// maxFilterValues is how many values one filter may have (Amazon EC2 User Guide, "Filter by resource").
-const maxFilterValues = 200
-
-// FromEnv is New with the environment's settings: AWS_REGION, and static keys, each also as …_FILE. All others the SDK
-// reads by itself. The node's own id is not used: an instance has one.
+// FromEnv is New with the settings in the environment: AWS_REGION, and static keys, each also as …_FILE. The SDK itself reads
+// its other settings. The node ID is ignored, since an instance has its own.
 func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger, observe providers.Observer) (providers.Provider, error) {
 	keys, err := keysFromFiles(getenv)
 	if err != nil {
@@ -113,19 +112,19 @@ func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger
 	return providers.AsProvider(New(Config{Cluster: cluster, Region: getenv(regionSetting), Credentials: keys, Observe: observe}))
 }
 
-// identified tells which instance this is, by the word of its metadata service.
-func (p *Provider) identified(ctx context.Context) (providers.Node, error) {
-	s, err := p.session(ctx)
+var instanceID = regexp.MustCompile(`^i-[0-9a-f]{8}([0-9a-f]{9})?$`)
+
+// self returns this instance, according to its metadata service.
+func (p *Provider) self(ctx context.Context) (providers.Node, error) {
+	s, err := p.session.Get(ctx)
 	if err != nil {
 		return providers.Node{}, err
 	}
 	return providers.Node{ID: s.instance, Zone: s.zone}, nil
 }
 
-var instanceID = regexp.MustCompile(`^i-[0-9a-f]{8}([0-9a-f]{9})?$`)
-
-// status says Stopped for a stopped instance and Gone for one that is terminated. One on its way there may still write, and counts as
-// running.
+// status returns Stopped for a stopped instance and Gone for a terminated one. An instance that is stopping or shutting down may
+// still write: it is Running.
 func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
 	i, found, err := p.nodes.Get(ctx, node)
 	switch {
@@ -146,16 +145,12 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	return strconv.Quote(string(i.State.Name)), life, nil
 }
 
-func (p *Provider) askNodes(ctx context.Context, ids []string) (map[string]types.Instance, error) {
-	// A filter, since one unknown id among InstanceIds fails the whole call.
-	all, err := pages(ctx, p, "DescribeInstances", func(ctx context.Context, api *ec2.Client, next *string) ([]types.Reservation, *string, error) {
-		page, err := api.DescribeInstances(ctx, &ec2.DescribeInstancesInput{
-			Filters: []types.Filter{filter("instance-id", ids...)}, NextToken: next,
-		})
-		if err != nil {
-			return nil, nil, err
-		}
-		return page.Reservations, page.NextToken, nil
+// instancesByID uses a filter, since one unknown ID among InstanceIds fails the whole request.
+func (p *Provider) instancesByID(ctx context.Context, ids []string) (map[string]types.Instance, error) {
+	all, err := pages(ctx, p, (*ec2.Client).DescribeInstances, func(next *string) *ec2.DescribeInstancesInput {
+		return &ec2.DescribeInstancesInput{Filters: filter("instance-id", ids...), NextToken: next}
+	}, func(page *ec2.DescribeInstancesOutput) ([]types.Reservation, *string) {
+		return page.Reservations, page.NextToken
 	})
 	found := make(map[string]types.Instance)
 	for _, r := range all {
@@ -166,6 +161,6 @@ func (p *Provider) askNodes(ctx context.Context, ids []string) (map[string]types
 	return found, err
 }
 
-func filter(name string, values ...string) types.Filter {
-	return types.Filter{Name: &name, Values: values}
+func filter(name string, values ...string) []types.Filter {
+	return []types.Filter{{Name: &name, Values: values}}
 }

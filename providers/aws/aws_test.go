@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 
 const region = "eu-test-1"
 
-// front is EC2 with a usual metadata service.
+// front is EC2 with a normal metadata service.
 type front struct{ *ec2.Front }
 
 func (f front) Metadata(instance string) http.Handler {

@@ -11,8 +11,8 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// A signature has a time in it. EC2 tells its own with the refusal.
-func TestAClockThatIsOffIsMadeUpFor(t *testing.T) {
+// A signature contains a time. EC2's refusal contains its own time.
+func TestAWrongClockIsCorrected(t *testing.T) {
 	for _, ahead := range []time.Duration{time.Hour, -time.Hour} {
 		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 			p := w.on(w.node("a"))
@@ -24,13 +24,13 @@ func TestAClockThatIsOffIsMadeUpFor(t *testing.T) {
 				require.NoError(t, err)
 				assert.Equal(t, map[string]int{"DescribeVolumes": 2}, w.cloud.Calls())
 				require.NoError(t, p.Mark(t.Context(), v.ID, "key", ahead.String()))
-				assert.Equal(t, 1, w.cloud.Calls()["CreateTags"], "it is known now")
+				assert.Equal(t, 1, w.cloud.Calls()["CreateTags"], "the difference is known now")
 			}
 		})
 	}
 }
 
-func TestAClockThatIsOffIsMadeUpForWhereNothingIsSentTwice(t *testing.T) {
+func TestAWrongClockIsCorrectedForRequestsSentOnce(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
@@ -41,7 +41,7 @@ func TestAClockThatIsOffIsMadeUpForWhereNothingIsSentTwice(t *testing.T) {
 	})
 }
 
-func TestKeysThatAreRefusedForAnotherReasonAreNotTriedAgain(t *testing.T) {
+func TestRefusedKeysAreNotRetried(t *testing.T) {
 	for _, code := range []string{"AuthFailure", "SignatureDoesNotMatch"} {
 		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 			p := w.on(w.node("a"))
@@ -55,7 +55,7 @@ func TestKeysThatAreRefusedForAnotherReasonAreNotTriedAgain(t *testing.T) {
 	}
 }
 
-func TestASessionTokenThatHasExpiredIsSaid(t *testing.T) {
+func TestAnExpiredSessionTokenIsReported(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		w.create(p, "db")
@@ -67,8 +67,8 @@ func TestASessionTokenThatHasExpiredIsSaid(t *testing.T) {
 	})
 }
 
-// When credentials expire, the node tells by its own clock.
-func TestRoleCredentialsAreRenewedInTimeWhateverTheClockSays(t *testing.T) {
+// The SDK checks the expiry of credentials by the node's clock.
+func TestRoleCredentialsAreRenewedDespiteAWrongClock(t *testing.T) {
 	for _, ahead := range []time.Duration{40 * time.Minute, 7 * time.Hour, -40 * time.Minute, -7 * time.Hour} {
 		t.Run(ahead.String(), func(t *testing.T) {
 			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {

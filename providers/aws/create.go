@@ -19,110 +19,121 @@ import (
 	"github.com/blockvol/blockvol/providers/pace"
 )
 
-// maxTurns bounds the search for a ClientToken that makes a volume: each turn that is behind is a volume of this name that
-// was made and removed within the day that EC2 remembers tokens for.
-const maxTurns = 1000
-
-// How long a turn that leads nowhere is passed over without asking EC2. It must not be longer than EC2 remembers the token, or
-// a node that has not seen the turn would make a volume with it while this one makes another with the next. AWS promises a day
-// or so; where it is not known when the token was used, only as long as an operator tries again.
-const (
-	tokenKept     = 6 * time.Hour
-	tokenSeenUsed = 10 * time.Minute
-)
-
-// tokenOf is the ClientToken of a name's volume. EC2 answers a token that it has seen with the volume that the token made,
-// so nodes that create one name at once get one volume. But it does so even if that volume has been deleted meanwhile, and
-// a token whose creation failed is burnt; both for a day or so. Then it is the next turn's turn, for every node alike.
-func (p *Provider) tokenOf(name string, turn int) string {
-	return labels.Digest(p.cluster, name, strconv.Itoa(turn)) // 64 characters, all that a token may have
+// token identifies a ClientToken. All nodes derive the same sequence of tokens from a volume's name.
+//
+// EC2 answers a token that it knows with the volume that the token created: so nodes that create a name at the same time get one
+// volume. EC2 does so even if that volume has been deleted, and a token whose creation failed stays unusable; both for about a
+// day. Then all nodes go on to the next token of the name.
+type token struct {
+	name string
+	turn int // from 0
 }
 
-// create returns the volume once EC2 calls it available.
+// maxTurns limits the search for a token that creates a volume.
+const maxTurns = 1000
+
+// How long a used token is skipped without asking EC2. This must be shorter than EC2 remembers the token, about a day: otherwise
+// a node that does not know that the token was used would create a volume with it, and this node another one with the next token.
+const (
+	tokenSkipped  = 6 * time.Hour    // since the volume was created
+	tokenSeenUsed = 10 * time.Minute // if it is not known when it was created
+)
+
+// errTokenUsed is returned for a token that does not create a volume any more.
+var errTokenUsed = errors.New("this ClientToken has been used")
+
+// clientToken has 64 characters, the most that EC2 accepts.
+func (p *Provider) clientToken(t token) string {
+	return labels.Digest(p.cfg.Cluster, t.name, strconv.Itoa(t.turn))
+}
+
+func (p *Provider) isUsed(t token) bool {
+	until, known := p.usedTokens.Get(tokenSkipped, t)
+	return known && time.Now().Before(until)
+}
+
+// setUsed makes Create skip the token for that time.
+func (p *Provider) setUsed(t token, skip time.Duration) {
+	if skip > 0 {
+		p.usedTokens.Put(t, time.Now(), time.Now().Add(skip))
+	}
+}
+
+// create returns the volume when it is available.
 func (p *Provider) create(ctx context.Context, spec providers.Spec, _ int64, _ int) (types.Volume, error) {
-	in, tags, err := p.order(ctx, spec)
+	in, tags, err := p.createInput(ctx, spec)
 	if err != nil {
 		return types.Volume{}, err
 	}
-	for n := range maxTurns {
-		if t := (turn{spec.Name, n}); !p.memory.isSpent(t) {
-			v, err := p.createOnce(ctx, in, t, tags)
-			if !errors.Is(err, errSpent) {
+	for turn := range maxTurns {
+		if t := (token{spec.Name, turn}); !p.isUsed(t) {
+			v, err := p.createWith(ctx, in, t, tags)
+			if !errors.Is(err, errTokenUsed) {
 				return v, err
 			}
 		}
 	}
-	return types.Volume{}, fmt.Errorf("%w: more than %d volumes of this name have been made and removed within a day: choose another name", providers.ErrBusy, maxTurns)
+	return types.Volume{}, fmt.Errorf("%w: more than %d volumes of this name were created and deleted within a day: choose another name", providers.ErrBusy, maxTurns)
 }
 
 // await waits until a volume that another node creates is available.
 func (p *Provider) await(ctx context.Context, d managed.Disk[types.Volume]) (types.Volume, error) {
 	v, err := p.awaitAvailable(ctx, d.Native, d.Name, false)
-	if errors.Is(err, errSpent) {
-		err = fmt.Errorf("%w: a volume named %q was there and is gone at the same moment", providers.ErrBusy, d.Name)
+	if errors.Is(err, errTokenUsed) {
+		err = fmt.Errorf("%w: volume %q has been deleted by another node: try again", providers.ErrBusy, d.Name)
 	}
 	return v, err
 }
 
-// order puts the specification into EC2's words, and refuses what EC2 does not sell.
-func (p *Provider) order(ctx context.Context, spec providers.Spec) (*ec2.CreateVolumeInput, map[string]string, error) {
-	refuse := func(format string, args ...any) (*ec2.CreateVolumeInput, map[string]string, error) {
-		return nil, nil, fmt.Errorf("%w: %s", providers.ErrInvalid, fmt.Sprintf(format, args...))
-	}
-	s, err := p.session(ctx)
+// createInput returns the request for a volume and its tags. Errors: ErrInvalid for what EC2 does not offer.
+func (p *Provider) createInput(ctx context.Context, spec providers.Spec) (*ec2.CreateVolumeInput, map[string]string, error) {
+	s, err := p.session.Get(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
+	// EC2's own default type, gp2, is more expensive and slower than gp3.
+	kind := types.VolumeType(cmp.Or(spec.Type, string(types.VolumeTypeGp3)))
+	in := &ec2.CreateVolumeInput{
+		AvailabilityZone: sdk.String(cmp.Or(spec.Zone, s.zone)), VolumeType: kind,
+		Iops: orNil(spec.IOPS), Throughput: orNil(spec.Throughput),
+	}
+	if spec.Encrypted || spec.KMSKey != "" { // otherwise the account's default applies
+		in.Encrypted = sdk.Bool(true)
+	}
+	if spec.KMSKey != "" {
+		in.KmsKeyId = &spec.KMSKey
+	}
 	gibs := providers.InGiB(spec.Size)
 	if spec.Snapshot != "" {
+		in.SnapshotId = &spec.Snapshot
 		from, size, err := p.Source(ctx, spec, gibs)
 		if err != nil {
 			return nil, nil, err
 		}
 		gibs, spec.Record = size, from.Record
 	}
-	tags := p.marks(spec)
-	if err := checkKind(kindOf(spec), gibs, spec.IOPS, spec.Throughput); err != nil {
+	if err := checkKind(kind, gibs, spec.IOPS, spec.Throughput); err != nil {
 		return nil, nil, err
 	}
+	in.Size = sdk.Int32(int32(gibs))
+	tags := p.marks(spec)
 	if len(tags)+1 > maxTags {
-		return refuse("the volume would have %d tags, where EC2 allows %d: ask for fewer", len(tags)+1, maxTags)
-	}
-	in := &ec2.CreateVolumeInput{
-		AvailabilityZone: sdk.String(cmp.Or(spec.Zone, s.zone)),
-		VolumeType:       kindOf(spec),
-		Size:             sdk.Int32(int32(gibs)),
-		Iops:             orNil(spec.IOPS),
-		Throughput:       orNil(spec.Throughput),
-	}
-	if spec.Encrypted || spec.KMSKey != "" { // otherwise the account's own default holds
-		in.Encrypted = sdk.Bool(true)
-	}
-	if spec.KMSKey != "" {
-		in.KmsKeyId = &spec.KMSKey
-	}
-	if spec.Snapshot != "" {
-		in.SnapshotId = &spec.Snapshot
+		return nil, nil, fmt.Errorf("%w: the volume would have %d tags, and EC2 allows %d: ask for fewer", providers.ErrInvalid, len(tags)+1, maxTags)
 	}
 	return in, tags, nil
 }
 
-// errSpent says that a ClientToken makes no volume any more.
-var errSpent = errors.New("this ClientToken is spent")
-
-// createOnce makes the volume with the token of one turn, or returns the one that another node makes with it.
-func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, t turn, tags map[string]string) (types.Volume, error) {
-	tags[tagTurn] = strconv.Itoa(t.n)
-	in.ClientToken = sdk.String(p.tokenOf(t.name, t.n))
+// createWith creates the volume with one token, or returns the volume that another node creates with it.
+func (p *Provider) createWith(ctx context.Context, in *ec2.CreateVolumeInput, t token, tags map[string]string) (types.Volume, error) {
+	tags[tagTurn] = strconv.Itoa(t.turn)
+	in.ClientToken = sdk.String(p.clientToken(t))
 	in.TagSpecifications = []types.TagSpecification{{ResourceType: types.ResourceTypeVolume, Tags: tagList(tags)}}
-	made, err := call(ctx, p, "CreateVolume", func(ctx context.Context, api *ec2.Client) (*ec2.CreateVolumeOutput, error) {
-		return api.CreateVolume(ctx, in)
-	})
+	created, err := call(ctx, p, (*ec2.Client).CreateVolume, in)
 	if errors.Is(err, errTokenMismatch) {
-		// Another node makes it at this moment with other options; or the token is of a volume that is gone, or burnt.
+		// Another node creates the volume right now with other options; or the token's volume is gone, or was never created.
 		d, err := p.findSoon(ctx, t.name)
-		if errors.Is(err, errSpent) {
-			p.memory.spend(t, tokenSeenUsed)
+		if errors.Is(err, errTokenUsed) {
+			p.setUsed(t, tokenSeenUsed)
 		}
 		if err != nil {
 			return types.Volume{}, err
@@ -132,21 +143,21 @@ func (p *Provider) createOnce(ctx context.Context, in *ec2.CreateVolumeInput, t 
 	if err != nil {
 		return types.Volume{}, err
 	}
-	// EC2's clocks, both: how old the volume was when EC2 answered.
-	answered, told := awsmiddleware.GetServerTime(made.ResultMetadata)
-	age := max(0, answered.Sub(sdk.ToTime(made.CreateTime)))
-	v, err := p.awaitAvailable(ctx, types.Volume{VolumeId: made.VolumeId, State: types.VolumeStateCreating, Tags: tagList(tags)}, t.name, told && age > managed.Lag)
-	if errors.Is(err, errSpent) || errors.Is(err, errNotMade) {
-		certain := tokenSeenUsed
-		if told {
-			certain = max(certain, tokenKept-age)
+	// How old the volume was when EC2 answered, by EC2's clock.
+	answered, known := awsmiddleware.GetServerTime(created.ResultMetadata)
+	age := max(0, answered.Sub(sdk.ToTime(created.CreateTime)))
+	v, err := p.awaitAvailable(ctx, types.Volume{VolumeId: created.VolumeId, State: types.VolumeStateCreating, Tags: tagList(tags)}, t.name, known && age > managed.Lag)
+	if errors.Is(err, errTokenUsed) || errors.Is(err, errNotCreated) {
+		skip := tokenSeenUsed
+		if known {
+			skip = max(skip, tokenSkipped-age)
 		}
-		p.memory.spend(t, certain)
+		p.setUsed(t, skip)
 	}
 	return v, err
 }
 
-// findSoon is Lookup for a volume that answers may not show yet. It is errSpent if none appears.
+// findSoon is Lookup for a volume that reads may not show yet. Errors: errTokenUsed if none shows it in time.
 func (p *Provider) findSoon(ctx context.Context, name string) (managed.Disk[types.Volume], error) {
 	retry := pace.Backoff{Most: time.Second}
 	for begin := time.Now(); ; {
@@ -156,7 +167,7 @@ func (p *Provider) findSoon(ctx context.Context, name string) (managed.Disk[type
 		case !errors.Is(err, providers.ErrNotFound):
 			return d, err
 		case asked.Sub(begin) >= managed.Lag:
-			return d, errSpent
+			return d, errTokenUsed
 		}
 		if err := retry.Wait(ctx); err != nil {
 			return d, err
@@ -164,17 +175,20 @@ func (p *Provider) findSoon(ctx context.Context, name string) (managed.Disk[type
 	}
 }
 
-// errNotMade says that EC2 has accepted a volume, and then could not make it.
-var errNotMade = fmt.Errorf("%w: EC2 began to make the volume and gave up", providers.ErrInvalid)
+// errNotCreated is returned for a volume that EC2 accepted and then could not create.
+var errNotCreated = fmt.Errorf("%w: EC2 accepted the volume and could not create it", providers.ErrInvalid)
 
-// awaitAvailable waits until a volume that is being made can be attached. It is errSpent if it turns out to be gone: the
-// answer was of an old one, which the token made and which has been deleted, forgotten or renamed since.
+// hideFailed is how long EC2 may show a volume that it could not create.
+const hideFailed = time.Hour
+
+// awaitAvailable waits until a volume that is being created can be attached. For an old volume the answer to its token may be
+// outdated. Errors: errTokenUsed if the volume has been deleted, forgotten or renamed.
 func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name string, old bool) (types.Volume, error) {
 	retry := pace.Backoff{Most: 2 * time.Second}
 	id, created := *v.VolumeId, p.show(v)
 	for begin := time.Now(); v.State == types.VolumeStateCreating; {
 		if p.Hides(created) {
-			return v, errSpent
+			return v, errTokenUsed
 		}
 		asked := time.Now()
 		now, found, err := p.byID.Get(ctx, id)
@@ -184,15 +198,15 @@ func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name stri
 		mustShow := asked.Sub(begin) >= managed.Lag
 		switch {
 		case found && !exists(now), !found && (old || mustShow):
-			return v, errSpent
+			return v, errTokenUsed
 		case !found:
-		case !p.has(now, name):
-			if mustShow { // before, it may have been given its name back
-				return v, errSpent
+		case !p.isNamed(now, name):
+			if mustShow { // an older read may not show that the volume has its name again
+				return v, errTokenUsed
 			}
 		case now.State == types.VolumeStateError && !old:
 			p.Hide(created, hideFailed)
-			return v, fmt.Errorf("%w (%s, %q)%s", errNotMade, id, now.State, keyAdvice)
+			return v, fmt.Errorf("%w (%s, %q)%s", errNotCreated, id, now.State, keyAdvice)
 		case now.State == types.VolumeStateError:
 			return v, unusable(now)
 		case now.State != types.VolumeStateCreating:
@@ -205,17 +219,9 @@ func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name stri
 	return v, nil
 }
 
-// hideFailed is how long EC2 may show a volume that it could not make.
-const hideFailed = time.Hour
-
 func orNil(n int) *int32 {
 	if n == 0 {
 		return nil
 	}
 	return sdk.Int32(int32(min(n, 1<<31-1)))
-}
-
-// kindOf is the type asked for; gp3 without one, as EC2's own default, gp2, is dearer and slower.
-func kindOf(spec providers.Spec) types.VolumeType {
-	return types.VolumeType(cmp.Or(spec.Type, string(types.VolumeTypeGp3)))
 }

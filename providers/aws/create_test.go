@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// lags are how far reads may be behind.
+// lags are the ages of reads.
 func lags(t *testing.T, test func(t *testing.T, cfg cloud.Config)) {
 	t.Helper()
 	for _, lag := range []time.Duration{0, 5 * time.Second} {
@@ -31,7 +31,7 @@ func lags(t *testing.T, test func(t *testing.T, cfg cloud.Config)) {
 	}
 }
 
-func TestNodesThatCreateOneNameAtOnceGetOneVolumeWhateverTheyAskFor(t *testing.T) {
+func TestConcurrentCreatesWithDifferentOptionsGetOneVolume(t *testing.T) {
 	lags(t, func(t *testing.T, cfg cloud.Config) {
 		inWorld(t, cfg, func(t *testing.T, w *world) {
 			specs := []providers.Spec{
@@ -63,7 +63,7 @@ func TestNodesThatCreateOneNameAtOnceGetOneVolumeWhateverTheyAskFor(t *testing.T
 	})
 }
 
-func TestACreateThatEC2GivesUpSaysWhyAndTheRightOneWorks(t *testing.T) {
+func TestAFailedCreateIsReportedAndCanBeCorrected(t *testing.T) {
 	lags(t, func(t *testing.T, cfg cloud.Config) {
 		inWorld(t, cfg, func(t *testing.T, w *world) {
 			a, b := w.on(w.node("a")), w.on(w.node("b"))
@@ -81,7 +81,7 @@ func TestACreateThatEC2GivesUpSaysWhyAndTheRightOneWorks(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, v.ID, found.ID)
 
-			// The token stays burnt, for every node.
+			// The token stays unusable, for every node.
 			require.NoError(t, b.Delete(t.Context(), v.ID))
 			time.Sleep(time.Minute)
 			again, err := w.on(w.node("a")).Create(t.Context(), providers.Spec{Name: "db", Size: 2 * gib})
@@ -91,7 +91,7 @@ func TestACreateThatEC2GivesUpSaysWhyAndTheRightOneWorks(t *testing.T) {
 	})
 }
 
-func TestAVolumeThatEC2CannotMakeIsNotShownAsOne(t *testing.T) {
+func TestAVolumeThatEC2CannotCreateIsNotListed(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		a, b := w.on(w.node("a")), w.on(w.node("a"))
 		providertest.AtOnce(func() {
@@ -100,12 +100,12 @@ func TestAVolumeThatEC2CannotMakeIsNotShownAsOne(t *testing.T) {
 		}, func() {
 			time.Sleep(time.Second) // EC2 calls it creating
 			_, err := b.Create(t.Context(), providers.Spec{Name: "db", Size: gib})
-			assert.Error(t, err, "what is being made is waited for, and fails")
+			assert.Error(t, err, "Find waits for a volume that is being created, which fails")
 		})
 		c := w.on(w.node("a")) // EC2 calls it error now
 		_, err := c.Find(t.Context(), "db")
 		providertest.Sentence(t, err, "error", "vol-", "delete-volume")
-		require.NotErrorIs(t, err, providers.ErrNotFound, "it could as well be a disk that has failed")
+		require.NotErrorIs(t, err, providers.ErrNotFound, "it could also be a disk that has failed")
 		list, err := c.List(t.Context())
 		providertest.Sentence(t, err, `"db"`, "error")
 		assert.Empty(t, list)
@@ -118,7 +118,7 @@ func TestAVolumeThatEC2CannotMakeIsNotShownAsOne(t *testing.T) {
 	})
 }
 
-func TestANameIsFreeAgainAfterADelete(t *testing.T) {
+func TestANameCanBeReusedAfterDelete(t *testing.T) {
 	lags(t, func(t *testing.T, cfg cloud.Config) {
 		inWorld(t, cfg, func(t *testing.T, w *world) {
 			first, second := w.node("a"), w.node("b")
@@ -139,7 +139,7 @@ func TestANameIsFreeAgainAfterADelete(t *testing.T) {
 	})
 }
 
-func TestANameIsFreeAgainAfterAForget(t *testing.T) {
+func TestANameCanBeReusedAfterForget(t *testing.T) {
 	lags(t, func(t *testing.T, cfg cloud.Config) {
 		inWorld(t, cfg, func(t *testing.T, w *world) {
 			first, second := w.node("a"), w.node("b")
@@ -160,14 +160,14 @@ func TestANameIsFreeAgainAfterAForget(t *testing.T) {
 			}
 			for _, id := range kept {
 				_, there := w.cloud.Volume(id)
-				assert.True(t, there, "a disk that is kept is kept")
+				assert.True(t, there, "the disk still exists")
 			}
 		})
 	})
 }
 
-// A node that has removed a volume knows more of its name's tokens than others do, and EC2 forgets them in the end.
-func TestNodesThatKnowDifferentPastsOfANameMakeOneVolume(t *testing.T) {
+// A node that has deleted a volume knows which tokens of its name are used, others do not, and EC2 forgets them after a day.
+func TestNodesWithDifferentKnowledgeOfTokensCreateOneVolume(t *testing.T) {
 	for _, age := range []time.Duration{time.Minute, 5 * time.Hour, 12 * time.Hour, 25 * time.Hour, 1000 * time.Hour} {
 		t.Run(age.String(), func(t *testing.T) {
 			inWorld(t, cloud.Config{Lag: 5 * time.Second, Latency: 100 * time.Millisecond, Times: slow}, func(t *testing.T, w *world) {
@@ -183,7 +183,7 @@ func TestNodesThatKnowDifferentPastsOfANameMakeOneVolume(t *testing.T) {
 	}
 }
 
-func TestAnAdoptedVolumeTakesNothingFromTheTokensOfItsNewName(t *testing.T) {
+func TestAdoptUsesNoTokenOfTheName(t *testing.T) {
 	inWorld(t, cloud.Config{Lag: 5 * time.Second, Latency: 100 * time.Millisecond, Times: slow}, func(t *testing.T, w *world) {
 		a, b := w.on(w.node("a")), w.on(w.node("a"))
 		v := w.create(a, "old")
@@ -198,7 +198,7 @@ func TestAnAdoptedVolumeTakesNothingFromTheTokensOfItsNewName(t *testing.T) {
 	})
 }
 
-func TestAVolumeThatGetsItsNameBackElsewhereIsFoundHere(t *testing.T) {
+func TestAVolumeReadoptedByAnotherNodeIsFound(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		a, b := w.on(w.node("a")), w.on(w.node("a"))
 		v := w.create(a, "db")
@@ -214,7 +214,7 @@ func TestAVolumeThatGetsItsNameBackElsewhereIsFoundHere(t *testing.T) {
 	})
 }
 
-func TestALostAnswerAndACrashMakeNoSecondVolume(t *testing.T) {
+func TestALostAnswerAndACrashCreateNoSecondVolume(t *testing.T) {
 	for _, fault := range []cloud.Fault{cloud.LoseAnswer, cloud.Truncate, cloud.Garbage} {
 		lags(t, func(t *testing.T, cfg cloud.Config) {
 			inWorld(t, cfg, func(t *testing.T, w *world) {
@@ -237,7 +237,7 @@ func TestALostAnswerAndACrashMakeNoSecondVolume(t *testing.T) {
 	}
 }
 
-func TestWhatWasMadeIsThereForEveryCallAtOnce(t *testing.T) {
+func TestEveryCallFindsANewVolumeAtOnce(t *testing.T) {
 	for seed := range uint64(8) {
 		inWorld(t, cloud.Config{Lag: 5 * time.Second, Times: slow, Seed: seed}, func(t *testing.T, w *world) {
 			p := w.on(w.node("a"))
@@ -270,7 +270,7 @@ func TestWhatWasMadeIsThereForEveryCallAtOnce(t *testing.T) {
 	}
 }
 
-// late is a way on which the answers to one action come as late as that.
+// late delays the answers to one action.
 type late struct {
 	http.RoundTripper
 	action string
@@ -291,8 +291,8 @@ func (l late) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, err
 }
 
-// An answer of "none" is as old as its question, not as its arrival.
-func TestAnAnswerThatComesLateIsNoProofThatThereIsNone(t *testing.T) {
+// The age of an answer counts from its request, not from its arrival.
+func TestALateAnswerProvesNoAbsence(t *testing.T) {
 	for seed := range uint64(8) {
 		inWorld(t, cloud.Config{Lag: 9 * time.Second, Times: slow, Seed: seed}, func(t *testing.T, w *world) {
 			node := w.node("a")
@@ -302,7 +302,7 @@ func TestAnAnswerThatComesLateIsNoProofThatThereIsNone(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, v.ID, found.ID)
 
-			// Nor does it lead another node, which asks for something else, to the next token.
+			// Nor does another node, which asks for other options, use the next token.
 			other := w.onWith(late{w.front.Transport(node), "DescribeVolumes", 15 * time.Second})
 			require.NoError(t, p.Delete(t.Context(), v.ID))
 			time.Sleep(time.Minute)
@@ -315,7 +315,7 @@ func TestAnAnswerThatComesLateIsNoProofThatThereIsNone(t *testing.T) {
 	}
 }
 
-func TestACreateThatIsCutShortIsContinued(t *testing.T) {
+func TestACancelledCreateIsContinued(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Create: time.Minute}}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -324,7 +324,7 @@ func TestACreateThatIsCutShortIsContinued(t *testing.T) {
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		v := w.create(p, "db")
 		is, _ := w.cloud.Volume(v.ID)
-		assert.Equal(t, cloud.Available, is.State, "returned once it can be attached")
+		assert.Equal(t, cloud.Available, is.State, "returned when it can be attached")
 		assert.Equal(t, 1, w.volumes())
 	})
 }
@@ -344,7 +344,7 @@ func TestAVolumeInAnotherZoneIsFoundByName(t *testing.T) {
 	})
 }
 
-func TestTwoVolumesOfOneNameAreNamed(t *testing.T) {
+func TestAnAmbiguousNameListsItsVolumes(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v, other := w.create(p, "db"), w.create(p, "other")

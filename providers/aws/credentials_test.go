@@ -19,7 +19,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-// counting counts the requests on a way, to EC2 and to the metadata service.
+// counting counts the requests to EC2 and to the metadata service.
 type counting struct {
 	http.RoundTripper
 
@@ -38,7 +38,7 @@ func (c *counting) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.RoundTripper.RoundTrip(r)
 }
 
-// refused is a metadata service that is not there.
+// refused is a metadata service that does not exist.
 type refused struct{ http.RoundTripper }
 
 func (n refused) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -60,7 +60,7 @@ func write(t *testing.T, content string) (file string) {
 	return file
 }
 
-// silent asserts that an error shows nothing of what proves who a request is from.
+// silent asserts that an error shows no credentials and no signature.
 func silent(t *testing.T, w *world, err error, node string, more ...string) {
 	t.Helper()
 	require.Error(t, err)
@@ -72,7 +72,7 @@ func silent(t *testing.T, w *world, err error, node string, more ...string) {
 	}
 }
 
-func TestWhatIsWrongWithCredentialsIsSaid(t *testing.T) {
+func TestCredentialErrorsSayWhatIsWrong(t *testing.T) {
 	for _, wrong := range []struct {
 		name string
 		node func(w *world, node string) http.RoundTripper
@@ -143,11 +143,11 @@ func TestWhatIsWrongWithCredentialsIsSaid(t *testing.T) {
 		t.Run(wrong.name, func(t *testing.T) {
 			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 				node := w.node("a")
-				way := &counting{RoundTripper: w.front.Transport(node)}
+				link := &counting{RoundTripper: w.front.Transport(node)}
 				if wrong.node != nil {
-					way.RoundTripper = wrong.node(w, node)
+					link.RoundTripper = wrong.node(w, node)
 				}
-				cfg := Config{Cluster: "main", HTTPClient: &http.Client{Transport: way}}
+				cfg := Config{Cluster: "main", HTTPClient: &http.Client{Transport: link}}
 				if wrong.cfg != nil {
 					wrong.cfg(t, w, &cfg)
 				}
@@ -161,15 +161,15 @@ func TestWhatIsWrongWithCredentialsIsSaid(t *testing.T) {
 				if wrong.is != nil {
 					require.ErrorIs(t, err, wrong.is)
 				}
-				assert.LessOrEqual(t, way.ec2, 1)
-				assert.LessOrEqual(t, way.metadata, 6, "two attempts of three at most")
+				assert.LessOrEqual(t, link.ec2, 1)
+				assert.LessOrEqual(t, link.metadata, 6, "two attempts of three at most")
 				assert.LessOrEqual(t, time.Since(begin), 10*time.Second)
 			})
 		})
 	}
 }
 
-// files are keys that stand in files.
+// files returns keys that are read from files.
 func files(t *testing.T, keyID, secret string) sdk.CredentialsProvider {
 	t.Helper()
 	keys, err := keysFromFiles(env(map[string]string{"AWS_ACCESS_KEY_ID_FILE": write(t, keyID), "AWS_SECRET_ACCESS_KEY_FILE": write(t, secret+"\n")}))
@@ -177,7 +177,7 @@ func files(t *testing.T, keyID, secret string) sdk.CredentialsProvider {
 	return keys
 }
 
-func TestAClockThatIsSetRightIsRightAtOnce(t *testing.T) {
+func TestACorrectedClockWorksAtOnce(t *testing.T) {
 	off := time.Hour
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
@@ -191,7 +191,7 @@ func TestAClockThatIsSetRightIsRightAtOnce(t *testing.T) {
 	}, func(cfg *ec2.Config) { cfg.Now = func() time.Time { return time.Now().Add(off) } })
 }
 
-func TestSettingsThatContradictAreRefused(t *testing.T) {
+func TestContradictorySettingsAreRefused(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} {
 		_, err := FromEnv(env(map[string]string{name: "hush", name + "_FILE": "/data/state/key"}), "", "main", nil, nil)
 		require.ErrorIs(t, err, providers.ErrInvalid)
@@ -200,7 +200,7 @@ func TestSettingsThatContradictAreRefused(t *testing.T) {
 	}
 	for _, half := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
 		_, err := FromEnv(env(map[string]string{half: "hush"}), "", "main", nil, nil)
-		require.ErrorIs(t, err, providers.ErrInvalid, "the SDK would pass over it in silence")
+		require.ErrorIs(t, err, providers.ErrInvalid, "the SDK would ignore it")
 		providertest.Sentence(t, err, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "both")
 		assert.NotContains(t, err.Error(), "hush")
 	}
@@ -210,17 +210,17 @@ func TestSettingsThatContradictAreRefused(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestTheRoleIsUsedWithTokensOnly(t *testing.T) {
+func TestMetadataIsReadWithTokensOnly(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) { // version 1 is off
-		way := &counting{RoundTripper: w.front.Transport(w.node("a"))}
-		p := w.onWith(way)
+		link := &counting{RoundTripper: w.front.Transport(w.node("a"))}
+		p := w.onWith(link)
 		w.create(p, "db")
-		first := way.metadata
+		first := link.metadata
 		assert.LessOrEqual(t, first, 6)
 		time.Sleep(24 * time.Hour) // the role's keys have expired several times
 		_, err := p.Find(t.Context(), "db")
 		require.NoError(t, err)
-		assert.LessOrEqual(t, way.metadata, 2*first)
+		assert.LessOrEqual(t, link.metadata, 2*first)
 	})
 }
 
@@ -231,8 +231,8 @@ func TestKeysInFilesCanBeReplaced(t *testing.T) {
 		idFile, secretFile := write(t, keyID), write(t, "old")
 		keys, err := keysFromFiles(env(map[string]string{"AWS_ACCESS_KEY_ID_FILE": idFile, "AWS_SECRET_ACCESS_KEY_FILE": secretFile}))
 		require.NoError(t, err)
-		way := w.front.TransportWith(node, ec2.MetadataOptions{NoRole: true})
-		p, err := New(Config{Cluster: "main", HTTPClient: &http.Client{Transport: way}, Credentials: keys})
+		link := w.front.TransportWith(node, ec2.MetadataOptions{NoRole: true})
+		p, err := New(Config{Cluster: "main", HTTPClient: &http.Client{Transport: link}, Credentials: keys})
 		require.NoError(t, err)
 		_, err = p.Find(t.Context(), "db")
 		providertest.Sentence(t, err, "SignatureDoesNotMatch")
@@ -243,7 +243,7 @@ func TestKeysInFilesCanBeReplaced(t *testing.T) {
 	})
 }
 
-func TestWhatEBSDoesNotSellIsSaidBeforeAnythingIsMade(t *testing.T) {
+func TestInvalidOptionsAreRefusedBeforeAnythingIsCreated(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		for says, spec := range map[string]providers.Spec{

@@ -21,7 +21,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// hostile is a way on which something else than EC2 answers. What of the answers is read, it counts.
+// hostile answers in place of EC2, and counts how much of its answers is read.
 type hostile struct {
 	http.RoundTripper
 	answer func(r *http.Request) *http.Response
@@ -63,7 +63,7 @@ func (c *counted) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// endless is a body without an end; slowly, one that comes byte by byte.
+// endless is a body without an end; if slow, it comes byte by byte.
 type endless struct {
 	ctx    context.Context //nolint:containedctx // of the request
 	slowly bool
@@ -84,7 +84,7 @@ func (e endless) Read(b []byte) (int, error) {
 
 func (endless) Close() error { return nil }
 
-func TestAnAnswerThatIsNotEC2sEndsInASentence(t *testing.T) {
+func TestAnAnswerNotFromEC2IsReportedInASentence(t *testing.T) {
 	refusal := func(code, message string) string {
 		return "<Response><Errors><Error><Code>" + code + "</Code><Message>" + message + "</Message></Error></Errors><RequestID>x</RequestID></Response>"
 	}
@@ -136,7 +136,7 @@ func TestAnAnswerThatIsNotEC2sEndsInASentence(t *testing.T) {
 			return answer
 		}
 	}
-	// All that a request shows of its sender, in what the operator is shown of the answer.
+	// Answers that repeat the credentials of the request, in a place that errors quote.
 	for where, echo := range map[string]func(string) string{
 		"the message": func(text string) string { return refusal("InvalidParameterValue", text) },
 		"the code":    func(text string) string { return refusal(text, "m") },
@@ -163,8 +163,8 @@ func TestAnAnswerThatIsNotEC2sEndsInASentence(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 				node := w.node("a")
-				way := &hostile{RoundTripper: w.front.Transport(node), answer: answer}
-				p := w.onWith(way)
+				link := &hostile{RoundTripper: w.front.Transport(node), answer: answer}
+				p := w.onWith(link)
 				begin := time.Now()
 				_, err := p.Find(t.Context(), "db")
 				providertest.Sentence(t, err, "DescribeVolumes")
@@ -172,25 +172,25 @@ func TestAnAnswerThatIsNotEC2sEndsInASentence(t *testing.T) {
 				silent(t, w, err, node, html.EscapeString(token), url.QueryEscape(token), url.QueryEscape(secret))
 				assert.NotRegexp(t, "[0-9a-f]{64}", err.Error(), "a signature")
 				assert.NotContains(t, err.Error(), keyID)
-				require.NotErrorIs(t, err, providers.ErrNotFound, "no answer is no proof")
-				assert.LessOrEqual(t, way.requests, attempts)
+				require.NotErrorIs(t, err, providers.ErrNotFound, "no answer proves nothing")
+				assert.LessOrEqual(t, link.requests, attempts)
 				assert.LessOrEqual(t, time.Since(begin), attempts*attemptTimeout+5*time.Second)
-				assert.LessOrEqual(t, way.read, attempts*(maxAnswer+1<<20))
-				assert.Empty(t, way.elsewhere)
+				assert.LessOrEqual(t, link.read, attempts*(maxAnswer+1<<20))
+				assert.Empty(t, link.elsewhere)
 			})
 		})
 	}
 }
 
-func TestAPageInsteadOfEC2IsNoSuccess(t *testing.T) {
+func TestAWebPageIsNoSuccess(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		node := w.node("a")
-		way := &portal{RoundTripper: w.front.Transport(node)}
-		p := w.onWith(way)
+		link := &portal{RoundTripper: w.front.Transport(node)}
+		p := w.onWith(link)
 		v, free := w.create(p, "db"), w.create(p, "free")
 		w.attach(p, v)
 		ctx := t.Context()
-		way.closed = true
+		link.closed = true
 		for what, call := range map[string]func() error{
 			"attach": func() error { return providertest.Attach(ctx, p, free.ID) },
 			"detach": func() error { return p.Detach(ctx, v.ID, node, false) },
@@ -207,7 +207,7 @@ func TestAPageInsteadOfEC2IsNoSuccess(t *testing.T) {
 	})
 }
 
-// portal is a network that wants a sign-in before it lets anything through.
+// portal is a network that answers every request with its sign-in page.
 type portal struct {
 	http.RoundTripper
 	closed bool

@@ -11,7 +11,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-func TestWhatThisInstanceHoldsIsKnownWithoutARead(t *testing.T) {
+func TestDetachNeedsNoRead(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		node := w.node("a")
 		p := w.on(node)

@@ -10,7 +10,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-func TestWhatEBSSells(t *testing.T) {
+func TestVolumeTypeLimits(t *testing.T) {
 	for _, ok := range []struct {
 		kind             types.VolumeType
 		gib              int64

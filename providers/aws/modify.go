@@ -18,70 +18,68 @@ import (
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// modifiedIOPS is what EC2 gives a volume that becomes io1 or io2 without a word on IOPS (API reference, ModifyVolume).
+// modifiedIOPS is the IOPS of a volume that becomes io1 or io2 if the request has none (API reference, ModifyVolume).
 const modifiedIOPS = 3000
 
-// Modify returns once EC2 has put the change into effect; what it calls optimising may go on for hours and is in nobody's
-// way, but that EC2 takes no further change of this volume until then, and four in a day (API reference, ModifyVolume).
+// Modify returns when the change is in effect. EC2 may optimize the volume for hours afterwards, and refuses other changes of it
+// until then; it takes four changes in a day (API reference, ModifyVolume).
 func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
-	v, err := p.volume(ctx, id)
+	d, err := p.GetOurs(ctx, id)
 	if err != nil {
 		return nil, err
 	}
+	v := &d.Volume
 	kind := types.VolumeType(cmp.Or(change.Type, v.Details["type"]))
 	gibs := cmp.Or(providers.InGiB(change.Size), v.Size/gib)
 	iops, throughput := change.IOPS, change.Throughput
 	if string(kind) == v.Details["type"] {
 		iops = cmp.Or(iops, number(v.Details["iops"]))
 		throughput = cmp.Or(throughput, number(v.Details["throughput"]))
-		if k, _ := kindNamed(kind); k.iops.most == 0 { // gp2 shows what it has, and nothing can be chosen
+		if k, _ := kindNamed(kind); k.iops.most == 0 { // gp2 shows its IOPS, which cannot be chosen
 			iops = change.IOPS
 		}
 	}
 	switch {
 	case change.Size < 0 || gibs*gib < v.Size:
-		return nil, fmt.Errorf("%w: volume %s has %d GiB, and EBS volumes cannot shrink: ask for more, or make a new volume and copy", providers.ErrInvalid, id, v.Size/gib)
-	case string(kind) == v.Details["type"] && gibs*gib == v.Size && same(change.IOPS, v.Details["iops"]) && same(change.Throughput, v.Details["throughput"]):
+		return nil, fmt.Errorf("%w: volume %s has %d GiB, and EBS volumes cannot shrink: ask for more, or create a new volume and copy the data", providers.ErrInvalid, id, v.Size/gib)
+	case gibs*gib == v.Size && isAs(change, v.Details):
 		return v, nil
 	}
-	if k, _ := kindNamed(kind); k.iopsNeeded && iops == 0 {
+	if k, _ := kindNamed(kind); k.iopsRequired && iops == 0 {
 		iops = modifiedIOPS
 	}
 	if err := checkKind(kind, gibs, iops, throughput); err != nil {
 		return nil, err
 	}
 	in := &ec2.ModifyVolumeInput{VolumeId: &id, Iops: orNil(change.IOPS), Throughput: orNil(change.Throughput)}
-	if change.Size != 0 { // otherwise what a read shows may be smaller than it is
+	if change.Size != 0 { // otherwise not: the size that a read shows may be old and smaller
 		in.Size = sdk.Int32(int32(gibs))
 	}
 	if change.Type != "" {
 		in.VolumeType = kind
 	}
-	begun, err := alter(ctx, p, id, "ModifyVolume", func(ctx context.Context, api *ec2.Client) (types.VolumeModification, error) {
-		answer, err := api.ModifyVolume(ctx, in)
-		if err != nil || answer.VolumeModification == nil {
-			return types.VolumeModification{}, err
-		}
-		return *answer.VolumeModification, nil
-	})
+	answer, err := alter(ctx, p, id, (*ec2.Client).ModifyVolume, in)
 	if err != nil && !errors.Is(err, errModifying) && !errors.Is(err, errModifiedNow) {
 		return nil, err
 	}
-	refusal := err // perhaps of the echo of a request whose answer was lost
-	if err := p.awaitModified(ctx, id, in, sdk.ToTime(begun.StartTime), refusal); err != nil {
+	var began time.Time
+	if err == nil && answer.VolumeModification != nil {
+		began = sdk.ToTime(answer.VolumeModification.StartTime)
+	}
+	refusal := err // possibly of the repetition of a request whose answer was lost
+	if err := p.awaitModified(ctx, id, in, began, refusal); err != nil {
 		return nil, err
 	}
 	if change.Size != 0 {
 		p.Resized(id, gibs*gib)
 	}
-	// The volume's own description may lag behind that of its modification.
+	// The description of the volume may be older than that of its modification.
 	retry := pace.Backoff{Most: time.Second}
 	for settled := time.Now(); ; {
 		asked := time.Now()
-		v, err := p.volume(ctx, id)
-		if err != nil || asked.Sub(settled) >= managed.Lag ||
-			(change.Type == "" || v.Details["type"] == change.Type) && same(change.IOPS, v.Details["iops"]) && same(change.Throughput, v.Details["throughput"]) {
-			return v, err
+		d, err := p.GetOurs(ctx, id)
+		if err != nil || asked.Sub(settled) >= managed.Lag || isAs(change, d.Details) {
+			return &d.Volume, err
 		}
 		if err := retry.Wait(ctx); err != nil {
 			return nil, err
@@ -89,13 +87,11 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	}
 }
 
-// awaitModified waits until the change is in effect, which began then. After a refusal, EC2 must be about that very change.
+// awaitModified waits until the change, which began at that time, is in effect. After a refusal, EC2's last change must be this one.
 func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyVolumeInput, began time.Time, refusal error) error {
 	retry := pace.Backoff{Most: 5 * time.Second}
 	for {
-		answer, err := call(ctx, p, "DescribeVolumesModifications", func(ctx context.Context, api *ec2.Client) (*ec2.DescribeVolumesModificationsOutput, error) {
-			return api.DescribeVolumesModifications(ctx, &ec2.DescribeVolumesModificationsInput{Filters: []types.Filter{filter("volume-id", id)}})
-		})
+		answer, err := call(ctx, p, (*ec2.Client).DescribeVolumesModifications, &ec2.DescribeVolumesModificationsInput{Filters: filter("volume-id", id)})
 		if err != nil {
 			return err
 		}
@@ -105,7 +101,7 @@ func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyV
 				now = m
 			}
 		}
-		is := now.StartTime != nil && !now.StartTime.Before(began) && // what began before is of a read that lags
+		is := now.StartTime != nil && !now.StartTime.Before(began) && // otherwise the read is too old
 			(in.Size == nil || sdk.ToInt32(now.TargetSize) == *in.Size) && (in.Iops == nil || sdk.ToInt32(now.TargetIops) == *in.Iops) &&
 			(in.Throughput == nil || sdk.ToInt32(now.TargetThroughput) == *in.Throughput) && (in.VolumeType == "" || now.TargetVolumeType == in.VolumeType)
 		switch {
@@ -126,10 +122,13 @@ func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyV
 	}
 }
 
-// same tells whether nothing was asked for, or what there is.
-func same(asked int, is string) bool { return asked == 0 || strconv.Itoa(asked) == is }
+// isAs returns whether type, IOPS and throughput of a volume are as in the change. The size is not compared.
+func isAs(change providers.Change, details map[string]string) bool {
+	same := func(asked int, shown string) bool { return asked == 0 || strconv.Itoa(asked) == shown }
+	return cmp.Or(change.Type, details["type"]) == details["type"] && same(change.IOPS, details["iops"]) && same(change.Throughput, details["throughput"])
+}
 
 func number(s string) int {
-	n, _ := strconv.Atoi(s) // EC2's own number, or none
+	n, _ := strconv.Atoi(s) // EC2's own number, or empty
 	return n
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-func TestAVolumeBecomesWhatIsAsked(t *testing.T) {
+func TestModifyChangesTheVolume(t *testing.T) {
 	lags(t, func(t *testing.T, cfg cloud.Config) {
 		inWorld(t, cfg, func(t *testing.T, w *world) {
 			node := w.node("a")
@@ -51,12 +51,12 @@ func TestAVolumeBecomesWhatIsAsked(t *testing.T) {
 	})
 }
 
-func TestAChangeWaitsForNoOtherChange(t *testing.T) {
+func TestModifyDoesNotWaitForOptimization(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Modify: 4 * time.Hour}}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
 		_, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 2 * gib})
-		require.NoError(t, err, "optimising goes on, and is in nobody's way")
+		require.NoError(t, err, "the volume can be used while EC2 optimizes it")
 		_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 2 * gib})
 		require.NoError(t, err)
 		_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 3 * gib})
@@ -65,7 +65,7 @@ func TestAChangeWaitsForNoOtherChange(t *testing.T) {
 	})
 }
 
-func TestAChangeWhoseAnswerIsLostIsOneChange(t *testing.T) {
+func TestALostAnswerChangesTheVolumeOnce(t *testing.T) {
 	lags(t, func(t *testing.T, cfg cloud.Config) {
 		inWorld(t, cfg, func(t *testing.T, w *world) {
 			node := w.node("a")
@@ -86,8 +86,8 @@ func TestAChangeWhoseAnswerIsLostIsOneChange(t *testing.T) {
 	})
 }
 
-// Another node has enlarged it, and this one's read does not show it yet.
-func TestAChangeOfSpeedDoesNotSpeakOfSize(t *testing.T) {
+// Another node has enlarged the volume, and this node's read does not show that yet.
+func TestChangingIOPSSendsNoSize(t *testing.T) {
 	for seed := range uint64(8) {
 		inWorld(t, cloud.Config{Lag: 5 * time.Second, Seed: seed, Times: cloud.Times{Modify: time.Millisecond}}, func(t *testing.T, w *world) {
 			a, b := w.on(w.node("a")), w.on(w.node("a"))

@@ -17,7 +17,7 @@ import (
 func TestEveryRequestIsObservedOnce(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
 		var seen []providers.Request
-		cut, way := false, w.front.Transport(w.node("a"))
+		cut, link := false, w.front.Transport(w.node("a"))
 		p, err := New(Config{
 			Cluster: "main", Observe: func(r providers.Request) {
 				if r.Path == "DescribeVolumes" {
@@ -28,7 +28,7 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 				if cut {
 					return nil, errors.New("connection reset")
 				}
-				return way.RoundTrip(r)
+				return link.RoundTrip(r)
 			})},
 		})
 		require.NoError(t, err)

@@ -43,17 +43,17 @@ type policyDocument struct {
 	Statement []policyStatement
 }
 
-// ours is the policy that the documentation gives operators.
+// ours is the policy in the documentation.
 func ours(t *testing.T) (doc policyDocument) {
 	t.Helper()
 	text, err := os.ReadFile("../../docs/aws-policy.json")
 	require.NoError(t, err)
-	// As the documentation says: the name of the cluster instead of "default".
+	// With the name of the cluster instead of "default", as the documentation says.
 	require.NoError(t, json.Unmarshal(bytes.ReplaceAll(text, []byte(`cluster": "default"`), []byte(`cluster": "main"`)), &doc))
 	return doc
 }
 
-// without is the policy without one action of one statement.
+// without returns the policy without one action of one statement.
 func (doc policyDocument) without(sid, action string) (less policyDocument) {
 	less.Version = doc.Version
 	for _, s := range doc.Statement {
@@ -76,7 +76,7 @@ func (doc policyDocument) on(t *testing.T) func(*ec2.Config) {
 	return func(cfg *ec2.Config) { cfg.Policy = text }
 }
 
-// wholeLife does with the provider all that a driver may, and returns the first refusal.
+// wholeLife makes every call of the contract, and returns the first refusal.
 func wholeLife(ctx context.Context, w *world) error {
 	node := w.node("a")
 	p := w.on(node)
@@ -107,7 +107,7 @@ func wholeLife(ctx context.Context, w *world) error {
 		func() error { return p.DeleteSnapshot(ctx, snap.ID) },
 		func() error { return p.Delete(ctx, copied.ID) },
 		func() error { return p.Delete(ctx, v.ID) },
-		// And again, when the volume and its tags are gone.
+		// Again, when the volume and its tags are gone.
 		func() error { time.Sleep(time.Minute); return nil },
 		func() error { return p.Detach(ctx, v.ID, node, false) },
 		func() error { return w.on(node).Detach(ctx, v.ID, node, true) },
@@ -121,14 +121,14 @@ func wholeLife(ctx context.Context, w *world) error {
 	return nil
 }
 
-func TestTheDocumentedPolicyIsEnough(t *testing.T) {
+func TestTheDocumentedPolicyIsSufficient(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		require.NoError(t, wholeLife(t.Context(), w))
 		assert.Zero(t, w.volumes())
 	}, ours(t).on(t))
 }
 
-func TestTheDocumentedPolicyHasNothingTooMuch(t *testing.T) {
+func TestTheDocumentedPolicyIsMinimal(t *testing.T) {
 	doc := ours(t)
 	for _, s := range doc.Statement {
 		for _, action := range s.actions() {
@@ -145,13 +145,13 @@ func TestTheDocumentedPolicyHasNothingTooMuch(t *testing.T) {
 	}
 }
 
-// What the policy forbids, no mistake of this program can do.
-func TestTheDocumentedPolicyProtectsWhatIsNotOurs(t *testing.T) {
+// The policy prevents damage that a mistake of this program could do.
+func TestTheDocumentedPolicyProtectsOtherVolumes(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		node := w.node("a")
 		p := w.on(node)
 		v := w.create(p, "db")
-		s, err := p.session(t.Context())
+		s, err := p.session.Get(t.Context())
 		require.NoError(t, err)
 		foreign := map[string]string{}
 		w.byHand(func(r *cloud.Request) error {
@@ -206,7 +206,7 @@ func TestTheDocumentedPolicyProtectsWhatIsNotOurs(t *testing.T) {
 		_, err = s.api.CreateTags(t.Context(), steal)
 		assert.Equal(t, "UnauthorizedOperation", codeOf(err), "a volume of another cluster cannot be adopted")
 		_, err = s.api.CreateVolume(t.Context(), &api.CreateVolumeInput{AvailabilityZone: sdk.String(region + "a"), Size: sdk.Int32(1)})
-		assert.Equal(t, "UnauthorizedOperation", codeOf(err), "nor one made without the mark")
+		assert.Equal(t, "UnauthorizedOperation", codeOf(err), "nor one created without the mark")
 
 		_, err = p.Adopt(t.Context(), foreign["nobody"], providers.Spec{Name: "adopted"})
 		require.NoError(t, err)

@@ -21,7 +21,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// actionOf tells what a request asks for, "" if it is none to EC2.
+// actionOf returns the action of a request, "" if it is not to EC2.
 func actionOf(r *http.Request) (string, error) {
 	if r.Body == nil {
 		return "", nil
@@ -35,7 +35,7 @@ func actionOf(r *http.Request) (string, error) {
 	return form.Get("Action"), nil
 }
 
-func TestManyWhoAskAtOnceCostTwoCalls(t *testing.T) {
+func TestConcurrentReadsShareRequests(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
@@ -60,11 +60,11 @@ func TestManyWhoAskAtOnceCostTwoCalls(t *testing.T) {
 		calls = append(calls, func() { time.Sleep(50 * time.Millisecond); leave() })
 		providertest.AtOnce(calls...)
 		assert.LessOrEqual(t, w.cloud.Calls()["DescribeVolumes"], 2)
-		assert.LessOrEqual(t, time.Since(begin), 200*time.Millisecond, "who leaves disturbs nobody")
+		assert.LessOrEqual(t, time.Since(begin), 200*time.Millisecond, "a caller that leaves does not delay the others")
 	})
 }
 
-func TestTheFirstCallsOfAProcessShareItsStart(t *testing.T) {
+func TestConcurrentFirstCallsShareTheMetadataRequest(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		node := w.node("a")
 		hangs := &hanging{RoundTripper: w.front.Transport(node), host: "169.254.169.254"}
@@ -78,14 +78,14 @@ func TestTheFirstCallsOfAProcessShareItsStart(t *testing.T) {
 			})
 		}
 		providertest.AtOnce(calls...)
-		assert.LessOrEqual(t, time.Since(begin), time.Minute, "not twenty seconds for each, one after the other")
+		assert.LessOrEqual(t, time.Since(begin), time.Minute, "not twenty seconds for each caller")
 		hangs.host = ""
 		_, err := p.Node(t.Context())
-		require.NoError(t, err, "a failure is not for ever")
+		require.NoError(t, err, "a failure is not cached")
 	})
 }
 
-// hanging is a way on which nothing comes back from one host.
+// hanging never answers for one host.
 type hanging struct {
 	http.RoundTripper
 	host string
@@ -99,7 +99,7 @@ func (h *hanging) RoundTrip(r *http.Request) (*http.Response, error) {
 	return h.RoundTripper.RoundTrip(r)
 }
 
-func TestAListOfManyPagesHasTimeForEach(t *testing.T) {
+func TestEachPageHasItsOwnTimeout(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: 3 * time.Second}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		w.create(p, "db")
@@ -112,7 +112,7 @@ func TestAListOfManyPagesHasTimeForEach(t *testing.T) {
 	})
 }
 
-func TestPagesThatGoInACircleEnd(t *testing.T) {
+func TestCircularPagesAreAnError(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.onWith(circle{w.front.Transport(w.node("a"))})
 		_, err := p.List(t.Context())
@@ -131,12 +131,12 @@ func (c circle) RoundTrip(r *http.Request) (*http.Response, error) {
 	return said(r, http.StatusOK, `<DescribeVolumesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><volumeSet/><nextToken>more</nextToken></DescribeVolumesResponse>`), nil
 }
 
-// said is an answer.
+// said returns an answer.
 func said(r *http.Request, status int, body string) *http.Response {
 	return httpsim.Response(r, status, "text/xml", body)
 }
 
-func TestANodeThatEC2DoesNotShowIsNotGoneAtOnce(t *testing.T) {
+func TestAMissingInstanceIsNotGoneAtOnce(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		for range 2 {
@@ -154,9 +154,9 @@ func TestANodeThatEC2DoesNotShowIsNotGoneAtOnce(t *testing.T) {
 		time.Sleep(time.Hour)
 		state, err = p.NodeState(t.Context(), "i-0123456789abcdef0")
 		require.NoError(t, err)
-		assert.Equal(t, providers.Unclear, state.Life, "two glitches far apart are no evidence")
+		assert.Equal(t, providers.Unclear, state.Life, "two missing reads far apart are no evidence")
 	})
-	// Nor is it gone to credentials of another account or region, to which EC2 does not show this instance either.
+	// Credentials of another account or region do not prove it either: EC2 does not show them this instance.
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		a := w.node("a")
 		inner := w.front.Transport(a)
@@ -190,7 +190,7 @@ func TestANodeThatEC2DoesNotShowIsNotGoneAtOnce(t *testing.T) {
 	}
 }
 
-func TestAQuestionAboutNoNodeDoesNotSpoilThoseOfOthers(t *testing.T) {
+func TestAnInvalidInstanceIDDoesNotFailOtherReads(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: time.Second}, func(t *testing.T, w *world) {
 		node := w.node("a")
 		p := w.on(node)
@@ -213,7 +213,7 @@ func TestAQuestionAboutNoNodeDoesNotSpoilThoseOfOthers(t *testing.T) {
 	})
 }
 
-// shared is a way on which EC2 shows its volumes as made for Multi-Attach, from some moment on.
+// shared makes EC2 show its volumes with Multi-Attach enabled, when on.
 type shared struct {
 	http.RoundTripper
 	is atomic.Bool
@@ -234,14 +234,14 @@ func (s *shared) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // EC2 does not refuse to attach them to a second instance.
-func TestVolumesMadeForMultiAttachAreNeitherAdoptedNorServed(t *testing.T) {
+func TestMultiAttachVolumesAreNeitherAdoptedNorUsed(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
-		way := &shared{RoundTripper: w.front.Transport(w.node("a"))}
-		p := w.onWith(way)
+		link := &shared{RoundTripper: w.front.Transport(w.node("a"))}
+		p := w.onWith(link)
 		v, kept := w.create(p, "db"), w.create(p, "kept")
 		require.NoError(t, p.Forget(t.Context(), kept.ID))
 		time.Sleep(time.Minute)
-		way.is.Store(true)
+		link.is.Store(true)
 		_, found := p.Find(t.Context(), "db")
 		all, listed := p.List(t.Context())
 		assert.Empty(t, all)
@@ -251,7 +251,7 @@ func TestVolumesMadeForMultiAttachAreNeitherAdoptedNorServed(t *testing.T) {
 			require.ErrorIs(t, err, providers.ErrInvalid, i)
 			providertest.Sentence(t, err, "Multi-Attach", "one writer", "--no-multi-attach-enabled")
 		}
-		way.is.Store(false)
+		link.is.Store(false)
 		w.attach(p, v)
 	})
 }

@@ -2,7 +2,7 @@ package aws
 
 import "github.com/blockvol/blockvol/providers"
 
-// Static keys, each in the environment or in a file. Without any the SDK's chain decides.
+// Static keys, each in the environment or in a file. Without keys the SDK's chain is used.
 const (
 	keyIDSetting  = "AWS_ACCESS_KEY_ID"
 	secretSetting = "AWS_SECRET_ACCESS_KEY" //nolint:gosec // the name of a setting
@@ -10,7 +10,7 @@ const (
 	regionSetting = "AWS_REGION"
 )
 
-// Settings are those of FromEnv, and those of the SDK that the managed plugin can have.
+// Settings are those of FromEnv, and those that the SDK reads itself and the managed plugin declares.
 var Settings = []providers.Setting{
 	{Name: keyIDSetting, Help: "an access key", Default: "the role of the instance", Secret: true},
 	{Name: secretSetting, Help: "the secret of the access key", Secret: true},

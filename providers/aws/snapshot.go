@@ -19,8 +19,8 @@ import (
 
 var snapshotID = regexp.MustCompile(`^snap-[0-9a-f]{8}([0-9a-f]{9})?$`)
 
-// snapshots is how EC2 is asked for snapshots. EBS takes the volume as it is at the moment of the request, in use or not; but until
-// the snapshot is complete it is not known whether it ever will be, and the volume must stay.
+// snapshots returns EC2's functions for snapshots. EBS copies the volume as it is at the time of the request, in use or not. Until the
+// snapshot is complete it may fail, and needs the volume.
 func (p *Provider) snapshots() managed.SnapshotCloud[types.Volume, types.Snapshot] {
 	return managed.SnapshotCloud[types.Volume, types.Snapshot]{
 		IsID: snapshotID.MatchString, IDForm: "looks like snap-0123456789abcdef0", MaxPause: 15 * time.Second,
@@ -44,16 +44,12 @@ func showSnapshot(from types.Snapshot) managed.Snapshot[types.Snapshot] {
 	return s
 }
 
-// describeSnapshots returns the account's own snapshots that meet the filter.
-func (p *Provider) describeSnapshots(ctx context.Context, by types.Filter) ([]types.Snapshot, error) {
-	return pages(ctx, p, "DescribeSnapshots", func(ctx context.Context, api *ec2.Client, next *string) ([]types.Snapshot, *string, error) {
-		page, err := api.DescribeSnapshots(ctx, &ec2.DescribeSnapshotsInput{
-			Filters: []types.Filter{by}, OwnerIds: []string{"self"}, MaxResults: sdk.Int32(1000), NextToken: next,
-		})
-		if err != nil {
-			return nil, nil, err
-		}
-		return page.Snapshots, page.NextToken, nil
+// describeSnapshots returns the account's own snapshots that match the filter.
+func (p *Provider) describeSnapshots(ctx context.Context, by []types.Filter) ([]types.Snapshot, error) {
+	return pages(ctx, p, (*ec2.Client).DescribeSnapshots, func(next *string) *ec2.DescribeSnapshotsInput {
+		return &ec2.DescribeSnapshotsInput{Filters: by, OwnerIds: []string{"self"}, MaxResults: sdk.Int32(1000), NextToken: next}
+	}, func(page *ec2.DescribeSnapshotsOutput) ([]types.Snapshot, *string) {
+		return page.Snapshots, page.NextToken
 	})
 }
 
@@ -63,13 +59,11 @@ func (p *Provider) snapshotsTaken(ctx context.Context, volume, description strin
 
 func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[types.Volume], description string) (types.Snapshot, error) {
 	tags := recordTags(d.Record)
-	maps.Copy(tags, map[string]string{tagShown: d.Name, tagCluster: p.cluster, tagName: d.Name, tagOrigin: labels.Digest(d.ID, description)})
-	// CreateSnapshot knows no ClientToken: sent again after a lost answer it would take a second one.
-	made, err := once(ctx, p, "CreateSnapshot", func(ctx context.Context, api *ec2.Client) (*ec2.CreateSnapshotOutput, error) {
-		return api.CreateSnapshot(ctx, &ec2.CreateSnapshotInput{
-			VolumeId: &d.ID, Description: sdk.String(sanitize.Clip(description)),
-			TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeSnapshot, Tags: tagList(tags)}},
-		})
+	maps.Copy(tags, map[string]string{tagShown: d.Name, tagCluster: p.cfg.Cluster, tagName: d.Name, tagOrigin: labels.Digest(d.ID, description)})
+	// CreateSnapshot has no ClientToken: repeated after a lost answer, it would take a second snapshot.
+	made, err := once(ctx, p, (*ec2.Client).CreateSnapshot, &ec2.CreateSnapshotInput{
+		VolumeId: &d.ID, Description: sdk.String(sanitize.Clip(description)),
+		TagSpecifications: []types.TagSpecification{{ResourceType: types.ResourceTypeSnapshot, Tags: tagList(tags)}},
 	})
 	if err != nil {
 		return types.Snapshot{}, err
@@ -91,9 +85,7 @@ func (p *Provider) getSnapshot(ctx context.Context, id string) (types.Snapshot, 
 }
 
 func (p *Provider) deleteSnapshot(ctx context.Context, s managed.Snapshot[types.Snapshot]) error {
-	_, err := call(ctx, p, "DeleteSnapshot", func(ctx context.Context, api *ec2.Client) (*ec2.DeleteSnapshotOutput, error) {
-		return api.DeleteSnapshot(ctx, &ec2.DeleteSnapshotInput{SnapshotId: &s.ID})
-	})
+	_, err := call(ctx, p, (*ec2.Client).DeleteSnapshot, &ec2.DeleteSnapshotInput{SnapshotId: &s.ID})
 	if codeOf(err) == "InvalidSnapshot.NotFound" {
 		return nil
 	}

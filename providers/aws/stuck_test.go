@@ -14,14 +14,14 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 )
 
-// stuck makes what the action starts never end, once.
+// stuck makes the next operation of an action never complete.
 func (w *world) stuck(action string) {
 	w.cloud.Inject(cloud.Rule{Action: action, Fault: cloud.NeverFinish, Times: 1})
 }
 
-// What EC2 has accepted and never finishes is waited for as long as the caller does. The answer is no success, no volume is made
-// twice, and another call meets what is there.
-func TestACreationThatNeverEndsIsNoSuccessAndNoSecondVolume(t *testing.T) {
+// Operations that EC2 accepts and never completes last until the caller's time is over. They are no success, create no second volume,
+// and a repeated call joins them.
+func TestACreateThatNeverCompletesCreatesNoSecondVolume(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		p, other := w.on(w.node("a")), w.on(w.node("a"))
 		w.stuck("CreateVolume")
@@ -34,12 +34,12 @@ func TestACreationThatNeverEndsIsNoSuccessAndNoSecondVolume(t *testing.T) {
 		}
 		require.Len(t, w.named("db"), 1)
 		found, err := other.Find(t.Context(), "db")
-		require.NoError(t, err, "it is there, so the name is taken")
+		require.NoError(t, err, "it exists, so the name is taken")
 		require.ErrorIs(t, providertest.Attach(t.Context(), other, found.ID), providers.ErrBusy)
 	})
 }
 
-func TestASnapshotThatNeverEndsKeepsTheVolume(t *testing.T) {
+func TestASnapshotThatNeverCompletesIsTakenOnce(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
@@ -51,12 +51,12 @@ func TestASnapshotThatNeverEndsKeepsTheVolume(t *testing.T) {
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			providertest.Sentence(t, err, "snap-", "not complete yet")
 		}
-		require.Len(t, w.cloud.Snapshots(), 1, "the second call waits for the first one's")
+		require.Len(t, w.cloud.Snapshots(), 1, "the second call waits for the first snapshot")
 		assert.Len(t, w.named("db"), 1)
 	})
 }
 
-func TestAChangeThatNeverEndsIsTold(t *testing.T) {
+func TestAModifyThatNeverCompletesIsReported(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
@@ -71,7 +71,7 @@ func TestAChangeThatNeverEndsIsTold(t *testing.T) {
 	})
 }
 
-func TestADetachThatNeverEndsLeavesTheVolumeHeld(t *testing.T) {
+func TestADetachThatNeverCompletesLeavesTheVolumeHeld(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		node := w.node("a")
 		p, other := w.on(node), w.on(w.node("a"))
@@ -85,7 +85,7 @@ func TestADetachThatNeverEndsLeavesTheVolumeHeld(t *testing.T) {
 		assert.Equal(t, providers.Attachment{Node: node, State: providers.Detaching}, found.Attachment)
 		require.ErrorIs(t, providertest.Attach(t.Context(), other, v.ID), providers.ErrHeld)
 		require.ErrorIs(t, other.Delete(t.Context(), v.ID), providers.ErrHeld)
-		require.NoError(t, other.Detach(t.Context(), v.ID, node, true), "on evidence that the node is gone it is forced")
+		require.NoError(t, other.Detach(t.Context(), v.ID, node, true), "forced, on evidence that the node is gone")
 		cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 		w.attach(other, v)
 	})

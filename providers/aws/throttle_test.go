@@ -16,7 +16,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-// refusing is a way on which one action is refused so many times.
+// refusing refuses one action a number of times.
 type refusing struct {
 	http.RoundTripper
 	action, code string
@@ -53,7 +53,7 @@ func (f *refusing) RoundTrip(r *http.Request) (*http.Response, error) {
 	return answer, nil
 }
 
-func TestThrottlingIsWaitedOut(t *testing.T) {
+func TestThrottledRequestsAreRepeated(t *testing.T) {
 	for _, kind := range []struct {
 		code   string
 		status int
@@ -68,33 +68,33 @@ func TestThrottlingIsWaitedOut(t *testing.T) {
 	} {
 		t.Run(kind.code+" "+strconv.Itoa(kind.status)+" "+strconv.Itoa(kind.after), func(t *testing.T) {
 			inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
-				way := &refusing{RoundTripper: w.front.Transport(w.node("a")), action: "AttachVolume", code: kind.code, status: kind.status, after: kind.after, times: 5}
-				p := w.onWith(way)
+				link := &refusing{RoundTripper: w.front.Transport(w.node("a")), action: "AttachVolume", code: kind.code, status: kind.status, after: kind.after, times: 5}
+				p := w.onWith(link)
 				v := w.create(p, "db")
 				begin := time.Now()
 				require.NoError(t, providertest.Attach(t.Context(), p, v.ID))
-				assert.Len(t, way.asked, 6)
+				assert.Len(t, link.asked, 6)
 				if took := time.Since(begin); kind.after > 0 {
 					assert.GreaterOrEqual(t, took, 5*time.Duration(kind.after)*time.Second)
 				} else {
 					assert.Less(t, took, 30*time.Second)
 				}
 
-				// For ever, until the caller's time is over: in a sentence, and with few requests.
-				way.times, way.asked = 1<<30, nil
+				// Without an end: an error when the caller's time is over, and few requests.
+				link.times, link.asked = 1<<30, nil
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				err := providertest.Attach(ctx, p, w.create(p, "more").ID)
 				require.ErrorIs(t, err, providers.ErrBusy)
 				require.ErrorIs(t, err, context.DeadlineExceeded)
 				providertest.Sentence(t, err, "AttachVolume")
-				assert.Less(t, len(way.asked), 15)
+				assert.Less(t, len(link.asked), 15)
 			})
 		})
 	}
 }
 
-func TestAThrottledActionSlowsNoOther(t *testing.T) {
+func TestThrottlingIsPerAction(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
 		node := w.node("a")
 		p := w.on(node)
@@ -113,8 +113,8 @@ func TestAThrottledActionSlowsNoOther(t *testing.T) {
 	})
 }
 
-// A bucket that is empty for all of an account's nodes: every mount comes through.
-func TestANodeFullOfVolumesComesUpThroughAnEmptyBucket(t *testing.T) {
+// The token bucket of the account is empty for all nodes, and every mount succeeds.
+func TestMountsSucceedWhenAllNodesAreThrottled(t *testing.T) {
 	limits := func(bucket string) cloud.Bucket {
 		if bucket == "AttachVolume" {
 			return cloud.Bucket{Size: 2, PerSecond: 1}

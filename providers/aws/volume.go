@@ -22,19 +22,15 @@ import (
 
 const gib = providers.GiB
 
-// describeVolumes returns all volumes that meet the filter, wherever in the region. EC2 cuts pages before it filters, so
-// that few volumes of a large account may cost many pages: those that are asked for by name come without, perPage nil.
-func (p *Provider) describeVolumes(ctx context.Context, by types.Filter, perPage *int32) ([]types.Volume, error) {
-	return pages(ctx, p, "DescribeVolumes", func(ctx context.Context, api *ec2.Client, next *string) ([]types.Volume, *string, error) {
-		page, err := api.DescribeVolumes(ctx, &ec2.DescribeVolumesInput{Filters: []types.Filter{by}, MaxResults: perPage, NextToken: next})
-		if err != nil {
-			return nil, nil, err
-		}
-		return page.Volumes, page.NextToken, nil
-	})
+// describeVolumes returns the volumes of the region that match the filter. EC2 pages before it filters, so a few volumes of a large
+// account may be spread over many pages: with a perPage of nil they come in one.
+func (p *Provider) describeVolumes(ctx context.Context, by []types.Filter, perPage *int32) ([]types.Volume, error) {
+	return pages(ctx, p, (*ec2.Client).DescribeVolumes, func(next *string) *ec2.DescribeVolumesInput {
+		return &ec2.DescribeVolumesInput{Filters: by, MaxResults: perPage, NextToken: next}
+	}, func(page *ec2.DescribeVolumesOutput) ([]types.Volume, *string) { return page.Volumes, page.NextToken })
 }
 
-// named looks in the whole region, whatever the zone.
+// named returns volumes of all zones.
 func (p *Provider) named(ctx context.Context, names []string) (map[string][]types.Volume, error) {
 	byKey, keys := make(map[string]string, len(names)), make([]string, len(names))
 	for i, name := range names {
@@ -51,18 +47,18 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]type
 	return found, err
 }
 
-// all returns the volumes with the cluster's tag. The driver lists when it starts, with nobody waiting: what an attach has to know is
-// asked for now, so that the first mount need not. A failure is no matter, since Attach asks for itself.
+// all returns the volumes with the cluster's tag. The driver lists when it starts, before anybody waits: so all also reads what an
+// attach needs, for the first mount to be faster. If that fails, attach reads it.
 func (p *Provider) all(ctx context.Context) ([]types.Volume, error) {
-	all, err := p.describeVolumes(ctx, filter("tag:"+tagCluster, escape(p.cluster)), sdk.Int32(500))
-	if s := p.begun(); err == nil && s != nil && !p.slotsOf(s.instance).hasRead(0) {
-		_ = p.readSlots(ctx, p.slotsOf(s.instance), s.instance, 0)
+	all, err := p.describeVolumes(ctx, filter("tag:"+tagCluster, escape(p.cfg.Cluster)), sdk.Int32(500))
+	if s, known := p.session.Known(); err == nil && known {
+		_ = p.readSlots(ctx, p.slotsOf(s.instance), s.instance)
 	}
 	return slices.DeleteFunc(all, func(v types.Volume) bool { return !exists(v) }), err
 }
 
-// askByID asks by a filter, since one unknown id among VolumeIds fails the whole call.
-func (p *Provider) askByID(ctx context.Context, ids []string) (map[string]types.Volume, error) {
+// volumesByID uses a filter, since one unknown ID among VolumeIds fails the whole request.
+func (p *Provider) volumesByID(ctx context.Context, ids []string) (map[string]types.Volume, error) {
 	all, err := p.describeVolumes(ctx, filter("volume-id", ids...), nil)
 	found := make(map[string]types.Volume)
 	for _, v := range all {
@@ -71,36 +67,37 @@ func (p *Provider) askByID(ctx context.Context, ids []string) (map[string]types.
 	return found, err
 }
 
-// exists tells whether EC2 still has the disk.
+// exists returns false for a volume that EC2 deletes or has deleted.
 func exists(v types.Volume) bool {
 	return v.State != types.VolumeStateDeleting && v.State != types.VolumeStateDeleted
 }
 
-// has tells whether the volume exists as this cluster's of that name, as far as the answer and this process know.
-func (p *Provider) has(v types.Volume, name string) bool {
+// isNamed returns whether the volume exists as this cluster's volume of that name, according to the answer and to what this process
+// has written since.
+func (p *Provider) isNamed(v types.Volume, name string) bool {
 	d := p.show(v)
 	return exists(v) && p.IsOurs(d) && d.Name == name && !p.Hides(d)
 }
 
-// unusable is the error for a volume that EC2 has failed at, or that it would attach to several instances at once: blockvol relies
-// on EC2 to refuse the second. It is not called absent, since it may hold data.
+// unusable returns an error for a volume that has failed, or that EC2 would attach to several instances at once: blockvol relies on
+// EC2 to refuse the second. Such a volume is not called missing, since it may hold data.
 func unusable(v types.Volume) error {
 	id := sdk.ToString(v.VolumeId)
 	switch {
 	case sdk.ToBool(v.MultiAttachEnabled):
-		return fmt.Errorf("%w: %s is made for Multi-Attach, and several instances may write to it: blockvol keeps volumes with one writer only: detach it from all instances but one, and change it with aws ec2 modify-volume --volume-id %s --no-multi-attach-enabled (io2 only)", providers.ErrInvalid, id, id)
+		return fmt.Errorf("%w: %s allows Multi-Attach, so several instances may write to it, and blockvol needs volumes with one writer: detach it from all instances but one, and change it with aws ec2 modify-volume --volume-id %s --no-multi-attach-enabled (io2 only)", providers.ErrInvalid, id, id)
 	case v.State != types.VolumeStateError:
 		return nil
 	}
-	return fmt.Errorf("EC2 calls volume %s %q: if it has just been created, EC2 could not make it and removes it by itself in a while; otherwise its disk has failed: restore a snapshot, and remove it with aws ec2 delete-volume --volume-id %s", id, v.State, id)
+	return fmt.Errorf("EC2 calls volume %s %q: if it has just been created, EC2 could not create it and removes it after a while; otherwise its disk has failed: restore a snapshot, and delete it with aws ec2 delete-volume --volume-id %s", id, v.State, id)
 }
 
-// escape makes a filter's value stand for itself: * and ? are wildcards in it.
+// escape escapes the wildcards * and ? of a filter's value.
 func escape(value string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`).Replace(value)
 }
 
-// show puts EC2's description into the contract's words.
+// show translates EC2's description.
 func (p *Provider) show(from types.Volume) managed.Disk[types.Volume] {
 	tags := tagMap(from.Tags)
 	d := managed.Disk[types.Volume]{
@@ -122,7 +119,7 @@ func (p *Provider) show(from types.Volume) managed.Disk[types.Volume] {
 		Cluster: tags[tagCluster], Claim: tags[tagTurn], Damaged: unusable(from), Creating: from.State == types.VolumeStateCreating, Native: from,
 	}
 	_, d.Marked = tags[tagCluster]
-	if d.Cluster == p.cluster && tags[tagKey] != p.keyOf(d.Name) {
+	if d.Cluster == p.cfg.Cluster && tags[tagKey] != p.keyOf(d.Name) {
 		d.Name = ""
 	}
 	if from.Iops != nil {
@@ -134,13 +131,13 @@ func (p *Provider) show(from types.Volume) managed.Disk[types.Volume] {
 	if key := cmp.Or(tags[tagKMSKey], sdk.ToString(from.KmsKeyId)); key != "" {
 		d.Details["kms-key"] = key
 	}
-	if known, is := p.places.Load(d.Attachment.Node); is {
-		known.(*slots).learn(d.ID, deviceOn(from, d.Attachment.Node)) //nolint:forcetypeassert // nothing else is stored
+	if known, is := p.slots.Load(d.Attachment.Node); is {
+		known.(*slots).observe(d.ID, deviceOn(from, d.Attachment.Node)) //nolint:forcetypeassert // nothing else is stored
 	}
 	return d
 }
 
-// attachmentOf tells who holds the volume. One that several instances hold is not attached by blockvol, nor adopted.
+// attachmentOf returns one attachment: unusable excludes volumes with several.
 func attachmentOf(v types.Volume) providers.Attachment {
 	for _, a := range v.Attachments {
 		held := providers.Attachment{Node: sdk.ToString(a.InstanceId)}
@@ -151,7 +148,7 @@ func attachmentOf(v types.Volume) providers.Attachment {
 			held.State = providers.Attaching
 		case types.VolumeAttachmentStateAttached:
 			held.State = providers.Attached
-		default: // detaching; or busy, which is a detach that the instance has not let happen
+		default: // detaching; or busy: a detach that the instance's kernel prevents
 			held.State = providers.Detaching
 		}
 		return held
@@ -170,7 +167,7 @@ func deviceOn(v types.Volume, instance string) string {
 
 var volumeID = regexp.MustCompile(`^vol-[0-9a-f]{8}([0-9a-f]{9})?$`)
 
-// get asks EC2 for a volume by its id, whoever it belongs to.
+// get returns any volume by its ID. Concurrent calls share a request.
 func (p *Provider) get(ctx context.Context, id string) (types.Volume, error) {
 	v, found, err := p.byID.Get(ctx, id)
 	switch {
@@ -184,36 +181,28 @@ func (p *Provider) get(ctx context.Context, id string) (types.Volume, error) {
 	return v, nil
 }
 
-// volume returns a volume of this cluster.
-func (p *Provider) volume(ctx context.Context, id string) (*providers.Volume, error) {
-	d, err := p.GetOurs(ctx, id)
-	return &d.Volume, err
-}
-
-// mark stores one entry as a tag.
+// mark writes one entry of the Record as a tag.
 func (p *Provider) mark(ctx context.Context, d managed.Disk[types.Volume], key, value string) error {
 	return p.tag(ctx, d.ID, map[string]string{tagRecord + key: value})
 }
 
 func (p *Provider) tag(ctx context.Context, id string, tags map[string]string) error {
-	_, err := alter(ctx, p, id, "CreateTags", func(ctx context.Context, api *ec2.Client) (*ec2.CreateTagsOutput, error) {
-		return api.CreateTags(ctx, &ec2.CreateTagsInput{Resources: []string{id}, Tags: tagList(tags)})
-	})
+	_, err := alter(ctx, p, id, (*ec2.Client).CreateTags, &ec2.CreateTagsInput{Resources: []string{id}, Tags: tagList(tags)})
 	return err
 }
 
-// claim gives an existing volume the tags of one of ours.
+// claim makes an existing volume ours by its tags.
 func (p *Provider) claim(ctx context.Context, d managed.Disk[types.Volume], spec providers.Spec) (types.Volume, error) {
 	tags, marks := tagMap(d.Native.Tags), p.marks(spec)
 	if !p.IsOurs(d) {
-		marks[tagTurn] = "adopted " + time.Now().UTC().Format(time.RFC3339Nano) // no ClientToken's, and another life
+		marks[tagTurn] = "adopted " + time.Now().UTC().Format(time.RFC3339Nano) // no ClientToken's turn, and unique
 	}
 	if _, named := tags[tagShown]; named && spec.Tags[tagShown] == "" {
 		delete(marks, tagShown)
 	}
 	maps.Copy(tags, marks)
 	if len(tags) > maxTags {
-		return d.Native, fmt.Errorf("%w: %s would have %d tags, where EC2 allows %d: remove some", providers.ErrInvalid, d.ID, len(tags), maxTags)
+		return d.Native, fmt.Errorf("%w: %s would have %d tags, and EC2 allows %d: remove some", providers.ErrInvalid, d.ID, len(tags), maxTags)
 	}
 	v := d.Native
 	v.Tags = tagList(tags)
@@ -221,35 +210,29 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[types.Volume], spec
 }
 
 func (p *Provider) release(ctx context.Context, d managed.Disk[types.Volume]) error {
-	_, err := alter(ctx, p, d.ID, "DeleteTags", func(ctx context.Context, api *ec2.Client) (*ec2.DeleteTagsOutput, error) {
-		// By key and value: what somebody else has written meanwhile stays.
-		return api.DeleteTags(ctx, &ec2.DeleteTagsInput{Resources: []string{d.ID}, Tags: tagList(map[string]string{
-			tagCluster: p.cluster, tagName: d.Name, tagKey: p.keyOf(d.Name),
-		})})
-	})
+	// By key and value: what another node has written in the meantime stays.
+	tags := tagList(map[string]string{tagCluster: p.cfg.Cluster, tagName: d.Name, tagKey: p.keyOf(d.Name)})
+	_, err := alter(ctx, p, d.ID, (*ec2.Client).DeleteTags, &ec2.DeleteTagsInput{Resources: []string{d.ID}, Tags: tags})
 	if err == nil {
-		p.spend(d)
+		p.releaseName(d)
 	}
 	return err
 }
 
 func (p *Provider) remove(ctx context.Context, d managed.Disk[types.Volume]) error {
-	_, err := alter(ctx, p, d.ID, "DeleteVolume", func(ctx context.Context, api *ec2.Client) (*ec2.DeleteVolumeOutput, error) {
-		return api.DeleteVolume(ctx, &ec2.DeleteVolumeInput{VolumeId: &d.ID})
-	})
+	_, err := alter(ctx, p, d.ID, (*ec2.Client).DeleteVolume, &ec2.DeleteVolumeInput{VolumeId: &d.ID})
 	switch {
 	case errors.Is(err, errWrongState):
 		return fmt.Errorf("%w: %w", providers.ErrBusy, err)
 	case err == nil, errors.Is(err, providers.ErrNotFound):
-		p.spend(d)
+		p.releaseName(d)
 	}
 	return err
 }
 
-// spend notes, of a volume that has lost its name, that the ClientToken which created it leads nowhere as long as EC2 keeps it in
-// mind. When that is past, the token creates a volume again.
-func (p *Provider) spend(d managed.Disk[types.Volume]) {
+// releaseName notes that the ClientToken of a volume without its name creates no volume for as long as EC2 remembers it.
+func (p *Provider) releaseName(d managed.Disk[types.Volume]) {
 	if n, err := strconv.Atoi(d.Claim); err == nil {
-		p.memory.spend(turn{d.Name, n}, tokenKept-time.Since(d.CreatedAt))
+		p.setUsed(token{d.Name, n}, tokenSkipped-time.Since(d.CreatedAt))
 	}
 }

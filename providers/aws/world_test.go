@@ -14,14 +14,14 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 )
 
-// world is a simulated EC2 without sockets, for a bubble of synctest.
+// world is a simulated EC2 without sockets, for synctest.
 type world struct {
 	t     *testing.T
 	cloud *cloud.Cloud
 	front *ec2.Front
 }
 
-// inWorld runs a test in a bubble of its own, where time costs nothing.
+// inWorld runs a test in its own synctest bubble.
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also ...func(*ec2.Config)) {
 	t.Helper()
 	if cfg.Zones == nil {
@@ -36,7 +36,7 @@ func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also
 	})
 }
 
-// node adds an instance and returns its id.
+// node adds an instance and returns its ID.
 func (w *world) node(zone string) string {
 	return w.nodeOf(cloud.Instance{Type: "m5.large", Zone: region + zone})
 }
@@ -48,20 +48,20 @@ func (w *world) nodeOf(i cloud.Instance) string {
 	return w.cloud.AddInstance(i).ID
 }
 
-// on starts a process on an instance: one that knows nothing yet.
+// on starts a process on an instance.
 func (w *world) on(instance string) *Provider {
 	w.t.Helper()
 	return w.onWith(w.front.Transport(instance))
 }
 
-func (w *world) onWith(way http.RoundTripper) *Provider {
+func (w *world) onWith(link http.RoundTripper) *Provider {
 	w.t.Helper()
-	p, err := New(Config{Cluster: "main", HTTPClient: &http.Client{Transport: way}})
+	p, err := New(Config{Cluster: "main", HTTPClient: &http.Client{Transport: link}})
 	require.NoError(w.t, err)
 	return p
 }
 
-// named returns the ids of the volumes that truly have a name, whatever reads show.
+// named returns the IDs of the volumes with a name, independent of what reads show.
 func (w *world) named(name string) (ids []string) {
 	for _, v := range w.cloud.Volumes() {
 		if v.Tags[tagName] == name && v.State != cloud.Deleting && v.State != cloud.Deleted && v.State != cloud.Broken {
@@ -71,7 +71,7 @@ func (w *world) named(name string) (ids []string) {
 	return ids
 }
 
-// volumes counts the disks that are no instance's root.
+// volumes counts the disks without root disks.
 func (w *world) volumes() (n int) {
 	for _, v := range w.cloud.Volumes() {
 		if len(v.Attachments) == 0 || !v.Attachments[0].DeleteOnTermination {
@@ -88,7 +88,7 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 	return v
 }
 
-// attach attaches a volume, and waits until EC2 has it so.
+// attach attaches a volume, and waits until it is attached.
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, providertest.Attach(w.t.Context(), p, v.ID))
@@ -101,7 +101,7 @@ func (w *world) detach(p *Provider, v *providers.Volume, node string) {
 	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Detached)
 }
 
-// device returns the name under which the volume is truly attached.
+// device returns the device name of the volume, independent of what reads show.
 func (w *world) device(id string) string {
 	v, _ := w.cloud.Volume(id)
 	if len(v.Attachments) == 0 {
@@ -110,5 +110,5 @@ func (w *world) device(id string) string {
 	return v.Attachments[0].Device
 }
 
-// slow is what EC2 and its answers take.
+// slow are realistic durations.
 var slow = cloud.Times{Create: 2 * time.Second, Delete: 4 * time.Second, Attach: 3 * time.Second, Detach: 3 * time.Second, Modify: 20 * time.Second, Snapshot: 20 * time.Second}

@@ -141,3 +141,23 @@ func UnpackTags(prefix string, tags []string) (texts map[string]string, unreadab
 	}
 	return unpack(labels)
 }
+
+// AddPrefix returns the texts under their keys after the prefix, for clouds that keep any text in a label.
+func AddPrefix(prefix string, texts map[string]string) map[string]string {
+	labels := make(map[string]string, len(texts))
+	for key, text := range texts {
+		labels[prefix+key] = text
+	}
+	return labels
+}
+
+// CutPrefix returns the texts that AddPrefix has put into labels. Other labels are ignored.
+func CutPrefix(prefix string, labels map[string]string) map[string]string {
+	texts := make(map[string]string)
+	for label, text := range labels {
+		if key, is := strings.CutPrefix(label, prefix); is {
+			texts[key] = text
+		}
+	}
+	return texts
+}

@@ -22,7 +22,7 @@ func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetach(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		server := w.node()
 		w.create(w.on(server), "db")
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		p := w.onBy(server, link)
 		_, err := p.Node(t.Context())
 		require.NoError(t, err)
@@ -43,14 +43,14 @@ func TestAMountIsOneReadAndOneAttachAndAnUnmountOneDetach(t *testing.T) {
 	})
 }
 
-func TestManyMountsShareTheirReads(t *testing.T) {
+func TestConcurrentMountsShareReads(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: 200 * time.Millisecond}, func(t *testing.T, w *world) {
 		server := w.node()
 		names := []string{"a", "b", "c", "d", "e", "f"}
 		for _, name := range names {
 			w.create(w.on(server), name)
 		}
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		p := w.onBy(server, link)
 		_, err := p.List(t.Context())
 		require.NoError(t, err)
@@ -69,8 +69,8 @@ func TestManyMountsShareTheirReads(t *testing.T) {
 	})
 }
 
-// While a volume is on its way, Cinder's volume does not show where; its attachment does.
-func TestTheHolderIsToldFromTheFirstMoment(t *testing.T) {
+// While a volume is being attached, Cinder's volume does not show the server; its attachment does.
+func TestTheHolderIsShownWhileAttaching(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		one, two := w.node(), w.node()
 		a, b := w.on(one), w.on(two)
@@ -86,7 +86,7 @@ func TestTheHolderIsToldFromTheFirstMoment(t *testing.T) {
 		assert.Equal(t, one, held.Node)
 		require.NoError(t, providertest.Attach(t.Context(), a, v.ID))
 
-		// A detach of what is on its way is carried out when it is there.
+		// A detach during an attach is carried out when the attach is complete.
 		require.NoError(t, a.Detach(t.Context(), v.ID, one, false))
 		found, err := b.Find(t.Context(), "db")
 		require.NoError(t, err)
@@ -95,7 +95,7 @@ func TestTheHolderIsToldFromTheFirstMoment(t *testing.T) {
 	})
 }
 
-func TestAnOldCinderLeavesTheHolderOpenUntilItArrives(t *testing.T) {
+func TestAnOldCinderDoesNotShowTheHolderWhileAttaching(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		one, two := w.node(), w.node()
 		a, b := w.on(one), w.on(two)
@@ -111,7 +111,7 @@ func TestAnOldCinderLeavesTheHolderOpenUntilItArrives(t *testing.T) {
 	}, func(cfg *front.Config) { cfg.NoAttachments = true })
 }
 
-func TestABusyServerIsWaitedForAndOneInDisorderIsTold(t *testing.T) {
+func TestABusyServerIsRetriedAndABrokenOneIsReported(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		server := w.node()
 		p := w.on(server)
@@ -138,7 +138,7 @@ func TestABusyServerIsWaitedForAndOneInDisorderIsTold(t *testing.T) {
 	})
 }
 
-func TestAServerThatIsFullSaysSo(t *testing.T) {
+func TestAFullServerReportsItsLimit(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		w.attach(p, w.create(p, "a"))
@@ -149,7 +149,7 @@ func TestAServerThatIsFullSaysSo(t *testing.T) {
 	}, func(cfg *front.Config) { cfg.Devices = 2 })
 }
 
-func TestZonesKeepNoVolumeFromANodeUnlessTheCloudDoes(t *testing.T) {
+func TestZonesRestrictAttachOnlyIfTheCloudDoes(t *testing.T) {
 	inWorld(t, cloud.Config{Zones: []string{"nova", "edge"}}, func(t *testing.T, w *world) {
 		server := w.node()
 		p := w.on(server)
@@ -170,7 +170,7 @@ func TestZonesKeepNoVolumeFromANodeUnlessTheCloudDoes(t *testing.T) {
 	}, func(cfg *front.Config) { cfg.VolumeZone = "ceph-1" })
 }
 
-func TestWhatNovaSaysOfAServer(t *testing.T) {
+func TestNodeStateFollowsNova(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p, server := w.on(w.node()), w.node()
 		for status, life := range map[string]providers.Life{
@@ -190,16 +190,16 @@ func TestWhatNovaSaysOfAServer(t *testing.T) {
 		w.front.SetStatus(server, "SHUTOFF", "powering-on")
 		state, err := p.NodeState(t.Context(), server)
 		require.NoError(t, err)
-		assert.Equal(t, providers.Running, state.Life, "it is on its way back")
+		assert.Equal(t, providers.Running, state.Life, "it may be starting")
 		assert.Contains(t, state.Evidence, "powering-on")
 	})
 }
 
-// A 404 that is not Nova's about that server, as of a proxy, is no evidence that it is gone.
-func TestOnlyNovaSaysThatAServerIsGone(t *testing.T) {
+// A 404 that is not Nova's, such as one of a proxy, is no evidence that the server is gone.
+func TestOnlyNovaProvesThatAServerIsGone(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		one, two := w.node(), w.node()
-		link := &way{RoundTripper: w.front.Transport(one)}
+		link := &transport{RoundTripper: w.front.Transport(one)}
 		p := w.onBy(one, link)
 		v := w.create(p, "db")
 		for _, body := range []string{"404 page not found", `{"itemNotFound":{"code":404,"message":"The resource could not be found."}}`, `{"error":{"code":404,"message":"no route for ` + two + " or " + v.ID + `"}}`} {
@@ -216,18 +216,18 @@ func TestOnlyNovaSaysThatAServerIsGone(t *testing.T) {
 			err = fresh.Mark(t.Context(), v.ID, "layout", "data")
 			require.Error(t, err)
 			require.NotErrorIs(t, err, providers.ErrNotFound)
-			require.Error(t, fresh.Delete(t.Context(), v.ID), "nothing says that it is not there")
+			require.Error(t, fresh.Delete(t.Context(), v.ID), "nothing proves that it does not exist")
 		}
 	})
 }
 
-func TestAttachmentsThatOnlyCinderKnowsAreToldToTheOperator(t *testing.T) {
+func TestAttachmentsOnlyInCinderAreReported(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		one, two := w.node(), w.node()
 		a := w.on(one)
 		v := w.create(a, "db")
 		w.attach(a, v)
-		link := &way{RoundTripper: w.front.Transport(two)}
+		link := &transport{RoundTripper: w.front.Transport(two)}
 		b := w.onBy(two, link)
 		link.do(func(r *http.Request, _ string) (*http.Response, error) {
 			if r.Method == http.MethodDelete {
@@ -240,7 +240,7 @@ func TestAttachmentsThatOnlyCinderKnowsAreToldToTheOperator(t *testing.T) {
 	})
 }
 
-func TestWordsOfCinder(t *testing.T) {
+func TestCinderStatusValues(t *testing.T) {
 	for _, c := range []struct {
 		status, server string
 		want           providers.AttachState
@@ -269,7 +269,7 @@ func TestWordsOfCinder(t *testing.T) {
 	}
 }
 
-func TestVolumesForSeveralServersAreNotMadeAdoptedOrAttached(t *testing.T) {
+func TestMultiattachVolumesAreNotCreatedAdoptedOrAttached(t *testing.T) {
 	const created = "POST /volume/v3/{project}/volumes"
 	several := func(cfg *front.Config) { cfg.Types, cfg.Multiattach = []string{"ssd", "shared"}, []string{"shared"} }
 	inWorld(t, cloud.Config{Times: slow, Lag: usual.lag}, func(t *testing.T, w *world) {
@@ -305,7 +305,7 @@ func TestVolumesForSeveralServersAreNotMadeAdoptedOrAttached(t *testing.T) {
 }
 
 // Cinder calls a volume available a moment before Nova has removed the attachment.
-func TestNovaIsWaitedForAfterADetach(t *testing.T) {
+func TestAttachWaitsForNovaAfterADetach(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		one, two := w.node(), w.node()
 		a, b := w.on(one), w.on(two)
@@ -328,8 +328,8 @@ func TestNovaIsWaitedForAfterADetach(t *testing.T) {
 	}, func(cfg *front.Config) { cfg.Settles = 3 * time.Second })
 }
 
-// Nova may keep the record of an attachment for good, for example if it died while it removed it.
-func TestWhatNovaAloneListsIsToldToTheOperator(t *testing.T) {
+// Nova may keep the record of an attachment permanently, for example if it died while removing it.
+func TestAttachmentsOnlyInNovaAreReported(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		one, two := w.node(), w.node()
 		a, b := w.on(one), w.on(two)

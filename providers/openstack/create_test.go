@@ -23,7 +23,7 @@ import (
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
 )
 
-// interleavings tries so many courses of things, with reads that lag as much as they may and without.
+// interleavings runs a test with n seeds, with and without reads of the maximum age.
 func interleavings(t *testing.T, n uint64, test func(t *testing.T, cfg cloud.Config, dice *rand.Rand)) {
 	t.Helper()
 	for seed := range n {
@@ -39,7 +39,7 @@ func interleavings(t *testing.T, n uint64, test func(t *testing.T, cfg cloud.Con
 	}
 }
 
-func TestNodesThatCreateOneNameAtOnceGetOneVolumeAndLeaveNoOther(t *testing.T) {
+func TestConcurrentCreatesGetOneVolumeAndLeaveNoOther(t *testing.T) {
 	interleavings(t, 150, func(t *testing.T, cfg cloud.Config, dice *rand.Rand) {
 		inWorld(t, cfg, func(t *testing.T, w *world) {
 			nodes := 2 + dice.IntN(4)
@@ -66,8 +66,8 @@ func TestNodesThatCreateOneNameAtOnceGetOneVolumeAndLeaveNoOther(t *testing.T) {
 	})
 }
 
-// Whenever makers die, the others get one volume all the same; what the dead leave is no volume, and goes with the volume.
-func TestMakersThatDieAreInNobodysWay(t *testing.T) {
+// Whenever a maker dies, the others get one volume; its candidate is never used, and is deleted with the volume.
+func TestDeadMakersDoNotBlockOthers(t *testing.T) {
 	interleavings(t, 150, func(t *testing.T, cfg cloud.Config, dice *rand.Rand) {
 		inWorld(t, cfg, func(t *testing.T, w *world) {
 			nodes, doomed := 2+dice.IntN(3), 1+dice.IntN(2)
@@ -75,7 +75,7 @@ func TestMakersThatDieAreInNobodysWay(t *testing.T) {
 			var calls []func()
 			for i := range nodes + doomed {
 				server := w.node()
-				link := &way{RoundTripper: w.front.Transport(server)}
+				link := &transport{RoundTripper: w.front.Transport(server)}
 				p, after, life := w.onBy(server, link), time.Duration(dice.Int64N(int64(8*time.Second))), time.Duration(dice.Int64N(int64(15*time.Second)))
 				calls = append(calls, func() {
 					time.Sleep(after)
@@ -112,15 +112,15 @@ func TestMakersThatDieAreInNobodysWay(t *testing.T) {
 			time.Sleep(usual.ancient + time.Minute)
 			require.NoError(t, p.Delete(t.Context(), v.ID))
 			time.Sleep(time.Minute)
-			assert.Zero(t, w.volumes(), "orphans go with the volume of their name")
+			assert.Zero(t, w.volumes(), "orphans are deleted with the volume of their name")
 		})
 	})
 }
 
-func TestACandidateIsNoVolume(t *testing.T) {
+func TestACandidateIsNotUsedAsAVolume(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		server := w.node()
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		a, b := w.onBy(server, link), w.on(w.node())
 		link.do(func(_ *http.Request, body string) (*http.Response, error) {
 			if strings.Contains(body, stateSettled) {
@@ -145,7 +145,7 @@ func TestACandidateIsNoVolume(t *testing.T) {
 		require.ErrorIs(t, err, providers.ErrInvalid)
 		assert.Equal(t, []string{id}, w.idsOf("db", stateClaimed))
 
-		// Its maker goes on with it.
+		// Its maker continues with it.
 		link.do(nil)
 		v := w.create(a, "db")
 		assert.Equal(t, id, v.ID)
@@ -153,12 +153,12 @@ func TestACandidateIsNoVolume(t *testing.T) {
 	})
 }
 
-// How old it is, the cloud's clock tells. Where that is not told, a node waits as for one that may be being made.
-func TestAnOrphanOfLongAgoIsNotWaitedForIfTheCloudTellsTheTime(t *testing.T) {
+// Its age is by the cloud's clock. Without that, a node waits as for any other candidate.
+func TestAnOldOrphanIsIgnoredIfTheCloudTellsTheTime(t *testing.T) {
 	for _, noDate := range []bool{false, true} {
 		inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 			server := w.node()
-			link := &way{RoundTripper: w.front.Transport(server)}
+			link := &transport{RoundTripper: w.front.Transport(server)}
 			link.do(func(_ *http.Request, body string) (*http.Response, error) {
 				if strings.Contains(body, stateSettled) {
 					return nil, errors.New("no way")
@@ -176,12 +176,12 @@ func TestAnOrphanOfLongAgoIsNotWaitedForIfTheCloudTellsTheTime(t *testing.T) {
 	}
 }
 
-// A maker that was stopped for longer than others wait for it settles nothing any more.
-func TestAMakerThatWasStoppedForMinutesFindsTheOthersVolume(t *testing.T) {
+// A maker that was stopped for longer than others wait for it does not settle its candidate.
+func TestAStoppedMakerFindsTheOthersVolume(t *testing.T) {
 	for _, at := range []string{stateClaimed, stateSettled} {
 		inWorld(t, cloud.Config{Times: slow, Lag: usual.lag, Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
 			server := w.node()
-			link := &way{RoundTripper: w.front.Transport(server)}
+			link := &transport{RoundTripper: w.front.Transport(server)}
 			a, b := w.onBy(server, link), w.on(w.node())
 			var stopped atomic.Bool
 			link.do(func(r *http.Request, body string) (*http.Response, error) {
@@ -204,7 +204,7 @@ func TestAMakerThatWasStoppedForMinutesFindsTheOthersVolume(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				begin := time.Now()
 				second = w.create(b, "db")
-				assert.Equal(t, at == stateSettled, time.Since(begin) >= usual.patience-20*time.Second, "what it has made is waited for")
+				assert.Equal(t, at == stateSettled, time.Since(begin) >= usual.patience-20*time.Second, "others wait for its candidate")
 			})
 			assert.Equal(t, second.ID, first.ID)
 			assert.Equal(t, []string{second.ID}, w.idsOf("db", stateSettled))
@@ -213,7 +213,7 @@ func TestAMakerThatWasStoppedForMinutesFindsTheOthersVolume(t *testing.T) {
 	}
 }
 
-func TestTwoVolumesOfOneNameAreToldAndNeitherIsTouched(t *testing.T) {
+func TestTwoVolumesOfOneNameAreAmbiguousAndUnchanged(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		a := w.on(w.node())
 		one, two := w.create(a, "one"), w.create(a, "two")
@@ -229,13 +229,13 @@ func TestTwoVolumesOfOneNameAreToldAndNeitherIsTouched(t *testing.T) {
 			assert.Empty(t, list)
 		}
 		assert.Equal(t, 2, w.volumes())
-		require.NoError(t, a.Delete(t.Context(), two.ID), "by its id it can be deleted")
+		require.NoError(t, a.Delete(t.Context(), two.ID), "it can be deleted by its ID")
 		_, err := a.Find(t.Context(), "one")
 		require.NoError(t, err)
 	})
 }
 
-func TestACreateWhoseAnswerIsLostMakesOneVolume(t *testing.T) {
+func TestALostAnswerCreatesOneVolume(t *testing.T) {
 	for _, fault := range []cloud.Fault{cloud.LoseAnswer, cloud.Truncate, cloud.Garbage} {
 		inWorld(t, cloud.Config{Times: slow, Lag: usual.lag}, func(t *testing.T, w *world) {
 			p := w.on(w.node())
@@ -247,7 +247,7 @@ func TestACreateWhoseAnswerIsLostMakesOneVolume(t *testing.T) {
 	}
 }
 
-func TestAVolumeThatCinderCannotMakeIsRemovedAndTheRightOneWorks(t *testing.T) {
+func TestAVolumeThatCinderCannotCreateIsDeleted(t *testing.T) {
 	for _, create := range []time.Duration{time.Second, 20 * time.Second} { // before it is settled, and after
 		inWorld(t, cloud.Config{Times: cloud.Times{Create: create}}, func(t *testing.T, w *world) {
 			bad := w.on(w.node())
@@ -261,8 +261,8 @@ func TestAVolumeThatCinderCannotMakeIsRemovedAndTheRightOneWorks(t *testing.T) {
 	}
 }
 
-// By then it is the volume of its name, which other nodes know.
-func TestAVolumeThatCinderFailsToMakeLateIsLeftToTheOperator(t *testing.T) {
+// By then it is the volume of its name, and other nodes know it.
+func TestAVolumeThatFailsAfterSettlingIsKept(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Create: 50 * time.Second}}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		for range 2 {
@@ -274,7 +274,7 @@ func TestAVolumeThatCinderFailsToMakeLateIsLeftToTheOperator(t *testing.T) {
 	}, func(cfg *front.Config) { cfg.Unmakeable = func(string) bool { return true } })
 }
 
-func TestACreateTakesLittleMoreThanAReadMayBeOld(t *testing.T) {
+func TestCreateTakesLittleLongerThanLag(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: 50 * time.Millisecond}, func(t *testing.T, w *world) {
 		p, begin := w.on(w.node()), time.Now()
 		w.create(p, "db")
@@ -282,11 +282,11 @@ func TestACreateTakesLittleMoreThanAReadMayBeOld(t *testing.T) {
 	})
 }
 
-// What fails after it was there may hold data: nobody removes it.
-func TestAVolumeThatFailsLaterIsToldAndKept(t *testing.T) {
+// A volume that fails later may hold data, so it is not deleted.
+func TestAFailedVolumeIsReportedAndKept(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		server := w.node()
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		p := w.onBy(server, link)
 		v := w.create(p, "db")
 		link.do(func(r *http.Request, _ string) (*http.Response, error) {
@@ -311,10 +311,10 @@ func TestAVolumeThatFailsLaterIsToldAndKept(t *testing.T) {
 	})
 }
 
-func TestOneProcessMakesANameOnce(t *testing.T) {
+func TestConcurrentCreatesOfOneProcessSendOneRequest(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow, Latency: 50 * time.Millisecond}, func(t *testing.T, w *world) {
 		server := w.node()
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		p := w.onBy(server, link)
 		var calls []func()
 		for range 5 {
@@ -331,7 +331,7 @@ func TestOneProcessMakesANameOnce(t *testing.T) {
 	})
 }
 
-func TestADeleteAmidCreatesEndsWithOneVolumeOrNone(t *testing.T) {
+func TestADeleteDuringCreatesLeavesAtMostOneVolume(t *testing.T) {
 	interleavings(t, 40, func(t *testing.T, cfg cloud.Config, dice *rand.Rand) {
 		cfg.Lag = 0
 		inWorld(t, cfg, func(t *testing.T, w *world) {
@@ -357,19 +357,19 @@ func TestADeleteAmidCreatesEndsWithOneVolumeOrNone(t *testing.T) {
 	})
 }
 
-// A request to settle that was given up may still be carried out: until that is certain, its maker deletes nothing.
-func TestWhatMayBecomeTheVolumeIsNotDeleted(t *testing.T) {
+// A request to settle without an answer may still be carried out. While it may, the maker does not delete the candidate.
+func TestACandidateInDoubtIsNotDeleted(t *testing.T) {
 	for _, late := range []time.Duration{20 * time.Second, 10 * time.Minute} {
 		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 			server := w.node()
-			link := &way{RoundTripper: w.front.Transport(server)}
+			link := &transport{RoundTripper: w.front.Transport(server)}
 			p := w.onBy(server, link)
 			var first atomic.Bool
 			link.do(func(r *http.Request, body string) (*http.Response, error) {
 				if !strings.Contains(body, stateSettled) {
 					return nil, nil
 				}
-				if first.CompareAndSwap(false, true) { // it hangs in the cloud, and is carried out when nobody waits for it
+				if first.CompareAndSwap(false, true) { // it hangs in the cloud, and is carried out after its caller has left
 					again := r.Clone(context.Background())
 					time.AfterFunc(usual.life+late, func() {
 						again.Body = io.NopCloser(strings.NewReader(body))
@@ -389,7 +389,7 @@ func TestWhatMayBecomeTheVolumeIsNotDeleted(t *testing.T) {
 					made++
 				}
 			}
-			assert.Equal(t, late < time.Minute, made == 1, "it is waited for as long as others wait, and then made anew")
+			assert.Equal(t, late < time.Minute, made == 1, "after the time for which others wait, a new candidate is created")
 			time.Sleep(20 * time.Minute)
 			assert.Equal(t, []string{v.ID}, w.idsOf("db", stateSettled))
 			assert.Equal(t, 1, w.volumes())
@@ -397,15 +397,15 @@ func TestWhatMayBecomeTheVolumeIsNotDeleted(t *testing.T) {
 	}
 }
 
-// What is claimed may be settled at any moment: also by a write that takes its time, and whatever the order of the ids.
-func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
+// A claimed candidate may be settled at any moment, also by a slow write, and whatever the order of the IDs.
+func TestACandidateIsRespectedUntilItIsSettledOrExpired(t *testing.T) {
 	lower := map[bool]int{}
 	for seed := range uint64(6) {
 		inWorld(t, cloud.Config{Latency: 50 * time.Millisecond, Seed: seed}, func(t *testing.T, w *world) {
 			server := w.node()
-			link := &way{RoundTripper: w.front.Transport(server)}
+			link := &transport{RoundTripper: w.front.Transport(server)}
 			claimer, other := w.onBy(server, link), w.on(w.node())
-			for i := range seed { // ids go by how many there are
+			for i := range seed { // IDs depend on the number of volumes
 				w.create(other, strconv.FormatUint(i, 10))
 			}
 			link.do(func(_ *http.Request, body string) (*http.Response, error) {
@@ -422,11 +422,11 @@ func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
 					}
 					time.Sleep(10 * time.Millisecond)
 				}
-				// It has looked before the claim was there, and makes its candidate after the claimer has looked the second time.
+				// It has listed before the first candidate existed, and creates its own after the second list of the other maker.
 				_, err := other.session.Get(t.Context())
 				require.NoError(t, err)
 				time.Sleep(usual.lag + time.Second)
-				id, err := other.make(t.Context(), providers.Spec{Name: "db", Size: gib})
+				id, err := other.createCandidate(t.Context(), providers.Spec{Name: "db", Size: gib})
 				require.NoError(t, err)
 				lower[id < w.idsOf("db", stateClaimed)[0] || id < w.idsOf("db", stateClaimed)[1]]++
 				second = w.create(other, "db")
@@ -436,18 +436,18 @@ func TestAClaimIsRespectedUntilItIsSettledOrOver(t *testing.T) {
 			assert.EqualValues(t, 1+seed, w.volumes())
 		})
 	}
-	assert.Len(t, lower, 2, "both orders of the ids")
+	assert.Len(t, lower, 2, "both orders of the IDs")
 }
 
-// A request to create that was given up is carried out when the next candidate is being settled. Reads that are too old to show
-// this do not make its maker delete it.
-func TestAnOldReadDoesNotDeleteWhatWasJustSettled(t *testing.T) {
+// A request to create without an answer is carried out while the next candidate is being settled. A read that is too old to show
+// that it is settled does not make the maker delete it.
+func TestAnOldReadDoesNotDeleteASettledVolume(t *testing.T) {
 	for seed := range uint64(60) {
 		inWorld(t, cloud.Config{Seed: seed, Lag: usual.lag, Latency: 20 * time.Millisecond}, func(t *testing.T, w *world) {
 			server := w.node()
-			link := &way{RoundTripper: w.front.Transport(server)}
+			link := &transport{RoundTripper: w.front.Transport(server)}
 			p, other := w.onBy(server, link), w.on(w.node())
-			for i := range seed % 6 { // ids go by how many there are
+			for i := range seed % 6 { // IDs depend on the number of volumes
 				w.create(other, strconv.FormatUint(i, 10))
 			}
 			asked, late := 0, func() {}
@@ -482,10 +482,10 @@ func TestAnOldReadDoesNotDeleteWhatWasJustSettled(t *testing.T) {
 	}
 }
 
-func TestAVolumeThatCinderDoesNotListIsRemovedAndNoOtherIsMade(t *testing.T) {
+func TestAnUnlistedCandidateIsDeletedAndNotRepeated(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		server := w.node()
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		p, made := w.onBy(server, link), 0
 		link.do(func(r *http.Request, body string) (*http.Response, error) {
 			switch {
@@ -503,8 +503,8 @@ func TestAVolumeThatCinderDoesNotListIsRemovedAndNoOtherIsMade(t *testing.T) {
 	})
 }
 
-// Cinder deletes no volume that it is still making, so a candidate that gave way is there for long.
-func TestACandidateThatGaveWayIsNotWaitedFor(t *testing.T) {
+// Cinder cannot delete a volume while it creates it, so a withdrawn candidate exists for long.
+func TestAWithdrawnCandidateIsIgnored(t *testing.T) {
 	for seed := range uint64(6) {
 		create := 3 * time.Minute
 		inWorld(t, cloud.Config{Seed: seed, Times: cloud.Times{Create: create}, Lag: usual.lag, Latency: 20 * time.Millisecond}, func(t *testing.T, w *world) {
@@ -519,26 +519,26 @@ func TestACandidateThatGaveWayIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-// A maker that ended while it waited for Cinder to make what it has withdrawn leaves an orphan as others do.
-func TestWhatADeadMakerHasWithdrawnGoesWithTheVolume(t *testing.T) {
+// A maker that ends while it waits for Cinder to create a withdrawn candidate leaves an orphan.
+func TestAWithdrawnOrphanIsDeletedWithTheVolume(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Create: 3 * time.Minute}}, func(t *testing.T, w *world) {
 		a, b := w.on(w.node()), w.on(w.node())
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		for _, p := range []*Provider{a, b} {
-			_, err := p.make(ctx, providers.Spec{Name: "db", Size: gib})
+			_, err := p.createCandidate(ctx, providers.Spec{Name: "db", Size: gib})
 			require.NoError(t, err)
 		}
-		all, err := a.survey(t.Context(), "db")
+		all, err := a.candidates(t.Context(), "db")
 		require.NoError(t, err)
-		require.Error(t, a.withdraw(ctx, all.mine...), "it is being made until the time is over")
+		require.Error(t, a.withdraw(ctx, all.mine...), "it is being created until the time is over")
 		require.Len(t, w.idsOf("db", stateWithdrawn), 1)
 
 		v := w.create(b, "db")
 		assert.Equal(t, []string{v.ID}, w.idsOf("db", stateSettled))
 		assert.Equal(t, 2, w.volumes())
 		later := w.on(w.node())
-		_, err = later.survey(t.Context(), "db")
+		_, err = later.candidates(t.Context(), "db")
 		require.NoError(t, err)
 		time.Sleep(usual.patience)
 		require.NoError(t, later.Delete(t.Context(), v.ID))

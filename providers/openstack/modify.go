@@ -14,11 +14,10 @@ import (
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// Modify makes volumes larger, also while they are in use, if the cloud can. A volume's type is for life here: changing it may
-// move the data for hours.
+// Modify enlarges volumes, also in use if the cloud can. It does not change the type, which could move the data for hours.
 func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
 	if change.IOPS != 0 || change.Throughput != 0 {
-		return nil, fmt.Errorf("%w: IOPS and throughput are matters of Cinder's volume types", providers.ErrInvalid)
+		return nil, fmt.Errorf("%w: the volume type determines IOPS and throughput in OpenStack: leave them out", providers.ErrInvalid)
 	}
 	if change.Type != "" {
 		d, err := p.GetOurs(ctx, id)
@@ -26,14 +25,14 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		case err != nil:
 			return nil, err
 		case change.Type != d.Native.VolumeType:
-			return nil, fmt.Errorf("%w: volume %s is of type %q, and stays so: make a new volume and copy", providers.ErrInvalid, id, sanitize.Clip(d.Native.VolumeType))
+			return nil, fmt.Errorf("%w: volume %s is of type %q, which cannot be changed: create a new volume and copy the data", providers.ErrInvalid, id, sanitize.Clip(d.Native.VolumeType))
 		}
 		change.Type = ""
 	}
 	return p.Provider.Modify(ctx, id, change)
 }
 
-// extend asks for a volume to grow, and waits until that is over.
+// extend enlarges a volume, and returns when that is done.
 func (p *Provider) extend(ctx context.Context, d managed.Disk[volume], gib int64) error {
 	ask := func(microversion string) error {
 		_, err := call(ctx, p, fmt.Sprintf("to extend volume %s to %d GiB", d.ID, gib), func(ctx context.Context, s *session) (done, error) {
@@ -50,9 +49,9 @@ func (p *Provider) extend(ctx context.Context, d managed.Disk[volume], gib int64
 	}
 	switch {
 	case refused(err, http.StatusBadRequest) && len(d.Native.Attachments) > 0:
-		return fmt.Errorf("%w: %w: this cloud extends volumes that are in use not at all, or not of this type: try again when nothing mounts it", providers.ErrBusy, err)
+		return fmt.Errorf("%w: %w: this cloud cannot extend a volume of this type in use: try again when nothing mounts it", providers.ErrBusy, err)
 	case refused(err, http.StatusBadRequest):
-		return fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, d.ID, sanitize.Clip(d.Native.Status), err)
+		return isBusy(d.Native, err)
 	case err != nil:
 		return err
 	}
@@ -73,5 +72,5 @@ func (p *Provider) extend(ctx context.Context, d managed.Disk[volume], gib int64
 }
 
 func notExtended(v volume) error {
-	return fmt.Errorf("Cinder could not make volume %s larger (%q, %d GiB): ask the cloud's operator, who knows why", v.ID, sanitize.Clip(v.Status), v.Size) //nolint:staticcheck // a name
+	return fmt.Errorf("Cinder could not extend volume %s (%q, %d GiB): ask the cloud's operator, who knows why", v.ID, sanitize.Clip(v.Status), v.Size) //nolint:staticcheck // a name
 }

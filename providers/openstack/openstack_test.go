@@ -17,10 +17,10 @@ import (
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
 )
 
-// quick are times for a cloud whose reads do not lag, and a test that does not wait.
+// quick are times for a cloud without old reads, to make tests fast.
 var quick = times{lag: 2 * time.Millisecond, life: time.Second, patience: 3 * time.Second / 2, ancient: time.Hour}
 
-// keepsTheContract runs the suite with a cloud of that kind.
+// keepsTheContract runs the contract suite.
 func keepsTheContract(t *testing.T, bubble bool, configure func(t *testing.T) cloud.Config) {
 	t.Helper()
 	t.Parallel()

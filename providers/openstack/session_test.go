@@ -35,10 +35,10 @@ func volumeOf(status, server string) volumes.Volume {
 	return v
 }
 
-func TestATokenThatExpiresIsReplacedOnceForAll(t *testing.T) {
+func TestAnExpiredTokenIsReplacedOnce(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
 		server := w.node()
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		p := w.onBy(server, link)
 		v := w.create(p, "db")
 		for _, expire := range []func(){func() { w.front.Expire(server) }, func() { time.Sleep(2 * time.Hour) }} {
@@ -60,7 +60,7 @@ func TestATokenThatExpiresIsReplacedOnceForAll(t *testing.T) {
 	})
 }
 
-func TestAClockThatIsAnHourOffBreaksNothing(t *testing.T) {
+func TestAWrongClockDoesNotMatter(t *testing.T) {
 	for _, off := range []time.Duration{-time.Hour, time.Hour, -72 * time.Hour, 72 * time.Hour} {
 		inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 			p := w.on(w.node())
@@ -73,7 +73,7 @@ func TestAClockThatIsAnHourOffBreaksNothing(t *testing.T) {
 	}
 }
 
-func TestCredentialsThatAreRevokedAreTold(t *testing.T) {
+func TestRevokedCredentialsAreReported(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		server := w.node()
 		p := w.on(server)
@@ -91,7 +91,7 @@ func TestCredentialsThatAreRevokedAreTold(t *testing.T) {
 	})
 }
 
-// settingsOf are an environment's for a server.
+// settingsOf returns settings for a server.
 func (w *world) settingsOf(server string) (application, password map[string]string) {
 	id, secret := w.front.Credentials(server)
 	application = map[string]string{
@@ -114,7 +114,7 @@ func with(settings map[string]string, pairs ...string) map[string]string {
 	return settings
 }
 
-// fromEnv is FromEnv, on a way of the world.
+// fromEnv is FromEnv with the transport of the simulated cloud.
 func (w *world) fromEnv(server string, settings map[string]string) (*Provider, error) {
 	p, err := FromEnv(func(name string) string { return settings[name] }, "", "main", logrus.New(), nil)
 	if err != nil {
@@ -125,7 +125,7 @@ func (w *world) fromEnv(server string, settings map[string]string) (*Provider, e
 	return New(made.cfg)
 }
 
-func TestSettingsOfAllKinds(t *testing.T) {
+func TestSettings(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		server := w.node()
 		application, password := w.settingsOf(server)
@@ -180,7 +180,7 @@ func TestSettingsOfAllKinds(t *testing.T) {
 func TestRefusalsAreSentences(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		server := w.node()
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		p := w.onBy(server, link)
 		_, err := p.List(t.Context())
 		require.NoError(t, err)
@@ -217,7 +217,7 @@ func TestRefusalsAreSentences(t *testing.T) {
 	})
 }
 
-func TestAQuotaThatIsUsedUpIsTold(t *testing.T) {
+func TestAnExhaustedQuotaIsReported(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: 8 * gib})
@@ -230,8 +230,8 @@ func TestAQuotaThatIsUsedUpIsTold(t *testing.T) {
 	}, func(cfg *front.Config) { cfg.Gigabytes = 10 })
 }
 
-// A cancelled caller who began to ask for a token does not take it from the others.
-func TestALoginGoesOnForThoseWhoStillWait(t *testing.T) {
+// If the caller that began a login is cancelled, the login continues for the others.
+func TestALoginContinuesForOtherCallers(t *testing.T) {
 	inWorld(t, cloud.Config{Latency: 10 * time.Second}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -266,7 +266,7 @@ func TestAServerWithoutMetadataNeedsTheSetting(t *testing.T) {
 		assert.Equal(t, server, node.ID)
 		w.cloud.Inject(cloud.Rule{Action: httpsim.MetadataAction, Fault: cloud.Fail})
 		again, err := p.Node(t.Context())
-		require.NoError(t, err, "it is known for good")
+		require.NoError(t, err, "it is cached")
 		assert.Equal(t, node, again)
 	})
 }
@@ -294,7 +294,7 @@ func TestNoSecretIsLoggedOrObserved(t *testing.T) {
 	})
 }
 
-func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
+func TestAWrongServerSettingIsAnError(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		self := w.node()
 		providertest.Identity(t, serverSetting, self, w.node(), func(set string) providers.Provider {
@@ -309,11 +309,11 @@ func TestASettingMakesNoNodeAnotherOne(t *testing.T) {
 	})
 }
 
-func TestWhatTheMetadataServiceTellsBesidesTheIDIsNotTold(t *testing.T) {
+func TestTheMetadataDocumentIsNotShown(t *testing.T) {
 	for _, document := range []string{`{"admin_pass": "hunter2", "uuid": "17"}`, `{"admin_pass": "hunter2"}`, `{"admin_pass": "hunter2", `} {
 		inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 			server := w.node()
-			link := &way{RoundTripper: w.front.Transport(server)}
+			link := &transport{RoundTripper: w.front.Transport(server)}
 			link.do(func(r *http.Request, _ string) (*http.Response, error) {
 				if r.URL.Hostname() != httpsim.MetadataHost {
 					return nil, nil

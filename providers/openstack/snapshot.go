@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/snapshots"
-	"github.com/gophercloud/gophercloud/v2/pagination"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
@@ -18,8 +18,8 @@ import (
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// snapshots is how Cinder is asked for snapshots. It takes the volume as it is at that moment, in use or not, if it is told that
-// this is meant; as after a loss of power, the file system's journal makes it whole.
+// snapshots returns Cinder's functions for snapshots. Cinder copies a volume as it is, also in use if the request has Force; as after a
+// power failure, the journal of the file system repairs the copy.
 func (p *Provider) snapshots() managed.SnapshotCloud[volume, snapshots.Snapshot] {
 	return managed.SnapshotCloud[volume, snapshots.Snapshot]{
 		IsID: isUUID, IDForm: "looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", MaxPause: 5 * time.Second,
@@ -40,24 +40,10 @@ func showSnapshot(from snapshots.Snapshot) managed.Snapshot[snapshots.Snapshot] 
 	return s
 }
 
-// snapshotsOf lists the snapshots of a volume.
+// snapshotsOf returns the snapshots of a volume.
 func (p *Provider) snapshotsOf(ctx context.Context, id string) ([]snapshots.Snapshot, error) {
-	all, _, err := paged(ctx, p, "the request for the snapshots of volume "+id, fmt.Sprintf("limit=%d&volume_id=%s", perPage, id), func(s *session, query listOptions) pagination.Pager {
-		return snapshots.ListDetail(s.volume, query)
-	}, func(page pagination.Page) (some []snapshots.Snapshot, last string, header http.Header, err error) {
-		some, err = snapshots.ExtractSnapshots(page)
-		if len(some) > 0 {
-			last = some[len(some)-1].ID
-		}
-		return some, last, nil, err
-	})
-	kept := all[:0]
-	for _, s := range all {
-		if s.VolumeID == id {
-			kept = append(kept, s)
-		}
-	}
-	return kept, err
+	all, _, err := list(ctx, p, "the request for the snapshots of volume "+id, "", "snapshots", url.Values{"volume_id": {id}}, func(s snapshots.Snapshot) string { return s.ID })
+	return slices.DeleteFunc(all, func(s snapshots.Snapshot) bool { return s.VolumeID != id }), err
 }
 
 func (p *Provider) snapshotsTaken(ctx context.Context, volume, description string) ([]snapshots.Snapshot, error) {
@@ -68,15 +54,15 @@ func (p *Provider) snapshotsTaken(ctx context.Context, volume, description strin
 
 func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[volume], description string) (snapshots.Snapshot, error) {
 	marks := recordMarks(d.Record)
-	maps.Copy(marks, map[string]string{keyCluster: encode(p.cluster), keyName: encode(d.Name), keyOrigin: labels.Digest(d.ID, description)})
+	maps.Copy(marks, map[string]string{keyCluster: encode(p.cfg.Cluster), keyName: encode(d.Name), keyOrigin: labels.Digest(d.ID, description)})
 	made, err := call(ctx, p, "the snapshot of volume "+d.ID, func(ctx context.Context, s *session) (*snapshots.Snapshot, error) {
 		return snapshots.Create(ctx, s.volume, snapshots.CreateOpts{
-			VolumeID: d.ID, Force: true, Name: labels.Name(p.cluster, d.Name, 255), Description: encode(sanitize.Clip(description)), Metadata: marks,
+			VolumeID: d.ID, Force: true, Name: labels.Name(p.cfg.Cluster, d.Name, 255), Description: encode(sanitize.Clip(description)), Metadata: marks,
 		}).Extract()
 	})
 	switch {
 	case refused(err, http.StatusBadRequest):
-		return snapshots.Snapshot{}, fmt.Errorf("%w: volume %s is %q: %w", providers.ErrBusy, d.ID, sanitize.Clip(d.Native.Status), err)
+		return snapshots.Snapshot{}, isBusy(d.Native, err)
 	case err != nil:
 		return snapshots.Snapshot{}, err
 	}
@@ -84,7 +70,7 @@ func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[volume], des
 }
 
 func (p *Provider) getSnapshot(ctx context.Context, id string) (snapshots.Snapshot, error) {
-	s, err := call(ctx, p, "the question about snapshot "+id, func(ctx context.Context, s *session) (*snapshots.Snapshot, error) {
+	s, err := call(ctx, p, "the request for snapshot "+id, func(ctx context.Context, s *session) (*snapshots.Snapshot, error) {
 		return snapshots.Get(ctx, s.volume, id).Extract()
 	})
 	switch {
@@ -100,7 +86,7 @@ func (p *Provider) getSnapshot(ctx context.Context, id string) (snapshots.Snapsh
 func (p *Provider) deleteSnapshot(ctx context.Context, s managed.Snapshot[snapshots.Snapshot]) error {
 	for retry, asked, now := (pace.Backoff{Most: 2 * time.Second}), false, s.Native; ; {
 		if now.Status == "error_deleting" {
-			return fmt.Errorf("Cinder could not delete snapshot %s: volumes made from it may depend on it: ask the cloud's operator", s.ID) //nolint:staticcheck // a name
+			return fmt.Errorf("Cinder could not delete snapshot %s: volumes created from it may depend on it: ask the cloud's operator", s.ID) //nolint:staticcheck // a name
 		}
 		if !asked {
 			_, err := call(ctx, p, "the deletion of snapshot "+s.ID, func(ctx context.Context, session *session) (done, error) {
@@ -116,14 +102,14 @@ func (p *Provider) deleteSnapshot(ctx context.Context, s managed.Snapshot[snapsh
 			return err
 		}
 		if err := retry.Wait(ctx); err != nil {
-			return fmt.Errorf("snapshot %s is not removed yet: %w", s.ID, err)
+			return fmt.Errorf("snapshot %s is not deleted yet: %w", s.ID, err)
 		}
 	}
 }
 
-// removeRetired completes what Delete has begun. Cinder refuses what snapshots still keep.
+// removeRetired deletes retired volumes. Cinder refuses those that still have snapshots.
 func (p *Provider) removeRetired(ctx context.Context) error {
-	all, err := p.list(ctx, map[string]string{keyRetired: encode(p.cluster)})
+	all, err := p.list(ctx, map[string]string{keyRetired: encode(p.cfg.Cluster)})
 	if err != nil {
 		return err
 	}

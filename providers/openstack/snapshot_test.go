@@ -15,8 +15,8 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
 )
 
-// Cinder keeps a volume as long as it has snapshots.
-func TestADeletedVolumeWithSnapshotsIsNobodysAndGoesWithTheLast(t *testing.T) {
+// Cinder does not delete a volume that has snapshots.
+func TestADeletedVolumeIsKeptUntilItsLastSnapshotIsDeleted(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v := w.create(p, "db")
@@ -43,7 +43,7 @@ func TestADeletedVolumeWithSnapshotsIsNobodysAndGoesWithTheLast(t *testing.T) {
 	})
 }
 
-func TestAVolumeWithSnapshotsOfOthersIsNotRemoved(t *testing.T) {
+func TestAVolumeWithOtherSnapshotsIsNotDeleted(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v := w.create(p, "db")
@@ -62,10 +62,10 @@ func TestAVolumeWithSnapshotsOfOthersIsNotRemoved(t *testing.T) {
 	})
 }
 
-func TestAVolumeInUseGrowsWhereTheCloudCan(t *testing.T) {
+func TestAVolumeInUseIsExtendedIfTheCloudCan(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		server := w.node()
-		link := &way{RoundTripper: w.front.Transport(server)}
+		link := &transport{RoundTripper: w.front.Transport(server)}
 		p := w.onBy(server, link)
 		v := w.create(p, "db")
 		w.attach(p, v)
@@ -88,8 +88,8 @@ func TestAVolumeInUseGrowsWhereTheCloudCan(t *testing.T) {
 	})
 }
 
-// A name that a volume is adopted under at the moment at which it is created, or another adopted, is one volume's.
-func TestNamesThatAreAdoptedAtOnceAreOneVolumes(t *testing.T) {
+// If a volume is adopted while its name is created, or another is adopted under it, one volume gets the name.
+func TestConcurrentAdoptsOfANameLeaveOneVolume(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow, Latency: 100 * time.Millisecond}, func(t *testing.T, w *world) {
 		a, b, c := w.on(w.node()), w.on(w.node()), w.on(w.node())
 		one, two := w.create(a, "one"), w.create(a, "two")
@@ -114,11 +114,11 @@ func TestNamesThatAreAdoptedAtOnceAreOneVolumes(t *testing.T) {
 			}
 		}
 		assert.GreaterOrEqual(t, refusals, 1)
-		assert.Equal(t, 2, w.volumes(), "what is adopted is never deleted")
+		assert.Equal(t, 2, w.volumes(), "an adopted volume is never deleted")
 	})
 }
 
-func TestARecordStaysWithADiskThatChangesHands(t *testing.T) {
+func TestTheRecordStaysWithTheDisk(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib, Record: providers.Record{"formatted": "ext4"}})

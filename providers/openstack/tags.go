@@ -12,41 +12,41 @@ import (
 	"github.com/blockvol/blockvol/providers/labels"
 )
 
-// The metadata by which a volume is ours. Cinder takes any text of up to 255 characters for a value; a key is of
-// [a-zA-Z0-9-_:. ]. Each entry is written by itself: of two that are written at once none is lost.
+// The metadata of a volume of ours. A value is any text of up to 255 characters, a key has characters of [a-zA-Z0-9-_:. ]. Cinder
+// writes each key separately, so concurrent writes of different keys are not lost.
 const (
 	prefix     = "blockvol:"
 	keyCluster = prefix + "cluster" // CLUSTER
 	keyName    = prefix + "name"    // Docker's name, exact
-	keyDigest  = prefix + "key"     // of cluster and name: what volumes are looked up by, as filters do not tell A from a
+	keyDigest  = prefix + "key"     // of cluster and name: volumes are found by it, since filters ignore case
 	keyState   = prefix + "state"   // one of the states below
-	keyMaker   = prefix + "maker"   // the process that made it, or adopted
-	keyRetired = prefix + "retired" // the cluster whose volume it was until it was deleted, and had snapshots
-	keyOrigin  = prefix + "origin"  // on a snapshot: a digest of what it was asked to be
+	keyMaker   = prefix + "maker"   // the process that created it, or adopted
+	keyRetired = prefix + "retired" // the cluster that deleted it while it had snapshots
+	keyOrigin  = prefix + "origin"  // on a snapshot: a digest of the request for it
 	keyRecord  = prefix + "record:" // followed by the entry's key
 )
 
-// The states of a volume, see create.go.
+// The states of a volume, see the package comment.
 const (
-	stateNew       = "new"       // a candidate of an older blockvol
+	stateNew       = "new"       // a candidate of an older version of blockvol
 	stateClaimed   = "claimed"   // a candidate for its name
-	stateWithdrawn = "withdrawn" // a candidate that its maker deletes once Cinder has made it
+	stateWithdrawn = "withdrawn" // a candidate that its maker deletes when Cinder has created it
 	stateSettled   = "settled"   // the volume of that name
-	stateForgotten = "forgotten" // nobody's
+	stateForgotten = "forgotten" // without name and cluster
 	stateRetired   = "retired"   // to be deleted when its snapshots are
 )
 
 // adopted is the maker of a volume that existed before.
 const adopted = "adopted"
 
-func (p *Provider) keyOf(name string) string { return labels.Digest(p.cluster, name) }
+func (p *Provider) keyOf(name string) string { return labels.Digest(p.cfg.Cluster, name) }
 
-// Databases of many clouds hold no characters beyond the first 65536. Those stand as two of the area for private use, by ten
-// bits each, and what is of this area itself, as two others, so that a text never grows beyond as many characters as it has bytes.
+// Many clouds' databases cannot store characters above U+FFFF. encode replaces such a character by two of the private use area, with
+// ten bits each, and one of that area itself by two others. So a text never gets more characters than it has bytes.
 const (
-	privateHigh   = 0xE000 // to 0xE3FF: the first half of a character
-	privateLow    = 0xE400 // to 0xE7FF: the second half
-	privateEscape = 0xE800 // to 0xE802: the first half of one that is private itself
+	privateHigh   = 0xE000 // to 0xE3FF: the upper ten bits of a character
+	privateLow    = 0xE400 // to 0xE7FF: the lower ten bits
+	privateEscape = 0xE800 // to 0xE802: the upper bits of a character of the private use area
 	privateEnd    = 0xE803
 )
 
@@ -87,59 +87,55 @@ func decode(text string) string {
 	return b.String()
 }
 
-// recordOf takes the record out of the metadata.
 func recordOf(metadata map[string]string) providers.Record {
-	rec := providers.Record{}
-	for key, value := range metadata {
-		if entry, is := strings.CutPrefix(key, keyRecord); is {
-			rec[entry] = decode(value)
-		}
+	rec := labels.CutPrefix(keyRecord, metadata)
+	for key, value := range rec {
+		rec[key] = decode(value)
 	}
 	return rec
 }
 
 func recordMarks(rec providers.Record) map[string]string {
-	marks := make(map[string]string, len(rec))
-	for key, value := range rec {
-		marks[keyRecord+key] = encode(value)
+	marks := labels.AddPrefix(keyRecord, rec)
+	for key, value := range marks {
+		marks[key] = encode(value)
 	}
 	return marks
 }
 
-// marks are the metadata that make a volume this cluster's under that name, but for its state.
+// marks returns the metadata of this cluster's volume of that name, without its state.
 func (p *Provider) marks(spec providers.Spec) map[string]string {
 	marks := maps.Clone(spec.Tags)
 	if marks == nil {
 		marks = make(map[string]string)
 	}
 	maps.Copy(marks, recordMarks(spec.Record))
-	marks[keyCluster], marks[keyName], marks[keyDigest] = encode(p.cluster), encode(spec.Name), p.keyOf(spec.Name)
+	marks[keyCluster], marks[keyName], marks[keyDigest] = encode(p.cfg.Cluster), encode(spec.Name), p.keyOf(spec.Name)
 	return marks
 }
 
-// unnamed are the metadata of a volume that is nobody's.
+// unnamed returns the metadata of a volume without name and cluster.
 func unnamed(state string) map[string]string {
 	return map[string]string{keyState: state, keyCluster: "", keyName: "", keyDigest: ""}
 }
 
-// isNamed tells whether the metadata give a name of this cluster; the state says what that is worth.
+// isNamed returns whether the metadata have a name in this cluster, in any state.
 func (p *Provider) isNamed(metadata map[string]string) bool {
 	name := decode(metadata[keyName])
-	return name != "" && decode(metadata[keyCluster]) == p.cluster && metadata[keyDigest] == p.keyOf(name)
+	return name != "" && decode(metadata[keyCluster]) == p.cfg.Cluster && metadata[keyDigest] == p.keyOf(name)
 }
 
-// isOurs tells whether the metadata are those of a volume of this cluster.
+// isOurs returns whether the metadata are those of a volume of this cluster.
 func (p *Provider) isOurs(metadata map[string]string) bool {
 	return p.isNamed(metadata) && metadata[keyState] == stateSettled
 }
 
-// isCandidate tells whether the metadata are those of a volume that is being made for this cluster, by a process that lives or
-// by one that does not.
+// isCandidate returns whether the metadata are those of a candidate in this cluster, whether or not its maker is alive.
 func (p *Provider) isCandidate(metadata map[string]string) bool {
 	return p.isNamed(metadata) && slices.Contains([]string{stateNew, stateClaimed, stateWithdrawn}, metadata[keyState])
 }
 
-// checkSpec refuses what Cinder would, before anything is made.
+// checkSpec returns ErrInvalid for what Cinder would refuse later.
 func checkSpec(spec providers.Spec) error {
 	if !utf8.ValidString(spec.Name) {
 		return fmt.Errorf("%w: the volume's name %q is not UTF-8", providers.ErrInvalid, spec.Name)
@@ -159,16 +155,14 @@ func checkTags(tags map[string]string) error {
 		value := tags[key]
 		switch {
 		case strings.HasPrefix(strings.ToLower(key), prefix):
-			return fmt.Errorf("%w: tag %q: keys that begin with %s are not for operators: choose another", providers.ErrInvalid, key, prefix)
+			return fmt.Errorf("%w: tag %q: keys that begin with %s are reserved: choose another", providers.ErrInvalid, key, prefix)
 		case !tagKey.MatchString(key):
-			return fmt.Errorf("%w: the key of tag %q: Cinder's have 1 to 255 letters, digits, blanks, or any of - _ : and the full stop", providers.ErrInvalid, key)
+			return fmt.Errorf("%w: the key of tag %q must have 1 to 255 letters, digits, spaces, or any of - _ : .", providers.ErrInvalid, key)
 		case utf8.RuneCountInString(value) > 255 || !utf8.ValidString(value):
-			return fmt.Errorf("%w: the value of tag %q: Cinder's have up to 255 characters of UTF-8", providers.ErrInvalid, key)
+			return fmt.Errorf("%w: the value of tag %q must have at most 255 characters, in UTF-8", providers.ErrInvalid, key)
 		case strings.ContainsFunc(value, func(c rune) bool { return c > 0xFFFF }):
-			return fmt.Errorf("%w: the value of tag %q has characters beyond U+FFFF, which the databases of many clouds do not hold", providers.ErrInvalid, key)
+			return fmt.Errorf("%w: the value of tag %q has characters above U+FFFF, which many clouds' databases cannot store", providers.ErrInvalid, key)
 		}
 	}
 	return nil
 }
-
-func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -14,7 +14,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 )
 
-func TestTextsStandWholeInWhatDatabasesHold(t *testing.T) {
+func TestEncodedTextsAreWholeAndStorable(t *testing.T) {
 	texts := []string{"", "db", "é", "数据库", "😀", "a😀b", "\uE000", "\uE3FF\uE400", "\uE400\uE000", "\uE7FF", "\uE800\uE400", "\uE802", "\uE803", "\uF8FF", "\U0010FFFF", "😀\uE400", strings.Repeat("😀", 63), strings.Repeat("\uE001", 85)}
 	seen := map[string]string{}
 	for _, text := range texts {
@@ -27,7 +27,7 @@ func TestTextsStandWholeInWhatDatabasesHold(t *testing.T) {
 			assert.LessOrEqual(t, c, rune(0xFFFF))
 		}
 	}
-	assert.Equal(t, "db é", encode("db é"), "what can stand as it is does")
+	assert.Equal(t, "db é", encode("db é"), "storable text is unchanged")
 }
 
 func FuzzEncode(f *testing.F) {
@@ -39,7 +39,7 @@ func FuzzEncode(f *testing.F) {
 	})
 }
 
-func TestOnlyWhatBearsAllMarksIsOurs(t *testing.T) {
+func TestOnlyVolumesWithAllMarksAreOurs(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v := w.create(p, "db")
@@ -64,7 +64,7 @@ func TestOnlyWhatBearsAllMarksIsOurs(t *testing.T) {
 	})
 }
 
-// Filters of metadata are Python's dictionaries, which names of clusters must not break out of.
+// Filters are Python dictionaries. A cluster's name must be quoted in them.
 func TestClustersOfAnyNameAreListed(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		server := w.node()
@@ -82,8 +82,8 @@ func TestClustersOfAnyNameAreListed(t *testing.T) {
 	})
 }
 
-// More volumes than a page holds are read in pages, of which the last may be empty.
-func TestListsAreReadToTheirEnd(t *testing.T) {
+// The last page of a list may be empty.
+func TestAllPagesOfAListAreRead(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		p.times.lag = time.Millisecond
@@ -99,7 +99,7 @@ func TestListsAreReadToTheirEnd(t *testing.T) {
 	})
 }
 
-func TestOperatorsTagsStandBesideOurs(t *testing.T) {
+func TestOperatorTagsAreKept(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v, err := p.Create(t.Context(), providers.Spec{Name: "db", Size: gib, Tags: map[string]string{"owner": "me", "cost centre": "größe"}})

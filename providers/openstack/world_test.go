@@ -20,14 +20,14 @@ import (
 	front "github.com/blockvol/blockvol/test/cloud/openstack"
 )
 
-// world is a simulated OpenStack without sockets, for a bubble of synctest.
+// world is a simulated OpenStack without sockets, for synctest.
 type world struct {
 	t     *testing.T
 	cloud *cloud.Cloud
 	front *front.Front
 }
 
-// inWorld runs a test in a bubble of its own, where time costs nothing.
+// inWorld runs a test in its own synctest bubble.
 func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also ...func(*front.Config)) {
 	t.Helper()
 	cfg.ID = front.ID
@@ -43,31 +43,31 @@ func inWorld(t *testing.T, cfg cloud.Config, test func(*testing.T, *world), also
 	})
 }
 
-// slow is what a cloud and its answers take.
+// slow are realistic durations.
 var slow = cloud.Times{Create: 4 * time.Second, Delete: 4 * time.Second, Attach: 3 * time.Second, Detach: 3 * time.Second, Modify: 10 * time.Second, Snapshot: 10 * time.Second}
 
-// node adds a server and returns its id.
+// node adds a server and returns its ID.
 func (w *world) node() string { return w.cloud.AddInstance(cloud.Instance{}).ID }
 
-// on starts a process on a server: one that knows nothing yet.
+// on starts a process on a server.
 func (w *world) on(server string) *Provider {
 	w.t.Helper()
 	return w.onBy(server, w.front.Transport(server))
 }
 
-// onBy is on, with a way to the cloud of its own.
-func (w *world) onBy(server string, way http.RoundTripper) *Provider {
+// onBy is on with a transport.
+func (w *world) onBy(server string, link http.RoundTripper) *Provider {
 	w.t.Helper()
 	id, secret := w.front.Credentials(server)
 	p, err := New(Config{
 		Cluster: "main", Auth: gophercloud.AuthOptions{IdentityEndpoint: "http://keystone.test/identity/v3", ApplicationCredentialID: id},
-		Secret: cloudtest.Token("SECRET", secret), Transport: way, Neighbour: &http.Client{Transport: way},
+		Secret: cloudtest.Token("SECRET", secret), Transport: link, Neighbour: &http.Client{Transport: link},
 	})
 	require.NoError(w.t, err)
 	return p
 }
 
-// idsOf returns the ids of the volumes that truly have a state of a name, whatever reads show.
+// idsOf returns the IDs of the volumes with a name and a state, independent of what reads show.
 func (w *world) idsOf(name, state string) (ids []string) {
 	for _, v := range w.cloud.Volumes() {
 		if decode(v.Tags[keyName]) == name && v.Tags[keyState] == state && v.State != cloud.Deleting && v.State != cloud.Deleted {
@@ -94,14 +94,14 @@ func (w *world) create(p *Provider, name string) *providers.Volume {
 	return v
 }
 
-// attach attaches a volume, and waits until the cloud has it so.
+// attach attaches a volume, and waits until it is attached.
 func (w *world) attach(p *Provider, v *providers.Volume) {
 	w.t.Helper()
 	require.NoError(w.t, providertest.Attach(w.t.Context(), p, v.ID))
 	cloudtest.WaitFor(w.t, w.cloud, v.ID, cloudtest.Attached)
 }
 
-// sentence is what every error for the operator must be, without secrets.
+// sentence is providertest.Sentence, and asserts that the error shows no secret.
 func sentence(t *testing.T, err error, words ...string) {
 	t.Helper()
 	providertest.Sentence(t, err, words...)
@@ -109,8 +109,8 @@ func sentence(t *testing.T, err error, words ...string) {
 	assert.NotContains(t, err.Error(), "gAAAAAB")
 }
 
-// way is a way to the cloud that can be told to do something before a request goes on, or instead.
-type way struct {
+// transport is a transport that calls a function before each request, or instead of it.
+type transport struct {
 	http.RoundTripper
 
 	mu     sync.Mutex
@@ -118,7 +118,7 @@ type way struct {
 	asked  []string                                                   // method and path of all requests to the cloud
 }
 
-func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
+func (w *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	var body []byte
 	if r.Body != nil {
 		var err error
@@ -141,15 +141,15 @@ func (w *way) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.RoundTripper.RoundTrip(r)
 }
 
-// do is told of every request from now on.
-func (w *way) do(before func(r *http.Request, body string) (*http.Response, error)) {
+// do sets the function. nil sets none.
+func (w *transport) do(before func(r *http.Request, body string) (*http.Response, error)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.before = before
 }
 
-// calls returns what was asked since it was called last.
-func (w *way) calls() []string {
+// calls returns the requests since it was called last.
+func (w *transport) calls() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	asked := w.asked
