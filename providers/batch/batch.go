@@ -1,4 +1,4 @@
-// Package batch answers many questions to a cloud with few calls.
+// Package batch shares requests to a cloud among concurrent callers.
 package batch
 
 import (
@@ -9,8 +9,8 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Batcher puts questions that come together into one call. A question that comes alone goes out at once; those that come while
-// a call is under way share the next one. So no answer is older than its question, and nobody waits for company.
+// Batcher combines concurrent reads into one request. A single read is sent at once; reads that come while a request is in progress
+// share the next one. So no answer is older than its read, and a read does not wait for others.
 type Batcher[T any] struct {
 	ask  func(ctx context.Context, keys []string) (map[string]T, error)
 	most int // keys in one call
@@ -20,27 +20,27 @@ type Batcher[T any] struct {
 	queue []*batch[T]
 }
 
-// New makes an Batcher that asks with that function, for most keys at a time. What the function does not return of a key is not
-// there. Its ctx ends when nobody waits for the answer any more; it is called by one goroutine at a time, with each key once.
+// New returns a Batcher that calls ask with at most that many keys, each key once. A key that ask does not return is not found. Calls
+// of ask do not overlap; the ctx of a call ends when no caller waits for its result any more.
 func New[T any](ask func(ctx context.Context, keys []string) (map[string]T, error), most int) *Batcher[T] {
 	return &Batcher[T]{ask: ask, most: most}
 }
 
-// batch is one call and those who wait for it.
+// batch is one call of ask, and its callers.
 type batch[T any] struct {
 	keys    map[string]bool
 	waiting int
-	ctx     context.Context //nolint:containedctx // the call's own: it ends when nobody waits for it any more
+	ctx     context.Context //nolint:containedctx // of the call
 	cancel  context.CancelFunc
 
 	asked *providers.Asked
-	done  chan struct{} // closed when found and err are there
+	done  chan struct{} // closed when found and err are set
 	found map[string]T
 	err   error
 }
 
-// Get returns what is found under the key. An error of a call is that of all who wait for it; a caller whose ctx ends gets
-// ctx.Err() at once, and the call goes on for the others.
+// Get returns the value of the key. All callers of a batch get its error. A caller whose ctx ends gets ctx.Err() at once, and the batch
+// continues for the others.
 func (a *Batcher[T]) Get(ctx context.Context, key string) (value T, found bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return value, false, err
@@ -57,7 +57,7 @@ func (a *Batcher[T]) Get(ctx context.Context, key string) (value T, found bool, 
 	}
 }
 
-// join puts the key into the next batch that has room, and sees to it that batches are carried out.
+// join adds the key to the next batch with room, and starts work if it is not running.
 func (a *Batcher[T]) join(key string) *batch[T] {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -84,11 +84,11 @@ func (a *Batcher[T]) leave(b *batch[T]) {
 	defer a.mu.Unlock()
 	if b.waiting--; b.waiting == 0 {
 		b.cancel()
-		a.queue = slices.DeleteFunc(a.queue, func(queued *batch[T]) bool { return queued == b }) // nobody may join it now
+		a.queue = slices.DeleteFunc(a.queue, func(queued *batch[T]) bool { return queued == b }) // no caller may join it now
 	}
 }
 
-// work carries out batches, one after another, until there is none.
+// work carries out the batches of the queue, one after another.
 func (a *Batcher[T]) work() {
 	for {
 		a.mu.Lock()

@@ -6,23 +6,23 @@ import (
 	"sync"
 )
 
-// Cached is one answer that holds until it is dropped: it is asked for when it is first wanted, once for all who wait for it, and
-// again only after a failure, which is told to those who waited.
+// Cached is a value that is read on first use and kept until it is dropped. Concurrent callers share one read. A failure is returned to
+// them and not kept.
 type Cached[T comparable] struct {
 	what    string
 	batcher *Batcher[T]
 
 	mu    sync.Mutex
-	value T // zero: not known
+	value T // zero: unknown
 }
 
-// Cache makes a Cached of what that function returns, which is never the zero T. What it is, is said after "it is still being
-// asked": "which server this is".
+// Cache returns a Cached of the value that ask returns, which must not be the zero T. Errors describe the read as "it is still being
+// asked " followed by what: "which server this is".
 func Cache[T comparable](what string, ask func(context.Context) (T, error)) *Cached[T] {
 	k := &Cached[T]{what: what}
 	k.batcher = New(func(ctx context.Context, keys []string) (map[string]T, error) {
 		value, known := k.Known()
-		if !known { // as it may be since this was asked for
+		if !known { // otherwise the batch before has read it
 			var err error
 			if value, err = ask(ctx); err != nil {
 				return nil, err
@@ -36,7 +36,7 @@ func Cache[T comparable](what string, ask func(context.Context) (T, error)) *Cac
 	return k
 }
 
-// Get returns the answer. A caller whose ctx ends gets its error at once.
+// Get returns the value. A caller whose ctx ends gets its error at once.
 func (k *Cached[T]) Get(ctx context.Context) (T, error) {
 	if value, known := k.Known(); known {
 		return value, ctx.Err()
@@ -48,7 +48,7 @@ func (k *Cached[T]) Get(ctx context.Context) (T, error) {
 	return value, err
 }
 
-// Known returns the answer if it is there.
+// Known returns the value if it has been read.
 func (k *Cached[T]) Known() (value T, known bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -56,7 +56,7 @@ func (k *Cached[T]) Known() (value T, known bool) {
 	return k.value, k.value != none
 }
 
-// Drop forgets the answer if it is that one, and tells whether it was.
+// Drop removes the value if it is equal to that one, and returns whether it was.
 func (k *Cached[T]) Drop(value T) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

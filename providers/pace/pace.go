@@ -1,4 +1,4 @@
-// Package pace keeps a process, and a fleet of them, from asking a cloud more than it allows.
+// Package pace keeps a process, and many of them together, within the rate limit of a cloud. It also has pauses and a backoff.
 package pace
 
 import (
@@ -10,41 +10,40 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Pace spaces the requests of this process against one limit of a cloud. As long as the limit is not met it is in nobody's
-// way. After that one caller at a time tries, not before the cloud wants it and after a pause that doubles with each refusal
-// and halves with each success: so however many volumes a node wants, it asks like one, and a fleet of nodes takes all that
-// the limit gives and little more.
+// Pace limits the requests of this process to one rate limit of a cloud. It delays nothing until the cloud throttles. Then one
+// caller at a time sends a request, not before the time that the cloud asks for, and after a pause that doubles with each refusal
+// and halves with each success. So a node with many waiting callers sends as few requests as a node with one, and many nodes
+// together use all that the limit allows, and little more.
 //
-// The pause may become a fifth of the time for which the cloud has throttled. No node knows how many others there are; but the
-// longer it has lasted, the more of them there must be, and the less it matters if a node comes late at the end. So a fleet ends
-// within a fifth of the least time whatever its size, and is not refused more and more often the larger it is.
+// The pause grows up to a fifth of the time for which the cloud has throttled. No node knows how many others there are, but the
+// longer the throttling lasts, the more there must be. So all nodes together need at most a fifth more than the minimum time,
+// whatever their number, and more nodes do not mean more refusals for each.
 type Pace struct {
-	turn chan struct{} // held by the caller that tries
+	turn chan struct{} // held by the caller that sends
 
 	mu    sync.Mutex
 	delay time.Duration // 0: not throttled
 	next  time.Time     // when the next request may be sent
 	since time.Time     // of the first refusal
-	heard time.Time     // of the last answer to a request that was sent since
-	met   int           // how often the delay has grown
-	why   string        // the cloud's last word on it
+	heard time.Time     // of the last answer to a request that was sent after the last growth of delay
+	met   int           // how often delay has grown
+	why   string        // the cloud's last refusal
 }
 
 const (
 	leastDelay = 250 * time.Millisecond
-	// The pause grows up to shareOfTime of the time for which the cloud has throttled, but at least up to mostAtFirst, and at most
-	// up to mostDelay.
+	// The maximum of the pause is 1/shareOfTime of the time for which the cloud has throttled, but between mostAtFirst and mostDelay.
 	mostAtFirst = 8 * time.Second
 	mostDelay   = 5 * time.Minute
 	shareOfTime = 5
 )
 
-// New makes a Pace that nothing is known of yet.
+// New returns a Pace that is not throttled.
 func New() *Pace { return &Pace{turn: make(chan struct{}, 1)} }
 
-// Wait returns when a request may be sent, or ctx.Err(). The caller sends it and then calls done, in any case and once: with
-// what the cloud said if it refused because it was asked too much, and with how long from now it wants to be left alone. Such
-// a time without a refusal says that this was the last request for now.
+// Wait returns when a request may be sent, or ctx.Err(). The caller sends it and always calls done once: with the cloud's refusal
+// if it throttled the request, otherwise "", and with the time from now for which the cloud accepts no more requests. A time
+// without a refusal means that this request was the last one that the limit allows for now.
 func (p *Pace) Wait(ctx context.Context) (done func(refusal string, after time.Duration), err error) {
 	sent, err := p.wait(ctx)
 	if err != nil {
@@ -71,7 +70,7 @@ func (p *Pace) wait(ctx context.Context) (done func(refusal string, after time.D
 	}
 	throttled, next, met := p.state()
 	if !throttled {
-		<-p.turn // it is over: nobody waits for another's answer
+		<-p.turn // throttling has ended: callers need not wait for each other
 		return func(refusal string, after time.Duration) { p.learn(met, refusal, after) }, ctx.Err()
 	}
 	if err := Pause(ctx, max(time.Until(next), 0)); err != nil {
@@ -84,7 +83,7 @@ func (p *Pace) wait(ctx context.Context) (done func(refusal string, after time.D
 	}, nil
 }
 
-// Why is the cloud's last refusal, empty while it does not throttle.
+// Why returns the cloud's last refusal, or "" while it does not throttle.
 func (p *Pace) Why() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,8 +99,8 @@ func (p *Pace) state() (throttled bool, next time.Time, met int) {
 	return p.delay > 0, p.next, p.met
 }
 
-// learn takes an outcome of a request that was sent when the limit had been met so many times. Those that were on their way
-// together when it was count as one, and the success of one from before says nothing.
+// learn notes the outcome of a request that was sent when met had the value sent. Concurrent requests that are refused count as one
+// refusal, and the success of a request from before a refusal is ignored.
 func (p *Pace) learn(sent int, refusal string, after time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -118,7 +117,7 @@ func (p *Pace) learn(sent int, refusal string, after time.Duration) {
 	switch {
 	case refusal != "":
 		if p.delay == 0 || now.Sub(p.heard) > mostAtFirst+p.heard.Sub(p.since) {
-			p.since = now // the first, or the first after a silence in which the cloud may have had enough for all
+			p.since = now // the first refusal, or the first after a time in which the cloud may have served all
 		}
 		p.delay = min(max(2*p.delay, leastDelay), max(now.Sub(p.since)/shareOfTime, mostAtFirst), mostDelay)
 		p.met++
@@ -136,10 +135,10 @@ func (p *Pace) learn(sent int, refusal string, after time.Duration) {
 	p.heard, p.next = now, now.Add(after+Jitter(p.delay))
 }
 
-// Jitter is between half of d and d, so that nodes do not ask in step.
+// Jitter returns a random time between d/2 and d, so that nodes do not send at the same time.
 func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
 
-// Pause waits, or returns ctx.Err() as soon as ctx ends.
+// Pause waits for d, or returns ctx.Err() as soon as ctx ends.
 func Pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -151,13 +150,13 @@ func Pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Backoff spaces the questions about something that a cloud has to finish: 250 ms at first, doubling up to Most, with jitter.
+// Backoff is the pause between polls of an operation of the cloud: 250 ms at first, doubling up to Most, with jitter.
 type Backoff struct {
 	Most time.Duration
 	last time.Duration
 }
 
-// Wait waits once more, or returns ctx.Err() as soon as ctx ends.
+// Wait waits for the next pause, or returns ctx.Err() as soon as ctx ends.
 func (b *Backoff) Wait(ctx context.Context) error {
 	b.last = min(max(2*b.last, leastDelay), b.Most)
 	return Pause(ctx, Jitter(b.last))
