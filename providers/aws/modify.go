@@ -21,7 +21,7 @@ import (
 // modifiedIOPS is the IOPS of a volume that becomes io1 or io2 if the request has none (API reference, ModifyVolume).
 const modifiedIOPS = 3000
 
-// Modify returns when the change is in effect. EC2 may optimize the volume for hours afterwards, and refuses other changes of it
+// Modify returns when the change is in effect. EC2 may optimise the volume for hours afterwards, and refuses other changes of it
 // until then; it takes four changes in a day (API reference, ModifyVolume).
 func (p *Provider) Modify(ctx context.Context, id string, change providers.Change) (*providers.Volume, error) {
 	d, err := p.GetOurs(ctx, id)

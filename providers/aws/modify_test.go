@@ -51,12 +51,12 @@ func TestModifyChangesTheVolume(t *testing.T) {
 	})
 }
 
-func TestModifyDoesNotWaitForOptimization(t *testing.T) {
+func TestModifyDoesNotWaitForOptimisation(t *testing.T) {
 	inWorld(t, cloud.Config{Times: cloud.Times{Modify: 4 * time.Hour}}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
 		_, err := p.Modify(t.Context(), v.ID, providers.Change{Size: 2 * gib})
-		require.NoError(t, err, "the volume can be used while EC2 optimizes it")
+		require.NoError(t, err, "the volume can be used while EC2 optimises it")
 		_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 2 * gib})
 		require.NoError(t, err)
 		_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 3 * gib})

@@ -126,7 +126,7 @@ func (p *Provider) explainLogin(ctx context.Context, action string, err error) e
 	case http.StatusNotFound:
 		return errors.New("OS_AUTH_URL is not the URL of Keystone version 3: " + said)
 	}
-	return fmt.Errorf("Keystone issues no token: %s: check OS_AUTH_URL, %s", said, p.cfg.settings)
+	return fmt.Errorf("no token: %s: check OS_AUTH_URL, %s", said, p.cfg.settings)
 }
 
 // invalid returns ErrInvalid for a refusal that the specification caused.
