@@ -28,6 +28,8 @@ func (c *copies) snapshots(p *Provider[Disk[string]]) *Snapshots[Disk[string], s
 	return NewSnapshots(p, SnapshotCloud[Disk[string], string]{
 		MaxPause: time.Second,
 		Show: func(id string) Snapshot[string] {
+			c.mu.Lock()
+			defer c.mu.Unlock()
 			s := Snapshot[string]{Snapshot: providers.Snapshot{ID: id}, Creating: time.Since(c.begun) < time.Minute}
 			if id == "failed" {
 				s.Creating, s.Failed = false, assert.AnError
