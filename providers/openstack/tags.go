@@ -157,7 +157,7 @@ func checkTags(tags map[string]string) error {
 		case strings.HasPrefix(strings.ToLower(key), prefix):
 			return fmt.Errorf("%w: tag %q: keys that begin with %s are reserved: choose another", providers.ErrInvalid, key, prefix)
 		case !tagKey.MatchString(key):
-			return fmt.Errorf("%w: the key of tag %q must have 1 to 255 letters, digits, spaces, full stops, or any of - _ :", providers.ErrInvalid, key)
+			return fmt.Errorf("%w: the key of tag %q must have 1 to 255 of these characters: letters, digits, - _ : full stop and space", providers.ErrInvalid, key)
 		case utf8.RuneCountInString(value) > 255 || !utf8.ValidString(value):
 			return fmt.Errorf("%w: the value of tag %q must have at most 255 characters, in UTF-8", providers.ErrInvalid, key)
 		case strings.ContainsFunc(value, func(c rune) bool { return c > 0xFFFF }):
