@@ -138,6 +138,12 @@ func (c cloudFor) AsHolder(ctx context.Context, vol *providers.Volume) (*provide
 	return c.Controller.AsHolder(ctx, vol, c.here)
 }
 
+// Node is the machine that this process runs on.
+type Node = providers.Node
+
+// Node tells which node this is, as the cloud knows it.
+func (d *Driver) Node(ctx context.Context) (Node, error) { return d.thisNode(ctx) }
+
 // thisNode tells which node this is.
 func (d *Driver) thisNode(ctx context.Context) (providers.Node, error) {
 	here, err := d.controller.Node(ctx)

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/volume"
@@ -12,6 +13,8 @@ import (
 // Info is what Docker is told of a volume.
 type Info struct {
 	Name       string
+	ID         string         // the cloud's; empty in List
+	Size       int64          // bytes; 0 if the cloud has not been asked yet
 	Mountpoint string         // empty unless mounted on this node
 	CreatedAt  time.Time      // zero if unknown
 	Status     map[string]any // effective values; its keys and their values are documented in docs/operations.md
@@ -36,11 +39,42 @@ func (d *Driver) Path(ctx context.Context, name string) (string, error) {
 	return info.Mountpoint, err
 }
 
-// List tells of all volumes of the cluster, sorted by name; without their Status.
-func (d *Driver) List(ctx context.Context) ([]Info, error) {
+// All tells all that is known of all volumes of the cluster, sorted by name.
+func (d *Driver) All(ctx context.Context) ([]Info, error) {
+	all, err := d.list(ctx)
+	infos := make([]Info, len(all))
+	for i, vol := range all {
+		infos[i] = d.info(d.known(vol.Name), vol)
+	}
+	return infos, err
+}
+
+// Attached tells all that is known, without asking the cloud, of the volumes that this node has something of, sorted by name.
+func (d *Driver) Attached() []Info {
+	names := d.held()
+	slices.Sort(names)
+	var infos []Info
+	for _, name := range names {
+		if h := d.known(name); h != nil && h.Entry() != nil {
+			infos = append(infos, d.info(h, d.controller.Last(name)))
+		}
+	}
+	return infos
+}
+
+func (d *Driver) list(ctx context.Context) ([]*providers.Volume, error) {
 	all, err := d.controller.List(ctx)
 	if err != nil {
 		return nil, volume.At(fmt.Errorf("%w: the volumes cannot be listed", err), volume.Error{Op: volume.List})
+	}
+	return all, nil
+}
+
+// List tells of all volumes of the cluster, sorted by name; without their Status.
+func (d *Driver) List(ctx context.Context) ([]Info, error) {
+	all, err := d.list(ctx)
+	if err != nil {
+		return nil, err
 	}
 	infos := make([]Info, len(all))
 	for i, vol := range all {
@@ -56,7 +90,7 @@ func (d *Driver) List(ctx context.Context) ([]Info, error) {
 func (d *Driver) info(h *handle, vol *providers.Volume) Info {
 	info := Info{Status: make(map[string]any)}
 	if vol != nil {
-		info.Name, info.CreatedAt = vol.Name, vol.CreatedAt
+		info.Name, info.ID, info.Size, info.CreatedAt = vol.Name, vol.ID, vol.Size, vol.CreatedAt
 		describeVolume(info.Status, vol)
 		if d.isAbsent(vol) {
 			info.Status["problem"] = absentError(vol).Error()
@@ -82,6 +116,7 @@ func (h *handle) describe(info *Info) {
 		info.CreatedAt = e.CreatedAt
 	}
 	status, here := info.Status, h.report(e)
+	info.ID = here.ID
 	status["id"] = here.ID
 	status["containers"] = len(here.Uses)
 	status["state"] = here.State

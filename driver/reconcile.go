@@ -83,7 +83,7 @@ func (d *Driver) reconcile(ctx context.Context, h *handle) {
 	switch usage {
 	case node.Used:
 		h.keptUntil = time.Now().Add(idleTTL)
-		h.Grow(ctx)
+		h.GrowOnce(ctx)
 	case node.Active:
 		h.keptUntil = time.Now().Add(idleTTL)
 	case node.Unused, node.Abandoned:

@@ -21,17 +21,16 @@ func main() {
 	}
 	if err := command().Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "blockvol:", err)
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
 }
 
 func command() *cobra.Command {
 	root := &cobra.Command{
-		Use:               "blockvol",
-		Short:             "A volume plugin for Docker: one named volume is one disk, which follows its container",
-		SilenceErrors:     true, // main prints them
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		Use:           "blockvol",
+		Short:         "A volume plugin for Docker: one named volume is one disk, which follows its container",
+		SilenceErrors: true, // main prints them
+		SilenceUsage:  true,
 	}
 	root.SetHelpCommand(&cobra.Command{Hidden: true}) // -h serves
 	root.AddCommand(serveCommand(), &cobra.Command{
@@ -42,6 +41,7 @@ func command() *cobra.Command {
 			cmd.Printf("blockvol %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		},
 	})
+	addOperatorCommands(root)
 	root.SetOut(os.Stdout)
 	return root
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/plugin/admin"
 	"github.com/blockvol/blockvol/plugin/docker"
 )
 
@@ -81,15 +82,19 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	if wrongLine != nil {
 		wrong = fmt.Errorf("%w: correct the command line (of a managed plugin, the setting args) and restart blockvol", wrongLine)
 	}
+	operators := admin.New(admin.About{
+		Version: buildVersion(), Provider: s.provider, Cluster: s.cluster, Takeover: string(s.takeover),
+	}, log)
 	opened := make(chan func(), 1)
 	volumes := docker.Opening(func() docker.Volumes {
 		volumes, release, err := docker.Volumes(nil), func() {}, wrong
 		if err == nil {
-			volumes, release, err = open(p, s, getenv, stop, log)
+			volumes, release, err = open(p, s, getenv, stop, operators, log)
 		}
 		opened <- release
 		switch {
 		case err != nil:
+			operators.Broken(err)
 			log.WithError(err).Error("No volumes can be served: each call is answered with the reason")
 			return docker.Broken(err)
 		case s.noCreate != nil:
@@ -98,7 +103,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 		}
 		return volumes
 	})
-	err = docker.New(docker.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Log: log}).Serve(ctx, l)
+	err = docker.New(docker.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Other: operators, Log: log}).Serve(ctx, l)
 	select {
 	case release := <-opened:
 		release()
@@ -109,8 +114,8 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	return err
 }
 
-// open creates the driver and what it needs. release ends their work; stop ends this process.
-func open(p options, s settings, getenv func(string) string, stop func(), log *logrus.Logger) (_ docker.Volumes, release func(), _ error) {
+// open creates the driver and what it needs, and lets operators reach it. release ends their work; stop ends this process.
+func open(p options, s settings, getenv func(string) string, stop func(), operators *admin.Server, log *logrus.Logger) (_ docker.Volumes, release func(), _ error) {
 	var undo []func() error
 	release = func() {
 		for _, u := range slices.Backward(undo) {
@@ -155,11 +160,18 @@ func open(p options, s settings, getenv func(string) string, stop func(), log *l
 	if err != nil {
 		return fail(err)
 	}
-	undo = append(undo, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), closing)
-		defer cancel()
-		return d.Close(ctx)
-	})
+	inTime := func(end func(context.Context) error) func() error {
+		return func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), closing)
+			defer cancel()
+			return end(ctx)
+		}
+	}
+	undo = append(undo, inTime(d.Close))
+	if err := operators.Serve(d, filepath.Join(p.state, "jobs")); err != nil {
+		return fail(err)
+	}
+	undo = append(undo, inTime(operators.Close))
 	log.WithFields(logrus.Fields{"provider": s.provider, "cluster": s.cluster}).Info("Serving volumes")
 	return d, release, nil
 }

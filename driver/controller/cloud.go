@@ -68,6 +68,15 @@ func (c cloud) delete(ctx context.Context, id string) error {
 	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Delete(ctx, id) })
 }
 
+func (c cloud) modify(ctx context.Context, id string, wanted providers.Change) (vol *providers.Volume, err error) {
+	modifier, can := c.provider.(providers.Modifier)
+	if !can {
+		return nil, volume.Fail(volume.Invalid, "this provider cannot change a volume", "")
+	}
+	err = change(ctx, copyTimeout, func(ctx context.Context) error { vol, err = modifier.Modify(ctx, id, wanted); return err })
+	return vol, err
+}
+
 func (c cloud) attach(ctx context.Context, id, node string) error {
 	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Attach(ctx, id, node) })
 }

@@ -128,6 +128,19 @@ func (c *Controller) Formatted(ctx context.Context, vol *providers.Volume, fstyp
 	return nil
 }
 
+// Modify has the cloud change the volume, and returns once the cloud shows it so.
+func (c *Controller) Modify(ctx context.Context, name string, change providers.Change) (*providers.Volume, error) {
+	vol, err := c.Find(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if vol, err = c.cloud.modify(ctx, vol.ID, change); err != nil {
+		return nil, err
+	}
+	c.catalog.put(vol)
+	return vol, nil
+}
+
 // Mounted takes in that the node has mounted the volume.
 func (c *Controller) Mounted(vol *providers.Volume, node providers.Node) {
 	vol.Attachment = providers.Attachment{Node: node.ID, State: providers.Attached}

@@ -128,27 +128,39 @@ func (v *Volume) Recognise(ctx context.Context) {
 	}
 }
 
-// Grow lets the file system of a mounted volume fill a device that has become larger: who enlarges a disk in the cloud need not
-// stop what uses it. What fails is tried again when the device has grown further, or at the next mount.
-func (v *Volume) Grow(ctx context.Context) {
-	e := v.Entry()
+// GrowOnce lets the file system of a mounted volume fill a device that has become larger: who enlarges a disk in the cloud need
+// not stop what uses it. What fails is tried again when the device has grown further, or at the next mount.
+func (v *Volume) GrowOnce(ctx context.Context) {
 	if v.Mountpoint() == "" {
 		return
 	}
-	dev, err := v.node.host.Find(ctx, e.Serial)
+	dev, err := v.node.host.Find(ctx, v.Entry().Serial)
 	if err != nil || dev.Size <= v.fitted {
 		return
 	}
+	if err := v.grow(ctx, dev); err != nil && ctx.Err() == nil {
+		v.log().WithField("id", v.Entry().Volume).WithField("device", dev.Path).WithError(err).
+			Warn("The file system of a volume in use could not be grown to its device")
+	}
+}
+
+// Grow lets the file system of a mounted volume fill its device, whatever became of earlier attempts.
+func (v *Volume) Grow(ctx context.Context) error {
+	dev, err := v.node.host.Find(ctx, v.Entry().Serial)
+	if err != nil {
+		return err
+	}
+	return v.grow(ctx, dev)
+}
+
+func (v *Volume) grow(ctx context.Context, dev mount.Device) error {
 	grown, err := v.node.host.Grow(ctx, dev, v.dir)
-	if ctx.Err() != nil {
-		return
+	if ctx.Err() == nil {
+		v.fitted = dev.Size
 	}
-	v.fitted = dev.Size
-	log := v.log().WithField("id", e.Volume).WithField("device", dev.Path).WithField("size", volume.FormatSize(dev.Size))
-	switch {
-	case err != nil:
-		log.WithError(err).Warn("The file system of a volume in use could not be grown to its device")
-	case grown:
-		log.Info("File system grown to its device, while in use")
+	if grown {
+		v.log().WithField("id", v.Entry().Volume).WithField("device", dev.Path).WithField("size", volume.FormatSize(dev.Size)).
+			Info("File system grown to its device, while in use")
 	}
+	return err
 }

@@ -42,6 +42,8 @@ const (
 	Mount   Op = "mount"
 	Unmount Op = "unmount"
 	Remove  Op = "remove"
+	Release Op = "release"
+	Modify  Op = "modify"
 )
 
 // Error is what the driver returns: the cause first, and what the operator can do about it last.

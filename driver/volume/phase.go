@@ -21,6 +21,9 @@ const (
 	Releasing           Phase = "releasing"             // its last use has ended; the release is tried again
 	Removing            Phase = "removing"              //
 	Reconciling         Phase = "reconciling"           // what is here is compared with what should be
+	Modifying           Phase = "modifying"             // the cloud changes the disk
+	WaitingForSize      Phase = "waiting-for-size"      // the disk has its new size; the device does not show it yet
+	Growing             Phase = "growing"               // the file system grows into its device
 )
 
 var phaseWords = map[Phase]string{
@@ -33,6 +36,8 @@ var phaseWords = map[Phase]string{
 	WaitingForProcesses: "still used by a process of this node",
 	Detaching:           "being detached from this node",
 	Reconciling:         "being checked",
+	Modifying:           "being changed by the cloud",
+	WaitingForSize:      "waiting for the device to show the new size",
 }
 
 // Words are the phase for people.
@@ -40,7 +45,7 @@ func (p Phase) Words() string {
 	if words, special := phaseWords[p]; special {
 		return words
 	}
-	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Releasing: "released", Unmounting: "unmounted", Removing: "removed"}[p]
+	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Releasing: "released", Growing: "grown", Unmounting: "unmounted", Removing: "removed"}[p]
 }
 
 // Step is where work on a volume stands.

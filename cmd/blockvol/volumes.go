@@ -1,0 +1,166 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/plugin/admin"
+)
+
+func (o *operator) lsCommand() *cobra.Command {
+	cmd := o.command("ls", "List the volumes of the cluster", cobra.NoArgs, func([]string) error {
+		all, err := o.client.Volumes(o.ctx)
+		if err != nil {
+			return err
+		}
+		if printed, err := o.print(admin.Volumes{Volumes: all}); printed {
+			return err
+		}
+		if o.quiet {
+			for _, v := range all {
+				fmt.Fprintln(o.out, v.Name)
+			}
+			return nil
+		}
+		return o.listVolumes(all)
+	})
+	cmd.Aliases = []string{"list"}
+	return cmd
+}
+
+func (o *operator) listVolumes(all []admin.Volume) error {
+	rows := make([][]string, len(all))
+	for i, v := range all {
+		rows[i] = []string{v.Name, volume.FormatSize(v.Size), text(v, "used"), text(v, "state"), text(v, "node"), text(v, "type"), text(v, "zone"), text(v, "fstype"), age(v), note(v)}
+	}
+	return o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "NOTE"}, rows)
+}
+
+// text is a value of a volume's status, "" if it has none.
+func text(v admin.Volume, key string) string {
+	value, has := v.Status[key]
+	if !has {
+		return ""
+	}
+	return fmt.Sprint(value)
+}
+
+func age(v admin.Volume) string {
+	if v.CreatedAt == nil {
+		return ""
+	}
+	return strings.ToLower(units.HumanDuration(time.Since(*v.CreatedAt)))
+}
+
+// note is what there is to know of a volume at the moment: what is being done with it and since when, and what is wrong.
+func note(v admin.Volume) string {
+	var notes []string
+	if message := text(v, "message"); message != "" {
+		if since, err := time.Parse(time.RFC3339, text(v, "since")); err == nil {
+			message += fmt.Sprintf(" (for %s)", time.Since(since).Round(time.Second))
+		}
+		notes = append(notes, message)
+	}
+	if problem := text(v, "problem"); problem != "" {
+		notes = append(notes, problem)
+	}
+	return strings.Join(notes, "; ")
+}
+
+func (o *operator) inspectCommand() *cobra.Command {
+	return o.command("inspect VOLUME", "Show all that is known of a volume", cobra.ExactArgs(1), func(args []string) error {
+		v, err := o.client.Volume(o.ctx, args[0])
+		if err != nil {
+			return err
+		}
+		if printed, err := o.print(v); printed {
+			return err
+		}
+		w := tabwriter.NewWriter(o.out, 0, 0, 3, ' ', 0)
+		fmt.Fprintf(w, "name\t%s\n", v.Name)
+		if v.CreatedAt != nil {
+			fmt.Fprintf(w, "created\t%s (%s ago)\n", v.CreatedAt.Format(time.RFC3339), age(v))
+		}
+		if v.Mountpoint != "" {
+			fmt.Fprintf(w, "mountpoint\t%s\n", v.Mountpoint)
+		}
+		for _, key := range slices.Sorted(maps.Keys(v.Status)) {
+			fmt.Fprintf(w, "%s\t%s\n", key, text(v, key))
+		}
+		return w.Flush()
+	})
+}
+
+func (o *operator) releaseCommand() *cobra.Command {
+	cmd := o.command("release VOLUME", "Have this node let go of a volume that nothing uses", cobra.ExactArgs(1), func(args []string) error {
+		if err := o.client.Release(o.ctx, args[0]); err != nil {
+			return err
+		}
+		if printed, err := o.print(struct{}{}); printed || o.quiet {
+			return err
+		}
+		fmt.Fprintf(o.out, "%s: this node has nothing of it any more\n", args[0])
+		return nil
+	})
+	cmd.Long = cmd.Short + ": it is unmounted and its disk detached, at once and not after the time that it is kept for a container to come back."
+	return cmd
+}
+
+func (o *operator) resizeCommand() *cobra.Command {
+	cmd := o.command("resize VOLUME SIZE", "Make a volume and its file system larger, also in use", cobra.ExactArgs(2), func(args []string) error {
+		size, err := volume.ParseSize(args[1])
+		if err != nil {
+			return fmt.Errorf("%w: the size %q %w", errUsage, args[1], err)
+		}
+		return o.modify(admin.Request{Kind: admin.Modify, Volume: args[0], Size: size})
+	})
+	o.asks(cmd)
+	return cmd
+}
+
+func (o *operator) modifyCommand() *cobra.Command {
+	r := admin.Request{Kind: admin.Modify}
+	size := ""
+	cmd := o.command("modify VOLUME", "Change the size, type or speed of a volume, also in use", cobra.ExactArgs(1), func(args []string) (err error) {
+		r.Volume = args[0]
+		if size != "" {
+			if r.Size, err = volume.ParseSize(size); err != nil {
+				return fmt.Errorf("%w: the size %q %w", errUsage, size, err)
+			}
+		}
+		return o.modify(r)
+	})
+	f := cmd.Flags()
+	f.StringVar(&size, "size", "", "in GiB, or with a unit")
+	f.StringVar(&r.Type, "type", "", "the cloud's word for the kind of disk")
+	f.IntVar(&r.IOPS, "iops", 0, "per second")
+	f.IntVar(&r.Throughput, "throughput", 0, "MiB per second")
+	o.asks(cmd)
+	return cmd
+}
+
+// asks gives a command the flag with which it does not ask.
+func (o *operator) asks(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask before what cannot be undone")
+}
+
+func (o *operator) modify(r admin.Request) error {
+	v, err := o.client.Volume(o.ctx, r.Volume)
+	if err != nil {
+		return err
+	}
+	if r.Size > v.Size {
+		if err := o.confirm(fmt.Sprintf("Volume %s (%s) grows from %s to %s and cannot be made smaller again", v.Name, v.ID, volume.FormatSize(v.Size), volume.FormatSize(r.Size))); err != nil {
+			return err
+		}
+	}
+	return o.do(r)
+}

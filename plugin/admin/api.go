@@ -1,0 +1,160 @@
+// Package admin is the operator's API: HTTP and JSON on the plugin's socket, which only root can open. The command line is a
+// client of it. docs/api.md describes it.
+//
+// Its paths begin with Root. Within one version, fields and values are added and never change their meaning.
+package admin
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/volume"
+)
+
+// Root is the beginning of every path, with the version of the API.
+const Root = "/blockvol/v1/"
+
+// Volume is a volume of the cluster.
+type Volume struct {
+	Name       string     `json:"name"`
+	ID         string     `json:"id"`                   // the cloud's
+	Size       int64      `json:"size_bytes"`           // of the disk
+	CreatedAt  *time.Time `json:"created_at,omitempty"` // missing if the cloud does not tell
+	Mountpoint string     `json:"mountpoint,omitempty"` // on this node, as the plugin sees it
+
+	// Status is what docker volume inspect shows; docs/operations.md lists its keys.
+	Status map[string]any `json:"status"`
+}
+
+// Volumes is the answer to a call for all of them, sorted by name.
+type Volumes struct {
+	Volumes []Volume `json:"volumes"`
+}
+
+// Jobs is the answer to a call for all of them: those that run, and those that have ended lately; the latest last.
+type Jobs struct {
+	Jobs []Job `json:"jobs"`
+}
+
+func toVolume(info driver.Info) Volume {
+	v := Volume{Name: info.Name, ID: info.ID, Size: info.Size, Mountpoint: info.Mountpoint, Status: info.Status}
+	if !info.CreatedAt.IsZero() {
+		at := info.CreatedAt.UTC()
+		v.CreatedAt = &at
+	}
+	return v
+}
+
+// About is what does not change while the plugin runs.
+type About struct {
+	Version  string `json:"version"`
+	Provider string `json:"provider"`
+	Cluster  string `json:"cluster"`
+	Takeover string `json:"takeover"`
+}
+
+// Status is this node.
+type Status struct {
+	About
+	State   string   `json:"state"`             // starting, serving or broken
+	Problem string   `json:"problem,omitempty"` // why it does not serve volumes, or does not know which node it is
+	Node    string   `json:"node,omitempty"`    // its id, as the cloud knows it
+	Zone    string   `json:"zone,omitempty"`
+	Volumes []Volume `json:"volumes"` // those that it has something of
+	Jobs    []Job    `json:"jobs"`    // those that are not finished
+}
+
+// The states of a plugin.
+const (
+	Starting = "starting"
+	Serving  = "serving"
+	Broken   = "broken"
+)
+
+// Kind is what a job does.
+type Kind string
+
+// Modify changes a volume, and grows its file system.
+const Modify Kind = "modify"
+
+// Request asks for a job.
+type Request struct {
+	// ID is chosen by the client, 8 to 64 lower-case letters, digits and dashes. The same request can be sent again, if the
+	// answer was lost: there is one job for each id.
+	ID     string `json:"id"`
+	Kind   Kind   `json:"kind"`
+	Volume string `json:"volume"`
+
+	// Of Modify; a field that is missing stays as it is.
+	Size       int64  `json:"size_bytes,omitempty"`
+	Type       string `json:"type,omitempty"`
+	IOPS       int    `json:"iops,omitempty"`
+	Throughput int    `json:"throughput,omitempty"` // MiB per second
+}
+
+// Job is long work. It goes on though its client has left, and after a restart of the plugin.
+type Job struct {
+	Request
+	State    JobState   `json:"state"`
+	Phase    string     `json:"phase,omitempty"`   // while it runs, for programs
+	Message  string     `json:"message,omitempty"` // the same for people; once it is done, what has become of the volume
+	Began    time.Time  `json:"began"`
+	Ended    *time.Time `json:"ended,omitempty"`
+	Error    *Error     `json:"error,omitempty"`
+	Revision int        `json:"revision"` // changes with every other field
+}
+
+// JobState is whether a job has ended.
+type JobState string
+
+// The states of a job.
+const (
+	Running JobState = "running"
+	Done    JobState = "done"
+	Failed  JobState = "failed"
+)
+
+// Error is the answer to a call that failed, and of a job that did.
+type Error struct {
+	Code    volume.Code `json:"code"`
+	Message string      `json:"message"` // the cause
+	Advice  string      `json:"advice,omitempty"`
+	Volume  string      `json:"volume,omitempty"`
+	ID      string      `json:"id,omitempty"`
+	Node    string      `json:"node,omitempty"`
+}
+
+// Error is the whole sentence.
+func (e *Error) Error() string {
+	return (&volume.Error{Code: e.Code, Volume: e.Volume, ID: e.ID, Node: e.Node, Cause: errors.New(e.Message), Advice: e.Advice}).Error()
+}
+
+// Is makes an Error match its code.
+func (e *Error) Is(target error) bool { return target == error(e.Code) }
+
+func toError(err error) *Error {
+	e := volume.At(err, volume.Error{}).(*volume.Error) //nolint:errorlint,forcetypeassert // At returns no other
+	return &Error{Code: e.Code, Message: e.Cause.Error(), Advice: e.Advice, Volume: e.Volume, ID: e.ID, Node: e.Node}
+}
+
+// statusOf is HTTP's word for a kind of error.
+func statusOf(code volume.Code) int {
+	switch code {
+	case volume.NotFound:
+		return http.StatusNotFound
+	case volume.Invalid:
+		return http.StatusBadRequest
+	case volume.Conflict, volume.Held, volume.InUse, volume.Busy, volume.WrongDisk:
+		return http.StatusConflict
+	case volume.NoSpace:
+		return http.StatusInsufficientStorage
+	case volume.Unsure, volume.Unavailable:
+		return http.StatusServiceUnavailable
+	case volume.Unfinished:
+		return http.StatusGatewayTimeout
+	case volume.Failed:
+	}
+	return http.StatusInternalServerError
+}

@@ -1,0 +1,183 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/blockvol/blockvol/driver/volume"
+)
+
+// Client calls the plugin on one socket.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient makes a Client of the plugin that listens on socket.
+func NewClient(socket string) *Client {
+	return &Client{socket, http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}}
+}
+
+// Find returns a Client of the one plugin of this machine: a managed one, or a daemon. runtime is the engine's runtime directory,
+// "/run/docker". Errors: none listens, or several do, or this user may not see.
+func Find(ctx context.Context, runtime string) (*Client, error) {
+	plugins := filepath.Join(runtime, "plugins")
+	daemon := filepath.Join(plugins, "blockvol.sock")
+	managed, err := filepath.Glob(filepath.Join(plugins, "*", "blockvol.sock"))
+	if err != nil {
+		return nil, err
+	}
+	var found []*Client
+	var names []string
+	var problems []error
+	for _, socket := range append(managed, daemon) {
+		c := NewClient(socket)
+		status, err := c.Status(ctx)
+		switch {
+		case err == nil:
+			found = append(found, c)
+			names = append(names, fmt.Sprintf("%s (provider %s, cluster %s)", socket, status.Provider, status.Cluster))
+		case !errors.Is(err, fs.ErrNotExist):
+			problems = append(problems, err)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return nil, volume.Fail(volume.Invalid, "several blockvol plugins run on this machine: "+strings.Join(names, ", "), "choose one with --socket")
+	case errors.Is(errors.Join(problems...), fs.ErrPermission):
+		return nil, volume.Fail(volume.Unavailable, "only root may talk to blockvol", "run this command with sudo")
+	case len(problems) > 0:
+		return nil, errors.Join(problems...)
+	}
+	return nil, volume.Fail(volume.Unavailable, fmt.Sprintf("no blockvol runs on this machine: there is no socket in %s", plugins),
+		"install or enable the plugin, run this command as root, or name its socket with --socket")
+}
+
+// Status tells about the node.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.call(ctx, http.MethodGet, "status", nil, &s)
+}
+
+// Volumes lists the volumes of the cluster.
+func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
+	var answer Volumes
+	err := c.call(ctx, http.MethodGet, "volumes", nil, &answer)
+	return answer.Volumes, err
+}
+
+// Volume tells about one volume.
+func (c *Client) Volume(ctx context.Context, name string) (v Volume, err error) {
+	return v, c.call(ctx, http.MethodGet, "volumes/"+url.PathEscape(name), nil, &v)
+}
+
+// Release has this node let go of a volume that nothing uses.
+func (c *Client) Release(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPost, "volumes/"+url.PathEscape(name)+"/release", nil, nil)
+}
+
+// Jobs lists the jobs of this node.
+func (c *Client) Jobs(ctx context.Context) ([]Job, error) {
+	var answer Jobs
+	err := c.call(ctx, http.MethodGet, "jobs", nil, &answer)
+	return answer.Jobs, err
+}
+
+// NewID makes an id for a Request.
+func NewID() string { return strings.ToLower(rand.Text()) }
+
+// Start begins a job. After a failure it may be called again with the same request.
+func (c *Client) Start(ctx context.Context, r Request) (j Job, err error) {
+	return j, c.call(ctx, http.MethodPost, "jobs", r, &j)
+}
+
+// Job returns a job once it differs from the revision, after 20 s at the latest; 0 is no revision.
+func (c *Client) Job(ctx context.Context, id string, revision int) (j Job, err error) {
+	return j, c.call(ctx, http.MethodGet, fmt.Sprintf("jobs/%s?wait=20&revision=%d", url.PathEscape(id), revision), nil, &j)
+}
+
+// away is how long Await bears a plugin that does not answer: it may be restarting.
+const away = 30 * time.Second
+
+// Await follows a job until it has ended, also through a restart of the plugin, and tells of each change. Errors: ctx has ended, the
+// plugin is away; not that the job failed.
+func (c *Client) Await(ctx context.Context, j Job, changed func(Job)) (Job, error) {
+	for answered := time.Now(); j.State == Running; {
+		next, err := c.Job(ctx, j.ID, j.Revision)
+		switch {
+		case err == nil:
+			answered = time.Now()
+			if next.Revision != j.Revision {
+				changed(next)
+			}
+			j = next
+			continue
+		case ctx.Err() != nil:
+			return j, ctx.Err()
+		case !errors.Is(err, volume.Unavailable) || time.Since(answered) > away:
+			return j, err
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return j, ctx.Err()
+		}
+	}
+	return j, nil
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {
+	var content io.Reader
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		content = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://blockvol"+Root+path, content)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if failed, is := errors.AsType[*url.Error](err); is {
+			err = failed.Err // without an address that nobody knows
+		}
+		return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("blockvol does not answer on %s: %w", c.socket, err)}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var failed struct {
+			Error *Error `json:"error"`
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&failed); err != nil || failed.Error == nil {
+			return volume.Fail(volume.Unavailable, fmt.Sprintf("what listens on %s answers %s: it is not a blockvol that this command understands", c.socket, resp.Status), "use the command of the same version as the plugin")
+		}
+		return failed.Error
+	}
+	if answer == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
+		return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("the answer of blockvol on %s broke off: %w", c.socket, err)}
+	}
+	return nil
+}

@@ -1,0 +1,253 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/volume"
+)
+
+// Driver is what stands behind the API.
+type Driver interface {
+	All(ctx context.Context) ([]driver.Info, error)
+	Get(ctx context.Context, name string) (driver.Info, error)
+	Attached() []driver.Info
+	Node(ctx context.Context) (driver.Node, error)
+	Release(ctx context.Context, name string) error
+	Modify(ctx context.Context, name string, change driver.Change, step func(volume.Step)) (outcome string, err error)
+}
+
+const (
+	callTimeout = time.Minute      // the longest that a call takes
+	maxWait     = 25 * time.Second // the longest that a call waits for a job to change
+	maxBody     = 1 << 20          // bytes
+
+	identityTimeout = 5 * time.Second // the longest that the status waits to learn which node this is
+)
+
+// Server answers operators' calls. Until Serve it answers that the plugin starts.
+type Server struct {
+	about About
+	log   logrus.FieldLogger
+	mux   *http.ServeMux
+
+	opened chan struct{} // closed when driver and jobs, or problem, are set
+	driver Driver
+	jobs   *jobs
+	broken error
+}
+
+// New makes a Server.
+func New(about About, log logrus.FieldLogger) *Server {
+	s := &Server{about: about, log: log, opened: make(chan struct{})}
+	s.mux = s.routes()
+	return s
+}
+
+// Serve begins to answer from d, and continues the jobs that are in dir, a directory of the host. It is called once, or Broken is.
+// Errors: the directory cannot be used.
+func (s *Server) Serve(d Driver, dir string) error {
+	j, err := openJobs(dir, d, s.log)
+	if err != nil {
+		return err
+	}
+	s.driver, s.jobs = d, j
+	close(s.opened)
+	return nil
+}
+
+// Broken makes the server answer with the reason why there is nothing to serve.
+func (s *Server) Broken(reason error) {
+	s.broken = reason
+	close(s.opened)
+}
+
+// Close ends the jobs for now: the next start continues them. It returns when they have ended, or with ctx.
+func (s *Server) Close(ctx context.Context) error {
+	select {
+	case <-s.opened:
+	default:
+		return nil
+	}
+	if s.jobs == nil {
+		return nil
+	}
+	return s.jobs.close(ctx)
+}
+
+// ready returns why calls cannot be served now, nil if they can.
+func (s *Server) ready() error {
+	select {
+	case <-s.opened:
+	default:
+		return volume.Fail(volume.Unavailable, "the plugin has started and is not ready yet", "try again")
+	}
+	if s.broken != nil {
+		return &volume.Error{Code: volume.Unavailable, Cause: s.broken}
+	}
+	return nil
+}
+
+func (s *Server) isBroken() bool {
+	select {
+	case <-s.opened:
+		return s.broken != nil
+	default:
+		return false
+	}
+}
+
+// routes are the calls.
+func (s *Server) routes() *http.ServeMux {
+	mux := http.NewServeMux()
+	for pattern, answer := range map[string]func(r *http.Request) (any, error){
+		"GET " + Root + "status":                  s.status,
+		"GET " + Root + "volumes":                 s.volumes,
+		"GET " + Root + "volumes/{name}":          s.volume,
+		"POST " + Root + "volumes/{name}/release": s.release,
+		"GET " + Root + "jobs":                    s.listJobs,
+		"POST " + Root + "jobs":                   s.startJob,
+		"GET " + Root + "jobs/{id}":               s.job,
+		"/": func(r *http.Request) (any, error) {
+			return nil, volume.Fail(volume.NotFound, fmt.Sprintf("there is no call %s %s", r.Method, r.URL.Path), "see docs/api.md, and whether this blockvol is older than its client")
+		},
+	} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, answer) })
+	}
+	return mux
+}
+
+// ServeHTTP answers one call.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, answer func(*http.Request) (any, error)) {
+	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+	defer cancel()
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	result, err := s.answer(r.WithContext(ctx), answer)
+	status := http.StatusOK
+	if err != nil {
+		e := toError(err)
+		result, status = struct {
+			Error *Error `json:"error"`
+		}{e}, statusOf(e.Code)
+		s.log.WithField("call", r.Method+" "+r.URL.Path).WithError(err).Debug("An operator's call failed")
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(result) // who has gone away needs no answer
+}
+
+var errPanic = errors.New("this is a defect of blockvol, its log has the details")
+
+func (s *Server) answer(r *http.Request, answer func(*http.Request) (any, error)) (result any, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			s.log.WithField("stack", string(debug.Stack())).Errorf("Panic: %v", cause)
+			result, err = nil, errPanic
+		}
+	}()
+	return answer(r)
+}
+
+func (s *Server) status(r *http.Request) (any, error) {
+	status := Status{About: s.about, State: Serving, Volumes: []Volume{}, Jobs: []Job{}}
+	if err := s.ready(); err != nil {
+		status.State, status.Problem = Starting, toError(err).Message
+		if s.isBroken() {
+			status.State = Broken
+		}
+		return status, nil
+	}
+	for _, info := range s.driver.Attached() {
+		status.Volumes = append(status.Volumes, toVolume(info))
+	}
+	for _, job := range s.jobs.list() {
+		if job.State == Running {
+			status.Jobs = append(status.Jobs, job)
+		}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), identityTimeout)
+	defer cancel()
+	node, err := s.driver.Node(ctx)
+	if err != nil {
+		status.Problem = err.Error()
+	}
+	status.Node, status.Zone = node.ID, node.Zone
+	return status, nil
+}
+
+func (s *Server) volumes(r *http.Request) (any, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	infos, err := s.driver.All(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Volume, len(infos))
+	for i, info := range infos {
+		all[i] = toVolume(info)
+	}
+	return Volumes{all}, nil
+}
+
+func (s *Server) volume(r *http.Request) (any, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	info, err := s.driver.Get(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	return toVolume(info), nil
+}
+
+func (s *Server) release(r *http.Request) (any, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	return struct{}{}, s.driver.Release(r.Context(), r.PathValue("name"))
+}
+
+func (s *Server) listJobs(*http.Request) (any, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	return Jobs{s.jobs.list()}, nil
+}
+
+func (s *Server) startJob(r *http.Request) (any, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	var request Request
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields() // an older plugin must not do half of what was asked
+	if err := decoder.Decode(&request); err != nil {
+		return nil, volume.Fail(volume.Invalid, fmt.Sprintf("the request cannot be read: %v", err), "see docs/api.md")
+	}
+	return s.jobs.start(request)
+}
+
+// job returns a job, with the query wait (seconds) and revision once it has another revision or that time is over.
+func (s *Server) job(r *http.Request) (any, error) {
+	if err := s.ready(); err != nil {
+		return nil, err
+	}
+	query := r.URL.Query()
+	wait, _ := strconv.ParseFloat(query.Get("wait"), 64) // without a number: at once
+	revision, _ := strconv.Atoi(query.Get("revision"))
+	ctx, cancel := context.WithTimeout(r.Context(), min(max(0, time.Duration(wait*float64(time.Second))), maxWait))
+	defer cancel()
+	return s.jobs.await(ctx, r.PathValue("id"), revision)
+}
