@@ -45,6 +45,7 @@ type world struct {
 	latency   time.Duration                 // of each call to the cloud, at most
 	arrival   time.Duration                 // until an attached device is in the kernel
 	departure time.Duration                 // from when a detached device has left the kernel until the cloud is done
+	sizeLag   time.Duration                 // until a device shows that its disk has become larger
 	reuse     bool                          // a disk's serial comes from its name
 	failing   float64                       // the part of attaches that the cloud cannot carry out, and of questions who the node is
 	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
@@ -92,6 +93,9 @@ type disk struct {
 	adopted bool
 	twin    bool // somebody has given it the name of another
 	plugged int  // how often it was attached: each time its device is another
+
+	shown      int64 // the size that its device shows until shownUntil
+	shownUntil time.Time
 }
 
 // machine is a node: its kernel, and the lives of the plugin on it.
@@ -715,6 +719,26 @@ func (p *fakeProvider) Mark(ctx context.Context, id, key, value string) error {
 	})
 }
 
+func (p *fakeProvider) Modify(ctx context.Context, id string, change providers.Change) (v *providers.Volume, err error) {
+	err = p.do(ctx, "cloud.Modify", func() error {
+		d := p.machine.world.disks[id]
+		switch {
+		case d == nil:
+			return providers.ErrNotFound
+		case change.Type != "" || change.IOPS != 0 || change.Throughput != 0:
+			return fmt.Errorf("%w: disks of this world only grow", providers.ErrInvalid)
+		case change.Size != 0 && change.Size < d.Size:
+			return fmt.Errorf("%w: disks do not shrink", providers.ErrInvalid)
+		case change.Size > d.Size:
+			d.shown, d.shownUntil = d.Size, time.Now().Add(p.machine.world.sizeLag)
+			d.Size = change.Size
+		}
+		v = d.describe()
+		return nil
+	})
+	return v, err
+}
+
 func (p *fakeProvider) Snapshot(ctx context.Context, id, description string) (s *providers.Snapshot, err error) {
 	err = p.do(ctx, "cloud.Snapshot", func() error {
 		d := p.machine.world.disks[id]
@@ -752,7 +776,11 @@ func (h *fakeHost) attached(serial string) *disk {
 }
 
 func deviceOf(d *disk) mount.Device {
-	return mount.Device{Name: d.Serial, Path: "/dev/" + d.Serial, Major: 7, Minor: uint32(d.plugged), Size: d.Size, Serial: d.Serial}
+	size := d.Size
+	if time.Now().Before(d.shownUntil) {
+		size = d.shown
+	}
+	return mount.Device{Name: d.Serial, Path: "/dev/" + d.Serial, Major: 7, Minor: uint32(d.plugged), Size: size, Serial: d.Serial}
 }
 
 func (h *fakeHost) Find(ctx context.Context, serial string) (dev mount.Device, err error) {
@@ -935,8 +963,8 @@ func (h *fakeHost) Grow(ctx context.Context, dev mount.Device, dir string) (grow
 		if s == nil || s.dir != dir {
 			return mount.ErrNotStaged
 		}
-		grown = s.size < s.disk.Size
-		s.size = s.disk.Size
+		grown = s.size < deviceOf(s.disk).Size
+		s.size = deviceOf(s.disk).Size
 		return nil
 	})
 	return grown, err

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -52,18 +53,20 @@ var (
 )
 
 func exitCode(err error) int {
-	for code, kinds := range map[int][]error{
-		exitInterrupted: {errInterrupted},
-		exitUsage:       {errUsage, volume.Invalid},
-		exitNotFound:    {volume.NotFound},
-		exitRefused:     {volume.Held, volume.InUse, volume.Busy, volume.Conflict},
-		exitUnavailable: {volume.Unavailable, volume.Unsure, volume.Unfinished},
-	} {
-		for _, kind := range kinds {
-			if errors.Is(err, kind) {
-				return code
-			}
-		}
+	isAny := func(kinds ...error) bool {
+		return slices.ContainsFunc(kinds, func(kind error) bool { return errors.Is(err, kind) })
+	}
+	switch {
+	case isAny(errInterrupted):
+		return exitInterrupted
+	case isAny(errUsage, volume.Invalid):
+		return exitUsage
+	case isAny(volume.NotFound):
+		return exitNotFound
+	case isAny(volume.Held, volume.InUse, volume.Busy, volume.Conflict):
+		return exitRefused
+	case isAny(volume.Unavailable, volume.Unsure, volume.Unfinished):
+		return exitUnavailable
 	}
 	return exitFailed
 }

@@ -198,10 +198,10 @@ func (j *jobs) finish(job *Job, outcome string, err error) {
 		job.State, job.Error = Failed, toError(err)
 		log.WithError(err).Warnf("The job failed: %s", job.Kind)
 	}
+	j.tell(job)
 	if err := j.write(*job); err != nil {
 		log.WithError(err).Error("That a job has ended could not be recorded: it will be done again after the next start")
 	}
-	j.tell(job)
 	j.forget()
 }
 

@@ -1,0 +1,320 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/volume"
+)
+
+// fakeDriver answers as it is told.
+type fakeDriver struct {
+	mu       sync.Mutex
+	volumes  map[string]driver.Info
+	err      error
+	modified []string      // what was asked for
+	hold     chan struct{} // Modify waits for it, or for its context
+	at       chan struct{} // is told that Modify waits
+}
+
+func (f *fakeDriver) All(context.Context) (all []driver.Info, err error) {
+	for _, info := range f.volumes {
+		all = append(all, info)
+	}
+	return all, f.err
+}
+
+func (f *fakeDriver) Get(_ context.Context, name string) (driver.Info, error) {
+	info, has := f.volumes[name]
+	if !has {
+		return info, volume.At(volume.Fail(volume.NotFound, "there is none", ""), volume.Error{Op: volume.Get, Volume: name})
+	}
+	return info, f.err
+}
+
+func (f *fakeDriver) Attached() []driver.Info { return nil }
+
+func (f *fakeDriver) Node(context.Context) (driver.Node, error) {
+	return driver.Node{ID: "i-1", Zone: "z"}, f.err
+}
+
+func (f *fakeDriver) Release(context.Context, string) error { return f.err }
+
+func (f *fakeDriver) Modify(ctx context.Context, name string, change driver.Change, step func(volume.Step)) (string, error) {
+	f.mu.Lock()
+	f.modified = append(f.modified, fmt.Sprint(name, change))
+	f.mu.Unlock()
+	step(volume.Step{Phase: volume.Modifying})
+	if f.hold != nil {
+		f.at <- struct{}{}
+		select {
+		case <-f.hold:
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+	return "it is done", f.err
+}
+
+func (f *fakeDriver) asked() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.modified
+}
+
+func quiet() *logrus.Logger {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	return log
+}
+
+// life is a Server that listens, as long as the plugin lives.
+type life struct {
+	*Server
+	*Client
+	end func()
+}
+
+func listen(t *testing.T, socket string, s *Server) (end func()) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", socket)
+	require.NoError(t, err)
+	h := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
+	go func() { _ = h.Serve(l) }()
+	return func() { _ = h.Close() }
+}
+
+// start starts a life of the plugin whose files are in dir.
+func start(t *testing.T, dir string, d Driver) *life {
+	t.Helper()
+	s := New(About{Version: "v1", Provider: "local", Cluster: "main"}, quiet())
+	socket := filepath.Join(dir, "s")
+	closing := listen(t, socket, s)
+	require.NoError(t, s.Serve(d, filepath.Join(dir, "jobs")))
+	end := sync.OnceFunc(func() {
+		closing()
+		assert.NoError(t, s.Close(context.Background()))
+	})
+	t.Cleanup(end)
+	return &life{s, NewClient(socket), end}
+}
+
+func resize(id string) Request { return Request{ID: id, Kind: Modify, Volume: "db", Size: 20 << 30} }
+
+func TestVolumesAreToldWithTheirStatus(t *testing.T) {
+	created := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	info := driver.Info{Name: "a b/c", ID: "vol-1", Size: 10 << 30, CreatedAt: created, Status: map[string]any{"state": "mounted"}}
+	l := start(t, t.TempDir(), &fakeDriver{volumes: map[string]driver.Info{info.Name: info}})
+	all, err := l.Volumes(t.Context())
+	require.NoError(t, err)
+	want := Volume{Name: info.Name, ID: "vol-1", Size: 10 << 30, CreatedAt: &created, Status: info.Status}
+	assert.Equal(t, []Volume{want}, all)
+	one, err := l.Volume(t.Context(), info.Name)
+	require.NoError(t, err)
+	assert.Equal(t, want, one)
+	_, err = l.Volume(t.Context(), "none")
+	require.ErrorIs(t, err, volume.NotFound)
+	require.EqualError(t, err, `there is none (volume "none")`)
+}
+
+func TestErrorsKeepTheirCodeAndAdvice(t *testing.T) {
+	d := &fakeDriver{err: &volume.Error{Code: volume.InUse, Volume: "db", ID: "vol-1", Node: "i-1", Cause: errors.New("in use"), Advice: "stop it"}}
+	l := start(t, t.TempDir(), d)
+	err := l.Release(t.Context(), "db")
+	require.ErrorIs(t, err, volume.InUse)
+	require.EqualError(t, err, `in use (volume "db", vol-1, node i-1); stop it`)
+}
+
+func TestAPluginThatDoesNotServeSaysWhy(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	s := New(About{}, quiet())
+	t.Cleanup(listen(t, socket, s))
+	c := NewClient(socket)
+	status, err := c.Status(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, Starting, status.State)
+	_, err = c.Volumes(t.Context())
+	require.ErrorContains(t, err, "not ready yet")
+	s.Broken(errors.New("CLUSTER is wrong"))
+	status, err = c.Status(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, Broken, status.State)
+	assert.Equal(t, "CLUSTER is wrong", status.Problem)
+	_, err = c.Start(t.Context(), resize("12345678"))
+	require.ErrorContains(t, err, "CLUSTER is wrong")
+	require.NoError(t, s.Close(t.Context()))
+}
+
+func TestAJobIsFollowedToItsEnd(t *testing.T) {
+	d := &fakeDriver{hold: make(chan struct{}), at: make(chan struct{}, 1)}
+	l := start(t, t.TempDir(), d)
+	job, err := l.Start(t.Context(), resize("12345678"))
+	require.NoError(t, err)
+	assert.Equal(t, Running, job.State)
+	<-d.at
+	var seen []string
+	again, err := l.Start(t.Context(), resize("12345678")) // its answer was lost
+	require.NoError(t, err)
+	assert.Equal(t, job.Began, again.Began)
+	job, err = l.Await(t.Context(), job, func(j Job) {
+		if seen = append(seen, j.Message); j.State == Running {
+			close(d.hold)
+		}
+	})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"being changed by the cloud", "it is done"}, seen)
+	assert.Equal(t, Done, job.State)
+	assert.NotNil(t, job.Ended)
+	assert.Len(t, d.asked(), 1)
+	jobs, err := l.Jobs(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []Job{job}, jobs)
+}
+
+func TestAJobGoesOnAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	d := &fakeDriver{hold: make(chan struct{}), at: make(chan struct{}, 1)}
+	l := start(t, dir, d)
+	job, err := l.Start(t.Context(), resize("12345678"))
+	require.NoError(t, err)
+	<-d.at
+	var after Job
+	awaited := make(chan error)
+	go func() {
+		var err error
+		after, err = l.Await(context.WithoutCancel(t.Context()), job, func(Job) {})
+		awaited <- err
+	}()
+	l.end()
+	next := &fakeDriver{}
+	l = start(t, dir, next)
+	require.NoError(t, <-awaited, "the client waits for the plugin to come back")
+	assert.Equal(t, Done, after.State)
+	assert.Equal(t, d.asked(), next.asked(), "the same work")
+
+	l.end()
+	last := &fakeDriver{}
+	l = start(t, dir, last)
+	jobs, err := l.Jobs(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []Job{after}, jobs, "what has ended is remembered")
+	assert.Empty(t, last.asked(), "and not done again")
+}
+
+func TestAJobThatFailsKeepsItsError(t *testing.T) {
+	dir := t.TempDir()
+	l := start(t, dir, &fakeDriver{err: volume.Fail(volume.NoSpace, "the pool is full", "make room")})
+	job, err := l.Start(t.Context(), resize("12345678"))
+	require.NoError(t, err)
+	job, err = l.Await(t.Context(), job, func(Job) {})
+	require.NoError(t, err)
+	assert.Equal(t, Failed, job.State)
+	assert.Equal(t, &Error{Code: volume.NoSpace, Message: "the pool is full", Advice: "make room"}, job.Error)
+}
+
+func TestBadRequestsDoNothing(t *testing.T) {
+	d := &fakeDriver{}
+	l := start(t, t.TempDir(), d)
+	other := resize("12345678")
+	_, err := l.Start(t.Context(), other)
+	require.NoError(t, err)
+	for name, c := range map[string]struct {
+		r    Request
+		code volume.Code
+	}{
+		"id of another job": {Request{ID: "12345678", Kind: Modify, Volume: "db", Size: 1}, volume.Conflict},
+		"a path for an id":  {resize("../../../x"), volume.Invalid},
+		"no such kind":      {Request{ID: "123456789", Kind: "burn", Volume: "db", Size: 1}, volume.Invalid},
+		"no volume":         {Request{ID: "123456789", Kind: Modify, Size: 1}, volume.Invalid},
+		"no change":         {Request{ID: "123456789", Kind: Modify, Volume: "db"}, volume.Invalid},
+		"negative":          {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: -1}, volume.Invalid},
+	} {
+		_, err := l.Start(t.Context(), c.r)
+		require.ErrorIs(t, err, c.code, name)
+	}
+	resp, err := l.http.Post("http://blockvol"+Root+"jobs", "", strings.NewReader(`{"id":"123456789","kind":"modify","volume":"db","size_bytes":1,"keep_old":true}`)) //nolint:noctx // a test
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	assert.Equal(t, http.StatusBadRequest, resp.StatusCode, "a field of a later version may change what is asked for")
+	_, err = l.Job(t.Context(), "abcdefgh", 0)
+	require.ErrorIs(t, err, volume.NotFound)
+	jobs, err := l.Jobs(t.Context())
+	require.NoError(t, err)
+	assert.Len(t, jobs, 1)
+}
+
+func TestJobsThatCannotBeReadAreLeftAsTheyAre(t *testing.T) {
+	dir := t.TempDir()
+	files := map[string]string{
+		"damaged-1.json": "{", "later-0001.json": `{"version":2,"id":"later-0001","state":"running"}`, "other-0001.json": `{"version":1,"id":"later-0001","state":"running"}`,
+	}
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "jobs"), 0o700))
+	for name, content := range files {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "jobs", name), []byte(content), 0o600))
+	}
+	d := &fakeDriver{}
+	l := start(t, dir, d)
+	jobs, err := l.Jobs(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, jobs)
+	assert.Empty(t, d.asked())
+	for name, content := range files {
+		now, err := os.ReadFile(filepath.Join(dir, "jobs", name))
+		require.NoError(t, err)
+		assert.Equal(t, content, string(now))
+	}
+}
+
+func TestOldJobsAreForgotten(t *testing.T) {
+	dir := t.TempDir()
+	l := start(t, dir, &fakeDriver{})
+	for i := range keptJobs + 5 {
+		job, err := l.Start(t.Context(), resize(fmt.Sprintf("job-%08d", i)))
+		require.NoError(t, err)
+		_, err = l.Await(t.Context(), job, func(Job) {})
+		require.NoError(t, err)
+	}
+	jobs, err := l.Jobs(t.Context())
+	require.NoError(t, err)
+	require.Len(t, jobs, keptJobs)
+	assert.Equal(t, "job-00000005", jobs[0].ID)
+	files, err := os.ReadDir(filepath.Join(dir, "jobs"))
+	require.NoError(t, err)
+	assert.Len(t, files, keptJobs)
+}
+
+func TestTheSocketIsFound(t *testing.T) {
+	runtime := t.TempDir()
+	_, err := Find(t.Context(), runtime)
+	require.ErrorContains(t, err, "no blockvol runs on this machine")
+	for i, dir := range []string{"plugins/0123456789abcdef", "plugins"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(runtime, dir), 0o700))
+		s := New(About{Provider: "local", Cluster: fmt.Sprint("c", i)}, quiet())
+		t.Cleanup(listen(t, filepath.Join(runtime, dir, "blockvol.sock"), s))
+		c, err := Find(t.Context(), runtime)
+		if i == 1 {
+			require.ErrorContains(t, err, "several blockvol plugins run on this machine")
+			require.ErrorContains(t, err, "cluster c0")
+			continue
+		}
+		require.NoError(t, err)
+		status, err := c.Status(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, "c0", status.Cluster)
+	}
+}
