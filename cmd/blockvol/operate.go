@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -108,7 +109,7 @@ func addOperatorCommands(root *cobra.Command) {
 	} {
 		f := cmd.Flags()
 		f.StringVar(&o.socket, "socket", os.Getenv("BLOCKVOL_SOCKET"), "the plugin's socket (default: found by itself, or BLOCKVOL_SOCKET)")
-		f.StringVar(&o.runtime, "engine-runtime", "/run/docker", "the engine's runtime directory (its exec-root), where the socket is looked for")
+		f.StringVar(&o.runtime, "engine-runtime", cmp.Or(os.Getenv("BLOCKVOL_ENGINE_RUNTIME"), "/run/docker"), "the engine's runtime directory (its exec-root), where the socket is looked for")
 		f.BoolVar(&o.json, "json", false, "print JSON, as docs/api.md describes it")
 		f.BoolVarP(&o.quiet, "quiet", "q", false, "print names only, and no progress")
 		cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

@@ -36,7 +36,6 @@ var phaseWords = map[Phase]string{
 	WaitingForProcesses: "still used by a process of this node",
 	Detaching:           "being detached from this node",
 	Reconciling:         "being checked",
-	Modifying:           "being changed by the cloud",
 	WaitingForSize:      "waiting for the device to show the new size",
 }
 
@@ -45,7 +44,7 @@ func (p Phase) Words() string {
 	if words, special := phaseWords[p]; special {
 		return words
 	}
-	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Releasing: "released", Growing: "grown", Unmounting: "unmounted", Removing: "removed"}[p]
+	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Releasing: "released", Growing: "grown", Modifying: "changed", Unmounting: "unmounted", Removing: "removed"}[p]
 }
 
 // Step is where work on a volume stands.

@@ -7,31 +7,43 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/driver/volume"
 )
 
 // Client calls the plugin on one socket.
 type Client struct {
-	socket string
-	http   http.Client
+	socket   string
+	patience time.Duration // for how long a call that is not answered is made again
+	http     http.Client
 }
 
 // NewClient makes a Client of the plugin that listens on socket.
 func NewClient(socket string) *Client {
-	return &Client{socket, http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
+	return &Client{socket, restarting, http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, socket) },
 	}}}
+}
+
+// dial connects to a socket. Its path is given to the kernel by its directory, since it may be longer than an address can be: 107
+// bytes, of which the directory of a managed plugin takes 84.
+func dial(ctx context.Context, socket string) (net.Conn, error) {
+	dir, err := os.OpenFile(filepath.Dir(socket), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return new(net.Dialer).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(socket)))
 }
 
 // Find returns a Client of the one plugin of this machine: a managed one, or a daemon. runtime is the engine's runtime directory,
@@ -48,7 +60,9 @@ func Find(ctx context.Context, runtime string) (*Client, error) {
 	var problems []error
 	for _, socket := range append(managed, daemon) {
 		c := NewClient(socket)
+		c.patience = 0 // a socket may be what a dead process left
 		status, err := c.Status(ctx)
+		c.patience = restarting
 		switch {
 		case err == nil:
 			found = append(found, c)
@@ -64,6 +78,8 @@ func Find(ctx context.Context, runtime string) (*Client, error) {
 		return nil, volume.Fail(volume.Invalid, "several blockvol plugins run on this machine: "+strings.Join(names, ", "), "choose one with --socket")
 	case errors.Is(errors.Join(problems...), fs.ErrPermission):
 		return nil, volume.Fail(volume.Unavailable, "only root may talk to blockvol", "run this command with sudo")
+	case len(problems) > 0 && len(managed) == 1:
+		return NewClient(managed[0]), nil // it is restarting
 	case len(problems) > 0:
 		return nil, errors.Join(problems...)
 	}
@@ -101,7 +117,7 @@ func (c *Client) Jobs(ctx context.Context) ([]Job, error) {
 }
 
 // NewID makes an id for a Request.
-func NewID() string { return strings.ToLower(rand.Text()) }
+func NewID() string { return strings.ToLower(rand.Text()[:12]) }
 
 // Start begins a job. After a failure it may be called again with the same request.
 func (c *Client) Start(ctx context.Context, r Request) (j Job, err error) {
@@ -143,25 +159,48 @@ func (c *Client) Await(ctx context.Context, j Job, changed func(Job)) (Job, erro
 	return j, nil
 }
 
+// restarting is for how long a call that is not answered is made again: every call can come twice, and an engine needs a moment to
+// start a plugin that has died.
+const restarting = 5 * time.Second
+
 func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {
-	var content io.Reader
+	var content []byte
 	if body != nil {
-		data, err := json.Marshal(body)
-		if err != nil {
+		var err error
+		if content, err = json.Marshal(body); err != nil {
 			return err
 		}
-		content = bytes.NewReader(data)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://blockvol"+Root+path, content)
+	for begun := time.Now(); ; {
+		err := c.callOnce(ctx, method, path, content, answer)
+		if !errors.Is(err, errNoAnswer) || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || time.Since(begun) > c.patience {
+			return err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+var errNoAnswer = errors.New("blockvol does not answer")
+
+func (c *Client) callOnce(ctx context.Context, method, path string, body []byte, answer any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://blockvol"+Root+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		// Without addresses that nobody knows.
 		if failed, is := errors.AsType[*url.Error](err); is {
-			err = failed.Err // without an address that nobody knows
+			err = failed.Err
 		}
-		return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("blockvol does not answer on %s: %w", c.socket, err)}
+		if failed, is := errors.AsType[*net.OpError](err); is {
+			err = failed.Err
+		}
+		return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("%w on %s: %w", errNoAnswer, c.socket, err)}
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -177,7 +216,7 @@ func (c *Client) call(ctx context.Context, method, path string, body, answer any
 		return nil
 	}
 	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
-		return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("the answer of blockvol on %s broke off: %w", c.socket, err)}
+		return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("%w whole on %s: %w", errNoAnswer, c.socket, err)}
 	}
 	return nil
 }

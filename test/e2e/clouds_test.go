@@ -78,6 +78,22 @@ func (s *server) eventuallyReleased() {
 	})
 }
 
+// isLarge tells whether the file system at /data has more than 15 GiB.
+const isLarge = `df -m /data | awk 'NR == 2 { print ($2 > 15360) ? "true" : "false" }'`
+
+// resize enlarges a volume in use to 20 GiB, or sees that the cloud refuses and why.
+func (a *account) resize(t *testing.T, s *server, name string) (resized bool) {
+	t.Helper()
+	if a.kind.Provider == "linode" { // a device there keeps its size while it is attached
+		assert.Contains(t, operate(t, s.Engine, 4, "resize", name, "20GiB", "--yes"), "when it is detached")
+		return false
+	}
+	assert.Contains(t, operate(t, s.Engine, 0, "resize", name, "20GiB", "--yes"), "the disk and its file system have 20GiB")
+	assert.Equal(t, "true", s.Docker("exec", "writer", "sh", "-c", isLarge))
+	awaitLines(t, s.Engine, 10)
+	return true
+}
+
 // A volume whose name few clouds allow is created, follows its container, survives the stop of its server, and is deleted.
 func TestVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 	t.Parallel()
@@ -102,12 +118,19 @@ func TestVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 			_, err = there.Try("volume", "rm", name)
 			require.Error(t, err, "or removed")
 			awaitLines(t, here.Engine, 10)
+			assert.Regexp(t, "(?m)^"+name+` +10GiB +mounted +`+here.id, operate(t, here.Engine, 0, "ls"))
+			assert.Regexp(t, "(?m)^"+name+` +10GiB +attached +`+here.id, operate(t, there.Engine, 0, "ls"))
+			resized := a.resize(t, here, name)
 
 			here.Docker("rm", "--force", "writer")
 			assertNothingLost(t, there.Engine, name)
 			there.eventuallyReleased()
 
+			if !resized {
+				operate(t, there.Engine, 0, "resize", name, "20GiB", "--yes")
+			}
 			startWriter(t, here.Engine, name)
+			assert.Equal(t, "true", here.Docker("exec", "writer", "sh", "-c", isLarge))
 			here.Docker("exec", "writer", "sync", "-f", "/data/log")
 			here.PowerOff()
 			a.Stop(here.id)

@@ -70,6 +70,22 @@ func once(e *engine.Engine, volume, command string) string {
 	return e.Docker("run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", command)
 }
 
+// operate runs a command of an operator on the engine's machine and returns what it prints. It must end with that exit code.
+func operate(t *testing.T, e *engine.Engine, code int, args ...string) string {
+	t.Helper()
+	out := e.Run("sh", append([]string{"-c", `"$@" 2>&1; echo "exit code $?"`, "sh", pluginBinary(t)}, args...)...)
+	printed, ended, _ := strings.Cut(out, "exit code ")
+	require.Equal(t, strconv.Itoa(code), ended, "blockvol %v: %s", args, printed)
+	return printed
+}
+
+func pluginBinary(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs(pluginDir + "/rootfs/usr/bin/blockvol")
+	require.NoError(t, err)
+	return path
+}
+
 // writer is a shell command that appends the numbers from 1 to /data/log until an error. It is slow, so that it does not fill
 // the disk.
 const writer = `n=0; while :; do n=$((n + 1)); echo $n >>/data/log; sleep 0.01; done`

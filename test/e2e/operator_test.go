@@ -1,0 +1,53 @@
+package e2e_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+)
+
+func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
+	e := start(t)
+	create(e, "db", "size=300MiB", "fstype=xfs")
+	create(e, "idle")
+	assert.Equal(t, "db\nidle\n", operate(t, e, 0, "ls", "--quiet"))
+	assert.Regexp(t, `(?m)^state +serving$`, operate(t, e, 0, "status"))
+
+	startWriter(t, e, "db")
+	assert.Regexp(t, `(?m)^db +300MiB +mounted`, operate(t, e, 0, "ls"))
+	assert.Regexp(t, `(?m)^db +vol-\w+ +300MiB +mounted +/dev/loop\d+ +1$`, operate(t, e, 0, "status"))
+	assert.Contains(t, operate(t, e, 4, "release", "db"), "in use by 1 container(s) on this node")
+
+	// A resize goes on through a restart of the plugin, and its client with it. The kills are spread over its time.
+	for i, size := range []string{"400MiB", "450MiB", "512MiB"} {
+		var resize errgroup.Group
+		resize.Go(func() error {
+			assert.Contains(t, operate(t, e, 0, "resize", "db", size, "--yes"), "the disk and its file system have "+size)
+			return nil
+		})
+		time.Sleep(time.Duration(i) * 60 * time.Millisecond) // the kill happens at this time
+		e.KillPlugin()
+		require.NoError(t, resize.Wait())
+	}
+	assert.Equal(t, "true", e.Docker("exec", "writer", "sh", "-c", `df -m /data | awk 'NR == 2 { print ($2 > 400) ? "true" : "false" }'`))
+	awaitLines(t, e, 10)
+	assert.Contains(t, operate(t, e, 2, "resize", "db", "300MiB", "--yes"), "cannot shrink")
+	assert.Contains(t, operate(t, e, 2, "resize", "db", "1GiB"), "give --yes")
+	assert.Contains(t, operate(t, e, 3, "inspect", "none"), "no such volume")
+	assert.Regexp(t, `(?m)^\w+ +modify +db +done .*have 512MiB$`, operate(t, e, 0, "jobs"))
+
+	e.Docker("rm", "--force", "writer")
+	operate(t, e, 0, "release", "db")
+	requireReleased(t, e)
+	assertNothingLost(t, e, "db")
+
+	// Nobody but root gets anything. The binary is where its user can run it.
+	e.Run("cp", pluginBinary(t), "/run/blockvol")
+	for _, call := range []string{"ls", "status", "release db", "resize db 1GiB --yes"} {
+		out := e.Run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", "/run/blockvol "+call+" 2>&1; echo $?")
+		assert.Equal(t, "blockvol: only root may talk to blockvol; run this command with sudo\n5", out)
+	}
+}
