@@ -87,7 +87,7 @@ func (o *operator) listJobs(all []admin.Job) error {
 		if j.Error != nil {
 			message = j.Error.Error()
 		}
-		rows[i] = []string{j.ID, string(j.Kind), j.Volume, string(j.State), j.Began.Local().Format(time.DateTime), ended.Sub(j.Began).Round(100*time.Millisecond).String(), message}
+		rows[i] = []string{j.ID, string(j.Kind), j.Volume, string(j.State), j.Began.Local().Format(time.DateTime), ended.Sub(j.Began).Round(100 * time.Millisecond).String(), message}
 	}
 	return o.table([]string{"JOB", "WHAT", "VOLUME", "STATE", "BEGAN", "TOOK", "MESSAGE"}, rows)
 }

@@ -173,7 +173,7 @@ func (c *Client) call(ctx context.Context, method, path string, body, answer any
 	}
 	for begun := time.Now(); ; {
 		err := c.callOnce(ctx, method, path, content, answer)
-		if !errors.Is(err, errNoAnswer) || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || time.Since(begun) > c.patience {
+		if !errors.Is(err, errNoAnswer) || errors.Is(err, fs.ErrPermission) || time.Since(begun) > c.patience {
 			return err
 		}
 		select {

@@ -42,7 +42,7 @@ func newReader(t *testing.T, e *engine.Engine) *reader {
 	require.NoError(t, err)
 	r.Run("sh", "-ec", `
 		mount -t tmpfs none /var/lib
-		mkdir -p /var/lib/blockvol "$1/build/plugin" "$1/usr/bin" "$1/etc/systemd/system"
+		mkdir -p /var/lib/blockvol "$1/build/plugin" "$1/bin" "$1/usr/bin" "$1/etc/systemd/system"
 		mount --bind "$2" /var/lib/blockvol
 		mount --bind "$3" "$1/build/plugin"
 		ln -s plugin/rootfs/usr/bin/blockvol "$1/build/blockvol"
@@ -62,7 +62,7 @@ func absolute(t *testing.T, path string) string {
 func (r *reader) shell(command string) string {
 	r.t.Helper()
 	r.t.Logf("$ %s", command)
-	return r.Run("sh", "-c", `cd "$1" && yes | DOCKER_HOST="$2" DOCKER_CONTEXT= DOCKER_CONFIG="$3" sh -ec "$4"`,
+	return r.Run("sh", "-c", `cd "$1" && yes | PATH="$1/bin:$PATH" BLOCKVOL_BIN="$1/bin" DOCKER_HOST="$2" DOCKER_CONTEXT= DOCKER_CONFIG="$3" sh -ec "$4"`,
 		"sh", r.work, r.Host(), filepath.Join(r.Dir, "client"), command)
 }
 
@@ -148,7 +148,7 @@ func TestTheCommandsOfTheManualWork(t *testing.T) {
 		}
 		return err
 	})
-	for _, page := range []string{"options", "settings", "swarm", "operations", "failover"} {
+	for _, page := range []string{"options", "settings", "swarm", "operations", "cli", "api", "failover"} {
 		r.read("docs/" + page + ".md")
 	}
 	e.Docker("stack", "rm", "shop")

@@ -192,7 +192,7 @@ func TestFlagsArePassedInArgs(t *testing.T) {
 // install runs scripts/install, as `make install` does.
 func install(e *engine.Engine, settings ...string) (output string, err error) {
 	cmd := exec.Command("../../scripts/install", append([]string{pluginDir}, settings...)...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host())
+	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host(), "BLOCKVOL_BIN="+filepath.Join(e.Dir, "bin"))
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }

@@ -45,7 +45,7 @@ func runCommand(t *standalone.T, args []string) (status int) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host(), "DOCKER_CONTEXT=", "BLOCKVOL_STATE="+e.State,
-		"BLOCKVOL_VOLUMES="+e.Volumes)
+		"BLOCKVOL_VOLUMES="+e.Volumes, "BLOCKVOL_ENGINE_RUNTIME="+e.Path("/run/docker"))
 	err := cmd.Run()
 	var exit *exec.ExitError
 	switch {
