@@ -84,25 +84,21 @@ func (s *Server) Close(ctx context.Context) error {
 	return s.jobs.close(ctx)
 }
 
-// ready returns why calls cannot be served now, nil if they can.
-func (s *Server) ready() error {
-	select {
-	case <-s.opened:
-	default:
-		return volume.Fail(volume.Unavailable, "the plugin has started and is not ready yet", "try again")
-	}
-	if s.broken != nil {
-		return &volume.Error{Code: volume.Unavailable, Cause: s.broken}
-	}
-	return nil
-}
+// opening is how long a call waits for a plugin that has just started.
+const opening = 5 * time.Second
 
-func (s *Server) isBroken() bool {
+// ready waits a moment for the plugin to have started, and returns why calls cannot be served, nil if they can.
+func (s *Server) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, opening)
+	defer cancel()
 	select {
 	case <-s.opened:
-		return s.broken != nil
-	default:
-		return false
+		if s.broken != nil {
+			return &volume.Error{Code: volume.Unavailable, Cause: s.broken}
+		}
+		return nil
+	case <-ctx.Done():
+		return volume.Fail(volume.Unavailable, "the plugin has started and is not ready yet", "try again")
 	}
 }
 
@@ -160,14 +156,17 @@ func (s *Server) answer(r *http.Request, answer func(*http.Request) (any, error)
 }
 
 func (s *Server) status(r *http.Request) (any, error) {
-	status := Status{About: s.about, State: Serving, Volumes: []Volume{}, Jobs: []Job{}}
-	if err := s.ready(); err != nil {
-		status.State, status.Problem = Starting, toError(err).Message
-		if s.isBroken() {
-			status.State = Broken
-		}
+	status := Status{About: s.about, State: Starting, Volumes: []Volume{}, Jobs: []Job{}}
+	select {
+	case <-s.opened:
+	default:
 		return status, nil
 	}
+	if s.broken != nil {
+		status.State, status.Problem = Broken, s.broken.Error()
+		return status, nil
+	}
+	status.State = Serving
 	for _, info := range s.driver.Attached() {
 		status.Volumes = append(status.Volumes, toVolume(info))
 	}
@@ -187,7 +186,7 @@ func (s *Server) status(r *http.Request) (any, error) {
 }
 
 func (s *Server) volumes(r *http.Request) (any, error) {
-	if err := s.ready(); err != nil {
+	if err := s.ready(r.Context()); err != nil {
 		return nil, err
 	}
 	infos, err := s.driver.All(r.Context())
@@ -202,7 +201,7 @@ func (s *Server) volumes(r *http.Request) (any, error) {
 }
 
 func (s *Server) volume(r *http.Request) (any, error) {
-	if err := s.ready(); err != nil {
+	if err := s.ready(r.Context()); err != nil {
 		return nil, err
 	}
 	info, err := s.driver.Get(r.Context(), r.PathValue("name"))
@@ -213,21 +212,21 @@ func (s *Server) volume(r *http.Request) (any, error) {
 }
 
 func (s *Server) release(r *http.Request) (any, error) {
-	if err := s.ready(); err != nil {
+	if err := s.ready(r.Context()); err != nil {
 		return nil, err
 	}
 	return struct{}{}, s.driver.Release(r.Context(), r.PathValue("name"))
 }
 
-func (s *Server) listJobs(*http.Request) (any, error) {
-	if err := s.ready(); err != nil {
+func (s *Server) listJobs(r *http.Request) (any, error) {
+	if err := s.ready(r.Context()); err != nil {
 		return nil, err
 	}
 	return Jobs{s.jobs.list()}, nil
 }
 
 func (s *Server) startJob(r *http.Request) (any, error) {
-	if err := s.ready(); err != nil {
+	if err := s.ready(r.Context()); err != nil {
 		return nil, err
 	}
 	var request Request
@@ -241,7 +240,7 @@ func (s *Server) startJob(r *http.Request) (any, error) {
 
 // job returns a job, with the query wait (seconds) and revision once it has another revision or that time is over.
 func (s *Server) job(r *http.Request) (any, error) {
-	if err := s.ready(); err != nil {
+	if err := s.ready(r.Context()); err != nil {
 		return nil, err
 	}
 	query := r.URL.Query()

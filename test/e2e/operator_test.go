@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,13 +24,14 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 
 	// A resize goes on through a restart of the plugin, and its client with it. The kills are spread over its time.
 	for i, size := range []string{"400MiB", "450MiB", "512MiB"} {
+		pid := e.SettledPluginPID()
 		var resize errgroup.Group
 		resize.Go(func() error {
 			assert.Contains(t, operate(t, e, 0, "resize", "db", size, "--yes"), "the disk and its file system have "+size)
 			return nil
 		})
 		time.Sleep(time.Duration(i) * 60 * time.Millisecond) // the kill happens at this time
-		e.KillPlugin()
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 		require.NoError(t, resize.Wait())
 	}
 	assert.Equal(t, "true", e.Docker("exec", "writer", "sh", "-c", `df -m /data | awk 'NR == 2 { print ($2 > 400) ? "true" : "false" }'`))
