@@ -16,9 +16,12 @@ import (
 
 // frozen calls do while the volume is frozen.
 func (l *life) frozen(ctx context.Context, do func()) (held bool, err error) {
-	l.attempt("data", volume.Reconciling, func(h *handle) {
-		held, err = h.Frozen(ctx, mount.MaxFreeze, func(context.Context) error { do(); return nil })
-	})
+	for done := false; !done; time.Sleep(time.Millisecond) { // reconciliation may be at it
+		l.attempt("data", volume.Reconciling, func(h *handle) {
+			held, err = h.Frozen(ctx, mount.MaxFreeze, func(context.Context) error { do(); return nil })
+			done = true
+		})
+	}
 	return held, err
 }
 
