@@ -39,7 +39,7 @@ func (d *Driver) Create(ctx context.Context, name string, options map[string]str
 func (d *Driver) create(ctx context.Context, h *handle, r controller.Request) error {
 	vol, created, err := d.controller.Create(ctx, r)
 	if err == nil && created {
-		d.volumeLog(h).WithField("id", vol.ID).WithField("size", volume.FormatSize(vol.Size)).Info("Volume created")
+		h.Log().WithField("id", vol.ID).WithField("size", volume.FormatSize(vol.Size)).Info("Volume created")
 	}
 	return err
 }

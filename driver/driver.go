@@ -13,6 +13,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -171,6 +172,14 @@ func (d *Driver) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("work is left unfinished for the next start: %w", ctx.Err())
 	}
+}
+
+// stopping is an error for a caller: it says so if the cause is Close.
+func (d *Driver) stopping(err error) error {
+	if d.ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return volume.Stopping(err)
+	}
+	return err
 }
 
 // releaseIdle releases the volumes that are kept for somebody to come back.

@@ -91,11 +91,12 @@ func (d *Driver) run(caller context.Context, h *handle, j job, ended chan<- resu
 		}
 		r.answer, undo, r.err = j.commit(caller, h)
 	}
+	r.err = d.stopping(r.err)
 	select {
 	case ended <- r:
 	case <-caller.Done():
 		if r.err != nil {
-			d.volumeLog(h).WithError(r.err).Warn("Work that its caller did not wait for has failed")
+			h.Log().WithError(r.err).Warn("Work that its caller did not wait for has failed")
 		}
 		if undo != nil {
 			undo()

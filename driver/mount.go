@@ -49,7 +49,7 @@ func (d *Driver) bringUp(ctx context.Context, h *handle) (err error) {
 		return err
 	}
 	d.controller.Mounted(vol, here)
-	d.volumeLog(h).WithFields(logrus.Fields{"device": h.Device().Path, "id": vol.ID}).WithFields(h.durations()).Info("Volume mounted")
+	h.Log().WithFields(logrus.Fields{"device": h.Device().Path, "id": vol.ID}).WithFields(h.durations()).Info("Volume mounted")
 	return nil
 }
 
@@ -155,5 +155,3 @@ func (d *Driver) thisNode(ctx context.Context) (providers.Node, error) {
 	}
 	return here, nil
 }
-
-func (d *Driver) volumeLog(h *handle) logrus.FieldLogger { return d.log.WithField("volume", h.Name) }

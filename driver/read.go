@@ -28,7 +28,7 @@ func (d *Driver) Get(ctx context.Context, name string) (Info, error) {
 	}
 	vol, err := d.controller.Get(ctx, name)
 	if err != nil {
-		return Info{}, volume.At(err, volume.Error{Op: volume.Get, Volume: name})
+		return Info{}, volume.At(d.stopping(err), volume.Error{Op: volume.Get, Volume: name})
 	}
 	return d.info(d.known(name), vol), nil
 }
@@ -65,7 +65,7 @@ func (d *Driver) Attached() []Info {
 func (d *Driver) list(ctx context.Context) ([]*providers.Volume, error) {
 	all, err := d.controller.List(ctx)
 	if err != nil {
-		return nil, volume.At(fmt.Errorf("%w: the volumes cannot be listed", err), volume.Error{Op: volume.List})
+		return nil, volume.At(d.stopping(fmt.Errorf("%w: the volumes cannot be listed", err)), volume.Error{Op: volume.List})
 	}
 	return all, nil
 }

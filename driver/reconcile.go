@@ -74,7 +74,7 @@ func (d *Driver) reconcile(ctx context.Context, h *handle) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	log := d.volumeLog(h).WithField("id", e.Volume)
+	log := h.Log().WithField("id", e.Volume)
 	usage, err := h.Usage(ctx, time.Now().Before(h.keptUntil))
 	if err != nil {
 		log.WithError(err).Warn("Whether the volume is in use cannot be told; it is left as it is")

@@ -597,10 +597,61 @@ func TestAnUnmountThatWaitsWhenThePluginStopsIsDoneAndAnswered(t *testing.T) {
 		time.Sleep(time.Second)
 		begin := time.Now()
 		time.AfterFunc(time.Second, l.cancel)
-		require.ErrorContains(t, l.Unmount(within(t), "data", "1"), "context canceled")
+		require.ErrorContains(t, l.Unmount(within(t), "data", "1"), "the plugin is stopping")
 		assert.Equal(t, time.Second, time.Since(begin))
 		assert.Empty(t, a.journal["data"].Uses)
 		assert.True(t, a.journal["data"].Releasing)
 		w.setFault(calm)
 	})
+}
+
+func TestWhoIsWaitingWhenThePluginStopsIsToldSo(t *testing.T) {
+	for name, call := range map[string]func(ctx context.Context, l *life) error{
+		"create":  func(ctx context.Context, l *life) error { return l.Create(ctx, "other", nil) },
+		"get":     func(ctx context.Context, l *life) error { _, err := l.Get(ctx, "other"); return err },
+		"list":    func(ctx context.Context, l *life) error { _, err := l.List(ctx); return err },
+		"mount":   func(ctx context.Context, l *life) error { _, err := l.Mount(ctx, "data", "1"); return err },
+		"unmount": func(ctx context.Context, l *life) error { return l.Unmount(ctx, "used", "1") },
+		"remove":  func(ctx context.Context, l *life) error { return l.Remove(ctx, "data") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				l := mounted(t, made(t, a.start(t), "data"), "used", "1")
+				time.Sleep(time.Minute) // what was learnt of the volumes is old
+				a.containerEnds("1")
+				w.setFault(func(_, call string) fault {
+					if strings.HasPrefix(call, "cloud.") {
+						return hang
+					}
+					return noFault
+				})
+				time.AfterFunc(time.Second, l.cancel)
+				err := call(within(t), l)
+				require.ErrorContains(t, err, "the plugin is stopping")
+				require.ErrorContains(t, err, "; try again when it runs")
+				require.ErrorIs(t, err, context.Canceled)
+				require.NotErrorIs(t, err, volume.NotFound)
+				w.setFault(calm)
+			})
+		})
+	}
+}
+
+func TestARemoveThatFailsAfterTheReleaseNamesTheDisk(t *testing.T) {
+	for call, held := range map[string]bool{"cloud.Find": true, "cloud.Delete": false} {
+		t.Run(call, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				l := made(t, a.start(t), "data")
+				if held {
+					mustMount(t, l, "data", "1")
+					a.containerEnds("1")
+				}
+				w.setFault(at(call, failBefore))
+				err := l.Remove(within(t), "data")
+				require.ErrorContains(t, err, `(volume "data", `+w.disk("data").ID+", node a)")
+				require.Nil(t, a.journal["data"], "it is released")
+				w.setFault(calm)
+			})
+		})
+	}
 }

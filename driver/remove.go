@@ -18,7 +18,12 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 	return err
 }
 
-func (d *Driver) remove(ctx context.Context, h *handle) error {
+func (d *Driver) remove(ctx context.Context, h *handle) (err error) {
+	var disk string
+	if e := h.Entry(); e != nil {
+		disk = e.Volume // which the journal forgets when the disk is released
+	}
+	defer func() { err = volume.At(err, volume.Error{ID: disk}) }()
 	if err := d.releaseUnused(ctx, h); err != nil {
 		return err
 	}
@@ -39,6 +44,7 @@ func (d *Driver) remove(ctx context.Context, h *handle) error {
 	if err != nil {
 		return err
 	}
+	disk = vol.ID
 	h.Step(volume.Step{Phase: volume.Removing})
 	return d.controller.Remove(ctx, vol)
 }
@@ -85,7 +91,7 @@ func (d *Driver) releaseUnused(ctx context.Context, h *handle) error {
 	case used:
 		return volume.Fail(volume.InUse, "in use by a process on this node, though no container says so", "see `docker volume inspect` for which, and end it first")
 	case n > 0:
-		d.volumeLog(h).WithField("id", e.Volume).WithField("ids", e.IDs()).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped, since the volume is removed")
+		h.Log().WithField("id", e.Volume).WithField("ids", e.IDs()).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped, since the volume is removed")
 	}
 	h.AbandonFormat() // not worth finishing
 	return d.release(ctx, h)

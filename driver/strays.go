@@ -154,7 +154,7 @@ func (d *Driver) clearPath(ctx context.Context, name string) {
 			return
 		}
 		if err := h.Unmount(ctx); err != nil {
-			d.volumeLog(h).WithError(err).Warn("The mount of a volume that this node does not hold could not be taken away")
+			h.Log().WithError(err).Warn("The mount of a volume that this node does not hold could not be taken away")
 		}
 	})
 }
@@ -162,7 +162,7 @@ func (d *Driver) clearPath(ctx context.Context, name string) {
 // noteStray notes a stray if its device is here.
 func (d *Driver) noteStray(ctx context.Context, h *handle, vol *providers.Volume) (done bool) {
 	_, err := d.node.FindDevice(ctx, vol.Serial)
-	log := d.volumeLog(h).WithField("id", vol.ID)
+	log := h.Log().WithField("id", vol.ID)
 	switch {
 	case errors.Is(err, mount.ErrNoDevice):
 		// The answer may be of a time before a detach.

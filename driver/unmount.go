@@ -74,7 +74,7 @@ func (d *Driver) release(ctx context.Context, h *handle) (err error) {
 	}
 	if e.Formatting {
 		if err := d.finishFormat(ctx, h, here); err != nil {
-			d.volumeLog(h).WithError(err).Warn("A format that was cut short could not be finished; the volume holds no data, remove it and create it again")
+			h.Log().WithError(err).Warn("A format that was cut short could not be finished; the volume holds no data, remove it and create it again")
 		}
 	}
 	if err := h.Unstage(ctx, h); err != nil {
@@ -87,7 +87,7 @@ func (d *Driver) release(ctx context.Context, h *handle) (err error) {
 	if err := h.Forget(); err != nil {
 		return err
 	}
-	d.volumeLog(h).WithField("id", e.Volume).Info("Volume released")
+	h.Log().WithField("id", e.Volume).Info("Volume released")
 	return nil
 }
 

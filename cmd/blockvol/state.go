@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/blockvol/blockvol/internal/host"
 )
 
 // lockState locks the state directory for this process, until the returned file is closed or the process ends. proc is the
@@ -83,38 +85,16 @@ func nodeID(dir string) (string, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("this node's id cannot be read: %w", err)
 	}
-	host, err := os.Hostname()
+	name, err := os.Hostname()
 	if err != nil {
 		return "", fmt.Errorf("this node's id cannot be made: %w", err)
 	}
-	host = notNodeForm.ReplaceAllString(host, "-")
+	name = notNodeForm.ReplaceAllString(name, "-")
 	unique := make([]byte, 4)
 	_, _ = rand.Read(unique) // never fails
-	id := host[:min(len(host), 64)] + "-" + hex.EncodeToString(unique)
-	if err := writeDurably(file, id+"\n"); err != nil {
+	id := name[:min(len(name), 64)] + "-" + hex.EncodeToString(unique)
+	if err := host.ReplaceFile(file, file+".part", []byte(id+"\n"), nil); err != nil {
 		return "", fmt.Errorf("this node's id cannot be kept: %w", err)
 	}
 	return id, nil
-}
-
-// writeDurably writes the whole file or nothing, even if the machine stops at any moment.
-func writeDurably(file, content string) error {
-	dir := filepath.Dir(file)
-	part, err := os.CreateTemp(dir, filepath.Base(file)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = part.WriteString(content)
-	err = errors.Join(err, part.Sync(), part.Close())
-	if err == nil {
-		err = os.Rename(part.Name(), file)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(part.Name()))
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

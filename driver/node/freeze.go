@@ -31,7 +31,7 @@ func (v *Volume) Frozen(ctx context.Context, limit time.Duration, do func(ctx co
 			held = err == nil
 			v.thawed()
 		default: // the next look at the volume tries again
-			v.log().WithError(err).Error("The file system of a volume could not be thawed: what writes to it waits")
+			v.Log().WithError(err).Error("The file system of a volume could not be thawed: what writes to it waits")
 		}
 	}()
 	return false, do(ctx)
@@ -79,11 +79,11 @@ func (v *Volume) thawLeft(ctx context.Context) {
 		thawed, err = v.node.host.Thaw(ctx, dev, v.dir)
 	}
 	if err != nil {
-		v.log().WithError(err).Error("The file system of a volume may have been left frozen, and cannot be thawed: what writes to it waits")
+		v.Log().WithError(err).Error("The file system of a volume may have been left frozen, and cannot be thawed: what writes to it waits")
 		return
 	}
 	if thawed {
-		v.log().WithField("device", dev.Path).Warn("The file system of a volume was left frozen, and is thawed")
+		v.Log().WithField("device", dev.Path).Warn("The file system of a volume was left frozen, and is thawed")
 	}
 	v.thawed()
 }

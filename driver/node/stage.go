@@ -75,7 +75,7 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 		FSType: set.FSType, Layout: set.Layout, MountOptions: set.MountOptions, UID: set.UID, GID: set.GID, Mode: set.Mode,
 		Warn: func(err error) {
 			v.fitted = dev.Size // and was told
-			v.log().WithError(err).Warn("The volume is mounted, but not as it should be")
+			v.Log().WithError(err).Warn("The volume is mounted, but not as it should be")
 		},
 	})
 	if errors.Is(err, mount.ErrBlank) {
@@ -156,7 +156,7 @@ func (v *Volume) format(ctx context.Context, vol *providers.Volume, dev mount.De
 	if err := formatting(false); err != nil {
 		return err
 	}
-	v.log().WithField("device", dev.Path).WithField("fstype", set.FSType).Info("Volume formatted")
+	v.Log().WithField("device", dev.Path).WithField("fstype", set.FSType).Info("Volume formatted")
 	return nil
 }
 

@@ -58,7 +58,7 @@ func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
 	case time.Since(v.unbackedSince) < unbackedTimeout:
 		return Undecided, nil
 	}
-	v.log().WithField("id", e.Volume).WithField("ids", e.IDs()).Warn(why + ": its mount IDs are dropped")
+	v.Log().WithField("id", e.Volume).WithField("ids", e.IDs()).Warn(why + ": its mount IDs are dropped")
 	return Abandoned, nil
 }
 
@@ -107,7 +107,7 @@ func (v *Volume) currentDevice(ctx context.Context) (mount.Device, error) {
 	}
 	was := v.Device()
 	if was != (mount.Device{}) {
-		v.log().WithField("device", was.Path).Error("The volume's device has vanished from this node")
+		v.Log().WithField("device", was.Path).Error("The volume's device has vanished from this node")
 	}
 	return was, nil
 }
@@ -117,7 +117,7 @@ func (v *Volume) Recognise(ctx context.Context) {
 	dev, err := v.node.host.Find(ctx, v.Entry().Serial)
 	if err != nil {
 		if !errors.Is(err, mount.ErrNoDevice) {
-			v.log().WithError(err).Warn("The device of a volume that this node may hold cannot be identified")
+			v.Log().WithError(err).Warn("The device of a volume that this node may hold cannot be identified")
 		}
 		return
 	}
@@ -139,7 +139,7 @@ func (v *Volume) GrowOnce(ctx context.Context) {
 		return
 	}
 	if err := v.grow(ctx, dev); err != nil && ctx.Err() == nil {
-		v.log().WithField("id", v.Entry().Volume).WithField("device", dev.Path).WithError(err).
+		v.Log().WithField("id", v.Entry().Volume).WithField("device", dev.Path).WithError(err).
 			Warn("The file system of a volume in use could not be grown to its device")
 	}
 }
@@ -159,7 +159,7 @@ func (v *Volume) grow(ctx context.Context, dev mount.Device) error {
 		v.fitted = dev.Size
 	}
 	if grown {
-		v.log().WithField("id", v.Entry().Volume).WithField("device", dev.Path).WithField("size", volume.FormatSize(dev.Size)).
+		v.Log().WithField("id", v.Entry().Volume).WithField("device", dev.Path).WithField("size", volume.FormatSize(dev.Size)).
 			Info("File system grown to its device, while in use")
 	}
 	return err

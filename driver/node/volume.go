@@ -92,7 +92,8 @@ func (v *Volume) set(change func()) {
 	change()
 }
 
-func (v *Volume) log() logrus.FieldLogger { return v.node.log.WithField("volume", v.Name) }
+// Log is the log, for what is about the volume.
+func (v *Volume) Log() logrus.FieldLogger { return v.node.log.WithField("volume", v.Name) }
 
 // write makes e the volume's entry, on disk and in memory. If the disk cannot be written it is so in memory only, and the
 // error is returned.
@@ -108,7 +109,7 @@ func (v *Volume) write(e *Entry) error {
 // wrongly says of uses is found out from the kernel.
 func (v *Volume) reduce(e *Entry) {
 	if err := v.write(e); err != nil {
-		v.log().WithError(err).Error("The journal could not be brought up to date")
+		v.Log().WithError(err).Error("The journal could not be brought up to date")
 	}
 }
 

@@ -110,6 +110,21 @@ func Also(err error, meaning string) error {
 	return &e
 }
 
+// Stopping is an error whose cause is that the plugin is stopping.
+func Stopping(err error) error {
+	e := *At(err, Error{}).(*Error) //nolint:errorlint // At returns no other
+	e.Cause, e.Advice = stopping{e.Cause}, "try again when it runs"
+	if e.Code == Failed {
+		e.Code = Unavailable
+	}
+	return &e
+}
+
+type stopping struct{ cause error }
+
+func (stopping) Error() string   { return "the plugin is stopping" }
+func (s stopping) Unwrap() error { return s.cause }
+
 var codes = []struct {
 	err  error
 	code Code

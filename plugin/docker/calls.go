@@ -169,6 +169,9 @@ func (s *Server) run(ctx context.Context, c call, req request, log logrus.FieldL
 	if err == context.DeadlineExceeded { //nolint:errorlint // bare, it says nothing to anybody; wrapped, it is explained
 		err = fmt.Errorf("%s did not finish within %s, try again: %w", c.name, s.timeout, err)
 	}
+	if errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errStopping) {
+		err = volume.Stopping(err)
+	}
 	if err != nil {
 		return nil, err
 	}

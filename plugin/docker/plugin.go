@@ -92,8 +92,8 @@ func New(cfg Config) *Server {
 // Serve answers calls on l until ctx ends. Then it stops listening, lets the calls in flight finish within the grace,
 // cancels those that have not, and waits a little for them. It returns nil if every call was answered.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	calls, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
+	calls, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
 	// No idle timeout: an engine keeps its connections, and a call that met one being closed would be retried with an
 	// empty body.
 	server := &http.Server{
@@ -111,7 +111,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	err := shutdown(server, s.grace)
 	if err != nil {
-		cancel()
+		cancel(errStopping)
 		err = shutdown(server, rollback)
 	}
 	if err != nil {
@@ -122,6 +122,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	return err
 }
+
+var errStopping = errors.New("the plugin is stopping")
 
 func shutdown(server *http.Server, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)

@@ -604,13 +604,13 @@ func TestTheEndCancelsACallThatOutlastsTheGrace(t *testing.T) {
 	e := serve(t, &volumes{on: func(ctx context.Context, _ string) error {
 		close(started)
 		<-ctx.Done()
-		return errors.New("rolled back: " + ctx.Err().Error())
+		return fmt.Errorf("rolled back: %w", ctx.Err())
 	}}, func(c *Config) { c.Grace = time.Millisecond })
 	answered := make(chan string, 1)
 	go func() { answered <- e.fails("Mount", idOf) }()
 	<-started
 	require.NoError(t, e.stop())
-	assert.Equal(t, "rolled back: context canceled", <-answered)
+	assert.Equal(t, "the plugin is stopping; try again when it runs", <-answered)
 }
 
 func TestServeSaysWhenItCannotListenAnyMore(t *testing.T) {
