@@ -655,3 +655,20 @@ func TestARemoveThatFailsAfterTheReleaseNamesTheDisk(t *testing.T) {
 		})
 	}
 }
+
+// What the device cannot tell, because it was never here, the cloud must say.
+func TestADetachThatTheCloudDoesNotConfirmIsNotOver(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		w.arrival = time.Hour
+		l := made(t, a.start(t), "data")
+		_, err := l.Mount(after(t, time.Second), "data", "1")
+		require.ErrorIs(t, err, volume.Unfinished)
+		w.setFault(at("cloud.Find", failBefore))
+		time.Sleep(2 * time.Minute)
+		require.NotNil(t, a.journal["data"])
+		assert.True(t, a.journal["data"].Releasing)
+		w.setFault(calm)
+		time.Sleep(2 * time.Minute)
+		require.Nil(t, a.journal["data"])
+	})
+}
