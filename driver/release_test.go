@@ -407,7 +407,7 @@ func TestAVolumeToBeRemovedByASnapshotStaysWhereThereAreNone(t *testing.T) {
 		require.ErrorContains(t, l.Create(within(t), "data", map[string]string{"reclaim": "snapshot"}), "this provider has no snapshots: use delete or retain")
 		made(t, l, "data")
 		w.alter(func(d *disk) { d.Record[volume.KeyReclaim] = string(volume.ReclaimSnapshot) })
-		require.EqualError(t, l.Remove(within(t), "data"), `reclaim=snapshot, but this provider has no snapshots (volume "data", node a)`)
+		require.EqualError(t, l.Remove(within(t), "data"), `reclaim=snapshot, but this provider has no snapshots (volume "data", vol-1, node a)`)
 		assert.NotNil(t, w.disk("data"))
 	})
 }
@@ -420,7 +420,7 @@ func TestARemoveGivesUpOnADetachThatDoesNotEnd(t *testing.T) {
 		err := l.Remove(within(t), "data")
 		require.ErrorContains(t, err, "being detached from this node (waited 25s)")
 		err = l.Remove(after(t, 2*controller.DetachTimeout), "data")
-		require.ErrorContains(t, err, `the cloud has not detached the disk within 2m0s (volume "data", node a)`)
+		require.ErrorContains(t, err, `the cloud has not detached the disk within 2m0s (volume "data", vol-1, node a)`)
 		assert.NotNil(t, w.disk("data"))
 	})
 }

@@ -34,6 +34,7 @@ func (d *Driver) remove(ctx context.Context, h *handle) (err error) {
 	vol, err := d.controller.AwaitFree(ctx, controller.Discard{
 		Name: h.Name, Node: here, Progress: h,
 		Release: func(ctx context.Context, vol *providers.Volume, since time.Time) error {
+			disk = vol.ID
 			return d.releaseFound(ctx, h, vol, since)
 		},
 	})
