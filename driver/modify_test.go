@@ -11,27 +11,27 @@ import (
 	"github.com/blockvol/blockvol/driver/volume"
 )
 
-// phases notes the phases that it is told of.
-type phases []volume.Phase
+// steps notes the steps that it is told of.
+type steps []volume.Phase
 
-func (p *phases) step(s volume.Step) { *p = append(*p, s.Phase) }
+func (p *steps) note(s volume.Step) { *p = append(*p, s.Phase) }
 
 func TestResizeGrowsTheFileSystemInUseOnceTheDeviceShowsTheNewSize(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := mounted(t, a.start(t), "data", "1")
 		w.sizeLag = 20 * time.Second
-		var told phases
-		outcome, err := l.Modify(within(t), "data", Change{Size: 40 << 30}, told.step)
+		var told steps
+		outcome, err := l.Modify(within(t), "data", Change{Size: 40 << 30}, told.note)
 		require.NoError(t, err)
 		assert.Equal(t, "the disk and its file system have 40GiB", outcome)
 		assert.Equal(t, int64(40<<30), a.sizeIn("data"))
-		assert.Equal(t, phases{volume.Modifying, volume.WaitingForSize, volume.Growing}, told)
+		assert.Equal(t, steps{volume.Modifying, volume.WaitingForSize, volume.Growing}, told)
 
 		// Once more, as after an answer that was lost.
-		_, err = l.Modify(within(t), "data", Change{Size: 40 << 30}, told.step)
+		_, err = l.Modify(within(t), "data", Change{Size: 40 << 30}, told.note)
 		require.NoError(t, err)
 
-		outcome, err = b.start(t).Modify(within(t), "data", Change{Size: 50 << 30}, told.step)
+		outcome, err = b.start(t).Modify(within(t), "data", Change{Size: 50 << 30}, told.note)
 		require.NoError(t, err)
 		assert.Equal(t, "the disk has 50GiB; its file system grows on node a, where it is mounted, within 30s", outcome)
 		time.Sleep(reconcileEvery + w.sizeLag)
@@ -42,8 +42,8 @@ func TestResizeGrowsTheFileSystemInUseOnceTheDeviceShowsTheNewSize(t *testing.T)
 func TestResizeOfADetachedVolumeGrowsItAtTheNextMount(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
-		var told phases
-		outcome, err := l.Modify(within(t), "data", Change{Size: 40 << 30}, told.step)
+		var told steps
+		outcome, err := l.Modify(within(t), "data", Change{Size: 40 << 30}, told.note)
 		require.NoError(t, err)
 		assert.Equal(t, "the disk has 40GiB; its file system grows when it is next mounted", outcome)
 		mustMount(t, l, "data", "1")
@@ -55,7 +55,7 @@ func TestResizeOfADetachedVolumeGrowsItAtTheNextMount(t *testing.T) {
 func TestResizeThatCannotBeDoneSaysWhy(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")
-		var told phases
+		var told steps
 		for _, c := range []struct {
 			name   string
 			change Change
@@ -65,25 +65,25 @@ func TestResizeThatCannotBeDoneSaysWhy(t *testing.T) {
 			{"data", Change{Type: "fast"}, volume.Invalid},
 			{"none", Change{Size: 40 << 30}, volume.NotFound},
 		} {
-			_, err := l.Modify(within(t), c.name, c.change, told.step)
+			_, err := l.Modify(within(t), c.name, c.change, told.note)
 			require.ErrorIs(t, err, c.code)
 		}
 
 		w.setFault(at("host.Grow", failBefore))
-		_, err := l.Modify(within(t), "data", Change{Size: 40 << 30}, told.step)
+		_, err := l.Modify(within(t), "data", Change{Size: 40 << 30}, told.note)
 		require.ErrorIs(t, err, errInjected)
 		require.ErrorContains(t, err, "the disk has 40GiB, its file system has not grown yet")
 		w.setFault(calm)
 		time.Sleep(time.Hour)
 		require.NotEqual(t, int64(40<<30), a.sizeIn("data"), "what failed is not tried again by itself")
-		_, err = l.Modify(within(t), "data", Change{Size: 40 << 30}, told.step)
+		_, err = l.Modify(within(t), "data", Change{Size: 40 << 30}, told.note)
 		require.NoError(t, err)
 		assert.Equal(t, int64(40<<30), a.sizeIn("data"))
 
 		w.sizeLag = time.Hour
 		late, cancel := context.WithTimeout(context.Background(), 2*sizeTimeout)
 		defer cancel()
-		_, err = l.Modify(late, "data", Change{Size: 50 << 30}, told.step)
+		_, err = l.Modify(late, "data", Change{Size: 50 << 30}, told.note)
 		require.ErrorContains(t, err, "still has 40GiB")
 		time.Sleep(w.sizeLag + reconcileEvery)
 		assert.Equal(t, int64(50<<30), a.sizeIn("data"), "it grows by itself once the kernel shows the size")
