@@ -115,7 +115,10 @@ func (d *Driver) work(caller context.Context, h *handle, j job) error {
 	return j.work(ctx, h)
 }
 
-// attempt does work on a volume, unless a job is at it.
+// answering is how long a job may hold the gate after its answer.
+const answering = 100 * time.Millisecond
+
+// attempt does work on a volume, unless a job is at it that is not about to end.
 func (d *Driver) attempt(name string, phase volume.Phase, work func(h *handle)) {
 	if d.node.Serves(name) != nil {
 		return
@@ -124,7 +127,7 @@ func (d *Driver) attempt(name string, phase volume.Phase, work func(h *handle)) 
 	defer d.drop(h)
 	select {
 	case h.gate <- struct{}{}:
-	default:
+	case <-time.After(answering):
 		return
 	}
 	h.keep, h.called = 0, time.Now()
