@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net/http"
@@ -128,6 +129,10 @@ func (k *kernel) Format(context.Context, mount.Device, mount.FormatSpec) error {
 	return mount.ErrNotBlank
 }
 func (k *kernel) Grow(context.Context, mount.Device, string) (bool, error) { return false, nil }
+func (k *kernel) Freeze(context.Context, mount.Device, string, time.Duration) (func() error, error) {
+	return nil, errors.ErrUnsupported
+}
+func (k *kernel) Thaw(context.Context, mount.Device, string) (bool, error) { return false, nil }
 func (k *kernel) WaitFree(context.Context, mount.Device) error             { return nil }
 func (k *kernel) Shared(context.Context) (bool, error)                     { return true, nil }
 
