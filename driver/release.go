@@ -33,6 +33,7 @@ func (d *Driver) releaseIfUnused(ctx context.Context, h *handle) error {
 	case node.Undecided:
 		return volume.Fail(volume.InUse, fmt.Sprintf("%d container(s) of this node have mounted it, and none can be seen to use it yet", len(e.Uses)),
 			"if none is being started, try again in two minutes")
+	case node.Used, node.Kept:
 	case node.Active:
 		return volume.Fail(volume.InUse, "its device is being read or written by something of another engine of this machine", "end that first")
 	}

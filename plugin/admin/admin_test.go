@@ -250,9 +250,9 @@ func TestBadRequestsDoNothing(t *testing.T) {
 		_, err := l.Start(t.Context(), c.r)
 		require.ErrorIs(t, err, c.code, name)
 	}
-	resp, err := l.http.Post("http://blockvol"+Root+"jobs", "", strings.NewReader(`{"id":"123456789","kind":"modify","volume":"db","size_bytes":1,"keep_old":true}`)) //nolint:noctx // a test
+	resp, err := l.http.Post("http://blockvol"+Root+"jobs", "", strings.NewReader(`{"id":"123456789","kind":"modify","volume":"db","size_bytes":1,"keep_old":true}`))
 	require.NoError(t, err)
-	defer resp.Body.Close()
+	require.NoError(t, resp.Body.Close())
 	assert.Equal(t, http.StatusBadRequest, resp.StatusCode, "a field of a later version may change what is asked for")
 	_, err = l.Job(t.Context(), "abcdefgh", 0)
 	require.ErrorIs(t, err, volume.NotFound)

@@ -202,7 +202,7 @@ func (c *Client) callOnce(ctx context.Context, method, path string, body []byte,
 		}
 		return &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("%w on %s: %w", errNoAnswer, c.socket, err)}
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }() // it was read
 	if resp.StatusCode != http.StatusOK {
 		var failed struct {
 			Error *Error `json:"error"`

@@ -9,7 +9,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// holders remembers the last attach or detach of each volume that the cloud has accepted, to recognize an older answer. If a Detach
+// holders remembers the last attach or detach of each volume that the cloud has accepted, to recognise an older answer. If a Detach
 // believed an answer from before the attach, it would send no request, and call a volume detached that stays attached. If a refused
 // Attach believed an answer from before the detach, it would call a volume attached that another node holds. The zero value is ready.
 type holders struct {

@@ -21,6 +21,7 @@ func (p *Provider[V]) NodeState(ctx context.Context, node string) (providers.Nod
 		state.Remedy = fmt.Sprintf("%s %s %s in %s", c.StopWord, c.Machine, node, c.Name)
 	case providers.Unclear:
 		state.Remedy = "detach the volume in " + c.Name
+	case providers.Stopped, providers.Gone: // nothing is in the way
 	}
 	return state, err
 }

@@ -88,7 +88,7 @@ func TestADescriptionOfAVolumeIsOneSnapshot(t *testing.T) {
 		c.other = false
 		_, err := s.Snapshot(ctx, "1", "yearly")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		assert.ErrorContains(t, err, "not complete yet")
+		require.ErrorContains(t, err, "not complete yet")
 		take("yearly", "yearly-0")
 	})
 }

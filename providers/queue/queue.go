@@ -1,4 +1,4 @@
-// Package queue serializes the changes of a node, since clouds refuse a change while another is under way.
+// Package queue serialises the changes of a node, since clouds refuse a change while another is under way.
 package queue
 
 import (
