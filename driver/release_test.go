@@ -665,10 +665,12 @@ func TestADetachThatTheCloudDoesNotConfirmIsNotOver(t *testing.T) {
 		require.ErrorIs(t, err, volume.Unfinished)
 		w.setFault(at("cloud.Find", failBefore))
 		time.Sleep(2 * time.Minute)
+		synctest.Wait()
 		require.NotNil(t, a.journal["data"])
 		assert.True(t, a.journal["data"].Releasing)
 		w.setFault(calm)
 		time.Sleep(2 * time.Minute)
+		synctest.Wait()
 		require.Nil(t, a.journal["data"])
 	})
 }
