@@ -125,7 +125,7 @@ func TestStatusIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("operations.md")
 	require.NoError(t, err)
 	for file, value := range map[string]*regexp.Regexp{
-		"../driver/read.go":         regexp.MustCompile(`tatus\["([a-z]+)"\]`),
+		"../driver/read.go":         regexp.MustCompile(`tatus\["([a-z-]+)"\]`),
 		"../driver/volume/phase.go": regexp.MustCompile(`Phase = "([a-z-]+)"`),
 	} {
 		source, err := os.ReadFile(file)

@@ -49,6 +49,7 @@ func (d *Driver) bringUp(ctx context.Context, h *handle) (err error) {
 		return err
 	}
 	d.controller.Mounted(vol, here)
+	d.tasks.Go(func() { h.Measure(d.ctx) })
 	h.Log().WithFields(logrus.Fields{"device": h.Device().Path, "id": vol.ID}).WithFields(h.durations()).Info("Volume mounted")
 	return nil
 }

@@ -126,6 +126,14 @@ func (h *handle) describe(info *Info) {
 			status["fstype"] = fstype
 		}
 	}
+	if !here.MeasuredAt.IsZero() {
+		status["used"] = here.Space.Used
+		status["available"] = here.Space.Available
+		if here.Space.Inodes > 0 {
+			status["inodes-used"] = here.Space.InodesUsed
+			status["inodes-available"] = here.Space.Inodes - here.Space.InodesUsed
+		}
+	}
 	if here.Phase != "" {
 		status["phase"] = string(here.Phase)
 		status["message"] = here.Message

@@ -35,9 +35,12 @@ func (d *Driver) reconcileLoop() {
 	}
 }
 
-// lookAfter reconciles one volume, unless somebody is at work on it.
+// lookAfter reconciles one volume, unless somebody is at work on it, and measures how full it is.
 func (d *Driver) lookAfter(name string) {
 	d.attempt(name, volume.Reconciling, func(h *handle) { d.reconcile(d.ctx, h) })
+	if h := d.known(name); h != nil {
+		h.Measure(d.ctx)
+	}
 }
 
 // lookAfterStart looks after one volume soon, again and again, for the first half minute: an engine that starts after a crash

@@ -7,6 +7,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/mount"
 )
 
 // Here is what this node has of a volume, or does with it. Two volumes of it never have the same Name.
@@ -19,6 +20,9 @@ type Here struct {
 	Device string // the disk's device on this node; empty if it was not seen
 	Size   int64  // of the device, in bytes; 0 if it was not seen
 	Uses   []node.Use
+	Space  mount.Space // how full the file system was at MeasuredAt; both are zero if it is not mounted, or not measured yet
+
+	MeasuredAt time.Time // at most a minute ago, unless the kernel does not answer
 
 	Phase   volume.Phase // what is being done with the volume; empty if nothing
 	Message string       // that in words, with its reason
@@ -56,6 +60,7 @@ func (h *handle) report(e *node.Entry) Here {
 		}
 		if h.Mountpoint() != "" {
 			r.State = "mounted"
+			r.Space, r.MeasuredAt = h.Space()
 		}
 	}
 	h.mu.Lock()

@@ -11,10 +11,12 @@ import (
 
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/mount"
 )
 
 func TestWhatIsHereIsToldWithoutWaiting(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		w.setFault(at("host.Space", failBefore))
 		l := mounted(t, a.start(t), "data", "1")
 		assert.Equal(t, []Here{{
 			Name: "data", ID: "vol-1", State: "mounted", Device: "/dev/serial-1", Size: 1 << 30,
@@ -67,5 +69,28 @@ func TestSinceWhenAReleaseIsUnfinishedOutlastsItsAttempts(t *testing.T) {
 		w.setFault(calm)
 		mustMount(t, l, "data", "2")
 		assert.Zero(t, l.Here()[0].Releasing)
+	})
+}
+
+func TestHowFullAVolumeIsIsMeasuredInTheBackground(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		synctest.Wait()
+		here := l.Here()[0]
+		assert.Equal(t, mount.Space{Total: 1 << 30, Used: 1 << 20, Available: 1<<30 - 2<<20, Inodes: 1000, InodesUsed: 10}, here.Space)
+		measured := here.MeasuredAt
+		is := status(t, l, "data")
+		assert.Equal(t, int64(1<<20), is["used"])
+		assert.Equal(t, int64(1<<30-2<<20), is["available"])
+		assert.Equal(t, int64(10), is["inodes-used"])
+		assert.Equal(t, int64(990), is["inodes-available"])
+
+		// The device does not answer: the last figures stay.
+		w.set(func() { w.disks["vol-1"].Size = 2 << 30 })
+		w.setFault(at("host.Space", hang))
+		time.Sleep(10 * time.Minute)
+		assert.Equal(t, here.Space, l.Here()[0].Space)
+		assert.Less(t, l.Here()[0].MeasuredAt.Sub(measured), time.Minute)
+		l.kill()
 	})
 }

@@ -42,11 +42,13 @@ func TestTheStatusOfAVolumeIsWhatIsInEffect(t *testing.T) {
 
 		mustMount(t, l, "data", "1")
 		mustMount(t, l, "data", "2")
+		synctest.Wait()
 		w.count()
 		is := status(t, l, "data")
 		assert.Equal(t, map[string]any{
 			"id": "vol-1", "size": "2GiB", "layout": "data", "reclaim": "delete", "formatted": true, "fstype": "ext4", "uid": "999",
 			"zone": "z1", "state": "mounted", "node": "a", "containers": 2, "device": "/dev/serial-1",
+			"used": int64(1 << 20), "available": int64(2<<30 - 2<<20), "inodes-used": int64(10), "inodes-available": int64(990),
 		}, is)
 		mustUnmount(t, l, "data", "2")
 		mustUnmount(t, l, "data", "1")

@@ -1106,6 +1106,18 @@ func (m *machine) settle() {
 	maps.DeleteFunc(m.mounts, func(_ string, s *superblock) bool { return !s.held() })
 }
 
+func (h *fakeHost) Space(ctx context.Context, dir string, dev mount.Device) (space mount.Space, err error) {
+	err = h.do(ctx, "host.Space", func() error {
+		s := h.machine.on(dev)
+		if s == nil || s.dir != dir {
+			return mount.ErrNotStaged
+		}
+		space = mount.Space{Total: s.size, Used: 1 << 20, Available: s.size - 2<<20, Inodes: 1000, InodesUsed: 10}
+		return nil
+	})
+	return space, err
+}
+
 func (h *fakeHost) IsStaged(ctx context.Context, dir string, dev mount.Device) (up bool, err error) {
 	err = h.do(ctx, "host.IsStaged", func() error {
 		s := h.machine.on(dev)

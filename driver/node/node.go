@@ -32,6 +32,7 @@ type Host interface {
 	Grow(ctx context.Context, dev mount.Device, dir string) (grown bool, err error)
 	Freeze(ctx context.Context, dev mount.Device, dir string, limit time.Duration) (thaw func() error, err error)
 	Thaw(ctx context.Context, dev mount.Device, dir string) (thawed bool, err error)
+	Space(ctx context.Context, dir string, dev mount.Device) (mount.Space, error)
 	IsStaged(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
 	InUse(ctx context.Context, dev mount.Device, targets ...string) (bool, error)

@@ -84,7 +84,7 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 	if err != nil {
 		return volume.Advise(err, advise(err, set, vol))
 	}
-	v.set(func() { v.path, v.fstype = path, set.FSType })
+	v.set(func() { v.path, v.fstype, v.space, v.spaceAt = path, set.FSType, mount.Space{}, time.Time{} })
 	return nil
 }
 

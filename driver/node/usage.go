@@ -164,3 +164,31 @@ func (v *Volume) grow(ctx context.Context, dev mount.Device) error {
 	}
 	return err
 }
+
+// Measure finds out how full the volume's file system is, unless another call of it still waits for the kernel, or nothing is mounted.
+func (v *Volume) Measure(ctx context.Context) {
+	v.mu.Lock()
+	dev, skip := v.device, v.measuring || v.path == ""
+	v.measuring = v.measuring || !skip
+	v.mu.Unlock()
+	if skip {
+		return
+	}
+	space, err := v.node.host.Space(ctx, v.dir, dev)
+	v.set(func() {
+		v.measuring = false
+		if err == nil {
+			v.space, v.spaceAt = space, time.Now()
+		}
+	})
+}
+
+// Space is how full the mounted file system was, and when; zero if that is not known. It waits for nothing.
+func (v *Volume) Space() (mount.Space, time.Time) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.path == "" {
+		return mount.Space{}, time.Time{}
+	}
+	return v.space, v.spaceAt
+}

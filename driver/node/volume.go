@@ -31,6 +31,10 @@ type Volume struct {
 	path   string       // where it is mounted; empty if it is not
 	fstype string       // what was mounted there by this process
 
+	space     mount.Space // how full that was when it was last measured; zero if it was not
+	spaceAt   time.Time   // when that was
+	measuring bool        // now
+
 	releasing time.Time // since when the entry says so; zero if it does not
 }
 

@@ -129,6 +129,9 @@ func (k *kernel) Format(context.Context, mount.Device, mount.FormatSpec) error {
 	return mount.ErrNotBlank
 }
 func (k *kernel) Grow(context.Context, mount.Device, string) (bool, error) { return false, nil }
+func (k *kernel) Space(context.Context, string, mount.Device) (mount.Space, error) {
+	return mount.Space{}, nil
+}
 func (k *kernel) Freeze(context.Context, mount.Device, string, time.Duration) (func() error, error) {
 	return nil, errors.ErrUnsupported
 }
