@@ -103,6 +103,7 @@ func try[I, O any](ctx context.Context, p *Provider, most int, send method[I, O]
 		throttled, after := throttling(err)
 		refusal := ""
 		if throttled {
+			observed.Throttled++
 			refusal = cmp.Or(s.clean(ctx, codeOf(err)), "it throttles")
 		}
 		done(refusal, after)

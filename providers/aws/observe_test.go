@@ -47,7 +47,7 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 		w.cloud.Inject(cloud.Rule{Action: "DescribeVolumes", Times: 2, Fault: cloud.Throttle})
 		_, err = p.List(t.Context())
 		require.NoError(t, err)
-		want.Retries = 2
+		want.Retries, want.Throttled = 2, 2
 		assert.Equal(t, want, last())
 
 		cut = true

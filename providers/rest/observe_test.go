@@ -33,6 +33,17 @@ func TestEveryRequestIsObservedOnce(t *testing.T) {
 	})
 }
 
+func TestThrottlesAreObserved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen providers.Request
+		c, _ := reached(Config{Observe: func(r providers.Request) { seen = r }}, says(429), says(500), says(429), ok)
+		_, _, err := ask(t.Context(), c, "GET", "")
+		require.NoError(t, err)
+		assert.Equal(t, 2, seen.Throttled)
+		assert.Equal(t, 3, seen.Retries)
+	})
+}
+
 func TestNoSecretIsObserved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines strings.Builder

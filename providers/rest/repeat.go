@@ -44,12 +44,11 @@ func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 		}
 	}
-	repeatable, sent := c.repeatable(req.Request), 0
+	repeatable, count := c.repeatable(req.Request), counts{}
 	repeating := retryablehttp.Client{
-		HTTPClient: &http.Client{Transport: sender(c), CheckRedirect: asItIs},
+		HTTPClient: &http.Client{Transport: sender{c.Client, &count}, CheckRedirect: asItIs},
 		RetryMax:   attempts - 1,
 		CheckRetry: func(ctx context.Context, answer *http.Response, err error) (bool, error) {
-			sent++
 			return again(ctx, answer, err, repeatable), nil
 		},
 		Backoff:      backoff,
@@ -63,7 +62,7 @@ func (c repeater) RoundTrip(r *http.Request) (*http.Response, error) {
 	if answer != nil {
 		answer.Request = r // the caller's own, which has no token
 	}
-	c.observe(r, answer, err, time.Since(begin), sent-1)
+	c.observe(r, answer, err, time.Since(begin), count)
 	return answer, err
 }
 
@@ -107,7 +106,13 @@ func backoff(_, _ time.Duration, failed int, answer *http.Response) time.Duratio
 }
 
 // sender sends a request once, and again only while the cloud throttles.
-type sender struct{ *Client }
+type sender struct {
+	*Client
+	count *counts
+}
+
+// counts are of one request.
+type counts struct{ sent, throttled int }
 
 func (c sender) RoundTrip(r *http.Request) (*http.Response, error) {
 	for {
@@ -118,6 +123,7 @@ func (c sender) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 			return nil, err
 		}
+		c.count.sent++
 		answer, err := c.send(r)
 		if err != nil {
 			done("", 0)
@@ -127,6 +133,7 @@ func (c sender) RoundTrip(r *http.Request) (*http.Response, error) {
 		refusal := ""
 		if refused {
 			refusal = "status 429"
+			c.count.throttled++
 		}
 		done(refusal, c.pauseAfter(answer))
 		if !refused {
@@ -195,7 +202,7 @@ func (w whole) Close() error {
 }
 
 // observe reports a request and its outcome, without query, headers and body.
-func (c *Client) observe(r *http.Request, answer *http.Response, err error, took time.Duration, retries int) {
+func (c *Client) observe(r *http.Request, answer *http.Response, err error, took time.Duration, count counts) {
 	if c.cfg.Observe == nil {
 		return
 	}
@@ -207,7 +214,8 @@ func (c *Client) observe(r *http.Request, answer *http.Response, err error, took
 		}
 	}
 	ended := providers.Request{
-		Cloud: c.cfg.Cloud, Method: r.Method, Path: sanitize.Clean(r.URL.EscapedPath(), nil, secrets...), Took: took, Retries: retries,
+		Cloud: c.cfg.Cloud, Method: r.Method, Path: sanitize.Clean(r.URL.EscapedPath(), nil, secrets...), Took: took,
+		Retries: max(0, count.sent-1), Throttled: count.throttled,
 	}
 	if answer != nil {
 		ended.Status = answer.StatusCode
