@@ -111,6 +111,9 @@ func New(cfg Config) (*Driver, error) {
 	if cfg.DefaultFSType == "" {
 		cfg.DefaultFSType = "ext4"
 	}
+	if cfg.Observer == nil {
+		cfg.Observer = func(volume.Event) {}
+	}
 	if cfg.Journal == nil {
 		var err error
 		if cfg.Journal, err = node.OpenJournal(filepath.Join(cfg.StateDir, "journal")); err != nil {
@@ -129,7 +132,7 @@ func New(cfg Config) (*Driver, error) {
 		volumes: make(map[string]*handle), absent: make(map[string]absence),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	d.controller = controller.New(d.ctx, controller.Config{Provider: cfg.Provider, Takeover: cfg.Takeover, Log: cfg.Log})
+	d.controller = controller.New(d.ctx, controller.Config{Provider: cfg.Provider, Takeover: cfg.Takeover, Observer: cfg.Observer, Log: cfg.Log})
 	for _, v := range volumes {
 		d.takeUp(v)
 	}

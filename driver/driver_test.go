@@ -859,31 +859,21 @@ func TestTookCoversTheWaitForAnotherCall(t *testing.T) {
 	})
 }
 
-// phases is an Observer.
-type phases struct {
-	mu   sync.Mutex
-	took map[string]time.Duration // by volume and phase
-}
-
-func (p *phases) Phase(name string, phase volume.Phase, took time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.took[name+" "+string(phase)] += took
-}
-
 func TestAnObserverHearsHowLongEachPhaseTook(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = 7 * time.Second
-		o := &phases{took: map[string]time.Duration{}}
-		l := made(t, a.start(t, func(c *Config) { c.Observer = o; c.Host = &slow{Host: c.Host, format: 3 * time.Second} }), "data")
+		var e events
+		l := made(t, a.start(t, e.observe, func(c *Config) { c.Host = &slow{Host: c.Host, format: 3 * time.Second} }), "data")
 		mustMount(t, l, "data", "1")
-		o.mu.Lock()
-		defer o.mu.Unlock()
+		phases := map[string]time.Duration{} // by volume and phase
+		for _, p := range take[volume.PhaseEnded](&e) {
+			phases[p.Volume+" "+string(p.Phase)] += p.Took
+		}
 		for phase, took := range map[volume.Phase]time.Duration{volume.WaitingForDevice: 7 * time.Second, volume.Formatting: 3 * time.Second, volume.Mounting: 0} {
-			heard, ended := o.took["data "+string(phase)]
+			heard, ended := phases["data "+string(phase)]
 			assert.True(t, ended, phase)
 			assert.Equal(t, took, heard, phase)
 		}
-		assert.NotContains(t, o.took, "data ", "no phase is none")
+		assert.NotContains(t, phases, "data ", "no phase is none")
 	})
 }

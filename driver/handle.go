@@ -64,9 +64,7 @@ func (h *handle) Step(s volume.Step) {
 		return
 	}
 	h.took[was] += h.since.Sub(began)
-	if h.observer != nil {
-		h.observer.Phase(h.Name, was, h.since.Sub(began))
-	}
+	h.observer(volume.PhaseEnded{Volume: h.Name, Phase: was, Took: h.since.Sub(began)})
 }
 
 // Refused implements volume.Progress.

@@ -58,7 +58,9 @@ func (d *Driver) do(ctx context.Context, name string, j job) (string, error) {
 	if id := d.nodeID.Load(); id != nil {
 		about.Node = *id
 	}
-	return r.answer, volume.At(r.err, about)
+	err := volume.At(r.err, about)
+	d.observer(volume.CallEnded{Volume: name, Op: j.op, Took: time.Since(j.called), Err: err})
+	return r.answer, err
 }
 
 type result struct {

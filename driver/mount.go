@@ -19,7 +19,7 @@ import (
 // before the answer.
 func (d *Driver) Mount(ctx context.Context, name, id string) (path string, err error) {
 	return d.do(ctx, name, job{
-		op: volume.Mount, phase: volume.Mounting, keep: idleTTL, joins: true,
+		op: volume.Mount, phase: volume.Reconciling, keep: idleTTL, joins: true,
 		work: d.bringUp,
 		commit: func(ctx context.Context, h *handle) (string, func(), error) {
 			undo, err := d.use(ctx, h, node.Use{Kind: node.Docker, ID: id})

@@ -29,7 +29,10 @@ func (d *Driver) reconcileLoop() {
 			return
 		}
 		// Here, so that no Mount has to fail first. (And not sooner: an engine disables a plugin that ends at once.)
-		if err := d.node.Visible(d.ctx); err != nil && !errors.Is(err, node.ErrNotVisible) {
+		err := d.node.Visible(d.ctx)
+		if errors.Is(err, node.ErrNotVisible) {
+			d.found("", volume.NotVisible)
+		} else if err != nil {
 			d.log.WithError(err).Warn("Whether the engine sees what is mounted cannot be told")
 		}
 	}
@@ -81,7 +84,11 @@ func (d *Driver) reconcile(ctx context.Context, h *handle) {
 	usage, err := h.Usage(ctx, time.Now().Before(h.keptUntil))
 	if err != nil {
 		log.WithError(err).Warn("Whether the volume is in use cannot be told; it is left as it is")
+		d.found(h.Name, volume.Undetermined)
 		return
+	}
+	if usage == node.Abandoned {
+		d.found(h.Name, volume.Abandoned)
 	}
 	switch usage {
 	case node.Used:
@@ -92,7 +99,13 @@ func (d *Driver) reconcile(ctx context.Context, h *handle) {
 	case node.Unused, node.Abandoned:
 		if err := d.release(ctx, h); err != nil {
 			log.WithError(err).Warn("The volume could not be released yet")
+			d.found(h.Name, volume.Unreleased)
 		}
 	case node.Kept, node.Undecided:
 	}
+}
+
+// found tells the observer what a look at the kernel and the cloud has shown of a volume.
+func (d *Driver) found(name string, finding volume.Finding) {
+	d.observer(volume.Found{Volume: name, Finding: finding})
 }

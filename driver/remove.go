@@ -93,6 +93,7 @@ func (d *Driver) releaseUnused(ctx context.Context, h *handle) error {
 		return volume.Fail(volume.InUse, "in use by a process on this node, though no container says so", "see `docker volume inspect` for which, and end it first")
 	case n > 0:
 		h.Log().WithField("id", e.Volume).WithField("ids", e.IDs()).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped, since the volume is removed")
+		d.found(h.Name, volume.Abandoned)
 	}
 	h.AbandonFormat() // not worth finishing
 	return d.release(ctx, h)

@@ -2,6 +2,8 @@ package driver
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -47,6 +49,19 @@ func (d *Driver) Here() []Here {
 	}
 	slices.SortFunc(all, func(a, b Here) int { return cmp.Compare(a.Name, b.Name) })
 	return all
+}
+
+// Identified tells whether the cloud has told which node this is, since the start.
+func (d *Driver) Identified() bool { return d.nodeID.Load() != nil }
+
+// Ready returns why the volumes of this node cannot be mounted now, or nil. It asks the kernel and the state directory, and may have
+// to wait for them; it does not ask the cloud.
+func (d *Driver) Ready(ctx context.Context) error {
+	var identity error
+	if !d.Identified() {
+		identity = errors.New("the cloud has not told yet which node this is")
+	}
+	return errors.Join(identity, d.node.Ready(ctx))
 }
 
 // report is what this node has of the volume, whose entry is e; nil if it has none.

@@ -33,6 +33,7 @@ func (d *Driver) reportAbsent(vol *providers.Volume) error {
 	err := absentError(vol)
 	if !d.noteAbsent(vol, true).settled {
 		d.log.WithField("volume", vol.Name).WithField("id", vol.ID).WithError(err).Error("A disk that this node is said to hold is left attached")
+		d.found(vol.Name, volume.AbsentDisk)
 	}
 	return err
 }
@@ -155,6 +156,7 @@ func (d *Driver) clearPath(ctx context.Context, name string) {
 		}
 		if err := h.Unmount(ctx); err != nil {
 			h.Log().WithError(err).Warn("The mount of a volume that this node does not hold could not be taken away")
+			d.found(name, volume.DeadMount)
 		}
 	})
 }
@@ -175,6 +177,7 @@ func (d *Driver) noteStray(ctx context.Context, h *handle, vol *providers.Volume
 		return false
 	}
 	log.Warn("The cloud says that this node holds the volume, and the journal does not know it")
+	d.found(h.Name, volume.Stray)
 	if err = h.Record(ctx, vol, false); err != nil {
 		log.WithError(err).Error("The journal could not be brought up to date")
 	}

@@ -949,6 +949,9 @@ func (h *fakeHost) Stage(ctx context.Context, dev mount.Device, dir string, spec
 			h.machine.mounts[d.Serial] = s
 		}
 		s.dir, s.size = dir, d.Size
+		if spec.Checked != nil {
+			spec.Checked()
+		}
 		return nil
 	})
 	return "/published/" + dir, err
@@ -1179,6 +1182,10 @@ func (j fakeJournal) Remove(name string) error {
 		delete(j.machine.journal, name)
 		return nil
 	})
+}
+
+func (j fakeJournal) Check() error {
+	return j.do(context.Background(), "journal.check", func() error { return nil })
 }
 
 // container binds the volume's mount into a container, as the engine does after Mount was answered. The container sees what

@@ -25,6 +25,9 @@ type StageSpec struct {
 	UID, GID *int
 	Mode     *os.FileMode
 
+	// Checked, if set, is called when the file system was checked, before it is mounted. It is not if that is mounted already.
+	Checked func()
+
 	// Warn, if set, is called with an error that does not prevent the mount: a file system that could not be grown to its
 	// device. If it is not set, Stage fails with that error.
 	Warn func(error)
@@ -75,6 +78,9 @@ func (h *Host) Stage(ctx context.Context, disk Device, dir string, spec StageSpe
 	options := parseOptions(spec.FSType, spec.MountOptions)
 	if err := checkBeforeMount(ctx, top, spec.FSType, options.readOnly()); err != nil {
 		return "", err
+	}
+	if spec.Checked != nil {
+		spec.Checked()
 	}
 	if err := ctx.Err(); err != nil {
 		return "", fmt.Errorf("device %s is not mounted: %w", top.Path, context.Cause(ctx))

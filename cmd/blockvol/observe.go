@@ -6,19 +6,27 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/plugin/metrics"
 	"github.com/blockvol/blockvol/providers"
 )
 
-// logObserver writes what it is told of into the log, at debug level.
-type logObserver struct{ log *logrus.Logger }
+// observer counts what it is told of, and writes phases and requests into the log, at debug level.
+type observer struct {
+	metrics *metrics.Metrics
+	log     *logrus.Logger
+}
 
-// Phase implements volume.Observer.
-func (o logObserver) Phase(name string, phase volume.Phase, took time.Duration) {
-	o.log.WithFields(logrus.Fields{"volume": name, "phase": phase, "took": took.Round(time.Millisecond)}).Debug("Phase ended")
+// Event is a volume.Observer.
+func (o observer) Event(event volume.Event) {
+	o.metrics.Event(event)
+	if e, is := event.(volume.PhaseEnded); is {
+		o.log.WithFields(logrus.Fields{"volume": e.Volume, "phase": e.Phase, "took": e.Took.Round(time.Millisecond)}).Debug("Phase ended")
+	}
 }
 
 // Request is a providers.Observer.
-func (o logObserver) Request(r providers.Request) {
+func (o observer) Request(r providers.Request) {
+	o.metrics.Request(r)
 	fields := logrus.Fields{"method": r.Method, "path": r.Path, "took": r.Took.Round(time.Millisecond), "retries": r.Retries}
 	if r.Status != 0 {
 		fields["status"] = r.Status

@@ -9,14 +9,15 @@ import (
 	"github.com/stretchr/testify/assert"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/plugin/metrics"
 	"github.com/blockvol/blockvol/providers"
 )
 
 func TestRequestsAndPhasesAreLoggedAtDebugLevelOnly(t *testing.T) {
 	log, logged := logtest.NewNullLogger()
-	o := logObserver{log}
+	o := observer{metrics.New("1.2.3"), log}
 	o.Request(providers.Request{Cloud: "Nimbus"})
-	o.Phase("data", volume.Attaching, time.Second)
+	o.Event(volume.PhaseEnded{Volume: "data", Phase: volume.Attaching, Took: time.Second})
 	assert.Empty(t, logged.AllEntries())
 
 	log.SetLevel(logrus.DebugLevel)
@@ -26,6 +27,6 @@ func TestRequestsAndPhasesAreLoggedAtDebugLevelOnly(t *testing.T) {
 	o.Request(providers.Request{Cloud: "Nimbus", Method: "GET", Path: "/v1/volumes", Problem: "connection refused"})
 	assert.Equal(t, "connection refused", logged.LastEntry().Data["error"])
 	assert.NotContains(t, logged.LastEntry().Data, "status")
-	o.Phase("data", volume.Attaching, time.Second)
+	o.Event(volume.PhaseEnded{Volume: "data", Phase: volume.Attaching, Took: time.Second})
 	assert.Equal(t, logrus.Fields{"volume": "data", "phase": volume.Attaching, "took": time.Second}, logged.LastEntry().Data)
 }

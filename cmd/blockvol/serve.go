@@ -17,6 +17,7 @@ import (
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/plugin/admin"
 	"github.com/blockvol/blockvol/plugin/docker"
+	"github.com/blockvol/blockvol/plugin/metrics"
 )
 
 // options are the flags: where things are on this machine, as this process sees it, and how long a copy-up probe takes.
@@ -85,16 +86,23 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	operators := admin.New(admin.About{
 		Version: buildVersion(), Provider: s.provider, Cluster: s.cluster, Takeover: string(s.takeover),
 	}, log)
+	m := metrics.New(buildVersion())
+	if s.metricsAddress != "" {
+		if err := m.Listen(ctx, s.metricsAddress); err != nil {
+			log.WithError(err).Warn("METRICS_ADDRESS cannot be listened on: metrics are served on the plugin's socket only")
+		}
+	}
 	opened := make(chan func(), 1)
 	volumes := docker.Opening(func() docker.Volumes {
 		volumes, release, err := docker.Volumes(nil), func() {}, wrong
 		if err == nil {
-			volumes, release, err = open(p, s, getenv, stop, operators, log)
+			volumes, release, err = open(p, s, getenv, stop, operators, m, log)
 		}
 		opened <- release
 		switch {
 		case err != nil:
 			operators.Broken(err)
+			m.Broken(err)
 			log.WithError(err).Error("No volumes can be served: each call is answered with the reason")
 			return docker.Broken(err)
 		case s.noCreate != nil:
@@ -103,7 +111,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 		}
 		return volumes
 	})
-	err = docker.New(docker.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Other: operators, Log: log}).Serve(ctx, l)
+	err = docker.New(docker.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Other: m.Before(operators), Log: log}).Serve(ctx, l)
 	select {
 	case release := <-opened:
 		release()
@@ -114,8 +122,8 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	return err
 }
 
-// open creates the driver and what it needs, and lets operators reach it. release ends their work; stop ends this process.
-func open(p options, s settings, getenv func(string) string, stop func(), operators *admin.Server, log *logrus.Logger) (_ docker.Volumes, release func(), _ error) {
+// open creates the driver and what it needs, and lets operators and metrics reach it. release ends their work; stop ends this process.
+func open(p options, s settings, getenv func(string) string, stop func(), operators *admin.Server, m *metrics.Metrics, log *logrus.Logger) (_ docker.Volumes, release func(), _ error) {
 	var undo []func() error
 	release = func() {
 		for _, u := range slices.Backward(undo) {
@@ -142,7 +150,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 	if err != nil {
 		return fail(err)
 	}
-	provider, err := constructors[s.provider].fromEnv(getenv, node, s.cluster, log, logObserver{log}.Request)
+	provider, err := constructors[s.provider].fromEnv(getenv, node, s.cluster, log, observer{m, log}.Request)
 	if err != nil {
 		return fail(fmt.Errorf("provider %s: %w", s.provider, err))
 	}
@@ -155,7 +163,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 	undo = append(undo, host.Close)
 	d, err := driver.New(driver.Config{
 		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
-		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Observer: logObserver{log}, Log: log,
+		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Observer: observer{m, log}.Event, Log: log,
 	})
 	if err != nil {
 		return fail(err)
@@ -172,6 +180,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 		return fail(err)
 	}
 	undo = append(undo, inTime(operators.Close))
+	m.Serve(d)
 	log.WithFields(logrus.Fields{"provider": s.provider, "cluster": s.cluster}).Info("Serving volumes")
 	return d, release, nil
 }

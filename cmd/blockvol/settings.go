@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"regexp"
 	"slices"
 	"strings"
@@ -41,6 +42,7 @@ var generalSettings = []providers.Setting{
 	{Name: "CALL_TIMEOUT", Default: docker.DefaultTimeout.String(), Help: fmt.Sprintf("how long a call of Docker may take, `%s` to `%s`. A mount that takes longer is answered with an error and goes on in the background; the next call joins it", minTimeout, maxTimeout)},
 	{Name: "LOG_LEVEL", Default: "info", Help: "the least severe messages that are logged: " + quoted(logLevels)},
 	{Name: "LOG_FORMAT", Default: "text", Help: "the format of the log: " + quoted(logFormats)},
+	{Name: "METRICS_ADDRESS", Help: "host and port on which [metrics](monitoring.md) are served to anybody who asks, such as `127.0.0.1:9642`. If it is empty, only on the plugin's socket"},
 	{Name: "HTTPS_PROXY", Help: "URL of the proxy to a cloud's API"},
 	{Name: "NO_PROXY", Help: "hosts to which requests go without the proxy, separated by commas"},
 }
@@ -58,6 +60,8 @@ type settings struct {
 	callTimeout   time.Duration
 	logLevel      logrus.Level
 	logJSON       bool
+
+	metricsAddress string // empty: on the plugin's socket only
 
 	noCreate error    // why no volume can be created; existing ones are served
 	warnings []string // wrong settings whose default is used
@@ -114,6 +118,11 @@ func readSettings(getenv func(string) string) (settings, error) {
 	if err != nil || s.callTimeout < minTimeout || s.callTimeout > maxTimeout {
 		refuse("CALL_TIMEOUT", fmt.Sprintf("a time from %s to %s, like %s", minTimeout, maxTimeout, docker.DefaultTimeout))
 		s.callTimeout = docker.DefaultTimeout
+	}
+	s.metricsAddress = value("METRICS_ADDRESS")
+	if _, port, err := net.SplitHostPort(s.metricsAddress); s.metricsAddress != "" && (err != nil || port == "") {
+		refuse("METRICS_ADDRESS", "host:port, like 127.0.0.1:9642")
+		s.metricsAddress = ""
 	}
 	s.warnings = warnings
 	s.noCreate = asError(noCreate)

@@ -19,6 +19,7 @@ import (
 type Config struct {
 	Provider providers.Provider
 	Takeover Takeover // default TakeoverStopped
+	Observer volume.Observer
 	Log      logrus.FieldLogger
 }
 
@@ -28,6 +29,7 @@ type Controller struct {
 	cloud    cloud
 	catalog  *catalog
 	takeover Takeover
+	observer volume.Observer
 	log      logrus.FieldLogger
 
 	mu        sync.Mutex
@@ -41,7 +43,7 @@ func New(life context.Context, cfg Config) *Controller {
 	}
 	cloud := cloud{cfg.Provider}
 	return &Controller{
-		cloud: cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, log: cfg.Log,
+		cloud: cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, observer: cfg.Observer, log: cfg.Log,
 		detaching: make(map[string]asked),
 	}
 }

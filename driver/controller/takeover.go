@@ -76,6 +76,7 @@ func (c *Controller) takeOver(ctx context.Context, vol *providers.Volume, watch 
 		return false, nil
 	}
 	c.log.WithFields(logrus.Fields{"volume": vol.Name, "id": vol.ID, "holder": holder, "evidence": evidence}).Warn("Volume is taken over from the node that holds it")
+	c.observer(volume.TakenOver{Volume: vol.Name, ID: vol.ID, Holder: holder, Evidence: evidence})
 	// The request may wait, or be repeated, below; it is not sent when the evidence has become old.
 	force, cancel := context.WithDeadline(ctx, asked.Add(forceTimeout))
 	defer cancel()

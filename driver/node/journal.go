@@ -117,6 +117,8 @@ type Journal interface {
 	Load() (Loaded, error)
 	Put(e *Entry) error
 	Remove(name string) error
+	// Check returns why no entry can be written now, or nil.
+	Check() error
 }
 
 // Loaded is what a journal holds.
@@ -282,6 +284,15 @@ func (dir journalDir) Remove(name string) error {
 		err = host.SyncDir(string(dir))
 	}
 	if err != nil {
+		return cannotWrite(err)
+	}
+	return nil
+}
+
+// Check implements Journal: it writes a file, which no entry has the name of, as an entry is written.
+func (dir journalDir) Check() error {
+	file := filepath.Join(string(dir), "check")
+	if err := host.ReplaceFile(file, file+partSuffix, []byte("can be written\n"), nil); err != nil {
 		return cannotWrite(err)
 	}
 	return nil

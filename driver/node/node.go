@@ -140,6 +140,15 @@ func (n *Node) Visible(ctx context.Context) error {
 	return &volume.Error{Code: volume.Unavailable, Cause: ErrNotVisible, Advice: "the plugin restarts, try again"}
 }
 
+// Ready returns why volumes cannot be mounted on this node now, or nil: the engine does not see them, or the journal cannot be written.
+func (n *Node) Ready(ctx context.Context) error {
+	seen, err := n.host.Shared(ctx)
+	if err == nil && !seen {
+		err = ErrNotVisible
+	}
+	return errors.Join(err, n.journal.Check())
+}
+
 // HasDevice tells whether the kernel shows a device of that serial.
 func (n *Node) HasDevice(ctx context.Context, serial string) bool {
 	_, err := n.host.Find(ctx, serial)

@@ -68,11 +68,12 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 	if err := v.formatOnce(ctx, vol, dev, &set, cloud, progress); err != nil {
 		return err
 	}
-	progress.Step(volume.Step{Phase: volume.Mounting})
+	progress.Step(volume.Step{Phase: volume.Checking})
 	v.fitted = 0
 	// Nothing is cut short: half an fsck is worse than a late one.
 	path, err := v.node.host.Stage(context.WithoutCancel(ctx), dev, v.dir, mount.StageSpec{
 		FSType: set.FSType, Layout: set.Layout, MountOptions: set.MountOptions, UID: set.UID, GID: set.GID, Mode: set.Mode,
+		Checked: func() { progress.Step(volume.Step{Phase: volume.Mounting}) },
 		Warn: func(err error) {
 			v.fitted = dev.Size // and was told
 			v.Log().WithError(err).Warn("The volume is mounted, but not as it should be")

@@ -1,7 +1,5 @@
 package volume
 
-import "time"
-
 // Phase is what is being done with a volume, for programs: its values do not change. The empty Phase is nothing.
 type Phase string
 
@@ -14,7 +12,8 @@ const (
 	Attaching           Phase = "attaching"             // the cloud is asked to attach the disk
 	WaitingForDevice    Phase = "waiting-for-device"    // the cloud attaches it; its device is not here yet
 	Formatting          Phase = "formatting"            //
-	Mounting            Phase = "mounting"              // the file system is checked, grown and mounted
+	Checking            Phase = "checking"              // the file system is checked
+	Mounting            Phase = "mounting"              // the file system is mounted and grown
 	Unmounting          Phase = "unmounting"            //
 	WaitingForProcesses Phase = "waiting-for-processes" // a process of this node uses the file system
 	Detaching           Phase = "detaching"             // the disk is being detached from this node
@@ -32,10 +31,10 @@ var phaseWords = map[Phase]string{
 	TakingOver:          "being detached from another node",
 	Attaching:           "being attached",
 	WaitingForDevice:    "being attached: waiting for the device",
-	Mounting:            "being checked and mounted",
+	Checking:            "being checked",
 	WaitingForProcesses: "still used by a process of this node",
 	Detaching:           "being detached from this node",
-	Reconciling:         "being checked",
+	Reconciling:         "being looked at",
 	WaitingForSize:      "waiting for the device to show the new size",
 }
 
@@ -44,7 +43,7 @@ func (p Phase) Words() string {
 	if words, special := phaseWords[p]; special {
 		return words
 	}
-	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Releasing: "released", Growing: "grown", Modifying: "changed", Unmounting: "unmounted", Removing: "removed"}[p]
+	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Mounting: "mounted", Releasing: "released", Growing: "grown", Modifying: "changed", Unmounting: "unmounted", Removing: "removed"}[p]
 }
 
 // Step is where work on a volume stands.
@@ -68,11 +67,4 @@ type Progress interface {
 	Step(Step)
 	// Refused tells why the cloud has refused the step for now; it is tried again.
 	Refused(error)
-}
-
-// Observer is told what is being done with volumes and how long it took, for a log, metrics or a command line. Its methods
-// may be called from any number of goroutines.
-type Observer interface {
-	// Phase is called at the end of each phase of a volume. It must return at once, and call nothing of the driver.
-	Phase(name string, phase Phase, took time.Duration)
 }
