@@ -42,7 +42,7 @@ var generalSettings = []providers.Setting{
 	{Name: "CALL_TIMEOUT", Default: docker.DefaultTimeout.String(), Help: fmt.Sprintf("how long a call of Docker may take, `%s` to `%s`. A mount that takes longer is answered with an error and goes on in the background; the next call joins it", minTimeout, maxTimeout)},
 	{Name: "LOG_LEVEL", Default: "info", Help: "the least severe messages that are logged: " + quoted(logLevels)},
 	{Name: "LOG_FORMAT", Default: "text", Help: "the format of the log: " + quoted(logFormats)},
-	{Name: "METRICS_ADDRESS", Help: "host and port on which [metrics](monitoring.md) are served to anybody who asks, such as `127.0.0.1:9642`. If it is empty, only on the plugin's socket"},
+	{Name: "METRICS_ADDRESS", Help: "host and port on which Prometheus metrics and health checks are served to anybody who asks, such as `127.0.0.1:9642`. The plugin's socket has them in any case"},
 	{Name: "HTTPS_PROXY", Help: "URL of the proxy to a cloud's API"},
 	{Name: "NO_PROXY", Help: "hosts to which requests go without the proxy, separated by commas"},
 }

@@ -45,14 +45,15 @@ func problem(s settings, err error) string {
 
 func TestAWrongSettingNamesWhatIsAllowed(t *testing.T) {
 	for name, c := range map[string]struct{ value, says string }{
-		"PROVIDER":       {"abacus", "one of aws, digitalocean, hetzner, linode, local, openstack"},
-		"CLUSTER":        {"two words", "letters, digits"},
-		"TAKEOVER":       {"Always", "one of never, stopped, always"},
-		"DEFAULT_SIZE":   {"much", "like 10, or with a unit"},
-		"DEFAULT_FSTYPE": {"ntfs", "one of btrfs, ext4, xfs"},
-		"CALL_TIMEOUT":   {"2m", "from 1s to 55s"},
-		"LOG_LEVEL":      {"loud", "one of error, warning, info, debug"},
-		"LOG_FORMAT":     {"xml", "one of text, json"},
+		"PROVIDER":        {"abacus", "one of aws, digitalocean, hetzner, linode, local, openstack"},
+		"CLUSTER":         {"two words", "letters, digits"},
+		"TAKEOVER":        {"Always", "one of never, stopped, always"},
+		"DEFAULT_SIZE":    {"much", "like 10, or with a unit"},
+		"DEFAULT_FSTYPE":  {"ntfs", "one of btrfs, ext4, xfs"},
+		"CALL_TIMEOUT":    {"2m", "from 1s to 55s"},
+		"LOG_LEVEL":       {"loud", "one of error, warning, info, debug"},
+		"LOG_FORMAT":      {"xml", "one of text, json"},
+		"METRICS_ADDRESS": {"9642", "host:port"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := readSettings(env(map[string]string{name: c.value}))
@@ -79,6 +80,7 @@ func TestATypingErrorTakesNoVolumesAway(t *testing.T) {
 		{"CALL_TIMEOUT", "2m", false, false},
 		{"LOG_LEVEL", "verbose", false, false},
 		{"LOG_FORMAT", "xml", false, false},
+		{"METRICS_ADDRESS", "9642", false, false},
 	} {
 		s, err := readSettings(env(map[string]string{c.setting: c.value}))
 		assert.Equal(t, c.noVolumes, err != nil, c.setting)

@@ -71,12 +71,17 @@ func (m *Metrics) ready(ctx context.Context) error {
 
 // Listen serves on a TCP address until ctx ends. It returns once it listens. What it is asked there it answers anybody.
 func (m *Metrics) Listen(ctx context.Context, address string) error {
+	_, err := m.listen(ctx, address)
+	return err
+}
+
+func (m *Metrics) listen(ctx context.Context, address string) (net.Addr, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	server := &http.Server{Handler: m, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 5 * time.Minute}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 	go func() { _ = server.Serve(l) }()
-	return nil
+	return l.Addr(), nil
 }
