@@ -17,6 +17,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/plugin/admin"
 )
 
 // TestMain lets the test binary be blockvol: a process of its own, to be started, killed and started again.
@@ -87,20 +89,30 @@ func (p *process) ends() string {
 // call answers as the plugin does, or with the transport's error.
 func (m machine) call(t testing.TB, name, body string) (int, map[string]any, error) {
 	t.Helper()
+	status, text, err := m.ask(t, http.MethodPost, "/VolumeDriver."+name, body)
+	if err != nil {
+		return 0, nil, err
+	}
+	answer := map[string]any{}
+	require.NoError(t, json.Unmarshal([]byte(text), &answer))
+	return status, answer, nil
+}
+
+func (m machine) ask(t testing.TB, method, path, body string) (int, string, error) {
+	t.Helper()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", m.socket())
 	}}
 	defer transport.CloseIdleConnections()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://plugin/VolumeDriver."+name, strings.NewReader(body))
+	r, err := http.NewRequestWithContext(t.Context(), method, "http://plugin"+path, strings.NewReader(body))
 	require.NoError(t, err)
 	resp, err := (&http.Client{Transport: transport}).Do(r)
 	if err != nil {
-		return 0, nil, err
+		return 0, "", err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	answer := map[string]any{}
-	require.NoError(t, json.NewDecoder(resp.Body).Decode(&answer))
-	return resp.StatusCode, answer, nil
+	answer, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(answer), err
 }
 
 func TestServeKnowsItsVolumesAgainAfterKillAndLeavesQuietlyOnSIGTERM(t *testing.T) {
@@ -124,6 +136,21 @@ func TestServeKnowsItsVolumesAgainAfterKillAndLeavesQuietlyOnSIGTERM(t *testing.
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	assert.Empty(t, p.ends())
 	assert.NoFileExists(t, m.socket())
+}
+
+func TestOperatorsAndMetricsAreAnsweredOnThePluginsSocket(t *testing.T) {
+	m := machine{dir: t.TempDir()}
+	m.start(t)
+	volumes, err := admin.NewClient(m.socket()).Volumes(t.Context()) // it waits until volumes are served
+	require.NoError(t, err)
+	assert.Empty(t, volumes)
+	for path, text := range map[string]string{
+		"/healthz": "ok\n", "/metrics": "\nblockvol_serving ", "/other": "there is no call GET /other",
+	} {
+		_, answer, err := m.ask(t, http.MethodGet, path, "")
+		require.NoError(t, err)
+		assert.Contains(t, answer, text)
+	}
 }
 
 // Whatever the umask, and whatever the modes that an earlier version, or an engine, gave to its directories.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -44,13 +45,24 @@ func (o *operator) listVolumes(all []admin.Volume) error {
 	return o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "NOTE"}, rows)
 }
 
-// text is a value of a volume's status, "" if it has none.
+// text is a value of a volume's status for people, "" if it has none.
 func text(v admin.Volume, key string) string {
 	value, has := v.Status[key]
-	if !has {
+	n, isNumber := value.(float64)
+	switch {
+	case !has:
 		return ""
+	case !isNumber:
+		return fmt.Sprint(value)
+	case key == "used":
+		if available, known := v.Status["available"].(float64); known && n+available > 0 {
+			return fmt.Sprintf("%s (%.0f%%)", units.BytesSize(n), 100*n/(n+available))
+		}
+		return units.BytesSize(n)
+	case key == "available":
+		return units.BytesSize(n)
 	}
-	return fmt.Sprint(value)
+	return strconv.FormatFloat(n, 'f', -1, 64) // a large one, too, without an exponent
 }
 
 func age(v admin.Volume) string {

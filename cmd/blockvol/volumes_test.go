@@ -1,0 +1,55 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/plugin/admin"
+	"github.com/blockvol/blockvol/plugin/docker"
+)
+
+// asked returns what a command prints when the plugin gives these answers, by path.
+func asked(t *testing.T, answers map[string]string, args ...string) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "plugin.sock")
+	l, err := docker.Listen(t.Context(), socket)
+	require.NoError(t, err)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write([]byte(answers[r.URL.Path]))
+	}))
+	server.Listener.Close() //nolint:errcheck // it was not used
+	server.Listener = l
+	server.Start()
+	defer server.Close()
+	var out strings.Builder
+	root := command()
+	root.SetArgs(append(args, "--socket="+socket))
+	root.SetOut(&out)
+	require.NoError(t, root.Execute())
+	return out.String()
+}
+
+func TestCommandsShowHowFullAVolumeIs(t *testing.T) {
+	const volume = `{"name": "data", "size_bytes": 21474836480, "status": {"used": 1288490189, "available": 20186346291, "inodes-used": 12345678, "state": "mounted"}}`
+	answers := map[string]string{
+		admin.Root + "volumes":      `{"volumes": [` + volume + `, {"name": "other", "size_bytes": 1073741824, "status": {"state": "detached"}}]}`,
+		admin.Root + "volumes/data": volume,
+		admin.Root + "status":       `{"state": "serving", "volumes": [` + volume + `], "jobs": []}`,
+	}
+	assert.Contains(t, asked(t, answers, "ls"), "data    20GiB   1.2GiB (6%)   mounted\nother   1GiB                  detached\n")
+	assert.Contains(t, asked(t, answers, "status"), "1.2GiB (6%)")
+	shown := asked(t, answers, "inspect", "data")
+	assert.Regexp(t, `(?m)^used +1\.2GiB \(6%\)$`, shown)
+	assert.Regexp(t, `(?m)^available +18\.8GiB$`, shown)
+	assert.Regexp(t, `(?m)^inodes-used +12345678$`, shown)
+	var all admin.Volumes
+	require.NoError(t, json.Unmarshal([]byte(asked(t, answers, "ls", "--json")), &all))
+	assert.InDelta(t, 1288490189, all.Volumes[0].Status["used"], 0, "programs get bytes")
+}
