@@ -142,6 +142,9 @@ func (c cloudFor) AsHolder(ctx context.Context, vol *providers.Volume) (*provide
 // Node is the machine that this process runs on.
 type Node = providers.Node
 
+// Request is a request to the cloud's API, as a providers.Observer is told of it.
+type Request = providers.Request
+
 // Node tells which node this is, as the cloud knows it.
 func (d *Driver) Node(ctx context.Context) (Node, error) { return d.thisNode(ctx) }
 

@@ -79,7 +79,7 @@ func TestSpaceIsNotInTheWayOfAnUnmount(t *testing.T) {
 	}()
 	for range 5 {
 		stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
-		assert.NoError(t, h.Unstage(t.Context(), "vol"))
+		require.NoError(t, h.Unstage(t.Context(), "vol"))
 		d.isFree(h)
 	}
 	close(stop)

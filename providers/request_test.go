@@ -1,4 +1,4 @@
-package providers_test
+package providers
 
 import (
 	"os"
@@ -9,8 +9,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"github.com/blockvol/blockvol/providers"
 )
 
 var (
@@ -33,13 +31,13 @@ func TestCallsOfEveryCloudHaveNoIDs(t *testing.T) {
 				"1", "123456789", "7724db7c-e098-11e5-b522-000f53304e51", "6f70656c0fd84a1e9c1d2c7c6d9f3b5a", "Db",
 				"blockvol:cluster:main", "blockvol%3Acluster%3Amain", "***", "%2e", "a.b", strings.Repeat("deadbeef", 4) + "x",
 			} {
-				r := providers.Request{Method: method, Path: variable.ReplaceAllString(pattern, id)}
+				r := Request{Method: method, Path: variable.ReplaceAllString(pattern, id)}
 				assert.Equal(t, want, r.Call())
 			}
 			routes++
 		}
 	}
 	assert.Greater(t, routes, 60)
-	assert.Equal(t, "DescribeVolumes", providers.Request{Method: "POST", Path: "DescribeVolumes"}.Call())
-	assert.Equal(t, "GET /v4beta/linode/instances", providers.Request{Method: "GET", Path: "/v4beta/linode/instances"}.Call())
+	assert.Equal(t, "DescribeVolumes", Request{Method: "POST", Path: "DescribeVolumes"}.Call())
+	assert.Equal(t, "GET /v4beta/linode/instances", Request{Method: "GET", Path: "/v4beta/linode/instances"}.Call())
 }

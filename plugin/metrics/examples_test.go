@@ -66,7 +66,7 @@ func TestPromtoolAcceptsTheExamplesAndTheMetrics(t *testing.T) {
 		cmd := exec.CommandContext(t.Context(), promtool, check...)
 		cmd.Dir = examples
 		out, err := cmd.CombinedOutput()
-		assert.NoError(t, err, "%s", out)
+		require.NoError(t, err, "%s", out)
 	}
 	_, text := get(t, full(t), "/metrics")
 	lint := exec.CommandContext(t.Context(), promtool, "check", "metrics")

@@ -18,7 +18,6 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/volume"
-	"github.com/blockvol/blockvol/providers"
 )
 
 // Node is what serves the volumes of this node; driver.Driver does.
@@ -108,7 +107,7 @@ func (m *Metrics) served() (Node, error) {
 }
 
 // Request is a providers.Observer.
-func (m *Metrics) Request(r providers.Request) {
+func (m *Metrics) Request(r driver.Request) {
 	code, call := "none", r.Call()
 	if r.Status != 0 {
 		code = strconv.Itoa(r.Status)

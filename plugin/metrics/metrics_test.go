@@ -18,8 +18,6 @@ import (
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
-	"github.com/blockvol/blockvol/mount"
-	"github.com/blockvol/blockvol/providers"
 )
 
 // fixedNode is a Node in a fixed state.
@@ -39,10 +37,13 @@ func (n fixedNode) Ready(ctx context.Context) error {
 }
 
 func mountedVolume(name string) driver.Here {
-	return driver.Here{
+	h := driver.Here{
 		Name: name, ID: "vol-1", State: "mounted", Device: "/dev/sdb", Size: 10 << 30, Uses: []node.Use{{ID: "1"}, {ID: "2"}},
-		Space: mount.Space{Total: 9 << 30, Used: 3 << 30, Available: 5 << 30, Inodes: 1000, InodesUsed: 40}, MeasuredAt: time.Now(),
+		MeasuredAt: time.Now(),
 	}
+	h.Space.Total, h.Space.Used, h.Space.Available = 9<<30, 3<<30, 5<<30
+	h.Space.Inodes, h.Space.InodesUsed = 1000, 40
+	return h
 }
 
 // full has every metric.
@@ -55,8 +56,8 @@ func full(t testing.TB) *Metrics {
 		{Name: "coming", Phase: volume.WaitingForHolder, Since: ago},
 		{Name: "unmeasured", State: "mounted", Size: 1 << 30},
 	}})
-	m.Request(providers.Request{Method: "GET", Path: "/v1/volumes/4711", Status: 200, Took: 300 * time.Millisecond, Retries: 2, Throttled: 1})
-	m.Request(providers.Request{Method: "POST", Path: "DescribeVolumes", Problem: "connection refused"})
+	m.Request(driver.Request{Method: "GET", Path: "/v1/volumes/4711", Status: 200, Took: 300 * time.Millisecond, Retries: 2, Throttled: 1})
+	m.Request(driver.Request{Method: "POST", Path: "DescribeVolumes", Problem: "connection refused"})
 	m.Event(volume.PhaseEnded{Volume: "data", Phase: volume.Attaching, Took: 2 * time.Second})
 	m.Event(volume.CallEnded{Volume: "data", Op: volume.Mount, Took: 3 * time.Second})
 	m.Event(volume.CallEnded{Volume: "data", Op: volume.Remove, Err: volume.Fail(volume.InUse, "in use", "")})
@@ -194,7 +195,7 @@ func thousand() *Metrics {
 	m.Serve(n)
 	for _, path := range []string{"AttachVolume", "DescribeVolumes", "DetachVolume", "CreateVolume", "CreateTags", "DescribeInstances"} {
 		for _, status := range []int{200, 400, 503} {
-			m.Request(providers.Request{Method: "POST", Path: path, Status: status})
+			m.Request(driver.Request{Method: "POST", Path: path, Status: status})
 		}
 	}
 	return m

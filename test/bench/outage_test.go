@@ -132,6 +132,7 @@ func (k *kernel) Grow(context.Context, mount.Device, string) (bool, error) { ret
 func (k *kernel) Space(context.Context, string, mount.Device) (mount.Space, error) {
 	return mount.Space{}, nil
 }
+
 func (k *kernel) Freeze(context.Context, mount.Device, string, time.Duration) (func() error, error) {
 	return nil, errors.ErrUnsupported
 }
