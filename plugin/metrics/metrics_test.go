@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -137,15 +138,16 @@ func TestReadiness(t *testing.T) {
 
 func TestReadinessOfANodeThatHangsIsAnsweredAndAskedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		hangs, asked := make(chan struct{}), 0
+		hangs := make(chan struct{})
+		var asked atomic.Int32
 		m := New("1.2.3")
-		m.Serve(fixedNode{ready: func(context.Context) error { asked++; <-hangs; return nil }})
+		m.Serve(fixedNode{ready: func(context.Context) error { asked.Add(1); <-hangs; return nil }})
 		for range 3 {
 			status, why := get(t, m, "/readyz")
 			assert.Equal(t, http.StatusServiceUnavailable, status)
 			assert.Equal(t, errNoAnswer.Error()+"\n", why)
 		}
-		assert.Equal(t, 1, asked)
+		assert.Equal(t, int32(1), asked.Load())
 		close(hangs)
 		synctest.Wait()
 		status, _ := get(t, m, "/readyz")
