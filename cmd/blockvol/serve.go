@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/plugin/admin"
 	"github.com/blockvol/blockvol/plugin/docker"
@@ -24,6 +25,17 @@ import (
 type options struct {
 	socket, published, state, proc, sysfs string
 	probe                                 time.Duration // the longest copy-up probe
+}
+
+// dirs are the directories whose paths operators are told as the machine has them. What settings say of files in the state
+// directory is meant as the plugin sees it.
+func (o options) dirs() []string {
+	const images = "/data/volumes" // as config.json has it
+	dirs := []string{o.published, images}
+	for _, part := range []string{"journal", "jobs", "lock", "node", "staging"} {
+		dirs = append(dirs, filepath.Join(o.state, part))
+	}
+	return dirs
 }
 
 func serveCommand() *cobra.Command {
@@ -70,7 +82,8 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	defer stop()
 
 	s, wrong := readSettings(getenv)
-	log := newLogger(s)
+	paths := host.NewPaths(p.proc, p.dirs()...)
+	log := newLogger(s, paths)
 	l, err := docker.Listen(ctx, p.socket)
 	if err != nil {
 		return err
@@ -85,7 +98,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	}
 	operators := admin.New(admin.About{
 		Version: buildVersion(), Provider: s.provider, Cluster: s.cluster, Takeover: string(s.takeover),
-	}, log)
+	}, paths, log)
 	m := metrics.New(buildVersion())
 	if s.metricsAddress != "" {
 		if err := m.Listen(ctx, s.metricsAddress); err != nil {
@@ -111,7 +124,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 		}
 		return volumes
 	})
-	err = docker.New(docker.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Other: m.Before(operators), Log: log}).Serve(ctx, l)
+	err = docker.New(docker.Config{Volumes: volumes, Published: p.published, Timeout: s.callTimeout, Paths: paths, Other: m.Before(operators), Log: log}).Serve(ctx, l)
 	select {
 	case release := <-opened:
 		release()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/host"
 )
 
 // fakeDriver answers as it is told.
@@ -103,7 +104,7 @@ func listen(t *testing.T, socket string, s *Server) (end func()) {
 // start starts a life of the plugin whose files are in dir.
 func start(t *testing.T, dir string, d Driver) *life {
 	t.Helper()
-	s := New(About{Version: "v1", Provider: "local", Cluster: "main"}, quiet())
+	s := New(About{Version: "v1", Provider: "local", Cluster: "main"}, host.Paths{}, quiet())
 	socket := filepath.Join(dir, "s")
 	closing := listen(t, socket, s)
 	require.NoError(t, s.Serve(d, filepath.Join(dir, "jobs")))
@@ -143,7 +144,7 @@ func TestErrorsKeepTheirCodeAndAdvice(t *testing.T) {
 
 func TestAPluginThatDoesNotServeSaysWhy(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	s := New(About{}, quiet())
+	s := New(About{}, host.Paths{}, quiet())
 	t.Cleanup(listen(t, socket, s))
 	c := NewClient(socket)
 	status, err := c.Status(t.Context())
@@ -307,7 +308,7 @@ func TestTheSocketIsFound(t *testing.T) {
 	require.ErrorContains(t, err, "no blockvol runs on this machine")
 	for i, dir := range []string{"plugins/" + strings.Repeat("0123456789abcdef", 4), "plugins"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(runtime, dir), 0o700))
-		s := New(About{Provider: "local", Cluster: fmt.Sprint("c", i)}, quiet())
+		s := New(About{Provider: "local", Cluster: fmt.Sprint("c", i)}, host.Paths{}, quiet())
 		t.Cleanup(listen(t, filepath.Join(runtime, dir, "blockvol.sock"), s))
 		c, err := Find(t.Context(), runtime)
 		if i == 1 {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/host"
 )
 
 // Root is the beginning of every path, with the version of the API.
@@ -22,7 +23,7 @@ type Volume struct {
 	ID         string     `json:"id"`                   // the cloud's
 	Size       int64      `json:"size_bytes"`           // of the disk
 	CreatedAt  *time.Time `json:"created_at,omitempty"` // missing if the cloud does not tell
-	Mountpoint string     `json:"mountpoint,omitempty"` // on this node, as the plugin sees it
+	Mountpoint string     `json:"mountpoint,omitempty"` // on this node
 
 	// Status is what docker volume inspect shows; docs/operations.md lists its keys.
 	Status map[string]any `json:"status"`
@@ -38,8 +39,8 @@ type Jobs struct {
 	Jobs []Job `json:"jobs"`
 }
 
-func toVolume(info driver.Info) Volume {
-	v := Volume{Name: info.Name, ID: info.ID, Size: info.Size, Mountpoint: info.Mountpoint, Status: info.Status}
+func toVolume(info driver.Info, paths host.Paths) Volume {
+	v := Volume{Name: info.Name, ID: info.ID, Size: info.Size, Mountpoint: paths.In(info.Mountpoint), Status: paths.InAll(info.Status)}
 	if !info.CreatedAt.IsZero() {
 		at := info.CreatedAt.UTC()
 		v.CreatedAt = &at
@@ -134,9 +135,9 @@ func (e *Error) Error() string {
 // Is makes an Error match its code.
 func (e *Error) Is(target error) bool { return target == error(e.Code) }
 
-func toError(err error) *Error {
+func toError(err error, paths host.Paths) *Error {
 	e := volume.At(err, volume.Error{}).(*volume.Error) //nolint:errorlint,forcetypeassert // At returns no other
-	return &Error{Code: e.Code, Message: e.Cause.Error(), Advice: e.Advice, Volume: e.Volume, ID: e.ID, Node: e.Node}
+	return &Error{Code: e.Code, Message: paths.In(e.Cause.Error()), Advice: paths.In(e.Advice), Volume: e.Volume, ID: e.ID, Node: e.Node}
 }
 
 // statusOf is HTTP's word for a kind of error.

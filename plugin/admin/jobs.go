@@ -33,6 +33,7 @@ const jobVersion = 1
 type jobs struct {
 	dir    string
 	driver Driver
+	paths  host.Paths
 	log    logrus.FieldLogger
 
 	life  context.Context // ends with close
@@ -51,7 +52,7 @@ type file struct {
 }
 
 // openJobs reads the jobs in dir and continues those that have not ended.
-func openJobs(dir string, d Driver, log logrus.FieldLogger) (*jobs, error) {
+func openJobs(dir string, d Driver, paths host.Paths, log logrus.FieldLogger) (*jobs, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("the directory of jobs cannot be made: %w", err)
 	}
@@ -59,7 +60,7 @@ func openJobs(dir string, d Driver, log logrus.FieldLogger) (*jobs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the directory of jobs cannot be read: %w", err)
 	}
-	j := &jobs{dir: dir, driver: d, log: log, all: make(map[string]*Job), changed: make(chan struct{})}
+	j := &jobs{dir: dir, driver: d, paths: paths, log: log, all: make(map[string]*Job), changed: make(chan struct{})}
 	j.life, j.end = context.WithCancel(context.Background())
 	for _, entry := range entries {
 		id, isJob := strings.CutSuffix(entry.Name(), ".json")
@@ -195,7 +196,7 @@ func (j *jobs) finish(job *Job, outcome string, err error) {
 	ended := time.Now().UTC()
 	job.State, job.Phase, job.Message, job.Ended = Done, "", outcome, &ended
 	if err != nil {
-		job.State, job.Error = Failed, toError(err)
+		job.State, job.Error = Failed, toError(err, j.paths)
 		log.WithError(err).Warnf("The job failed: %s", job.Kind)
 	}
 	j.tell(job)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/host"
 )
 
 // Driver is what stands behind the API.
@@ -37,6 +38,7 @@ const (
 // Server answers operators' calls. Until Serve it answers that the plugin starts.
 type Server struct {
 	about About
+	paths host.Paths // translates paths in answers
 	log   logrus.FieldLogger
 	mux   *http.ServeMux
 
@@ -47,8 +49,8 @@ type Server struct {
 }
 
 // New makes a Server.
-func New(about About, log logrus.FieldLogger) *Server {
-	s := &Server{about: about, log: log, opened: make(chan struct{})}
+func New(about About, paths host.Paths, log logrus.FieldLogger) *Server {
+	s := &Server{about: about, paths: paths, log: log, opened: make(chan struct{})}
 	s.mux = s.routes()
 	return s
 }
@@ -56,7 +58,7 @@ func New(about About, log logrus.FieldLogger) *Server {
 // Serve begins to answer from d, and continues the jobs that are in dir, a directory of the host. It is called once, or Broken is.
 // Errors: the directory cannot be used.
 func (s *Server) Serve(d Driver, dir string) error {
-	j, err := openJobs(dir, d, s.log)
+	j, err := openJobs(dir, d, s.paths, s.log)
 	if err != nil {
 		return err
 	}
@@ -132,7 +134,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, answer func(*http
 	result, err := s.answer(r.WithContext(ctx), answer)
 	status := http.StatusOK
 	if err != nil {
-		e := toError(err)
+		e := toError(err, s.paths)
 		result, status = struct {
 			Error *Error `json:"error"`
 		}{e}, statusOf(e.Code)
@@ -163,12 +165,12 @@ func (s *Server) status(r *http.Request) (any, error) {
 		return status, nil
 	}
 	if s.broken != nil {
-		status.State, status.Problem = Broken, s.broken.Error()
+		status.State, status.Problem = Broken, s.paths.In(s.broken.Error())
 		return status, nil
 	}
 	status.State = Serving
 	for _, info := range s.driver.Attached() {
-		status.Volumes = append(status.Volumes, toVolume(info))
+		status.Volumes = append(status.Volumes, toVolume(info, s.paths))
 	}
 	for _, job := range s.jobs.list() {
 		if job.State == Running {
@@ -195,7 +197,7 @@ func (s *Server) volumes(r *http.Request) (any, error) {
 	}
 	all := make([]Volume, len(infos))
 	for i, info := range infos {
-		all[i] = toVolume(info)
+		all[i] = toVolume(info, s.paths)
 	}
 	return Volumes{all}, nil
 }
@@ -208,7 +210,7 @@ func (s *Server) volume(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return toVolume(info), nil
+	return toVolume(info, s.paths), nil
 }
 
 func (s *Server) release(r *http.Request) (any, error) {

@@ -50,8 +50,8 @@ var calls = []call{
 	}},
 	{"Get", fields{name: true}, func(s *Server, ctx context.Context, r request) (any, error) {
 		info, err := s.volumes.Get(ctx, r.Name)
-		// An engine shows this mountpoint as it is, so an empty one may stay.
-		v := &protocol.Volume{Name: info.Name, Mountpoint: info.Mountpoint, Status: info.Status}
+		// An engine shows this mountpoint as it is, so it is the machine's, and an empty one may stay.
+		v := &protocol.Volume{Name: info.Name, Mountpoint: s.paths.In(info.Mountpoint), Status: s.paths.InAll(info.Status)}
 		if !info.CreatedAt.IsZero() {
 			v.CreatedAt = info.CreatedAt.UTC().Format(time.RFC3339)
 		}
@@ -137,7 +137,7 @@ func (s *Server) serve(c call, w http.ResponseWriter, r *http.Request) {
 	if breaks {
 		panic(http.ErrAbortHandler)
 	}
-	write(w, http.StatusInternalServerError, problem(sentence(c.name, err)))
+	write(w, http.StatusInternalServerError, problem(errors.New(s.paths.In(sentence(c.name, err).Error()))))
 }
 
 // sentence is an error as an engine shows it. What was asked for the engine says itself, but for the volume that is mounted.

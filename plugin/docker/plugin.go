@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/internal/host"
 )
 
 // Volumes is what stands behind the protocol. Its calls come from several goroutines at once; their contexts end at the
@@ -53,6 +54,7 @@ type Config struct {
 	Published string        // the directory in which volumes are mounted, as Volumes names it
 	Timeout   time.Duration // for each call; 0 is DefaultTimeout
 	Grace     time.Duration // for calls in flight at the end of Serve; 0 is DefaultGrace
+	Paths     host.Paths    // translates paths in answers for people
 	Other     http.Handler  // for paths that are not Docker's; nil if there are none
 	Log       logrus.FieldLogger
 }
@@ -63,6 +65,7 @@ type Server struct {
 	nowhere string
 	timeout time.Duration
 	grace   time.Duration
+	paths   host.Paths
 	other   http.Handler
 	log     logrus.FieldLogger
 }
@@ -77,6 +80,7 @@ func New(cfg Config) *Server {
 		nowhere: filepath.Join(cfg.Published, ".not-mounted"),
 		timeout: cfg.Timeout,
 		grace:   cfg.Grace,
+		paths:   cfg.Paths,
 		other:   cfg.Other,
 		log:     cfg.Log,
 	}

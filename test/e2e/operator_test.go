@@ -20,6 +20,10 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 	startWriter(t, e, "db")
 	assert.Regexp(t, `(?m)^db +300MiB +mounted`, operate(t, e, 0, "ls"))
 	assert.Regexp(t, `(?m)^db +vol-\w+ +300MiB +mounted +/dev/loop\d+ +1$`, operate(t, e, 0, "status"))
+	mountpoint := e.Docker("volume", "inspect", "--format", "{{.Mountpoint}}", "db")
+	assert.Equal(t, "log", e.Run("ls", mountpoint), "paths are the host's")
+	assert.Regexp(t, "(?m)^mountpoint +"+mountpoint+"$", operate(t, e, 0, "inspect", "db"))
+	assert.Regexp(t, "(?m)^image +"+e.Volumes+"/disks/vol-", operate(t, e, 0, "inspect", "db"))
 	assert.Contains(t, operate(t, e, 4, "release", "db"), "in use by 1 container(s) on this node")
 
 	// A resize goes on through a restart of the plugin, and its client with it. The kills are spread over its time.
