@@ -118,7 +118,7 @@ func TestVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 			_, err = there.Try("volume", "rm", name)
 			require.Error(t, err, "or removed")
 			awaitLines(t, here.Engine, 10)
-			assert.Regexp(t, "(?m)^"+name+` +10GiB +mounted +`+here.id, operate(t, here.Engine, 0, "ls"))
+			assert.Regexp(t, "(?m)^"+name+` +10GiB +(?:\S+ \(\d+%\) +)?mounted +`+here.id, operate(t, here.Engine, 0, "ls"))
 			assert.Regexp(t, "(?m)^"+name+` +10GiB +attached +`+here.id, operate(t, there.Engine, 0, "ls"))
 			resized := a.resize(t, here, name)
 

@@ -18,8 +18,8 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 	assert.Regexp(t, `(?m)^state +serving$`, operate(t, e, 0, "status"))
 
 	startWriter(t, e, "db")
-	assert.Regexp(t, `(?m)^db +300MiB +mounted`, operate(t, e, 0, "ls"))
-	assert.Regexp(t, `(?m)^db +vol-\w+ +300MiB +mounted +/dev/loop\d+ +1$`, operate(t, e, 0, "status"))
+	assert.Regexp(t, `(?m)^db +300MiB +(?:\S+ \(\d+%\) +)?mounted`, operate(t, e, 0, "ls"))
+	assert.Regexp(t, `(?m)^db +vol-\w+ +300MiB +(?:\S+ \(\d+%\) +)?mounted +/dev/loop\d+ +1$`, operate(t, e, 0, "status"))
 	mountpoint := e.Docker("volume", "inspect", "--format", "{{.Mountpoint}}", "db")
 	assert.Equal(t, "log", e.Run("ls", mountpoint), "paths are the host's")
 	assert.Regexp(t, "(?m)^mountpoint +"+mountpoint+"$", operate(t, e, 0, "inspect", "db"))
