@@ -304,8 +304,10 @@ func TestOldJobsAreForgotten(t *testing.T) {
 
 func TestTheSocketIsFound(t *testing.T) {
 	runtime := t.TempDir()
-	_, err := Find(t.Context(), runtime)
-	require.ErrorContains(t, err, "no blockvol runs on this machine")
+	soon, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err := Find(soon, runtime)
+	require.ErrorContains(t, err, "no blockvol runs on this machine: there is no socket in "+runtime)
 	for i, dir := range []string{"plugins/" + strings.Repeat("0123456789abcdef", 4), "plugins"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(runtime, dir), 0o700))
 		s := New(About{Provider: "local", Cluster: fmt.Sprint("c", i)}, host.Paths{}, quiet())

@@ -47,8 +47,25 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 }
 
 // Find returns a Client of the one plugin of this machine: a managed one, or a daemon. runtime is the engine's runtime directory,
-// "/run/docker". Errors: none listens, or several do, or this user may not see.
+// "/run/docker". It waits a little for one that restarts, of which an engine has no socket for a moment. Errors: none listens, or
+// several do, or this user may not see.
 func Find(ctx context.Context, runtime string) (*Client, error) {
+	for begun := time.Now(); ; {
+		c, err := find(ctx, runtime)
+		if !errors.Is(err, errNone) || time.Since(begun) > restarting {
+			return c, err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+var errNone = errors.New("no blockvol runs on this machine")
+
+func find(ctx context.Context, runtime string) (*Client, error) {
 	plugins := filepath.Join(runtime, "plugins")
 	daemon := filepath.Join(plugins, "blockvol.sock")
 	managed, err := filepath.Glob(filepath.Join(plugins, "*", "blockvol.sock"))
@@ -78,13 +95,13 @@ func Find(ctx context.Context, runtime string) (*Client, error) {
 		return nil, volume.Fail(volume.Invalid, "several blockvol plugins run on this machine: "+strings.Join(names, ", "), "choose one with --socket")
 	case errors.Is(errors.Join(problems...), fs.ErrPermission):
 		return nil, volume.Fail(volume.Unavailable, "only root may talk to blockvol", "run this command with sudo")
-	case len(problems) > 0 && len(managed) == 1:
-		return NewClient(managed[0]), nil // it is restarting
 	case len(problems) > 0:
-		return nil, errors.Join(problems...)
+		return nil, &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("%w: %w", errNone, errors.Join(problems...))}
 	}
-	return nil, volume.Fail(volume.Unavailable, fmt.Sprintf("no blockvol runs on this machine: there is no socket in %s", plugins),
-		"install or enable the plugin, run this command as root, or name its socket with --socket")
+	return nil, &volume.Error{
+		Code: volume.Unavailable, Cause: fmt.Errorf("%w: there is no socket in %s", errNone, plugins),
+		Advice: "install or enable the plugin, run this command as root, or name its socket with --socket",
+	}
 }
 
 // Status tells about the node.

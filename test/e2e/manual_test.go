@@ -75,7 +75,7 @@ func (r *reader) follow(line string) {
 	case slices.ContainsFunc(elsewhere, func(prefix string) bool { return strings.HasPrefix(line, prefix) }):
 	case strings.HasPrefix(line, "make "):
 		// What is built is there. TestFurtherFlagsAreTakenAsArgs and others install as `make install` does, over and over.
-		out, err := exec.Command("sh", "-ec", "cd ../..; "+strings.Replace(line, "make ", "make --dry-run ", 1)).CombinedOutput()
+		out, err := exec.Command("sh", "-ec", "cd ../..; "+strings.Replace(line, "make ", "make --no-print-directory --dry-run ", 1)).CombinedOutput()
 		require.NoError(r.t, err, "%s: %s", line, out)
 		if strings.HasPrefix(line, "make install") {
 			install := string(out)[strings.LastIndex(string(out), "scripts/install"):]
