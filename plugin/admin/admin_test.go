@@ -198,10 +198,10 @@ func TestAJobGoesOnAfterARestart(t *testing.T) {
 	require.NoError(t, err)
 	<-d.at
 	var after Job
-	awaited := make(chan error)
+	awaited, client := make(chan error), l.Client
 	go func() {
 		var err error
-		after, err = l.Await(context.WithoutCancel(t.Context()), job, func(Job) {})
+		after, err = client.Await(context.WithoutCancel(t.Context()), job, func(Job) {})
 		awaited <- err
 	}()
 	l.end()
