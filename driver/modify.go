@@ -72,7 +72,7 @@ func (d *Driver) growTo(ctx context.Context, name string, vol *providers.Volume,
 			return h.Grow(ctx)
 		},
 	})
-	return grown && err == nil, err
+	return err == nil && grown, err // with an error the job may still be at it
 }
 
 // sizeTimeout is how long a device may take to show the size that the cloud says its disk has.

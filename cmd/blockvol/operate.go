@@ -78,7 +78,7 @@ func (o *operator) command(use, short string, args cobra.PositionalArgs, do func
 		Use: use, Short: short,
 		Args: func(cmd *cobra.Command, a []string) error {
 			if err := args(cmd, a); err != nil {
-				return fmt.Errorf("%w: %w; see blockvol %s --help", errUsage, err, cmd.Name())
+				return wrongUse(cmd, err)
 			}
 			return nil
 		},
@@ -92,6 +92,10 @@ func (o *operator) command(use, short string, args cobra.PositionalArgs, do func
 			return do(a)
 		},
 	}
+}
+
+func wrongUse(cmd *cobra.Command, err error) error {
+	return fmt.Errorf("%w: %w; see blockvol %s --help", errUsage, err, cmd.Name())
 }
 
 func (o *operator) connect() (*admin.Client, error) {
@@ -112,9 +116,7 @@ func addOperatorCommands(root *cobra.Command) {
 		f.StringVar(&o.runtime, "engine-runtime", cmp.Or(os.Getenv("BLOCKVOL_ENGINE_RUNTIME"), "/run/docker"), "the engine's runtime directory (its exec-root), where the socket is looked for")
 		f.BoolVar(&o.json, "json", false, "print JSON, as docs/api.md describes it")
 		f.BoolVarP(&o.quiet, "quiet", "q", false, "print names only, and no progress")
-		cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-			return fmt.Errorf("%w: %w; see blockvol %s --help", errUsage, err, cmd.Name())
-		})
+		cmd.SetFlagErrorFunc(wrongUse)
 		root.AddCommand(cmd)
 	}
 }
@@ -132,15 +134,15 @@ func (o *operator) print(value any) (bool, error) {
 
 // table writes rows in columns. Columns in which no row has anything are left out.
 func (o *operator) table(header []string, rows [][]string) error {
+	used := make([]bool, len(header))
+	for column := range header {
+		used[column] = len(rows) == 0 || slices.ContainsFunc(rows, func(row []string) bool { return row[column] != "" })
+	}
 	w := tabwriter.NewWriter(o.out, 0, 0, 3, ' ', 0)
 	for _, row := range append([][]string{header}, rows...) {
 		var cells []string
 		for column, cell := range row {
-			used := false
-			for _, r := range rows {
-				used = used || r[column] != ""
-			}
-			if used || len(rows) == 0 {
+			if used[column] {
 				cells = append(cells, cell)
 			}
 		}
@@ -169,9 +171,6 @@ func (o *operator) confirm(what string) error {
 func (o *operator) do(r admin.Request) error {
 	r.ID = admin.NewID()
 	job, err := o.client.Start(o.ctx, r)
-	if errors.Is(err, volume.Unavailable) && o.ctx.Err() == nil {
-		job, err = o.client.Start(o.ctx, r) // the answer may be what was lost
-	}
 	if err != nil {
 		return err
 	}
