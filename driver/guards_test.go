@@ -284,6 +284,23 @@ func TestAVolumeThatTheEngineIsFillingIsNotReleased(t *testing.T) {
 	})
 }
 
+func TestWhatTheKernelStillWritesForADeadContainerDoesNotKeepItsVolume(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		mounted(t, a.start(t), "data", "1")
+		time.Sleep(2 * reconcileEvery)
+		a.containerEnds("1") // and no Unmount comes
+		for range (unbackedTimeout + 3*reconcileEvery) / time.Second {
+			time.Sleep(time.Second)
+			w.mu.Lock()
+			if s := a.mounts["serial-1"]; s != nil {
+				s.activity++
+			}
+			w.mu.Unlock()
+		}
+		assert.Empty(t, w.holder("data"))
+	})
+}
+
 func TestADiskThatHasAnotherNameNowIsNotAttachedBeforeItIsReleasedUnderTheOldOne(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la, lb := a.start(t), b.start(t)

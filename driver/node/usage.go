@@ -39,7 +39,7 @@ func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
 	why := "No container has the volume mounted, and no Unmount came"
 	switch {
 	case used:
-		v.unbackedSince = time.Time{}
+		v.unbackedSince, v.backed = time.Time{}, true
 		return Used, nil
 	case len(e.Uses) == 0:
 		switch {
@@ -52,7 +52,7 @@ func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
 		return Unused, nil
 	case v.isOrphaned(ctx):
 		why = "The volume's mount was taken away, as an engine does that starts after a crash, and no container has it"
-	case v.isActive(), v.unbackedSince.IsZero():
+	case v.isActive() && !v.backed, v.unbackedSince.IsZero(): // the kernel writes for minutes what a dead container left
 		v.unbackedSince = time.Now()
 		return Undecided, nil
 	case time.Since(v.unbackedSince) < unbackedTimeout:

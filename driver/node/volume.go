@@ -22,6 +22,7 @@ type Volume struct {
 	dir  string // its directory under the published one
 
 	unbackedSince time.Time // since when no container's mount backs its uses
+	backed        bool      // whether a container's mount has been seen since the last use began: nothing fills it from an image then
 	activity      string    // what the device had done when it was last looked at
 	fitted        int64     // the size of the device, in bytes, when its file system was last seen to fill it, or could not be made to
 
@@ -174,7 +175,7 @@ func (v *Volume) Use(use Use) (undo func(), err error) {
 		v.set(func() { v.become(unsaved) }) // the caller takes the error for "not mounted"
 		return nil, err
 	}
-	v.unbackedSince = time.Time{}
+	v.unbackedSince, v.backed = time.Time{}, false
 	return func() {
 		if !before.Has(use) { // else an earlier answer stands
 			v.reduce(before)

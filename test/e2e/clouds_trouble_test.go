@@ -108,8 +108,7 @@ func TestCloudProblemsAreReportedAndLoseNothing(t *testing.T) {
 			s.setClock(0)
 
 			t.Log("deleted volume")
-			s.deleteUnseen(t, "gone")
-			_, err := s.Try("start", "--attach", "user")
+			err := s.startDeleted(t, "user", "gone")
 			s.assertSentence(t, err, `VolumeDriver.Mount: `+want.deleted+` (volume "gone", …node `+s.id+`); if nobody has removed it, see the cloud's own records for who deleted its disk`)
 			assert.ElementsMatch(t, []string{"db", "busy"}, s.disks(), "no other volume replaces it")
 			s.eventuallyReleased()
@@ -289,6 +288,23 @@ func (s *troubled) disks() (names []string) {
 		names = append(names, name)
 	}
 	return names
+}
+
+// startDeleted starts a container whose volume is deleted in the cloud, and returns Docker's error. On a slow machine the plugin may
+// have asked the cloud again before the Mount; then Docker makes no Mount, and the volume is created and deleted anew.
+func (s *troubled) startDeleted(t *testing.T, container, volume string) error {
+	t.Helper()
+	for range 5 {
+		s.deleteUnseen(t, volume)
+		_, err := s.Try("start", "--attach", container)
+		if err == nil || !strings.Contains(err.Error(), "get "+volume+": no such volume") {
+			return err
+		}
+		t.Log("Docker learned of it before it asked for a Mount")
+		s.Docker("volume", "create", "--driver", "blockvol", "--opt", "size=10GiB", volume)
+	}
+	t.Fatal("Docker never asked for a Mount")
+	return nil
 }
 
 // deleteUnseen deletes a volume in the cloud right after the cloud has returned it to the plugin.

@@ -232,6 +232,12 @@ func (e *Engine) logFile() string { return filepath.Join(e.Dir, "dockerd.log") }
 // Eventually waits until check returns nil.
 func (e *Engine) Eventually(what string, check func() error) {
 	e.t.Helper()
+	e.EventuallyWithin(timeout, what, check)
+}
+
+// EventuallyWithin is Eventually, for what takes long by design.
+func (e *Engine) EventuallyWithin(timeout time.Duration, what string, check func() error) {
+	e.t.Helper()
 	deadline := time.Now().Add(timeout)
 	for {
 		err := check()

@@ -434,7 +434,7 @@ var guards = []guard{
 	// Uses that nobody ended.
 	{
 		protects: "mount IDs are not dropped while the engine fills a new volume", file: "driver/node/usage.go",
-		code: `case v.isActive(), v.unbackedSince.IsZero():`, without: `case v.unbackedSince.IsZero():`,
+		code: `case v.isActive() && !v.backed, v.unbackedSince.IsZero():`, without: `case v.unbackedSince.IsZero():`,
 	},
 	{
 		protects: "mount IDs are not dropped before the container's own mount can be there", file: "driver/node/usage.go",
