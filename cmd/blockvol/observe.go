@@ -6,19 +6,22 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/plugin/admin"
 	"github.com/blockvol/blockvol/plugin/metrics"
 	"github.com/blockvol/blockvol/providers"
 )
 
-// observer counts what it is told of, and writes phases and requests into the log, at debug level.
+// observer counts what it is told of, remembers it for operators, and writes phases and requests into the log, at debug level.
 type observer struct {
-	metrics *metrics.Metrics
-	log     *logrus.Logger
+	metrics   *metrics.Metrics
+	operators *admin.Server
+	log       *logrus.Logger
 }
 
 // Event is a volume.Observer.
 func (o observer) Event(event volume.Event) {
 	o.metrics.Event(event)
+	o.operators.Event(event)
 	if e, is := event.(volume.PhaseEnded); is {
 		o.log.WithFields(logrus.Fields{"volume": e.Volume, "phase": e.Phase, "took": e.Took.Round(time.Millisecond)}).Debug("Phase ended")
 	}

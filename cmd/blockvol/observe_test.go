@@ -9,13 +9,15 @@ import (
 	"github.com/stretchr/testify/assert"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/host"
+	"github.com/blockvol/blockvol/plugin/admin"
 	"github.com/blockvol/blockvol/plugin/metrics"
 	"github.com/blockvol/blockvol/providers"
 )
 
 func TestRequestsAndPhasesAreLoggedAtDebugLevelOnly(t *testing.T) {
 	log, logged := logtest.NewNullLogger()
-	o := observer{metrics.New("1.2.3"), log}
+	o := observer{metrics.New("1.2.3"), admin.New(admin.About{}, host.Paths{}, log), log}
 	o.Request(providers.Request{Cloud: "Nimbus"})
 	o.Event(volume.PhaseEnded{Volume: "data", Phase: volume.Attaching, Took: time.Second})
 	assert.Empty(t, logged.AllEntries())

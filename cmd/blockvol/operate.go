@@ -109,7 +109,7 @@ func (o *operator) connect() (*admin.Client, error) {
 func addOperatorCommands(root *cobra.Command) {
 	o := &operator{}
 	for _, cmd := range []*cobra.Command{
-		o.lsCommand(), o.inspectCommand(), o.statusCommand(), o.resizeCommand(), o.modifyCommand(), o.releaseCommand(), o.jobsCommand(), o.waitCommand(),
+		o.lsCommand(), o.inspectCommand(), o.statusCommand(), o.resizeCommand(), o.modifyCommand(), o.releaseCommand(), o.adoptCommand(), o.retainCommand(), o.forgetCommand(), o.rmCommand(), o.eventsCommand(), o.jobsCommand(), o.waitCommand(),
 	} {
 		f := cmd.Flags()
 		f.StringVar(&o.socket, "socket", os.Getenv("BLOCKVOL_SOCKET"), "the plugin's socket (default: found by itself, or BLOCKVOL_SOCKET)")

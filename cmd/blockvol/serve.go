@@ -163,7 +163,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 	if err != nil {
 		return fail(err)
 	}
-	provider, err := constructors[s.provider].fromEnv(getenv, node, s.cluster, log, observer{m, log}.Request)
+	provider, err := constructors[s.provider].fromEnv(getenv, node, s.cluster, log, observer{m, operators, log}.Request)
 	if err != nil {
 		return fail(fmt.Errorf("provider %s: %w", s.provider, err))
 	}
@@ -176,7 +176,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 	undo = append(undo, host.Close)
 	d, err := driver.New(driver.Config{
 		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
-		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Observer: observer{m, log}.Event, Log: log,
+		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Observer: observer{m, operators, log}.Event, Log: log,
 	})
 	if err != nil {
 		return fail(err)

@@ -86,6 +86,20 @@ func (c *Controller) Remove(ctx context.Context, vol *providers.Volume) error {
 	return nil
 }
 
+// Retain records with the cloud that the disk is kept when the volume is removed.
+func (c *Controller) Retain(ctx context.Context, name string) error {
+	vol, err := c.Find(ctx, name)
+	if err != nil || volume.SettingsOf(vol.Record).Reclaim == volume.ReclaimRetain {
+		return err
+	}
+	if err := c.cloud.mark(ctx, vol.ID, volume.KeyReclaim, string(volume.ReclaimRetain)); err != nil {
+		return err
+	}
+	vol.Record[volume.KeyReclaim] = string(volume.ReclaimRetain)
+	c.catalog.put(vol)
+	return nil
+}
+
 // Missing takes in that the volume was to be removed and does not exist.
 func (c *Controller) Missing(name string) { c.catalog.forget(name, "") }
 

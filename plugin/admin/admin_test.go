@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -55,6 +56,21 @@ func (f *fakeDriver) Node(context.Context) (driver.Node, error) {
 }
 
 func (f *fakeDriver) Release(context.Context, string) error { return f.err }
+
+func (f *fakeDriver) did(what ...any) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.modified = append(f.modified, fmt.Sprint(what...))
+	return f.err
+}
+
+func (f *fakeDriver) Create(_ context.Context, name string, options map[string]string) error {
+	return f.did("create ", name, options)
+}
+
+func (f *fakeDriver) Retain(_ context.Context, name string) error { return f.did("retain ", name) }
+func (f *fakeDriver) Remove(_ context.Context, name string) error { return f.did("remove ", name) }
+func (f *fakeDriver) Forget(_ context.Context, name string) error { return f.did("forget ", name) }
 
 func (f *fakeDriver) Modify(ctx context.Context, name string, change driver.Change, step func(volume.Step)) (string, error) {
 	f.mu.Lock()
@@ -190,6 +206,21 @@ func TestAJobIsFollowedToItsEnd(t *testing.T) {
 	assert.Equal(t, []Job{job}, jobs)
 }
 
+func TestVolumesAreAdoptedKeptAndRemoved(t *testing.T) {
+	d := &fakeDriver{}
+	l := start(t, t.TempDir(), d)
+	for i, r := range []Request{{Kind: Adopt, Volume: "db", Disk: "vol-1"}, {Kind: Forget, Volume: "db"}, {Kind: Remove, Volume: "db"}} {
+		r.ID = fmt.Sprint("job-number-", i)
+		job, err := l.Start(t.Context(), r)
+		require.NoError(t, err)
+		job, err = l.Await(t.Context(), job, func(Job) {})
+		require.NoError(t, err)
+		assert.Equal(t, Done, job.State)
+	}
+	require.NoError(t, l.Retain(t.Context(), "db"))
+	assert.Equal(t, []string{"create dbmap[volume-id:vol-1]", "forget db", "remove db", "retain db"}, d.asked())
+}
+
 func TestAJobGoesOnAfterARestart(t *testing.T) {
 	dir := t.TempDir()
 	d := &fakeDriver{hold: make(chan struct{}), at: make(chan struct{}, 1)}
@@ -246,6 +277,10 @@ func TestBadRequestsDoNothing(t *testing.T) {
 		"no such kind":      {Request{ID: "123456789", Kind: "burn", Volume: "db", Size: 1}, volume.Invalid},
 		"no volume":         {Request{ID: "123456789", Kind: Modify, Size: 1}, volume.Invalid},
 		"no change":         {Request{ID: "123456789", Kind: Modify, Volume: "db"}, volume.Invalid},
+		"adopt no disk":     {Request{ID: "123456789", Kind: Adopt, Volume: "db"}, volume.Invalid},
+		"adopt and resize":  {Request{ID: "123456789", Kind: Adopt, Volume: "db", Disk: "vol-1", Size: 1}, volume.Invalid},
+		"remove and resize": {Request{ID: "123456789", Kind: Remove, Volume: "db", Size: 1}, volume.Invalid},
+		"change the disk":   {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: 1, Disk: "vol-2"}, volume.Invalid},
 		"negative":          {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: -1}, volume.Invalid},
 	} {
 		_, err := l.Start(t.Context(), c.r)
@@ -282,6 +317,34 @@ func TestJobsThatCannotBeReadAreLeftAsTheyAre(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, content, string(now))
 	}
+}
+
+func TestEventsTellWhatHasHappened(t *testing.T) {
+	l := start(t, t.TempDir(), &fakeDriver{})
+	l.Event(volume.PhaseEnded{Volume: "db", Phase: volume.Attaching, Took: 1500 * time.Millisecond})
+	l.Event(volume.PhaseEnded{Volume: "db", Phase: volume.Reconciling})
+	l.Event(volume.CallEnded{Volume: "db", Op: volume.Mount, Took: 2 * time.Second, Err: volume.Fail(volume.Held, "held", "wait")})
+	l.Event(volume.TakenOver{Volume: "db", Holder: "i-2", Evidence: "it is stopped"})
+	l.Event(volume.Found{Volume: "other", Finding: volume.Stray})
+	events, err := l.Events(t.Context(), "db")
+	require.NoError(t, err)
+	for i := range events {
+		assert.WithinDuration(t, time.Now(), events[i].At, time.Minute)
+		events[i].At = time.Time{}
+	}
+	assert.Equal(t, []Event{
+		{Kind: PhaseEvent, Volume: "db", What: "attaching", Took: 1.5},
+		{Kind: CallEvent, Volume: "db", What: "mount", Took: 2, Error: &Error{Code: volume.Held, Message: "held", Advice: "wait"}},
+		{Kind: TakeoverEvent, Volume: "db", What: "i-2", Reason: "it is stopped"},
+	}, events)
+	for i := range keptEvents {
+		l.Event(volume.CallEnded{Volume: strconv.Itoa(i), Op: volume.Create})
+	}
+	events, err = l.Events(t.Context(), "")
+	require.NoError(t, err)
+	require.Len(t, events, keptEvents)
+	assert.Equal(t, "0", events[0].Volume)
+	assert.Equal(t, strconv.Itoa(keptEvents-1), events[keptEvents-1].Volume)
 }
 
 func TestOldJobsAreForgotten(t *testing.T) {

@@ -77,8 +77,13 @@ const (
 // Kind is what a job does.
 type Kind string
 
-// Modify changes a volume, and grows its file system.
-const Modify Kind = "modify"
+// The kinds of jobs.
+const (
+	Modify Kind = "modify" // changes a volume, and grows its file system
+	Adopt  Kind = "adopt"  // makes an existing disk a volume
+	Remove Kind = "remove" // does with a volume what its reclaim policy says
+	Forget Kind = "forget" // removes a volume and keeps its disk
+)
 
 // Request asks for a job.
 type Request struct {
@@ -93,6 +98,9 @@ type Request struct {
 	Type       string `json:"type,omitempty"`
 	IOPS       int    `json:"iops,omitempty"`
 	Throughput int    `json:"throughput,omitempty"` // MiB per second
+
+	// Of Adopt: the disk's id in the cloud.
+	Disk string `json:"disk,omitempty"`
 }
 
 // Job is long work. It goes on though its client has left, and after a restart of the plugin.

@@ -126,6 +126,18 @@ func (c *Client) Release(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "volumes/"+url.PathEscape(name)+"/release", nil, nil)
 }
 
+// Retain has the disk of a volume kept when the volume is removed.
+func (c *Client) Retain(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPost, "volumes/"+url.PathEscape(name)+"/retain", nil, nil)
+}
+
+// Events lists what has happened on this node lately, to one volume or, with "", to all.
+func (c *Client) Events(ctx context.Context, volume string) ([]Event, error) {
+	var answer Events
+	err := c.call(ctx, http.MethodGet, "events?volume="+url.QueryEscape(volume), nil, &answer)
+	return answer.Events, err
+}
+
 // Jobs lists the jobs of this node.
 func (c *Client) Jobs(ctx context.Context) ([]Job, error) {
 	var answer Jobs

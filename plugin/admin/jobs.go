@@ -144,11 +144,25 @@ func (j *jobs) start(r Request) (Job, error) {
 
 // check refuses what can be seen to be wrong without asking anybody.
 func check(r Request) error {
+	details := r
+	details.ID, details.Kind, details.Volume = "", "", ""
 	switch {
-	case r.Kind != Modify:
+	case kinds[r.Kind] == nil:
 		return volume.Fail(volume.Invalid, fmt.Sprintf("there is no job %q", r.Kind), "see docs/api.md, and whether this blockvol is older than its client")
 	case r.Volume == "":
 		return volume.Fail(volume.Invalid, "the volume's name is missing", "")
+	case r.Kind == Adopt:
+		if r.Disk == "" || details != (Request{Disk: r.Disk}) {
+			return volume.Fail(volume.Invalid, "what is adopted is a disk, as it is", "give its id and nothing else")
+		}
+		return nil
+	case r.Kind != Modify:
+		if details != (Request{}) {
+			return volume.Fail(volume.Invalid, fmt.Sprintf("the job %q takes a volume and nothing else", r.Kind), "")
+		}
+		return nil
+	case r.Disk != "":
+		return volume.Fail(volume.Invalid, "the disk of a volume cannot be changed for another", "")
 	case r.Size < 0 || r.IOPS < 0 || r.Throughput < 0:
 		return volume.Fail(volume.Invalid, "a negative number makes no sense", "")
 	case r.Size == 0 && r.Type == "" && r.IOPS == 0 && r.Throughput == 0:
@@ -169,9 +183,31 @@ func (j *jobs) begin(job *Job) {
 	})
 }
 
+// kinds are what jobs do. Each can be done again from the start.
+var kinds = map[Kind]func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (outcome string, err error){
+	Modify: func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (string, error) {
+		return d.Modify(ctx, r.Volume, driver.Change{Size: r.Size, Type: r.Type, IOPS: r.IOPS, Throughput: r.Throughput}, step)
+	},
+	Adopt: func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (string, error) {
+		step(volume.Step{Phase: volume.Creating, Detail: "being adopted"})
+		return "the disk " + r.Disk + " is a volume", d.Create(ctx, r.Volume, map[string]string{"volume-id": r.Disk})
+	},
+	Remove: func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (string, error) {
+		step(volume.Step{Phase: volume.Removing})
+		return "removed", d.Remove(ctx, r.Volume)
+	},
+	Forget: func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (string, error) {
+		step(volume.Step{Phase: volume.Removing})
+		return "forgotten; its disk is kept", d.Forget(ctx, r.Volume)
+	},
+}
+
 func (j *jobs) run(r Request) (outcome string, err error) {
-	change := driver.Change{Size: r.Size, Type: r.Type, IOPS: r.IOPS, Throughput: r.Throughput}
-	return j.driver.Modify(j.life, r.Volume, change, func(step volume.Step) { j.step(r.ID, step) })
+	outcome, err = kinds[r.Kind](j.life, j.driver, r, func(step volume.Step) { j.step(r.ID, step) })
+	if err != nil {
+		return "", err
+	}
+	return outcome, nil
 }
 
 func (j *jobs) step(id string, step volume.Step) {

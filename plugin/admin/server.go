@@ -23,7 +23,11 @@ type Driver interface {
 	Get(ctx context.Context, name string) (driver.Info, error)
 	Attached() []driver.Info
 	Node(ctx context.Context) (driver.Node, error)
+	Create(ctx context.Context, name string, options map[string]string) error
 	Release(ctx context.Context, name string) error
+	Retain(ctx context.Context, name string) error
+	Remove(ctx context.Context, name string) error
+	Forget(ctx context.Context, name string) error
 	Modify(ctx context.Context, name string, change driver.Change, step func(volume.Step)) (outcome string, err error)
 }
 
@@ -41,6 +45,8 @@ type Server struct {
 	paths host.Paths // translates paths in answers
 	log   logrus.FieldLogger
 	mux   *http.ServeMux
+
+	events events
 
 	opened chan struct{} // closed when driver and jobs, or problem, are set
 	driver Driver
@@ -112,6 +118,8 @@ func (s *Server) routes() *http.ServeMux {
 		"GET " + Root + "volumes":                 s.volumes,
 		"GET " + Root + "volumes/{name}":          s.volume,
 		"POST " + Root + "volumes/{name}/release": s.release,
+		"POST " + Root + "volumes/{name}/retain":  s.retain,
+		"GET " + Root + "events":                  s.listEvents,
 		"GET " + Root + "jobs":                    s.listJobs,
 		"POST " + Root + "jobs":                   s.startJob,
 		"GET " + Root + "jobs/{id}":               s.job,
@@ -218,6 +226,18 @@ func (s *Server) release(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return struct{}{}, s.driver.Release(r.Context(), r.PathValue("name"))
+}
+
+func (s *Server) retain(r *http.Request) (any, error) {
+	if err := s.ready(r.Context()); err != nil {
+		return nil, err
+	}
+	return struct{}{}, s.driver.Retain(r.Context(), r.PathValue("name"))
+}
+
+// listEvents returns what has happened on this node since the plugin's start, with the query volume to that one.
+func (s *Server) listEvents(r *http.Request) (any, error) {
+	return Events{s.events.of(r.URL.Query().Get("volume"))}, nil
 }
 
 func (s *Server) listJobs(r *http.Request) (any, error) {

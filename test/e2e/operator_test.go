@@ -48,6 +48,16 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 	e.Docker("rm", "--force", "writer")
 	operate(t, e, 0, "release", "db")
 	requireReleased(t, e)
+	assert.Regexp(t, `(?m) +detaching +\S+$`, operate(t, e, 0, "events", "db"))
+
+	// Its disk goes and comes back with its data.
+	disk := e.Docker("volume", "inspect", "--format", "{{.Status.id}}", "db")
+	operate(t, e, 0, "forget", "db")
+	assert.Equal(t, "idle\n", operate(t, e, 0, "ls", "--quiet"))
+	operate(t, e, 0, "adopt", disk, "db")
+	operate(t, e, 0, "retain", "idle")
+	assert.Contains(t, operate(t, e, 2, "rm", "idle"), "Its disk is kept")
+	operate(t, e, 0, "rm", "idle", "--yes")
 	assertNothingLost(t, e, "db")
 
 	// Nobody but root gets anything. The binary is where its user can run it.

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/plugin/admin"
+)
+
+// Commands that decide what becomes of disks.
+
+func (o *operator) adoptCommand() *cobra.Command {
+	cmd := o.command("adopt DISK VOLUME", "Make an existing disk of the cloud a volume, with its contents", cobra.ExactArgs(2), func(args []string) error {
+		return o.do(admin.Request{Kind: admin.Adopt, Disk: args[0], Volume: args[1]})
+	})
+	cmd.Long = cmd.Short + ". DISK is its id in the cloud. It must be attached to nothing and belong to no cluster of blockvol; nothing on it is changed. " +
+		"Removing the volume keeps the disk, unless it had another reclaim policy in an earlier life with blockvol."
+	return cmd
+}
+
+func (o *operator) retainCommand() *cobra.Command {
+	return o.command("retain VOLUME", "Keep the disk of a volume when the volume is removed", cobra.ExactArgs(1), func(args []string) error {
+		if err := o.client.Retain(o.ctx, args[0]); err != nil {
+			return err
+		}
+		if printed, err := o.print(struct{}{}); printed || o.quiet {
+			return err
+		}
+		fmt.Fprintf(o.out, "%s: its disk is kept when it is removed\n", args[0])
+		return nil
+	})
+}
+
+func (o *operator) forgetCommand() *cobra.Command {
+	cmd := o.command("forget VOLUME", "Remove a volume and keep its disk, for a later adopt", cobra.ExactArgs(1), func(args []string) error {
+		v, err := o.client.Volume(o.ctx, args[0])
+		if err != nil {
+			return err
+		}
+		if err := o.do(admin.Request{Kind: admin.Forget, Volume: v.Name}); err != nil {
+			return err
+		}
+		if !o.json && !o.quiet {
+			fmt.Fprintf(o.out, "It comes back with: blockvol adopt %s %s\n", v.ID, v.Name)
+		}
+		return nil
+	})
+	return cmd
+}
+
+func (o *operator) rmCommand() *cobra.Command {
+	cmd := o.command("rm VOLUME", "Remove a volume, and do with its disk what its reclaim policy says", cobra.ExactArgs(1), func(args []string) error {
+		v, err := o.client.Volume(o.ctx, args[0])
+		if err != nil {
+			return err
+		}
+		if err := o.confirm(fmt.Sprintf("Volume %s (%s, %s) is removed. %s", v.Name, v.ID, volume.FormatSize(v.Size), reclaimed(v))); err != nil {
+			return err
+		}
+		return o.do(admin.Request{Kind: admin.Remove, Volume: v.Name})
+	})
+	o.asks(cmd)
+	return cmd
+}
+
+// reclaimed says what becomes of the data of a volume that is removed.
+func reclaimed(v admin.Volume) string {
+	switch volume.Reclaim(text(v, "reclaim")) {
+	case volume.ReclaimRetain:
+		return "Its disk is kept"
+	case volume.ReclaimSnapshot:
+		return "A snapshot is taken, then its disk is deleted"
+	case volume.ReclaimDelete:
+	}
+	return "Its disk is deleted with all data"
+}

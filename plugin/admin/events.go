@@ -1,0 +1,86 @@
+package admin
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/blockvol/blockvol/driver/volume"
+)
+
+// keptEvents is how many events are remembered, until the plugin ends.
+const keptEvents = 1000
+
+// Event is something that has happened on this node.
+type Event struct {
+	At     time.Time `json:"at"` // when it had ended
+	Kind   EventKind `json:"kind"`
+	Volume string    `json:"volume,omitempty"`
+	What   string    `json:"what"`                   // the operation, phase or finding; of a takeover, the node that held the volume
+	Took   float64   `json:"took_seconds,omitempty"` // of calls, their wait for their turn included, and of phases
+	Error  *Error    `json:"error,omitempty"`        // how a call failed; unfinished: the work went on
+	Reason string    `json:"reason,omitempty"`       // the evidence for a takeover
+}
+
+// EventKind is what an Event is about.
+type EventKind string
+
+// The kinds of events.
+const (
+	CallEvent     EventKind = "call"     // a call about a volume was answered
+	PhaseEvent    EventKind = "phase"    // a phase of the work on a volume has ended
+	TakeoverEvent EventKind = "takeover" // the cloud was asked to take a volume from a node that still held it
+	FindingEvent  EventKind = "finding"  // reconciliation has found something that nobody had told blockvol about
+)
+
+// Events is the answer to a call for them, the latest last.
+type Events struct {
+	Events []Event `json:"events"`
+}
+
+// events remembers what has happened lately.
+type events struct {
+	mu   sync.Mutex
+	last []Event // the oldest is at next, once it is full
+	next int
+}
+
+func (e *events) add(event Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.last) < keptEvents {
+		e.last = append(e.last, event)
+		return
+	}
+	e.last[e.next] = event
+	e.next = (e.next + 1) % keptEvents
+}
+
+// of returns the events of a volume, or of all, the latest last.
+func (e *events) of(name string) []Event {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := slices.Concat(e.last[e.next:], e.last[:e.next])
+	return slices.DeleteFunc(all, func(event Event) bool { return name != "" && event.Volume != name })
+}
+
+// Event is a volume.Observer.
+func (s *Server) Event(event volume.Event) {
+	now := time.Now().UTC()
+	switch e := event.(type) {
+	case volume.CallEnded:
+		call := Event{At: now, Kind: CallEvent, Volume: e.Volume, What: string(e.Op), Took: e.Took.Seconds()}
+		if e.Err != nil {
+			call.Error = toError(e.Err, s.paths)
+		}
+		s.events.add(call)
+	case volume.PhaseEnded:
+		if e.Phase != volume.Reconciling || e.Took >= time.Second { // there is one for each volume all the time
+			s.events.add(Event{At: now, Kind: PhaseEvent, Volume: e.Volume, What: string(e.Phase), Took: e.Took.Seconds()})
+		}
+	case volume.TakenOver:
+		s.events.add(Event{At: now, Kind: TakeoverEvent, Volume: e.Volume, What: e.Holder, Reason: e.Evidence})
+	case volume.Found:
+		s.events.add(Event{At: now, Kind: FindingEvent, Volume: e.Volume, What: string(e.Finding)})
+	}
+}
