@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
@@ -37,6 +38,14 @@ func (d *Driver) Create(ctx context.Context, name string, options map[string]str
 }
 
 func (d *Driver) create(ctx context.Context, h *handle, r controller.Request) error {
+	r.Copy = func(ctx context.Context) (*providers.Snapshot, error) {
+		if _, err := d.controller.Find(ctx, r.From); err != nil {
+			return nil, err
+		}
+		// The time makes it this attempt's own: an earlier one's may be old.
+		s, _, err := d.takeSnapshot(ctx, r.From, volume.TakenToCopy, r.Spec.Name+", "+time.Now().UTC().Format(time.RFC3339Nano), h.Step)
+		return s, err
+	}
 	vol, created, err := d.controller.Create(ctx, r)
 	if err == nil && created {
 		h.Log().WithField("id", vol.ID).WithField("size", volume.FormatSize(vol.Size)).Info("Volume created")

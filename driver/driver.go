@@ -78,6 +78,8 @@ type Driver struct {
 	mu      sync.Mutex
 	volumes map[string]*handle // those that this node has something of, or that a call is about
 	absent  map[string]absence // by name: disks that this node may hold though their devices are not here
+
+	scheduled map[string]*scheduled // by disk: where the schedules of those that this node has stand
 }
 
 // How long things may take. They bound waits for events; nothing sleeps for them.
@@ -130,6 +132,7 @@ func New(cfg Config) (*Driver, error) {
 		node: here, log: cfg.Log, observer: cfg.Observer,
 		defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType, probe: cfg.Probe,
 		volumes: make(map[string]*handle), absent: make(map[string]absence),
+		scheduled: make(map[string]*scheduled),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.controller = controller.New(d.ctx, controller.Config{Provider: cfg.Provider, Takeover: cfg.Takeover, Observer: cfg.Observer, Log: cfg.Log})
@@ -137,6 +140,7 @@ func New(cfg Config) (*Driver, error) {
 		d.takeUp(v)
 	}
 	d.tasks.Go(d.reconcileLoop)
+	d.tasks.Go(d.scheduleLoop)
 	return d, nil
 }
 

@@ -29,11 +29,11 @@ type snapOnce struct {
 	snaps   map[string]int
 }
 
-func (s *snapOnce) Snapshot(_ context.Context, id, desc string) (*providers.Snapshot, error) {
-	if _, ok := s.snaps[id+desc]; !ok {
-		s.snaps[id+desc] = *s.content
+func (s *snapOnce) Snapshot(_ context.Context, id string, spec providers.SnapshotSpec) (*providers.Snapshot, error) {
+	if _, ok := s.snaps[id+spec.Description]; !ok {
+		s.snaps[id+spec.Description] = *s.content
 	}
-	return &providers.Snapshot{ID: id + desc, Volume: id}, nil
+	return &providers.Snapshot{ID: id + spec.Description, Volume: id, State: providers.SnapshotComplete}, nil
 }
 
 func TestTheSnapshotBeforeRemovalIsTheLatest(t *testing.T) {

@@ -22,18 +22,20 @@ import (
 
 // optionNames lists every create option. Those that depend on the provider are in its Supports.
 var optionNames = []string{
-	"encrypted", "fstype", "gid", "iops", "kms-key", "mkfs-options", "mode", "mount-options", "reclaim", "size", "snapshot",
-	"tags", "throughput", "type", "uid", "volume-id", "zone",
+	"encrypted", "from", "fstype", "gid", "iops", "kms-key", "mkfs-options", "mode", "mount-options", "reclaim", "size", "snapshot",
+	"snapshot-keep", "snapshot-schedule", "tags", "throughput", "type", "uid", "volume-id", "zone",
 }
 
 // cloudOptions are those that a provider may not have.
-var cloudOptions = []string{"encrypted", "iops", "kms-key", "snapshot", "tags", "throughput", "type", "zone"}
+var cloudOptions = []string{
+	"encrypted", "from", "iops", "kms-key", "snapshot", "snapshot-keep", "snapshot-schedule", "tags", "throughput", "type", "zone",
+}
 
 // parseOptions turns Docker's options into a request, or tells everything that is wrong with them. An option without a
 // value counts as not given: compose files send them so.
 func (d *Driver) parseOptions(name string, options map[string]string) (controller.Request, error) {
 	r := controller.Request{Spec: providers.Spec{Name: name, Record: providers.Record{}}, Record: providers.Record{}, Options: map[string]string{}}
-	supported := d.controller.Supports()
+	supported := d.supported()
 	var problems []error
 	for _, key := range slices.Sorted(maps.Keys(options)) {
 		value := strings.TrimSpace(options[key])
@@ -67,8 +69,17 @@ func printable(text string) bool {
 	return !strings.ContainsFunc(text, func(c rune) bool { return !unicode.IsPrint(c) || c == utf8.RuneError })
 }
 
-func (d *Driver) allowedOptions() []string {
+// supported are the options of cloudOptions that this provider has.
+func (d *Driver) supported() []string {
 	supported := d.controller.Supports()
+	if d.controller.HasSnapshots() {
+		supported = append(slices.Clone(supported), "from", "snapshot-keep", "snapshot-schedule")
+	}
+	return supported
+}
+
+func (d *Driver) allowedOptions() []string {
+	supported := d.supported()
 	return slices.DeleteFunc(slices.Clone(optionNames), func(o string) bool {
 		return slices.Contains(cloudOptions, o) && !slices.Contains(supported, o)
 	})
@@ -98,6 +109,13 @@ func setOption(r *controller.Request, key, value string) (err error) {
 		r.Spec.Zone = value
 	case "snapshot":
 		r.Spec.Snapshot = value
+	case "from":
+		r.From = value
+		r.Record[volume.KeyFrom] = value
+	case "snapshot-schedule":
+		r.Record[volume.KeySchedule] = value
+	case "snapshot-keep":
+		r.Record[volume.KeyKeep] = value
 	case "volume-id":
 		r.Adopt = value
 	case "tags":
@@ -123,6 +141,10 @@ func setOption(r *controller.Request, key, value string) (err error) {
 		}
 	}
 	switch key {
+	case "from", "snapshot-schedule", "snapshot-keep":
+		if len(value) > 255 {
+			return errors.New("is longer than 255 bytes")
+		}
 	case volume.KeyFSType, volume.KeyUID, volume.KeyGID, volume.KeyMode, volume.KeyReclaim, volume.KeyMkfsOptions, volume.KeyMountOptions:
 		if len(value) > 255 {
 			return errors.New("is longer than 255 bytes")
@@ -142,13 +164,19 @@ func (d *Driver) complete(r *controller.Request) error {
 	if r.Record[volume.KeyReclaim] == string(volume.ReclaimSnapshot) && !d.controller.HasSnapshots() {
 		return fmt.Errorf("option reclaim=%q: this provider has no snapshots: use %s or %s", volume.ReclaimSnapshot, volume.ReclaimDelete, volume.ReclaimRetain)
 	}
-	maps.Copy(r.Spec.Record, r.Record)
-	if r.Adopt != "" && (r.Sized || r.Spec.Snapshot != "" || len(r.Options) > 0) {
-		return errors.New("option volume-id adopts a disk as it is: leave out size, snapshot, and what is the cloud's to decide")
+	if _, err := volume.ParseSchedule(r.Record[volume.KeySchedule], r.Record[volume.KeyKeep]); err != nil {
+		return fmt.Errorf("option snapshot-schedule=%q: %w", r.Record[volume.KeySchedule], err)
 	}
-	if r.Adopt != "" || r.Spec.Snapshot != "" {
+	maps.Copy(r.Spec.Record, r.Record)
+	if r.Adopt != "" && (r.Sized || r.Spec.Snapshot != "" || r.From != "" || len(r.Options) > 0) {
+		return errors.New("option volume-id adopts a disk as it is: leave out size, snapshot, from, and what is the cloud's to decide")
+	}
+	if r.From != "" && r.Spec.Snapshot != "" {
+		return errors.New("options from and snapshot: the volume can be a copy of one of them: leave the other out")
+	}
+	if r.Adopt != "" || r.Spec.Snapshot != "" || r.From != "" {
 		if r.Record[volume.KeyFSType] != "" || r.Record[volume.KeyMkfsOptions] != "" {
-			return errors.New("with volume-id or snapshot there is a file system already, which stays as it is: leave out fstype and mkfs-options")
+			return errors.New("with volume-id, snapshot or from there is a file system already, which stays as it is: leave out fstype and mkfs-options")
 		}
 		// Whatever is on it is data, even if no signature can be seen.
 		r.Spec.Record[volume.KeyFormatted] = "before"
@@ -159,6 +187,9 @@ func (d *Driver) complete(r *controller.Request) error {
 		}
 		r.Spec.Record[volume.KeyReclaim] = cmp.Or(r.Record[volume.KeyReclaim], string(policy))
 		r.Spec.Record[volume.KeyTags] = cmp.Or(r.Record[volume.KeyTags], "none")
+		if d.controller.HasSnapshots() {
+			r.Spec.Record[volume.KeySchedule] = cmp.Or(r.Record[volume.KeySchedule], volume.NoSchedule)
+		}
 		// Which file system is on it is seen at the first mount.
 		var err error
 		for _, fstype := range mount.FSTypes() {

@@ -101,6 +101,13 @@ func (d *Driver) info(h *handle, vol *providers.Volume) Info {
 	}
 	if h != nil {
 		h.describe(&info)
+		last, due := d.scheduleOf(info.ID)
+		if !last.IsZero() {
+			info.Status["last-snapshot"] = last.Format(time.RFC3339)
+		}
+		if !due.IsZero() {
+			info.Status["snapshot-due"] = due.Format(time.RFC3339)
+		}
 	}
 	return info
 }
@@ -152,7 +159,15 @@ func describeVolume(status map[string]any, vol *providers.Volume) {
 		status[key] = value
 	}
 	for key, value := range vol.Record {
-		if key != volume.KeyTags {
+		switch key {
+		case volume.KeyTags, volume.KeyTaken:
+		case volume.KeySchedule:
+			if value != volume.NoSchedule {
+				status["snapshot-schedule"] = value
+			}
+		case volume.KeyKeep:
+			status["snapshot-keep"] = value
+		default:
 			status[key] = value
 		}
 	}

@@ -407,7 +407,7 @@ func TestAVolumeToBeRemovedByASnapshotStaysWhereThereAreNone(t *testing.T) {
 		require.ErrorContains(t, l.Create(within(t), "data", map[string]string{"reclaim": "snapshot"}), "this provider has no snapshots: use delete or retain")
 		made(t, l, "data")
 		w.alter(func(d *disk) { d.Record[volume.KeyReclaim] = string(volume.ReclaimSnapshot) })
-		require.EqualError(t, l.Remove(within(t), "data"), `reclaim=snapshot, but this provider has no snapshots (volume "data", vol-1, node a)`)
+		require.EqualError(t, l.Remove(within(t), "data"), `this provider has no snapshots: the volume is not removed, since its reclaim policy is to take a snapshot first (volume "data", vol-1, node a)`)
 		assert.NotNil(t, w.disk("data"))
 	})
 }

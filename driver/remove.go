@@ -18,26 +18,8 @@ func (d *Driver) Remove(ctx context.Context, name string) error {
 	return err
 }
 
-func (d *Driver) remove(ctx context.Context, h *handle) (err error) {
-	var disk string
-	if e := h.Entry(); e != nil {
-		disk = e.Volume // which the journal forgets when the disk is released
-	}
-	defer func() { err = volume.At(err, volume.Error{ID: disk}) }()
-	if err := d.releaseUnused(ctx, h); err != nil {
-		return err
-	}
-	here, err := d.thisNode(ctx)
-	if err != nil {
-		return err
-	}
-	vol, err := d.controller.AwaitFree(ctx, controller.Discard{
-		Name: h.Name, Node: here, Progress: h,
-		Release: func(ctx context.Context, vol *providers.Volume, since time.Time) error {
-			disk = vol.ID
-			return d.releaseFound(ctx, h, vol, since)
-		},
-	})
+func (d *Driver) remove(ctx context.Context, h *handle) error {
+	vol, err := d.free(ctx, h)
 	if errors.Is(err, providers.ErrNotFound) {
 		d.controller.Missing(h.Name)
 		return nil
@@ -45,9 +27,31 @@ func (d *Driver) remove(ctx context.Context, h *handle) (err error) {
 	if err != nil {
 		return err
 	}
-	disk = vol.ID
 	h.Step(volume.Step{Phase: volume.Removing})
-	return d.controller.Remove(ctx, vol)
+	return volume.At(d.controller.Remove(ctx, vol), volume.Error{ID: vol.ID})
+}
+
+// free returns the volume once no node holds it, this one included. Errors: volume.InUse, volume.Held; providers.ErrNotFound.
+func (d *Driver) free(ctx context.Context, h *handle) (vol *providers.Volume, err error) {
+	var disk string
+	if e := h.Entry(); e != nil {
+		disk = e.Volume // which the journal forgets when the disk is released
+	}
+	defer func() { err = volume.At(err, volume.Error{ID: disk}) }()
+	if err := d.releaseUnused(ctx, h); err != nil {
+		return nil, err
+	}
+	here, err := d.thisNode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return d.controller.AwaitFree(ctx, controller.Discard{
+		Name: h.Name, Node: here, Progress: h,
+		Release: func(ctx context.Context, vol *providers.Volume, since time.Time) error {
+			disk = vol.ID
+			return d.releaseFound(ctx, h, vol, since)
+		},
+	})
 }
 
 // releaseFound releases a volume that the cloud says this node holds, first found so at that time, and that the journal does

@@ -30,6 +30,10 @@ type Here struct {
 	Message string       // that in words, with its reason
 	Since   time.Time    // since when; zero if nothing is being done at this moment
 
+	// Of a volume with a schedule of snapshots: for when the latest complete one was due, and when one was due that is not complete;
+	// each is zero if there is none.
+	LastSnapshot, SnapshotDue time.Time
+
 	Releasing time.Time // since when nobody uses the volume and its release is unfinished; zero if it is not being released
 	Problem   string    // why its last release is not finished
 }
@@ -46,6 +50,7 @@ func (d *Driver) Here() []Here {
 	all := make([]Here, len(handles))
 	for i, h := range handles {
 		all[i] = h.report(h.Entry())
+		all[i].LastSnapshot, all[i].SnapshotDue = d.scheduleOf(all[i].ID)
 	}
 	slices.SortFunc(all, func(a, b Here) int { return cmp.Compare(a.Name, b.Name) })
 	return all

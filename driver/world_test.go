@@ -35,7 +35,10 @@ type world struct {
 	seed       uint64
 	disks      map[string]*disk // by id
 	snapshots  map[string]providers.Record
-	copies     map[string]disk // by snapshot: what is on it
+	copies     map[string]disk                // by snapshot: what is on it
+	shots      map[string]*providers.Snapshot // by snapshot, without its record
+	copying    time.Duration                  // how long a snapshot takes to complete
+	heldStill  int                            // snapshots whose volume's file system was frozen
 	machines   map[string]*machine
 	made       int
 	plugs      int
@@ -166,7 +169,7 @@ var (
 
 func newWorld(seed uint64) *world {
 	w := &world{
-		seed: seed, disks: map[string]*disk{}, snapshots: map[string]providers.Record{}, copies: map[string]disk{},
+		seed: seed, disks: map[string]*disk{}, snapshots: map[string]providers.Record{}, copies: map[string]disk{}, shots: map[string]*providers.Snapshot{},
 		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, figures: figures{}, written: map[string]string{}, boot: 10 * time.Second,
 	}
 	w.cloud = ownCloud{w}
@@ -553,6 +556,9 @@ func (w *world) newDisk(name string, size int64, rec providers.Record) *disk {
 func (p *fakeProvider) Create(ctx context.Context, spec providers.Spec) (v *providers.Volume, err error) {
 	err = p.do(ctx, "cloud.Create", func() error {
 		d := p.machine.world.byName(spec.Name)
+		if shot := p.machine.world.shots[spec.Snapshot]; shot != nil && p.machine.world.shown(shot).State != providers.SnapshotComplete {
+			return providers.ErrInvalid // the others wait, which the driver does too
+		}
 		if d == nil {
 			rec := maps.Clone(p.machine.world.snapshots[spec.Snapshot])
 			if rec == nil {
@@ -619,6 +625,11 @@ func (p *fakeProvider) Delete(ctx context.Context, id string) error {
 			return &providers.HeldError{Volume: id, Node: d.Attachment.Node}
 		}
 		p.machine.world.mayDelete(d)
+		for _, shot := range p.machine.world.shots {
+			if shot.Volume == id && p.machine.world.shown(shot).State == providers.SnapshotCreating {
+				shot.State = providers.SnapshotFailed
+			}
+		}
 		delete(p.machine.world.disks, id)
 		return nil
 	})
@@ -739,20 +750,88 @@ func (p *fakeProvider) Modify(ctx context.Context, id string, change providers.C
 	return v, err
 }
 
-func (p *fakeProvider) Snapshot(ctx context.Context, id, description string) (s *providers.Snapshot, err error) {
+func (p *fakeProvider) Snapshot(ctx context.Context, id string, spec providers.SnapshotSpec) (s *providers.Snapshot, err error) {
 	err = p.do(ctx, "cloud.Snapshot", func() error {
-		d := p.machine.world.disks[id]
-		if d == nil {
+		if p.machine.world.disks[id] == nil {
 			return providers.ErrNotFound
 		}
-		s = &providers.Snapshot{ID: "snap of " + id + ": " + description, Volume: id, Size: d.Size}
-		if p.machine.world.snapshots[s.ID] == nil {
-			p.machine.world.snapshots[s.ID] = maps.Clone(d.Record)
-			p.machine.world.copies[s.ID] = *d
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	w := p.machine.world
+	named := "snap of " + id + ": " + spec.Description
+	w.set(func() {
+		if shot := w.shots[named]; shot != nil && w.snapshots[named] != nil {
+			s = w.shown(shot)
+		}
+	})
+	if s != nil {
+		return s, nil
+	}
+	err = spec.Taking(ctx, func(ctx context.Context) error {
+		return p.do(ctx, "cloud.Snapshot take", func() error {
+			d := w.disks[id]
+			if d == nil {
+				return providers.ErrNotFound
+			}
+			if w.snapshots[named] == nil {
+				record := maps.Clone(d.Record)
+				maps.Copy(record, spec.Record)
+				w.snapshots[named], w.copies[named] = record, *d
+				w.shots[named] = &providers.Snapshot{ID: named, Volume: id, Name: d.Name, Size: d.Size, CreatedAt: time.Now(), State: providers.SnapshotComplete}
+				for _, m := range w.machines {
+					if s := m.mounts[d.Serial]; s != nil && s.frozen {
+						w.heldStill++
+					}
+				}
+			}
+			s = w.shown(w.shots[named])
+			return nil
+		})
+	})
+	return s, err
+}
+
+// shown is a snapshot as the cloud shows it now. The caller holds mu.
+func (w *world) shown(shot *providers.Snapshot) *providers.Snapshot {
+	s := *shot
+	s.Record = maps.Clone(w.snapshots[s.ID])
+	if s.State == providers.SnapshotComplete && time.Since(s.CreatedAt) < w.copying {
+		s.State, s.Detail = providers.SnapshotCreating, "42%"
+	}
+	return &s
+}
+
+func (p *fakeProvider) FindSnapshot(ctx context.Context, id string) (s *providers.Snapshot, err error) {
+	err = p.do(ctx, "cloud.FindSnapshot", func() error {
+		w := p.machine.world
+		switch shot := w.shots[id]; {
+		case w.snapshots[id] == nil:
+			return providers.ErrNotFound
+		case shot != nil:
+			s = w.shown(shot)
+		default: // of another time
+			s = &providers.Snapshot{ID: id, State: providers.SnapshotComplete, Record: maps.Clone(w.snapshots[id])}
 		}
 		return nil
 	})
 	return s, err
+}
+
+func (p *fakeProvider) ListSnapshots(ctx context.Context) (all []*providers.Snapshot, err error) {
+	err = p.do(ctx, "cloud.Snapshots", func() error {
+		w := p.machine.world
+		for id, shot := range w.shots {
+			if w.snapshots[id] != nil {
+				all = append(all, w.shown(shot))
+			}
+		}
+		slices.SortFunc(all, providers.OlderSnapshot)
+		return nil
+	})
+	return all, err
 }
 
 func (p *fakeProvider) DeleteSnapshot(ctx context.Context, id string) error {

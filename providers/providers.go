@@ -10,6 +10,7 @@
 package providers
 
 import (
+	"cmp"
 	"context"
 	"time"
 )
@@ -88,10 +89,18 @@ func AsProvider[P Provider](p P, err error) (Provider, error) {
 
 // Snapshotter is a Provider that can take snapshots, and create volumes from them (Spec.Snapshot).
 type Snapshotter interface {
-	// Snapshot copies the volume as it is at one instant. The volume's Record goes with it. The description is for
-	// people. Calls with the same volume and description make one snapshot.
-	// Errors: ErrHeld if this cloud cannot take a consistent copy while the volume is in use.
-	Snapshot(ctx context.Context, id, description string) (*Snapshot, error)
+	// Snapshot copies the volume as it is at one instant, and returns once that instant has passed: what is written to the volume
+	// from then on is not in the copy. The copy may be incomplete for long after that; until it is complete the volume must not be
+	// deleted. The volume's Record goes with it, with the entries of spec.Record written over it. Calls with the same volume and
+	// description make one snapshot, and another only if that has failed.
+	// Errors: ErrHeld if this cloud cannot take a consistent copy while the volume is in use; ErrNotFound.
+	Snapshot(ctx context.Context, id string, spec SnapshotSpec) (*Snapshot, error)
+
+	// FindSnapshot returns a snapshot of the cluster. Errors: ErrNotFound.
+	FindSnapshot(ctx context.Context, id string) (*Snapshot, error)
+
+	// ListSnapshots returns all snapshots of the cluster, the oldest first.
+	ListSnapshots(ctx context.Context) ([]*Snapshot, error)
 
 	// DeleteSnapshot destroys a snapshot. One that is not there is success.
 	DeleteSnapshot(ctx context.Context, id string) error
@@ -204,10 +213,47 @@ const (
 	Unclear Life = "unclear"
 )
 
+// SnapshotSpec is what a snapshot shall be.
+type SnapshotSpec struct {
+	Description string // for people, and what tells this snapshot of the volume from others
+	Record      Record
+
+	// Hold, if set, calls take and returns its error. The instant is within that call, and nothing else is that can wait, so the
+	// volume's file system can be made to hold still for it. It is not called for a snapshot that exists.
+	Hold func(ctx context.Context, take func(ctx context.Context) error) error
+}
+
+// Taking calls take, by Hold if that is set.
+func (s SnapshotSpec) Taking(ctx context.Context, take func(ctx context.Context) error) error {
+	if s.Hold == nil {
+		return take(ctx)
+	}
+	return s.Hold(ctx, take)
+}
+
 // Snapshot is a copy of a volume at one instant.
 type Snapshot struct {
 	ID        string
 	Volume    string // id of the volume it was taken from
-	Size      int64  // bytes
+	Name      string // that volume's name then; empty if it is not known
+	Size      int64  // bytes, of a volume made from it
 	CreatedAt time.Time
+	State     SnapshotState
+	Detail    string // how far an incomplete one is, or why one has failed, in the cloud's words; may be empty
+	Record    Record // never nil
+}
+
+// SnapshotState is where a snapshot stands.
+type SnapshotState string
+
+// The states of a snapshot.
+const (
+	SnapshotComplete SnapshotState = "complete"
+	SnapshotCreating SnapshotState = "creating" // the cloud is copying
+	SnapshotFailed   SnapshotState = "failed"   // it will never be usable
+)
+
+// OlderSnapshot compares snapshots by age.
+func OlderSnapshot(a, b *Snapshot) int {
+	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
 }

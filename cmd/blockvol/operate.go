@@ -95,7 +95,7 @@ func (o *operator) command(use, short string, args cobra.PositionalArgs, do func
 }
 
 func wrongUse(cmd *cobra.Command, err error) error {
-	return fmt.Errorf("%w: %w; see blockvol %s --help", errUsage, err, cmd.Name())
+	return fmt.Errorf("%w: %w; see %s --help", errUsage, err, cmd.CommandPath())
 }
 
 func (o *operator) connect() (*admin.Client, error) {
@@ -108,16 +108,24 @@ func (o *operator) connect() (*admin.Client, error) {
 // addOperatorCommands adds what operators call to the root command.
 func addOperatorCommands(root *cobra.Command) {
 	o := &operator{}
-	for _, cmd := range []*cobra.Command{
-		o.lsCommand(), o.inspectCommand(), o.statusCommand(), o.resizeCommand(), o.modifyCommand(), o.releaseCommand(), o.adoptCommand(), o.retainCommand(), o.forgetCommand(), o.rmCommand(), o.eventsCommand(), o.jobsCommand(), o.waitCommand(),
-	} {
+	all := []*cobra.Command{
+		o.lsCommand(), o.inspectCommand(), o.statusCommand(), o.resizeCommand(), o.modifyCommand(), o.releaseCommand(), o.adoptCommand(), o.retainCommand(), o.forgetCommand(), o.rmCommand(),
+		o.cloneCommand(), o.gcCommand(), o.eventsCommand(), o.jobsCommand(), o.waitCommand(),
+	}
+	root.AddCommand(all...)
+	snapshot := &cobra.Command{Use: "snapshot", Short: "Take, list, restore and delete snapshots", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		return wrongUse(cmd, errors.New("say what to do with snapshots"))
+	}}
+	ofSnapshots := []*cobra.Command{o.snapshotCreateCommand(), o.snapshotLsCommand(), o.snapshotRestoreCommand(), o.snapshotRmCommand()}
+	snapshot.AddCommand(ofSnapshots...)
+	root.AddCommand(snapshot)
+	for _, cmd := range append(all, ofSnapshots...) {
 		f := cmd.Flags()
 		f.StringVar(&o.socket, "socket", os.Getenv("BLOCKVOL_SOCKET"), "the plugin's socket (default: found by itself, or BLOCKVOL_SOCKET)")
 		f.StringVar(&o.runtime, "engine-runtime", cmp.Or(os.Getenv("BLOCKVOL_ENGINE_RUNTIME"), "/run/docker"), "the engine's runtime directory (its exec-root), where the socket is looked for")
 		f.BoolVar(&o.json, "json", false, "print JSON, as docs/api.md describes it")
 		f.BoolVarP(&o.quiet, "quiet", "q", false, "print names only, and no progress")
 		cmd.SetFlagErrorFunc(wrongUse)
-		root.AddCommand(cmd)
 	}
 }
 
@@ -195,10 +203,23 @@ func (o *operator) follow(job admin.Job) error {
 	if job.State == admin.Failed {
 		return job.Error
 	}
-	if !o.json && !o.quiet {
-		fmt.Fprintf(o.out, "%s: %s\n", job.Volume, job.Message)
+	switch {
+	case o.json:
+	case o.quiet && job.Made != "":
+		fmt.Fprintln(o.out, job.Made)
+	case !o.quiet:
+		say(o.out, job)
 	}
 	return nil
+}
+
+// say tells where a job stands.
+func say(to io.Writer, job admin.Job) {
+	message := job.Message
+	if job.Volume != "" {
+		message = job.Volume + ": " + message
+	}
+	fmt.Fprintln(to, message)
 }
 
 // progress returns how to show it: by a line that changes on a terminal, by a line for each change elsewhere.
@@ -211,7 +232,7 @@ func (o *operator) progress() (show func(admin.Job), end func()) {
 		return func(j admin.Job) {
 			if j.State == admin.Running && j.Message != "" && j.Message != last {
 				last = j.Message
-				fmt.Fprintf(o.err, "%s: %s\n", j.Volume, last)
+				say(o.err, j)
 			}
 		}, func() {}
 	}

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/volume"
@@ -89,15 +88,45 @@ func (c cloud) mark(ctx context.Context, id, key, value string) error {
 	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Mark(ctx, id, key, value) })
 }
 
-// snapshot copies the volume. Errors: volume.Invalid if this cloud has no snapshots.
-func (c cloud) snapshot(ctx context.Context, id, description string) (s *providers.Snapshot, err error) {
+// snapshotter returns the cloud's snapshots. Errors: volume.Invalid if it has none.
+func (c cloud) snapshotter() (providers.Snapshotter, error) {
 	snapshots, has := c.provider.(providers.Snapshotter)
 	if !has {
-		return nil, volume.Fail(volume.Invalid, "reclaim=snapshot, but this provider has no snapshots", "")
+		return nil, volume.Fail(volume.Invalid, "this provider has no snapshots", "")
 	}
-	err = change(ctx, copyTimeout, func(ctx context.Context) error { s, err = snapshots.Snapshot(ctx, id, description); return err })
+	return snapshots, nil
+}
+
+func (c cloud) snapshot(ctx context.Context, id string, spec providers.SnapshotSpec) (s *providers.Snapshot, err error) {
+	snapshots, err := c.snapshotter()
 	if err != nil {
-		return nil, fmt.Errorf("%w: no snapshot could be taken, so the volume was not removed", err)
+		return nil, err
 	}
-	return s, nil
+	// A provider that has to copy the data itself takes its time.
+	err = change(ctx, copyTimeout, func(ctx context.Context) error { s, err = snapshots.Snapshot(ctx, id, spec); return err })
+	return s, err
+}
+
+func (c cloud) findSnapshot(ctx context.Context, id string) (*providers.Snapshot, error) {
+	snapshots, err := c.snapshotter()
+	if err != nil {
+		return nil, err
+	}
+	return query(ctx, func(ctx context.Context) (*providers.Snapshot, error) { return snapshots.FindSnapshot(ctx, id) })
+}
+
+func (c cloud) snapshots(ctx context.Context) ([]*providers.Snapshot, error) {
+	snapshots, err := c.snapshotter()
+	if err != nil {
+		return nil, err
+	}
+	return query(ctx, snapshots.ListSnapshots)
+}
+
+func (c cloud) deleteSnapshot(ctx context.Context, id string) error {
+	snapshots, err := c.snapshotter()
+	if err != nil {
+		return err
+	}
+	return change(ctx, changeTimeout, func(ctx context.Context) error { return snapshots.DeleteSnapshot(ctx, id) })
 }

@@ -130,6 +130,19 @@ func (c *Controller) Formatted(ctx context.Context, vol *providers.Volume, fstyp
 	return nil
 }
 
+// Mark records something of the volume with the cloud.
+func (c *Controller) Mark(ctx context.Context, vol *providers.Volume, key, value string) error {
+	if vol.Record[key] == value {
+		return nil
+	}
+	if err := c.cloud.mark(ctx, vol.ID, key, value); err != nil {
+		return err
+	}
+	vol.Record[key] = value
+	c.catalog.put(vol)
+	return nil
+}
+
 // Modify has the cloud change the volume, and returns once the cloud shows it so.
 func (c *Controller) Modify(ctx context.Context, name string, change providers.Change) (*providers.Volume, error) {
 	vol, err := c.Find(ctx, name)

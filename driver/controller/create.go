@@ -15,6 +15,7 @@ import (
 type Request struct {
 	Spec  providers.Spec
 	Adopt string // id of an existing disk that becomes the volume; empty for a new one
+	From  string // name of the volume that it shall be a copy of; empty for none
 	Sized bool   // the size was asked for; it is not the default
 
 	// What was asked for explicitly, and must be so if the volume exists: of the Record, and of the cloud's disk by option.
@@ -23,6 +24,8 @@ type Request struct {
 
 	// Check, if set, is called before anything is made.
 	Check func(ctx context.Context) error
+	// Copy takes a snapshot of From, which is deleted again.
+	Copy func(ctx context.Context) (*providers.Snapshot, error)
 }
 
 // names are those that Docker's own volumes have. A client puts a name into the path of a request, where others, like ".."
@@ -46,9 +49,12 @@ func (c *Controller) Create(ctx context.Context, r Request) (vol *providers.Volu
 			return nil, false, err
 		}
 	}
-	if r.Adopt != "" {
+	switch {
+	case r.Adopt != "":
 		vol, err = c.cloud.adopt(ctx, r.Adopt, r.Spec)
-	} else {
+	case r.From != "":
+		vol, err = c.clone(ctx, r)
+	default:
 		vol, err = c.cloud.create(ctx, r.Spec)
 	}
 	if err != nil {
@@ -56,6 +62,21 @@ func (c *Controller) Create(ctx context.Context, r Request) (vol *providers.Volu
 	}
 	c.catalog.put(vol)
 	return vol, true, r.matches(vol) // another node may have been first
+}
+
+// clone makes the volume a copy of another.
+func (c *Controller) clone(ctx context.Context, r Request) (*providers.Volume, error) {
+	s, err := r.Copy(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: volume %q, of which this one is to be a copy", err, r.From)
+	}
+	defer func() {
+		if err := c.cloud.deleteSnapshot(ctx, s.ID); err != nil {
+			c.log.WithField("volume", r.From).WithField("snapshot", s.ID).WithError(err).Warn("The snapshot for a copy of the volume could not be deleted; `blockvol gc` deletes it")
+		}
+	}()
+	r.Spec.Snapshot = s.ID
+	return c.cloud.create(ctx, r.Spec)
 }
 
 // matches refuses an existing volume that is not what was explicitly asked for.
@@ -89,8 +110,19 @@ func (r Request) matches(vol *providers.Volume) error {
 			continue
 		}
 		if is != asked {
-			return differs(key, is, asked)
+			return differs(optionOf(key), is, asked)
 		}
 	}
 	return nil
+}
+
+// optionOf is the create option whose value is in the Record under key.
+func optionOf(key string) string {
+	switch key {
+	case volume.KeySchedule:
+		return "snapshot-schedule"
+	case volume.KeyKeep:
+		return "snapshot-keep"
+	}
+	return key
 }

@@ -72,9 +72,13 @@ func (c *Controller) Remove(ctx context.Context, vol *providers.Volume) error {
 	case volume.ReclaimDelete:
 	case volume.ReclaimSnapshot:
 		// The time makes it this attempt's own: the snapshot of an earlier one, whose delete has failed, may be old.
-		snapshot, err := c.cloud.snapshot(ctx, vol.ID, fmt.Sprintf("blockvol: last state of volume %s (%s), %s", vol.Name, vol.ID, time.Now().UTC().Format(time.RFC3339Nano)))
+		spec := SnapshotSpec(vol, volume.TakenToRemove, time.Now().UTC().Format(time.RFC3339Nano))
+		snapshot, err := c.TakeSnapshot(ctx, vol, spec)
+		if err == nil {
+			snapshot, err = c.AwaitSnapshot(ctx, snapshot, func(volume.Step) {})
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: the volume is not removed, since its reclaim policy is to take a snapshot first", err)
 		}
 		log.WithField("snapshot", snapshot.ID).Infof("Snapshot taken; the volume comes back with the option snapshot=%s", snapshot.ID)
 	}
@@ -92,12 +96,7 @@ func (c *Controller) Retain(ctx context.Context, name string) error {
 	if err != nil || volume.SettingsOf(vol.Record).Reclaim == volume.ReclaimRetain {
 		return err
 	}
-	if err := c.cloud.mark(ctx, vol.ID, volume.KeyReclaim, string(volume.ReclaimRetain)); err != nil {
-		return err
-	}
-	vol.Record[volume.KeyReclaim] = string(volume.ReclaimRetain)
-	c.catalog.put(vol)
-	return nil
+	return c.Mark(ctx, vol, volume.KeyReclaim, string(volume.ReclaimRetain))
 }
 
 // Missing takes in that the volume was to be removed and does not exist.

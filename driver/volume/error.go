@@ -44,6 +44,8 @@ const (
 	Remove  Op = "remove"
 	Release Op = "release"
 	Modify  Op = "modify"
+	Copy    Op = "snapshot"
+	Restore Op = "restore"
 )
 
 // Error is what the driver returns: the cause first, and what the operator can do about it last.

@@ -38,18 +38,20 @@ type Finding string
 
 // The findings.
 const (
-	Abandoned    Finding = "abandoned"    // uses of the volume for which no container is left: they are dropped
-	Stray        Finding = "stray"        // this node holds a disk that its journal does not know
-	AbsentDisk   Finding = "absent-disk"  // the cloud says that this node holds a disk whose device is not here
-	Unreleased   Finding = "unreleased"   // a release that failed once more
-	Undetermined Finding = "undetermined" // the kernel does not tell whether the volume is in use
-	DeadMount    Finding = "dead-mount"   // the mount of a volume that this node does not hold, which cannot be taken away
-	NotVisible   Finding = "not-visible"  // the engine does not see what is mounted; of no one volume
+	Abandoned    Finding = "abandoned"     // uses of the volume for which no container is left: they are dropped
+	Stray        Finding = "stray"         // this node holds a disk that its journal does not know
+	AbsentDisk   Finding = "absent-disk"   // the cloud says that this node holds a disk whose device is not here
+	Unreleased   Finding = "unreleased"    // a release that failed once more
+	Undetermined Finding = "undetermined"  // the kernel does not tell whether the volume is in use
+	DeadMount    Finding = "dead-mount"    // the mount of a volume that this node does not hold, which cannot be taken away
+	NoSnapshot   Finding = "no-snapshot"   // a snapshot that is due could not be taken; it is tried again
+	LateSnapshot Finding = "late-snapshot" // a snapshot that was due was taken late
+	NotVisible   Finding = "not-visible"   // the engine does not see what is mounted; of no one volume
 )
 
 // Findings are all of them.
 func Findings() []Finding {
-	return []Finding{Abandoned, Stray, AbsentDisk, Unreleased, Undetermined, DeadMount, NotVisible}
+	return []Finding{Abandoned, Stray, AbsentDisk, Unreleased, Undetermined, DeadMount, NoSnapshot, LateSnapshot, NotVisible}
 }
 
 func (PhaseEnded) event() {}

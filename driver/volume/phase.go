@@ -23,6 +23,9 @@ const (
 	Modifying           Phase = "modifying"             // the cloud changes the disk
 	WaitingForSize      Phase = "waiting-for-size"      // the disk has its new size; the device does not show it yet
 	Growing             Phase = "growing"               // the file system grows into its device
+	TakingSnapshot      Phase = "taking-snapshot"       // the cloud is asked for a snapshot
+	WaitingForSnapshot  Phase = "waiting-for-snapshot"  // the cloud copies; the volume can be used
+	Restoring           Phase = "restoring"             // a disk is made from a snapshot
 )
 
 var phaseWords = map[Phase]string{
@@ -36,6 +39,8 @@ var phaseWords = map[Phase]string{
 	Detaching:           "being detached from this node",
 	Reconciling:         "being looked at",
 	WaitingForSize:      "waiting for the device to show the new size",
+	TakingSnapshot:      "a snapshot is being taken",
+	WaitingForSnapshot:  "waiting for the cloud to complete the snapshot",
 }
 
 // Words are the phase for people.
@@ -43,7 +48,7 @@ func (p Phase) Words() string {
 	if words, special := phaseWords[p]; special {
 		return words
 	}
-	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Mounting: "mounted", Releasing: "released", Growing: "grown", Modifying: "changed", Unmounting: "unmounted", Removing: "removed"}[p]
+	return "being " + map[Phase]string{Creating: "created", Formatting: "formatted", Mounting: "mounted", Releasing: "released", Growing: "grown", Modifying: "changed", Unmounting: "unmounted", Removing: "removed", Restoring: "restored"}[p]
 }
 
 // Step is where work on a volume stands.

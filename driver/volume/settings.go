@@ -23,8 +23,16 @@ const (
 	KeyGID          = "gid"
 	KeyMode         = "mode"
 	KeyReclaim      = "reclaim"
-	KeyTags         = "tags" // a digest: the tags themselves are the cloud's, and people change them there
+	KeySchedule     = "snap-schedule" // NoSchedule on a copy of a volume that had one
+	KeyKeep         = "snap-keep"
+	KeyFrom         = "from"        // the volume that it was made a copy of
+	KeyTaken        = "taken"       // of a snapshot: why
+	KeyReplacedBy   = "replaced-by" // the disk that has or gets its name
+	KeyTags         = "tags"        // a digest: the tags themselves are the cloud's, and people change them there
 )
+
+// NoSchedule is the value of KeySchedule that stands for none.
+const NoSchedule = "none"
 
 // Reclaim is what Remove does with the disk.
 type Reclaim string

@@ -72,6 +72,78 @@ func (f *fakeDriver) Retain(_ context.Context, name string) error { return f.did
 func (f *fakeDriver) Remove(_ context.Context, name string) error { return f.did("remove ", name) }
 func (f *fakeDriver) Forget(_ context.Context, name string) error { return f.did("forget ", name) }
 
+func (f *fakeDriver) TakeSnapshot(_ context.Context, name, key string, _ func(volume.Step)) (*driver.Snapshot, string, error) {
+	return &driver.Snapshot{ID: "snap-1"}, "snapshot snap-1", f.did("snapshot ", name, " ", key)
+}
+
+func (f *fakeDriver) Rollback(_ context.Context, name, disk, snapshot string, _ func(volume.Step)) (string, error) {
+	return "rolled back", f.did("rollback ", name, " ", disk, " ", snapshot)
+}
+
+func (f *fakeDriver) DeleteSnapshot(_ context.Context, id string) error {
+	return f.did("delete snapshot ", id)
+}
+
+func (f *fakeDriver) Snapshots(context.Context) ([]*driver.Snapshot, error) {
+	due := time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC)
+	return []*driver.Snapshot{
+		{ID: "snap-1", Volume: "vol-1", Name: "db", Size: 1 << 30, CreatedAt: due.Add(time.Second), State: "complete", Record: map[string]string{"taken": "at 2026-11-30T00:00:00Z"}},
+		{ID: "snap-2", Volume: "vol-2", Name: "other", Size: 2 << 30, State: "creating", Detail: "42%", Record: map[string]string{"taken": "by hand"}},
+	}, f.err
+}
+
+func (f *fakeDriver) Garbage(ctx context.Context, removed bool) ([]driver.Garbage, error) {
+	all, err := f.Snapshots(ctx)
+	if !removed {
+		return nil, err
+	}
+	return []driver.Garbage{{Snapshot: all[0], Why: "its volume does not exist any more"}}, err
+}
+
+func TestSnapshotsAreListed(t *testing.T) {
+	l := start(t, t.TempDir(), &fakeDriver{})
+	due := time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC)
+	taken := due.Add(time.Second)
+	first := Snapshot{
+		ID: "snap-1", Volume: "db", Disk: "vol-1", Size: 1 << 30, CreatedAt: &taken, State: "complete", Reason: "by schedule, due 2026-11-30T00:00:00Z", DueAt: &due,
+	}
+	second := Snapshot{ID: "snap-2", Volume: "other", Disk: "vol-2", Size: 2 << 30, State: "creating", Detail: "42%", Reason: "by hand"}
+	for name, want := range map[string][]Snapshot{"": {first, second}, "other": {second}, "none": {}} {
+		all, err := l.Snapshots(t.Context(), name)
+		require.NoError(t, err)
+		assert.Equal(t, want, all)
+	}
+	garbage, err := l.Garbage(t.Context(), false)
+	require.NoError(t, err)
+	assert.Empty(t, garbage)
+	garbage, err = l.Garbage(t.Context(), true)
+	require.NoError(t, err)
+	first.Useless = "its volume does not exist any more"
+	assert.Equal(t, []Snapshot{first}, garbage)
+}
+
+func TestSnapshotsAreTakenRestoredAndDeleted(t *testing.T) {
+	d := &fakeDriver{}
+	l := start(t, t.TempDir(), d)
+	for i, r := range []Request{
+		{Kind: Copy, Volume: "db"}, {Kind: Restore, Volume: "new", Snapshot: "snap-1"}, {Kind: Restore, Volume: "db", Snapshot: "snap-1", Disk: "vol-1"},
+		{Kind: Clone, Volume: "copy", From: "db"}, {Kind: DeleteSnapshot, Snapshot: "snap-1"},
+	} {
+		r.ID = fmt.Sprint("job-number-", i)
+		job, err := l.Start(t.Context(), r)
+		require.NoError(t, err)
+		job, err = l.Await(t.Context(), job, func(Job) {})
+		require.NoError(t, err)
+		assert.Equal(t, Done, job.State)
+		if r.Kind == Copy {
+			assert.Equal(t, "snap-1", job.Made)
+		}
+	}
+	assert.Equal(t, []string{
+		"snapshot db job-number-0", "create newmap[snapshot:snap-1]", "rollback db vol-1 snap-1", "create copymap[from:db]", "delete snapshot snap-1",
+	}, d.asked())
+}
+
 func (f *fakeDriver) Modify(ctx context.Context, name string, change driver.Change, step func(volume.Step)) (string, error) {
 	f.mu.Lock()
 	f.modified = append(f.modified, fmt.Sprint(name, change))
@@ -280,6 +352,10 @@ func TestBadRequestsDoNothing(t *testing.T) {
 		"adopt no disk":     {Request{ID: "123456789", Kind: Adopt, Volume: "db"}, volume.Invalid},
 		"adopt and resize":  {Request{ID: "123456789", Kind: Adopt, Volume: "db", Disk: "vol-1", Size: 1}, volume.Invalid},
 		"remove and resize": {Request{ID: "123456789", Kind: Remove, Volume: "db", Size: 1}, volume.Invalid},
+		"restore nothing":   {Request{ID: "123456789", Kind: Restore, Volume: "db", Disk: "vol-1"}, volume.Invalid},
+		"clone nothing":     {Request{ID: "123456789", Kind: Clone, Volume: "db"}, volume.Invalid},
+		"snapshot a disk":   {Request{ID: "123456789", Kind: Copy, Volume: "db", Disk: "vol-1"}, volume.Invalid},
+		"delete all":        {Request{ID: "123456789", Kind: DeleteSnapshot}, volume.Invalid},
 		"change the disk":   {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: 1, Disk: "vol-2"}, volume.Invalid},
 		"negative":          {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: -1}, volume.Invalid},
 	} {

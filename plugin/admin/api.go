@@ -34,6 +34,39 @@ type Volumes struct {
 	Volumes []Volume `json:"volumes"`
 }
 
+// Snapshot is a snapshot of a volume of the cluster.
+type Snapshot struct {
+	ID        string     `json:"id"`
+	Volume    string     `json:"volume,omitempty"` // its name then
+	Disk      string     `json:"disk"`             // the id of its disk
+	Size      int64      `json:"size_bytes"`       // of a volume made from it
+	CreatedAt *time.Time `json:"created_at,omitempty"`
+	State     string     `json:"state"`             // creating, complete or failed
+	Detail    string     `json:"detail,omitempty"`  // how far it is, or why it has failed, in the cloud's words
+	Reason    string     `json:"reason,omitempty"`  // why it was taken
+	DueAt     *time.Time `json:"due_at,omitempty"`  // when a schedule had it due; missing if none did
+	Useless   string     `json:"useless,omitempty"` // in the answer to a call for garbage: why it is
+}
+
+// Snapshots is the answer to a call for them, the oldest first.
+type Snapshots struct {
+	Snapshots []Snapshot `json:"snapshots"`
+}
+
+func toSnapshot(s *driver.Snapshot) Snapshot {
+	shown := Snapshot{
+		ID: s.ID, Volume: s.Name, Disk: s.Volume, Size: s.Size, State: string(s.State), Detail: s.Detail, Reason: driver.Reason(s),
+	}
+	if !s.CreatedAt.IsZero() {
+		at := s.CreatedAt.UTC()
+		shown.CreatedAt = &at
+	}
+	if due := volume.DueAt(s.Record); !due.IsZero() {
+		shown.DueAt = &due
+	}
+	return shown
+}
+
 // Jobs is the answer to a call for all of them: those that run, and those that have ended lately; the latest last.
 type Jobs struct {
 	Jobs []Job `json:"jobs"`
@@ -83,6 +116,11 @@ const (
 	Adopt  Kind = "adopt"  // makes an existing disk a volume
 	Remove Kind = "remove" // does with a volume what its reclaim policy says
 	Forget Kind = "forget" // removes a volume and keeps its disk
+
+	Copy           Kind = "snapshot"        // takes a snapshot of a volume
+	Restore        Kind = "restore"         // makes a volume from a snapshot, or has it take the place of a volume's disk
+	Clone          Kind = "clone"           // makes a volume that is a copy of another
+	DeleteSnapshot Kind = "delete-snapshot" // destroys a snapshot
 )
 
 // Request asks for a job.
@@ -99,8 +137,15 @@ type Request struct {
 	IOPS       int    `json:"iops,omitempty"`
 	Throughput int    `json:"throughput,omitempty"` // MiB per second
 
-	// Of Adopt: the disk's id in the cloud.
+	// Of Adopt: the disk's id in the cloud. Of Restore: the disk of the volume that gives its place to a copy of the snapshot; without
+	// it the volume is new.
 	Disk string `json:"disk,omitempty"`
+
+	// Of Restore and DeleteSnapshot: the snapshot's id.
+	Snapshot string `json:"snapshot,omitempty"`
+
+	// Of Clone: the name of the volume that is copied.
+	From string `json:"from,omitempty"`
 }
 
 // Job is long work. It goes on though its client has left, and after a restart of the plugin.
@@ -109,6 +154,7 @@ type Job struct {
 	State    JobState   `json:"state"`
 	Phase    string     `json:"phase,omitempty"`   // while it runs, for programs
 	Message  string     `json:"message,omitempty"` // the same for people; once it is done, what has become of the volume
+	Made     string     `json:"made,omitempty"`    // the id of the snapshot that was taken
 	Began    time.Time  `json:"began"`
 	Ended    *time.Time `json:"ended,omitempty"`
 	Error    *Error     `json:"error,omitempty"`

@@ -131,6 +131,20 @@ func (c *Client) Retain(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "volumes/"+url.PathEscape(name)+"/retain", nil, nil)
 }
 
+// Snapshots lists the snapshots of the volume of that name, or, with "", of all.
+func (c *Client) Snapshots(ctx context.Context, volume string) ([]Snapshot, error) {
+	var answer Snapshots
+	err := c.call(ctx, http.MethodGet, "snapshots?volume="+url.QueryEscape(volume), nil, &answer)
+	return answer.Snapshots, err
+}
+
+// Garbage lists the snapshots that are of no use, with removed those that schedules have left of removed volumes as well.
+func (c *Client) Garbage(ctx context.Context, removed bool) ([]Snapshot, error) {
+	var answer Snapshots
+	err := c.call(ctx, http.MethodGet, fmt.Sprintf("garbage?removed=%t", removed), nil, &answer)
+	return answer.Snapshots, err
+}
+
 // Events lists what has happened on this node lately, to one volume or, with "", to all.
 func (c *Client) Events(ctx context.Context, volume string) ([]Event, error) {
 	var answer Events

@@ -144,24 +144,45 @@ func (j *jobs) start(r Request) (Job, error) {
 
 // check refuses what can be seen to be wrong without asking anybody.
 func check(r Request) error {
-	details := r
-	details.ID, details.Kind, details.Volume = "", "", ""
-	switch {
-	case kinds[r.Kind] == nil:
+	what, known := kinds[r.Kind]
+	if !known {
 		return volume.Fail(volume.Invalid, fmt.Sprintf("there is no job %q", r.Kind), "see docs/api.md, and whether this blockvol is older than its client")
-	case r.Volume == "":
+	}
+	if r.Volume == "" && r.Kind != DeleteSnapshot {
 		return volume.Fail(volume.Invalid, "the volume's name is missing", "")
-	case r.Kind == Adopt:
-		if r.Disk == "" || details != (Request{Disk: r.Disk}) {
-			return volume.Fail(volume.Invalid, "what is adopted is a disk, as it is", "give its id and nothing else")
+	}
+	return what.check(r)
+}
+
+// kind is what jobs of a kind do. It can be done again from the start.
+type kind struct {
+	check func(r Request) error
+	do    func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (outcome ending, err error)
+}
+
+// ending is what a job tells of its success.
+type ending struct {
+	message string
+	made    string // the id of what was made
+}
+
+// takes refuses a request that is not what a job takes. is is asked without id, kind and volume.
+func takes(what string, is func(r Request) bool) func(r Request) error {
+	return func(r Request) error {
+		details := r
+		details.ID, details.Kind, details.Volume = "", "", ""
+		if !is(details) {
+			return volume.Fail(volume.Invalid, fmt.Sprintf("the job %q takes %s", r.Kind, what), "give that and nothing else")
 		}
 		return nil
-	case r.Kind != Modify:
-		if details != (Request{}) {
-			return volume.Fail(volume.Invalid, fmt.Sprintf("the job %q takes a volume and nothing else", r.Kind), "")
-		}
-		return nil
-	case r.Disk != "":
+	}
+}
+
+func nothing(r Request) bool { return r == Request{} }
+
+func checkModify(r Request) error {
+	switch {
+	case r.Disk != "" || r.Snapshot != "" || r.From != "":
 		return volume.Fail(volume.Invalid, "the disk of a volume cannot be changed for another", "")
 	case r.Size < 0 || r.IOPS < 0 || r.Throughput < 0:
 		return volume.Fail(volume.Invalid, "a negative number makes no sense", "")
@@ -169,6 +190,50 @@ func check(r Request) error {
 		return volume.Fail(volume.Invalid, "nothing is to be changed", "give a size, a type, iops or throughput")
 	}
 	return nil
+}
+
+var kinds = map[Kind]kind{
+	Modify: {checkModify, func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		message, err := d.Modify(ctx, r.Volume, driver.Change{Size: r.Size, Type: r.Type, IOPS: r.IOPS, Throughput: r.Throughput}, step)
+		return ending{message: message}, err
+	}},
+	Adopt: {takes("a volume and the id of a disk", func(r Request) bool { return r.Disk != "" && r == Request{Disk: r.Disk} }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		step(volume.Step{Phase: volume.Creating, Detail: "being adopted"})
+		return ending{message: "the disk " + r.Disk + " is a volume"}, d.Create(ctx, r.Volume, map[string]string{"volume-id": r.Disk})
+	}},
+	Remove: {takes("a volume", nothing), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		step(volume.Step{Phase: volume.Removing})
+		return ending{message: "removed"}, d.Remove(ctx, r.Volume)
+	}},
+	Forget: {takes("a volume", nothing), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		step(volume.Step{Phase: volume.Removing})
+		return ending{message: "forgotten; its disk is kept"}, d.Forget(ctx, r.Volume)
+	}},
+	Copy: {takes("a volume", nothing), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		s, message, err := d.TakeSnapshot(ctx, r.Volume, r.ID, step)
+		if err != nil {
+			return ending{}, err
+		}
+		return ending{message, s.ID}, nil
+	}},
+	Restore: {takes("a volume, a snapshot, and the volume's disk if that is to be replaced", func(r Request) bool {
+		return r.Snapshot != "" && r == Request{Snapshot: r.Snapshot, Disk: r.Disk}
+	}), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		if r.Disk != "" {
+			message, err := d.Rollback(ctx, r.Volume, r.Disk, r.Snapshot, step)
+			return ending{message: message}, err
+		}
+		step(volume.Step{Phase: volume.Restoring})
+		return ending{message: "made from snapshot " + r.Snapshot}, d.Create(ctx, r.Volume, map[string]string{"snapshot": r.Snapshot})
+	}},
+	Clone: {takes("a volume and the one that is copied", func(r Request) bool { return r.From != "" && r == Request{From: r.From} }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		step(volume.Step{Phase: volume.Creating, Detail: "being made as a copy of " + r.From})
+		return ending{message: "a copy of " + r.From}, d.Create(ctx, r.Volume, map[string]string{"from": r.From})
+	}},
+	DeleteSnapshot: {takes("a snapshot", func(r Request) bool { return r.Snapshot != "" && r == Request{Snapshot: r.Snapshot} }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		step(volume.Step{Phase: volume.Removing, Detail: "snapshot " + r.Snapshot + " is being deleted"})
+		return ending{message: "snapshot " + r.Snapshot + " is deleted"}, d.DeleteSnapshot(ctx, r.Snapshot)
+	}},
 }
 
 // begin runs a job. The caller holds mu, or is the only one who has j.
@@ -183,31 +248,8 @@ func (j *jobs) begin(job *Job) {
 	})
 }
 
-// kinds are what jobs do. Each can be done again from the start.
-var kinds = map[Kind]func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (outcome string, err error){
-	Modify: func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (string, error) {
-		return d.Modify(ctx, r.Volume, driver.Change{Size: r.Size, Type: r.Type, IOPS: r.IOPS, Throughput: r.Throughput}, step)
-	},
-	Adopt: func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (string, error) {
-		step(volume.Step{Phase: volume.Creating, Detail: "being adopted"})
-		return "the disk " + r.Disk + " is a volume", d.Create(ctx, r.Volume, map[string]string{"volume-id": r.Disk})
-	},
-	Remove: func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (string, error) {
-		step(volume.Step{Phase: volume.Removing})
-		return "removed", d.Remove(ctx, r.Volume)
-	},
-	Forget: func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (string, error) {
-		step(volume.Step{Phase: volume.Removing})
-		return "forgotten; its disk is kept", d.Forget(ctx, r.Volume)
-	},
-}
-
-func (j *jobs) run(r Request) (outcome string, err error) {
-	outcome, err = kinds[r.Kind](j.life, j.driver, r, func(step volume.Step) { j.step(r.ID, step) })
-	if err != nil {
-		return "", err
-	}
-	return outcome, nil
+func (j *jobs) run(r Request) (ending, error) {
+	return kinds[r.Kind].do(j.life, j.driver, r, func(step volume.Step) { j.step(r.ID, step) })
 }
 
 func (j *jobs) step(id string, step volume.Step) {
@@ -225,14 +267,14 @@ func (j *jobs) tell(job *Job) {
 	j.changed = make(chan struct{})
 }
 
-func (j *jobs) finish(job *Job, outcome string, err error) {
+func (j *jobs) finish(job *Job, outcome ending, err error) {
 	log := j.log.WithField("job", job.ID).WithField("volume", job.Volume)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	ended := time.Now().UTC()
-	job.State, job.Phase, job.Message, job.Ended = Done, "", outcome, &ended
+	job.State, job.Phase, job.Message, job.Made, job.Ended = Done, "", outcome.message, outcome.made, &ended
 	if err != nil {
-		job.State, job.Error = Failed, toError(err, j.paths)
+		job.State, job.Message, job.Made, job.Error = Failed, "", "", toError(err, j.paths)
 		log.WithError(err).Warnf("The job failed: %s", job.Kind)
 	}
 	j.tell(job)

@@ -29,6 +29,11 @@ type Driver interface {
 	Remove(ctx context.Context, name string) error
 	Forget(ctx context.Context, name string) error
 	Modify(ctx context.Context, name string, change driver.Change, step func(volume.Step)) (outcome string, err error)
+	TakeSnapshot(ctx context.Context, name, key string, step func(volume.Step)) (s *driver.Snapshot, outcome string, err error)
+	Snapshots(ctx context.Context) ([]*driver.Snapshot, error)
+	DeleteSnapshot(ctx context.Context, id string) error
+	Rollback(ctx context.Context, name, disk, snapshot string, step func(volume.Step)) (outcome string, err error)
+	Garbage(ctx context.Context, removed bool) ([]driver.Garbage, error)
 }
 
 const (
@@ -119,6 +124,8 @@ func (s *Server) routes() *http.ServeMux {
 		"GET " + Root + "volumes/{name}":          s.volume,
 		"POST " + Root + "volumes/{name}/release": s.release,
 		"POST " + Root + "volumes/{name}/retain":  s.retain,
+		"GET " + Root + "snapshots":               s.snapshots,
+		"GET " + Root + "garbage":                 s.garbage,
 		"GET " + Root + "events":                  s.listEvents,
 		"GET " + Root + "jobs":                    s.listJobs,
 		"POST " + Root + "jobs":                   s.startJob,
@@ -271,4 +278,41 @@ func (s *Server) job(r *http.Request) (any, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), min(max(0, time.Duration(wait*float64(time.Second))), maxWait))
 	defer cancel()
 	return s.jobs.await(ctx, r.PathValue("id"), revision)
+}
+
+// snapshots returns the snapshots of the cluster, with the query volume those of the volume of that name.
+func (s *Server) snapshots(r *http.Request) (any, error) {
+	if err := s.ready(r.Context()); err != nil {
+		return nil, err
+	}
+	all, err := s.driver.Snapshots(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	answer := Snapshots{[]Snapshot{}}
+	name := r.URL.Query().Get("volume")
+	for _, snapshot := range all {
+		if name == "" || snapshot.Name == name {
+			answer.Snapshots = append(answer.Snapshots, toSnapshot(snapshot))
+		}
+	}
+	return answer, nil
+}
+
+// garbage returns the snapshots that are of no use, with the query removed=true those of removed volumes as well.
+func (s *Server) garbage(r *http.Request) (any, error) {
+	if err := s.ready(r.Context()); err != nil {
+		return nil, err
+	}
+	all, err := s.driver.Garbage(r.Context(), r.URL.Query().Get("removed") == "true")
+	if err != nil {
+		return nil, err
+	}
+	answer := Snapshots{[]Snapshot{}}
+	for _, garbage := range all {
+		shown := toSnapshot(garbage.Snapshot)
+		shown.Useless = garbage.Why
+		answer.Snapshots = append(answer.Snapshots, shown)
+	}
+	return answer, nil
 }

@@ -56,6 +56,12 @@ var figures = []figure{
 	{"volume_phase_seconds", "Since when the volume is in its present phase.", func(h driver.Here, now time.Time) (float64, bool) {
 		return now.Sub(h.Since).Seconds(), !h.Since.IsZero()
 	}},
+	{"volume_last_snapshot_timestamp_seconds", "For when the volume's latest complete scheduled snapshot was due.", func(h driver.Here, _ time.Time) (float64, bool) {
+		return float64(h.LastSnapshot.Unix()), !h.LastSnapshot.IsZero()
+	}},
+	{"volume_snapshot_overdue_seconds", "Since when a scheduled snapshot is due that is not complete.", func(h driver.Here, now time.Time) (float64, bool) {
+		return now.Sub(h.SnapshotDue).Seconds(), !h.SnapshotDue.IsZero()
+	}},
 	{"volume_stats_age_seconds", "How long ago the volume_stats were measured. More than a minute: the kernel does not answer.", func(h driver.Here, now time.Time) (float64, bool) {
 		return now.Sub(h.MeasuredAt).Seconds(), !h.MeasuredAt.IsZero()
 	}},

@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
@@ -35,7 +36,7 @@ func TestAWrongClockIsCorrectedForRequestsSentOnce(t *testing.T) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
 		w.cloud.SetClock(time.Hour)
-		_, err := p.Snapshot(t.Context(), v.ID, "one")
+		_, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "one"})
 		require.NoError(t, err)
 		assert.Len(t, w.cloud.Snapshots(), 1)
 	})

@@ -248,7 +248,7 @@ func TestEveryCallFindsANewVolumeAtOnce(t *testing.T) {
 			require.NoError(t, err)
 			require.Len(t, list, 1)
 			require.NoError(t, p.Mark(t.Context(), v.ID, "formatted", "ext4"))
-			_, err = p.Snapshot(t.Context(), v.ID, "s")
+			_, err = p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "s"})
 			require.NoError(t, err)
 
 			gone := w.create(p, "gone")

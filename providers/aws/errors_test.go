@@ -44,7 +44,7 @@ func TestRefusalsComeWithAdvice(t *testing.T) {
 				case "ModifyVolume":
 					_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 2 * gib})
 				case "CreateSnapshot":
-					_, err = p.Snapshot(t.Context(), v.ID, "backup")
+					_, err = p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "backup"})
 				}
 				providertest.Sentence(t, err, refusal.action, refusal.code, refusal.advice)
 				if refusal.is != nil {

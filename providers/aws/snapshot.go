@@ -23,8 +23,8 @@ var snapshotID = regexp.MustCompile(`^snap-[0-9a-f]{8}([0-9a-f]{9})?$`)
 // snapshot is complete it may fail, and needs the volume.
 func (p *Provider) snapshots() managed.SnapshotCloud[types.Volume, types.Snapshot] {
 	return managed.SnapshotCloud[types.Volume, types.Snapshot]{
-		IsID: snapshotID.MatchString, IDForm: "looks like snap-0123456789abcdef0", MaxPause: 15 * time.Second,
-		Show: showSnapshot, Taken: p.snapshotsTaken, Take: p.takeSnapshot, Get: p.getSnapshot, Delete: p.deleteSnapshot,
+		IsID: snapshotID.MatchString, IDForm: "looks like snap-0123456789abcdef0", MaxPause: 15 * time.Second, Instant: true,
+		Show: showSnapshot, Taken: p.snapshotsTaken, Take: p.takeSnapshot, List: p.listSnapshots, Get: p.getSnapshot, Delete: p.deleteSnapshot,
 	}
 }
 
@@ -33,13 +33,16 @@ func showSnapshot(from types.Snapshot) managed.Snapshot[types.Snapshot] {
 	cluster, marked := tags[tagCluster]
 	s := managed.Snapshot[types.Snapshot]{
 		Snapshot: providers.Snapshot{
-			ID: sdk.ToString(from.SnapshotId), Volume: sdk.ToString(from.VolumeId), Size: int64(sdk.ToInt32(from.VolumeSize)) * gib, CreatedAt: sdk.ToTime(from.StartTime).UTC(),
+			ID: sdk.ToString(from.SnapshotId), Volume: sdk.ToString(from.VolumeId), Name: tags[tagName], Size: int64(sdk.ToInt32(from.VolumeSize)) * gib,
+			CreatedAt: sdk.ToTime(from.StartTime).UTC(), State: providers.SnapshotCreating, Detail: sanitize.Clip(sdk.ToString(from.Progress)), Record: recordOf(tags),
 		},
-		Cluster: cluster, Marked: marked, Record: recordOf(tags), Creating: from.State != types.SnapshotStateCompleted,
-		Progress: fmt.Sprintf(" (%s so far)", sdk.ToString(from.Progress)), Native: from,
+		Cluster: cluster, Marked: marked, Native: from,
 	}
-	if from.State == types.SnapshotStateError {
-		s.Creating, s.Failed = false, fmt.Errorf("snapshot %s has failed: EC2 says %q", s.ID, sanitize.Clip(sdk.ToString(from.StateMessage)))
+	switch from.State {
+	case types.SnapshotStateCompleted:
+		s.State, s.Detail = providers.SnapshotComplete, ""
+	case types.SnapshotStateError:
+		s.State, s.Detail = providers.SnapshotFailed, sanitize.Clip(sdk.ToString(from.StateMessage))
 	}
 	return s
 }
@@ -57,6 +60,10 @@ func (p *Provider) snapshotsTaken(ctx context.Context, volume, description strin
 	return p.describeSnapshots(ctx, filter("tag:"+tagOrigin, labels.Digest(volume, description)))
 }
 
+func (p *Provider) listSnapshots(ctx context.Context) ([]types.Snapshot, error) {
+	return p.describeSnapshots(ctx, filter("tag:"+tagCluster, p.cfg.Cluster))
+}
+
 func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[types.Volume], description string) (types.Snapshot, error) {
 	tags := recordTags(d.Record)
 	maps.Copy(tags, map[string]string{tagShown: d.Name, tagCluster: p.cfg.Cluster, tagName: d.Name, tagOrigin: labels.Digest(d.ID, description)})
@@ -69,7 +76,7 @@ func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[types.Volume
 		return types.Snapshot{}, err
 	}
 	return types.Snapshot{
-		SnapshotId: made.SnapshotId, VolumeId: made.VolumeId, VolumeSize: made.VolumeSize, StartTime: made.StartTime, State: made.State,
+		SnapshotId: made.SnapshotId, VolumeId: made.VolumeId, VolumeSize: made.VolumeSize, StartTime: made.StartTime, State: made.State, Tags: tagList(tags),
 	}, nil
 }
 

@@ -45,13 +45,16 @@ func TestASnapshotThatNeverCompletesIsTakenOnce(t *testing.T) {
 		v := w.create(p, "db")
 		w.stuck("CreateSnapshot")
 		for range 2 {
+			s, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "last state"})
+			require.NoError(t, err)
+			assert.Equal(t, providers.SnapshotCreating, s.State)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-			_, err := p.Snapshot(ctx, v.ID, "last state")
+			_, err = p.Create(ctx, providers.Spec{Name: "copy", Snapshot: s.ID})
 			cancel()
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			providertest.Sentence(t, err, "snap-", "not complete yet")
 		}
-		require.Len(t, w.cloud.Snapshots(), 1, "the second call waits for the first snapshot")
+		require.Len(t, w.cloud.Snapshots(), 1, "the second call finds the first snapshot")
 		assert.Len(t, w.named("db"), 1)
 	})
 }

@@ -55,7 +55,7 @@ func everything(ctx context.Context, p *Provider) map[string]func() error {
 		"Detach":         func() error { return p.Detach(ctx, volume, "123", false) },
 		"Mark":           func() error { return p.Mark(ctx, volume, "uid", "0") },
 		"Modify":         func() error { _, err := p.Modify(ctx, volume, providers.Change{Size: gib}); return err },
-		"Snapshot":       func() error { _, err := p.Snapshot(ctx, volume, "x"); return err },
+		"Snapshot":       func() error { _, err := p.Snapshot(ctx, volume, providers.SnapshotSpec{Description: "x"}); return err },
 		"DeleteSnapshot": func() error { return p.DeleteSnapshot(ctx, volume) },
 	}
 }

@@ -18,7 +18,7 @@ import (
 func (p *Provider) snapshots() managed.SnapshotCloud[godo.Volume, godo.Snapshot] {
 	return managed.SnapshotCloud[godo.Volume, godo.Snapshot]{
 		IsID: volumeID.MatchString, IDForm: "looks like 8fa70202-873f-11e6-8b68-000f533176b1",
-		Show: showSnapshot, Taken: p.snapshotsTaken, Take: p.takeSnapshot, Get: p.getSnapshot, Delete: p.deleteSnapshot,
+		Instant: true, Show: showSnapshot, Taken: p.snapshotsTaken, Take: p.takeSnapshot, List: p.listSnapshots, Get: p.getSnapshot, Delete: p.deleteSnapshot,
 	}
 }
 
@@ -29,8 +29,11 @@ func showSnapshot(from godo.Snapshot) managed.Snapshot[godo.Snapshot] {
 	is := identityOf(from.Tags)
 	created, _ := time.Parse(time.RFC3339, from.Created) // the zero time if DigitalOcean does not tell
 	return managed.Snapshot[godo.Snapshot]{
-		Snapshot: providers.Snapshot{ID: from.ID, Volume: from.ResourceID, Size: int64(from.MinDiskSize) * gib, CreatedAt: created.UTC()},
-		Cluster:  is.cluster, Marked: is.owned(), Record: recordOf(from.Tags), Native: from,
+		Snapshot: providers.Snapshot{
+			ID: from.ID, Volume: from.ResourceID, Name: is.name, Size: int64(from.MinDiskSize) * gib, CreatedAt: created.UTC(),
+			State: providers.SnapshotComplete, Record: recordOf(from.Tags),
+		},
+		Cluster: is.cluster, Marked: is.owned(), Native: from,
 	}
 }
 
@@ -40,6 +43,10 @@ func (p *Provider) snapshotsTaken(ctx context.Context, volume, description strin
 		return p.api.Storage.ListSnapshots(ctx, volume, page)
 	})
 	return slices.DeleteFunc(list, func(s godo.Snapshot) bool { return s.Name != name }), found(err)
+}
+
+func (p *Provider) listSnapshots(ctx context.Context) ([]godo.Snapshot, error) {
+	return pages(ctx, p, "the request for a list of snapshots", func(s godo.Snapshot) string { return s.ID }, p.api.Snapshots.ListVolume)
 }
 
 func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[godo.Volume], description string) (godo.Snapshot, error) {

@@ -269,7 +269,7 @@ func TestAVolumeFromASnapshotIsEnlargedByWhoeverComesNext(t *testing.T) {
 			node := w.node()
 			p, other := w.on(node), w.on(w.node())
 			source := w.create(p, "source")
-			snap, err := p.Snapshot(t.Context(), source.ID, "nightly")
+			snap, err := p.Snapshot(t.Context(), source.ID, providers.SnapshotSpec{Description: "nightly"})
 			require.NoError(t, err)
 			time.Sleep(time.Minute)
 			w.cloud.Inject(cloud.Rule{Caller: node, Fault: cloud.Fail, Skip: last})

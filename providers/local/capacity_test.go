@@ -184,11 +184,11 @@ func TestVolumesThatWouldNotFitAreRefused(t *testing.T) {
 			assert.InDelta(t, 150<<20, before-after, 1<<20)
 
 			// A snapshot needs the same space again, even if it is shared: the volume may be overwritten.
-			_, err = p.Snapshot(t.Context(), v.ID, "one")
+			_, err = p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "one"})
 			require.NoError(t, err)
 			_, err = p.Create(t.Context(), providers.Spec{Name: "more", Size: 150 << 20})
 			require.ErrorIs(t, err, providers.ErrNoSpace)
-			_, err = p.Snapshot(t.Context(), v.ID, "two")
+			_, err = p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "two"})
 			require.ErrorIs(t, err, providers.ErrNoSpace)
 			require.NoError(t, p.DeleteSnapshot(t.Context(), firstSnapshot(p)))
 			_, err = p.Create(t.Context(), providers.Spec{Name: "more", Size: 150 << 20})

@@ -100,7 +100,7 @@ func madeWithSnapshot(t *testing.T, p *Provider) {
 	v := found(t, p, "db")
 	require.NoError(t, os.WriteFile(p.disks.path(v.ID, ready), []byte("precious"), 0o600))
 	require.NoError(t, os.Truncate(p.disks.path(v.ID, ready), v.Size))
-	_, err := p.Snapshot(t.Context(), v.ID, "one")
+	_, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "one"})
 	require.NoError(t, err)
 }
 
@@ -201,7 +201,7 @@ var operations = []operation{
 	{
 		"snapshot", made("db"),
 		func(ctx context.Context, p *Provider) error {
-			_, err := p.Snapshot(ctx, db(ctx, p), "one")
+			_, err := p.Snapshot(ctx, db(ctx, p), providers.SnapshotSpec{Description: "one"})
 			return err
 		},
 		func(t *testing.T, p *Provider) {
@@ -392,7 +392,7 @@ func childWorker() {
 		case 1:
 			must(p.Mark(ctx, v.ID, "key", os.Getenv("NODE")))
 		case 2:
-			_, err := p.Snapshot(ctx, v.ID, strconv.Itoa(rnd.IntN(3)))
+			_, err := p.Snapshot(ctx, v.ID, providers.SnapshotSpec{Description: strconv.Itoa(rnd.IntN(3))})
 			must(err)
 		default:
 			err := providertest.Attach(ctx, p, v.ID)

@@ -195,8 +195,8 @@ func (u *unreliable) Modify(ctx context.Context, id string, change providers.Cha
 	return v, u.answer(err)
 }
 
-func (u *unreliable) Snapshot(ctx context.Context, id, description string) (*providers.Snapshot, error) {
-	s, err := u.Provider.Snapshot(ctx, id, description)
+func (u *unreliable) Snapshot(ctx context.Context, id string, spec providers.SnapshotSpec) (*providers.Snapshot, error) {
+	s, err := u.Provider.Snapshot(ctx, id, spec)
 	return s, u.answer(err)
 }
 

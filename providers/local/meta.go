@@ -26,6 +26,7 @@ type meta struct {
 	Tags     map[string]string `json:"tags,omitempty"`
 	Snapshot string            `json:"snapshot,omitempty"` // of a volume: the snapshot it was created from
 	Volume   string            `json:"volume,omitempty"`   // of a snapshot: its volume
+	Of       string            `json:"of,omitempty"`       // of a snapshot: its volume's name then
 	Needs    int64             `json:"needs,omitempty"`    // of a snapshot: bytes of disk that the copy may need
 	Holder   *holder           `json:"holder,omitempty"`
 	Formerly *former           `json:"formerly,omitempty"` // of a forgotten volume

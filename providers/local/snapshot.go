@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -17,26 +18,82 @@ import (
 
 // Snapshot copies the image: at one instant where files can share blocks (xfs, btrfs), also while the volume is in use. Elsewhere
 // it copies byte by byte, and only a volume that no node holds.
-func (p *Provider) Snapshot(ctx context.Context, id, description string) (*providers.Snapshot, error) {
+func (p *Provider) Snapshot(ctx context.Context, id string, spec providers.SnapshotSpec) (*providers.Snapshot, error) {
+	if err := providers.CheckRecord(spec.Record); err != nil {
+		return nil, err
+	}
 	m, image, err := p.open(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer image.Close()
-	snap, err := p.snapshot(ctx, m, image, description)
+	snap, err := p.snapshot(ctx, m, image, spec)
 	if err != nil {
 		return nil, noSpace(err)
 	}
-	return &providers.Snapshot{ID: snap.ID, Volume: id, Size: snap.Size, CreatedAt: snap.Created}, nil
+	return showSnapshot(snap), nil
 }
 
-func (p *Provider) snapshot(ctx context.Context, m *meta, image *os.File, description string) (*meta, error) {
-	snap, f, err := p.beginSnapshot(ctx, m, image, m.ID+": "+description)
+func showSnapshot(m *meta) *providers.Snapshot {
+	record := maps.Clone(m.Record)
+	if record == nil {
+		record = providers.Record{}
+	}
+	return &providers.Snapshot{
+		ID: m.ID, Volume: m.Volume, Name: m.Of, Size: m.Size, CreatedAt: m.Created, State: providers.SnapshotComplete, Record: record,
+	}
+}
+
+// FindSnapshot returns a snapshot of the cluster.
+func (p *Provider) FindSnapshot(ctx context.Context, id string) (*providers.Snapshot, error) {
+	none := fmt.Errorf("%w: there is no snapshot %.40q of cluster %q", providers.ErrNotFound, id, p.cluster)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !p.snaps.valid(id) || !p.snaps.has(id, ready) {
+		return nil, none
+	}
+	m, err := p.snaps.read(id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && m.Cluster != p.cluster:
+		return nil, none
+	case err != nil:
+		return nil, err
+	}
+	return showSnapshot(m), nil
+}
+
+// ListSnapshots returns the snapshots of the cluster, the oldest first.
+func (p *Provider) ListSnapshots(ctx context.Context) ([]*providers.Snapshot, error) {
+	if !p.hasSnapshots() {
+		return nil, ctx.Err()
+	}
+	ids, err := p.snaps.ids(ready)
+	if err != nil {
+		return nil, err
+	}
+	var all []*providers.Snapshot
+	var broken []error
+	for _, id := range ids {
+		snap, err := p.FindSnapshot(ctx, id)
+		switch {
+		case err == nil:
+			all = append(all, snap)
+		case !errors.Is(err, providers.ErrNotFound):
+			broken = append(broken, err)
+		}
+	}
+	slices.SortFunc(all, providers.OlderSnapshot)
+	return all, errors.Join(broken...)
+}
+
+func (p *Provider) snapshot(ctx context.Context, m *meta, image *os.File, spec providers.SnapshotSpec) (*meta, error) {
+	snap, f, err := p.beginSnapshot(ctx, m, image, m.ID+": "+spec.Description, spec.Record)
 	if err != nil || f == nil {
 		return snap, err
 	}
 	defer f.Close()
-	err = reflink(f, image)
+	err = spec.Taking(ctx, func(context.Context) error { return reflink(f, image) })
 	if errors.Is(err, errors.ErrUnsupported) {
 		if err = p.checkFree(m); err == nil {
 			err = fill(ctx, f, image)
@@ -55,7 +112,7 @@ func (p *Provider) snapshot(ctx context.Context, m *meta, image *os.File, descri
 
 // beginSnapshot creates the empty image of a snapshot. If the snapshot exists, it returns no image. The caller has opened the
 // volume's image, so no other process is creating the same snapshot.
-func (p *Provider) beginSnapshot(ctx context.Context, m *meta, image *os.File, name string) (*meta, *os.File, error) {
+func (p *Provider) beginSnapshot(ctx context.Context, m *meta, image *os.File, name string, record providers.Record) (*meta, *os.File, error) {
 	unlock, err := p.lock(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -73,8 +130,12 @@ func (p *Provider) beginSnapshot(ctx context.Context, m *meta, image *os.File, n
 	}
 	snap := &meta{
 		Cluster: p.cluster, Name: name, Size: info.Size(), Record: maps.Clone(m.Record), Tags: m.Tags,
-		Volume: m.ID, Needs: allocated(info),
+		Volume: m.ID, Of: m.Name, Needs: allocated(info),
 	}
+	if snap.Record == nil {
+		snap.Record = providers.Record{}
+	}
+	maps.Copy(snap.Record, record)
 	if err := p.makeRoom(snap.Needs); err != nil {
 		return nil, nil, err
 	}

@@ -24,7 +24,7 @@ func TestACopyKeepsHoles(t *testing.T) {
 		_, err := image.WriteAt([]byte("here"), at)
 		require.NoError(t, err)
 	}
-	snap, err := p.Snapshot(t.Context(), v.ID, "one")
+	snap, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "one"})
 	require.NoError(t, err)
 	c, err := p.Create(t.Context(), providers.Spec{Name: "copy", Snapshot: snap.ID, Size: 2 << 30})
 	require.NoError(t, err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
@@ -18,14 +19,12 @@ import (
 // Snapshot is a snapshot as an answer of the cloud shows it.
 type Snapshot[S any] struct {
 	providers.Snapshot
-	Cluster  string           // the cluster that took it, by its marks; empty if its name cannot be read
-	Marked   bool             // some cluster took it
-	Record   providers.Record // of the volume at that moment
-	Creating bool             // it is not complete yet
-	Progress string           // how far it is, in the cloud's words; may be empty
-	Failed   error            // why it will never be usable
-	Native   S                // the cloud's own description
+	Cluster string // the cluster that took it, by its marks; empty if its name cannot be read
+	Marked  bool   // some cluster took it
+	Native  S      // the cloud's own description
 }
+
+func (s Snapshot[S]) is(state providers.SnapshotState) bool { return s.State == state }
 
 // SnapshotCloud is how a cloud is asked for snapshots. V and S are its own descriptions of a disk and of a snapshot.
 type SnapshotCloud[V, S any] struct {
@@ -33,15 +32,21 @@ type SnapshotCloud[V, S any] struct {
 	IDForm   string        // "looks like snap-0123456789abcdef0"
 	MaxPause time.Duration // between two questions about a snapshot that is not complete
 
+	// Instant tells that a snapshot's instant has passed when Take returns. Otherwise it has when the snapshot is complete.
+	Instant bool
+
 	// Show translates an answer. It asks nothing.
 	Show func(S) Snapshot[S]
 
 	// Taken returns the snapshots of the volume that Take has taken with this description.
 	Taken func(ctx context.Context, id, description string) ([]S, error)
 
-	// Take takes a snapshot with marks by which Taken finds it, with the volume's cluster, name and Record. Errors: ErrTaken if the
-	// cloud says that there is such a snapshot.
+	// Take takes a snapshot with marks by which Taken and List find it, with the volume's cluster, name and Record. Errors: ErrTaken
+	// if the cloud says that there is such a snapshot.
 	Take func(ctx context.Context, d Disk[V], description string) (S, error)
+
+	// List returns the snapshots of the cluster, and may return more.
+	List func(ctx context.Context) ([]S, error)
 
 	// Get returns a snapshot by its id, whoever it belongs to. Errors: providers.ErrNotFound only if the cloud said so.
 	Get func(ctx context.Context, id string) (S, error)
@@ -65,28 +70,93 @@ func NewSnapshots[V, S any](p *Provider[V], cloud SnapshotCloud[V, S]) *Snapshot
 	return &Snapshots[V, S]{volumes: p, cloud: cloud}
 }
 
-// Snapshot takes a snapshot, or finds the one that was taken with that description, and returns when it is complete.
-func (s *Snapshots[V, S]) Snapshot(ctx context.Context, id, description string) (*providers.Snapshot, error) {
+// Snapshot takes a snapshot, or finds the one that was taken with that description.
+func (s *Snapshots[V, S]) Snapshot(ctx context.Context, id string, spec providers.SnapshotSpec) (*providers.Snapshot, error) {
+	if err := providers.CheckRecord(spec.Record); err != nil {
+		return nil, err
+	}
 	d, err := s.volumes.GetOurs(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	unlock, _, err := s.takes.Lock(ctx, labels.Digest(id, description))
+	unlock, _, err := s.takes.Lock(ctx, labels.Digest(id, spec.Description))
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	snapshot, found, err := s.taken(ctx, id, description)
-	if err == nil && !found {
-		snapshot, err = s.take(ctx, d, description)
-	}
-	if err == nil {
-		snapshot, err = s.complete(ctx, snapshot)
+	snapshot, found, err := s.taken(ctx, id, spec.Description)
+	switch {
+	case err != nil:
+		return nil, err
+	case !found:
+		d.Record = over(d.Record, spec.Record)
+		err = spec.Taking(ctx, func(ctx context.Context) (err error) {
+			if snapshot, err = s.take(ctx, d, spec.Description); err == nil {
+				snapshot, err = s.passed(ctx, snapshot)
+			}
+			return err
+		})
+	default:
+		snapshot, err = s.passed(ctx, snapshot)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return &snapshot.Snapshot, nil
+}
+
+// passed waits until the snapshot's instant has passed.
+func (s *Snapshots[V, S]) passed(ctx context.Context, snapshot Snapshot[S]) (Snapshot[S], error) {
+	if s.cloud.Instant {
+		return snapshot, nil
+	}
+	return s.complete(ctx, snapshot)
+}
+
+// over returns record with the entries of another written over it.
+func over(record, other providers.Record) providers.Record {
+	record = maps.Clone(record)
+	if record == nil {
+		record = providers.Record{}
+	}
+	maps.Copy(record, other)
+	return record
+}
+
+// FindSnapshot returns a snapshot of this cluster.
+func (s *Snapshots[V, S]) FindSnapshot(ctx context.Context, id string) (*providers.Snapshot, error) {
+	none := fmt.Errorf("%w: %s has no snapshot %s of cluster %q", providers.ErrNotFound, s.volumes.cloud.Name, sanitize.Clip(id), s.volumes.cloud.Cluster)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if !s.cloud.IsID(id) {
+		return nil, none
+	}
+	native, err := s.cloud.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	snapshot := s.cloud.Show(native)
+	if !snapshot.Marked || snapshot.Cluster != s.volumes.cloud.Cluster {
+		return nil, none
+	}
+	return &snapshot.Snapshot, nil
+}
+
+// ListSnapshots returns the snapshots of this cluster, the oldest first.
+func (s *Snapshots[V, S]) ListSnapshots(ctx context.Context) ([]*providers.Snapshot, error) {
+	all, err := s.cloud.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ours []*providers.Snapshot
+	for _, native := range all {
+		if snapshot := s.cloud.Show(native); snapshot.Marked && snapshot.Cluster == s.volumes.cloud.Cluster {
+			ours = append(ours, &snapshot.Snapshot)
+		}
+	}
+	slices.SortFunc(ours, providers.OlderSnapshot)
+	return ours, nil
 }
 
 // taken returns the snapshot that was taken with that description, unless it has failed.
@@ -96,7 +166,7 @@ func (s *Snapshots[V, S]) taken(ctx context.Context, id, description string) (sn
 		return snapshot, false, err
 	}
 	for _, native := range all {
-		if snapshot := s.cloud.Show(native); snapshot.Failed == nil {
+		if snapshot := s.cloud.Show(native); !snapshot.is(providers.SnapshotFailed) {
 			return snapshot, true, nil
 		}
 	}
@@ -121,7 +191,7 @@ func (s *Snapshots[V, S]) take(ctx context.Context, d Disk[V], description strin
 
 // complete waits until a snapshot is complete.
 func (s *Snapshots[V, S]) complete(ctx context.Context, snapshot Snapshot[S]) (Snapshot[S], error) {
-	for retry := (pace.Backoff{Most: s.cloud.MaxPause}); snapshot.Creating; {
+	for retry := (pace.Backoff{Most: s.cloud.MaxPause}); snapshot.is(providers.SnapshotCreating); {
 		native, err := s.cloud.Get(ctx, snapshot.ID)
 		switch {
 		case err == nil:
@@ -129,14 +199,17 @@ func (s *Snapshots[V, S]) complete(ctx context.Context, snapshot Snapshot[S]) (S
 		case !errors.Is(err, providers.ErrNotFound) || !s.volumes.cloud.Stale:
 			return snapshot, err
 		}
-		if !snapshot.Creating {
+		if !snapshot.is(providers.SnapshotCreating) {
 			break
 		}
 		if err := retry.Wait(ctx); err != nil {
-			return snapshot, fmt.Errorf("snapshot %s is not complete yet%s: %w", snapshot.ID, snapshot.Progress, err)
+			return snapshot, fmt.Errorf("snapshot %s is not complete yet: %w", snapshot.ID, err)
 		}
 	}
-	return snapshot, snapshot.Failed
+	if snapshot.is(providers.SnapshotFailed) {
+		return snapshot, fmt.Errorf("snapshot %s cannot be used: %s says %q", snapshot.ID, s.volumes.cloud.Name, snapshot.Detail)
+	}
+	return snapshot, nil
 }
 
 // DeleteSnapshot destroys a snapshot of this cluster. One that is not there, or is another's, is success.
@@ -191,7 +264,6 @@ func (s *Snapshots[V, S]) Source(ctx context.Context, spec providers.Spec, gib i
 	if size = cmp.Or(gib, least); size < least {
 		return refuse("holds %d GiB, more than the %d GiB asked for: leave the size out, or ask for more", least, gib)
 	}
-	from.Record = maps.Clone(from.Record)
-	maps.Copy(from.Record, spec.Record)
+	from.Record = over(from.Record, spec.Record)
 	return from, size, nil
 }

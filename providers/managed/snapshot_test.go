@@ -30,9 +30,12 @@ func (c *copies) snapshots(p *Provider[Disk[string]]) *Snapshots[Disk[string], s
 		Show: func(id string) Snapshot[string] {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			s := Snapshot[string]{Snapshot: providers.Snapshot{ID: id}, Creating: time.Since(c.begun) < time.Minute}
-			if id == "failed" {
-				s.Creating, s.Failed = false, assert.AnError
+			s := Snapshot[string]{Snapshot: providers.Snapshot{ID: id, State: providers.SnapshotComplete}}
+			switch {
+			case id == "failed":
+				s.State, s.Detail = providers.SnapshotFailed, "no luck"
+			case time.Since(c.begun) < time.Minute:
+				s.State = providers.SnapshotCreating
 			}
 			return s
 		},
@@ -66,7 +69,7 @@ func TestADescriptionOfAVolumeIsOneSnapshot(t *testing.T) {
 		s := c.snapshots(volumes.provider())
 		c.taken["nightly"] = []string{"failed"}
 		take := func(description, want string) {
-			snapshot, err := s.Snapshot(t.Context(), "1", description)
+			snapshot, err := s.Snapshot(t.Context(), "1", providers.SnapshotSpec{Description: description})
 			if assert.NoError(t, err) {
 				assert.Equal(t, want, snapshot.ID)
 			}
@@ -86,7 +89,7 @@ func TestADescriptionOfAVolumeIsOneSnapshot(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		c.other = false
-		_, err := s.Snapshot(ctx, "1", "yearly")
+		_, err := s.Snapshot(ctx, "1", providers.SnapshotSpec{Description: "yearly"})
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.ErrorContains(t, err, "not complete yet")
 		take("yearly", "yearly-0")

@@ -23,19 +23,24 @@ import (
 func (p *Provider) snapshots() managed.SnapshotCloud[volume, snapshots.Snapshot] {
 	return managed.SnapshotCloud[volume, snapshots.Snapshot]{
 		IsID: isUUID, IDForm: "looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", MaxPause: 5 * time.Second,
-		Show: showSnapshot, Taken: p.snapshotsTaken, Take: p.takeSnapshot, Get: p.getSnapshot, Delete: p.deleteSnapshot, Deleted: p.removeRetired,
+		Show: showSnapshot, Taken: p.snapshotsTaken, Take: p.takeSnapshot, List: p.listSnapshots, Get: p.getSnapshot, Delete: p.deleteSnapshot, Deleted: p.removeRetired,
 	}
 }
 
 func showSnapshot(from snapshots.Snapshot) managed.Snapshot[snapshots.Snapshot] {
 	cluster, marked := from.Metadata[keyCluster]
 	s := managed.Snapshot[snapshots.Snapshot]{
-		Snapshot: providers.Snapshot{ID: from.ID, Volume: from.VolumeID, Size: int64(from.Size) * gib, CreatedAt: from.CreatedAt.UTC()},
-		Cluster:  decode(cluster), Marked: marked, Record: recordOf(from.Metadata), Creating: from.Status == "creating", Native: from,
+		Snapshot: providers.Snapshot{
+			ID: from.ID, Volume: from.VolumeID, Name: decode(from.Metadata[keyName]), Size: int64(from.Size) * gib, CreatedAt: from.CreatedAt.UTC(),
+			State: providers.SnapshotComplete, Record: recordOf(from.Metadata),
+		},
+		Cluster: decode(cluster), Marked: marked, Native: from,
 	}
 	switch from.Status {
+	case "creating":
+		s.State = providers.SnapshotCreating
 	case "error", "deleting", "error_deleting":
-		s.Failed = fmt.Errorf("snapshot %s cannot be used: Cinder calls it %q", from.ID, sanitize.Clip(from.Status))
+		s.State, s.Detail = providers.SnapshotFailed, sanitize.Clip(from.Status)
 	}
 	return s
 }
@@ -44,6 +49,11 @@ func showSnapshot(from snapshots.Snapshot) managed.Snapshot[snapshots.Snapshot] 
 func (p *Provider) snapshotsOf(ctx context.Context, id string) ([]snapshots.Snapshot, error) {
 	all, _, err := list(ctx, p, "the request for the snapshots of volume "+id, "", "snapshots", url.Values{"volume_id": {id}}, func(s snapshots.Snapshot) string { return s.ID })
 	return slices.DeleteFunc(all, func(s snapshots.Snapshot) bool { return s.VolumeID != id }), err
+}
+
+func (p *Provider) listSnapshots(ctx context.Context) ([]snapshots.Snapshot, error) {
+	all, _, err := list(ctx, p, "the request for a list of snapshots", "", "snapshots", url.Values{}, func(s snapshots.Snapshot) string { return s.ID })
+	return all, err
 }
 
 func (p *Provider) snapshotsTaken(ctx context.Context, volume, description string) ([]snapshots.Snapshot, error) {

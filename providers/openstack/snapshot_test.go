@@ -20,9 +20,9 @@ func TestADeletedVolumeIsKeptUntilItsLastSnapshotIsDeleted(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v := w.create(p, "db")
-		one, err := p.Snapshot(t.Context(), v.ID, "one")
+		one, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "one"})
 		require.NoError(t, err)
-		two, err := p.Snapshot(t.Context(), v.ID, "two")
+		two, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "two"})
 		require.NoError(t, err)
 		for range 2 {
 			require.NoError(t, p.Delete(t.Context(), v.ID))
@@ -47,7 +47,7 @@ func TestAVolumeWithOtherSnapshotsIsNotDeleted(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
 		p := w.on(w.node())
 		v := w.create(p, "db")
-		snap, err := p.Snapshot(t.Context(), v.ID, "backup")
+		snap, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "backup"})
 		require.NoError(t, err)
 		other := w.on(w.node())
 		other.cfg.Cluster = "other"

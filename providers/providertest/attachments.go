@@ -179,7 +179,9 @@ func cancelledDoesNothing(w *world) {
 		"Mark":      func() error { return fresh.Mark(ctx, free.ID, "layout", "root") },
 	}
 	if s, ok := fresh.(providers.Snapshotter); ok {
-		calls["Snapshot"] = func() error { _, err := s.Snapshot(ctx, free.ID, "x"); return err }
+		calls["Snapshot"] = func() error { _, err := s.Snapshot(ctx, free.ID, providers.SnapshotSpec{Description: "x"}); return err }
+		calls["FindSnapshot"] = func() error { _, err := s.FindSnapshot(ctx, "x"); return err }
+		calls["ListSnapshots"] = func() error { _, err := s.ListSnapshots(ctx); return err }
 		calls["DeleteSnapshot"] = func() error { return s.DeleteSnapshot(ctx, "x") }
 	}
 	if m, ok := fresh.(providers.Modifier); ok {

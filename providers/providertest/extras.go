@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -21,39 +22,66 @@ func (w *world) snapshotter(node string) (providers.Provider, providers.Snapshot
 	return p, s
 }
 
+// complete returns a snapshot once it is complete.
+func (w *world) complete(s providers.Snapshotter, snap *providers.Snapshot) *providers.Snapshot {
+	for {
+		now, err := s.FindSnapshot(w.ctx, snap.ID)
+		require.NoError(w.t, err)
+		require.NotEqual(w.t, providers.SnapshotFailed, now.State)
+		if now.State == providers.SnapshotComplete {
+			return now
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-w.ctx.Done():
+			require.NoError(w.t, w.ctx.Err(), "snapshot %s is not complete", now.ID)
+		}
+	}
+}
+
 func snapshotIsACopy(w *world) {
 	a, s := w.snapshotter("a")
 	b, sb := w.snapshotter("b")
+	none, err := s.ListSnapshots(w.ctx)
+	require.NoError(w.t, err)
+	assert.Empty(w.t, none)
 	v, err := a.Create(w.ctx, providers.Spec{Name: "db", Size: w.Size, Record: providers.Record{"layout": "data", "formatted": "ext4", "reclaim": "delete"}})
 	require.NoError(w.t, err)
 	if w.Device != nil {
 		w.put(a, "a", v, "before")
 	}
-	snap, err := s.Snapshot(w.ctx, v.ID, "nightly")
+	snap, err := s.Snapshot(w.ctx, v.ID, providers.SnapshotSpec{Description: "nightly", Record: providers.Record{"reason": "by hand", "layout": "root"}})
 	require.NoError(w.t, err)
 	assert.NotEmpty(w.t, snap.ID)
 	assert.Equal(w.t, v.ID, snap.Volume)
+	assert.Equal(w.t, "db", snap.Name)
 	assert.Equal(w.t, v.Size, snap.Size)
-	again, err := sb.Snapshot(w.ctx, v.ID, "nightly")
+	assert.Equal(w.t, providers.Record{"layout": "root", "formatted": "ext4", "reclaim": "delete", "reason": "by hand"}, snap.Record)
+	assert.Equal(w.t, "data", w.find(a, "db").Record["layout"], "the volume's record is its own")
+	snap = w.complete(s, snap)
+	again, err := sb.Snapshot(w.ctx, v.ID, providers.SnapshotSpec{Description: "nightly"})
 	require.NoError(w.t, err)
 	assert.Equal(w.t, snap, again)
-	other, err := s.Snapshot(w.ctx, v.ID, "weekly")
+	other, err := s.Snapshot(w.ctx, v.ID, providers.SnapshotSpec{Description: "weekly"})
 	require.NoError(w.t, err)
 	assert.NotEqual(w.t, snap.ID, other.ID)
+	all, err := sb.ListSnapshots(w.ctx)
+	require.NoError(w.t, err)
+	assert.Equal(w.t, []*providers.Snapshot{snap, w.complete(sb, other)}, all)
 	assert.Equal(w.t, []string{"db"}, w.names(a), "a snapshot is no volume")
 
 	require.NoError(w.t, a.Mark(w.ctx, v.ID, "later", "yes"))
 	if w.Device != nil {
 		w.put(a, "a", v, "after!")
 	}
-	spec := providers.Spec{Name: "copy", Snapshot: snap.ID, Record: providers.Record{"reclaim": "retain", "uid": "999"}}
+	spec := providers.Spec{Name: "copy", Snapshot: snap.ID, Record: providers.Record{"layout": "data", "reclaim": "retain", "uid": "999"}}
 	c, err := b.Create(w.ctx, spec)
 	require.NoError(w.t, err)
 	assert.NotEqual(w.t, v.ID, c.ID)
 	assert.NotEqual(w.t, v.Serial, c.Serial)
 	assert.Equal(w.t, snap.ID, c.Snapshot)
 	assert.Equal(w.t, v.Size, c.Size)
-	assert.Equal(w.t, providers.Record{"layout": "data", "formatted": "ext4", "reclaim": "retain", "uid": "999"}, c.Record)
+	assert.Equal(w.t, providers.Record{"layout": "data", "formatted": "ext4", "reclaim": "retain", "reason": "by hand", "uid": "999"}, c.Record)
 	assert.Equal(w.t, c, w.find(a, "copy"))
 	spec.Name, spec.Size = "larger", 3*w.Size
 	larger, err := b.Create(w.ctx, spec)
@@ -64,6 +92,13 @@ func snapshotIsACopy(w *world) {
 	require.NoError(w.t, a.Delete(w.ctx, v.ID))
 	for range 2 {
 		require.NoError(w.t, s.DeleteSnapshot(w.ctx, snap.ID))
+	}
+	_, err = s.FindSnapshot(w.ctx, snap.ID)
+	require.ErrorIs(w.t, err, providers.ErrNotFound)
+	all, err = s.ListSnapshots(w.ctx)
+	require.NoError(w.t, err)
+	if assert.Len(w.t, all, 1) {
+		assert.Equal(w.t, other.ID, all[0].ID)
 	}
 	assert.Equal(w.t, snap.ID, w.find(a, "copy").Snapshot)
 	if w.Device != nil {
@@ -78,24 +113,24 @@ func snapshotIsACopy(w *world) {
 	if m, ok := a.(providers.Modifier); ok {
 		_, err = m.Modify(w.ctx, large.ID, providers.Change{Size: 2 * w.Size})
 		require.NoError(w.t, err)
-		snap, err = s.Snapshot(w.ctx, large.ID, "large")
+		snap, err = s.Snapshot(w.ctx, large.ID, providers.SnapshotSpec{Description: "large"})
 		require.NoError(w.t, err)
 		_, err = a.Create(w.ctx, providers.Spec{Name: "none", Size: w.Size, Snapshot: snap.ID})
 		require.ErrorIs(w.t, err, providers.ErrInvalid)
 	}
 	w.missing(a, "none")
-	_, err = s.Snapshot(w.ctx, v.ID, "late")
+	_, err = s.Snapshot(w.ctx, v.ID, providers.SnapshotSpec{Description: "late"})
 	require.ErrorIs(w.t, err, providers.ErrNotFound)
 }
 
 func snapshotInUse(w *world) {
 	a, s := w.snapshotter("a")
 	v := w.attach(a, w.create(a, "db"))
-	snap, err := s.Snapshot(w.ctx, v.ID, "running")
+	snap, err := s.Snapshot(w.ctx, v.ID, providers.SnapshotSpec{Description: "running"})
 	if w.SnapshotNeedsDetached {
 		require.ErrorIs(w.t, err, providers.ErrHeld)
 		w.detach(a, v)
-		snap, err = s.Snapshot(w.ctx, v.ID, "running")
+		snap, err = s.Snapshot(w.ctx, v.ID, providers.SnapshotSpec{Description: "running"})
 		require.NoError(w.t, err)
 		w.attach(a, v)
 	}

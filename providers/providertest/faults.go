@@ -85,14 +85,14 @@ func (w *world) changes(p providers.Provider) []change {
 	if s, ok := p.(providers.Snapshotter); ok {
 		var snap *providers.Snapshot
 		all = append(all, change{"snapshot", func(ctx context.Context, p providers.Provider) (err error) {
-			snap, err = p.(providers.Snapshotter).Snapshot(ctx, marked.ID, "one")
+			snap, err = p.(providers.Snapshotter).Snapshot(ctx, marked.ID, providers.SnapshotSpec{Description: "one"})
 			return err
 		}, func(p providers.Provider) {
-			again, err := p.(providers.Snapshotter).Snapshot(w.ctx, marked.ID, "one")
+			again, err := p.(providers.Snapshotter).Snapshot(w.ctx, marked.ID, providers.SnapshotSpec{Description: "one"})
 			require.NoError(w.t, err)
-			assert.Equal(w.t, snap, again)
+			assert.Equal(w.t, snap.ID, again.ID)
 		}})
-		source, err := s.Snapshot(w.ctx, free.ID, "source")
+		source, err := s.Snapshot(w.ctx, free.ID, providers.SnapshotSpec{Description: "source"})
 		require.NoError(w.t, err)
 		all = append(all, change{"create from a snapshot", func(ctx context.Context, p providers.Provider) error {
 			_, err := p.Create(ctx, providers.Spec{Name: "copy", Snapshot: source.ID})

@@ -1,0 +1,91 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Garbage is a snapshot that nobody needs.
+type Garbage struct {
+	*Snapshot
+	Why string // in words
+}
+
+// copyAge is how old a snapshot that was taken to copy a volume has to be to be garbage: the copy may still be going on.
+const copyAge = 2 * time.Hour
+
+// Garbage returns snapshots of the cluster that are of no use: those that have failed, those that a copy of a volume has left behind,
+// and those that a schedule keeps no longer. With removed it returns those of schedules of volumes that do not exist any more, too: they
+// are the last copies of those volumes. Snapshots that were taken by hand, or as the last state of a volume, are never among them.
+func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
+	all, err := d.Snapshots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := d.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	exists := make(map[string]*providers.Volume)
+	for _, vol := range volumes {
+		exists[vol.ID] = vol
+	}
+	expired := expiredOf(all, exists)
+	var garbage []Garbage
+	for _, s := range all {
+		at, why := volume.DueAt(s.Record), ""
+		switch {
+		case s.State == providers.SnapshotFailed:
+			why = "it has failed"
+		case s.Record[volume.KeyTaken] == volume.TakenToCopy && time.Since(s.CreatedAt) > copyAge:
+			why = "it is left of a copy of the volume"
+		case at.IsZero():
+		case exists[s.Volume] == nil && removed:
+			why = "its volume does not exist any more"
+		case slices.Contains(expired[s.Volume], at):
+			why = "the schedule keeps it no longer"
+		}
+		if why != "" {
+			garbage = append(garbage, Garbage{s, why})
+		}
+	}
+	return garbage, nil
+}
+
+// expiredOf returns by disk for when the snapshots were due that the schedules of these volumes keep no longer.
+func expiredOf(all []*Snapshot, volumes map[string]*providers.Volume) map[string][]time.Time {
+	taken := make(map[string][]time.Time)
+	for _, s := range all {
+		if at := volume.DueAt(s.Record); !at.IsZero() && s.State == providers.SnapshotComplete {
+			taken[s.Volume] = append(taken[s.Volume], at)
+		}
+	}
+	expired := make(map[string][]time.Time)
+	for disk, times := range taken {
+		if vol := volumes[disk]; vol != nil {
+			if schedule := volume.ScheduleOf(vol.Record); schedule.Exists() {
+				expired[disk] = schedule.Expired(times)
+			}
+		}
+	}
+	return expired
+}
+
+// Reason says for people why a snapshot was taken.
+func Reason(s *Snapshot) string {
+	if at := volume.DueAt(s.Record); !at.IsZero() {
+		return fmt.Sprintf("by schedule, due %s", at.Format(time.RFC3339))
+	}
+	switch s.Record[volume.KeyTaken] {
+	case volume.TakenToRemove:
+		return "before its volume was removed"
+	case volume.TakenToCopy:
+		return "to copy its volume"
+	}
+	return s.Record[volume.KeyTaken]
+}

@@ -1,0 +1,214 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers"
+)
+
+const (
+	// scheduleEvery is the period in which schedules are looked at.
+	scheduleEvery = 30 * time.Second
+	// scheduleRetry is the longest between two attempts to take a snapshot that is due.
+	scheduleRetry = 15 * time.Minute
+	// lateAfter is when a snapshot counts as late.
+	lateAfter = 5 * time.Minute
+	// atOnce is how many volumes' snapshots are taken at once: many are due at the same time, and clouds limit the requests.
+	atOnce = 4
+)
+
+// scheduled is where the schedule of a disk stands, as this node knows it.
+type scheduled struct {
+	due    time.Time // the last time when a snapshot was due
+	done   bool      // it is there, and what had expired is deleted
+	latest time.Time // for when the latest complete one was due; zero if none is known
+
+	retry time.Time // not before
+	wait  time.Duration
+}
+
+// dueSnapshot is a volume of which a snapshot is due.
+type dueSnapshot struct {
+	vol      *providers.Volume
+	schedule volume.Schedule
+	*scheduled
+}
+
+// scheduleLoop takes the snapshots that are due of the volumes that this node has, and deletes those that are not kept any more. Which
+// ones there are the cloud tells: another node may have had the volume before, and whoever has it takes what was missed.
+func (d *Driver) scheduleLoop() {
+	if !d.controller.HasSnapshots() {
+		return
+	}
+	for controller.Pause(d.ctx, scheduleEvery) == nil {
+		d.takeDue(d.ctx, time.Now())
+	}
+}
+
+func (d *Driver) takeDue(ctx context.Context, now time.Time) {
+	due := d.dueSnapshots(ctx, now)
+	if len(due) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	all, err := d.controller.Snapshots(ctx)
+	var volumes errgroup.Group
+	volumes.SetLimit(atOnce)
+	for _, v := range due {
+		volumes.Go(func() error {
+			done, err := false, err
+			if err == nil {
+				done, err = d.keepSchedule(ctx, v, all, now)
+			}
+			if err != nil && ctx.Err() == nil {
+				d.log.WithField("volume", v.vol.Name).WithField("id", v.vol.ID).WithError(err).Warnf("The snapshot that was due at %s is not taken yet, or old ones are not deleted", v.due.Format(time.RFC3339))
+				d.found(v.vol.Name, volume.NoSnapshot)
+			}
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			v.done, v.wait = done, min(max(2*v.wait, scheduleEvery), scheduleRetry)
+			if err == nil {
+				v.wait = 0
+			}
+			v.retry = now.Add(v.wait)
+			return nil
+		})
+	}
+	_ = volumes.Wait()
+}
+
+// dueSnapshots returns the volumes of this node whose schedules want something done.
+func (d *Driver) dueSnapshots(ctx context.Context, now time.Time) (due []dueSnapshot) {
+	here := make(map[string]bool)
+	names := d.held()
+	if slices.ContainsFunc(names, func(name string) bool { return d.controller.Last(name) == nil }) { // after a restart
+		if _, err := d.controller.List(ctx); err != nil {
+			return nil // the next look asks again
+		}
+	}
+	for _, name := range names {
+		h, vol := d.known(name), d.controller.Last(name)
+		if h == nil || vol == nil || !h.Seen() {
+			continue
+		}
+		schedule := volume.ScheduleOf(vol.Record)
+		at := schedule.Last(now)
+		if e := h.Entry(); at.Before(vol.CreatedAt) || at.IsZero() || e == nil || e.Volume != vol.ID {
+			continue
+		}
+		here[vol.ID] = true
+		if s := d.schedule(vol.ID, at); !s.done && !now.Before(s.retry) {
+			due = append(due, dueSnapshot{vol, schedule, s})
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for disk := range d.scheduled {
+		if !here[disk] { // whoever has it next asks the cloud
+			delete(d.scheduled, disk)
+		}
+	}
+	return due
+}
+
+// schedule returns where the disk's schedule stands, anew if another snapshot has become due.
+func (d *Driver) schedule(disk string, due time.Time) *scheduled {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.scheduled[disk]
+	if s == nil {
+		s = &scheduled{}
+		d.scheduled[disk] = s
+	}
+	if s.due.Before(due) {
+		*s = scheduled{due: due, latest: s.latest}
+	}
+	return s
+}
+
+// keepSchedule takes the volume's snapshot that is due, unless there is one in all, the cluster's. Once it is complete, those that have
+// expired are deleted, and it returns true.
+func (d *Driver) keepSchedule(ctx context.Context, v dueSnapshot, all []*Snapshot, now time.Time) (done bool, err error) {
+	var taken []time.Time // complete
+	begun := false
+	ofSchedule := make(map[time.Time][]*Snapshot)
+	for _, s := range all {
+		at := volume.DueAt(s.Record)
+		if s.Volume != v.vol.ID || at.IsZero() || s.State == providers.SnapshotFailed {
+			continue
+		}
+		begun = begun || !at.Before(v.due)
+		if s.State == providers.SnapshotComplete {
+			taken = append(taken, at)
+			ofSchedule[at] = append(ofSchedule[at], s)
+		}
+	}
+	d.noteLatest(v, taken)
+	switch {
+	case !begun:
+		return false, d.takeScheduled(ctx, v, now)
+	case latest(taken).Before(v.due):
+		return false, nil // the cloud is still copying
+	}
+	for _, at := range v.schedule.Expired(taken) {
+		for _, s := range ofSchedule[at] {
+			if err := d.controller.DeleteSnapshot(ctx, s.ID); err != nil {
+				return false, fmt.Errorf("%w: snapshot %s is kept no longer, and is not deleted yet", err, s.ID)
+			}
+			d.log.WithField("volume", v.vol.Name).WithField("snapshot", s.ID).Infof("Snapshot of %s deleted: it is kept no longer", at.Format(time.RFC3339))
+		}
+	}
+	return true, nil
+}
+
+func (d *Driver) takeScheduled(ctx context.Context, v dueSnapshot, now time.Time) error {
+	_, err := d.do(ctx, v.vol.Name, job{op: volume.Copy, phase: volume.TakingSnapshot, work: func(ctx context.Context, h *handle) error {
+		if e := h.Entry(); e == nil || e.Volume != v.vol.ID {
+			return nil // it is another node's turn
+		}
+		_, err := d.copy(ctx, h, volume.TakenAt(v.due), "by schedule")
+		return err
+	}})
+	if late := now.Sub(v.due); err == nil && late > lateAfter {
+		d.log.WithField("volume", v.vol.Name).Warnf("The snapshot that was due at %s is taken %s late: no node had the volume then, or it could not be taken", v.due.Format(time.RFC3339), late.Round(time.Second))
+		d.found(v.vol.Name, volume.LateSnapshot)
+	}
+	return err
+}
+
+func latest(times []time.Time) (last time.Time) {
+	for _, at := range times {
+		if at.After(last) {
+			last = at
+		}
+	}
+	return last
+}
+
+func (d *Driver) noteLatest(v dueSnapshot, taken []time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v.latest = latest(taken)
+}
+
+// scheduleOf returns for when the latest complete scheduled snapshot of the disk was due, and when one was that is not complete.
+func (d *Driver) scheduleOf(disk string) (last, due time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.scheduled[disk]
+	if s == nil {
+		return last, due
+	}
+	if s.latest.Before(s.due) {
+		due = s.due
+	}
+	return s.latest, due
+}

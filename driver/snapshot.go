@@ -1,0 +1,201 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Snapshot is a copy of a volume at one instant.
+type Snapshot = providers.Snapshot
+
+// freezeLimit is how long a file system is frozen at most for a snapshot.
+const freezeLimit = time.Second
+
+// TakeSnapshot takes a snapshot of the volume and returns it once it is complete. Calls with the same key make one snapshot. If the
+// volume is mounted on this node, its file system holds still for the instant. step is told how far it is; the answer says what the
+// copy is like.
+// Errors: volume.Held or volume.InUse if this cloud cannot copy a volume in use.
+func (d *Driver) TakeSnapshot(ctx context.Context, name, key string, step func(volume.Step)) (s *Snapshot, outcome string, err error) {
+	return d.takeSnapshot(ctx, name, volume.TakenByHand, key, step)
+}
+
+func (d *Driver) takeSnapshot(ctx context.Context, name, reason, key string, step func(volume.Step)) (s *Snapshot, outcome string, err error) {
+	step(volume.Step{Phase: volume.TakingSnapshot})
+	var taken copied
+	_, err = d.do(ctx, name, job{op: volume.Copy, phase: volume.TakingSnapshot, work: func(ctx context.Context, h *handle) (err error) {
+		result, err := d.copy(ctx, h, reason, key)
+		if err == nil {
+			taken = result
+		}
+		return err
+	}})
+	if err != nil {
+		return nil, "", err
+	}
+	// The volume's gate is not held: the cloud may take an hour, and the instant has passed.
+	s, err = d.controller.AwaitSnapshot(ctx, taken.Snapshot, step)
+	if err != nil {
+		return nil, "", volume.At(d.stopping(err), volume.Error{Op: volume.Copy, Volume: name})
+	}
+	return s, fmt.Sprintf("snapshot %s of %s%s", s.ID, name, taken.like), nil
+}
+
+// copied is a snapshot and what it is like, for people.
+type copied struct {
+	*Snapshot
+	like string
+}
+
+// copy takes a snapshot, which may not be complete when it is returned.
+func (d *Driver) copy(ctx context.Context, h *handle, reason, key string) (copied, error) {
+	vol, err := d.controller.Find(ctx, h.Name)
+	if err != nil {
+		return copied{}, err
+	}
+	spec := controller.SnapshotSpec(vol, reason, key)
+	like := ""
+	if vol.Held() {
+		like = ", as after a power failure: its file system repairs itself when it is mounted"
+	}
+	if e := h.Entry(); e != nil && e.Volume == vol.ID && h.IsStaged(ctx) {
+		spec.Hold = func(ctx context.Context, take func(ctx context.Context) error) error {
+			begun := time.Now()
+			held, err := h.Frozen(ctx, freezeLimit, take)
+			switch {
+			case errors.Is(err, node.ErrNotFrozen):
+				h.Log().WithError(err).Warn("The file system could not be frozen for the snapshot")
+				return take(ctx)
+			case err == nil && held:
+				like = fmt.Sprintf(", whose file system held still for %s", time.Since(begun).Round(time.Millisecond))
+			}
+			return err
+		}
+	}
+	s, err := d.controller.TakeSnapshot(ctx, vol, spec)
+	if err != nil {
+		return copied{}, err
+	}
+	h.Log().WithField("id", vol.ID).WithField("snapshot", s.ID).Infof("Snapshot taken%s", like)
+	return copied{s, like}, nil
+}
+
+// Snapshots returns all snapshots of the cluster, the oldest first.
+func (d *Driver) Snapshots(ctx context.Context) ([]*Snapshot, error) {
+	all, err := d.controller.Snapshots(ctx)
+	if err != nil {
+		return nil, volume.At(d.stopping(err), volume.Error{Op: volume.List})
+	}
+	return all, nil
+}
+
+// DeleteSnapshot destroys a snapshot of the cluster. One that is not there is success.
+func (d *Driver) DeleteSnapshot(ctx context.Context, id string) error {
+	return volume.At(d.stopping(d.controller.DeleteSnapshot(ctx, id)), volume.Error{Op: volume.Remove, ID: id})
+}
+
+// Rollback makes an unused volume what a snapshot shows. A disk made from the snapshot takes the place of the volume's, which has to be
+// that disk, and which becomes the volume KeptAs with all that is on it. It can be called again, and goes on from where an earlier
+// call has stopped.
+func (d *Driver) Rollback(ctx context.Context, name, disk, snapshot string, step func(volume.Step)) (outcome string, err error) {
+	step(volume.Step{Phase: volume.Restoring})
+	_, err = d.do(ctx, name, job{
+		op: volume.Restore, phase: volume.Restoring, keep: idleTTL,
+		work: func(ctx context.Context, h *handle) error { return d.rollback(ctx, h, disk, snapshot) },
+	})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s is as in snapshot %s; what it was before is volume %s, until you remove that", name, snapshot, KeptAs(name, disk)), nil
+}
+
+// KeptAs is the name of the volume that the disk of a volume becomes when another takes its place.
+func KeptAs(name, disk string) string {
+	const digits = 8
+	last := strings.Map(func(c rune) rune {
+		if c >= '0' && c <= '9' || c >= 'a' && c <= 'z' {
+			return c
+		}
+		return -1
+	}, strings.ToLower(disk))
+	return name + ".before-" + last[max(0, len(last)-digits):]
+}
+
+// rollback makes the new disk under a name of its own and then exchanges the names. The old disk's Record tells which disk is to have
+// its name, since between two names a disk has none.
+func (d *Driver) rollback(ctx context.Context, h *handle, disk, snapshot string) error {
+	kept, coming := KeptAs(h.Name, disk), h.Name+".restoring"
+	vol, err := d.controller.Find(ctx, h.Name)
+	switch {
+	case err == nil && vol.ID == disk:
+		if vol, err = d.free(ctx, h); err != nil {
+			return err
+		}
+		h.Step(volume.Step{Phase: volume.Restoring})
+		copied, err := d.restore(ctx, vol, coming, snapshot)
+		if err != nil {
+			return err
+		}
+		if err := d.controller.Mark(ctx, vol, volume.KeyReplacedBy, copied.ID); err != nil {
+			return err
+		}
+	case err == nil:
+		if old, err := d.controller.Find(ctx, kept); err == nil && old.ID == disk && old.Record[volume.KeyReplacedBy] == vol.ID {
+			return nil // done before
+		}
+		return volume.Fail(volume.Conflict, fmt.Sprintf("the volume is disk %s now, and not %s, whose place a copy of the snapshot was to take", vol.ID, disk), "see what it holds, and begin again")
+	case !errors.Is(err, providers.ErrNotFound):
+		return err
+	}
+	// From the first exchange of names to the second nobody has the volume's name.
+	if err := d.controller.Rename(ctx, disk, h.Name, kept); err != nil {
+		return err
+	}
+	old, err := d.controller.Find(ctx, kept)
+	if err != nil {
+		return err
+	}
+	return d.controller.Rename(ctx, old.Record[volume.KeyReplacedBy], coming, h.Name)
+}
+
+// restore makes a disk of that name from the snapshot, as large as the volume if that is larger, and of its kind.
+func (d *Driver) restore(ctx context.Context, like *providers.Volume, name, snapshot string) (*providers.Volume, error) {
+	s, err := d.controller.FindSnapshot(ctx, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	spec := providers.Spec{Name: name, Size: max(like.Size, s.Size), Snapshot: snapshot, Zone: like.Zone, Type: like.Details["type"], Record: likeVolume(like)}
+	exact := spec
+	exact.IOPS, _ = strconv.Atoi(like.Details["iops"]) // 0 where there is none
+	exact.Throughput, _ = strconv.Atoi(like.Details["throughput"])
+	vol, _, err := d.controller.Create(ctx, controller.Request{Spec: exact})
+	if errors.Is(err, providers.ErrInvalid) { // clouds tell figures of kinds for which they cannot be asked for
+		vol, _, err = d.controller.Create(ctx, controller.Request{Spec: spec})
+	}
+	return vol, err
+}
+
+// likeVolume is what a disk's record says in place of its snapshot's, so that it is that volume's.
+func likeVolume(vol *providers.Volume) providers.Record {
+	record := providers.Record{volume.KeyFormatted: "before"}
+	set := volume.SettingsOf(vol.Record)
+	record[volume.KeyReclaim] = string(set.Reclaim)
+	record[volume.KeySchedule] = volume.NoSchedule
+	if schedule := vol.Record[volume.KeySchedule]; schedule != "" {
+		record[volume.KeySchedule] = schedule
+	}
+	for _, key := range []string{volume.KeyKeep, volume.KeyTags} {
+		if value := vol.Record[key]; value != "" {
+			record[key] = value
+		}
+	}
+	return record
+}

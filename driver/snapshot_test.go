@@ -1,0 +1,265 @@
+package driver
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// taken takes a snapshot, which takes a minute to complete.
+func (l *life) taken(t *testing.T, name, key string) (*Snapshot, string) {
+	t.Helper()
+	l.machine.world.set(func() { l.machine.world.copying = time.Minute })
+	s, outcome, err := l.TakeSnapshot(t.Context(), name, key, func(volume.Step) {})
+	require.NoError(t, err)
+	assert.Equal(t, providers.SnapshotComplete, s.State)
+	return s, outcome
+}
+
+// writes is what a container wrote last.
+func (w *world) writes(name string) (content string) {
+	w.set(func() { content = w.byName(name).content })
+	return content
+}
+
+func TestASnapshotShowsTheVolumeAsItWasAtItsInstant(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		before := w.writes("data")
+		w.copying = time.Minute
+		var told steps
+		s, outcome, err := l.TakeSnapshot(t.Context(), "data", "one", func(step volume.Step) {
+			if told.note(step); step.Phase == volume.WaitingForSnapshot {
+				a.container("data", "1") // writes while the cloud copies
+			}
+		})
+		require.NoError(t, err)
+		assert.Equal(t, "snapshot "+s.ID+" of data, whose file system held still for 0s", outcome)
+		assert.Equal(t, 1, w.heldStill)
+		assert.False(t, a.isFrozen())
+		assert.NotEqual(t, before, w.writes("data"))
+		assert.Equal(t, steps{volume.TakingSnapshot, volume.WaitingForSnapshot}, slices.Compact(told))
+
+		lb := b.start(t)
+		require.NoError(t, lb.Create(within(t), "copy", map[string]string{"snapshot": s.ID}))
+		assert.Equal(t, before, w.writes("copy"))
+		mustMount(t, lb, "copy", "2")
+		mustUnmount(t, lb, "copy", "2")
+		mustUnmount(t, l, "data", "1")
+		assert.Zero(t, w.disk("copy").formats)
+
+		all, err := lb.Snapshots(t.Context())
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		assert.Equal(t, "by hand", Reason(all[0]))
+		require.NoError(t, lb.DeleteSnapshot(t.Context(), s.ID))
+		require.NoError(t, lb.DeleteSnapshot(t.Context(), s.ID))
+		assert.Empty(t, w.snapshots)
+	})
+}
+
+func TestASnapshotThatIsAskedForTwiceIsOne(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		w.setFault(at("cloud.Snapshot take", failAfter))
+		_, _, err := l.TakeSnapshot(t.Context(), "data", "one", func(volume.Step) {})
+		require.Error(t, err)
+		assert.False(t, a.isFrozen())
+		w.setFault(calm)
+		first, _ := l.taken(t, "data", "one")
+		again, _ := l.taken(t, "data", "one")
+		assert.Equal(t, first, again)
+		assert.Len(t, w.snapshots, 1)
+		other, _ := l.taken(t, "data", "two")
+		assert.NotEqual(t, first.ID, other.ID)
+		mustUnmount(t, l, "data", "1")
+	})
+}
+
+func TestASnapshotOfWhatIsNotMountedHereSaysWhatItIsLike(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la, lb := made(t, a.start(t), "data"), b.start(t)
+		_, outcome := lb.taken(t, "data", "free")
+		assert.Regexp(t, `^snapshot .* of data$`, outcome)
+		mustMount(t, la, "data", "1")
+		_, outcome = lb.taken(t, "data", "elsewhere")
+		assert.Contains(t, outcome, "as after a power failure")
+		w.setFault(at("host.Freeze", failBefore))
+		_, outcome = la.taken(t, "data", "not to be frozen")
+		assert.Contains(t, outcome, "as after a power failure")
+		assert.Zero(t, w.heldStill)
+		w.setFault(calm)
+		mustUnmount(t, la, "data", "1")
+	})
+}
+
+func TestASnapshotThatFailsSaysSo(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		w.copying = time.Minute
+		_, _, err := l.TakeSnapshot(t.Context(), "data", "one", func(step volume.Step) {
+			w.set(func() {
+				for _, shot := range w.shots {
+					shot.State, shot.Detail = providers.SnapshotFailed, "out of luck"
+				}
+			})
+		})
+		require.ErrorContains(t, err, `has failed: "out of luck"`)
+		require.ErrorContains(t, err, `volume "data"`)
+		_, _, err = l.TakeSnapshot(t.Context(), "none", "one", func(volume.Step) {})
+		require.ErrorIs(t, err, volume.NotFound)
+		mustUnmount(t, l, "data", "1")
+	})
+}
+
+func TestAVolumeIsNotRemovedBeforeItsLastSnapshotIsComplete(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		w.copying = time.Minute
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "snapshot"}))
+		require.NoError(t, l.Remove(t.Context(), "data"))
+		all, err := l.Snapshots(t.Context())
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		assert.Equal(t, providers.SnapshotComplete, all[0].State)
+		assert.Equal(t, "before its volume was removed", Reason(all[0]))
+	})
+}
+
+func TestAVolumeIsMadeACopyOfAnother(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "retain", "snapshot-schedule": "0 12 * * *", "fstype": "xfs"}))
+		mustMount(t, l, "data", "1")
+		was := w.writes("data")
+		w.copying = time.Minute
+		require.NoError(t, l.Create(t.Context(), "copy", map[string]string{"from": "data", "size": "20GiB"}))
+		assert.Equal(t, was, w.writes("copy"))
+		assert.Equal(t, 1, w.heldStill)
+		assert.Empty(t, w.snapshots, "the snapshot for it is deleted")
+		record := w.disk("copy").Record
+		assert.Equal(t, "data", record[volume.KeyFrom])
+		assert.Equal(t, "delete", record[volume.KeyReclaim])
+		assert.Equal(t, volume.NoSchedule, record[volume.KeySchedule])
+
+		// Once more, as after an answer that was lost; from another node; and what is not the same.
+		for _, again := range []*life{l, b.start(t)} {
+			require.NoError(t, again.Create(within(t), "copy", map[string]string{"from": "data"}))
+			require.ErrorContains(t, again.Create(within(t), "copy", map[string]string{"from": "other"}), "exists with from=data, not other")
+		}
+		assert.Len(t, w.disks, 2)
+		require.ErrorIs(t, l.Create(within(t), "another", map[string]string{"from": "none"}), volume.NotFound)
+		require.ErrorContains(t, l.Create(within(t), "another", map[string]string{"from": "data", "snapshot": "x"}), "leave the other out")
+		require.ErrorContains(t, l.Create(within(t), "another", map[string]string{"from": "data", "fstype": "ext4"}), "leave out fstype")
+		assert.Len(t, w.disks, 2)
+
+		w.setFault(at("cloud.DeleteSnapshot", failBefore))
+		require.NoError(t, l.Create(t.Context(), "third", map[string]string{"from": "data"}))
+		w.setFault(calm)
+		garbage, err := l.Garbage(t.Context(), false)
+		require.NoError(t, err)
+		assert.Empty(t, garbage, "the copy could still be going on")
+		time.Sleep(copyAge)
+		garbage, err = l.Garbage(t.Context(), false)
+		require.NoError(t, err)
+		if assert.Len(t, garbage, 1) {
+			assert.Equal(t, "it is left of a copy of the volume", garbage[0].Why)
+		}
+		mustUnmount(t, l, "data", "1")
+	})
+}
+
+func TestAVolumeIsPutBackToASnapshot(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "retain"}))
+		mustMount(t, l, "data", "1")
+		old, was := w.disk("data").ID, w.writes("data")
+		s, _ := l.taken(t, "data", "one")
+		a.container("data", "1")
+		now := w.writes("data")
+		_, err := l.Rollback(within(t), "data", old, s.ID, func(volume.Step) {})
+		require.ErrorIs(t, err, volume.InUse)
+		assert.Len(t, w.disks, 1)
+		mustUnmount(t, l, "data", "1")
+
+		lb := b.start(t)
+		for range 2 { // the second call finds that it is done
+			outcome, err := lb.Rollback(t.Context(), "data", old, s.ID, func(volume.Step) {})
+			require.NoError(t, err)
+			assert.Contains(t, outcome, "volume "+KeptAs("data", old))
+			assert.Equal(t, old, w.disk(KeptAs("data", old)).ID)
+			assert.Equal(t, now, w.writes(KeptAs("data", old)))
+			assert.Equal(t, was, w.writes("data"))
+			assert.Equal(t, "retain", w.disk("data").Record[volume.KeyReclaim])
+			assert.Len(t, w.disks, 2)
+		}
+		_, err = l.Rollback(within(t), "data", "vol-of-another-time", s.ID, func(volume.Step) {})
+		require.ErrorIs(t, err, volume.Conflict)
+		time.Sleep(time.Minute)
+		mustMount(t, l, "data", "2")
+		mustUnmount(t, l, "data", "2")
+	})
+}
+
+// Whichever call is the last of the process, the next life goes on to the same end.
+func TestPuttingAVolumeBackGoesOnAfterACrash(t *testing.T) {
+	for crash, what := range map[fault]string{crashBefore: "is not made", crashAfter: "is the last"} {
+		for n := 1; ; n++ {
+			crashed := ""
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				l := mounted(t, a.start(t), "data", "1")
+				old, was := w.disk("data").ID, w.writes("data")
+				s, _ := l.taken(t, "data", "one")
+				a.container("data", "1")
+				mustUnmount(t, l, "data", "1")
+				synctest.Wait()
+				calls := 0
+				w.setFault(func(_, call string) fault {
+					if calls++; calls != n {
+						return noFault
+					}
+					crashed = call + " " + what
+					return crash
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				_, err := l.Rollback(ctx, "data", old, s.ID, func(volume.Step) {})
+				w.setFault(calm)
+				if crashed == "" || !l.dead.Load() {
+					require.NoError(t, err)
+				} else {
+					l.kill()
+					l = a.startAsked(t)
+					_, err = l.Rollback(t.Context(), "data", old, s.ID, func(volume.Step) {})
+					require.NoError(t, err, "after %s", crashed)
+				}
+				require.ElementsMatch(t, []string{"data", KeptAs("data", old)}, w.names(), "after %s", crashed)
+				require.Equal(t, old, w.disk(KeptAs("data", old)).ID)
+				require.Equal(t, was, w.writes("data"))
+			})
+			if crashed == "" {
+				require.Greater(t, n, 8)
+				break
+			}
+		}
+	}
+}
+
+func (w *world) names() (names []string) {
+	w.set(func() {
+		for d := range maps.Values(w.disks) {
+			names = append(names, d.Name)
+		}
+	})
+	return names
+}
