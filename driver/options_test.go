@@ -66,9 +66,9 @@ func TestDisksThatMayHoldDataAreMarkedFormattedFromTheStart(t *testing.T) {
 
 func TestBadOptionsAreRefusedInASentence(t *testing.T) {
 	for _, c := range []struct{ option, value, says string }{
-		{"sise", "10", `unknown option "sise": the options are fstype, gid, mkfs-options, mode, mount-options, reclaim, size, snapshot, tags, type, uid, volume-id`},
+		{"sise", "10", `unknown option "sise": the options are from, fstype, gid, mkfs-options, mode, mount-options, reclaim, size, snapshot, snapshot-keep, snapshot-schedule, tags, type, uid, volume-id`},
 		{"Size", "10", `unknown option "Size"`},
-		{"iops", "3000", `option "iops" is not available with this provider: the options are fstype,`},
+		{"iops", "3000", `option "iops" is not available with this provider: the options are from, fstype,`},
 		{"size", "ten", `must be a size in GiB like 10, or with a unit`},
 		{"size", "0", `must be a size`},
 		{"size", "-1", `must be a size`},

@@ -3,6 +3,7 @@ package digitalocean
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"time"
 
@@ -46,7 +47,22 @@ func (p *Provider) snapshotsTaken(ctx context.Context, volume, description strin
 }
 
 func (p *Provider) listSnapshots(ctx context.Context) ([]godo.Snapshot, error) {
-	return pages(ctx, p, "the request for a list of snapshots", func(s godo.Snapshot) string { return s.ID }, p.api.Snapshots.ListVolume)
+	return pages(ctx, p, "the request for a list of snapshots", func(s godo.Snapshot) string { return s.ID }, func(ctx context.Context, page *godo.ListOptions) ([]godo.Snapshot, *godo.Response, error) {
+		request, err := p.api.NewRequest(ctx, http.MethodGet, fmt.Sprintf("v2/snapshots?resource_type=volume&page=%d&per_page=%d", page.Page, page.PerPage), nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		var is struct { // godo's ListVolume drops Meta, which shows that the answer is the API's
+			Snapshots []godo.Snapshot
+			Links     *godo.Links
+			Meta      *godo.Meta
+		}
+		answer, err := p.api.Do(ctx, request, &is)
+		if err == nil {
+			answer.Links, answer.Meta = is.Links, is.Meta
+		}
+		return is.Snapshots, answer, err
+	})
 }
 
 func (p *Provider) takeSnapshot(ctx context.Context, d managed.Disk[godo.Volume], description string) (godo.Snapshot, error) {
