@@ -113,9 +113,12 @@ func addOperatorCommands(root *cobra.Command) {
 		o.cloneCommand(), o.gcCommand(), o.eventsCommand(), o.jobsCommand(), o.waitCommand(),
 	}
 	root.AddCommand(all...)
-	snapshot := &cobra.Command{Use: "snapshot", Short: "Take, list, restore and delete snapshots", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return wrongUse(cmd, errors.New("say what to do with snapshots"))
-	}}
+	snapshot := &cobra.Command{
+		Use: "snapshot", Short: "Take, list, restore and delete snapshots",
+		Args: func(cmd *cobra.Command, _ []string) error { return wrongUse(cmd, errors.New("say what to do with snapshots")) },
+		RunE: func(*cobra.Command, []string) error { return nil },
+	}
+	snapshot.SetFlagErrorFunc(wrongUse)
 	ofSnapshots := []*cobra.Command{o.snapshotCreateCommand(), o.snapshotLsCommand(), o.snapshotRestoreCommand(), o.snapshotRmCommand()}
 	snapshot.AddCommand(ofSnapshots...)
 	root.AddCommand(snapshot)

@@ -18,11 +18,33 @@ import (
 // asked returns what a command prints when the plugin gives these answers, by path.
 func asked(t *testing.T, answers map[string]string, args ...string) string {
 	t.Helper()
+	out, _, err := ask(t, answers, args...)
+	require.NoError(t, err)
+	return out
+}
+
+// ask returns what a command prints, what it asks the plugin to do, and how it ends.
+func ask(t *testing.T, answers map[string]string, args ...string) (printed string, wanted []admin.Request, err error) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "plugin.sock")
 	l, err := docker.Listen(t.Context(), socket)
 	require.NoError(t, err)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = w.Write([]byte(answers[r.URL.Path]))
+		if r.Method == http.MethodPost {
+			var request admin.Request
+			assert.NoError(t, json.NewDecoder(r.Body).Decode(&request))
+			assert.NotEmpty(t, request.ID)
+			request.ID = ""
+			wanted = append(wanted, request)
+		}
+		answer, has := answers[r.URL.RequestURI()]
+		if !has {
+			if answer, has = answers[r.URL.Path]; !has {
+				w.WriteHeader(http.StatusNotFound)
+				answer = `{"error": {"code": "not-found", "message": "there is none"}}`
+			}
+		}
+		_, _ = w.Write([]byte(answer))
 	}))
 	server.Listener.Close() //nolint:errcheck // it was not used
 	server.Listener = l
@@ -32,8 +54,10 @@ func asked(t *testing.T, answers map[string]string, args ...string) string {
 	root := command()
 	root.SetArgs(append(args, "--socket="+socket))
 	root.SetOut(&out)
-	require.NoError(t, root.Execute())
-	return out.String()
+	root.SetErr(&out)
+	root.SetIn(strings.NewReader("no\n"))
+	err = root.Execute()
+	return out.String(), wanted, err
 }
 
 func TestCommandsShowHowFullAVolumeIs(t *testing.T) {

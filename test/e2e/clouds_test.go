@@ -15,6 +15,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	"github.com/blockvol/blockvol/test/engine"
 	"github.com/blockvol/blockvol/test/namespace"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // account is an account of any cloud, with loop devices as disks.
@@ -94,6 +95,54 @@ func (a *account) resize(t *testing.T, s *server, name string) (resized bool) {
 	return true
 }
 
+// copies are what a test has made of a volume in use.
+type copies struct {
+	snapshot string // its id; empty where the cloud has none
+	lines    int    // in the snapshot
+}
+
+// copy takes a snapshot of the volume that the writer on a server uses, and makes volumes of the snapshot and of the volume.
+func (a *account) copy(t *testing.T, here, there *server, name string) (c copies) {
+	t.Helper()
+	if a.kind.Provider == "hetzner" || a.kind.Provider == "linode" {
+		assert.Contains(t, operate(t, here.Engine, 2, "snapshot", "create", name), "this provider has no snapshots")
+		assert.Contains(t, operate(t, here.Engine, 2, "clone", name, "copied"), `option "from" is not available with this provider`)
+		return c
+	}
+	written, err := lines(here.Engine)
+	require.NoError(t, err)
+	c.snapshot = strings.TrimSpace(operate(t, here.Engine, 0, "snapshot", "create", name, "--quiet"))
+	assert.Contains(t, operate(t, here.Engine, 0, "jobs"), "held still for")
+	assert.Regexp(t, `(?m)^`+c.snapshot+` +`+name+` +\d+GiB .* complete +by hand$`, operate(t, there.Engine, 0, "snapshot", "ls"))
+	operate(t, there.Engine, 0, "snapshot", "restore", c.snapshot, "restored")
+	operate(t, there.Engine, 0, "clone", name, "copied")
+	c.lines = linesOf(t, there.Engine, "restored")
+	assert.GreaterOrEqual(t, c.lines, written, violation.Textf("what was written before the snapshot is not in it"))
+	assert.GreaterOrEqual(t, linesOf(t, there.Engine, "copied"), written)
+	there.eventuallyReleased()
+	there.Docker("volume", "rm", "restored", "copied")
+	awaitLines(t, here.Engine, 10)
+	return c
+}
+
+// putBack puts the unused volume back to its snapshot, and deletes what is left of that.
+func (a *account) putBack(t *testing.T, s *server, name string, c copies) {
+	t.Helper()
+	if c.snapshot == "" {
+		return
+	}
+	operate(t, s.Engine, 0, "snapshot", "restore", c.snapshot, name, "--replace", "--yes")
+	assert.Equal(t, c.lines, linesOf(t, s.Engine, name))
+	volumes := strings.Fields(operate(t, s.Engine, 0, "ls", "--quiet"))
+	require.Len(t, volumes, 2)
+	require.True(t, strings.HasPrefix(volumes[1], name+".before-"), "%q", volumes)
+	assert.Greater(t, linesOf(t, s.Engine, volumes[1]), c.lines, violation.Textf("what the volume was before is lost"))
+	s.eventuallyReleased()
+	s.Docker("volume", "rm", volumes[1])
+	operate(t, s.Engine, 0, "snapshot", "rm", c.snapshot, "--yes")
+	assert.Empty(t, operate(t, s.Engine, 0, "snapshot", "ls", "--quiet"))
+}
+
 // A volume whose name few clouds allow is created, follows its container, survives the stop of its server, and is deleted.
 func TestVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 	t.Parallel()
@@ -121,11 +170,14 @@ func TestVolumeFollowsItsContainerOnEveryCloud(t *testing.T) {
 			assert.Regexp(t, "(?m)^"+name+` +10GiB +(?:\S+ \(\d+%\) +)?mounted +`+here.id, operate(t, here.Engine, 0, "ls"))
 			assert.Regexp(t, "(?m)^"+name+` +10GiB +attached +`+here.id, operate(t, there.Engine, 0, "ls"))
 			resized := a.resize(t, here, name)
+			copied := a.copy(t, here, there, name)
 
 			here.Docker("rm", "--force", "writer")
 			assertNothingLost(t, there.Engine, name)
 			there.eventuallyReleased()
 
+			a.putBack(t, there, name, copied)
+			there.eventuallyReleased()
 			if !resized {
 				operate(t, there.Engine, 0, "resize", name, "20GiB", "--yes")
 			}

@@ -431,6 +431,48 @@ var guards = []guard{
 		code: "		if caller.Err() != nil {\n			return // nobody hears the answer\n		}\n", without: "",
 	},
 
+	// Snapshots.
+	{
+		protects: "the file system holds still for a snapshot", file: "driver/snapshot.go",
+		code: `held, err := h.Frozen(ctx, freezeLimit, take)`, without: `held, err := false, take(ctx)`,
+	},
+	{
+		protects: "a volume is not deleted before its last snapshot is complete", file: "driver/controller/remove.go",
+		code: `			snapshot, err = c.AwaitSnapshot(ctx, snapshot, func(volume.Step) {})`, without: `			_ = snapshot`,
+	},
+	{
+		protects: "a schedule takes one snapshot at a time, whichever node has the volume", file: "driver/schedule.go",
+		code: `case !begun:`, without: `case true:`,
+	},
+	{
+		protects: "no snapshot expires before a newer one is complete", file: "driver/schedule.go",
+		code: `case latest(taken).Before(v.due):`, without: `case false:`,
+	},
+	{
+		protects: "only snapshots of the schedule expire", file: "driver/schedule.go",
+		code: `if s.Volume != v.vol.ID || at.IsZero() || s.State`, without: `if s.Volume != v.vol.ID || s.State`,
+	},
+	{
+		protects: "snapshots of removed volumes are kept unless it is said otherwise", file: "driver/garbage.go",
+		code: `case exists[s.Volume] == nil && removed:`, without: `case exists[s.Volume] == nil:`,
+	},
+	{
+		protects: "the snapshot of a copy that is being made is not garbage", file: "driver/garbage.go",
+		code: ` && time.Since(s.CreatedAt) > copyAge:`, without: `:`,
+	},
+	{
+		protects: "a volume in use is not put back to a snapshot", file: "driver/snapshot.go",
+		code: `if vol, err = d.free(ctx, h); err != nil {`, without: `if false {`,
+	},
+	{
+		protects: "the disk that a volume is put back in place of is the one that was meant", file: "driver/snapshot.go",
+		code: `case err == nil && vol.ID == disk:`, without: `case err == nil:`,
+	},
+	{
+		protects: "between two names the new disk is known", file: "driver/snapshot.go",
+		code: `if err := d.controller.Mark(ctx, vol, volume.KeyReplacedBy, copied.ID); err != nil {`, without: `if copied == nil {`,
+	},
+
 	// Uses that nobody ended.
 	{
 		protects: "mount IDs are not dropped while the engine fills a new volume", file: "driver/node/usage.go",

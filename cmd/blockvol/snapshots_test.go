@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/plugin/admin"
+)
+
+var snapshotAnswers = map[string]string{
+	admin.Root + "volumes/db": `{"name": "db", "id": "vol-0abc"}`,
+	admin.Root + "snapshots": fmt.Sprintf(`{"snapshots": [
+		{"id": "snap-1", "volume": "db", "disk": "vol-0abc", "size_bytes": 1073741824, "created_at": %q, "state": "complete", "reason": "by hand"},
+		{"id": "snap-2", "volume": "old", "disk": "vol-2", "size_bytes": 2147483648, "state": "creating", "detail": "42%%"}]}`, time.Now().Add(-2*time.Hour).Format(time.RFC3339)),
+	admin.Root + "garbage?removed=false": `{"snapshots": []}`,
+	admin.Root + "garbage?removed=true":  `{"snapshots": [{"id": "snap-3", "volume": "gone", "size_bytes": 1073741824, "state": "complete", "useless": "its volume does not exist any more"}]}`,
+	admin.Root + "jobs":                  `{"id": "123456789", "kind": "snapshot", "volume": "db", "state": "done", "message": "as it is", "made": "snap-9"}`,
+}
+
+func TestSnapshotsAreShown(t *testing.T) {
+	assert.Equal(t, "SNAPSHOT   VOLUME   SIZE   AGE       STATE      TAKEN\n"+
+		"snap-1     db       1GiB   2 hours   complete   by hand\n"+
+		"snap-2     old      2GiB             creating: 42%\n", asked(t, snapshotAnswers, "snapshot", "ls"))
+	assert.Equal(t, "snap-1\nsnap-2\n", asked(t, snapshotAnswers, "snapshot", "ls", "--quiet"))
+	assert.Equal(t, "There is nothing to delete\n", asked(t, snapshotAnswers, "gc"))
+	assert.Equal(t, "snap-9\n", asked(t, snapshotAnswers, "snapshot", "create", "db", "--quiet"))
+	assert.Equal(t, "db: as it is\n", asked(t, snapshotAnswers, "snapshot", "create", "db"))
+}
+
+func TestCommandsForSnapshots(t *testing.T) {
+	for _, c := range []struct {
+		args   []string
+		wanted []admin.Request
+		says   string
+		err    error
+	}{
+		{args: []string{"snapshot", "create", "db"}, wanted: []admin.Request{{Kind: admin.Copy, Volume: "db"}}},
+		{args: []string{"clone", "db", "new"}, wanted: []admin.Request{{Kind: admin.Clone, Volume: "new", From: "db"}}},
+		{args: []string{"snapshot", "restore", "snap-1", "new"}, wanted: []admin.Request{{Kind: admin.Restore, Volume: "new", Snapshot: "snap-1"}}},
+		{args: []string{"snapshot", "restore", "snap-1", "db"}, err: volume.Conflict},
+		{args: []string{"snapshot", "restore", "snap-1", "db", "--replace"}, err: errInterrupted, says: "Volume db becomes what snapshot snap-1 shows (its own); its disk vol-0abc is kept as volume db.before-vol0abc"},
+		{
+			args: []string{"snapshot", "restore", "snap-1", "db", "--replace", "--yes"}, wanted: []admin.Request{{Kind: admin.Restore, Volume: "db", Snapshot: "snap-1", Disk: "vol-0abc"}},
+		},
+		{args: []string{"snapshot", "restore", "snap-2", "db", "--replace"}, err: errInterrupted, says: `of another disk, vol-2, which was volume "old"`},
+		{args: []string{"snapshot", "restore", "snap-7", "db", "--replace", "--yes"}, err: volume.NotFound},
+		{args: []string{"snapshot", "restore", "snap-1", "new", "--replace", "--yes"}, err: volume.NotFound},
+		{args: []string{"snapshot", "rm", "snap-1", "snap-2"}, err: errInterrupted, says: "Deleted for good: snap-1 of db, snap-2 of old. Continue?"},
+		{args: []string{"snapshot", "rm", "snap-1", "snap-2", "--yes"}, wanted: []admin.Request{{Kind: admin.DeleteSnapshot, Snapshot: "snap-1"}, {Kind: admin.DeleteSnapshot, Snapshot: "snap-2"}}},
+		{args: []string{"snapshot", "rm", "snap-1", "snap-7", "--yes"}, err: volume.NotFound},
+		{args: []string{"gc", "--removed"}, err: errInterrupted, says: "its volume does not exist any more"},
+		{args: []string{"gc", "--removed", "--yes"}, wanted: []admin.Request{{Kind: admin.DeleteSnapshot, Snapshot: "snap-3"}}},
+		{args: []string{"snapshot", "create"}, err: errUsage},
+	} {
+		out, wanted, err := ask(t, snapshotAnswers, c.args...)
+		assert.Equal(t, c.wanted, wanted, "%q", c.args)
+		if c.err == nil {
+			require.NoError(t, err, "%q", c.args)
+		} else {
+			require.ErrorIs(t, err, c.err, "%q", c.args)
+		}
+		assert.Contains(t, out, c.says, "%q", c.args)
+	}
+}
+
+func TestSnapshotAloneIsNoCommand(t *testing.T) {
+	for _, args := range [][]string{{"snapshot"}, {"snapshot", "take", "db"}, {"snapshot", "--all"}} {
+		root := command()
+		root.SetArgs(args)
+		require.ErrorIs(t, root.Execute(), errUsage, "%q", args)
+	}
+}
