@@ -40,7 +40,7 @@ func (n fixedNode) Ready(ctx context.Context) error {
 func mountedVolume(name string) driver.Here {
 	h := driver.Here{
 		Name: name, ID: "vol-1", State: "mounted", Device: "/dev/sdb", Size: 10 << 30, Uses: []node.Use{{ID: "1"}, {ID: "2"}},
-		MeasuredAt: time.Now(),
+		MeasuredAt: time.Now(), LastSnapshot: time.Unix(1780000000, 0), SnapshotDue: time.Now().Add(-time.Hour),
 	}
 	h.Space.Total, h.Space.Used, h.Space.Available = 9<<30, 3<<30, 5<<30
 	h.Space.Inodes, h.Space.InodesUsed = 1000, 40
