@@ -138,15 +138,22 @@ func (r *Request) DeleteSnapshot(id string) error {
 	c.snapshots[id].put(s, true, c.cfg.Lag)
 	c.mu.Unlock()
 	if c.cfg.Backend != nil {
-		c.later(0, func() {
-			c.exclusively(s.VolumeID, func() { // after a pending copy
-				if err := c.cfg.Backend.DeleteSnapshot(id); err != nil {
-					c.problem("deleting %s: %w", id, err)
-				}
-			})
-		})
+		c.later(0, func() { c.dropCopy(s) })
 	}
 	return nil
+}
+
+// dropCopy deletes the data of a deleted snapshot, once no volume that was created from it needs it.
+func (c *Cloud) dropCopy(s Snapshot) {
+	if len(c.VolumesThat(func(v Volume) bool { return v.SnapshotID == s.ID && v.State == Creating })) > 0 {
+		c.later(c.times().Create+time.Millisecond, func() { c.dropCopy(s) })
+		return
+	}
+	c.exclusively(s.VolumeID, func() { // after a pending copy
+		if err := c.cfg.Backend.DeleteSnapshot(s.ID); err != nil {
+			c.problem("deleting %s: %w", s.ID, err)
+		}
+	})
 }
 
 // EditTags edits the tags of volumes, instances and snapshots. If edit fails for one, none is changed.
