@@ -115,7 +115,9 @@ func addOperatorCommands(root *cobra.Command) {
 	root.AddCommand(all...)
 	snapshot := &cobra.Command{
 		Use: "snapshot", Short: "Take, list, restore and delete snapshots",
-		Args: func(cmd *cobra.Command, _ []string) error { return wrongUse(cmd, errors.New("say what to do with snapshots")) },
+		Args: func(cmd *cobra.Command, _ []string) error {
+			return wrongUse(cmd, errors.New("say what to do with snapshots"))
+		},
 		RunE: func(*cobra.Command, []string) error { return nil },
 	}
 	snapshot.SetFlagErrorFunc(wrongUse)

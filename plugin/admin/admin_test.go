@@ -126,8 +126,11 @@ func TestSnapshotsAreTakenRestoredAndDeleted(t *testing.T) {
 	d := &fakeDriver{}
 	l := start(t, t.TempDir(), d)
 	for i, r := range []Request{
-		{Kind: Copy, Volume: "db"}, {Kind: Restore, Volume: "new", Snapshot: "snap-1"}, {Kind: Restore, Volume: "db", Snapshot: "snap-1", Disk: "vol-1"},
-		{Kind: Clone, Volume: "copy", From: "db"}, {Kind: DeleteSnapshot, Snapshot: "snap-1"},
+		{Kind: Copy, Volume: "db"},
+		{Kind: Restore, Volume: "new", Snapshot: "snap-1"},
+		{Kind: Restore, Volume: "db", Snapshot: "snap-1", Disk: "vol-1"},
+		{Kind: Clone, Volume: "copy", From: "db"},
+		{Kind: DeleteSnapshot, Snapshot: "snap-1"},
 	} {
 		r.ID = fmt.Sprint("job-number-", i)
 		job, err := l.Start(t.Context(), r)

@@ -94,7 +94,10 @@ func wholeLife(ctx context.Context, w *world) error {
 		func() error { return providertest.Attach(ctx, p, v.ID) },
 		func() error { return p.Mark(ctx, v.ID, "formatted", "ext4") },
 		func() error { _, err := p.Modify(ctx, v.ID, providers.Change{Size: 2 * gib}); return err },
-		func() (err error) { snap, err = p.Snapshot(ctx, v.ID, providers.SnapshotSpec{Description: "copy"}); return err },
+		func() (err error) {
+			snap, err = p.Snapshot(ctx, v.ID, providers.SnapshotSpec{Description: "copy"})
+			return err
+		},
 		func() error { return p.Detach(ctx, v.ID, node, false) },
 		func() error { time.Sleep(10 * time.Second); return nil },
 		func() (err error) {

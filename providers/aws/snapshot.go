@@ -43,6 +43,7 @@ func showSnapshot(from types.Snapshot) managed.Snapshot[types.Snapshot] {
 		s.State, s.Detail = providers.SnapshotComplete, ""
 	case types.SnapshotStateError:
 		s.State, s.Detail = providers.SnapshotFailed, sanitize.Clip(sdk.ToString(from.StateMessage))
+	case types.SnapshotStatePending, types.SnapshotStateRecoverable, types.SnapshotStateRecovering:
 	}
 	return s
 }

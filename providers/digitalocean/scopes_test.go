@@ -45,7 +45,10 @@ func life(t *testing.T, w *world, node string) error {
 		func() error { _, err := p.NodeState(ctx, node); return err },
 		func() error { _, err := p.Modify(ctx, v.ID, providers.Change{Size: 2 * gib}); return err },
 		func() error { return p.Detach(ctx, v.ID, node, false) },
-		func() (err error) { snap, err = p.Snapshot(ctx, v.ID, providers.SnapshotSpec{Description: "nightly"}); return err },
+		func() (err error) {
+			snap, err = p.Snapshot(ctx, v.ID, providers.SnapshotSpec{Description: "nightly"})
+			return err
+		},
 		func() error { _, err := p.Create(ctx, providers.Spec{Name: "copy", Snapshot: snap.ID}); return err },
 		func() error { return p.DeleteSnapshot(ctx, snap.ID) },
 		func() error { return p.Forget(ctx, v.ID) },
