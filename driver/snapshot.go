@@ -33,6 +33,9 @@ func (d *Driver) takeSnapshot(ctx context.Context, name, reason, key string, ste
 	var taken copied
 	_, err = d.do(ctx, name, job{op: volume.Copy, phase: volume.TakingSnapshot, work: func(ctx context.Context, h *handle) (err error) {
 		result, err := d.copy(ctx, h, reason, key)
+		if errors.Is(err, providers.ErrHeld) && d.releaseIfUnused(ctx, h) == nil { // it was kept for somebody to come back
+			result, err = d.copy(ctx, h, reason, key)
+		}
 		if err == nil {
 			taken = result
 		}

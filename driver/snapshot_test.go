@@ -102,6 +102,34 @@ func TestASnapshotOfWhatIsNotMountedHereSaysWhatItIsLike(t *testing.T) {
 	})
 }
 
+// detachedOnly is a cloud that copies no volume that a node holds.
+type detachedOnly struct{ *fakeProvider }
+
+func (p detachedOnly) Snapshot(ctx context.Context, id string, spec providers.SnapshotSpec) (*providers.Snapshot, error) {
+	held := false
+	p.machine.world.set(func() { held = p.machine.world.disks[id].Held() })
+	if held {
+		return nil, providers.ErrHeld
+	}
+	return p.fakeProvider.Snapshot(ctx, id, spec)
+}
+
+func TestAVolumeThatIsKeptIsReleasedForASnapshotThatNeedsThat(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t, func(c *Config) { c.Provider, c.Probe = detachedOnly{c.Provider.(*fakeProvider)}, time.Second })
+		made(t, l, "data")
+		_, err := l.Mount(within(t), "data", "1")
+		require.NoError(t, err)
+		_, _, err = l.TakeSnapshot(t.Context(), "data", "in use", func(volume.Step) {})
+		require.ErrorIs(t, err, volume.Held)
+		require.NoError(t, l.Unmount(within(t), "data", "1")) // as Docker's probe does
+		require.Equal(t, a.name, w.holder("data"))
+		_, outcome, err := l.TakeSnapshot(t.Context(), "data", "kept", func(volume.Step) {})
+		require.NoError(t, err)
+		assert.Regexp(t, " of data$", outcome)
+	})
+}
+
 func TestASnapshotThatFailsSaysSo(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")
@@ -157,6 +185,7 @@ func TestAVolumeIsMadeACopyOfAnother(t *testing.T) {
 			require.ErrorContains(t, again.Create(within(t), "copy", map[string]string{"from": "other"}), "exists with from=data, not other")
 		}
 		assert.Len(t, w.disks, 2)
+		require.ErrorContains(t, l.Create(within(t), "data", map[string]string{"from": "data"}), `exists, and was not made as a copy of "data"`)
 		require.ErrorIs(t, l.Create(within(t), "another", map[string]string{"from": "none"}), volume.NotFound)
 		require.ErrorContains(t, l.Create(within(t), "another", map[string]string{"from": "data", "snapshot": "x"}), "leave the other out")
 		require.ErrorContains(t, l.Create(within(t), "another", map[string]string{"from": "data", "fstype": "ext4"}), "leave out fstype")

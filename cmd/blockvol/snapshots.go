@@ -57,7 +57,11 @@ func (o *operator) listSnapshots(all []admin.Snapshot) error {
 		}
 		rows[i] = []string{s.ID, s.Volume, volume.FormatSize(s.Size), age, state, s.Reason, s.Useless}
 	}
-	return o.table([]string{"SNAPSHOT", "VOLUME", "SIZE", "AGE", "STATE", "TAKEN", "OF NO USE"}, rows)
+	header := []string{"SNAPSHOT", "VOLUME", "SIZE", "AGE", "STATE", "TAKEN", "OF NO USE"}
+	if len(rows) == 0 {
+		header = header[:len(header)-1]
+	}
+	return o.table(header, rows)
 }
 
 // find returns the snapshot of that id.

@@ -103,6 +103,10 @@ func (r Request) matches(vol *providers.Volume) error {
 		switch key {
 		case volume.KeyReclaim:
 			is = string(volume.SettingsOf(vol.Record).Reclaim)
+		case volume.KeyFrom:
+			if is == "" {
+				return volume.Fail(volume.Conflict, fmt.Sprintf("the volume exists, and was not made as a copy of %q", asked), "choose another name")
+			}
 		case volume.KeyTags:
 			if is != "" && is != asked { // volumes of earlier versions do not tell
 				return volume.Fail(volume.Conflict, "the volume exists, and was created with other tags", "use it as it is, or choose another name")
