@@ -117,7 +117,7 @@ func (d *Driver) Rollback(ctx context.Context, name, disk, snapshot string, step
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s is as in snapshot %s; what it was before is volume %s, until you remove that", name, snapshot, KeptAs(name, disk)), nil
+	return fmt.Sprintf("as in snapshot %s; what it was before is volume %s, until you remove that", snapshot, KeptAs(name, disk)), nil
 }
 
 // KeptAs is the name of the volume that the disk of a volume becomes when another takes its place.

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -59,6 +60,26 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 	assert.Contains(t, operate(t, e, 2, "rm", "idle"), "Its disk is kept")
 	operate(t, e, 0, "rm", "idle", "--yes")
 	assertNothingLost(t, e, "db")
+
+	// The plugin is killed in the middle of each job, which the next one ends.
+	snapshot := strings.TrimSpace(operate(t, e, 0, "snapshot", "create", "db", "--quiet"))
+	for i, command := range [][]string{
+		{"snapshot", "create", "db"}, {"clone", "db", "copy"}, {"snapshot", "restore", snapshot, "restored"}, {"snapshot", "restore", snapshot, "db", "--replace", "--yes"},
+	} {
+		pid := e.SettledPluginPID()
+		var job errgroup.Group
+		job.Go(func() error {
+			operate(t, e, 0, command...)
+			return nil
+		})
+		time.Sleep(time.Duration(i+1) * 20 * time.Millisecond) // the kill happens at this time
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		require.NoError(t, job.Wait())
+	}
+	assert.Len(t, strings.Fields(operate(t, e, 0, "snapshot", "ls", "db", "--quiet")), 2)
+	assert.Regexp(t, `^copy\ndb\ndb\.before-[0-9a-f]{8}\nrestored\n$`, operate(t, e, 0, "ls", "--quiet"))
+	assert.Equal(t, linesOf(t, e, "db"), linesOf(t, e, "restored"))
+	assertNothingLost(t, e, "copy")
 
 	// Nobody but root gets anything. The binary is where its user can run it.
 	e.Run("cp", pluginBinary(t), "/run/blockvol")

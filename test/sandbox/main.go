@@ -1,7 +1,7 @@
 // Command sandbox runs a command with a private Docker engine: `sandbox scripts/demo`.
 //
-// DOCKER_HOST is the engine's address. BLOCKVOL_STATE and BLOCKVOL_VOLUMES are directories for the plugin. The engine and its data
-// are removed when the command ends or sandbox is killed.
+// DOCKER_HOST is the engine's address. BLOCKVOL_STATE and BLOCKVOL_VOLUMES are directories for the plugin, BLOCKVOL_BIN is one for its
+// command line. The engine and its data are removed when the command ends or sandbox is killed.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/blockvol/blockvol/test/engine"
@@ -44,7 +45,8 @@ func runCommand(t *standalone.T, args []string) (status int) {
 	e.Busybox()
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host(), "DOCKER_CONTEXT=", "BLOCKVOL_STATE="+e.State,
+	bin := filepath.Join(e.Dir, "bin")
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "BLOCKVOL_BIN="+bin, "DOCKER_HOST="+e.Host(), "DOCKER_CONTEXT=", "BLOCKVOL_STATE="+e.State,
 		"BLOCKVOL_VOLUMES="+e.Volumes, "BLOCKVOL_ENGINE_RUNTIME="+e.Path("/run/docker"))
 	err := cmd.Run()
 	var exit *exec.ExitError
