@@ -137,3 +137,41 @@ func TestStatusIsDocumented(t *testing.T) {
 		}
 	}
 }
+
+var (
+	codeRow     = regexp.MustCompile("(?m)^\\| (`[a-z-]+`(?:, `[a-z-]+`)*) \\| ")
+	codeLiteral = regexp.MustCompile(`"([a-z]+(?:-[a-z]+)+)"`)
+)
+
+// TestDoctorsFindingsAreDocumented compares docs/doctor.md with the codes in the source: words joined by dashes, in the files that examine.
+func TestDoctorsFindingsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("doctor.md")
+	require.NoError(t, err)
+	documented := map[string]bool{"starting": true, "stray": true} // one word
+	for _, row := range codeRow.FindAllStringSubmatch(string(page), -1) {
+		for code := range strings.SplitSeq(row[1], ", ") {
+			documented[strings.Trim(code, "`")] = true
+		}
+	}
+	words := map[string]bool{ // that are no codes
+		"modules-dep": true, "blockvol-doctor": true, "loop-control": true, "util-linux": true, "btrfs-progs": true, "instance-id": true,
+	}
+	used := map[string]bool{"problem": true, "warning": true, "ok": true, "starting": true, "stray": true}
+	for _, pattern := range []string{"*/*/examine.go", "*/examine.go", "driver/doctor.go", "plugin/admin/doctor.go", "cmd/blockvol/doctor.go"} {
+		files, err := filepath.Glob("../" + pattern)
+		require.NoError(t, err)
+		for _, file := range files {
+			source, err := os.ReadFile(file)
+			require.NoError(t, err)
+			for _, literal := range codeLiteral.FindAllStringSubmatch(string(source), -1) {
+				if !words[literal[1]] {
+					used[literal[1]] = true
+					assert.True(t, documented[literal[1]], "%s: doctor.md lacks %s", file, literal[1])
+				}
+			}
+		}
+	}
+	for code := range documented {
+		assert.True(t, used[code], "doctor.md has %s, which nothing finds", code)
+	}
+}

@@ -109,6 +109,8 @@ type machine struct {
 	changed    time.Time        // when its life did
 	ambiguous  time.Time        // until when two of its devices have one serial
 	damaged    []error          // journal entries that its next start cannot read
+	wrong      []mount.Finding  // what its kernel says of each volume
+	full       bool             // so are its file systems
 	newer      map[string]error // by name: volumes whose entries a later version has written
 	slots      int              // how many disks it can have; 0 for any number
 	boot       int
@@ -1195,6 +1197,9 @@ func (h *fakeHost) Space(ctx context.Context, dir string, dev mount.Device) (spa
 			return mount.ErrNotStaged
 		}
 		space = mount.Space{Total: s.size, Used: 1 << 20, Available: s.size - 2<<20, Inodes: 1000, InodesUsed: 10}
+		if h.machine.full {
+			space.Used, space.Available = space.Available, space.Used
+		}
 		return nil
 	})
 	return space, err
@@ -1219,6 +1224,22 @@ func (h *fakeHost) InUse(ctx context.Context, dev mount.Device, _ ...string) (us
 }
 
 func (h *fakeHost) Shared(context.Context) (bool, error) { return !h.unseen.Load(), nil }
+
+func (h *fakeHost) Mounted() (dirs []string, err error) {
+	h.machine.world.set(func() {
+		for _, s := range h.machine.mounts {
+			if s.dir != "" {
+				dirs = append(dirs, s.dir)
+			}
+		}
+	})
+	return dirs, nil
+}
+
+func (h *fakeHost) Examine(ctx context.Context, _ mount.Device, _ string) (found []mount.Finding) {
+	_ = h.do(ctx, "host.Examine", func() error { found = h.machine.wrong; return nil })
+	return found
+}
 
 func (h *fakeHost) Activity(dev mount.Device) (string, error) {
 	w := h.machine.world
@@ -1261,6 +1282,15 @@ func (j fakeJournal) Remove(name string) error {
 		delete(j.machine.journal, name)
 		return nil
 	})
+}
+
+func (j fakeJournal) Examine(string) (found []providers.Finding) {
+	j.machine.world.set(func() {
+		for name, why := range j.machine.newer {
+			found = append(found, providers.Finding{Severity: providers.Problem, Check: "journal", Code: "journal-newer", Volume: name, Message: why.Error(), Remedy: "install that version"})
+		}
+	})
+	return found
 }
 
 func (j fakeJournal) Check() error {

@@ -17,6 +17,10 @@ var (
 	ErrAttachLimit = errors.New("node holds as many volumes as it can")
 	ErrBusy        = errors.New("busy")
 	ErrUnavailable = errors.New("cloud cannot be reached")
+
+	// Both end a call like any other error. Only Examiner tells them apart.
+	ErrCredentials = errors.New("credentials are not accepted")
+	ErrDenied      = errors.New("permission is missing")
 )
 
 // NotOurs is ErrNotFound for a volume that is there, and another cluster's or nobody's.

@@ -45,6 +45,7 @@ const (
 	exitNotFound    = 3
 	exitRefused     = 4 // for now: held, in use, busy
 	exitUnavailable = 5 // blockvol or the cloud does not answer
+	exitProblems    = 6 // doctor has found problems
 	exitInterrupted = 130
 )
 
@@ -66,6 +67,8 @@ func exitCode(err error) int {
 		return exitNotFound
 	case isAny(volume.Held, volume.InUse, volume.Busy, volume.Conflict):
 		return exitRefused
+	case isAny(errProblems):
+		return exitProblems
 	case isAny(volume.Unavailable, volume.Unsure, volume.Unfinished):
 		return exitUnavailable
 	}
@@ -74,6 +77,16 @@ func exitCode(err error) int {
 
 // command makes a command for operators from what it does.
 func (o *operator) command(use, short string, args cobra.PositionalArgs, do func(args []string) error) *cobra.Command {
+	return o.commandWithoutPlugin(use, short, args, func(a []string) (err error) {
+		if o.client, err = o.connect(); err != nil {
+			return err
+		}
+		return do(a)
+	})
+}
+
+// commandWithoutPlugin is command for one that also does something if there is no plugin to call.
+func (o *operator) commandWithoutPlugin(use, short string, args cobra.PositionalArgs, do func(args []string) error) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short,
 		Args: func(cmd *cobra.Command, a []string) error {
@@ -82,13 +95,10 @@ func (o *operator) command(use, short string, args cobra.PositionalArgs, do func
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, a []string) (err error) {
+		RunE: func(cmd *cobra.Command, a []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
 			o.ctx, o.out, o.err, o.in = ctx, cmd.OutOrStdout(), cmd.ErrOrStderr(), cmd.InOrStdin()
-			if o.client, err = o.connect(); err != nil {
-				return err
-			}
 			return do(a)
 		},
 	}
@@ -109,7 +119,7 @@ func (o *operator) connect() (*admin.Client, error) {
 func addOperatorCommands(root *cobra.Command) {
 	o := &operator{}
 	all := []*cobra.Command{
-		o.lsCommand(), o.inspectCommand(), o.statusCommand(), o.resizeCommand(), o.modifyCommand(), o.releaseCommand(), o.adoptCommand(), o.retainCommand(), o.forgetCommand(), o.rmCommand(),
+		o.lsCommand(), o.inspectCommand(), o.statusCommand(), o.doctorCommand(), o.resizeCommand(), o.modifyCommand(), o.releaseCommand(), o.adoptCommand(), o.retainCommand(), o.forgetCommand(), o.rmCommand(),
 		o.cloneCommand(), o.gcCommand(), o.eventsCommand(), o.jobsCommand(), o.waitCommand(),
 	}
 	root.AddCommand(all...)

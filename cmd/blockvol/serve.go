@@ -99,6 +99,8 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	operators := admin.New(admin.About{
 		Version: buildVersion(), Provider: s.provider, Cluster: s.cluster, Takeover: string(s.takeover),
 	}, paths, log)
+	x := &examination{options: p, settings: s, getenv: getenv}
+	x.addTo(operators)
 	m := metrics.New(buildVersion())
 	if s.metricsAddress != "" {
 		if err := m.Listen(ctx, s.metricsAddress); err != nil {
@@ -109,7 +111,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	volumes := docker.Opening(func() docker.Volumes {
 		volumes, release, err := docker.Volumes(nil), func() {}, wrong
 		if err == nil {
-			volumes, release, err = open(p, s, getenv, stop, operators, m, log)
+			volumes, release, err = open(p, s, getenv, stop, operators, m, x, log)
 		}
 		opened <- release
 		switch {
@@ -136,7 +138,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 }
 
 // open creates the driver and what it needs, and lets operators and metrics reach it. release ends their work; stop ends this process.
-func open(p options, s settings, getenv func(string) string, stop func(), operators *admin.Server, m *metrics.Metrics, log *logrus.Logger) (_ docker.Volumes, release func(), _ error) {
+func open(p options, s settings, getenv func(string) string, stop func(), operators *admin.Server, m *metrics.Metrics, x *examination, log *logrus.Logger) (_ docker.Volumes, release func(), _ error) {
 	var undo []func() error
 	release = func() {
 		for _, u := range slices.Backward(undo) {
@@ -167,6 +169,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 	if err != nil {
 		return fail(fmt.Errorf("provider %s: %w", s.provider, err))
 	}
+	x.set(provider, nil)
 	host, err := mount.New(mount.Config{
 		Published: p.published, Buses: provider.Buses(), Scratch: filepath.Join(p.state, "staging"), Sysfs: p.sysfs, Proc: p.proc,
 	})
@@ -192,6 +195,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 	if err := operators.Serve(d, filepath.Join(p.state, "jobs")); err != nil {
 		return fail(err)
 	}
+	x.set(provider, d)
 	undo = append(undo, inTime(operators.Close))
 	m.Serve(d)
 	log.WithFields(logrus.Fields{"provider": s.provider, "cluster": s.cluster}).Info("Serving volumes")

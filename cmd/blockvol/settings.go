@@ -133,8 +133,11 @@ func asError(wrong []string) error {
 	if wrong == nil {
 		return nil
 	}
-	return errors.New(strings.Join(wrong, "; ") + ": correct the settings and restart blockvol")
+	return errors.New(strings.Join(wrong, "; ") + correction)
 }
+
+// correction ends the sentence about wrong settings.
+const correction = ": correct the settings and restart blockvol"
 
 func names[T ~string](values []T) []string {
 	var all []string

@@ -18,6 +18,7 @@ import (
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
+	"github.com/blockvol/blockvol/providers"
 )
 
 // An Entry stands in the journal while this node may hold a volume. It is written before the volume is attached and
@@ -119,6 +120,8 @@ type Journal interface {
 	Remove(name string) error
 	// Check returns why no entry can be written now, or nil.
 	Check() error
+	// Examine checks the entries, and changes none. boot is the identity of this boot of the machine.
+	Examine(boot string) []providers.Finding
 }
 
 // Loaded is what a journal holds.

@@ -38,6 +38,8 @@ type Host interface {
 	InUse(ctx context.Context, dev mount.Device, targets ...string) (bool, error)
 	Activity(dev mount.Device) (string, error)
 	Shared(ctx context.Context) (bool, error)
+	Mounted() ([]string, error)
+	Examine(ctx context.Context, dev mount.Device, dir string) []mount.Finding
 }
 
 // Config is what a Node needs.

@@ -52,7 +52,7 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 func Find(ctx context.Context, runtime string) (*Client, error) {
 	for begun := time.Now(); ; {
 		c, err := find(ctx, runtime)
-		if !errors.Is(err, errNone) || time.Since(begun) > restarting {
+		if !errors.Is(err, ErrNone) || time.Since(begun) > restarting {
 			return c, err
 		}
 		select {
@@ -63,7 +63,8 @@ func Find(ctx context.Context, runtime string) (*Client, error) {
 	}
 }
 
-var errNone = errors.New("no blockvol runs on this machine")
+// ErrNone is the error of Find if no plugin answers.
+var ErrNone = errors.New("no blockvol runs on this machine")
 
 func find(ctx context.Context, runtime string) (*Client, error) {
 	plugins := filepath.Join(runtime, "plugins")
@@ -96,10 +97,10 @@ func find(ctx context.Context, runtime string) (*Client, error) {
 	case errors.Is(errors.Join(problems...), fs.ErrPermission):
 		return nil, volume.Fail(volume.Unavailable, "only root may talk to blockvol", "run this command with sudo")
 	case len(problems) > 0:
-		return nil, &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("%w: %w", errNone, errors.Join(problems...))}
+		return nil, &volume.Error{Code: volume.Unavailable, Cause: fmt.Errorf("%w: %w", ErrNone, errors.Join(problems...))}
 	}
 	return nil, &volume.Error{
-		Code: volume.Unavailable, Cause: fmt.Errorf("%w: there is no socket in %s", errNone, plugins),
+		Code: volume.Unavailable, Cause: fmt.Errorf("%w: there is no socket in %s", ErrNone, plugins),
 		Advice: "install or enable the plugin, run this command as root, or name its socket with --socket",
 	}
 }
@@ -143,6 +144,11 @@ func (c *Client) Garbage(ctx context.Context, removed bool) ([]Snapshot, error) 
 	var answer Snapshots
 	err := c.call(ctx, http.MethodGet, fmt.Sprintf("garbage?removed=%t", removed), nil, &answer)
 	return answer.Snapshots, err
+}
+
+// Doctor has the plugin examine this node and its cloud, which takes up to a minute.
+func (c *Client) Doctor(ctx context.Context) (r Report, err error) {
+	return r, c.call(ctx, http.MethodGet, "doctor", nil, &r)
 }
 
 // Events lists what has happened on this node lately, to one volume or, with "", to all.

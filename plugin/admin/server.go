@@ -51,7 +51,8 @@ type Server struct {
 	log   logrus.FieldLogger
 	mux   *http.ServeMux
 
-	events events
+	events      events
+	examination examination
 
 	opened chan struct{} // closed when driver and jobs, or problem, are set
 	driver Driver
@@ -126,6 +127,7 @@ func (s *Server) routes() *http.ServeMux {
 		"POST " + Root + "volumes/{name}/retain":  s.retain,
 		"GET " + Root + "snapshots":               s.snapshots,
 		"GET " + Root + "garbage":                 s.garbage,
+		"GET " + Root + "doctor":                  s.doctor,
 		"GET " + Root + "events":                  s.listEvents,
 		"GET " + Root + "jobs":                    s.listJobs,
 		"POST " + Root + "jobs":                   s.startJob,

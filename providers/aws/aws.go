@@ -27,6 +27,7 @@ import (
 	"regexp"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/aws"
@@ -59,7 +60,8 @@ type Provider struct {
 	*managed.Snapshots[types.Volume, types.Snapshot]
 	cfg     Config
 	session *batch.Cached[*session]
-	paces   sync.Map // by action: its *pace.Pace
+	paces   sync.Map                      // by action: its *pace.Pace
+	ahead   atomic.Pointer[time.Duration] // how far EC2's clock was ahead in its last answer
 	byID    *batch.Batcher[types.Volume]
 	nodes   *batch.Batcher[types.Instance]
 
@@ -72,6 +74,7 @@ var (
 	_ providers.Provider    = (*Provider)(nil)
 	_ providers.Snapshotter = (*Provider)(nil)
 	_ providers.Modifier    = (*Provider)(nil)
+	_ providers.Examiner    = (*Provider)(nil)
 )
 
 // maxFilterValues is the number of values that one filter may have (Amazon EC2 User Guide, "Filter by resource").
@@ -93,6 +96,7 @@ func New(cfg Config) (*Provider, error) {
 		Zone:    "zone", Unname: "the tag " + tagCluster,
 		IDForm: "which looks like vol-0123456789abcdef0", IsID: volumeID.MatchString, IsNode: instanceID.MatchString,
 		Stale: true, MarksAlone: true, ShowsOperations: true, Attach: p.attach, Detach: p.detach,
+		Manual: "docs/aws.md", Clock: p.clock, Permissions: p.tryPermissions,
 		Self: p.self, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Get: p.get,
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,

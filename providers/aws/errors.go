@@ -26,15 +26,18 @@ var (
 	errDenied        = errors.New("the policy does not allow it")
 	errNoInstance    = errors.New("EC2 does not know the instance")
 	errModifiedNow   = errors.New("the volume was changed within the last hours")
+	errDryRun        = errors.New("EC2 would have done it")
 )
 
 var permission = regexp.MustCompile(`not authorized to perform: ([a-z0-9-]{1,20}:[A-Za-z]{1,60})\b`)
 
 // deniedError is errDenied with a sentence for the operator.
-type deniedError struct{ text string }
+type deniedError struct{ text, lacks string }
 
-func (e *deniedError) Error() string        { return e.text }
-func (e *deniedError) Is(target error) bool { return target == errDenied }
+func (e *deniedError) Error() string { return e.text }
+func (e *deniedError) Is(target error) bool {
+	return target == errDenied || target == providers.ErrDenied
+}
 
 // credentialsError means that there are no credentials to sign a request with.
 type credentialsError struct{ cause error }
@@ -46,8 +49,9 @@ func (e *credentialsError) Unwrap() error { return e.cause }
 func (s *session) explain(ctx context.Context, action string, err error) error {
 	var none *credentialsError
 	if errors.As(err, &none) {
-		return fmt.Errorf("there are no AWS credentials (%w): give this instance a role that may use EBS volumes, or set %s and %s or their %s variants",
+		text := fmt.Sprintf("there are no AWS credentials (%v): give this instance a role that may use EBS volumes, or set %s and %s or their %s variants",
 			s.brief(ctx, none.cause), keyIDSetting, secretSetting, providers.FileSuffix)
+		return sanitize.Error(text, errors.Join(providers.ErrCredentials, none.cause))
 	}
 	var api smithy.APIError
 	if !errors.As(err, &api) || api.ErrorCode() == "" || api.ErrorCode() == "UnknownError" {
@@ -62,7 +66,7 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 		if said := permission.FindStringSubmatch(api.ErrorMessage()); said != nil {
 			lacks = said[1]
 		}
-		return &deniedError{fmt.Sprintf("the IAM policy of this node does not allow %s, so %s is refused (%s): docs/aws.md has the policy that blockvol needs", lacks, action, shown)}
+		return &deniedError{lacks: lacks, text: fmt.Sprintf("the IAM policy of this node does not allow %s, so %s is refused (%s): docs/aws.md has the policy that blockvol needs", lacks, action, shown)}
 	case "InvalidInstanceID.NotFound":
 		return fmt.Errorf("%w: %s: %w", providers.ErrBusy, said, errNoInstance)
 	}
@@ -83,8 +87,11 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 }
 
 func refuse(sentinel error, said string) error {
-	if sentinel == nil {
+	switch {
+	case sentinel == nil:
 		return errors.New(said)
+	case errors.Is(sentinel, providers.ErrCredentials): // which the driver does not handle: what EC2 says is enough
+		return sanitize.Error(said, sentinel)
 	}
 	return fmt.Errorf("%w: %s", sentinel, said)
 }
@@ -95,10 +102,11 @@ var refusals = []struct {
 	err    error  // nil: none that the driver handles
 	advice string
 }{
-	{"AuthFailure InvalidClientTokenId UnrecognizedClientException SignatureDoesNotMatch MissingAuthenticationToken IncompleteSignature", nil, ": check that the keys are right and active, in " + keyIDSetting + " or this instance's role, and that this node's clock is right"},
-	{"RequestExpired ExpiredToken ExpiredTokenException", nil, ": this node's clock is wrong, or the session token has expired"},
+	{"AuthFailure InvalidClientTokenId UnrecognizedClientException SignatureDoesNotMatch MissingAuthenticationToken IncompleteSignature", providers.ErrCredentials, ": check that the keys are right and active, in " + keyIDSetting + " or this instance's role, and that this node's clock is right"},
+	{"RequestExpired ExpiredToken ExpiredTokenException", providers.ErrCredentials, ": this node's clock is wrong, or the session token has expired"},
 	{"OptInRequired PendingVerification Blocked", nil, ": the AWS account is not active: its owner must complete the registration, or ask AWS Support"},
 
+	{"DryRunOperation", errDryRun, ""},
 	{"InvalidVolume.NotFound", providers.ErrNotFound, ""},
 	{"VolumeInUse", managed.ErrAttached, ""},
 	{"IncorrectState", errWrongState, ""},

@@ -65,7 +65,7 @@ func (p *Provider) connect(ctx context.Context) (*session, error) {
 		credentials: cfg.Credentials,
 		api: ec2.NewFromConfig(cfg, func(o *ec2.Options) {
 			o.HTTPSignerV4 = signer{}
-			o.APIOptions = append(o.APIOptions, checkAnswer)
+			o.APIOptions = append(o.APIOptions, checkAnswer, p.noteClock)
 			if p.cfg.Endpoint != "" {
 				o.BaseEndpoint = &p.cfg.Endpoint
 			}

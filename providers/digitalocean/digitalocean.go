@@ -83,6 +83,7 @@ var (
 	_ providers.Provider    = (*Provider)(nil)
 	_ providers.Snapshotter = (*Provider)(nil)
 	_ providers.Modifier    = (*Provider)(nil)
+	_ providers.Examiner    = (*Provider)(nil)
 )
 
 var (
@@ -129,6 +130,7 @@ func New(cfg Config) (*Provider, error) {
 		Unname: "the tag that begins with " + tagPrefix + textCluster,
 		IDForm: "which looks like 506f78a4-e098-11e5-ad9f-000f53306ae1", IsID: volumeID.MatchString, IsNode: dropletID.MatchString,
 		Locks: true, Queue: managed.Queued, AttachTime: unasked, DetachTime: unasked, AbsentFor: justAsked,
+		Manual: "docs/digitalocean.md", Clock: p.http.Clock, Permissions: p.tryPermissions,
 		NodeAdvice: "check " + settingMetadata + ", " + settingDroplet + " and whose the token is",
 		Self:       p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: mostAtOnce, All: p.all, Get: p.get,

@@ -14,6 +14,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/rest"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // Refusals that this package acts upon, besides those of packages providers and managed.
@@ -75,7 +76,7 @@ func (p *Provider) explain(ctx context.Context, action string, err error, whole 
 	case status == http.StatusNotFound && idOf(refused) != "not_found":
 		return fmt.Errorf("%w: what answers %s with status %d and %q is not DigitalOcean's API, whose errors have an id: check %s, the network and any proxy on the way", providers.ErrUnavailable, action, status, p.http.Clean(refused.Message), settingAPI)
 	case status == http.StatusUnauthorized:
-		return errors.New(said + ": the token is wrong, revoked or expired: put another into " + settingToken + ", or into the file that " + settingToken + "_FILE names")
+		return sanitize.Error(said+": the token is wrong, revoked or expired: put another into "+settingToken+", or into the file that "+settingToken+"_FILE names", providers.ErrCredentials)
 	case status >= http.StatusInternalServerError:
 		return as(providers.ErrUnavailable, ": this is DigitalOcean's own failure: see its status page, and try again")
 	}
@@ -86,7 +87,7 @@ func (p *Provider) explain(ctx context.Context, action string, err error, whole 
 	}
 	switch status {
 	case http.StatusForbidden:
-		return errors.New(said + ": the token lacks a scope: docs/digitalocean.md lists those that blockvol needs")
+		return sanitize.Error(said+": the token lacks a scope: docs/digitalocean.md lists those that blockvol needs", providers.ErrDenied)
 	case http.StatusNotFound:
 		return as(errMissing, "")
 	case http.StatusConflict:

@@ -25,6 +25,7 @@ type refusal struct {
 	kind   error  // what it means, nil if nothing in particular
 	said   string // in Hetzner's words
 	advice string // what to do, may be empty
+	about  error  // providers.ErrCredentials or ErrDenied, which the text does not name; or nil
 }
 
 func (r *refusal) Error() string {
@@ -39,6 +40,8 @@ func (r *refusal) Error() string {
 }
 
 func (r *refusal) Unwrap() error { return r.kind }
+
+func (r *refusal) Is(target error) bool { return r.about != nil && target == r.about }
 
 // explain translates an error of send into the contract's errors and a sentence for the operator.
 func (p *Provider) explain(ctx context.Context, request string, err error) error {
@@ -63,8 +66,10 @@ func (p *Provider) refused(what, code, message string) error {
 	r := &refusal{said: fmt.Sprintf("%s: %s (%s)", what, p.client.Clean(message), p.client.Clean(code))}
 	switch code {
 	case "unauthorized":
+		r.about = providers.ErrCredentials
 		r.advice = fmt.Sprintf("the token is wrong, or has been revoked: make one in the project's console, and set %s or the file that %s_FILE names", tokenSetting, tokenSetting)
 	case "forbidden", "token_readonly":
+		r.about = providers.ErrDenied
 		r.advice = "the token may not do that: make one with the permission to read and write"
 	case "not_found":
 		r.kind = providers.ErrNotFound

@@ -72,6 +72,7 @@ type Provider struct {
 var (
 	_ providers.Provider = (*Provider)(nil)
 	_ providers.Modifier = (*Provider)(nil)
+	_ providers.Examiner = (*Provider)(nil)
 )
 
 // New checks the configuration. It makes no request.
@@ -102,7 +103,8 @@ func New(cfg Config) (*Provider, error) {
 		Name: "Hetzner Cloud", Machine: "server", StopWord: "power off", Cluster: cfg.Cluster,
 		Options: []string{"tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "location",
 		Unname: "the label " + keyLabel, IDForm: "which is a number", IsID: isID.MatchString, IsNode: isID.MatchString,
-		Locks: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued, NodeAdvice: "check " + serverSetting + ", and take a token of the project that the server is in",
+		Locks: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued, Manual: "docs/hetzner.md", Clock: p.client.Clock,
+		NodeAdvice:   "check " + serverSetting + ", and take a token of the project that the server is in",
 		BeforeAttach: p.protectBefore, Attach: p.attach, Explain: p.wrongLocation, Detach: p.detach,
 		OperationState: p.operationState, Running: p.running,
 		Self: p.self.Node, Status: p.status,

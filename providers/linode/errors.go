@@ -10,9 +10,11 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 // errNotLinodes is for an answer that is another service's, or a page.
@@ -38,7 +40,10 @@ type reason struct {
 type outcomeKey struct{}
 
 // witness is a transport that stores the outcome of a request in its context, and turns an answer that is not Linode's into an error.
-type witness struct{ *http.Client }
+type witness struct {
+	*http.Client
+	scopes *atomic.Pointer[string] // of the token, as the last answer has told them
+}
 
 // RoundTrip implements http.RoundTripper.
 func (w witness) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -50,6 +55,9 @@ func (w witness) RoundTrip(r *http.Request) (*http.Response, error) {
 	answer, err := w.Transport.RoundTrip(r)
 	if err == nil {
 		o.status = answer.StatusCode
+		if scopes := answer.Header.Get("X-Oauth-Scopes"); scopes != "" {
+			w.scopes.Store(&scopes)
+		}
 		if err = o.read(answer); err != nil {
 			answer.Body.Close() //nolint:errcheck // it is in memory
 		}
@@ -145,9 +153,9 @@ func (p *Provider) translate(action string, o outcome) error {
 	attaching, making := strings.Contains(action, "to attach"), strings.Contains(action, "to create")
 	switch {
 	case o.status == http.StatusUnauthorized:
-		return fmt.Errorf("the token is not accepted by Linode (%s): see that LINODE_TOKEN or LINODE_TOKEN_FILE holds a personal access token that has neither expired nor been revoked", shown)
+		return sanitize.Error(fmt.Sprintf("the token is not accepted by Linode (%s): see that LINODE_TOKEN or LINODE_TOKEN_FILE holds a personal access token that has neither expired nor been revoked", shown), providers.ErrCredentials)
 	case o.status == http.StatusForbidden:
-		return fmt.Errorf("the token may not do that: Linode refuses %s (%s): it needs the scopes volumes:read_write and linodes:read_write, and its user access to the cluster's volumes and Linodes", action, shown)
+		return sanitize.Error(fmt.Sprintf("the token may not do that: Linode refuses %s (%s): it needs the scopes volumes:read_write and linodes:read_write, and its user access to the cluster's volumes and Linodes", action, shown), providers.ErrDenied)
 	case o.status == http.StatusNotFound:
 		return fmt.Errorf("%w: Linode answers %s with %q", providers.ErrNotFound, action, shown)
 	case o.status >= http.StatusInternalServerError:

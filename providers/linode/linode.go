@@ -35,6 +35,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 
 	sdk "github.com/linode/linodego"
 	"github.com/sirupsen/logrus"
@@ -68,6 +69,7 @@ type Provider struct {
 	cluster string
 	rest    *rest.Client
 	api     sdk.Client
+	scopes  atomic.Pointer[string] // see witness
 
 	self *metadata.Identity
 }
@@ -75,6 +77,7 @@ type Provider struct {
 var (
 	_ providers.Provider = (*Provider)(nil)
 	_ providers.Modifier = (*Provider)(nil)
+	_ providers.Examiner = (*Provider)(nil)
 )
 
 // New checks the configuration. It makes no request.
@@ -97,7 +100,7 @@ func New(cfg Config) (*Provider, error) {
 		Cloud: "Linode", Endpoint: "LINODE_API_URL", Token: cfg.Token, Transport: cfg.Transport, Observe: cfg.Observe,
 		Repeatable: repeatable, Before: permitted,
 	})
-	p.api = sdk.NewClient(&http.Client{Transport: witness{p.rest.HTTP}})
+	p.api = sdk.NewClient(&http.Client{Transport: witness{p.rest.HTTP, &p.scopes}})
 	if _, err := p.api.UseURL(cfg.API); err != nil {
 		return nil, fmt.Errorf("%w: LINODE_API_URL: %w", providers.ErrInvalid, err)
 	}
@@ -109,6 +112,7 @@ func New(cfg Config) (*Provider, error) {
 		Options: []string{"encrypted", "tags", "zone"}, Buses: []string{"scsi"}, Sizes: sizes, Zone: "region",
 		Unname: "the tags that begin with " + markPrefix, IDForm: "which is a number", IsID: isID, IsNode: isID,
 		Locks: true, ResizeDetached: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued,
+		Manual: "docs/linode.md", Clock: p.rest.Clock, Permissions: p.tryPermissions,
 		NodeAdvice: "check LINODE_INSTANCE_ID, and whose the token is", Attach: p.attach, Detach: p.detach,
 		Self: p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Get: p.get,

@@ -63,6 +63,7 @@ type Cloud[V any] struct {
 	IDForm     string          // what ids of volumes look like: "which is a number"
 	StopWord   string          // how it says that a node is made to stop: "power off"
 	NodeAdvice string          // what to check if the cloud does not know this node: "check LINODE_INSTANCE_ID"
+	Manual     string          // the page of the manual with its permissions and settings: "docs/hetzner.md"
 	IsID       func(id string) bool
 	IsNode     func(id string) bool
 
@@ -102,6 +103,13 @@ type Cloud[V any] struct {
 	// Rivals returns the disks that may be the volumes of the name, from an answer that shows all claims before it. Claim may have
 	// given another disk the name at the same moment. Optional: nil if the cloud itself lets only one disk have a name.
 	Rivals func(ctx context.Context, name string) ([]V, error)
+
+	// Permissions tries what the credentials must allow besides Status and All, without a change. It returns what it has tried, in a
+	// sentence, and an error for each refusal. Optional.
+	Permissions func(ctx context.Context) (tried string, refusals []error)
+
+	// Clock returns how far the cloud's clock was ahead of this node's in its last answer; false if there was none. Optional.
+	Clock func() (ahead time.Duration, known bool)
 
 	// Volumes.
 

@@ -95,12 +95,14 @@ func (p *Provider) explain(ctx context.Context, action string, err error) error 
 	}
 	switch {
 	case r.status == http.StatusUnauthorized:
+		r.sentinel = providers.ErrCredentials
 		r.text += ": a new token is not accepted: the services may be misconfigured, or the credentials have just been revoked"
 	case r.status == http.StatusForbidden && says(r, "disk devices"):
 		return as(providers.ErrAttachLimit, ": run the service on another node")
 	case r.status == http.StatusForbidden && says(r, "quota"), r.status == http.StatusRequestEntityTooLarge && says(r, "exceed"):
 		return as(providers.ErrNoSpace, ": remove what is not needed, or ask the cloud's operator for a higher quota")
 	case r.status == http.StatusForbidden:
+		r.sentinel = providers.ErrDenied
 		r.text += ": the role of the credentials does not allow it: they need the role member in the project"
 	case r.status == http.StatusNotFound:
 		return as(providers.ErrNotFound, "")
@@ -122,7 +124,7 @@ func (p *Provider) explainLogin(ctx context.Context, action string, err error) e
 	said := fmt.Sprintf("Keystone says: %s (%d)", p.client.Clean(r.message), r.status)
 	switch r.status {
 	case http.StatusUnauthorized:
-		return errors.New("the credentials are not accepted: " + said + ": check " + p.cfg.settings + ", and that they have not expired or been revoked")
+		return sanitize.Error("the credentials are not accepted: "+said+": check "+p.cfg.settings+", and that they have not expired or been revoked", providers.ErrCredentials)
 	case http.StatusNotFound:
 		return errors.New("OS_AUTH_URL is not the URL of Keystone version 3: " + said)
 	}

@@ -166,8 +166,12 @@ func (c sender) send(r *http.Request) (*http.Response, error) {
 		}
 		r.Header.Set("Authorization", "Bearer "+token)
 	}
+	asked := time.Now()
 	answer, err := c.cfg.Transport.RoundTrip(r)
 	if err == nil {
+		if ahead, known := Ahead(answer.Header, asked); known {
+			c.clock.Store(&ahead)
+		}
 		err = readWhole(answer)
 	}
 	if err != nil && ctx.Err() != nil && caller.Err() == nil {

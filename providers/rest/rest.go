@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
@@ -58,8 +59,9 @@ type Client struct {
 	// Pass its errors to NoAnswer.
 	HTTP *http.Client
 
-	cfg  Config
-	pace *pace.Pace
+	cfg   Config
+	pace  *pace.Pace
+	clock atomic.Pointer[time.Duration] // how far the cloud's clock was ahead in the last answer that showed it
 }
 
 // New makes a Client. It makes no request.
@@ -82,6 +84,27 @@ func CheckURLs(settings map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// Clock returns how far the cloud's clock was ahead of this node's in its last answer, to about a second, or as exactly as the answer
+// was quick; false if no answer has shown it.
+func (c *Client) Clock() (ahead time.Duration, known bool) {
+	last := c.clock.Load()
+	if last == nil {
+		return 0, false
+	}
+	return *last, true
+}
+
+// Ahead returns how far the clock of who has sent an answer is ahead of this node's, false if the answer does not show it. asked is when
+// the request was sent.
+func Ahead(header http.Header, asked time.Time) (ahead time.Duration, known bool) {
+	date, err := http.ParseTime(header.Get("Date"))
+	if err != nil {
+		return 0, false
+	}
+	const half = time.Second / 2 // Date has whole seconds
+	return date.Add(half).Sub(asked.Add(time.Since(asked) / 2)), true
 }
 
 // transport is the default transport with pings, which detect that a connection shared by many requests is dead.

@@ -50,6 +50,9 @@ type Error struct {
 func (e *Error) Error() string { return e.text }
 func (e *Error) Unwrap() error { return e.cause }
 
+// Is makes an Error match providers.ErrCredentials.
+func (e *Error) Is(target error) bool { return target == providers.ErrCredentials }
+
 // Value returns the current value. Its error is a sentence for the operator.
 func (s *Secret) Value() (string, error) {
 	if s.file != "" {

@@ -81,7 +81,15 @@ func (f *Front) handle(pattern, scopes string, do func(*rest.Request) (rest.Answ
 		if err := checkQuery(r, pattern); err != nil {
 			return rest.Answer{}, err
 		}
-		return do(r)
+		answer, err := do(r)
+		if answer.Header == nil {
+			answer.Header = http.Header{}
+		}
+		answer.Header.Set("X-Oauth-Scopes", "*")
+		if scopes := f.Scopes(r.HTTP); scopes != nil {
+			answer.Header.Set("X-Oauth-Scopes", strings.Join(scopes, " "))
+		}
+		return answer, err
 	})
 }
 

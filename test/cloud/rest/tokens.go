@@ -63,6 +63,9 @@ func (t *Tokens) May(r *http.Request, scopes ...string) bool {
 	return has == nil || slices.ContainsFunc(scopes, func(s string) bool { return slices.Contains(has, s) })
 }
 
+// Scopes returns the scopes of a request's token; nil if it has all.
+func (t *Tokens) Scopes(r *http.Request) []string { return t.of(r).scopes }
+
 func (t *Tokens) of(r *http.Request) token {
 	value, is := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	t.mu.Lock()
