@@ -154,7 +154,7 @@ func (d *Driver) clearPath(ctx context.Context, name string) {
 		if h.Entry() != nil {
 			return
 		}
-		if err := h.Unmount(ctx); err != nil {
+		if err := h.Unmount(ctx); err != nil && ctx.Err() == nil {
 			h.Log().WithError(err).Warn("The mount of a volume that this node does not hold could not be taken away")
 			d.found(name, volume.DeadMount)
 		}
