@@ -57,7 +57,7 @@ func (p *Provider) tryPermissions(ctx context.Context) (tried string, refusals [
 			trial(ctx, p, (*ec2.Client).CreateSnapshot, &ec2.CreateSnapshotInput{DryRun: dry, VolumeId: id, TagSpecifications: mark(types.ResourceTypeSnapshot)}),
 		)
 	}
-	if taken, err := p.describeSnapshots(ctx, filter("tag:"+tagCluster, p.cfg.Cluster)); err == nil && len(taken) > 0 {
+	if taken, err := p.listSnapshots(ctx); err == nil && len(taken) > 0 {
 		trials = append(trials,
 			trial(ctx, p, (*ec2.Client).DeleteSnapshot, &ec2.DeleteSnapshotInput{DryRun: dry, SnapshotId: taken[0].SnapshotId}),
 			trial(ctx, p, (*ec2.Client).CreateVolume, &ec2.CreateVolumeInput{

@@ -51,7 +51,7 @@ func examined(t *testing.T, w *world) (found []providers.Finding, dry map[string
 	node := w.node("a")
 	p := w.on(node)
 	v := w.create(p, "db")
-	_, err := p.Snapshot(t.Context(), v.ID, "copy")
+	_, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "copy"})
 	require.NoError(t, err)
 	return w.examine(t, node)
 }
