@@ -140,6 +140,10 @@ func (k *kernel) Thaw(context.Context, mount.Device, string) (bool, error) { ret
 func (k *kernel) WaitFree(context.Context, mount.Device) error             { return nil }
 func (k *kernel) Shared(context.Context) (bool, error)                     { return true, nil }
 
+func (k *kernel) Mounted() ([]string, error) { return nil, nil }
+
+func (k *kernel) Examine(context.Context, mount.Device, string) []mount.Finding { return nil }
+
 func (k *kernel) Activity(mount.Device) (string, error) { return "", nil }
 
 // outage is a fleet, and how often AttachVolume may be refused for each success. At most once is the aim; this is what it must not
