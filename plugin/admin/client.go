@@ -50,11 +50,16 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 // "/run/docker". It waits a little for one that restarts, of which an engine has no socket for a moment. Errors: none listens, or
 // several do, or this user may not see.
 func Find(ctx context.Context, runtime string) (*Client, error) {
+	var before error
 	for begun := time.Now(); ; {
 		c, err := find(ctx, runtime)
+		if before != nil && ctx.Err() != nil && err != nil {
+			return nil, before // this look was cut short
+		}
 		if !errors.Is(err, ErrNone) || time.Since(begun) > restarting {
 			return c, err
 		}
+		before = err
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
