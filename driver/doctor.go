@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
@@ -32,6 +35,8 @@ const (
 	examineTimeout = 15 * time.Second
 	// longWork is the least time after which work on a volume is reported: only a format, a check or a copy of a large disk takes longer.
 	longWork = 10 * time.Minute
+	// askedAtOnce is how many questions about other nodes are sent to the cloud at once.
+	askedAtOnce = 8
 	// nearlyFull is the part of a file system that is used when that is reported, in percent.
 	nearlyFull = 95
 )
@@ -317,20 +322,32 @@ func (d *Driver) examineOthers(ctx context.Context, s survey, held []string) (fo
 	}
 	ctx, cancel := context.WithTimeout(ctx, examineTimeout)
 	defer cancel()
-	for _, holder := range slices.Sorted(maps.Keys(holders)) {
-		state, remedy := d.controller.Holder(ctx, holder)
-		if state.Life != providers.Gone {
-			continue
-		}
-		if remedy == "" {
-			remedy = "mount the volume somewhere, which takes it over"
-		}
-		for _, name := range holders[holder] {
-			found = append(found, Finding{
-				Severity: Warning, Check: "volumes", Code: "holder-gone", Volume: name,
-				Message: fmt.Sprintf("the disk is attached to node %s, which is gone: %s", holder, state.Evidence), Remedy: remedy,
-			})
-		}
+	nodes := slices.Sorted(maps.Keys(holders))
+	gone := make([][]Finding, len(nodes))
+	var asking errgroup.Group
+	asking.SetLimit(askedAtOnce)
+	for i, holder := range nodes {
+		asking.Go(func() error {
+			gone[i] = d.examineHolder(ctx, holder, holders[holder])
+			return nil
+		})
+	}
+	_ = asking.Wait() // it returns none
+	return append(found, slices.Concat(gone...)...)
+}
+
+// examineHolder checks whether a node that holds volumes is there.
+func (d *Driver) examineHolder(ctx context.Context, holder string, names []string) (found []Finding) {
+	state, remedy := d.controller.Holder(ctx, holder)
+	if state.Life != providers.Gone {
+		return nil
+	}
+	for _, name := range names {
+		found = append(found, Finding{
+			Severity: Warning, Check: "volumes", Code: "holder-gone", Volume: name,
+			Message: fmt.Sprintf("the disk is attached to node %s, which is gone: %s", holder, state.Evidence),
+			Remedy:  cmp.Or(remedy, "mount the volume somewhere, which takes it over"),
+		})
 	}
 	return found
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/plugin/admin"
 	"github.com/blockvol/blockvol/providers"
@@ -26,6 +27,8 @@ type examination struct {
 	options  options
 	settings settings
 	getenv   func(string) string
+	wrong    error      // why no volumes can be served, whatever else is right; may be nil
+	paths    host.Paths // of the state directory, which other messages name as settings do
 
 	mu       sync.Mutex
 	provider providers.Provider // nil: it could not be made
@@ -100,9 +103,13 @@ func (x *examination) checkMachine(ctx context.Context) []driver.Finding {
 
 func (x *examination) checkDirs(context.Context) []driver.Finding {
 	_, d := x.known()
-	return slices.DeleteFunc(node.ExamineDirs(x.options.state, x.options.published), func(f driver.Finding) bool {
+	found := slices.DeleteFunc(node.ExamineDirs(x.options.state, x.options.published), func(f driver.Finding) bool {
 		return d == nil && f.Code == "directory-missing" // a start makes it, and what prevents that is why no volumes are served
 	})
+	for i := range found {
+		found[i].Message, found[i].Remedy = x.paths.In(found[i].Message), x.paths.In(found[i].Remedy)
+	}
+	return found
 }
 
 // checkSettings finds settings that are wrong, though volumes are served, and those that have no effect.
@@ -129,7 +136,7 @@ func (x *examination) checkSettings(context.Context) (found []driver.Finding) {
 			}
 		}
 	}
-	if len(found) == 0 {
+	if len(found) == 0 && x.wrong == nil {
 		found = append(found, driver.Finding{Severity: driver.OK, Check: "settings", Message: "no setting is wrong, or for another provider"})
 	}
 	return found
@@ -148,7 +155,7 @@ func (x *examination) checkFile(s providers.Setting) []driver.Finding {
 	}
 	return []driver.Finding{{
 		Severity: driver.Warning, Check: "settings", Code: "secret-readable",
-		Message: fmt.Sprintf("the file that %s names can be read by others than root (mode %04o)", s.Name+providers.FileSuffix, info.Mode().Perm()), Remedy: "chmod 600 " + file,
+		Message: fmt.Sprintf("the file that %s names can be read by others than root (mode %04o)", s.Name+providers.FileSuffix, info.Mode().Perm()), Remedy: "chmod 600 " + x.paths.In(file),
 	}}
 }
 

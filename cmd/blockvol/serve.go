@@ -99,7 +99,7 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	operators := admin.New(admin.About{
 		Version: buildVersion(), Provider: s.provider, Cluster: s.cluster, Takeover: string(s.takeover),
 	}, paths, log)
-	x := &examination{options: p, settings: s, getenv: getenv}
+	x := &examination{options: p, settings: s, getenv: getenv, wrong: wrong, paths: host.NewPaths(p.proc, p.state)}
 	x.addTo(operators)
 	m := metrics.New(buildVersion())
 	if s.metricsAddress != "" {
