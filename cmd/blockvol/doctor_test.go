@@ -113,18 +113,19 @@ func TestDoctorFindsFaultsOfARealProcess(t *testing.T) {
 		state  string
 		want   []string
 	}{
-		"nothing":                  {state: admin.Serving},
-		"a wrong provider":         {env: []string{"PROVIDER=amazon"}, state: admin.Broken, want: []string{"not-serving"}},
-		"a wrong cluster":          {env: []string{"CLUSTER=-"}, state: admin.Broken, want: []string{"not-serving"}},
-		"a wrong command line":     {flags: []string{"--wrong"}, state: admin.Broken, want: []string{"not-serving"}},
-		"a wrong takeover":         {env: []string{"TAKEOVER=maybe"}, state: admin.Serving, want: []string{"no-create"}},
-		"a wrong log level":        {env: []string{"LOG_LEVEL=loud"}, state: admin.Serving, want: []string{"setting-ignored"}},
-		"another cloud's token":    {env: []string{"HCLOUD_TOKEN=" + token}, state: admin.Serving, want: []string{"setting-unused"}},
-		"no token":                 {env: []string{"PROVIDER=hetzner"}, state: admin.Broken, want: []string{"not-serving"}},
-		"a cloud that is away":     {env: append([]string{"HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown"}},
-		"a token that others read": {env: append([]string{"HCLOUD_TOKEN_FILE=" + open}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "secret-readable"}},
-		"a wrong cluster, away":    {env: append([]string{"CLUSTER=-", "HCLOUD_TOKEN=" + token}, cloud...), state: admin.Broken, want: []string{"not-serving", "identity-unknown"}},
-		"an open state directory":  {after: func(t *testing.T, m machine) { t.Helper(); require.NoError(t, os.Chmod(m.state(), 0o755)) }, state: admin.Serving, want: []string{"directory-open"}},
+		"nothing":                    {state: admin.Serving},
+		"a wrong provider":           {env: []string{"PROVIDER=amazon"}, state: admin.Broken, want: []string{"not-serving"}},
+		"a wrong cluster":            {env: []string{"CLUSTER=-"}, state: admin.Broken, want: []string{"not-serving"}},
+		"a wrong command line":       {flags: []string{"--wrong"}, state: admin.Broken, want: []string{"not-serving"}},
+		"a wrong takeover":           {env: []string{"TAKEOVER=maybe"}, state: admin.Serving, want: []string{"no-create"}},
+		"a wrong log level":          {env: []string{"LOG_LEVEL=loud"}, state: admin.Serving, want: []string{"setting-ignored"}},
+		"another cloud's token":      {env: []string{"HCLOUD_TOKEN=" + token}, state: admin.Serving, want: []string{"setting-unused"}},
+		"no token":                   {env: []string{"PROVIDER=hetzner"}, state: admin.Broken, want: []string{"not-serving"}},
+		"a cloud that is away":       {env: append([]string{"HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown"}},
+		"a token that others read":   {env: append([]string{"HCLOUD_TOKEN_FILE=" + open}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "secret-readable"}},
+		"a token in a wrong setting": {env: append([]string{"LOG_LEVEL=" + token, "HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "setting-ignored"}},
+		"a wrong cluster, away":      {env: append([]string{"CLUSTER=-", "HCLOUD_TOKEN=" + token}, cloud...), state: admin.Broken, want: []string{"not-serving", "identity-unknown"}},
+		"an open state directory":    {after: func(t *testing.T, m machine) { t.Helper(); require.NoError(t, os.Chmod(m.state(), 0o755)) }, state: admin.Serving, want: []string{"directory-open"}},
 		"no published directory": {after: func(t *testing.T, m machine) {
 			t.Helper()
 			require.NoError(t, os.Remove(filepath.Join(m.dir, "published")))

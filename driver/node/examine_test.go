@@ -96,7 +96,7 @@ func TestDirectoriesThatAreOpenMissingOrFullAreFound(t *testing.T) {
 	}{
 		"nothing wrong":   {func(*testing.T, string, string) {}, nil},
 		"open to a group": {func(t *testing.T, state, _ string) { t.Helper(); require.NoError(t, os.Chmod(state, 0o750)) }, []string{"problem directory-open"}},
-		"open to all":     {func(t *testing.T, _, published string) { t.Helper(); require.NoError(t, os.Chmod(published, 0o711)) }, []string{"problem directory-open"}},
+		"open to all":     {func(t *testing.T, _, published string) { t.Helper(); require.NoError(t, os.Chmod(published, 0o701)) }, []string{"problem directory-open"}},
 		"somebody's":      {func(t *testing.T, state, _ string) { t.Helper(); require.NoError(t, os.Chown(state, 65534, 65534)) }, []string{"problem directory-open"}},
 		"missing":         {func(t *testing.T, _, published string) { t.Helper(); require.NoError(t, os.Remove(published)) }, []string{"problem directory-missing"}},
 		"a file": {func(t *testing.T, _, published string) {
