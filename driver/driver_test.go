@@ -545,7 +545,7 @@ func TestRemoveRefusesWhileAnyNodeUsesTheVolume(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la, lb := a.start(t), b.start(t)
 		mounted(t, la, "data", "1")
-		require.ErrorContains(t, la.Remove(within(t), "data"), "in use by 1 container(s)")
+		require.ErrorContains(t, la.Remove(within(t), "data"), "in use by container of-1 on this node")
 		err := lb.Remove(within(t), "data")
 		require.ErrorContains(t, err, "in use on node a")
 		require.ErrorIs(t, err, volume.Held)

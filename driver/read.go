@@ -4,11 +4,16 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
+
+// Users are who has a volume mounted on this node.
+type Users = mount.Users
 
 // Info is what Docker is told of a volume.
 type Info struct {
@@ -17,6 +22,7 @@ type Info struct {
 	Size       int64          // bytes; 0 if the cloud has not been asked yet
 	Mountpoint string         // empty unless mounted on this node
 	CreatedAt  time.Time      // zero if unknown
+	Users      Users          // who has it mounted on this node, as of the last Look or of half a minute ago
 	Status     map[string]any // effective values; its keys and their values are documented in docs/operations.md
 }
 
@@ -47,6 +53,25 @@ func (d *Driver) All(ctx context.Context) ([]Info, error) {
 		infos[i] = d.info(d.known(vol.Name), vol)
 	}
 	return infos, err
+}
+
+// Look asks the kernel who uses these volumes, without names all that this node has something of, for Get and Attached to tell. It
+// returns when that is known, or with ctx.
+func (d *Driver) Look(ctx context.Context, names ...string) {
+	if len(names) == 0 {
+		names = d.held()
+	}
+	var all sync.WaitGroup
+	for _, name := range names {
+		if h := d.known(name); h != nil {
+			all.Go(func() {
+				if _, err := h.Users(ctx); err != nil && ctx.Err() == nil {
+					h.Log().WithError(err).Warn("Who uses the volume cannot be told")
+				}
+			})
+		}
+	}
+	all.Wait()
 }
 
 // Attached tells all that is known, without asking the cloud, of the volumes that this node has something of, sorted by name.
@@ -126,6 +151,13 @@ func (h *handle) describe(info *Info) {
 	info.ID = here.ID
 	status["id"] = here.ID
 	status["containers"] = len(here.Uses)
+	if info.Users = h.LastUsers(); len(info.Users) > 0 {
+		words := make([]string, len(info.Users))
+		for i, user := range info.Users {
+			words[i] = user.String()
+		}
+		status["used-by"] = words
+	}
 	status["state"] = here.State
 	if here.State == "mounted" {
 		status["device"] = here.Device

@@ -37,8 +37,5 @@ func (d *Driver) releaseIfUnused(ctx context.Context, h *handle) error {
 	case node.Active:
 		return volume.Fail(volume.InUse, "its device is being read or written by something of another engine of this machine", "end that first")
 	}
-	if len(e.Uses) == 0 {
-		return volume.Fail(volume.InUse, "in use by a process on this node, though no container says so", "end it first")
-	}
-	return volume.Fail(volume.InUse, fmt.Sprintf("in use by %d container(s) on this node", len(e.Uses)), "stop them first")
+	return volume.Fail(volume.InUse, fmt.Sprintf("in use by %s on this node", h.LastUsers()), "stop what uses it first")
 }

@@ -439,7 +439,7 @@ func TestARemoveReleasesWhatThisNodeHoldsUnknowingly(t *testing.T) {
 			l := a.start(t)
 			err := l.Remove(within(t), "data")
 			if used {
-				require.ErrorContains(t, err, `in use by a process on this node, though no container says so (volume "data"`)
+				require.ErrorContains(t, err, `in use by container of-1 on this node (volume "data"`)
 				assert.NotNil(t, w.disk("data"))
 				a.containerEnds("1")
 			} else {
@@ -592,7 +592,7 @@ func TestAnUnmountThatWaitsWhenThePluginStopsIsDoneAndAnswered(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")
 		a.containerEnds("1")
-		w.setFault(at("host.InUse", hang))
+		w.setFault(at("host.Users", hang))
 		go l.lookAfter("data") // has the volume
 		time.Sleep(time.Second)
 		begin := time.Now()

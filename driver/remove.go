@@ -86,15 +86,15 @@ func (d *Driver) releaseUnused(ctx context.Context, h *handle) error {
 	// kernel has no mount are dropped, though between the answer to Mount and the container's own mount it has none either:
 	// the engine sends no Remove while a container of its own refers to the volume, and refers to it from the container's
 	// creation on. A Mount under way here has the gate.
-	used, err := h.InUse(ctx)
-	n := len(e.Uses)
+	users, err := h.Users(ctx)
+	used, n := len(users) > 0, len(e.Uses)
 	switch {
 	case err != nil:
 		return err
-	case n > 0 && (used || !h.Seen()):
+	case n > 0 && !used && !h.Seen():
 		return volume.Fail(volume.InUse, fmt.Sprintf("in use by %d container(s) on this node", n), "remove them first")
 	case used:
-		return volume.Fail(volume.InUse, "in use by a process on this node, though no container says so", "see `docker volume inspect` for which, and end it first")
+		return volume.Fail(volume.InUse, fmt.Sprintf("in use by %s on this node", users), "stop what uses it first")
 	case n > 0:
 		h.Log().WithField("id", e.Volume).WithField("ids", e.IDs()).Warn("No container has the volume mounted, and no Unmount came: its mount IDs are dropped, since the volume is removed")
 		d.found(h.Name, volume.Abandoned)

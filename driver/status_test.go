@@ -64,6 +64,42 @@ func TestTheStatusOfAVolumeIsWhatIsInEffect(t *testing.T) {
 	})
 }
 
+func TestWhoUsesAVolumeIsTold(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		mounted(t, l, "other", "2")
+		users := func() []any {
+			var all []any
+			for _, info := range l.Attached() {
+				all = append(all, info.Users, info.Status["used-by"])
+			}
+			return all
+		}
+		one, two := mount.Users{{Container: "of-1"}}, mount.Users{{Container: "of-2"}}
+		l.Look(within(t))
+		assert.Equal(t, []any{one, []string{"container of-1"}, two, []string{"container of-2"}}, users())
+
+		a.containerEnds("2")
+		l.Look(within(t), "data", "none")
+		assert.Len(t, users()[2], 1, "only who uses data was looked up")
+		l.Look(within(t), "other")
+		assert.Equal(t, []any{one, []string{"container of-1"}, mount.Users(nil), nil}, users())
+
+		a.containerEnds("1")
+		mounted(t, l, "data", "3")
+		time.Sleep(reconcileEvery)
+		three := mount.Users{{Container: "of-3"}}
+		assert.Equal(t, three, l.Attached()[0].Users, "each half minute without a look")
+
+		w.setFault(at("host.Users", hang))
+		begun := time.Now()
+		l.Look(after(t, time.Second))
+		assert.Equal(t, time.Second, time.Since(begun))
+		assert.Equal(t, three, l.Attached()[0].Users, "what was known has to do")
+		w.setFault(calm)
+	})
+}
+
 // The cloud is away, and the plugin has just started.
 func TestTheStatusOfAVolumeThatOnlyTheJournalKnows(t *testing.T) {
 	for phase, entry := range map[string]func(e *node.Entry){
@@ -84,7 +120,7 @@ func TestTheStatusOfAVolumeThatOnlyTheJournalKnows(t *testing.T) {
 				require.NoError(t, err)
 				assert.Equal(t, "data", info.Name)
 				assert.True(t, created.Equal(info.CreatedAt))
-				want := map[string]any{"id": "vol-1", "containers": 1, "state": "attached"}
+				want := map[string]any{"id": "vol-1", "containers": 1, "used-by": []string{"container of-1"}, "state": "attached"}
 				if phase != "" {
 					want["phase"], want["message"] = phase, "being released"
 				}

@@ -50,9 +50,9 @@ func (d *Driver) unuse(ctx context.Context, h *handle, use node.Use) error {
 		return nil
 	case !e.Releasing:
 		// Whose ID it is the journal does not know; the kernel knows whether anybody is left.
-		if used, err := h.InUse(ctx); err != nil {
+		if users, err := h.Users(ctx); err != nil {
 			return volume.Advise(err, "the disk stays attached to this node")
-		} else if used {
+		} else if len(users) > 0 {
 			return nil
 		}
 	}

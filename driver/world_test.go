@@ -1214,13 +1214,16 @@ func (h *fakeHost) IsStaged(ctx context.Context, dir string, dev mount.Device) (
 	return up, err
 }
 
-func (h *fakeHost) InUse(ctx context.Context, dev mount.Device, _ ...string) (used bool, err error) {
-	err = h.do(ctx, "host.InUse", func() error {
-		s := h.machine.on(dev)
-		used = s != nil && len(s.containers) > 0
+func (h *fakeHost) Users(ctx context.Context, dev mount.Device, _ ...string) (users mount.Users, err error) {
+	err = h.do(ctx, "host.Users", func() error {
+		if s := h.machine.on(dev); s != nil {
+			for _, id := range slices.Sorted(maps.Keys(s.containers)) {
+				users = append(users, mount.User{Container: "of-" + id})
+			}
+		}
 		return nil
 	})
-	return used, err
+	return users, err
 }
 
 func (h *fakeHost) Shared(context.Context) (bool, error) { return !h.unseen.Load(), nil }

@@ -169,7 +169,7 @@ func BenchmarkInUse(b *testing.B) {
 				var all sync.WaitGroup
 				for _, dev := range devices {
 					all.Go(func() {
-						used, err := h.InUse(context.Background(), dev)
+						used, err := h.inUse(context.Background(), dev)
 						assert.True(b, used)
 						assert.NoError(b, err)
 					})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -135,8 +134,13 @@ func (h *Host) usersOf(disk Device) string {
 	var users []string
 	q := query{disk: diskOf(disk), top: diskOf(top)}
 	if all, err := h.mounts.get(ctx, q); err == nil {
-		for _, m := range all.of[q].others {
-			users = append(users, h.describe(m.pid)+", which has it mounted at "+m.path)
+		for _, m := range all.of[q].others[:min(len(all.of[q].others), namedUsers)] {
+			who := "blockvol itself"
+			if !m.in.own {
+				u, _ := h.userOf(m)
+				who = u.words()
+			}
+			users = append(users, who+", which has it mounted at "+m.path)
 		}
 	}
 	if len(users) == 0 {
@@ -181,18 +185,11 @@ func (h *Host) processesOn(ctx context.Context, fs devno) (found []string) {
 	return found
 }
 
-var containerID = regexp.MustCompile(`[0-9a-f]{64}`)
-
 // describe names a process for people: "process 4711 (cadvisor, of container 0123456789ab)".
 func (h *Host) describe(pid string) string {
-	if pid == self {
-		return "blockvol itself"
+	p, running := h.process(pid)
+	if !running {
+		return "process " + pid
 	}
-	command, _ := os.ReadFile(filepath.Join(h.proc, pid, "comm"))
-	text := "process " + pid + " (" + strings.TrimSpace(string(command))
-	cgroups, _ := os.ReadFile(filepath.Join(h.proc, pid, "cgroup"))
-	if id := containerID.Find(cgroups); id != nil {
-		text += ", of container " + string(id[:12])
-	}
-	return text + ")"
+	return User{Container: h.containerOf(p.pid), PID: p.pid, Command: p.command}.words()
 }

@@ -6,41 +6,50 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/sys/mountinfo"
 )
 
-// InUse tells whether the volume's file system would still be mounted somewhere on this machine after Unstage, and after Unbind
-// of the targets: in a container, or in any other mount namespace. Copies of the staged mount and of those at the targets, which
-// the kernel makes when it copies the whole tree around them, do not count: they disappear with their directories, and Busy finds
-// a process that works in one. If the file system is not mounted at all, whatever else uses its device counts.
+// Users tells who would still have the volume's file system mounted on this machine after Unstage, and after Unbind of the targets:
+// the containers and processes that have it in a mount namespace, each container once. Copies of the staged mount and of those at
+// the targets, which the kernel makes when it copies the whole tree around them, do not count: they disappear with their directories,
+// and Busy finds a process that works in one. If the file system is not mounted at all, whatever else uses its device counts.
 //
-// If it cannot be found out, the volume is in use: if Config.Proc hides processes, or the device is busy though no mount shows
-// it. A process in a PID namespace beside that of Config.Proc is not seen, so Config.Proc must be the whole machine's.
+// The volume is in use if Users returns any. If it cannot be found out whether it is, there is one that is not known: if Config.Proc
+// hides processes, or the device is busy though no mount shows it. A process in a PID namespace beside that of Config.Proc is not
+// seen, so Config.Proc must be the whole machine's.
 //
 // Concurrent calls share one pass over the mount tables, which begins after each of the calls.
-func (h *Host) InUse(ctx context.Context, disk Device, targets ...string) (bool, error) {
+func (h *Host) Users(ctx context.Context, disk Device, targets ...string) (Users, error) {
 	top, err := h.topOf(disk)
 	if err != nil {
-		return true, err
+		return nil, err
 	}
 	q := query{disk: diskOf(disk), top: diskOf(top), targets: strings.Join(h.canonicalTargets(targets), "\x00")}
 	all, err := h.mounts.get(ctx, q)
 	if err != nil {
-		return true, err
+		return nil, err
 	}
+	unknown := Users{{}}
 	switch of := all.of[q]; {
-	case of != nil && of.used, !all.complete:
-		return true, nil
+	case of != nil && of.used:
+		return h.identify(of.others), nil
+	case !all.complete:
+		return unknown, nil
 	case of != nil && (len(of.ours) > 0 || len(of.others) > 0):
-		return false, nil
+		return nil, nil
 	}
 	release, free := h.claims.forProbe(disk.number().String())
 	if !free {
-		return true, nil
+		return unknown, nil
 	}
 	defer release()
-	return isBusy(top)
+	busy, err := isBusy(top)
+	if err == nil && busy {
+		return unknown, nil
+	}
+	return nil, err
 }
 
 // query asks for the mounts of a volume's file system.
@@ -67,11 +76,24 @@ type mounts struct {
 type volumeMounts struct {
 	ours   map[int]bool // the IDs of the mounts that Unstage and Unbind unmount
 	used   bool         // there is a mount that is neither ours nor a copy of ours
-	others []otherMount // that are not ours: the first three
+	others []otherMount // that are not ours; of copies of ours a few
 }
 
-// otherMount is a mount and a process that sees it.
-type otherMount struct{ pid, path string }
+// otherMount is a mount in one mount table.
+type otherMount struct {
+	in     *readers
+	path   string
+	isCopy bool // of one of ours
+}
+
+// readers are the processes whose mount tables are the same one, by their PIDs.
+type readers struct {
+	pids []string
+	own  bool // this process is one of them
+
+	once   sync.Once
+	oldest process // of them; set by once
+}
 
 // collector collects the mounts of some volumes from mount tables.
 type collector struct {
@@ -85,7 +107,7 @@ type collector struct {
 // location is a directory: its file system, and its path in that. It is the same in every mount namespace.
 type location struct{ number, path string }
 
-// newCollector returns a collector that has the mounts of this process's own namespace.
+// newCollector returns a collector that has no table yet. own is the one of this process.
 func (h *Host) newCollector(queries map[query]bool, own []*mountinfo.Info) *collector {
 	c := &collector{
 		mounts:  mounts{of: make(map[query]*volumeMounts, len(queries))},
@@ -119,7 +141,6 @@ func (h *Host) newCollector(queries map[query]bool, own []*mountinfo.Info) *coll
 			}
 		}
 	}
-	c.addTable(self, own)
 	return c
 }
 
@@ -141,8 +162,8 @@ func (c *collector) queriesOf(m *mountinfo.Info) []query {
 	return queries
 }
 
-// addTable adds the mounts in the mount table of a process.
-func (c *collector) addTable(pid string, table []*mountinfo.Info) {
+// addTable adds the mounts in a mount table.
+func (c *collector) addTable(in *readers, table []*mountinfo.Info) {
 	byID, covered := make(map[int]*mountinfo.Info, len(table)), make(map[int]bool, len(table))
 	for _, m := range table {
 		byID[m.ID], covered[m.Parent] = m, true
@@ -153,11 +174,10 @@ func (c *collector) addTable(pid string, table []*mountinfo.Info) {
 			if of.ours[m.ID] {
 				continue
 			}
-			if covered[m.ID] || !c.isCopy(m, byID[m.Parent], q) {
-				of.used = true
-			}
-			if len(of.others) < 3 {
-				of.others = append(of.others, otherMount{pid, m.Mountpoint})
+			isCopy := !covered[m.ID] && c.isCopy(m, byID[m.Parent], q)
+			of.used = of.used || !isCopy
+			if !isCopy || len(of.others) < namedUsers {
+				of.others = append(of.others, otherMount{in, m.Mountpoint, isCopy})
 			}
 		}
 	}

@@ -23,6 +23,12 @@ func atoi(t *testing.T, s string) int {
 	return n
 }
 
+// inUse tells whether the volume has users. If that cannot be told, it has.
+func (h *Host) inUse(ctx context.Context, disk Device, targets ...string) (bool, error) {
+	users, err := h.Users(ctx, disk, targets...)
+	return err != nil || len(users) > 0, err
+}
+
 // inNewNamespace runs the script in a copy of this mount namespace, as a container or a service has one, and keeps a process there.
 // The returned function ends it.
 func inNewNamespace(t *testing.T, propagation, script string) (end func()) {
@@ -63,7 +69,7 @@ func TestAMountThatRemainsAfterUnstageIsUse(t *testing.T) {
 	for _, fstype := range FSTypes() {
 		for _, c := range []struct {
 			name, propagation, script string
-			used                      bool // the result of InUse
+			used                      bool // whether Users returns any
 			released                  bool // whether the disk is free after Unstage all the same
 		}{
 			{"a service that follows our mounts", "slave", "true", false, true},
@@ -90,7 +96,7 @@ func TestAMountThatRemainsAfterUnstageIsUse(t *testing.T) {
 				t.Setenv("TMPDIR", t.TempDir())
 				end := inNewNamespace(t, c.propagation, c.script)
 
-				used, err := h.InUse(ctx, d.Device)
+				used, err := h.inUse(ctx, d.Device)
 				require.NoError(t, err)
 				assert.Equal(t, c.used, used)
 
@@ -110,12 +116,12 @@ func TestAMountThatRemainsAfterUnstageIsUse(t *testing.T) {
 				if fstype != "btrfs" || !strings.Contains(c.script, "cd ") { // the device numbers of whose files are not known any more
 					require.ErrorContains(t, err, "(sleep), which", "the error names the process")
 				}
-				used, err = h.InUse(ctx, d.Device)
+				used, err = h.inUse(ctx, d.Device)
 				require.NoError(t, err)
 				assert.True(t, used, "this is not a copy of the staged mount")
 				end()
 				d.isFree(h)
-				used, err = h.InUse(ctx, d.Device)
+				used, err = h.inUse(ctx, d.Device)
 				require.NoError(t, err)
 				assert.False(t, used)
 			})
@@ -136,7 +142,7 @@ func TestACopyOfARemovedMountIsNotUse(t *testing.T) {
 	busy, err := h.Busy(d.Device)
 	require.NoError(t, err)
 	require.True(t, busy, "by the copy")
-	used, err := h.InUse(ctx, d.Device)
+	used, err := h.inUse(ctx, d.Device)
 	require.NoError(t, err)
 	assert.False(t, used)
 	unstage(t, h, d, "vol") // removes the copy too
@@ -152,7 +158,7 @@ func TestAllMountsOfAContainerWithAChrootedProcessAreSeen(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	end := inNewNamespace(t, "slave", bindElsewhere+`mount --make-private "$d"; mount --bind / "$JAIL"
 sleep 1000 & echo ready; exec chroot "$JAIL" sleep 1000`) // the process that has changed its root is read first
-	used, err := h.InUse(ctx, d.Device)
+	used, err := h.inUse(ctx, d.Device)
 	require.NoError(t, err)
 	assert.True(t, used)
 	end()
@@ -167,7 +173,7 @@ func TestAMountThatNoProcessShowsIsUse(t *testing.T) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC) // in no namespace
 	require.NoError(t, err)
 	require.NoError(t, h.Unstage(ctx, "vol"))
-	used, err := h.InUse(ctx, d.Device)
+	used, err := h.inUse(ctx, d.Device)
 	require.NoError(t, err)
 	assert.True(t, used)
 	require.NoError(t, unix.Close(fd))
@@ -198,7 +204,7 @@ func TestEverythingIsInUseIfProcessesAreHidden(t *testing.T) {
 	d := formatted(t, h, "ext4")
 	stage(t, h, d, "vol", StageSpec{FSType: "ext4", Layout: LayoutData})
 	inUse := func() bool {
-		used, err := h.InUse(ctx, d.Device)
+		used, err := h.inUse(ctx, d.Device)
 		require.NoError(t, err)
 		return used
 	}
@@ -219,7 +225,7 @@ func TestEverythingIsInUseIfProcessesAreHidden(t *testing.T) {
 	assert.True(t, inUse())
 
 	h.proc = filepath.Join(h.proc, "nowhere")
-	used, err := h.InUse(ctx, d.Device)
+	used, err := h.inUse(ctx, d.Device)
 	require.Error(t, err)
 	assert.True(t, used)
 	unstage(t, h, d, "vol")

@@ -69,7 +69,7 @@ func TestTheFileSystemIsMountedFromTheTop(t *testing.T) {
 			}
 			busy := func() (bool, error) { return h.Busy(d.Device) }
 			used := func(targets ...string) func() (bool, error) {
-				return func() (bool, error) { return h.InUse(ctx, d.Device, targets...) }
+				return func() (bool, error) { return h.inUse(ctx, d.Device, targets...) }
 			}
 			require.True(t, is(busy), "the layer holds the disk")
 			require.False(t, is(used()), "the layer is not a consumer")
@@ -171,7 +171,7 @@ func TestAVolumeIsInUseWhenItsDiskOrItsTopIs(t *testing.T) {
 	is := func() (busy, used bool) {
 		busy, err := h.Busy(d.Device)
 		require.NoError(t, err)
-		used, err = h.InUse(ctx, d.Device)
+		used, err = h.inUse(ctx, d.Device)
 		require.NoError(t, err)
 		return busy, used
 	}

@@ -16,16 +16,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// self stands for this process where there is a PID.
-const self = "self"
-
 // findMounts reads the mount tables of all processes.
 func (h *Host) findMounts(queries map[query]bool) (*mounts, error) {
-	own, err := mountinfo.GetMounts(nil)
+	tables := tableReader{known: map[uint64]*readers{}, seed: maphash.MakeSeed()}
+	table, own, err := tables.read("/proc/thread-self")
 	if err != nil {
 		return nil, fmt.Errorf("the kernel's mount table cannot be read: %w", err)
 	}
-	c := h.newCollector(queries, own)
+	found, err := mountinfo.GetMountsFromReader(bytes.NewReader(table), nil)
+	if err != nil {
+		return nil, fmt.Errorf("the kernel's mount table cannot be parsed: %w", err)
+	}
+	own.own = true
+	c := h.newCollector(queries, found)
+	c.addTable(own, found)
 	dir, err := os.Open(h.proc)
 	if err != nil {
 		return nil, fmt.Errorf("the processes of this node cannot be listed: %w", err)
@@ -37,15 +41,17 @@ func (h *Host) findMounts(queries map[query]bool) (*mounts, error) {
 	}
 	// With the mount option hidepid, other users' processes are not listed: process 1 is the first to be missing.
 	c.complete = slices.Contains(pids, "1")
-	tables := tableReader{known: map[uint64]bool{}, seed: maphash.MakeSeed()}
 	for _, pid := range pids {
 		if _, err := strconv.Atoi(pid); err != nil {
 			continue
 		}
-		table, err := tables.read(filepath.Join(h.proc, pid))
+		table, in, err := tables.read(filepath.Join(h.proc, pid))
 		if err != nil {
 			c.complete = false
 			continue
+		}
+		if in != nil {
+			in.pids = append(in.pids, pid)
 		}
 		if !c.mayContain(table) {
 			continue
@@ -54,7 +60,7 @@ func (h *Host) findMounts(queries map[query]bool) (*mounts, error) {
 		if err != nil {
 			return nil, fmt.Errorf("the mount table of process %s cannot be parsed: %w", pid, err)
 		}
-		c.addTable(pid, found)
+		c.addTable(in, found)
 	}
 	return &c.mounts, nil
 }
@@ -83,7 +89,7 @@ func (c *collector) mayContain(table []byte) bool {
 // tableReader reads the mount tables of processes, each table once. A table has the mounts of a namespace that can be reached from
 // the process's root. Its first lines identify both: no two mounts of the machine have one ID, and paths start at the root.
 type tableReader struct {
-	known map[uint64]bool // hashes of the first lines
+	known map[uint64]*readers // by the hash of the first lines
 	seed  maphash.Seed
 	table bytes.Buffer
 }
@@ -91,9 +97,9 @@ type tableReader struct {
 // firstLines is how many bytes of a table identify it.
 const firstLines = 1 << 10
 
-// read returns the mount table of a process, valid until the next read. It is empty if it was read before, or if the process has
-// ended or is about to.
-func (r *tableReader) read(process string) ([]byte, error) {
+// read returns the mount table of a process, valid until the next read, and who has the same. The table is empty if it was read before.
+// Both are nil if the process has ended or is about to.
+func (r *tableReader) read(process string) (table []byte, in *readers, err error) {
 	f, err := os.Open(filepath.Join(process, "mountinfo"))
 	if errors.Is(err, unix.EINVAL) { // its main thread has ended; others may live on
 		err = fs.ErrNotExist
@@ -108,15 +114,18 @@ func (r *tableReader) read(process string) ([]byte, error) {
 		_, err = io.CopyN(&r.table, f, firstLines)
 		if err == nil || errors.Is(err, io.EOF) {
 			sum := maphash.Bytes(r.seed, r.table.Bytes())
-			if r.known[sum] {
-				return nil, nil
+			if in := r.known[sum]; in != nil {
+				return nil, in, nil
 			}
-			_, err = r.table.ReadFrom(f)
-			r.known[sum] = err == nil
+			if _, err = r.table.ReadFrom(f); err == nil {
+				in := &readers{}
+				r.known[sum] = in
+				return r.table.Bytes(), in, nil
+			}
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return r.table.Bytes(), err
+	return nil, nil, err
 }

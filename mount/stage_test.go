@@ -62,7 +62,7 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				busy, err = h.Busy(dev)
 				require.NoError(t, err)
 				assert.True(t, busy)
-				used, err := h.InUse(ctx, dev)
+				used, err := h.inUse(ctx, dev)
 				require.NoError(t, err)
 				assert.False(t, used, "only our own mount is there")
 
@@ -72,7 +72,7 @@ func TestAVolumeIsFoundFormattedMountedAndUnmounted(t *testing.T) {
 				up, err = h.IsStaged(ctx, "vol", dev)
 				require.NoError(t, err)
 				assert.False(t, up)
-				used, err = h.InUse(ctx, dev)
+				used, err = h.inUse(ctx, dev)
 				require.NoError(t, err)
 				assert.False(t, used)
 
@@ -306,7 +306,7 @@ func TestACopyOfAMountedFileSystemIsMountedBesideIt(t *testing.T) {
 			up, err := h.IsStaged(context.Background(), "vol", snapshot.Device)
 			require.NoError(t, err)
 			assert.False(t, up)
-			used, err := h.InUse(context.Background(), snapshot.Device)
+			used, err := h.inUse(context.Background(), snapshot.Device)
 			require.NoError(t, err)
 			assert.False(t, used)
 			unstage(t, h, snapshot, "copy")

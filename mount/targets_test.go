@@ -39,7 +39,7 @@ func TestATargetUnderASymlinkIsResolved(t *testing.T) {
 		require.NoError(t, h.Bind(ctx, d.Device, "vol", filepath.Join(link, "target"), false))
 		requireShown(t, d, filepath.Join(dir, "target"), false)
 	}
-	used, err := h.InUse(ctx, d.Device, filepath.Join(link, "target"))
+	used, err := h.inUse(ctx, d.Device, filepath.Join(link, "target"))
 	require.NoError(t, err)
 	assert.False(t, used)
 	require.NoError(t, h.Unbind(ctx, d.Device, filepath.Join(link, "target")))
@@ -73,7 +73,7 @@ func TestAKnownTargetDoesNotCountAsUse(t *testing.T) {
 				t.Setenv("TMPDIR", t.TempDir())
 				end := inNewNamespace(t, c.propagation, c.script)
 				is := func(targets ...string) bool {
-					used, err := h.InUse(ctx, d.Device, targets...)
+					used, err := h.inUse(ctx, d.Device, targets...)
 					require.NoError(t, err)
 					return used
 				}
@@ -111,7 +111,7 @@ func TestEachCallerOfInUseHasItsOwnTargets(t *testing.T) {
 			if i%2 == 0 {
 				targets = []string{target}
 			}
-			used, err := h.InUse(ctx, d.Device, targets...)
+			used, err := h.inUse(ctx, d.Device, targets...)
 			assert.Equal(t, i%2 != 0, used, "%v", err)
 		})
 	}

@@ -35,9 +35,9 @@ func (o *operator) statusCommand() *cobra.Command {
 			fmt.Fprintln(o.out)
 			rows := make([][]string, len(s.Volumes))
 			for i, v := range s.Volumes {
-				rows[i] = []string{v.Name, v.ID, size(v), text(v, "used"), text(v, "state"), text(v, "device"), text(v, "containers"), note(v)}
+				rows[i] = []string{v.Name, v.ID, size(v), text(v, "used"), text(v, "state"), text(v, "device"), text(v, "containers"), text(v, "used-by"), note(v)}
 			}
-			if err := o.table([]string{"VOLUME", "DISK", "SIZE", "USED", "STATE", "DEVICE", "CONTAINERS", "NOTE"}, rows); err != nil {
+			if err := o.table([]string{"VOLUME", "DISK", "SIZE", "USED", "STATE", "DEVICE", "CONTAINERS", "USED BY", "NOTE"}, rows); err != nil {
 				return err
 			}
 		}

@@ -49,9 +49,16 @@ func (o *operator) listVolumes(all []admin.Volume) error {
 func text(v admin.Volume, key string) string {
 	value, has := v.Status[key]
 	n, isNumber := value.(float64)
+	list, isList := value.([]any)
 	switch {
 	case !has:
 		return ""
+	case isList:
+		words := make([]string, len(list))
+		for i, item := range list {
+			words[i] = fmt.Sprint(item)
+		}
+		return strings.Join(words, ", ")
 	case !isNumber:
 		return fmt.Sprint(value)
 	case key == "used":

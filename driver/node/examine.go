@@ -208,6 +208,7 @@ func (v *Volume) Look(ctx context.Context) (l Look) {
 		}
 		l.Wrong = host.Examine(ctx, l.Device, dir)
 	}
-	l.Used, _ = v.InUse(ctx)
+	users, err := v.Users(ctx)
+	l.Used = err != nil || len(users) > 0
 	return l
 }

@@ -35,7 +35,7 @@ type Host interface {
 	Space(ctx context.Context, dir string, dev mount.Device) (mount.Space, error)
 	IsStaged(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
-	InUse(ctx context.Context, dev mount.Device, targets ...string) (bool, error)
+	Users(ctx context.Context, dev mount.Device, targets ...string) (mount.Users, error)
 	Activity(dev mount.Device) (string, error)
 	Shared(ctx context.Context) (bool, error)
 	Mounted() ([]string, error)

@@ -85,7 +85,9 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 	if err != nil {
 		return volume.Advise(err, advise(err, set, vol))
 	}
-	v.set(func() { v.path, v.fstype, v.space, v.spaceAt = path, set.FSType, mount.Space{}, time.Time{} })
+	v.set(func() {
+		v.path, v.fstype, v.space, v.spaceAt, v.users = path, set.FSType, mount.Space{}, time.Time{}, nil
+	})
 	return nil
 }
 

@@ -31,14 +31,14 @@ func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
 	if v.Entry().Frozen {
 		v.thawLeft(ctx)
 	}
-	used, err := v.InUse(ctx)
+	users, err := v.Users(ctx)
 	if err != nil {
 		return Undecided, err
 	}
 	e := v.Entry()
 	why := "No container has the volume mounted, and no Unmount came"
 	switch {
-	case used:
+	case len(users) > 0:
 		v.unbackedSince, v.backed = time.Time{}, true
 		return Used, nil
 	case len(e.Uses) == 0:
@@ -62,19 +62,34 @@ func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
 	return Abandoned, nil
 }
 
-// InUse tells whether a mount other than blockvol's own holds the volume's file system.
-func (v *Volume) InUse(ctx context.Context) (bool, error) {
-	dev, err := v.currentDevice(ctx)
+// Users tells who has the volume's file system mounted, other than blockvol itself. It may be called at any time.
+func (v *Volume) Users(ctx context.Context) (mount.Users, error) {
+	e := v.Entry()
+	if e == nil {
+		return nil, nil
+	}
+	dev, err := v.deviceOf(ctx, e)
 	if err != nil || dev == (mount.Device{}) {
-		return false, err
+		return nil, err
 	}
 	var targets []string
-	for _, use := range v.Entry().Uses {
+	for _, use := range e.Uses {
 		if use.Target != "" {
 			targets = append(targets, use.Target)
 		}
 	}
-	return v.node.host.InUse(ctx, dev, targets...)
+	users, err := v.node.host.Users(ctx, dev, targets...)
+	if err == nil {
+		v.set(func() { v.users = users })
+	}
+	return users, err
+}
+
+// LastUsers is what Users has found last, at most half a minute ago unless the kernel does not answer. It waits for nothing.
+func (v *Volume) LastUsers() mount.Users {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.users
 }
 
 // isOrphaned tells whether blockvol's own mount of the volume is gone. An engine that starts after a crash takes it away, and so
@@ -98,10 +113,15 @@ func (v *Volume) isActive() bool {
 	return err == nil && now != before
 }
 
-// currentDevice returns the volume's device. For one that has vanished it is the device that was seen last, since the kernel
-// may hold its file system still; it is zero if none was ever seen.
+// currentDevice returns the volume's device.
 func (v *Volume) currentDevice(ctx context.Context) (mount.Device, error) {
-	dev, err := v.node.host.Find(ctx, v.Entry().Serial)
+	return v.deviceOf(ctx, v.Entry())
+}
+
+// deviceOf returns the device of the volume, whose entry is e. For one that has vanished it is the device that was seen last, since the kernel
+// may hold its file system still; it is zero if none was ever seen.
+func (v *Volume) deviceOf(ctx context.Context, e *Entry) (mount.Device, error) {
+	dev, err := v.node.host.Find(ctx, e.Serial)
 	if !errors.Is(err, mount.ErrNoDevice) {
 		return dev, err
 	}

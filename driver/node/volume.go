@@ -14,7 +14,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Volume is what this node has of one volume. One caller at a time works on it; Entry, Mountpoint and Device may be called at
+// Volume is what this node has of one volume. One caller at a time works on it; Entry, Mountpoint, Device and Users may be called at
 // any time.
 type Volume struct {
 	Name string
@@ -35,6 +35,8 @@ type Volume struct {
 	space     mount.Space // how full that was when it was last measured; zero if it was not
 	spaceAt   time.Time   // when that was
 	measuring bool        // now
+
+	users mount.Users // as last found
 
 	releasing time.Time // since when the entry says so; zero if it does not
 }
@@ -84,6 +86,9 @@ func (v *Volume) ReleasingSince() time.Time {
 // become makes e the volume's entry in memory. The caller holds mu, or has the volume to itself.
 func (v *Volume) become(e *Entry) {
 	v.entry = e
+	if e == nil {
+		v.users = nil
+	}
 	if e == nil || !e.Releasing {
 		v.releasing = time.Time{}
 	} else if v.releasing.IsZero() {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,7 +51,9 @@ func (f *fakeDriver) Get(_ context.Context, name string) (driver.Info, error) {
 	return info, f.err
 }
 
-func (f *fakeDriver) Attached() []driver.Info { return nil }
+func (f *fakeDriver) Attached() []driver.Info { return slices.Collect(maps.Values(f.volumes)) }
+
+func (f *fakeDriver) Look(context.Context, ...string) {}
 
 func (f *fakeDriver) Node(context.Context) (driver.Node, error) {
 	return driver.Node{ID: "i-1", Zone: "z"}, f.err

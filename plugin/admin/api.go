@@ -25,8 +25,18 @@ type Volume struct {
 	CreatedAt  *time.Time `json:"created_at,omitempty"` // missing if the cloud does not tell
 	Mountpoint string     `json:"mountpoint,omitempty"` // on this node
 
+	Users []User `json:"users,omitempty"` // who has it mounted on this node
+
 	// Status is what docker volume inspect shows; docs/operations.md lists its keys.
 	Status map[string]any `json:"status"`
+}
+
+// User is a container that has a volume mounted, or a process that is in no container. All fields are missing if it is not known who.
+type User struct {
+	Container string `json:"container,omitempty"` // its id
+	PID       int    `json:"pid,omitempty"`       // of the process, or of the container's first one
+	Command   string `json:"command,omitempty"`   // the name of the process
+	Path      string `json:"path,omitempty"`      // where it has the volume, as it sees it
 }
 
 // Volumes is the answer to a call for all of them, sorted by name.
@@ -77,6 +87,9 @@ func toVolume(info driver.Info, paths host.Paths) Volume {
 	if !info.CreatedAt.IsZero() {
 		at := info.CreatedAt.UTC()
 		v.CreatedAt = &at
+	}
+	for _, user := range info.Users {
+		v.Users = append(v.Users, User(user))
 	}
 	return v
 }

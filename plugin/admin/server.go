@@ -22,6 +22,7 @@ type Driver interface {
 	All(ctx context.Context) ([]driver.Info, error)
 	Get(ctx context.Context, name string) (driver.Info, error)
 	Attached() []driver.Info
+	Look(ctx context.Context, names ...string)
 	Node(ctx context.Context) (driver.Node, error)
 	Create(ctx context.Context, name string, options map[string]string) error
 	Release(ctx context.Context, name string) error
@@ -42,6 +43,7 @@ const (
 	maxBody     = 1 << 20          // bytes
 
 	identityTimeout = 5 * time.Second // the longest that the status waits to learn which node this is
+	lookTimeout     = 5 * time.Second // the longest that a call waits for the kernel to tell who uses volumes
 )
 
 // Server answers operators' calls. Until Serve it answers that the plugin starts.
@@ -186,6 +188,7 @@ func (s *Server) status(r *http.Request) (any, error) {
 		return status, nil
 	}
 	status.State = Serving
+	s.look(r.Context())
 	for _, info := range s.driver.Attached() {
 		status.Volumes = append(status.Volumes, toVolume(info, s.paths))
 	}
@@ -202,6 +205,13 @@ func (s *Server) status(r *http.Request) (any, error) {
 	}
 	status.Node, status.Zone = node.ID, node.Zone
 	return status, nil
+}
+
+// look learns who uses volumes now; what is known from before has to do if the kernel takes long.
+func (s *Server) look(ctx context.Context, names ...string) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	s.driver.Look(ctx, names...)
 }
 
 func (s *Server) volumes(r *http.Request) (any, error) {
@@ -223,6 +233,7 @@ func (s *Server) volume(r *http.Request) (any, error) {
 	if err := s.ready(r.Context()); err != nil {
 		return nil, err
 	}
+	s.look(r.Context(), r.PathValue("name"))
 	info, err := s.driver.Get(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return nil, err

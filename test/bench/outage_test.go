@@ -124,7 +124,10 @@ func (k *kernel) IsStaged(_ context.Context, dir string, _ mount.Device) (bool, 
 	return is, nil
 }
 
-func (k *kernel) InUse(context.Context, mount.Device, ...string) (bool, error) { return true, nil }
+func (k *kernel) Users(context.Context, mount.Device, ...string) (mount.Users, error) {
+	return mount.Users{{PID: 1}}, nil
+}
+
 func (k *kernel) Format(context.Context, mount.Device, mount.FormatSpec) error {
 	return mount.ErrNotBlank
 }

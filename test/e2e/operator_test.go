@@ -19,13 +19,15 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 	assert.Regexp(t, `(?m)^state +serving$`, operate(t, e, 0, "status"))
 
 	startWriter(t, e, "db")
+	id := strings.TrimSpace(e.Docker("inspect", "--format", "{{.Id}}", "writer"))
 	assert.Regexp(t, `(?m)^db +300MiB +(?:\S+ \(\d+%\) +)?mounted`, operate(t, e, 0, "ls"))
-	assert.Regexp(t, `(?m)^db +vol-\w+ +300MiB +(?:\S+ \(\d+%\) +)?mounted +/dev/loop\d+ +1$`, operate(t, e, 0, "status"))
+	assert.Regexp(t, `(?m)^db +vol-\w+ +300MiB +(?:\S+ \(\d+%\) +)?mounted +/dev/loop\d+ +1 +container `+id[:12]+`$`, operate(t, e, 0, "status"))
 	mountpoint := e.Docker("volume", "inspect", "--format", "{{.Mountpoint}}", "db")
 	assert.Equal(t, "log", e.Run("ls", mountpoint), "paths are the host's")
 	assert.Regexp(t, "(?m)^mountpoint +"+mountpoint+"$", operate(t, e, 0, "inspect", "db"))
 	assert.Regexp(t, "(?m)^image +"+e.Volumes+"/disks/vol-", operate(t, e, 0, "inspect", "db"))
-	assert.Contains(t, operate(t, e, 4, "release", "db"), "in use by 1 container(s) on this node")
+	assert.Contains(t, operate(t, e, 4, "release", "db"), "in use by container "+id[:12]+" on this node")
+	assert.Regexp(t, `"container": "`+id+`",\s+"pid": \d+,\s+"command": "sh",\s+"path": "/data"`, operate(t, e, 0, "inspect", "db", "--json"))
 
 	// A resize goes on through a restart of the plugin, and its client with it. The kills are spread over its time.
 	for i, size := range []string{"400MiB", "450MiB", "512MiB"} {

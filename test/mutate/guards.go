@@ -189,11 +189,11 @@ var guards = []guard{
 	},
 	{
 		protects: "a mount that cannot be attributed counts as use", file: "mount/inuse.go",
-		code: `case of != nil && of.used, !all.complete:`, without: `case of != nil && of.used:`,
+		code: `case !all.complete:`, without: `case false:`,
 	},
 	{
 		protects: "a mount in another namespace is use", file: "mount/inuse.go",
-		code: `case of != nil && of.used, !all.complete:`, without: `case !all.complete:`,
+		code: `case of != nil && of.used:`, without: `case false:`,
 	},
 	{
 		protects: "a container's own mount is no copy of the staged one", file: "mount/inuse.go",
@@ -209,7 +209,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a copy of the staged mount that something is mounted on is use", file: "mount/inuse.go",
-		code: `if covered[m.ID] || !c.isCopy`, without: `if !c.isCopy`,
+		code: `isCopy := !covered[m.ID] && c.isCopy`, without: `isCopy := c.isCopy`,
 	},
 	{
 		protects: "processes that are hidden may use anything", file: "mount/processes.go",
@@ -484,11 +484,11 @@ var guards = []guard{
 	},
 	{
 		protects: "a volume whose device this boot has not seen is not removed while its mount IDs stand", file: "driver/remove.go",
-		code: `case n > 0 && (used || !h.Seen()):`, without: `case n > 0 && used:`,
+		code: `case n > 0 && !used && !h.Seen():`, without: `case false:`,
 	},
 	{
 		protects: "a volume is not removed while a container or a process uses it", file: "driver/remove.go",
-		code: "	n := len(e.Uses)\n", without: "	n := len(e.Uses)\n	used = false\n",
+		code: `used, n := len(users) > 0, len(e.Uses)`, without: `used, n := false, len(e.Uses)`,
 	},
 
 	// Space on local is promised once.
