@@ -148,6 +148,12 @@ type Request = providers.Request
 // Node tells which node this is, as the cloud knows it.
 func (d *Driver) Node(ctx context.Context) (Node, error) { return d.thisNode(ctx) }
 
+// Slots are a node's places for disks.
+type Slots = providers.Slots
+
+// Slots counts the places for disks of this node, as they were a few seconds ago. Errors: volume.Invalid if the provider does not know.
+func (d *Driver) Slots(ctx context.Context) (Slots, error) { return d.controller.Slots(ctx) }
+
 // thisNode tells which node this is.
 func (d *Driver) thisNode(ctx context.Context) (providers.Node, error) {
 	here, err := d.controller.Node(ctx)

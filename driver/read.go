@@ -164,6 +164,9 @@ func (h *handle) describe(info *Info) {
 		if fstype := h.FSType(); fstype != "" {
 			status["fstype"] = fstype
 		}
+		if since := h.MountedSince(); !since.IsZero() {
+			status["mounted-since"] = since.UTC().Format(time.RFC3339)
+		}
 	}
 	if !here.MeasuredAt.IsZero() {
 		status["used"] = here.Space.Used

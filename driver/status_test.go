@@ -41,13 +41,14 @@ func TestTheStatusOfAVolumeIsWhatIsInEffect(t *testing.T) {
 		w.alter(func(d *disk) { d.Zone = "z1" })
 
 		mustMount(t, l, "data", "1")
+		since := time.Now().UTC().Format(time.RFC3339)
 		mustMount(t, l, "data", "2")
 		synctest.Wait()
 		w.count()
 		is := status(t, l, "data")
 		assert.Equal(t, map[string]any{
 			"id": "vol-1", "size": "2GiB", "layout": "data", "reclaim": "delete", "formatted": true, "fstype": "ext4", "uid": "999",
-			"zone": "z1", "state": "mounted", "node": "a", "containers": 2, "device": "/dev/serial-1",
+			"zone": "z1", "state": "mounted", "node": "a", "containers": 2, "device": "/dev/serial-1", "mounted-since": since,
 			"used": int64(1 << 20), "available": int64(2<<30 - 2<<20), "inodes-used": int64(10), "inodes-available": int64(990),
 		}, is)
 		mustUnmount(t, l, "data", "2")
@@ -61,6 +62,52 @@ func TestTheStatusOfAVolumeIsWhatIsInEffect(t *testing.T) {
 		is = status(t, l, "data")
 		assert.Equal(t, "detached", is["state"])
 		assert.NotContains(t, is, "node")
+	})
+}
+
+func TestTheNodesPlacesForDisksAreCountedSeldom(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		w.count()
+		slots := func() Slots {
+			slots, err := l.Slots(within(t))
+			require.NoError(t, err)
+			return slots
+		}
+		assert.Equal(t, Slots{Most: 4, Used: 1}, slots())
+		mounted(t, l, "other", "2")
+		assert.Equal(t, Slots{Most: 4, Used: 1}, slots(), "for a few seconds")
+		assert.Equal(t, 1, w.count()["Slots"])
+		time.Sleep(catalogTTL)
+		assert.Equal(t, Slots{Most: 4, Used: 2}, slots())
+
+		time.Sleep(catalogTTL)
+		w.setFault(at("cloud.Slots", failBefore))
+		_, err := l.Slots(within(t))
+		require.ErrorIs(t, err, errInjected)
+		w.setFault(calm)
+		assert.Equal(t, Slots{Most: 4, Used: 2}, slots(), "a failure is not remembered")
+	})
+}
+
+func TestAllIsKnownOfAllVolumesByOneList(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		mounted(t, b.start(t), "other", "2")
+		l.kill()
+		l = a.start(t)
+		synctest.Wait()
+		time.Sleep(time.Minute) // the start is over
+		w.count()
+		all, err := l.All(within(t))
+		require.NoError(t, err)
+		require.Len(t, all, 2)
+		assert.Equal(t, "mounted", all[0].Status["state"])
+		assert.Equal(t, "b", all[1].Status["node"])
+		assert.Equal(t, map[string]int{"List": 1}, w.count())
+		_, err = l.All(within(t))
+		require.NoError(t, err)
+		assert.Empty(t, w.count())
 	})
 }
 

@@ -732,6 +732,19 @@ func (p *fakeProvider) Mark(ctx context.Context, id, key, value string) error {
 	})
 }
 
+func (p *fakeProvider) Slots(ctx context.Context) (slots providers.Slots, err error) {
+	err = p.do(ctx, "cloud.Slots", func() error {
+		slots.Most = 4
+		for _, d := range p.machine.world.disks {
+			if d.describe().HeldBy(p.machine.name) {
+				slots.Used++
+			}
+		}
+		return nil
+	})
+	return slots, err
+}
+
 func (p *fakeProvider) Modify(ctx context.Context, id string, change providers.Change) (v *providers.Volume, err error) {
 	err = p.do(ctx, "cloud.Modify", func() error {
 		d := p.machine.world.disks[id]

@@ -117,6 +117,18 @@ type Modifier interface {
 	Modify(ctx context.Context, id string, change Change) (*Volume, error)
 }
 
+// SlotCounter is a Provider that knows how many disks its node can have.
+type SlotCounter interface {
+	// Slots counts the places for disks of this node, as the cloud tells now.
+	Slots(ctx context.Context) (Slots, error)
+}
+
+// Slots are a node's places for disks.
+type Slots struct {
+	Most int // disks that the node can have; 0 if nothing but the machine sets a limit
+	Used int // places that are taken, also by disks and devices that are no volumes where they need one
+}
+
 // Change is what shall be different of a volume. A zero field stays as it is.
 type Change struct {
 	Size       int64  // bytes; volumes only grow

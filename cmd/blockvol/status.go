@@ -22,7 +22,7 @@ func (o *operator) statusCommand() *cobra.Command {
 		}
 		w := tabwriter.NewWriter(o.out, 0, 0, 3, ' ', 0)
 		for _, line := range [][2]string{
-			{"state", s.State}, {"problem", s.Problem}, {"node", s.Node}, {"zone", s.Zone}, {"provider", s.Provider}, {"cluster", s.Cluster}, {"takeover", s.Takeover}, {"version", s.Version},
+			{"state", s.State}, {"problem", s.Problem}, {"node", s.Node}, {"zone", s.Zone}, {"disks", disks(s)}, {"provider", s.Provider}, {"cluster", s.Cluster}, {"takeover", s.Takeover}, {"version", s.Version},
 		} {
 			if line[1] != "" {
 				fmt.Fprintf(w, "%s\t%s\n", line[0], line[1])
@@ -43,10 +43,34 @@ func (o *operator) statusCommand() *cobra.Command {
 		}
 		if len(s.Jobs) > 0 {
 			fmt.Fprintln(o.out)
-			return o.listJobs(s.Jobs)
+			if err := o.listJobs(s.Jobs); err != nil {
+				return err
+			}
+		}
+		if len(s.Failures) > 0 {
+			fmt.Fprintln(o.out)
+			rows := make([][]string, len(s.Failures))
+			for i, e := range s.Failures {
+				rows[i] = []string{e.At.Local().Format(time.DateTime), e.Volume, e.What, e.Error.Error()}
+			}
+			return o.table([]string{"FAILED AT", "VOLUME", "CALL", "ERROR"}, rows)
 		}
 		return nil
 	})
+}
+
+// disks are the places for disks of the node.
+func disks(s admin.Status) string {
+	switch d := s.Disks; {
+	case d == nil && s.DisksUnknown == "":
+		return ""
+	case d == nil:
+		return "how many it can have is not known: " + s.DisksUnknown
+	case d.Free == nil:
+		return fmt.Sprintf("%d, without a limit", d.Used)
+	default:
+		return fmt.Sprintf("%d of %d, it can have %d more", d.Used, d.Most, *d.Free)
+	}
 }
 
 // size is that of a volume, "" if the cloud has not been asked since the plugin's start.

@@ -40,9 +40,9 @@ func (o *operator) lsCommand() *cobra.Command {
 func (o *operator) listVolumes(all []admin.Volume) error {
 	rows := make([][]string, len(all))
 	for i, v := range all {
-		rows[i] = []string{v.Name, volume.FormatSize(v.Size), text(v, "used"), text(v, "state"), text(v, "node"), text(v, "type"), text(v, "zone"), text(v, "fstype"), age(v), note(v)}
+		rows[i] = []string{v.Name, volume.FormatSize(v.Size), text(v, "used"), text(v, "state"), text(v, "node"), text(v, "type"), text(v, "zone"), text(v, "fstype"), age(v), mounted(v), note(v)}
 	}
-	return o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "NOTE"}, rows)
+	return o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "MOUNTED", "NOTE"}, rows)
 }
 
 // text is a value of a volume's status for people, "" if it has none.
@@ -79,6 +79,15 @@ func age(v admin.Volume) string {
 	return strings.ToLower(units.HumanDuration(time.Since(*v.CreatedAt)))
 }
 
+// mounted is for how long the volume has been mounted on this node, "" if that is not known.
+func mounted(v admin.Volume) string {
+	since, err := time.Parse(time.RFC3339, text(v, "mounted-since"))
+	if err != nil {
+		return ""
+	}
+	return strings.ToLower(units.HumanDuration(time.Since(since)))
+}
+
 // note is what there is to know of a volume at the moment: what is being done with it and since when, and what is wrong.
 func note(v admin.Volume) string {
 	var notes []string
@@ -90,6 +99,9 @@ func note(v admin.Volume) string {
 	}
 	if problem := text(v, "problem"); problem != "" {
 		notes = append(notes, problem)
+	}
+	if f := v.Failure; f != nil {
+		notes = append(notes, fmt.Sprintf("%s failed %s ago: %s", f.What, strings.ToLower(units.HumanDuration(time.Since(f.At))), f.Error.Message))
 	}
 	return strings.Join(notes, "; ")
 }
@@ -113,6 +125,9 @@ func (o *operator) inspectCommand() *cobra.Command {
 		}
 		for _, key := range slices.Sorted(maps.Keys(v.Status)) {
 			fmt.Fprintf(w, "%s\t%s\n", key, text(v, key))
+		}
+		if f := v.Failure; f != nil {
+			fmt.Fprintf(w, "failed\t%s at %s: %s\n", f.What, f.At.Local().Format(time.DateTime), f.Error.Error())
 		}
 		return w.Flush()
 	})

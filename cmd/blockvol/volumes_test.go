@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -58,6 +59,28 @@ func ask(t *testing.T, answers map[string]string, args ...string) (printed strin
 	root.SetIn(strings.NewReader("no\n"))
 	err = root.Execute()
 	return out.String(), wanted, err
+}
+
+func TestTheStatusShowsUsersPlacesAndFailures(t *testing.T) {
+	const status = `{"state": "serving", "disks": {"used": 3, "most": 16, "free": 13}, "jobs": [], "volumes": [
+		{"name": "data", "id": "vol-1", "status": {"state": "mounted", "containers": 2, "used-by": ["container 3f2a5d0c1b7e", "process 7 (backup)"]}}
+	], "failures": [{"at": "2026-11-30T12:00:00Z", "kind": "call", "volume": "web", "what": "mount", "error": {"code": "held", "message": "held by i-2", "advice": "wait"}}]}`
+	shown := asked(t, map[string]string{admin.Root + "status": status}, "status")
+	assert.Regexp(t, `(?m)^disks +3 of 16, it can have 13 more$`, shown)
+	assert.Regexp(t, `(?m)^data +vol-1 +mounted +2 +container 3f2a5d0c1b7e, process 7 \(backup\)$`, shown)
+	assert.Regexp(t, `(?m)^2026-1\d-\d\d \d\d:00:00 +web +mount +held by i-2; wait$`, shown)
+	shown = asked(t, map[string]string{admin.Root + "status": `{"state": "serving", "disks": {"used": 3}}`}, "status")
+	assert.Regexp(t, `(?m)^disks +3, without a limit$`, shown)
+	shown = asked(t, map[string]string{admin.Root + "status": `{"state": "serving", "disks_unknown": "nobody tells"}`}, "status")
+	assert.Regexp(t, `(?m)^disks +how many it can have is not known: nobody tells$`, shown)
+}
+
+func TestAVolumeIsShownWithItsFailure(t *testing.T) {
+	at, since := time.Now().Add(-150*time.Second).Format(time.RFC3339), time.Now().Add(-5*time.Hour).Format(time.RFC3339)
+	volume := `{"name": "data", "status": {"state": "mounted", "mounted-since": "` + since + `"}, "failure": {"at": "` + at + `", "kind": "call", "what": "unmount", "error": {"code": "in-use", "message": "process 7 has it", "advice": "end it"}}}`
+	answers := map[string]string{admin.Root + "volumes": `{"volumes": [` + volume + `]}`, admin.Root + "volumes/data": volume}
+	assert.Regexp(t, `(?m)^data .* 5 hours +unmount failed 2 minutes ago: process 7 has it$`, asked(t, answers, "ls"))
+	assert.Regexp(t, `(?m)^failed +unmount at .*: process 7 has it; end it$`, asked(t, answers, "inspect", "data"))
 }
 
 func TestCommandsShowHowFullAVolumeIs(t *testing.T) {

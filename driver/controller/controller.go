@@ -34,6 +34,8 @@ type Controller struct {
 
 	mu        sync.Mutex
 	detaching map[string]asked // by disk
+
+	slots slots
 }
 
 // New makes a Controller. What it does in the background for several callers ends with life.

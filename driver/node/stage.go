@@ -86,7 +86,8 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 		return volume.Advise(err, advise(err, set, vol))
 	}
 	v.set(func() {
-		v.path, v.fstype, v.space, v.spaceAt, v.users = path, set.FSType, mount.Space{}, time.Time{}, nil
+		v.path, v.fstype, v.staged = path, set.FSType, time.Now()
+		v.space, v.spaceAt, v.users = mount.Space{}, time.Time{}, nil
 	})
 	return nil
 }

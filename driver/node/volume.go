@@ -31,6 +31,7 @@ type Volume struct {
 	device mount.Device // zero until seen
 	path   string       // where it is mounted; empty if it is not
 	fstype string       // what was mounted there by this process
+	staged time.Time    // when this process mounted it
 
 	space     mount.Space // how full that was when it was last measured; zero if it was not
 	spaceAt   time.Time   // when that was
@@ -67,6 +68,16 @@ func (v *Volume) FSType() string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.fstype
+}
+
+// MountedSince is since when the volume is mounted, zero if it is not or if an earlier process has mounted it.
+func (v *Volume) MountedSince() time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.path == "" {
+		return time.Time{}
+	}
+	return v.staged
 }
 
 // Seen tells whether this boot has had the device of the volume's disk. The disk is this node's to detach then.

@@ -31,7 +31,9 @@ type fakeDriver struct {
 	mu       sync.Mutex
 	volumes  map[string]driver.Info
 	err      error
+	slots    driver.Slots
 	modified []string      // what was asked for
+	looked   [][]string    // the names that Look was called with
 	hold     chan struct{} // Modify waits for it, or for its context
 	at       chan struct{} // is told that Modify waits
 }
@@ -53,11 +55,13 @@ func (f *fakeDriver) Get(_ context.Context, name string) (driver.Info, error) {
 
 func (f *fakeDriver) Attached() []driver.Info { return slices.Collect(maps.Values(f.volumes)) }
 
-func (f *fakeDriver) Look(context.Context, ...string) {}
+func (f *fakeDriver) Look(_ context.Context, names ...string) { f.looked = append(f.looked, names) }
 
 func (f *fakeDriver) Node(context.Context) (driver.Node, error) {
 	return driver.Node{ID: "i-1", Zone: "z"}, f.err
 }
+
+func (f *fakeDriver) Slots(context.Context) (driver.Slots, error) { return f.slots, f.err }
 
 func (f *fakeDriver) Release(context.Context, string) error { return f.err }
 
@@ -215,15 +219,20 @@ func resize(id string) Request { return Request{ID: id, Kind: Modify, Volume: "d
 
 func TestVolumesAreToldWithTheirStatus(t *testing.T) {
 	created := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	info := driver.Info{Name: "a b/c", ID: "vol-1", Size: 10 << 30, CreatedAt: created, Status: map[string]any{"state": "mounted"}}
-	l := start(t, t.TempDir(), &fakeDriver{volumes: map[string]driver.Info{info.Name: info}})
+	info := driver.Info{Name: "a b/c", ID: "vol-1", Size: 10 << 30, CreatedAt: created, Status: map[string]any{"state": "mounted"}, Users: driver.Users{{Container: "3f2a", PID: 7, Command: "sh", Path: "/data"}}}
+	d := &fakeDriver{volumes: map[string]driver.Info{info.Name: info}}
+	l := start(t, t.TempDir(), d)
 	all, err := l.Volumes(t.Context())
 	require.NoError(t, err)
-	want := Volume{Name: info.Name, ID: "vol-1", Size: 10 << 30, CreatedAt: &created, Status: info.Status}
+	want := Volume{Name: info.Name, ID: "vol-1", Size: 10 << 30, CreatedAt: &created, Status: info.Status, Users: []User{{Container: "3f2a", PID: 7, Command: "sh", Path: "/data"}}}
 	assert.Equal(t, []Volume{want}, all)
 	one, err := l.Volume(t.Context(), info.Name)
 	require.NoError(t, err)
 	assert.Equal(t, want, one)
+	status, err := l.Status(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, []Volume{want}, status.Volumes)
+	assert.Equal(t, [][]string{{info.Name}, nil}, d.looked, "who uses it is looked up for one, and for the node's, not for all of the cluster")
 	_, err = l.Volume(t.Context(), "none")
 	require.ErrorIs(t, err, volume.NotFound)
 	require.EqualError(t, err, `there is none (volume "none")`)
@@ -428,6 +437,73 @@ func TestEventsTellWhatHasHappened(t *testing.T) {
 	require.Len(t, events, keptEvents)
 	assert.Equal(t, "0", events[0].Volume)
 	assert.Equal(t, strconv.Itoa(keptEvents-1), events[keptEvents-1].Volume)
+}
+
+func TestTheStatusHasTheLastFailures(t *testing.T) {
+	l := start(t, t.TempDir(), &fakeDriver{volumes: map[string]driver.Info{"db": {Name: "db"}, "web": {Name: "web"}}, slots: driver.Slots{Most: 16, Used: 3}})
+	call := func(name string, op volume.Op, failure string) {
+		ended := volume.CallEnded{Volume: name, Op: op}
+		if failure != "" {
+			ended.Err = volume.Fail(volume.Held, failure, "")
+		}
+		l.Event(ended)
+	}
+	call("db", volume.Mount, "first")
+	call("db", volume.Mount, "second")
+	call("web", volume.Mount, "held")
+	call("web", volume.Release, "in use")
+	call("web", volume.Mount, "")
+	call("db", volume.Unmount, "")
+	l.Event(volume.PhaseEnded{Volume: "db", Phase: volume.Attaching, Took: time.Second})
+
+	status, err := l.Status(t.Context())
+	require.NoError(t, err)
+	free := 13
+	assert.Equal(t, &Disks{Used: 3, Most: 16, Free: &free}, status.Disks)
+	var failures []string
+	for _, e := range status.Failures {
+		failures = append(failures, e.Volume+" "+e.What+": "+e.Error.Message)
+	}
+	assert.Equal(t, []string{"db mount: second", "web mount: held", "web release: in use"}, failures, "of each volume and call the last")
+	standing := func(name string) string {
+		v, err := l.Volume(t.Context(), name)
+		require.NoError(t, err)
+		if v.Failure == nil {
+			return ""
+		}
+		return v.Failure.What + ": " + v.Failure.Error.Message
+	}
+	assert.Equal(t, "mount: second", standing("db"))
+	assert.Equal(t, "release: in use", standing("web"))
+	call("web", volume.Release, "")
+	assert.Empty(t, standing("web"), "it has succeeded since")
+	all, err := l.Volumes(t.Context())
+	require.NoError(t, err)
+	for _, v := range all {
+		assert.Equal(t, v.Name == "db", v.Failure != nil, v.Name)
+	}
+
+	for i := range 2 * keptFailures {
+		call(strconv.Itoa(i), volume.Create, "no")
+	}
+	status, err = l.Status(t.Context())
+	require.NoError(t, err)
+	require.Len(t, status.Failures, keptFailures)
+	assert.Equal(t, strconv.Itoa(2*keptFailures-1), status.Failures[keptFailures-1].Volume, "the latest last")
+}
+
+func TestANodeWhosePlacesForDisksAreNotKnownSaysSo(t *testing.T) {
+	for slots, want := range map[driver.Slots]*Disks{{Used: 2}: {Used: 2}, {Used: 9, Most: 8}: {Used: 9, Most: 8, Free: new(int)}} {
+		l := start(t, t.TempDir(), &fakeDriver{slots: slots})
+		status, err := l.Status(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, want, status.Disks)
+	}
+	l := start(t, t.TempDir(), &fakeDriver{err: errors.New("nobody told")})
+	status, err := l.Status(t.Context())
+	require.NoError(t, err)
+	assert.Nil(t, status.Disks)
+	assert.Equal(t, "nobody told", status.DisksUnknown)
 }
 
 func TestOldJobsAreForgotten(t *testing.T) {

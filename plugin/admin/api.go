@@ -27,6 +27,9 @@ type Volume struct {
 
 	Users []User `json:"users,omitempty"` // who has it mounted on this node
 
+	// Failure is the call about it that has failed last on this node, if the same has not succeeded since.
+	Failure *Event `json:"failure,omitempty"`
+
 	// Status is what docker volume inspect shows; docs/operations.md lists its keys.
 	Status map[string]any `json:"status"`
 }
@@ -111,6 +114,26 @@ type Status struct {
 	Zone    string   `json:"zone,omitempty"`
 	Volumes []Volume `json:"volumes"` // those that it has something of
 	Jobs    []Job    `json:"jobs"`    // those that are not finished
+
+	Disks        *Disks  `json:"disks,omitempty"`         // how many it can have; missing if that is not known
+	DisksUnknown string  `json:"disks_unknown,omitempty"` // why not
+	Failures     []Event `json:"failures"`                // the calls that have failed last: of each volume and operation one
+}
+
+// Disks are the places for disks of a node, volumes or not.
+type Disks struct {
+	Used int  `json:"used"`
+	Most int  `json:"most,omitempty"` // missing if there is no limit
+	Free *int `json:"free,omitempty"` // how many more it can have; missing if there is no limit
+}
+
+func toDisks(slots driver.Slots) *Disks {
+	disks := &Disks{Used: slots.Used, Most: slots.Most}
+	if slots.Most > 0 {
+		free := max(0, slots.Most-slots.Used)
+		disks.Free = &free
+	}
+	return disks
 }
 
 // The states of a plugin.

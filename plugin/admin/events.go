@@ -64,6 +64,40 @@ func (e *events) of(name string) []Event {
 	return slices.DeleteFunc(all, func(event Event) bool { return name != "" && event.Volume != name })
 }
 
+// keptFailures is how many failed calls the status shows.
+const keptFailures = 10
+
+// failures returns the calls that have failed last, the latest last: of each volume and operation one.
+func (e *events) failures() []Event {
+	type call struct{ volume, what string }
+	seen := map[call]bool{}
+	var found []Event
+	for _, event := range slices.Backward(e.of("")) {
+		of := call{event.Volume, event.What}
+		if event.Kind == CallEvent && event.Error != nil && !seen[of] && len(found) < keptFailures {
+			seen[of] = true
+			found = append(found, event)
+		}
+	}
+	slices.Reverse(found)
+	return found
+}
+
+// standing returns, by volume, the call that has failed last and has not succeeded since.
+func (e *events) standing() map[string]Event {
+	failed := map[string]Event{}
+	for _, event := range e.of("") {
+		switch last, has := failed[event.Volume]; {
+		case event.Kind != CallEvent:
+		case event.Error != nil:
+			failed[event.Volume] = event
+		case has && last.What == event.What:
+			delete(failed, event.Volume)
+		}
+	}
+	return failed
+}
+
 // Event is a volume.Observer.
 func (s *Server) Event(event volume.Event) {
 	now := time.Now().UTC()

@@ -24,6 +24,7 @@ type Driver interface {
 	Attached() []driver.Info
 	Look(ctx context.Context, names ...string)
 	Node(ctx context.Context) (driver.Node, error)
+	Slots(ctx context.Context) (driver.Slots, error)
 	Create(ctx context.Context, name string, options map[string]string) error
 	Release(ctx context.Context, name string) error
 	Retain(ctx context.Context, name string) error
@@ -42,7 +43,7 @@ const (
 	maxWait     = 25 * time.Second // the longest that a call waits for a job to change
 	maxBody     = 1 << 20          // bytes
 
-	identityTimeout = 5 * time.Second // the longest that the status waits to learn which node this is
+	identityTimeout = 5 * time.Second // the longest that the status waits to learn which node this is, and how many disks it can have
 	lookTimeout     = 5 * time.Second // the longest that a call waits for the kernel to tell who uses volumes
 )
 
@@ -177,7 +178,7 @@ func (s *Server) answer(r *http.Request, answer func(*http.Request) (any, error)
 }
 
 func (s *Server) status(r *http.Request) (any, error) {
-	status := Status{About: s.about, State: Starting, Volumes: []Volume{}, Jobs: []Job{}}
+	status := Status{About: s.about, State: Starting, Volumes: []Volume{}, Jobs: []Job{}, Failures: []Event{}}
 	select {
 	case <-s.opened:
 	default:
@@ -189,9 +190,11 @@ func (s *Server) status(r *http.Request) (any, error) {
 	}
 	status.State = Serving
 	s.look(r.Context())
+	failed := s.events.standing()
 	for _, info := range s.driver.Attached() {
-		status.Volumes = append(status.Volumes, toVolume(info, s.paths))
+		status.Volumes = append(status.Volumes, s.show(info, failed))
 	}
+	status.Failures = append(status.Failures, s.events.failures()...)
 	for _, job := range s.jobs.list() {
 		if job.State == Running {
 			status.Jobs = append(status.Jobs, job)
@@ -204,6 +207,11 @@ func (s *Server) status(r *http.Request) (any, error) {
 		status.Problem = err.Error()
 	}
 	status.Node, status.Zone = node.ID, node.Zone
+	if slots, err := s.driver.Slots(ctx); err != nil {
+		status.DisksUnknown = s.paths.In(err.Error())
+	} else {
+		status.Disks = toDisks(slots)
+	}
 	return status, nil
 }
 
@@ -222,9 +230,9 @@ func (s *Server) volumes(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := make([]Volume, len(infos))
+	all, failed := make([]Volume, len(infos)), s.events.standing()
 	for i, info := range infos {
-		all[i] = toVolume(info, s.paths)
+		all[i] = s.show(info, failed)
 	}
 	return Volumes{all}, nil
 }
@@ -238,7 +246,16 @@ func (s *Server) volume(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return toVolume(info, s.paths), nil
+	return s.show(info, s.events.standing()), nil
+}
+
+// show is a volume with its failure, if one stands.
+func (s *Server) show(info driver.Info, failed map[string]Event) Volume {
+	v := toVolume(info, s.paths)
+	if failure, has := failed[v.Name]; has {
+		v.Failure = &failure
+	}
+	return v
 }
 
 func (s *Server) release(r *http.Request) (any, error) {

@@ -138,6 +138,22 @@ func (s *slots) outdate() {
 	s.current = false
 }
 
+// Slots counts the volumes of this instance, and those that its type allows.
+func (p *Provider) Slots(ctx context.Context) (providers.Slots, error) {
+	node, err := p.Node(ctx)
+	if err != nil {
+		return providers.Slots{}, err
+	}
+	s := p.slotsOf(node.ID)
+	s.outdate() // others attach disks, too
+	if err := p.readSlots(ctx, s, node.ID); err != nil {
+		return providers.Slots{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return providers.Slots{Most: s.limit, Used: len(s.used)}, nil
+}
+
 func (s *slots) isCurrent() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

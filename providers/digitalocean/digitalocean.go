@@ -84,6 +84,7 @@ var (
 	_ providers.Snapshotter = (*Provider)(nil)
 	_ providers.Modifier    = (*Provider)(nil)
 	_ providers.Examiner    = (*Provider)(nil)
+	_ providers.SlotCounter = (*Provider)(nil)
 )
 
 var (
@@ -206,6 +207,26 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 		life = providers.Stopped
 	}
 	return strconv.Quote(p.http.Clean(droplet.Status)), life, nil
+}
+
+// maxVolumes is how many volumes a droplet can have. The API does not tell it. Source: DigitalOcean's reference, "Attach a Block Storage
+// Volume to a Droplet". Droplets from before that rule may refuse more than 7.
+const maxVolumes = 15
+
+// Slots counts the volumes of this droplet.
+func (p *Provider) Slots(ctx context.Context) (providers.Slots, error) {
+	node, err := p.Node(ctx)
+	if err != nil {
+		return providers.Slots{}, err
+	}
+	droplet, found, err := p.byNode.Get(ctx, node.ID)
+	switch {
+	case err != nil:
+		return providers.Slots{}, err
+	case !found:
+		return providers.Slots{}, fmt.Errorf("%w: the account of the token has no droplet %s", providers.ErrNotFound, node.ID)
+	}
+	return providers.Slots{Most: maxVolumes, Used: len(droplet.VolumeIDs)}, nil
 }
 
 func (p *Provider) askDroplet(ctx context.Context, ids []string) (map[string]godo.Droplet, error) {

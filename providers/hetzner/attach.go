@@ -32,7 +32,7 @@ func (p *Provider) attach(ctx context.Context, id, node string) (string, error) 
 	a, err := p.change(ctx, request, id, "attach", schema.VolumeActionAttachVolumeRequest{Server: number(node)})
 	switch {
 	case errors.Is(err, errLimit):
-		return "", fmt.Errorf("%w: %s: Hetzner Cloud attaches up to 16 volumes to a server: run the service on another node", providers.ErrAttachLimit, err.Error())
+		return "", fmt.Errorf("%w: %s: Hetzner Cloud attaches up to %d volumes to a server: run the service on another node", providers.ErrAttachLimit, err.Error(), maxVolumes)
 	case err != nil:
 		return "", err
 	}

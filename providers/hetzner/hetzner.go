@@ -204,6 +204,22 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	return strconv.Quote(sanitize.Clip(s.Status)), life, nil
 }
 
+// maxVolumes is how many volumes a server can have. The API does not tell it. Source: Hetzner's "Volumes" FAQ, and its CSI driver.
+const maxVolumes = 16
+
+// Slots counts the volumes of this server.
+func (p *Provider) Slots(ctx context.Context) (providers.Slots, error) {
+	node, err := p.Node(ctx)
+	if err != nil {
+		return providers.Slots{}, err
+	}
+	server, err := p.server(ctx, node.ID)
+	if err != nil {
+		return providers.Slots{}, err
+	}
+	return providers.Slots{Most: maxVolumes, Used: len(server.Volumes)}, nil
+}
+
 // number converts an id that isID matches.
 func number(id string) int64 {
 	n, _ := strconv.ParseInt(id, 10, 64) // up to 16 digits

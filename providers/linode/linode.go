@@ -218,6 +218,35 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	return strconv.Quote(p.rest.Clean(string(i.Status))), life, nil
 }
 
+// A Linode has a place for a disk for each GiB of memory, from 8 to 64, and its own disks need some of them. Source: Linode's
+// reference, "Attach a volume", and the limits of its CSI driver.
+const minDisks, maxDisks = 8, 64
+
+// Slots counts the volumes and the own disks of this Linode.
+func (p *Provider) Slots(ctx context.Context) (slots providers.Slots, err error) {
+	node, err := p.Node(ctx)
+	if err != nil {
+		return slots, err
+	}
+	i, err := p.instance(ctx, node.ID)
+	if err != nil {
+		return slots, err
+	}
+	if i.Specs == nil {
+		return slots, fmt.Errorf("%w: Linode does not tell the memory of Linode %s, by which it limits its volumes", providers.ErrUnavailable, node.ID)
+	}
+	volumes, err := call(ctx, p, "the question for the volumes of Linode "+node.ID, func(ctx context.Context) ([]sdk.Volume, error) {
+		return p.api.ListInstanceVolumes(ctx, number(node.ID), nil)
+	}, func([]sdk.Volume) bool { return true })
+	if err != nil {
+		return slots, err
+	}
+	disks, err := call(ctx, p, "the question for the disks of Linode "+node.ID, func(ctx context.Context) ([]sdk.InstanceDisk, error) {
+		return p.api.ListInstanceDisks(ctx, number(node.ID), nil)
+	}, func([]sdk.InstanceDisk) bool { return true })
+	return providers.Slots{Most: min(max(i.Specs.Memory>>10, minDisks), maxDisks), Used: len(volumes) + len(disks)}, err
+}
+
 // isID reports whether a text is an id of Linode's.
 func isID(id string) bool {
 	n, err := strconv.Atoi(id)

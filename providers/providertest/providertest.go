@@ -124,6 +124,7 @@ func Run(t *testing.T, h Harness) {
 		{"modify enlarges and never shrinks", modifyEnlarges},
 		{"modify changes the kind of disk, or refuses whole", modifyChangesTheKind},
 		{"modify reaches the device in use", modifyReachesTheDevice},
+		{"a disk that is attached takes a place of its node", slotsAreCounted},
 		{"a running node is never evidence for takeover", runningIsNoEvidence},
 		{"stopped and removed nodes are told", stoppedIsTold},
 		{"a 404 that is not the cloud's own says nothing", strangersKnowNothing},

@@ -165,7 +165,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a mount ID that the journal lost does not release what a container uses", file: "driver/unmount.go",
-		code: `} else if used {`, without: `} else if used && false {`,
+		code: `} else if len(users) > 0 {`, without: `} else if len(users) > 0 && false {`,
 	},
 	{
 		protects: "a disk whose device this boot has not seen is not detached", file: "driver/unmount.go",

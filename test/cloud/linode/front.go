@@ -67,6 +67,8 @@ func New(cfg Config) *Front {
 	f.handle("POST /v4/volumes/{id}/detach", "volumes:read_write linodes:read_write", f.detachVolume)
 	f.handle("POST /v4/volumes/{id}/resize", "volumes:read_write", f.resizeVolume)
 	f.handle("GET /v4/linode/instances/{id}", "linodes:read_only", f.getInstance)
+	f.handle("GET /v4/linode/instances/{id}/disks", "linodes:read_only", f.listDisks)
+	f.handle("GET /v4/linode/instances/{id}/volumes", "linodes:read_only", f.listHeld)
 	return f
 }
 

@@ -1,6 +1,7 @@
 package linode
 
 import (
+	"fmt"
 	"net/http"
 
 	"github.com/blockvol/blockvol/test/cloud"
@@ -46,6 +47,45 @@ const (
 
 var statuses = map[cloud.InstanceState]string{
 	cloud.Pending: "booting", cloud.Running: "running", cloud.Stopping: "shutting_down", cloud.Stopped: "offline", cloud.ShuttingDown: "deleting",
+}
+
+type disk struct {
+	ID         int64  `json:"id"`
+	Label      string `json:"label"`
+	Status     string `json:"status"`
+	Size       int    `json:"size"` // MiB
+	Filesystem string `json:"filesystem"`
+	Created    string `json:"created"`
+	Updated    string `json:"updated"`
+}
+
+// listDisks lists an instance's own disks.
+func (f *Front) listDisks(r *rest.Request) (rest.Answer, error) {
+	i, is := f.cloud.Instance(r.HTTP.PathValue("id"))
+	if !is || i.State == cloud.Terminated {
+		return rest.Answer{}, notFound()
+	}
+	all := make([]disk, ownDisks)
+	for n := range all {
+		all[n] = disk{
+			ID: number(i.ID)*10 + int64(n), Label: fmt.Sprintf("disk %d", n), Status: "ready", Size: 512, Filesystem: "ext4",
+			Created: stamp(i.LaunchedAt), Updated: stamp(i.LaunchedAt),
+		}
+	}
+	return paginate(r, all)
+}
+
+// listHeld lists the volumes of an instance.
+func (f *Front) listHeld(r *rest.Request) (rest.Answer, error) {
+	i, is := f.cloud.Instance(r.HTTP.PathValue("id"))
+	if !is || i.State == cloud.Terminated {
+		return rest.Answer{}, notFound()
+	}
+	var all []any
+	for _, v := range r.VolumesThat(func(v cloud.Volume) bool { return len(v.Attachments) > 0 && v.Attachments[0].Instance == i.ID }) {
+		all = append(all, show(v))
+	}
+	return paginate(r, all)
 }
 
 func (f *Front) getInstance(r *rest.Request) (rest.Answer, error) {

@@ -21,7 +21,7 @@ const (
 // checkQuery refuses query parameters that a route does not have.
 func checkQuery(r *rest.Request, pattern string) error {
 	for key := range r.HTTP.URL.Query() {
-		if pattern != "GET /v4/volumes" || key != "page" && key != "page_size" {
+		if pattern != "GET /v4/volumes" && !strings.HasPrefix(pattern, "GET /v4/linode/instances/{id}/") || key != "page" && key != "page_size" {
 			return bad(key, "Unknown query parameter")
 		}
 	}
