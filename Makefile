@@ -99,6 +99,7 @@ bench: ## measure the figures in docs/figures.md
 	@$(MAKE) --no-print-directory plugin
 	@go test -run 'Fleet|Moves' -bench . -benchtime 3s -timeout 30m ./test/bench
 	@go test -run - -bench InUse ./mount
+	@go test -run - -bench Freeze -benchtime 50x -timeout 30m ./mount
 	@go test -run - -bench Scrape ./plugin/metrics
 	@go test -run Figures -count 1 -timeout 30m -v ./test/cluster
 

@@ -18,7 +18,7 @@ import (
 type Snapshot = providers.Snapshot
 
 // freezeLimit is how long a file system is frozen at most for a snapshot.
-const freezeLimit = time.Second
+const freezeLimit = 800 * time.Millisecond
 
 // TakeSnapshot takes a snapshot of the volume and returns it once it is complete. Calls with the same key make one snapshot. If the
 // volume is mounted on this node, its file system holds still for the instant. step is told how far it is; the answer says what the

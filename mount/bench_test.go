@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -180,5 +181,61 @@ func BenchmarkInUse(b *testing.B) {
 			b.ReportMetric(float64((cpu()-began).Milliseconds())/float64(b.N), "cpu-ms/pass")
 			b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/float64(b.N)/1e6, "MB/pass")
 		})
+	}
+}
+
+// BenchmarkFreeze measures how long a program that writes and syncs all the time waits for a snapshot: the file system is frozen until
+// the cloud has answered, and for the driver's limit at most.
+func BenchmarkFreeze(b *testing.B) {
+	const limit = 800 * time.Millisecond
+	for _, fstype := range FSTypes() {
+		for _, answer := range []time.Duration{100 * time.Millisecond, 1500 * time.Millisecond} {
+			b.Run(fstype+"/"+answer.String(), func(b *testing.B) {
+				h := newHost(b)
+				d := formatted(b, h, fstype)
+				path := stage(b, h, d, "vol", StageSpec{FSType: fstype, Layout: LayoutData})
+				file, err := os.Create(filepath.Join(path, "log"))
+				require.NoError(b, err)
+				var waited []time.Duration
+				for b.Loop() {
+					frozen := make(chan struct{})
+					longest := make(chan time.Duration)
+					go func() {
+						var most time.Duration
+						for ended := false; !ended; {
+							select {
+							case <-frozen:
+								ended = true // this write is the last
+							default:
+							}
+							began := time.Now()
+							_, err := file.Write([]byte("record"))
+							if err == nil {
+								err = file.Sync()
+							}
+							assert.NoError(b, err)
+							most = max(most, time.Since(began))
+						}
+						longest <- most
+					}()
+					thaw, err := h.Freeze(b.Context(), d.Device, "vol", limit)
+					require.NoError(b, err)
+					time.Sleep(answer) // the cloud's
+					if err := thaw(); answer < limit {
+						require.NoError(b, err)
+					} else {
+						require.ErrorIs(b, err, ErrThawed)
+					}
+					close(frozen)
+					waited = append(waited, <-longest)
+				}
+				require.NoError(b, file.Close())
+				unstage(b, h, d, "vol")
+				slices.Sort(waited)
+				b.ReportMetric(float64(waited[len(waited)/2].Milliseconds()), "ms/median")
+				b.ReportMetric(float64(waited[(len(waited)*99-1)/100].Milliseconds()), "ms/p99")
+				b.ReportMetric(float64(waited[len(waited)-1].Milliseconds()), "ms/longest")
+			})
+		}
 	}
 }
