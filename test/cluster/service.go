@@ -19,11 +19,12 @@ import (
 
 // WriterSpec is a service whose tasks write acknowledged records, each to a volume of its own.
 type WriterSpec struct {
-	Name      string // name of the service
-	Driver    string // driver of the volumes
-	Volume    string // name of the volume, with {{.Task.Slot}} for several; "" is the service's name
-	Slots     int    // number of tasks; 0 is one
-	Target    string // mountpoint; "" is /data
+	Name      string   // name of the service
+	Driver    string   // driver of the volumes
+	Volume    string   // name of the volume, with {{.Task.Slot}} for several; "" is the service's name
+	Options   []string // of the volume, besides its size
+	Slots     int      // number of tasks; 0 is one
+	Target    string   // mountpoint; "" is /data
 	Arguments []string
 }
 
@@ -57,11 +58,15 @@ func (c *Cluster) StartWriters(specs ...WriterSpec) []*Writer {
 func (c *Cluster) CreateWriters(spec WriterSpec) []*Writer {
 	c.t.Helper()
 	volume, target, slots := cmp.Or(spec.Volume, spec.Name), cmp.Or(spec.Target, "/data"), max(1, spec.Slots)
+	mount := "type=volume,source=" + volume + ",target=" + target + ",volume-driver=" + spec.Driver + ",volume-opt=size=1GiB"
+	for _, option := range spec.Options {
+		mount += ",volume-opt=" + option
+	}
 	args := append([]string{
 		"service", "create", "--detach", "--no-resolve-image", "--name", spec.Name, "--network", "host", "--replicas", strconv.Itoa(slots),
 		"--env", "NODE={{.Node.Hostname}}", "--env", "TASK={{.Task.ID}}", "--env", "LEDGER=" + volume, "--stop-grace-period", "10s",
 		"--mount", "type=bind,source=/usr/local/bin/writer,target=/writer,readonly",
-		"--mount", "type=volume,source=" + volume + ",target=" + target + ",volume-driver=" + spec.Driver + ",volume-opt=size=1GiB",
+		"--mount", mount,
 	}, spec.Arguments...)
 	c.Manager().Docker(append(args, "busybox", "sh", "-c", `exec /writer --file `+target+`/ledger --to `+observer+`:7000 --name "$LEDGER"`)...)
 	var all []*Writer
@@ -254,7 +259,22 @@ func (w *Writer) Check() {
 		}
 		return nil
 	})
-	image := w.c.storage.Image(w.Volume().ID)
+	summary := w.read(w.c.storage.Image(w.Volume().ID))
+	if err := w.c.Ledger.Check(w.Name, summary); err != nil {
+		w.c.t.Fatalf("%v", err)
+	}
+}
+
+// CheckSnapshot checks the file system in a snapshot of the volume and all records there, and returns how many these are. Nothing repairs
+// the file system before: it was frozen.
+func (w *Writer) CheckSnapshot(id string) uint64 {
+	w.c.t.Helper()
+	return w.read(w.c.storage.Snapshot(id)).Last
+}
+
+// read checks the file system in an image and its ledger.
+func (w *Writer) read(image string) ledger.Summary {
+	w.c.t.Helper()
 	if out, err := exec.Command("e2fsck", "-f", "-n", image).CombinedOutput(); err != nil {
 		w.c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: the file system is damaged: %w: %s", w.Name, err, out)))
 	}
@@ -269,9 +289,7 @@ func (w *Writer) Check() {
 	if err != nil {
 		w.c.t.Fatalf("%v", violation.Of(fmt.Errorf("%s: %w", w.Name, err)))
 	}
-	if err := w.c.Ledger.Check(w.Name, summary); err != nil {
-		w.c.t.Fatalf("%v", err)
-	}
+	return summary
 }
 
 // OnlyOn waits until only this node has the volume's disk, according to the cloud and to all kernels that answer. It is for

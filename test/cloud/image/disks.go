@@ -32,7 +32,7 @@ type Disk[A any] struct {
 // NewDisks returns the disks in dir, which it creates if missing.
 func NewDisks[A any](dir string) (*Disks[A], error) {
 	d := &Disks[A]{dir: dir, disks: map[string]*Disk[A]{}}
-	for _, sub := range []string{d.Image(""), d.copy("")} {
+	for _, sub := range []string{d.Image(""), d.Snapshot("")} {
 		if err := os.MkdirAll(sub, 0o700); err != nil {
 			return nil, err
 		}
@@ -43,7 +43,8 @@ func NewDisks[A any](dir string) (*Disks[A], error) {
 // Image returns the path of a disk's file.
 func (d *Disks[A]) Image(disk string) string { return filepath.Join(d.dir, "disks", disk) }
 
-func (d *Disks[A]) copy(snapshot string) string { return filepath.Join(d.dir, "snapshots", snapshot) }
+// Snapshot returns the path of a snapshot's file.
+func (d *Disks[A]) Snapshot(snapshot string) string { return filepath.Join(d.dir, "snapshots", snapshot) }
 
 // CreateDisk creates a disk of this size, blank or from a snapshot.
 func (d *Disks[A]) CreateDisk(name string, bytes int64, snapshot string) error {
@@ -60,7 +61,7 @@ func (d *Disks[A]) CreateDisk(name string, bytes int64, snapshot string) error {
 
 	from := ""
 	if snapshot != "" {
-		from = d.copy(snapshot)
+		from = d.Snapshot(snapshot)
 	}
 	if err := Make(d.Image(name), bytes, from); err != nil {
 		d.forget(name, disk)
@@ -100,11 +101,11 @@ func (d *Disks[A]) CopyDisk(name, snapshot string) error {
 		return err
 	}
 	defer release()
-	return Copy(d.Image(name), d.copy(snapshot))
+	return Copy(d.Image(name), d.Snapshot(snapshot))
 }
 
 // DeleteSnapshot deletes a snapshot. Disks created from it do not need it.
-func (d *Disks[A]) DeleteSnapshot(snapshot string) error { return os.Remove(d.copy(snapshot)) }
+func (d *Disks[A]) DeleteSnapshot(snapshot string) error { return os.Remove(d.Snapshot(snapshot)) }
 
 // Lock returns an existing disk and blocks other calls for it until release.
 func (d *Disks[A]) Lock(name string) (_ *Disk[A], release func(), _ error) {
@@ -135,5 +136,5 @@ func (d *Disks[A]) Remove(detach func(name string, disk *Disk[A]) error) error {
 			release()
 		}
 	}
-	return errors.Join(append(errs, os.RemoveAll(d.Image("")), os.RemoveAll(d.copy("")))...)
+	return errors.Join(append(errs, os.RemoveAll(d.Image("")), os.RemoveAll(d.Snapshot("")))...)
 }
