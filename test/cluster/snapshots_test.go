@@ -40,9 +40,9 @@ func TestScheduledSnapshotsAreTakenThoughTheirNodeDies(t *testing.T) {
 		wanted = 4
 	)
 	c := shared(t)
-	w := c.StartWriters(cluster.WriterSpec{
-		Name: "kept", Driver: driverOf("stopped"), Options: []string{"snapshot-schedule=*/2 * * * *", "snapshot-keep=2"},
-	})[0]
+	spec := cluster.WriterSpec{Name: "kept", Driver: driverOf("stopped"), Options: []string{"snapshot-schedule=*/2 * * * *", "snapshot-keep=2"}}
+	var w *cluster.Writer
+	c.Place(c.Nodes[1], func() { w = c.StartWriters(spec)[0] }) // which is no manager
 	var dead *cluster.Node
 	seen := map[string]time.Time{}
 	acknowledged := map[time.Time]uint64{} // by the time of the look
