@@ -28,7 +28,7 @@ func (d *Driver) remove(ctx context.Context, h *handle) error {
 		return err
 	}
 	h.Step(volume.Step{Phase: volume.Removing})
-	return volume.At(d.controller.Remove(ctx, vol), volume.Error{ID: vol.ID})
+	return volume.At(d.controller.Remove(ctx, vol, h.Step), volume.Error{ID: vol.ID})
 }
 
 // free returns the volume once no node holds it, this one included. Errors: volume.InUse, volume.Held; providers.ErrNotFound.

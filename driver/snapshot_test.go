@@ -292,3 +292,16 @@ func (w *world) names() (names []string) {
 	})
 	return names
 }
+
+func TestAVolumeIsNotDeletedWhileASnapshotOfItIsCopied(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l, lb := made(t, a.start(t), "data"), b.start(t)
+		w.copying = 10 * time.Minute
+		removed := make(chan error, 1)
+		time.AfterFunc(time.Minute, func() { removed <- lb.Remove(t.Context(), "data") })
+		_, _, err := l.TakeSnapshot(t.Context(), "data", "one", func(volume.Step) {})
+		require.NoError(t, err)
+		require.NoError(t, <-removed)
+		assert.Nil(t, w.disk("data"))
+	})
+}

@@ -57,8 +57,8 @@ func (c *Controller) AwaitFree(ctx context.Context, want Discard) (*providers.Vo
 	}
 }
 
-// Remove does with a volume that no node holds what its reclaim policy says.
-func (c *Controller) Remove(ctx context.Context, vol *providers.Volume) error {
+// Remove does with a volume that no node holds what its reclaim policy says. step is told what it waits for.
+func (c *Controller) Remove(ctx context.Context, vol *providers.Volume, step func(volume.Step)) error {
 	log := c.log.WithFields(logrus.Fields{"volume": vol.Name, "id": vol.ID})
 	reclaim := volume.SettingsOf(vol.Record).Reclaim
 	switch reclaim {
@@ -75,12 +75,15 @@ func (c *Controller) Remove(ctx context.Context, vol *providers.Volume) error {
 		spec := SnapshotSpec(vol, volume.TakenToRemove, time.Now().UTC().Format(time.RFC3339Nano))
 		snapshot, err := c.TakeSnapshot(ctx, vol, spec)
 		if err == nil {
-			snapshot, err = c.AwaitSnapshot(ctx, snapshot, func(volume.Step) {})
+			snapshot, err = c.AwaitSnapshot(ctx, snapshot, step)
 		}
 		if err != nil {
 			return fmt.Errorf("%w: the volume is not removed, since its reclaim policy is to take a snapshot first", err)
 		}
 		log.WithField("snapshot", snapshot.ID).Infof("Snapshot taken; the volume comes back with the option snapshot=%s", snapshot.ID)
+	}
+	if err := c.awaitSnapshotsOf(ctx, vol, step); err != nil {
+		return fmt.Errorf("%w: the volume is not removed, since snapshots of it may need it until they are complete", err)
 	}
 	if err := whileHeld(ctx, func() error { return c.cloud.delete(ctx, vol.ID) }); err != nil {
 		return err

@@ -51,6 +51,25 @@ func (c *Controller) AwaitSnapshot(ctx context.Context, s *providers.Snapshot, s
 	return s, nil
 }
 
+// awaitSnapshotsOf returns when the cloud copies no snapshot of the volume any more, whoever has taken it.
+func (c *Controller) awaitSnapshotsOf(ctx context.Context, vol *providers.Volume, step func(volume.Step)) error {
+	if !c.HasSnapshots() {
+		return nil
+	}
+	all, err := c.cloud.snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		if s.Volume == vol.ID && s.State == providers.SnapshotCreating {
+			if _, err := c.AwaitSnapshot(ctx, s, step); err != nil && !errors.Is(err, providers.ErrNotFound) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // FindSnapshot returns a snapshot of the cluster. Errors: providers.ErrNotFound.
 func (c *Controller) FindSnapshot(ctx context.Context, id string) (*providers.Snapshot, error) {
 	return c.cloud.findSnapshot(ctx, id)

@@ -438,7 +438,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a volume is not deleted before its last snapshot is complete", file: "driver/controller/remove.go",
-		code: `			snapshot, err = c.AwaitSnapshot(ctx, snapshot, func(volume.Step) {})`, without: `			_ = snapshot`,
+		code: `			snapshot, err = c.AwaitSnapshot(ctx, snapshot, step)`, without: `			_ = snapshot`,
 	},
 	{
 		protects: "a schedule takes one snapshot at a time, whichever node has the volume", file: "driver/schedule.go",
