@@ -27,9 +27,9 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := d.list(ctx)
+	volumes, err := d.controller.ListWhole(ctx)
 	if err != nil {
-		return nil, err
+		return nil, volume.At(d.stopping(err), volume.Error{Op: volume.List})
 	}
 	exists := make(map[string]*providers.Volume)
 	for _, vol := range volumes {

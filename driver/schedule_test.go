@@ -191,3 +191,21 @@ func TestGarbageIsWhatASchedulesKeepsNoLonger(t *testing.T) {
 		}
 	})
 }
+
+func TestTheLastCopiesOfAVolumeThatCannotBeReadAreNoGarbage(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		time.Sleep(time.Minute)
+		l := scheduled2h(t, a.start(t))
+		time.Sleep(2 * time.Hour)
+		made(t, l, "other")
+		time.Sleep(time.Minute)
+		var twin *disk
+		w.set(func() { twin = w.newDisk("data", 1<<30, nil); twin.twin = true }) // the list leaves out both
+		garbage, err := l.Garbage(t.Context(), true)
+		require.ErrorIs(t, err, providers.ErrAmbiguous)
+		assert.Empty(t, garbage)
+		w.set(func() { delete(w.disks, twin.ID) })
+		time.Sleep(time.Minute)
+		mustUnmount(t, l, "data", "1")
+	})
+}

@@ -76,6 +76,15 @@ func (c *Controller) List(ctx context.Context) ([]*providers.Volume, error) {
 	return c.catalog.list(ctx)
 }
 
+// ListWhole asks the cloud itself for all volumes. A list from which some are missing is an error: what is not in it need not be gone.
+func (c *Controller) ListWhole(ctx context.Context) ([]*providers.Volume, error) {
+	all, err := c.cloud.list(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: which volumes exist cannot be told", err)
+	}
+	return all, nil
+}
+
 // Find asks the cloud itself for a volume, for work that must know who holds it. An answer that is older than what this node
 // has just made or removed is asked for again, and not believed. All else that it says may be as old as MaxStale. The answer is
 // the caller's own.
