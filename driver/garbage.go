@@ -61,7 +61,7 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 func expiredOf(all []*Snapshot, volumes map[string]*providers.Volume) map[string][]time.Time {
 	taken := make(map[string][]time.Time)
 	for _, s := range all {
-		if at := volume.DueAt(s.Record); !at.IsZero() && s.State == providers.SnapshotComplete {
+		if at := volume.DueAt(s.Record); !at.IsZero() && !at.After(time.Now()) && s.State == providers.SnapshotComplete {
 			taken[s.Volume] = append(taken[s.Volume], at)
 		}
 	}

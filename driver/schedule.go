@@ -142,7 +142,8 @@ func (d *Driver) keepSchedule(ctx context.Context, v dueSnapshot, all []*Snapsho
 	ofSchedule := make(map[time.Time][]*Snapshot)
 	for _, s := range all {
 		at := volume.DueAt(s.Record)
-		if s.Volume != v.vol.ID || at.IsZero() || s.State == providers.SnapshotFailed {
+		// One that is due in the future was taken by a node whose clock was wrong, and would stand for all until then.
+		if s.Volume != v.vol.ID || at.IsZero() || at.After(now) || s.State == providers.SnapshotFailed {
 			continue
 		}
 		begun = begun || !at.Before(v.due)

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"maps"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -206,6 +207,29 @@ func TestTheLastCopiesOfAVolumeThatCannotBeReadAreNoGarbage(t *testing.T) {
 		assert.Empty(t, garbage)
 		w.set(func() { delete(w.disks, twin.ID) })
 		time.Sleep(time.Minute)
+		mustUnmount(t, l, "data", "1")
+	})
+}
+
+// A node whose clock was wrong has taken one.
+func TestASnapshotOfTheFutureDoesNotEndASchedule(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		time.Sleep(time.Minute)
+		l := scheduled2h(t, a.start(t))
+		time.Sleep(2 * time.Hour)
+		future := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+		w.set(func() {
+			record := maps.Clone(w.snapshots[sorted(w)[0].ID])
+			record[volume.KeyTaken] = volume.TakenAt(future)
+			w.snapshots["future"] = record
+			w.shots["future"] = &providers.Snapshot{ID: "future", Volume: w.byName("data").ID, CreatedAt: time.Now(), State: providers.SnapshotComplete}
+		})
+		time.Sleep(6 * time.Hour)
+		assert.ElementsMatch(t, []string{"01 00:00", "01 04:00", "01 06:00", "01 08:00"}, w.due())
+		assert.Equal(t, time.Date(2000, 1, 1, 8, 0, 0, 0, time.UTC), l.Here()[0].LastSnapshot)
+		garbage, err := l.Garbage(t.Context(), false)
+		require.NoError(t, err)
+		assert.Empty(t, garbage)
 		mustUnmount(t, l, "data", "1")
 	})
 }
