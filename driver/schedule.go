@@ -171,14 +171,16 @@ func (d *Driver) keepSchedule(ctx context.Context, v dueSnapshot, all []*Snapsho
 }
 
 func (d *Driver) takeScheduled(ctx context.Context, v dueSnapshot, now time.Time) error {
+	taken := false
 	_, err := d.do(ctx, v.vol.Name, job{op: volume.Copy, phase: volume.TakingSnapshot, work: func(ctx context.Context, h *handle) error {
 		if e := h.Entry(); e == nil || e.Volume != v.vol.ID {
 			return nil // it is another node's turn
 		}
 		_, err := d.copy(ctx, h, volume.TakenAt(v.due), "by schedule")
+		taken = err == nil
 		return err
 	}})
-	if late := now.Sub(v.due); err == nil && late > lateAfter {
+	if late := now.Sub(v.due); err == nil && taken && late > lateAfter {
 		d.log.WithField("volume", v.vol.Name).Warnf("The snapshot that was due at %s is taken %s late: no node had the volume then, or it could not be taken", v.due.Format(time.RFC3339), late.Round(time.Second))
 		d.found(v.vol.Name, volume.LateSnapshot)
 	}

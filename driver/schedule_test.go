@@ -233,3 +233,19 @@ func TestASnapshotOfTheFutureDoesNotEndASchedule(t *testing.T) {
 		mustUnmount(t, l, "data", "1")
 	})
 }
+
+func TestASnapshotThatWasNotTakenIsNotCalledLate(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		var e events
+		time.Sleep(time.Minute)
+		l := scheduled2h(t, a.start(t, e.observe))
+		w.setFault(at("cloud.Snapshots", failBefore))
+		time.Sleep(2*time.Hour + 10*time.Minute)
+		due := l.dueSnapshots(t.Context(), time.Now().Add(scheduleRetry))
+		require.Len(t, due, 1)
+		mustUnmount(t, l, "data", "1")
+		require.NoError(t, l.takeScheduled(t.Context(), due[0], time.Now()))
+		assert.Empty(t, w.snapshots)
+		assert.Zero(t, e.found(volume.LateSnapshot))
+	})
+}
