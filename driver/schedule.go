@@ -16,7 +16,7 @@ import (
 const (
 	// scheduleEvery is the period in which schedules are looked at.
 	scheduleEvery = 30 * time.Second
-	// scheduleRetry is the longest between two attempts to take a snapshot that is due.
+	// scheduleRetry is the longest between two attempts to take a snapshot that is due, and between two looks whether it is complete.
 	scheduleRetry = 15 * time.Minute
 	// lateAfter is when a snapshot counts as late.
 	lateAfter = 5 * time.Minute
@@ -75,9 +75,6 @@ func (d *Driver) takeDue(ctx context.Context, now time.Time) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			v.done, v.wait = done, min(max(2*v.wait, scheduleEvery), scheduleRetry)
-			if err == nil {
-				v.wait = 0
-			}
 			v.retry = now.Add(v.wait)
 			return nil
 		})
@@ -155,7 +152,11 @@ func (d *Driver) keepSchedule(ctx context.Context, v dueSnapshot, all []*Snapsho
 	d.noteLatest(v, taken)
 	switch {
 	case !begun:
-		return false, d.takeScheduled(ctx, v, now)
+		err := d.takeScheduled(ctx, v, now)
+		if err == nil {
+			v.wait = 0 // from here on it counts how long the cloud is copying
+		}
+		return false, err
 	case latest(taken).Before(v.due):
 		return false, nil // the cloud is still copying
 	}

@@ -249,3 +249,16 @@ func TestASnapshotThatWasNotTakenIsNotCalledLate(t *testing.T) {
 		assert.Zero(t, e.found(volume.LateSnapshot))
 	})
 }
+
+func TestTheCloudIsAskedSeldomForASnapshotThatItCopiesForHours(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		time.Sleep(time.Minute)
+		l := scheduled2h(t, a.start(t))
+		w.copying = 100 * time.Minute
+		time.Sleep(2 * time.Hour)
+		w.count()
+		time.Sleep(90 * time.Minute)
+		assert.Less(t, w.count()["Snapshots"], 15)
+		mustUnmount(t, l, "data", "1")
+	})
+}
