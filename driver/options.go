@@ -189,6 +189,7 @@ func (d *Driver) complete(r *controller.Request) error {
 		r.Spec.Record[volume.KeyTags] = cmp.Or(r.Record[volume.KeyTags], "none")
 		if d.controller.HasSnapshots() {
 			r.Spec.Record[volume.KeySchedule] = cmp.Or(r.Record[volume.KeySchedule], volume.NoSchedule)
+			r.Spec.Record[volume.KeyKeep] = cmp.Or(r.Record[volume.KeyKeep], volume.DefaultKeep)
 		}
 		// Which file system is on it is seen at the first mount.
 		var err error

@@ -201,7 +201,9 @@ func describeVolume(status map[string]any, vol *providers.Volume) {
 				status["snapshot-schedule"] = value
 			}
 		case volume.KeyKeep:
-			status["snapshot-keep"] = value
+			if volume.ScheduleOf(vol.Record).Exists() {
+				status["snapshot-keep"] = value
+			}
 		default:
 			status[key] = value
 		}

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -191,14 +192,10 @@ func likeVolume(vol *providers.Volume) providers.Record {
 	record := providers.Record{volume.KeyFormatted: "before"}
 	set := volume.SettingsOf(vol.Record)
 	record[volume.KeyReclaim] = string(set.Reclaim)
-	record[volume.KeySchedule] = volume.NoSchedule
-	if schedule := vol.Record[volume.KeySchedule]; schedule != "" {
-		record[volume.KeySchedule] = schedule
-	}
-	for _, key := range []string{volume.KeyKeep, volume.KeyTags} {
-		if value := vol.Record[key]; value != "" {
-			record[key] = value
-		}
+	record[volume.KeySchedule] = cmp.Or(vol.Record[volume.KeySchedule], volume.NoSchedule)
+	record[volume.KeyKeep] = cmp.Or(vol.Record[volume.KeyKeep], volume.DefaultKeep)
+	if tags := vol.Record[volume.KeyTags]; tags != "" {
+		record[volume.KeyTags] = tags
 	}
 	return record
 }

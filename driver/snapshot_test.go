@@ -305,3 +305,17 @@ func TestAVolumeIsNotDeletedWhileASnapshotOfItIsCopied(t *testing.T) {
 		assert.Nil(t, w.disk("data"))
 	})
 }
+
+func TestACopyKeepsAsManySnapshotsAsItsOwnScheduleSays(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := scheduled2h(t, a.start(t))
+		s, _ := l.taken(t, "data", "one")
+		mustUnmount(t, l, "data", "1")
+		require.NoError(t, l.Create(within(t), "copy", map[string]string{"snapshot": s.ID, "snapshot-schedule": "@daily"}))
+		assert.Equal(t, volume.DefaultKeep, w.disk("copy").Record[volume.KeyKeep])
+		require.NoError(t, l.Create(within(t), "other", map[string]string{"snapshot-schedule": "@daily"}))
+		_, err := l.Rollback(t.Context(), "other", w.disk("other").ID, s.ID, func(volume.Step) {})
+		require.NoError(t, err)
+		assert.Equal(t, volume.DefaultKeep, w.disk("other").Record[volume.KeyKeep])
+	})
+}
