@@ -13,22 +13,34 @@ import (
 
 // Remove does with the volume what its reclaim policy says. It refuses while any node uses it. A volume that does not exist
 // is success.
-func (d *Driver) Remove(ctx context.Context, name string) error {
-	_, err := d.do(ctx, name, job{op: volume.Remove, phase: volume.Removing, keep: idleTTL, work: d.remove})
+func (d *Driver) Remove(ctx context.Context, name string) error { return d.RemoveDisk(ctx, name, "") }
+
+// RemoveDisk is Remove of a volume that is that disk, or any if disk is empty. Errors: volume.Conflict if it is another.
+func (d *Driver) RemoveDisk(ctx context.Context, name, disk string) error {
+	_, err := d.do(ctx, name, job{
+		op: volume.Remove, phase: volume.Removing, keep: idleTTL,
+		work: func(ctx context.Context, h *handle) error { return d.remove(ctx, h, disk) },
+	})
 	return err
 }
 
-func (d *Driver) remove(ctx context.Context, h *handle) error {
+func (d *Driver) remove(ctx context.Context, h *handle, disk string) error {
 	vol, err := d.free(ctx, h)
-	if errors.Is(err, providers.ErrNotFound) {
+	switch {
+	case errors.Is(err, providers.ErrNotFound):
 		d.controller.Missing(h.Name)
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case disk != "" && vol.ID != disk:
+		return anotherDisk(vol, disk)
 	}
 	h.Step(volume.Step{Phase: volume.Removing})
 	return volume.At(d.controller.Remove(ctx, vol, h.Step), volume.Error{ID: vol.ID})
+}
+
+func anotherDisk(vol *providers.Volume, meant string) error {
+	return volume.Fail(volume.Conflict, fmt.Sprintf("the volume is disk %s now, and not %s, which was to be removed", vol.ID, meant), "see what it holds, and begin again")
 }
 
 // free returns the volume once no node holds it, this one included. Errors: volume.InUse, volume.Held; providers.ErrNotFound.

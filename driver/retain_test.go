@@ -2,6 +2,7 @@ package driver
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -13,14 +14,14 @@ func TestForgetKeepsTheDisk(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := mounted(t, a.start(t), "data", "1")
 		id := w.disk("data").ID
-		require.ErrorIs(t, l.Forget(within(t), "data"), volume.InUse)
-		require.ErrorIs(t, b.start(t).Forget(within(t), "data"), volume.Held)
+		require.ErrorIs(t, l.Forget(within(t), "data", ""), volume.InUse)
+		require.ErrorIs(t, b.start(t).Forget(within(t), "data", ""), volume.Held)
 		require.NotNil(t, w.disk("data"))
 		a.container("data", "1")
 		mustUnmount(t, l, "data", "1")
 
-		require.NoError(t, l.Forget(within(t), "data"))
-		require.NoError(t, l.Forget(within(t), "data"), "once more")
+		require.NoError(t, l.Forget(within(t), "data", ""))
+		require.NoError(t, l.Forget(within(t), "data", ""), "once more")
 		assert.Nil(t, w.disk("data"))
 		require.NoError(t, l.Create(within(t), "again", map[string]string{"volume-id": id}))
 		mustMount(t, l, "again", "2")
@@ -33,7 +34,7 @@ func TestForgetThatDiesKeepsTheDiskFromThenOn(t *testing.T) {
 		l := made(t, a.start(t), "data")
 		id := w.disk("data").ID
 		w.setFault(at("cloud.Forget", crashBefore))
-		require.Error(t, l.Forget(within(t), "data"))
+		require.Error(t, l.Forget(within(t), "data", ""))
 		l.kill()
 		w.setFault(calm)
 		require.NoError(t, a.start(t).Remove(within(t), "data"), "and it is removed as usual")
@@ -50,5 +51,21 @@ func TestRetainKeepsTheDiskOfAVolumeThatIsRemovedLater(t *testing.T) {
 		mustUnmount(t, l, "data", "1")
 		require.NoError(t, l.Remove(within(t), "data"))
 		assert.NotNil(t, w.disks[id])
+	})
+}
+
+func TestAVolumeThatHasTheNameOfOneThatWasToBeRemovedStays(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := made(t, a.start(t), "data")
+		meant := w.disk("data").ID
+		require.NoError(t, l.RemoveDisk(within(t), "data", meant))
+		require.NoError(t, l.RemoveDisk(within(t), "data", meant), "once more")
+		made(t, b.start(t), "data")
+		time.Sleep(time.Minute)
+		require.ErrorIs(t, l.RemoveDisk(within(t), "data", meant), volume.Conflict)
+		require.ErrorIs(t, l.Forget(within(t), "data", meant), volume.Conflict)
+		require.NotNil(t, w.disk("data"))
+		assert.Empty(t, w.disk("data").Record[volume.KeyReclaim])
+		require.NoError(t, l.Forget(within(t), "data", w.disk("data").ID))
 	})
 }

@@ -39,7 +39,7 @@ func (o *operator) forgetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := o.do(admin.Request{Kind: admin.Forget, Volume: v.Name}); err != nil {
+		if err := o.do(admin.Request{Kind: admin.Forget, Volume: v.Name, Disk: v.ID}); err != nil {
 			return err
 		}
 		if !o.json && !o.quiet {
@@ -59,7 +59,7 @@ func (o *operator) rmCommand() *cobra.Command {
 		if err := o.confirm(fmt.Sprintf("Volume %s (%s, %s) is removed. %s", v.Name, v.ID, volume.FormatSize(v.Size), reclaimed(v))); err != nil {
 			return err
 		}
-		return o.do(admin.Request{Kind: admin.Remove, Volume: v.Name})
+		return o.do(admin.Request{Kind: admin.Remove, Volume: v.Name, Disk: v.ID})
 	})
 	o.asks(cmd)
 	return cmd

@@ -94,10 +94,9 @@ func (c *Controller) Remove(ctx context.Context, vol *providers.Volume, step fun
 }
 
 // Retain records with the cloud that the disk is kept when the volume is removed.
-func (c *Controller) Retain(ctx context.Context, name string) error {
-	vol, err := c.Find(ctx, name)
-	if err != nil || volume.SettingsOf(vol.Record).Reclaim == volume.ReclaimRetain {
-		return err
+func (c *Controller) Retain(ctx context.Context, vol *providers.Volume) error {
+	if volume.SettingsOf(vol.Record).Reclaim == volume.ReclaimRetain {
+		return nil
 	}
 	return c.Mark(ctx, vol, volume.KeyReclaim, string(volume.ReclaimRetain))
 }

@@ -77,8 +77,12 @@ func (f *fakeDriver) Create(_ context.Context, name string, options map[string]s
 }
 
 func (f *fakeDriver) Retain(_ context.Context, name string) error { return f.did("retain ", name) }
-func (f *fakeDriver) Remove(_ context.Context, name string) error { return f.did("remove ", name) }
-func (f *fakeDriver) Forget(_ context.Context, name string) error { return f.did("forget ", name) }
+func (f *fakeDriver) RemoveDisk(_ context.Context, name, disk string) error {
+	return f.did("remove ", name, disk)
+}
+func (f *fakeDriver) Forget(_ context.Context, name, disk string) error {
+	return f.did("forget ", name, disk)
+}
 
 func (f *fakeDriver) TakeSnapshot(_ context.Context, name, key string, _ func(volume.Step)) (*driver.Snapshot, string, error) {
 	return &driver.Snapshot{ID: "snap-1"}, "snapshot snap-1", f.did("snapshot ", name, " ", key)
@@ -297,7 +301,7 @@ func TestAJobIsFollowedToItsEnd(t *testing.T) {
 func TestVolumesAreAdoptedKeptAndRemoved(t *testing.T) {
 	d := &fakeDriver{}
 	l := start(t, t.TempDir(), d)
-	for i, r := range []Request{{Kind: Adopt, Volume: "db", Disk: "vol-1"}, {Kind: Forget, Volume: "db"}, {Kind: Remove, Volume: "db"}} {
+	for i, r := range []Request{{Kind: Adopt, Volume: "db", Disk: "vol-1"}, {Kind: Forget, Volume: "db", Disk: "vol-1"}, {Kind: Remove, Volume: "db"}, {Kind: Remove, Volume: "db", Disk: "vol-1"}} {
 		r.ID = fmt.Sprint("job-number-", i)
 		job, err := l.Start(t.Context(), r)
 		require.NoError(t, err)
@@ -306,7 +310,7 @@ func TestVolumesAreAdoptedKeptAndRemoved(t *testing.T) {
 		assert.Equal(t, Done, job.State)
 	}
 	require.NoError(t, l.Retain(t.Context(), "db"))
-	assert.Equal(t, []string{"create dbmap[volume-id:vol-1]", "forget db", "remove db", "retain db"}, d.asked())
+	assert.Equal(t, []string{"create dbmap[volume-id:vol-1]", "forget dbvol-1", "remove db", "remove dbvol-1", "retain db"}, d.asked())
 }
 
 func TestAJobGoesOnAfterARestart(t *testing.T) {
@@ -393,6 +397,7 @@ func TestJobsThatCannotBeReadAreLeftAsTheyAre(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{
 		"damaged-1.json": "{", "later-0001.json": `{"version":2,"id":"later-0001","state":"running"}`, "other-0001.json": `{"version":1,"id":"later-0001","state":"running"}`,
+		"later-0002.json": `{"version":1,"id":"later-0002","kind":"levitate","volume":"db","state":"running"}`,
 	}
 	require.NoError(t, os.Mkdir(filepath.Join(dir, "jobs"), 0o700))
 	for name, content := range files {

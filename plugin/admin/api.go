@@ -174,7 +174,8 @@ type Request struct {
 	Throughput int    `json:"throughput,omitempty"` // MiB per second
 
 	// Of Adopt: the disk's id in the cloud. Of Restore: the disk of the volume that gives its place to a copy of the snapshot; without
-	// it the volume is new.
+	// it the volume is new. Of Remove and Forget, optional: the disk of the volume that is meant; if the volume is another, nothing is
+	// done. A job may go on long after it was begun, and the name be another volume's by then.
 	Disk string `json:"disk,omitempty"`
 
 	// Of Restore and DeleteSnapshot: the snapshot's id.

@@ -75,6 +75,11 @@ func openJobs(dir string, d Driver, paths host.Paths, log logrus.FieldLogger) (*
 		j.all[id] = job
 	}
 	for _, job := range j.all {
+		if _, known := kinds[job.Kind]; job.State == Running && !known {
+			log.WithField("job", job.ID).Errorf("A job that a later blockvol has begun is left to it: there is no job %q here", job.Kind)
+			delete(j.all, job.ID)
+			continue
+		}
 		if job.State == Running {
 			log.WithField("job", job.ID).WithField("volume", job.Volume).Infof("Continuing %s", job.Kind)
 			j.begin(job)
@@ -180,6 +185,8 @@ func takes(what string, is func(r Request) bool) func(r Request) error {
 
 func nothing(r Request) bool { return r == Request{} }
 
+func diskOnly(r Request) bool { return r == Request{Disk: r.Disk} }
+
 func checkModify(r Request) error {
 	switch {
 	case r.Disk != "" || r.Snapshot != "" || r.From != "":
@@ -197,17 +204,17 @@ var kinds = map[Kind]kind{
 		message, err := d.Modify(ctx, r.Volume, driver.Change{Size: r.Size, Type: r.Type, IOPS: r.IOPS, Throughput: r.Throughput}, step)
 		return ending{message: message}, err
 	}},
-	Adopt: {takes("a volume and the id of a disk", func(r Request) bool { return r.Disk != "" && r == Request{Disk: r.Disk} }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+	Adopt: {takes("a volume and the id of a disk", func(r Request) bool { return r.Disk != "" && diskOnly(r) }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		step(volume.Step{Phase: volume.Creating, Detail: "being adopted"})
 		return ending{message: "the disk " + r.Disk + " is a volume"}, d.Create(ctx, r.Volume, map[string]string{"volume-id": r.Disk})
 	}},
-	Remove: {takes("a volume", nothing), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+	Remove: {takes("a volume, and its disk if no other is meant", diskOnly), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		step(volume.Step{Phase: volume.Removing})
-		return ending{message: "removed"}, d.Remove(ctx, r.Volume)
+		return ending{message: "removed"}, d.RemoveDisk(ctx, r.Volume, r.Disk)
 	}},
-	Forget: {takes("a volume", nothing), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+	Forget: {takes("a volume, and its disk if no other is meant", diskOnly), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		step(volume.Step{Phase: volume.Removing})
-		return ending{message: "forgotten; its disk is kept"}, d.Forget(ctx, r.Volume)
+		return ending{message: "forgotten; its disk is kept"}, d.Forget(ctx, r.Volume, r.Disk)
 	}},
 	Copy: {takes("a volume", nothing), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		s, message, err := d.TakeSnapshot(ctx, r.Volume, r.ID, step)

@@ -28,8 +28,8 @@ type Driver interface {
 	Create(ctx context.Context, name string, options map[string]string) error
 	Release(ctx context.Context, name string) error
 	Retain(ctx context.Context, name string) error
-	Remove(ctx context.Context, name string) error
-	Forget(ctx context.Context, name string) error
+	RemoveDisk(ctx context.Context, name, disk string) error
+	Forget(ctx context.Context, name, disk string) error
 	Modify(ctx context.Context, name string, change driver.Change, step func(volume.Step)) (outcome string, err error)
 	TakeSnapshot(ctx context.Context, name, key string, step func(volume.Step)) (s *driver.Snapshot, outcome string, err error)
 	Snapshots(ctx context.Context) ([]*driver.Snapshot, error)
