@@ -20,8 +20,8 @@ func (d *Driver) Create(ctx context.Context, name string, options map[string]str
 		return &volume.Error{Code: volume.Invalid, Op: volume.Create, Volume: name, Cause: cause, Advice: advice}
 	}
 	switch {
-	case len(name) > 255:
-		return refuse(fmt.Errorf("the name has %d bytes, where at most 255 fit", len(name)), "choose a shorter name")
+	case len(name) > longestName:
+		return refuse(fmt.Errorf("the name has %d bytes, where at most %d fit", len(name), longestName), "choose a shorter name")
 	case !printable(name):
 		return refuse(fmt.Errorf("the name %q has characters that cannot be printed", name), "choose another name")
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -110,6 +111,10 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, id string) error {
 // that disk, and which becomes the volume KeptAs with all that is on it. It can be called again, and goes on from where an earlier
 // call has stopped.
 func (d *Driver) Rollback(ctx context.Context, name, disk, snapshot string, step func(volume.Step)) (outcome string, err error) {
+	if kept := KeptAs(name, disk); len(kept) > longestName {
+		return "", volume.At(volume.Fail(volume.Invalid, fmt.Sprintf("the disk that is replaced would become volume %q, a name of %d bytes, where at most %d fit", kept, len(kept), longestName),
+			"make a new volume from the snapshot instead"), volume.Error{Op: volume.Restore, Volume: name})
+	}
 	step(volume.Step{Phase: volume.Restoring})
 	_, err = d.do(ctx, name, job{
 		op: volume.Restore, phase: volume.Restoring, keep: idleTTL,
@@ -120,6 +125,8 @@ func (d *Driver) Rollback(ctx context.Context, name, disk, snapshot string, step
 	}
 	return fmt.Sprintf("as in snapshot %s; what it was before is volume %s, until you remove that", snapshot, KeptAs(name, disk)), nil
 }
+
+const longestName = 255 // bytes
 
 // KeptAs is the name of the volume that the disk of a volume becomes when another takes its place.
 func KeptAs(name, disk string) string {
@@ -158,16 +165,53 @@ func (d *Driver) rollback(ctx context.Context, h *handle, disk, snapshot string)
 		return volume.Fail(volume.Conflict, fmt.Sprintf("the volume is disk %s now, and not %s, whose place a copy of the snapshot was to take", vol.ID, disk), "see what it holds, and begin again")
 	case !errors.Is(err, providers.ErrNotFound):
 		return err
+	default:
+		if begun, e := d.exchanging(ctx, disk, kept, coming); e != nil || !begun {
+			return cmp.Or(e, err)
+		}
 	}
-	// From the first exchange of names to the second nobody has the volume's name.
-	if err := d.controller.Rename(ctx, disk, h.Name, kept); err != nil {
+	// From the first exchange of names to the second nobody has the volume's name, so a cloud that does not answer is asked again.
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		err := d.exchange(ctx, h.Name, disk, kept, coming)
+		if err == nil {
+			return nil
+		}
+		mayPass := slices.Contains([]volume.Code{volume.Unavailable, volume.Busy, volume.Failed}, volume.CodeOf(err))
+		if !mayPass || controller.Pause(ctx, wait) != nil {
+			return err
+		}
+		h.Log().WithError(err).Warn("The names of two disks are not exchanged yet")
+	}
+}
+
+// exchanging tells whether an earlier call has begun to give the disk's name to the one that replaces it.
+func (d *Driver) exchanging(ctx context.Context, disk, kept, coming string) (begun bool, err error) {
+	vol, err := d.controller.Find(ctx, coming)
+	if err == nil {
+		return vol.Record[volume.KeyReplaces] == disk, nil
+	}
+	if errors.Is(err, providers.ErrNotFound) { // it has no name at this moment, or no such volume was ever made
+		vol, err = d.controller.Find(ctx, kept)
+	}
+	switch {
+	case err == nil:
+		return vol.ID == disk, nil
+	case errors.Is(err, providers.ErrNotFound):
+		return false, nil
+	}
+	return false, err
+}
+
+// exchange gives the disk another name, and its name to the disk that replaces it.
+func (d *Driver) exchange(ctx context.Context, name, disk, kept, coming string) error {
+	if err := d.controller.Rename(ctx, disk, name, kept); err != nil {
 		return err
 	}
 	old, err := d.controller.Find(ctx, kept)
 	if err != nil {
 		return err
 	}
-	return d.controller.Rename(ctx, old.Record[volume.KeyReplacedBy], coming, h.Name)
+	return d.controller.Rename(ctx, old.Record[volume.KeyReplacedBy], coming, name)
 }
 
 // restore makes a disk of that name from the snapshot, as large as the volume if that is larger, and of its kind.
@@ -176,20 +220,30 @@ func (d *Driver) restore(ctx context.Context, like *providers.Volume, name, snap
 	if err != nil {
 		return nil, err
 	}
+	// Only what an earlier call has made for this is taken for the copy: any other volume of the name may hold more than the snapshot.
+	left, err := d.controller.Find(ctx, name)
+	switch {
+	case errors.Is(err, providers.ErrNotFound):
+	case err != nil:
+		return nil, err
+	case left.Record[volume.KeyReplaces] != like.ID || left.Snapshot != snapshot || left.Held():
+		return nil, volume.At(volume.Fail(volume.Conflict, "a volume has the name that the copy of the snapshot has for a moment", "see what it holds, and remove it"), volume.Error{Volume: name})
+	}
 	spec := providers.Spec{Name: name, Size: max(like.Size, s.Size), Snapshot: snapshot, Zone: like.Zone, Type: like.Details["type"], Record: likeVolume(like)}
 	exact := spec
 	exact.IOPS, _ = strconv.Atoi(like.Details["iops"]) // 0 where there is none
 	exact.Throughput, _ = strconv.Atoi(like.Details["throughput"])
-	vol, _, err := d.controller.Create(ctx, controller.Request{Spec: exact})
+	own := providers.Record{volume.KeyReplaces: like.ID}
+	vol, _, err := d.controller.Create(ctx, controller.Request{Spec: exact, Record: own})
 	if errors.Is(err, providers.ErrInvalid) { // clouds tell figures of kinds for which they cannot be asked for
-		vol, _, err = d.controller.Create(ctx, controller.Request{Spec: spec})
+		vol, _, err = d.controller.Create(ctx, controller.Request{Spec: spec, Record: own})
 	}
 	return vol, err
 }
 
 // likeVolume is what a disk's record says in place of its snapshot's, so that it is that volume's.
 func likeVolume(vol *providers.Volume) providers.Record {
-	record := providers.Record{volume.KeyFormatted: "before"}
+	record := providers.Record{volume.KeyFormatted: "before", volume.KeyReplaces: vol.ID}
 	set := volume.SettingsOf(vol.Record)
 	record[volume.KeyReclaim] = string(set.Reclaim)
 	record[volume.KeySchedule] = cmp.Or(vol.Record[volume.KeySchedule], volume.NoSchedule)

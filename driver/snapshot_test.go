@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -317,5 +318,69 @@ func TestACopyKeepsAsManySnapshotsAsItsOwnScheduleSays(t *testing.T) {
 		_, err := l.Rollback(t.Context(), "other", w.disk("other").ID, s.ID, func(volume.Step) {})
 		require.NoError(t, err)
 		assert.Equal(t, volume.DefaultKeep, w.disk("other").Record[volume.KeyKeep])
+	})
+}
+
+func TestAnotherVolumeIsNotTakenForTheCopyOfASnapshot(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l, lb := mounted(t, a.start(t), "data", "1"), b.start(t)
+		old := w.disk("data").ID
+		s, _ := l.taken(t, "data", "one")
+		mustUnmount(t, l, "data", "1")
+		require.NoError(t, lb.Create(within(t), "data.restoring", map[string]string{"snapshot": s.ID}))
+		mustMount(t, lb, "data.restoring", "2")
+		_, err := l.Rollback(t.Context(), "data", old, s.ID, func(volume.Step) {})
+		require.ErrorIs(t, err, volume.Conflict)
+		require.ErrorContains(t, err, `volume "data.restoring"`)
+		require.ElementsMatch(t, []string{"data", "data.restoring"}, w.names())
+		assert.Equal(t, old, w.disk("data").ID, "the volume keeps its name")
+		mustUnmount(t, lb, "data.restoring", "2")
+		_, err = l.Rollback(t.Context(), "data", old, s.ID, func(volume.Step) {})
+		require.ErrorIs(t, err, volume.Conflict, "also when nothing uses it: it may hold more than the snapshot")
+	})
+}
+
+func TestAVolumeWhoseOldDiskCouldHaveNoNameIsNotPutBack(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		name := strings.Repeat("n", 250)
+		l := made(t, a.start(t), name)
+		s, _ := l.taken(t, name, "one")
+		_, err := l.Rollback(t.Context(), name, w.disk(name).ID, s.ID, func(volume.Step) {})
+		require.ErrorIs(t, err, volume.Invalid)
+		assert.Equal(t, []string{name}, w.names())
+	})
+}
+
+func TestBetweenTwoNamesTheCloudIsAskedUntilItAnswers(t *testing.T) {
+	for _, call := range []string{"cloud.Adopt", "cloud.Find"} {
+		scene(t, func(t *testing.T, w *world, a, _ *machine) {
+			l := made(t, a.start(t), "data")
+			old := w.disk("data").ID
+			s, _ := l.taken(t, "data", "one")
+			gone := false
+			w.setFault(func(_, is string) fault {
+				gone = gone || is == "cloud.Forget"
+				if gone && is == call {
+					return failBefore
+				}
+				return noFault
+			})
+			time.AfterFunc(10*time.Minute, func() { w.setFault(calm) })
+			_, err := l.Rollback(t.Context(), "data", old, s.ID, func(volume.Step) {})
+			require.NoError(t, err)
+			assert.ElementsMatch(t, []string{"data", KeptAs("data", old)}, w.names())
+		})
+	}
+}
+
+func TestADiskThatWasForgottenIsNotTakenForOneBetweenTwoNames(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t), "data")
+		old := w.disk("data").ID
+		s, _ := l.taken(t, "data", "one")
+		require.NoError(t, l.Forget(within(t), "data", ""))
+		_, err := l.Rollback(within(t), "data", old, s.ID, func(volume.Step) {})
+		require.ErrorIs(t, err, volume.NotFound)
+		assert.Nil(t, w.disk(KeptAs("data", old)))
 	})
 }

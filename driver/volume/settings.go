@@ -28,6 +28,7 @@ const (
 	KeyFrom         = "from"        // the volume that it was made a copy of
 	KeyTaken        = "taken"       // of a snapshot: why
 	KeyReplacedBy   = "replaced-by" // the disk that has or gets its name
+	KeyReplaces     = "replaces"    // of a disk that was made to replace another: that one
 	KeyTags         = "tags"        // a digest: the tags themselves are the cloud's, and people change them there
 )
 
