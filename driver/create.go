@@ -39,8 +39,12 @@ func (d *Driver) Create(ctx context.Context, name string, options map[string]str
 
 func (d *Driver) create(ctx context.Context, h *handle, r controller.Request) error {
 	r.Copy = func(ctx context.Context) (*providers.Snapshot, error) {
-		if _, err := d.controller.Find(ctx, r.From); err != nil {
+		vol, err := d.controller.Find(ctx, r.From)
+		if err != nil {
 			return nil, err
+		}
+		if !volume.SettingsOf(vol.Record).Formatted { // and a copy is never formatted
+			return nil, volume.Fail(volume.Invalid, "it has never been mounted, so there is nothing to copy", "create a new volume")
 		}
 		// The time makes it this attempt's own: an earlier one's may be old.
 		s, _, err := d.takeSnapshot(ctx, r.From, volume.TakenToCopy, r.Spec.Name+", "+time.Now().UTC().Format(time.RFC3339Nano), h.Step)

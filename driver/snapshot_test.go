@@ -384,3 +384,12 @@ func TestADiskThatWasForgottenIsNotTakenForOneBetweenTwoNames(t *testing.T) {
 		assert.Nil(t, w.disk(KeptAs("data", old)))
 	})
 }
+
+func TestAVolumeThatWasNeverMountedIsNotCopied(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t), "data")
+		err := l.Create(within(t), "copy", map[string]string{"from": "data"})
+		require.ErrorContains(t, err, "never been mounted")
+		assert.Equal(t, []string{"data"}, w.names(), "a copy could not be mounted")
+	})
+}
