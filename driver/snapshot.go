@@ -19,8 +19,13 @@ import (
 // Snapshot is a copy of a volume at one instant.
 type Snapshot = providers.Snapshot
 
-// freezeLimit is how long a file system is frozen at most for a snapshot.
-const freezeLimit = 800 * time.Millisecond
+const (
+	// freezeLimit is how long a file system is frozen at most for a snapshot.
+	freezeLimit = 800 * time.Millisecond
+	// turnLimit is how long a snapshot of a volume that is mounted here keeps its containers from coming and going: a cloud may take an
+	// hour to answer, or until the snapshot is complete.
+	turnLimit = 30 * time.Second
+)
 
 // TakeSnapshot takes a snapshot of the volume and returns it once it is complete. Calls with the same key make one snapshot. If the
 // volume is mounted on this node, its file system holds still for the instant. step is told how far it is; the answer says what the
@@ -33,18 +38,20 @@ func (d *Driver) TakeSnapshot(ctx context.Context, name, key string, step func(v
 func (d *Driver) takeSnapshot(ctx context.Context, name, reason, key string, step func(volume.Step)) (s *Snapshot, outcome string, err error) {
 	step(volume.Step{Phase: volume.TakingSnapshot})
 	var taken copied
-	_, err = d.do(ctx, name, job{op: volume.Copy, phase: volume.TakingSnapshot, work: func(ctx context.Context, h *handle) (err error) {
-		result, err := d.copy(ctx, h, reason, key)
-		if errors.Is(err, providers.ErrHeld) && d.releaseIfUnused(ctx, h) == nil { // it was kept for somebody to come back
-			result, err = d.copy(ctx, h, reason, key)
+	for begun, overran := time.Now(), true; overran; {
+		_, err = d.do(ctx, name, job{op: volume.Copy, phase: volume.TakingSnapshot, work: func(ctx context.Context, h *handle) error {
+			result, err := d.copy(ctx, h, reason, key)
+			if errors.Is(err, providers.ErrHeld) && d.releaseIfUnused(ctx, h) == nil { // it was kept for somebody to come back
+				result, err = d.copy(ctx, h, reason, key)
+			}
+			if overran = errors.Is(err, errTurn); err == nil {
+				taken = result
+			}
+			return err
+		}})
+		if err != nil && (ctx.Err() != nil || !overran || time.Since(begun) > workTimeout) {
+			return nil, "", err
 		}
-		if err == nil {
-			taken = result
-		}
-		return err
-	}})
-	if err != nil {
-		return nil, "", err
 	}
 	// The volume's gate is not held: the cloud may take an hour, and the instant has passed.
 	s, err = d.controller.AwaitSnapshot(ctx, taken.Snapshot, step)
@@ -53,6 +60,9 @@ func (d *Driver) takeSnapshot(ctx context.Context, name, reason, key string, ste
 	}
 	return s, fmt.Sprintf("snapshot %s of %s%s", s.ID, name, taken.like), nil
 }
+
+// errTurn is that a snapshot is not taken within its turn. The next goes on with it.
+var errTurn = fmt.Errorf("not taken within %s", turnLimit)
 
 // copied is a snapshot and what it is like, for people.
 type copied struct {
@@ -71,7 +81,9 @@ func (d *Driver) copy(ctx context.Context, h *handle, reason, key string) (copie
 	if vol.Held() {
 		like = ", as after a power failure: its file system repairs itself when it is mounted"
 	}
+	turn, cancel := ctx, func() {}
 	if e := h.Entry(); e != nil && e.Volume == vol.ID && h.IsStaged(ctx) {
+		turn, cancel = context.WithTimeoutCause(ctx, turnLimit, errTurn)
 		spec.Hold = func(ctx context.Context, take func(ctx context.Context) error) error {
 			begun := time.Now()
 			held, err := h.Frozen(ctx, freezeLimit, take)
@@ -85,7 +97,11 @@ func (d *Driver) copy(ctx context.Context, h *handle, reason, key string) (copie
 			return err
 		}
 	}
-	s, err := d.controller.TakeSnapshot(ctx, vol, spec)
+	defer cancel()
+	s, err := d.controller.TakeSnapshot(turn, vol, spec)
+	if err != nil && ctx.Err() == nil && turn.Err() != nil {
+		err = fmt.Errorf("%w: %w", errTurn, err)
+	}
 	if err != nil {
 		return copied{}, err
 	}

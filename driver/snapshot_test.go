@@ -393,3 +393,20 @@ func TestAVolumeThatWasNeverMountedIsNotCopied(t *testing.T) {
 		assert.Equal(t, []string{"data"}, w.names(), "a copy could not be mounted")
 	})
 }
+
+// The cloud takes the request for a snapshot and does not answer.
+func TestASnapshotDoesNotKeepAVolumeFromBeingReleased(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		w.setFault(at("cloud.Snapshot take", hang))
+		go func() { _, _, _ = l.TakeSnapshot(t.Context(), "data", "one", func(volume.Step) {}) }()
+		time.Sleep(time.Second)
+		begun := time.Now()
+		a.containerEnds("1")
+		require.NoError(t, l.Unmount(t.Context(), "data", "1"))
+		assert.LessOrEqual(t, time.Since(begun), time.Minute)
+		w.setFault(calm)
+		time.Sleep(time.Hour)
+		assert.Len(t, w.snapshots, 1)
+	})
+}
