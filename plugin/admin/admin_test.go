@@ -80,6 +80,7 @@ func (f *fakeDriver) Retain(_ context.Context, name string) error { return f.did
 func (f *fakeDriver) RemoveDisk(_ context.Context, name, disk string) error {
 	return f.did("remove ", name, disk)
 }
+
 func (f *fakeDriver) Forget(_ context.Context, name, disk string) error {
 	return f.did("forget ", name, disk)
 }

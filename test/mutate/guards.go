@@ -450,7 +450,27 @@ var guards = []guard{
 	},
 	{
 		protects: "only snapshots of the schedule expire", file: "driver/schedule.go",
-		code: `if s.Volume != v.vol.ID || at.IsZero() || s.State`, without: `if s.Volume != v.vol.ID || s.State`,
+		code: `at.IsZero() || at.After(now)`, without: `at.After(now)`,
+	},
+	{
+		protects: "a snapshot of the future does not end its schedule", file: "driver/schedule.go",
+		code: ` || at.After(now)`, without: ``,
+	},
+	{
+		protects: "the snapshots of a volume that cannot be read are not garbage", file: "driver/garbage.go",
+		code: `volumes, err := d.controller.ListWhole(ctx)`, without: `volumes, err := d.list(ctx)`,
+	},
+	{
+		protects: "a copy keeps as many snapshots as its own schedule says", file: "driver/options.go",
+		code: `			r.Spec.Record[volume.KeyKeep] = cmp.Or(r.Record[volume.KeyKeep], volume.DefaultKeep)`, without: ``,
+	},
+	{
+		protects: "a volume is not deleted while a snapshot of it is copied", file: "driver/controller/remove.go",
+		code: `if err := c.awaitSnapshotsOf(ctx, vol, step); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "a job removes the disk that was meant", file: "driver/remove.go",
+		code: `case disk != "" && vol.ID != disk:`, without: `case false:`,
 	},
 	{
 		protects: "snapshots of removed volumes are kept unless it is said otherwise", file: "driver/garbage.go",
