@@ -172,7 +172,7 @@ func TestGarbageIsWhatASchedulesKeepsNoLonger(t *testing.T) {
 		l := scheduled2h(t, a.start(t))
 		hand, _ := l.taken(t, "data", "by hand")
 		w.setFault(at("cloud.DeleteSnapshot", failBefore))
-		w.copying = 0
+		w.set(func() { w.copying = 0 })
 		time.Sleep(10*time.Hour + time.Minute)
 		assert.Len(t, w.due(), 5)
 		w.setFault(calm)
@@ -254,7 +254,7 @@ func TestTheCloudIsAskedSeldomForASnapshotThatItCopiesForHours(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		time.Sleep(time.Minute)
 		l := scheduled2h(t, a.start(t))
-		w.copying = 100 * time.Minute
+		w.set(func() { w.copying = 100 * time.Minute })
 		time.Sleep(2 * time.Hour)
 		w.count()
 		time.Sleep(90 * time.Minute)
