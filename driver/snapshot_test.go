@@ -410,3 +410,17 @@ func TestASnapshotDoesNotKeepAVolumeFromBeingReleased(t *testing.T) {
 		w.set(func() { assert.Len(t, w.snapshots, 1) })
 	})
 }
+
+type mayNotListSnapshots struct{ *fakeProvider }
+
+func (mayNotListSnapshots) ListSnapshots(context.Context) ([]*providers.Snapshot, error) {
+	return nil, providers.ErrDenied
+}
+
+func TestAVolumeIsRemovedWithCredentialsThatMayNotListSnapshots(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := made(t, a.start(t, func(cfg *Config) { cfg.Provider = mayNotListSnapshots{cfg.Provider.(*fakeProvider)} }), "data")
+		require.NoError(t, l.Remove(within(t), "data"))
+		assert.Nil(t, w.disk("data"))
+	})
+}

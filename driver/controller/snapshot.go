@@ -57,6 +57,9 @@ func (c *Controller) awaitSnapshotsOf(ctx context.Context, vol *providers.Volume
 		return nil
 	}
 	all, err := c.cloud.snapshots(ctx)
+	if errors.Is(err, providers.ErrDenied) { // with such credentials there are none: taking one needs to list them
+		return nil
+	}
 	if err != nil {
 		return err
 	}
