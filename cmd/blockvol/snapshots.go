@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/blockvol/blockvol/driver"
@@ -50,7 +48,7 @@ func (o *operator) listSnapshots(all []admin.Snapshot) error {
 	for i, s := range all {
 		age, state := "", s.State
 		if s.CreatedAt != nil {
-			age = strings.ToLower(units.HumanDuration(time.Since(*s.CreatedAt)))
+			age = ago(*s.CreatedAt)
 		}
 		if s.Detail != "" {
 			state += ": " + s.Detail

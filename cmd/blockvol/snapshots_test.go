@@ -32,6 +32,20 @@ func TestSnapshotsAreShown(t *testing.T) {
 	assert.Equal(t, "db: as it is\n", asked(t, snapshotAnswers, "snapshot", "create", "db"))
 }
 
+func TestAllShowsTheLastSnapshotsAndThoseOfRemovedVolumes(t *testing.T) {
+	answers := map[string]string{
+		admin.Root + "volumes":   `{"volumes": [{"name": "db", "id": "vol-0abc", "size_bytes": 1073741824, "status": {"state": "detached"}}]}`,
+		admin.Root + "snapshots": snapshotAnswers[admin.Root+"snapshots"],
+	}
+	assert.Equal(t, "NAME   SIZE   STATE      LAST SNAPSHOT\ndb     1GiB   detached   2 hours\n\n"+
+		"SNAPSHOT   VOLUME   SIZE   STATE\nsnap-2     old      2GiB   creating: 42%\n", asked(t, answers, "ls", "--all"))
+	assert.Equal(t, "NAME   SIZE   STATE\ndb     1GiB   detached\n", asked(t, answers, "ls"))
+	assert.Contains(t, asked(t, answers, "ls", "--all", "--json"), `"snapshots": [`)
+	assert.NotContains(t, asked(t, answers, "ls", "--json"), `"snapshots"`)
+	answers[admin.Root+"snapshots"] = `{"error": {"code": "invalid", "message": "this provider has no snapshots"}}`
+	assert.Equal(t, "NAME   SIZE   STATE\ndb     1GiB   detached\n", asked(t, answers, "ls", "--all"))
+}
+
 func TestCommandsForSnapshots(t *testing.T) {
 	for _, c := range []struct {
 		args   []string

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -17,12 +18,22 @@ import (
 )
 
 func (o *operator) lsCommand() *cobra.Command {
+	withSnapshots := false
 	cmd := o.command("ls", "List the volumes of the cluster", cobra.NoArgs, func([]string) error {
 		all, err := o.client.Volumes(o.ctx)
 		if err != nil {
 			return err
 		}
-		if printed, err := o.print(admin.Volumes{Volumes: all}); printed {
+		var snapshots []admin.Snapshot
+		if withSnapshots {
+			if snapshots, err = o.client.Snapshots(o.ctx, ""); err != nil && !errors.Is(err, volume.Invalid) { // which a cloud without them says
+				return err
+			}
+		}
+		if printed, err := o.print(struct {
+			admin.Volumes
+			Snapshots []admin.Snapshot `json:"snapshots,omitempty"`
+		}{admin.Volumes{Volumes: all}, snapshots}); printed {
 			return err
 		}
 		if o.quiet {
@@ -31,18 +42,35 @@ func (o *operator) lsCommand() *cobra.Command {
 			}
 			return nil
 		}
-		return o.listVolumes(all)
+		return o.listVolumes(all, snapshots)
 	})
 	cmd.Aliases = []string{"list"}
+	cmd.Flags().BoolVar(&withSnapshots, "all", false, "show when the last snapshot of each volume was taken, and the snapshots of volumes that do not exist any more")
 	return cmd
 }
 
-func (o *operator) listVolumes(all []admin.Volume) error {
+func (o *operator) listVolumes(all []admin.Volume, snapshots []admin.Snapshot) error {
+	last := make(map[string]string) // by disk: the age of its last complete snapshot; the list begins with the oldest
+	for _, s := range snapshots {
+		if s.CreatedAt != nil && s.State == "complete" {
+			last[s.Disk] = ago(*s.CreatedAt)
+		}
+	}
 	rows := make([][]string, len(all))
 	for i, v := range all {
-		rows[i] = []string{v.Name, volume.FormatSize(v.Size), text(v, "used"), text(v, "state"), text(v, "node"), text(v, "type"), text(v, "zone"), text(v, "fstype"), age(v), mounted(v), note(v)}
+		rows[i] = []string{v.Name, volume.FormatSize(v.Size), text(v, "used"), text(v, "state"), text(v, "node"), text(v, "type"), text(v, "zone"), text(v, "fstype"), age(v), mounted(v), last[v.ID], note(v)}
 	}
-	return o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "MOUNTED", "NOTE"}, rows)
+	if err := o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "MOUNTED", "LAST SNAPSHOT", "NOTE"}, rows); err != nil {
+		return err
+	}
+	orphans := slices.DeleteFunc(snapshots, func(s admin.Snapshot) bool {
+		return slices.ContainsFunc(all, func(v admin.Volume) bool { return v.ID == s.Disk })
+	})
+	if len(orphans) == 0 {
+		return nil
+	}
+	fmt.Fprintln(o.out)
+	return o.listSnapshots(orphans)
 }
 
 // text is a value of a volume's status for people, "" if it has none.
@@ -76,8 +104,11 @@ func age(v admin.Volume) string {
 	if v.CreatedAt == nil {
 		return ""
 	}
-	return strings.ToLower(units.HumanDuration(time.Since(*v.CreatedAt)))
+	return ago(*v.CreatedAt)
 }
+
+// ago is how long ago a time was.
+func ago(at time.Time) string { return strings.ToLower(units.HumanDuration(time.Since(at))) }
 
 // mounted is for how long the volume has been mounted on this node, "" if that is not known.
 func mounted(v admin.Volume) string {
@@ -85,7 +116,7 @@ func mounted(v admin.Volume) string {
 	if err != nil {
 		return ""
 	}
-	return strings.ToLower(units.HumanDuration(time.Since(since)))
+	return ago(since)
 }
 
 // note is what there is to know of a volume at the moment: what is being done with it and since when, and what is wrong.

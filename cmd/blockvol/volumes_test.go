@@ -45,6 +45,9 @@ func ask(t *testing.T, answers map[string]string, args ...string) (printed strin
 				answer = `{"error": {"code": "not-found", "message": "there is none"}}`
 			}
 		}
+		if has && strings.HasPrefix(answer, `{"error"`) {
+			w.WriteHeader(http.StatusBadRequest)
+		}
 		_, _ = w.Write([]byte(answer))
 	}))
 	server.Listener.Close() //nolint:errcheck // it was not used
