@@ -85,7 +85,7 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 
 	// Nobody but root gets anything. The binary is where its user can run it.
 	e.Run("cp", pluginBinary(t), "/run/blockvol")
-	for _, call := range []string{"ls", "status", "release db", "resize db 1GiB --yes"} {
+	for _, call := range []string{"ls", "status", "doctor", "release db", "resize db 1GiB --yes"} {
 		out := e.Run("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", "/run/blockvol "+call+" 2>&1; echo $?")
 		assert.Equal(t, "blockvol: only root may talk to blockvol; run this command with sudo\n5", out)
 	}
