@@ -115,9 +115,9 @@ func (d *Driver) survey(ctx context.Context) (s survey, found []Finding, unliste
 	switch {
 	case err == nil:
 		s.whole = true
-	case len(all) == 0 && !strings.Contains(err.Error(), "\n"): // errors.Join puts each volume's on a line
+	case all == nil:
 		return s, nil, err
-	default:
+	default: // errors.Join puts each volume's on a line
 		for line := range strings.Lines(err.Error()) {
 			found = append(found, Finding{
 				Severity: Problem, Check: "volumes", Code: "volume-unreadable", Message: strings.TrimSpace(line),

@@ -212,6 +212,15 @@ func plants() map[string]plant {
 			w.set(func() { a.mounts["other"] = &superblock{disk: &disk{}, dir: "other"} })
 			return l
 		}},
+		"a volume cannot be read": {want: "problem volume-unreadable", fresh: true, fault: func(_ *testing.T, w *world, _, _ *machine, l *life) *life {
+			w.set(func() {
+				clear(w.disks)
+				for range 2 {
+					w.newDisk("twin", 1<<30, nil).twin = true
+				}
+			})
+			return l
+		}},
 		"two volumes have one name": {want: "problem volume-unreadable", fault: func(_ *testing.T, w *world, _, _ *machine, l *life) *life {
 			w.set(func() {
 				for range 2 {

@@ -523,7 +523,7 @@ func (p *fakeProvider) Find(ctx context.Context, name string) (v *providers.Volu
 
 func (p *fakeProvider) List(ctx context.Context) (all []*providers.Volume, err error) {
 	err = p.do(ctx, "cloud.List", func() error {
-		all = p.machine.world.seen()
+		all = append([]*providers.Volume{}, p.machine.world.seen()...)
 		names := map[string]int{}
 		for _, v := range all {
 			names[v.Name]++

@@ -39,7 +39,7 @@ type Provider interface {
 	Find(ctx context.Context, name string) (*Volume, error)
 
 	// List returns all volumes of the cluster, sorted by name. Some that cannot be read do not hide the others: those are
-	// returned with an error that names the rest. Volumes may share their maps, so the caller changes none of them.
+	// returned with an error that names the rest; with an error and a list that is nil, none could be read. Volumes may share their maps, so the caller changes none of them.
 	List(ctx context.Context) ([]*Volume, error)
 
 	// Create makes the volume and returns it once it can be attached. If a volume of that name exists, whoever made it,

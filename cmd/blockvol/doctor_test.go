@@ -134,6 +134,15 @@ func TestDoctorFindsFaultsOfARealProcess(t *testing.T) {
 			t.Helper()
 			require.NoError(t, os.RemoveAll(filepath.Join(m.dir, "volumes")))
 		}, state: admin.Serving, want: []string{"images-unreadable"}},
+		"a damaged description": {after: func(t *testing.T, m machine) {
+			t.Helper()
+			_, _, err := m.call(t, "Create", `{"Name":"db","Opts":{"size":"64MiB"}}`)
+			require.NoError(t, err)
+			all, err := filepath.Glob(filepath.Join(m.dir, "volumes/disks/*.json"))
+			require.NoError(t, err)
+			require.Len(t, all, 1)
+			require.NoError(t, os.WriteFile(all[0], []byte("{"), 0o600))
+		}, state: admin.Serving, want: []string{"volume-unreadable"}},
 		"a damaged journal entry":          {after: inJournal("db.json", "{"), state: admin.Serving, want: []string{"journal-damaged"}},
 		"one that was set aside":           {before: inJournal("db.json", "{"), state: admin.Serving, want: []string{"journal-set-aside"}},
 		"an entry of an earlier boot":      {before: inJournal("db.json", `{"version":2,"boot":"x","name":"db","volume":"vol-1","serial":"vol-1.img","uses":[]}`), env: []string{"PROVIDER=amazon"}, state: admin.Broken, want: []string{"not-serving", "journal-old"}},

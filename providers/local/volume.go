@@ -51,10 +51,7 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 	if err != nil {
 		return nil, unreadable(err)
 	}
-	var (
-		volumes []*providers.Volume
-		broken  []error
-	)
+	volumes, broken := []*providers.Volume{}, []error(nil)
 	for _, link := range links {
 		if err := ctx.Err(); err != nil {
 			return nil, err
