@@ -254,9 +254,9 @@ func (d *Driver) judgeLook(name string, e *node.Entry, look node.Look, vol *prov
 		add(Warning, "uses-without-mount", fmt.Sprintf("%d containers were given the volume, and it is not mounted at its path, as after a crash of the engine", len(e.Uses)),
 			"restart the containers that use it; if none does, blockvol releases the volume by itself")
 		return found
-	case len(e.Uses) == 0 && look.Used:
-		add(Warning, "used-without-containers", "no container that Docker knows has the volume, and a mount in some process keeps it on this node",
-			"find the process, for example with grep "+e.Serial+" or its device in /proc/*/mountinfo, and stop it")
+	case len(e.Uses) == 0 && len(look.Users) > 0:
+		add(Warning, "used-without-containers", "the journal knows nothing that uses the volume, and it is mounted by "+look.Users.String(),
+			"stop what has it mounted: until then the disk stays on this node")
 	}
 	for _, wrong := range look.Wrong {
 		add(severityOf(wrong), wrong.Code, wrong.Message, wrong.Remedy)

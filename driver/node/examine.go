@@ -186,9 +186,9 @@ func (n *Node) examineMounts(ctx context.Context, known map[string]bool) (found 
 // Look is what the kernel shows of a volume at one moment.
 type Look struct {
 	Device mount.Device
-	Err    error // why Device is not known: mount.ErrNoDevice, mount.ErrAmbiguousDevice, …
-	Staged bool  // its file system is at its path
-	Used   bool  // mounts that are not blockvol's have its file system, or may have
+	Err    error       // why Device is not known: mount.ErrNoDevice, mount.ErrAmbiguousDevice, …
+	Staged bool        // its file system is at its path
+	Users  mount.Users // who has its file system mounted, other than blockvol; one that is not known may be none
 	Wrong  []mount.Finding
 	Space  mount.Space // zero if it is not staged
 }
@@ -208,7 +208,6 @@ func (v *Volume) Look(ctx context.Context) (l Look) {
 		}
 		l.Wrong = host.Examine(ctx, l.Device, dir)
 	}
-	users, err := v.Users(ctx)
-	l.Used = err != nil || len(users) > 0
+	l.Users, _ = v.Users(ctx)
 	return l
 }
