@@ -59,9 +59,7 @@ func (c *Cluster) CreateWriters(spec WriterSpec) []*Writer {
 	c.t.Helper()
 	volume, target, slots := cmp.Or(spec.Volume, spec.Name), cmp.Or(spec.Target, "/data"), max(1, spec.Slots)
 	mount := "type=volume,source=" + volume + ",target=" + target + ",volume-driver=" + spec.Driver + ",volume-opt=size=1GiB"
-	for _, option := range spec.Options {
-		mount += ",volume-opt=" + option
-	}
+	mount = strings.Join(append([]string{mount}, spec.Options...), ",volume-opt=")
 	args := append([]string{
 		"service", "create", "--detach", "--no-resolve-image", "--name", spec.Name, "--network", "host", "--replicas", strconv.Itoa(slots),
 		"--env", "NODE={{.Node.Hostname}}", "--env", "TASK={{.Task.ID}}", "--env", "LEDGER=" + volume, "--stop-grace-period", "10s",

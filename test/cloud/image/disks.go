@@ -44,7 +44,9 @@ func NewDisks[A any](dir string) (*Disks[A], error) {
 func (d *Disks[A]) Image(disk string) string { return filepath.Join(d.dir, "disks", disk) }
 
 // Snapshot returns the path of a snapshot's file.
-func (d *Disks[A]) Snapshot(snapshot string) string { return filepath.Join(d.dir, "snapshots", snapshot) }
+func (d *Disks[A]) Snapshot(snapshot string) string {
+	return filepath.Join(d.dir, "snapshots", snapshot)
+}
 
 // CreateDisk creates a disk of this size, blank or from a snapshot.
 func (d *Disks[A]) CreateDisk(name string, bytes int64, snapshot string) error {
