@@ -54,10 +54,13 @@ func (d *Driver) bringUp(ctx context.Context, h *handle) (err error) {
 	return nil
 }
 
-// use notes that a container uses the volume, which it must see.
+// use notes that a container or a command uses the volume, which it must see.
 func (d *Driver) use(ctx context.Context, h *handle, use node.Use) (undo func(), err error) {
 	if err := d.node.Visible(ctx); err != nil {
 		return nil, err
+	}
+	if use.Kind == node.Docker && h.Entry().HasKind(node.Operator) {
+		return nil, volume.Fail(volume.Busy, "an operator's command on this node fills the volume", "wait until it has ended; if it was killed, two minutes longer")
 	}
 	first := len(h.Entry().Uses) == 0
 	undo, err = h.Use(use)

@@ -15,7 +15,10 @@ import (
 // another node can have it when Unmount returns; after Docker's copy-up probe it is kept for probeGrace. An ID that is not
 // known is success.
 func (d *Driver) Unmount(ctx context.Context, name, id string) error {
-	use := node.Use{Kind: node.Docker, ID: id}
+	return d.endUse(ctx, name, volume.Unmount, node.Use{Kind: node.Docker, ID: id})
+}
+
+func (d *Driver) endUse(ctx context.Context, name string, op volume.Op, use node.Use) error {
 	h := d.known(name)
 	if h == nil {
 		return nil
@@ -24,7 +27,7 @@ func (d *Driver) Unmount(ctx context.Context, name, id string) error {
 		return nil // not ours to wait for, whatever is being done with the volume
 	}
 	_, err := d.do(ctx, name, job{
-		op: volume.Unmount, phase: volume.Unmounting, keep: idleTTL, insist: true, // Docker does not send it twice
+		op: op, phase: volume.Unmounting, keep: idleTTL, insist: true, // Docker does not send it twice
 		work: func(ctx context.Context, h *handle) error { return d.unuse(ctx, h, use) },
 	})
 	return err
@@ -38,7 +41,7 @@ func (d *Driver) unuse(ctx context.Context, h *handle, use node.Use) error {
 		return nil
 	case e.Has(use):
 		last := len(e.Uses) == 1
-		probed := last && time.Since(h.usedSince) < d.probe
+		probed := last && use.Kind == node.Docker && time.Since(h.usedSince) < d.probe
 		h.Unuse(use, !probed)
 		if probed {
 			h.keep = probeGrace

@@ -41,6 +41,7 @@ func command() *cobra.Command {
 			cmd.Printf("blockvol %s (%s, %s/%s)\n", buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		},
 	})
+	root.AddCommand(copyTreeCommand())
 	addOperatorCommands(root)
 	root.SetOut(os.Stdout)
 	return root

@@ -120,7 +120,7 @@ func addOperatorCommands(root *cobra.Command) {
 	o := &operator{}
 	all := []*cobra.Command{
 		o.lsCommand(), o.inspectCommand(), o.statusCommand(), o.doctorCommand(), o.resizeCommand(), o.modifyCommand(), o.releaseCommand(), o.adoptCommand(), o.retainCommand(), o.forgetCommand(), o.rmCommand(),
-		o.cloneCommand(), o.gcCommand(), o.eventsCommand(), o.jobsCommand(), o.waitCommand(),
+		o.cloneCommand(), o.importCommand(), o.gcCommand(), o.eventsCommand(), o.jobsCommand(), o.waitCommand(),
 	}
 	root.AddCommand(all...)
 	snapshot := &cobra.Command{

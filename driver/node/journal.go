@@ -56,8 +56,11 @@ type Use struct {
 // Kind is what a use is.
 type Kind string
 
-// Docker is a use by Docker, whose ID is the mount ID.
-const Docker Kind = "docker"
+// The kinds of uses.
+const (
+	Docker   Kind = "docker"   // by Docker, whose ID is the mount ID
+	Operator Kind = "operator" // by an operator's command, which fills the volume and has it for itself
+)
 
 func compareUses(a, b Use) int {
 	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Target, b.Target))
@@ -70,6 +73,11 @@ const journalVersion = 2
 func (e *Entry) Has(use Use) bool {
 	_, found := slices.BinarySearchFunc(e.Uses, use, compareUses)
 	return found
+}
+
+// HasKind tells whether the entry has a use of that kind.
+func (e *Entry) HasKind(kind Kind) bool {
+	return slices.ContainsFunc(e.Uses, func(use Use) bool { return use.Kind == kind })
 }
 
 // IDs are those of the uses, for people.

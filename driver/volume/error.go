@@ -46,6 +46,8 @@ const (
 	Modify  Op = "modify"
 	Copy    Op = "snapshot"
 	Restore Op = "restore"
+	Hold    Op = "hold"
+	Drop    Op = "drop"
 )
 
 // Error is what the driver returns: the cause first, and what the operator can do about it last.

@@ -65,6 +65,14 @@ func (f *fakeDriver) Slots(context.Context) (driver.Slots, error) { return f.slo
 
 func (f *fakeDriver) Release(context.Context, string) error { return f.err }
 
+func (f *fakeDriver) Hold(_ context.Context, name, id string) (string, error) {
+	return "/at/" + name, f.did("hold ", name, " ", id)
+}
+
+func (f *fakeDriver) Drop(_ context.Context, name, id string) error {
+	return f.did("drop ", name, " ", id)
+}
+
 func (f *fakeDriver) did(what ...any) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -249,6 +257,21 @@ func TestErrorsKeepTheirCodeAndAdvice(t *testing.T) {
 	err := l.Release(t.Context(), "db")
 	require.ErrorIs(t, err, volume.InUse)
 	require.EqualError(t, err, `in use (volume "db", vol-1, node i-1); stop it`)
+}
+
+func TestACommandHoldsAVolume(t *testing.T) {
+	d := &fakeDriver{}
+	l := start(t, t.TempDir(), d)
+	path, err := l.Hold(t.Context(), "a b/c", "import-1")
+	require.NoError(t, err)
+	assert.Equal(t, "/at/a b/c", path)
+	require.NoError(t, l.Drop(t.Context(), "a b/c", "import-1"))
+	assert.Equal(t, []string{"hold a b/c import-1", "drop a b/c import-1"}, d.asked())
+	for _, id := range []string{"", "short", "UPPER-CASE"} {
+		_, err = l.Hold(t.Context(), "db", id)
+		require.ErrorIs(t, err, volume.Invalid)
+		require.ErrorIs(t, l.Drop(t.Context(), "db", id), volume.Invalid)
+	}
 }
 
 func TestAPluginThatDoesNotServeSaysWhy(t *testing.T) {

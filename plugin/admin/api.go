@@ -97,6 +97,11 @@ func toVolume(info driver.Info, paths host.Paths) Volume {
 	return v
 }
 
+// Hold is the answer to a call that holds a volume for a command.
+type Hold struct {
+	Mountpoint string `json:"mountpoint"` // on the host
+}
+
 // About is what does not change while the plugin runs.
 type About struct {
 	Version  string `json:"version"`

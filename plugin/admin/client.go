@@ -156,6 +156,18 @@ func (c *Client) Doctor(ctx context.Context) (r Report, err error) {
 	return r, c.call(ctx, http.MethodGet, "doctor", nil, &r)
 }
 
+// Hold brings a volume up on this node for the command of that id, which has it for itself until Drop, and returns where it is mounted.
+func (c *Client) Hold(ctx context.Context, name, command string) (string, error) {
+	var answer Hold
+	err := c.call(ctx, http.MethodPost, "volumes/"+url.PathEscape(name)+"/hold?command="+url.QueryEscape(command), nil, &answer)
+	return answer.Mountpoint, err
+}
+
+// Drop ends what Hold began.
+func (c *Client) Drop(ctx context.Context, name, command string) error {
+	return c.call(ctx, http.MethodPost, "volumes/"+url.PathEscape(name)+"/drop?command="+url.QueryEscape(command), nil, nil)
+}
+
 // Events lists what has happened on this node lately, to one volume or, with "", to all.
 func (c *Client) Events(ctx context.Context, volume string) ([]Event, error) {
 	var answer Events

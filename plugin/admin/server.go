@@ -27,6 +27,8 @@ type Driver interface {
 	Slots(ctx context.Context) (driver.Slots, error)
 	Create(ctx context.Context, name string, options map[string]string) error
 	Release(ctx context.Context, name string) error
+	Hold(ctx context.Context, name, id string) (path string, err error)
+	Drop(ctx context.Context, name, id string) error
 	Retain(ctx context.Context, name string) error
 	RemoveDisk(ctx context.Context, name, disk string) error
 	Forget(ctx context.Context, name, disk string) error
@@ -131,6 +133,8 @@ func (s *Server) routes() *http.ServeMux {
 		"GET " + Root + "snapshots":               s.snapshots,
 		"GET " + Root + "garbage":                 s.garbage,
 		"GET " + Root + "doctor":                  s.doctor,
+		"POST " + Root + "volumes/{name}/hold":    s.hold,
+		"POST " + Root + "volumes/{name}/drop":    s.drop,
 		"GET " + Root + "events":                  s.listEvents,
 		"GET " + Root + "jobs":                    s.listJobs,
 		"POST " + Root + "jobs":                   s.startJob,
@@ -263,6 +267,34 @@ func (s *Server) release(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return struct{}{}, s.driver.Release(r.Context(), r.PathValue("name"))
+}
+
+func (s *Server) hold(r *http.Request) (any, error) {
+	id, err := s.command(r)
+	if err != nil {
+		return nil, err
+	}
+	path, err := s.driver.Hold(r.Context(), r.PathValue("name"), id)
+	return Hold{s.paths.In(path)}, err
+}
+
+func (s *Server) drop(r *http.Request) (any, error) {
+	id, err := s.command(r)
+	if err != nil {
+		return nil, err
+	}
+	return struct{}{}, s.driver.Drop(r.Context(), r.PathValue("name"), id)
+}
+
+// command is the id of the command that a call is for.
+func (s *Server) command(r *http.Request) (id string, err error) {
+	if err := s.ready(r.Context()); err != nil {
+		return "", err
+	}
+	if id = r.URL.Query().Get("command"); !idForm.MatchString(id) {
+		return "", volume.Fail(volume.Invalid, fmt.Sprintf("the command's id %q is not 8 to 64 lower-case letters, digits and dashes", id), "")
+	}
+	return id, nil
 }
 
 func (s *Server) retain(r *http.Request) (any, error) {

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -82,6 +83,29 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 	assert.Regexp(t, `^copy\ndb\ndb\.before-[0-9a-f]{8}\nrestored\n$`, operate(t, e, 0, "ls", "--quiet"))
 	assert.Equal(t, linesOf(t, e, "db"), linesOf(t, e, "restored"))
 	assertNothingLost(t, e, "copy")
+
+	// The contents of a local volume. The command is killed, then the plugin; the next import has it all.
+	e.Docker("volume", "create", "local")
+	e.Docker("run", "--rm", "--volume", "local:/data", "busybox", "sh", "-ec", `cd /data; mkdir a; echo hello >a/file; ln a/file a/other; chown 999:998 a a/file; chmod 700 .; dd if=/dev/urandom of=big bs=1M count=40`)
+	create(e, "filled", "size=200MiB")
+	importing := []string{"import", "filled", "--from-volume", "local", "--docker-host", e.Host()}
+	for i := range 2 {
+		killed := strconv.Itoa(100 + 100*i)
+		e.Run("sh", append([]string{"-c", `time=$1; shift; "$@" >/dev/null 2>&1 & sleep 0.$time; kill -9 $! || :`, "sh", killed, pluginBinary(t)}, importing...)...) // the kill happens at this time
+	}
+	pid := e.SettledPluginPID()
+	var job errgroup.Group
+	job.Go(func() error {
+		assert.Contains(t, operate(t, e, 0, importing...), "filled: holds what local volume local does, 5 files")
+		return nil
+	})
+	time.Sleep(150 * time.Millisecond) // the kill happens at this time
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	require.NoError(t, job.Wait())
+	e.Docker("run", "--detach", "--name", "both", "--volume", "local:/local:ro", "--volume", "filled:/filled", "busybox", "sleep", "1h")
+	const listed = `cd "$1"; find . -exec stat -c '%n %f %u %g %h %Y' {} + | sort; find . -type f -exec sha256sum {} + | sort`
+	assert.Equal(t, e.Docker("exec", "both", "sh", "-ec", listed, "sh", "/local"), e.Docker("exec", "both", "sh", "-ec", listed, "sh", "/filled"))
+	assert.Contains(t, operate(t, e, 4, importing...), `local volume "local" is used by both`)
 
 	// Nobody but root gets anything. The binary is where its user can run it.
 	e.Run("cp", pluginBinary(t), "/run/blockvol")
