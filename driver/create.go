@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/controller"
@@ -16,6 +17,11 @@ import (
 // right, and under no name that Docker could not address. A volume that exists already, made by an earlier call or by another
 // node, is success if it is what was asked for.
 func (d *Driver) Create(ctx context.Context, name string, options map[string]string) error {
+	return d.createAs(ctx, name, options, nil)
+}
+
+// createAs is Create with entries of the Record that no option sets.
+func (d *Driver) createAs(ctx context.Context, name string, options map[string]string, record providers.Record) error {
 	refuse := func(cause error, advice string) error {
 		return &volume.Error{Code: volume.Invalid, Op: volume.Create, Volume: name, Cause: cause, Advice: advice}
 	}
@@ -29,6 +35,7 @@ func (d *Driver) Create(ctx context.Context, name string, options map[string]str
 	if err != nil {
 		return refuse(err, "")
 	}
+	maps.Copy(r.Spec.Record, record)
 	r.Check = func(ctx context.Context) error { return checkFormat(ctx, r.Spec) }
 	_, err = d.do(ctx, name, job{
 		op: volume.Create, phase: volume.Creating,

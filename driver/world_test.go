@@ -732,6 +732,12 @@ func (p *fakeProvider) Mark(ctx context.Context, id, key, value string) error {
 	})
 }
 
+func (p *fakeProvider) Peers() []string { return nil }
+
+func (p *fakeProvider) PeerDisks(context.Context, string) ([]providers.PeerDisk, error) {
+	return nil, errors.New("it has none")
+}
+
 func (p *fakeProvider) Slots(ctx context.Context) (slots providers.Slots, err error) {
 	err = p.do(ctx, "cloud.Slots", func() error {
 		slots.Most = 4

@@ -129,6 +129,28 @@ type Slots struct {
 	Used int // places that are taken, also by disks and devices that are no volumes where they need one
 }
 
+// PeerLister is a Provider that can list the disks of other plugins for Docker on its cloud.
+type PeerLister interface {
+	// Peers are the names of those plugins, sorted; empty if it knows of none.
+	Peers() []string
+
+	// PeerDisks lists the disks that a plugin has made or used, sorted by name, as far as the cloud shows that: without those that belong
+	// to a cluster of blockvol, and only where this node can have them attached.
+	// Errors: ErrInvalid for a plugin that is not among Peers.
+	PeerDisks(ctx context.Context, peer string) ([]PeerDisk, error)
+}
+
+// PeerDisk is a disk of another plugin.
+type PeerDisk struct {
+	ID        string
+	Name      string // the volume's name there
+	Size      int64  // bytes
+	Zone      string
+	CreatedAt time.Time // zero if the cloud does not tell
+	Node      string    // that holds it; empty if none does
+	Marked    bool      // it has that plugin's own mark; otherwise it merely has a name, as all its disks have
+}
+
 // Change is what shall be different of a volume. A zero field stays as it is.
 type Change struct {
 	Size       int64  // bytes; volumes only grow

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -12,12 +14,72 @@ import (
 // Commands that decide what becomes of disks.
 
 func (o *operator) adoptCommand() *cobra.Command {
-	cmd := o.command("adopt DISK VOLUME", "Make an existing disk of the cloud a volume, with its contents", cobra.ExactArgs(2), func(args []string) error {
+	var from string
+	cmd := o.command("adopt DISK VOLUME", "Make an existing disk of the cloud a volume, with its contents", cobra.ArbitraryArgs, func(args []string) error {
+		switch {
+		case from != "":
+			return o.adoptFrom(from, args)
+		case len(args) != 2:
+			return fmt.Errorf("%w: give the id of a disk and a name for the volume, or --from", errUsage)
+		}
 		return o.do(admin.Request{Kind: admin.Adopt, Disk: args[0], Volume: args[1]})
 	})
+	cmd.Flags().StringVar(&from, "from", "", "list the disks of another plugin (rexray, docker-volume-hetzner, linode, dostorage), and adopt those named, or all, under their names there")
+	o.asks(cmd)
 	cmd.Long = cmd.Short + ". DISK is its id in the cloud. It must be attached to nothing and belong to no cluster of blockvol; nothing on it is changed. " +
 		"Removing the volume keeps the disk, unless it had another reclaim policy in an earlier life with blockvol."
 	return cmd
+}
+
+// adoptFrom adopts the disks of another plugin: those with these ids or names, or all.
+func (o *operator) adoptFrom(peer string, wanted []string) error {
+	all, err := o.client.PeerDisks(o.ctx, peer)
+	if err != nil {
+		return err
+	}
+	var free []admin.PeerDisk
+	rows := make([][]string, 0, len(all))
+	for _, d := range all {
+		if len(wanted) > 0 && !slices.Contains(wanted, d.ID) && !slices.Contains(wanted, d.Name) {
+			continue
+		}
+		note := ""
+		switch {
+		case d.Node != "":
+			note = "attached to " + d.Node + ": detach it first"
+		case !d.Marked:
+			note = "of which only the name says that it may be one"
+		}
+		if d.Node == "" {
+			free = append(free, d)
+		}
+		rows = append(rows, []string{d.ID, d.Name, volume.FormatSize(d.Size), d.Zone, ageOf(d.CreatedAt), note})
+	}
+	if o.json {
+		_, err := o.print(admin.PeerDisks{Disks: all})
+		return err
+	}
+	if len(rows) > 0 {
+		if err := o.table([]string{"DISK", "VOLUME", "SIZE", "ZONE", "AGE", "NOTE"}, rows); err != nil {
+			return err
+		}
+	}
+	if len(free) == 0 {
+		return volume.Fail(volume.NotFound, "no disk of "+peer+" is there that could be adopted", "")
+	}
+	if err := o.confirm(fmt.Sprintf("%d of these disks become volumes of this cluster, under the names shown. Nothing on them changes", len(free))); err != nil {
+		return err
+	}
+	var failed []error
+	for _, d := range free {
+		if err := o.do(admin.Request{Kind: admin.Adopt, Disk: d.ID, Volume: d.Name, Peer: peer}); err != nil {
+			if o.ctx.Err() != nil {
+				return err
+			}
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
 }
 
 func (o *operator) retainCommand() *cobra.Command {

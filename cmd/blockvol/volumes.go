@@ -100,11 +100,13 @@ func text(v admin.Volume, key string) string {
 	return strconv.FormatFloat(n, 'f', -1, 64) // a large one, too, without an exponent
 }
 
-func age(v admin.Volume) string {
-	if v.CreatedAt == nil {
+func age(v admin.Volume) string { return ageOf(v.CreatedAt) }
+
+func ageOf(created *time.Time) string {
+	if created == nil {
 		return ""
 	}
-	return ago(*v.CreatedAt)
+	return ago(*created)
 }
 
 // ago is how long ago a time was.

@@ -86,6 +86,36 @@ func TestAVolumeIsShownWithItsFailure(t *testing.T) {
 	assert.Regexp(t, `(?m)^failed +unmount at .*: process 7 has it; end it$`, asked(t, answers, "inspect", "data"))
 }
 
+func TestTheDisksOfAnotherPluginAreShownBeforeTheyAreAdopted(t *testing.T) {
+	const disks = `{"disks": [
+		{"id": "vol-1", "name": "db", "size_bytes": 1073741824, "marked": true},
+		{"id": "vol-2", "name": "web", "size_bytes": 2147483648, "marked": false},
+		{"id": "vol-3", "name": "held", "size_bytes": 1073741824, "node": "i-2", "marked": true}
+	]}`
+	answers := map[string]string{
+		admin.Root + "peers/rexray/disks": disks,
+		admin.Root + "jobs":               `{"id": "job-12345", "kind": "adopt", "volume": "db", "state": "done", "message": "the disk vol-1 is a volume"}`,
+	}
+	_, wanted, err := ask(t, answers, "adopt", "--from", "rexray")
+	require.ErrorContains(t, err, "nothing was done")
+	assert.Empty(t, wanted)
+	shown, wanted, err := ask(t, answers, "adopt", "--from", "rexray", "--yes")
+	require.NoError(t, err)
+	assert.Equal(t, []admin.Request{
+		{Kind: admin.Adopt, Volume: "db", Disk: "vol-1", Peer: "rexray"}, {Kind: admin.Adopt, Volume: "web", Disk: "vol-2", Peer: "rexray"},
+	}, wanted)
+	assert.Regexp(t, `(?m)^vol-1 +db +1GiB$`, shown)
+	assert.Regexp(t, `(?m)^vol-2 +web +2GiB +of which only the name says that it may be one$`, shown)
+	assert.Regexp(t, `(?m)^vol-3 +held +1GiB +attached to i-2: detach it first$`, shown)
+	assert.Equal(t, 2, strings.Count(shown, "the disk vol-1 is a volume"), "one job for each that is free")
+	shown = asked(t, answers, "adopt", "--from", "rexray", "--yes", "db")
+	assert.NotContains(t, shown, "web")
+	assert.Equal(t, 1, strings.Count(shown, "the disk vol-1 is a volume"))
+	shown = asked(t, answers, "adopt", "--from", "rexray", "--json")
+	assert.NotContains(t, shown, "is a volume")
+	assert.Contains(t, shown, `"id": "vol-3"`)
+}
+
 func TestCommandsShowHowFullAVolumeIs(t *testing.T) {
 	const volume = `{"name": "data", "size_bytes": 21474836480, "status": {"used": 1288490189, "available": 20186346291, "inodes-used": 12345678, "state": "mounted"}}`
 	answers := map[string]string{

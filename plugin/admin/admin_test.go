@@ -84,6 +84,14 @@ func (f *fakeDriver) Create(_ context.Context, name string, options map[string]s
 	return f.did("create ", name, options)
 }
 
+func (f *fakeDriver) PeerDisks(_ context.Context, peer string) ([]driver.PeerDisk, error) {
+	return []driver.PeerDisk{{ID: "vol-1", Name: "of " + peer, Size: 1 << 30, Zone: "z", Node: "i-2", Marked: true}}, f.err
+}
+
+func (f *fakeDriver) Adopt(_ context.Context, name, disk, peer string) error {
+	return f.did("adopt ", name, disk, peer)
+}
+
 func (f *fakeDriver) Retain(_ context.Context, name string) error { return f.did("retain ", name) }
 func (f *fakeDriver) RemoveDisk(_ context.Context, name, disk string) error {
 	return f.did("remove ", name, disk)
@@ -259,6 +267,16 @@ func TestErrorsKeepTheirCodeAndAdvice(t *testing.T) {
 	require.EqualError(t, err, `in use (volume "db", vol-1, node i-1); stop it`)
 }
 
+func TestTheDisksOfAPeerAreListed(t *testing.T) {
+	l := start(t, t.TempDir(), &fakeDriver{})
+	all, err := l.PeerDisks(t.Context(), "rexray")
+	require.NoError(t, err)
+	assert.Equal(t, []PeerDisk{{ID: "vol-1", Name: "of rexray", Size: 1 << 30, Zone: "z", Node: "i-2", Marked: true}}, all)
+	l = start(t, t.TempDir(), &fakeDriver{err: volume.Fail(volume.Invalid, "none here", "")})
+	_, err = l.PeerDisks(t.Context(), "rexray")
+	require.ErrorIs(t, err, volume.Invalid)
+}
+
 func TestACommandHoldsAVolume(t *testing.T) {
 	d := &fakeDriver{}
 	l := start(t, t.TempDir(), d)
@@ -325,7 +343,7 @@ func TestAJobIsFollowedToItsEnd(t *testing.T) {
 func TestVolumesAreAdoptedKeptAndRemoved(t *testing.T) {
 	d := &fakeDriver{}
 	l := start(t, t.TempDir(), d)
-	for i, r := range []Request{{Kind: Adopt, Volume: "db", Disk: "vol-1"}, {Kind: Forget, Volume: "db", Disk: "vol-1"}, {Kind: Remove, Volume: "db"}, {Kind: Remove, Volume: "db", Disk: "vol-1"}} {
+	for i, r := range []Request{{Kind: Adopt, Volume: "db", Disk: "vol-1", Peer: "rexray"}, {Kind: Forget, Volume: "db", Disk: "vol-1"}, {Kind: Remove, Volume: "db"}, {Kind: Remove, Volume: "db", Disk: "vol-1"}} {
 		r.ID = fmt.Sprint("job-number-", i)
 		job, err := l.Start(t.Context(), r)
 		require.NoError(t, err)
@@ -334,7 +352,7 @@ func TestVolumesAreAdoptedKeptAndRemoved(t *testing.T) {
 		assert.Equal(t, Done, job.State)
 	}
 	require.NoError(t, l.Retain(t.Context(), "db"))
-	assert.Equal(t, []string{"create dbmap[volume-id:vol-1]", "forget dbvol-1", "remove db", "remove dbvol-1", "retain db"}, d.asked())
+	assert.Equal(t, []string{"adopt dbvol-1rexray", "forget dbvol-1", "remove db", "remove dbvol-1", "retain db"}, d.asked())
 }
 
 func TestAJobGoesOnAfterARestart(t *testing.T) {
@@ -394,6 +412,8 @@ func TestBadRequestsDoNothing(t *testing.T) {
 		"no volume":         {Request{ID: "123456789", Kind: Modify, Size: 1}, volume.Invalid},
 		"no change":         {Request{ID: "123456789", Kind: Modify, Volume: "db"}, volume.Invalid},
 		"adopt no disk":     {Request{ID: "123456789", Kind: Adopt, Volume: "db"}, volume.Invalid},
+		"modify of a peer":  {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: 1, Peer: "rexray"}, volume.Invalid},
+		"forget of a peer":  {Request{ID: "123456789", Kind: Forget, Volume: "db", Peer: "rexray"}, volume.Invalid},
 		"adopt and resize":  {Request{ID: "123456789", Kind: Adopt, Volume: "db", Disk: "vol-1", Size: 1}, volume.Invalid},
 		"remove and resize": {Request{ID: "123456789", Kind: Remove, Volume: "db", Size: 1}, volume.Invalid},
 		"restore nothing":   {Request{ID: "123456789", Kind: Restore, Volume: "db", Disk: "vol-1"}, volume.Invalid},

@@ -102,6 +102,31 @@ type Hold struct {
 	Mountpoint string `json:"mountpoint"` // on the host
 }
 
+// PeerDisk is a disk of another plugin for Docker.
+type PeerDisk struct {
+	ID        string     `json:"id"`   // the cloud's
+	Name      string     `json:"name"` // of the volume there
+	Size      int64      `json:"size_bytes"`
+	Zone      string     `json:"zone,omitempty"`
+	CreatedAt *time.Time `json:"created_at,omitempty"` // missing if the cloud does not tell
+	Node      string     `json:"node,omitempty"`       // that holds it
+	Marked    bool       `json:"marked"`               // with that plugin's own mark; otherwise it merely has a name, as all its disks have
+}
+
+// PeerDisks is the answer to a call for those of one plugin, sorted by name.
+type PeerDisks struct {
+	Disks []PeerDisk `json:"disks"`
+}
+
+func toPeerDisk(d driver.PeerDisk) PeerDisk {
+	shown := PeerDisk{ID: d.ID, Name: d.Name, Size: d.Size, Zone: d.Zone, Node: d.Node, Marked: d.Marked}
+	if !d.CreatedAt.IsZero() {
+		at := d.CreatedAt.UTC()
+		shown.CreatedAt = &at
+	}
+	return shown
+}
+
 // About is what does not change while the plugin runs.
 type About struct {
 	Version  string `json:"version"`
@@ -188,6 +213,9 @@ type Request struct {
 
 	// Of Clone: the name of the volume that is copied.
 	From string `json:"from,omitempty"`
+
+	// Of Adopt: the plugin that the disk was used with, if it is one of those in docs/cli.md.
+	Peer string `json:"peer,omitempty"`
 }
 
 // Job is long work. It goes on though its client has left, and after a restart of the plugin.

@@ -156,6 +156,13 @@ func (c *Client) Doctor(ctx context.Context) (r Report, err error) {
 	return r, c.call(ctx, http.MethodGet, "doctor", nil, &r)
 }
 
+// PeerDisks lists the disks of another plugin for Docker that could be adopted.
+func (c *Client) PeerDisks(ctx context.Context, peer string) ([]PeerDisk, error) {
+	var answer PeerDisks
+	err := c.call(ctx, http.MethodGet, "peers/"+url.PathEscape(peer)+"/disks", nil, &answer)
+	return answer.Disks, err
+}
+
 // Hold brings a volume up on this node for the command of that id, which has it for itself until Drop, and returns where it is mounted.
 func (c *Client) Hold(ctx context.Context, name, command string) (string, error) {
 	var answer Hold

@@ -189,7 +189,7 @@ func diskOnly(r Request) bool { return r == Request{Disk: r.Disk} }
 
 func checkModify(r Request) error {
 	switch {
-	case r.Disk != "" || r.Snapshot != "" || r.From != "":
+	case r.Disk != "" || r.Peer != "" || r.Snapshot != "" || r.From != "":
 		return volume.Fail(volume.Invalid, "the disk of a volume cannot be changed for another", "")
 	case r.Size < 0 || r.IOPS < 0 || r.Throughput < 0:
 		return volume.Fail(volume.Invalid, "a negative number makes no sense", "")
@@ -204,9 +204,9 @@ var kinds = map[Kind]kind{
 		message, err := d.Modify(ctx, r.Volume, driver.Change{Size: r.Size, Type: r.Type, IOPS: r.IOPS, Throughput: r.Throughput}, step)
 		return ending{message: message}, err
 	}},
-	Adopt: {takes("a volume and the id of a disk", func(r Request) bool { return r.Disk != "" && diskOnly(r) }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+	Adopt: {takes("a volume, the id of a disk and the plugin that it was used with", func(r Request) bool { return r.Disk != "" && r == Request{Disk: r.Disk, Peer: r.Peer} }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		step(volume.Step{Phase: volume.Creating, Detail: "being adopted"})
-		return ending{message: "the disk " + r.Disk + " is a volume"}, d.Create(ctx, r.Volume, map[string]string{"volume-id": r.Disk})
+		return ending{message: "the disk " + r.Disk + " is a volume"}, d.Adopt(ctx, r.Volume, r.Disk, r.Peer)
 	}},
 	Remove: {takes("a volume, and its disk if no other is meant", diskOnly), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		step(volume.Step{Phase: volume.Removing})

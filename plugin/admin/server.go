@@ -25,6 +25,8 @@ type Driver interface {
 	Look(ctx context.Context, names ...string)
 	Node(ctx context.Context) (driver.Node, error)
 	Slots(ctx context.Context) (driver.Slots, error)
+	PeerDisks(ctx context.Context, peer string) ([]driver.PeerDisk, error)
+	Adopt(ctx context.Context, name, disk, peer string) error
 	Create(ctx context.Context, name string, options map[string]string) error
 	Release(ctx context.Context, name string) error
 	Hold(ctx context.Context, name, id string) (path string, err error)
@@ -135,6 +137,7 @@ func (s *Server) routes() *http.ServeMux {
 		"GET " + Root + "doctor":                  s.doctor,
 		"POST " + Root + "volumes/{name}/hold":    s.hold,
 		"POST " + Root + "volumes/{name}/drop":    s.drop,
+		"GET " + Root + "peers/{name}/disks":      s.peerDisks,
 		"GET " + Root + "events":                  s.listEvents,
 		"GET " + Root + "jobs":                    s.listJobs,
 		"POST " + Root + "jobs":                   s.startJob,
@@ -267,6 +270,21 @@ func (s *Server) release(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return struct{}{}, s.driver.Release(r.Context(), r.PathValue("name"))
+}
+
+func (s *Server) peerDisks(r *http.Request) (any, error) {
+	if err := s.ready(r.Context()); err != nil {
+		return nil, err
+	}
+	all, err := s.driver.PeerDisks(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return nil, err
+	}
+	answer := PeerDisks{make([]PeerDisk, len(all))}
+	for i, d := range all {
+		answer.Disks[i] = toPeerDisk(d)
+	}
+	return answer, nil
 }
 
 func (s *Server) hold(r *http.Request) (any, error) {

@@ -101,6 +101,7 @@ func New(cfg Config) (*Provider, error) {
 		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Get: p.get,
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove,
+		Peers: map[string]managed.Peer[types.Volume]{"rexray": {List: p.peers, Name: peerName}},
 	})
 	p.Snapshots = managed.NewSnapshots(p.Provider, p.snapshots())
 	return p, nil

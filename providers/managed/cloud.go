@@ -147,6 +147,9 @@ type Cloud[V any] struct {
 	Resize         func(ctx context.Context, d Disk[V], gib int64) error
 	ResizeDetached bool
 
+	// Peers are other plugins for Docker on this cloud, by name. Optional.
+	Peers map[string]Peer[V]
+
 	// Attachments.
 
 	// Queue is whether changes of one node by this process wait for each other.
