@@ -134,7 +134,8 @@ func TestWhoUsesAVolumeIsTold(t *testing.T) {
 
 		a.containerEnds("1")
 		mounted(t, l, "data", "3")
-		time.Sleep(reconcileEvery)
+		time.Sleep(reconcileEvery + time.Second)
+		synctest.Wait()
 		three := mount.Users{{Container: "of-3"}}
 		assert.Equal(t, three, l.Attached()[0].Users, "each half minute without a look")
 
