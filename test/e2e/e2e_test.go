@@ -66,8 +66,16 @@ func create(e *engine.Engine, name string, options ...string) {
 }
 
 // once runs a shell command in a temporary container with the volume at /data.
-func once(e *engine.Engine, volume, command string) string {
-	return e.Docker("run", "--rm", "--volume", volume+":/data", "busybox", "sh", "-ec", command)
+func once(e *engine.Engine, volume, command string) (out string) {
+	args := []string{"run", "--rm", "--volume", volume + ":/data", "busybox", "sh", "-ec", command}
+	e.Eventually("the volume can be mounted", func() (err error) {
+		// What an engine that was killed can do to a plugin when it starts, the plugin mends, and says so meanwhile.
+		if out, err = e.Try(args...); err != nil && !strings.Contains(err.Error(), "the plugin restarts, try again") {
+			out, err = e.Docker(args...), nil // which reports it
+		}
+		return err
+	})
+	return out
 }
 
 // operate runs a command of an operator on the engine's machine and returns what it prints. It must end with that exit code.
