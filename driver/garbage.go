@@ -59,17 +59,11 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 
 // expiredOf returns by disk for when the snapshots were due that the schedules of these volumes keep no longer.
 func expiredOf(all []*Snapshot, volumes map[string]*providers.Volume) map[string][]time.Time {
-	taken := make(map[string][]time.Time)
-	for _, s := range all {
-		if at := volume.DueAt(s.Record); !at.IsZero() && !at.After(time.Now()) && s.State == providers.SnapshotComplete {
-			taken[s.Volume] = append(taken[s.Volume], at)
-		}
-	}
 	expired := make(map[string][]time.Time)
-	for disk, times := range taken {
+	for disk, taken := range ofSchedules(all, time.Now()) {
 		if vol := volumes[disk]; vol != nil {
 			if schedule := volume.ScheduleOf(vol.Record); schedule.Exists() {
-				expired[disk] = schedule.Expired(times)
+				expired[disk] = schedule.Expired(complete(taken))
 			}
 		}
 	}

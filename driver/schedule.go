@@ -60,13 +60,14 @@ func (d *Driver) takeDue(ctx context.Context, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	all, err := d.controller.Snapshots(ctx)
+	taken := ofSchedules(all, now)
 	var volumes errgroup.Group
 	volumes.SetLimit(atOnce)
 	for _, v := range due {
 		volumes.Go(func() error {
 			done, err := false, err
 			if err == nil {
-				done, err = d.keepSchedule(ctx, v, all, now)
+				done, err = d.keepSchedule(ctx, v, taken[v.vol.ID], now)
 			}
 			if err != nil && ctx.Err() == nil {
 				d.log.WithField("volume", v.vol.Name).WithField("id", v.vol.ID).WithError(err).Warnf("The snapshot that was due at %s is not taken yet, or old ones are not deleted", v.due.Format(time.RFC3339))
@@ -131,24 +132,35 @@ func (d *Driver) schedule(disk string, due time.Time) *scheduled {
 	return s
 }
 
-// keepSchedule takes the volume's snapshot that is due, unless there is one in all, the cluster's. Once it is complete, those that have
-// expired are deleted, and it returns true.
-func (d *Driver) keepSchedule(ctx context.Context, v dueSnapshot, all []*Snapshot, now time.Time) (done bool, err error) {
-	var taken []time.Time // complete
-	begun := false
-	ofSchedule := make(map[time.Time][]*Snapshot)
+// ofSchedules returns by disk the snapshots that schedules have taken, but for those that have failed.
+func ofSchedules(all []*Snapshot, now time.Time) map[string][]*Snapshot {
+	taken := make(map[string][]*Snapshot)
 	for _, s := range all {
 		at := volume.DueAt(s.Record)
 		// One that is due in the future was taken by a node whose clock was wrong, and would stand for all until then.
-		if s.Volume != v.vol.ID || at.IsZero() || at.After(now) || s.State == providers.SnapshotFailed {
+		if at.IsZero() || at.After(now) || s.State == providers.SnapshotFailed {
 			continue
 		}
-		begun = begun || !at.Before(v.due)
+		taken[s.Volume] = append(taken[s.Volume], s)
+	}
+	return taken
+}
+
+// complete returns for when those were due that are complete.
+func complete(taken []*Snapshot) (due []time.Time) {
+	for _, s := range taken {
 		if s.State == providers.SnapshotComplete {
-			taken = append(taken, at)
-			ofSchedule[at] = append(ofSchedule[at], s)
+			due = append(due, volume.DueAt(s.Record))
 		}
 	}
+	return due
+}
+
+// keepSchedule takes the volume's snapshot that is due, unless it is among those that its schedule has taken. Once it is complete, those
+// that have expired are deleted, and it returns true.
+func (d *Driver) keepSchedule(ctx context.Context, v dueSnapshot, all []*Snapshot, now time.Time) (done bool, err error) {
+	taken := complete(all)
+	begun := slices.ContainsFunc(all, func(s *Snapshot) bool { return !volume.DueAt(s.Record).Before(v.due) })
 	d.noteLatest(v, taken)
 	switch {
 	case !begun:
@@ -160,13 +172,16 @@ func (d *Driver) keepSchedule(ctx context.Context, v dueSnapshot, all []*Snapsho
 	case latest(taken).Before(v.due):
 		return false, nil // the cloud is still copying
 	}
-	for _, at := range v.schedule.Expired(taken) {
-		for _, s := range ofSchedule[at] {
-			if err := d.controller.DeleteSnapshot(ctx, s.ID); err != nil {
-				return false, fmt.Errorf("%w: snapshot %s is kept no longer, and is not deleted yet", err, s.ID)
-			}
-			d.log.WithField("volume", v.vol.Name).WithField("snapshot", s.ID).Infof("Snapshot of %s deleted: it is kept no longer", at.Format(time.RFC3339))
+	expired := v.schedule.Expired(taken)
+	for _, s := range all {
+		at := volume.DueAt(s.Record)
+		if s.State != providers.SnapshotComplete || !slices.Contains(expired, at) {
+			continue
 		}
+		if err := d.controller.DeleteSnapshot(ctx, s.ID); err != nil {
+			return false, fmt.Errorf("%w: snapshot %s is kept no longer, and is not deleted yet", err, s.ID)
+		}
+		d.log.WithField("volume", v.vol.Name).WithField("snapshot", s.ID).Infof("Snapshot of %s deleted: it is kept no longer", at.Format(time.RFC3339))
 	}
 	return true, nil
 }

@@ -46,14 +46,11 @@ func (o *operator) listSnapshots(all []admin.Snapshot) error {
 	}
 	rows := make([][]string, len(all))
 	for i, s := range all {
-		age, state := "", s.State
-		if s.CreatedAt != nil {
-			age = ago(*s.CreatedAt)
-		}
+		state := s.State
 		if s.Detail != "" {
 			state += ": " + s.Detail
 		}
-		rows[i] = []string{s.ID, s.Volume, volume.FormatSize(s.Size), age, state, s.Reason, s.Useless}
+		rows[i] = []string{s.ID, s.Volume, volume.FormatSize(s.Size), ageOf(s.CreatedAt), state, s.Reason, s.Useless}
 	}
 	header := []string{"SNAPSHOT", "VOLUME", "SIZE", "AGE", "STATE", "TAKEN", "OF NO USE"}
 	if len(rows) == 0 {
@@ -62,16 +59,21 @@ func (o *operator) listSnapshots(all []admin.Snapshot) error {
 	return o.table(header, rows)
 }
 
-// find returns the snapshot of that id.
-func (o *operator) find(id string) (admin.Snapshot, error) {
+// find returns the snapshots of these ids.
+func (o *operator) find(ids ...string) ([]admin.Snapshot, error) {
 	all, err := o.client.Snapshots(o.ctx, "")
 	if err != nil {
-		return admin.Snapshot{}, err
+		return nil, err
 	}
-	if i := slices.IndexFunc(all, func(s admin.Snapshot) bool { return s.ID == id }); i >= 0 {
-		return all[i], nil
+	found := make([]admin.Snapshot, len(ids))
+	for n, id := range ids {
+		i := slices.IndexFunc(all, func(s admin.Snapshot) bool { return s.ID == id })
+		if i < 0 {
+			return nil, volume.Fail(volume.NotFound, fmt.Sprintf("the cluster has no snapshot %s", id), "see which there are with: blockvol snapshot ls")
+		}
+		found[n] = all[i]
 	}
-	return admin.Snapshot{}, volume.Fail(volume.NotFound, fmt.Sprintf("the cluster has no snapshot %s", id), "see which there are with: blockvol snapshot ls")
+	return found, nil
 }
 
 func (o *operator) snapshotRestoreCommand() *cobra.Command {
@@ -89,10 +91,11 @@ func (o *operator) snapshotRestoreCommand() *cobra.Command {
 		case err != nil:
 			return err
 		}
-		s, err := o.find(r.Snapshot)
+		found, err := o.find(r.Snapshot)
 		if err != nil {
 			return err
 		}
+		s := found[0]
 		of := "its own"
 		if s.Disk != v.ID {
 			of = fmt.Sprintf("of another disk, %s, which was volume %q", s.Disk, s.Volume)
@@ -113,12 +116,12 @@ func (o *operator) snapshotRestoreCommand() *cobra.Command {
 
 func (o *operator) snapshotRmCommand() *cobra.Command {
 	cmd := o.command("rm SNAPSHOT...", "Delete snapshots", cobra.MinimumNArgs(1), func(args []string) error {
-		what := make([]string, len(args))
-		for i, id := range args {
-			s, err := o.find(id)
-			if err != nil {
-				return err
-			}
+		found, err := o.find(args...)
+		if err != nil {
+			return err
+		}
+		what := make([]string, len(found))
+		for i, s := range found {
 			what[i] = s.ID
 			if s.Volume != "" {
 				what[i] += " of " + s.Volume

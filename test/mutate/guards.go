@@ -442,7 +442,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a schedule takes one snapshot at a time, whichever node has the volume", file: "driver/schedule.go",
-		code: `case !begun:`, without: `case true:`,
+		code: `case !begun:`, without: `case !begun || true:`,
 	},
 	{
 		protects: "no snapshot expires before a newer one is complete", file: "driver/schedule.go",
