@@ -150,14 +150,15 @@ func (k *kernel) Examine(context.Context, mount.Device, string) []mount.Finding 
 func (k *kernel) Activity(mount.Device) (string, error) { return "", nil }
 
 // outage is a fleet, and how often AttachVolume may be refused for each success. At most once is the aim; this is what it must not
-// grow to.
+// grow to. The last node to finish makes the time of a run: a small fleet's varies by a tenth, so its figures are means of several runs.
 type outage struct {
 	nodes, perNode int
+	runs           int
 	refused        float64
 }
 
 // outages are those of `make bench`.
-var outages = []outage{{50, 5, 3}, {200, 5, 4.5}, {200, 10, 3.5}}
+var outages = []outage{{50, 5, 8, 3}, {200, 5, 1, 4.5}, {200, 10, 1, 3.5}}
 
 var largest = flag.Bool("outage.largest", false, "also an outage of 500 nodes with 5 volumes each, and one of 1,000 with 10")
 
@@ -166,7 +167,7 @@ var largest = flag.Bool("outage.largest", false, "also an outage of 500 nodes wi
 func TestFleetMountsAfterAnOutage(t *testing.T) {
 	fleets := outages
 	if *largest {
-		fleets = append(fleets, outage{500, 5, 6}, outage{1000, 10, 5})
+		fleets = append(fleets, outage{500, 5, 1, 6}, outage{1000, 10, 1, 5})
 	}
 	if testing.Short() {
 		fleets = outages[:1]
@@ -177,6 +178,29 @@ func TestFleetMountsAfterAnOutage(t *testing.T) {
 }
 
 func (o outage) run(t *testing.T) {
+	bucket, volumes := ec2.Limits("AttachVolume"), o.nodes*o.perNode
+	bound := time.Duration(float64(volumes-bucket.Size) / bucket.PerSecond * float64(time.Second))
+	var took time.Duration
+	calls, throttled := map[string]int{}, map[string]int{}
+	for range o.runs {
+		o.once(t, &took, calls, throttled)
+	}
+	took /= time.Duration(o.runs)
+	ratio := float64(took) / float64(bound)
+	refused := float64(throttled["AttachVolume"]) / float64(volumes*o.runs)
+	fleet := fmt.Sprintf("EC2: %d nodes mount %d volumes each after an outage", o.nodes, o.perNode)
+	report(fleet+", seconds", fmt.Sprintf("%.0f", 1.25*bound.Seconds()), "%.0f", took.Seconds())
+	report(fleet+", in times of what the buckets allow", "1.25", "%.2f", ratio)
+	report(fleet+", AttachVolume refused for each success", "1", "%.2f", refused)
+	report(fleet+", DescribeVolumes sent, refused", "", "%d, %d", calls["DescribeVolumes"]/o.runs, throttled["DescribeVolumes"]/o.runs)
+	t.Logf("%v for a bound of %v, %.2f of it, %.2f refused for each success; calls of %d runs %v, of them throttled %v", took, bound, ratio,
+		refused, o.runs, calls, throttled)
+	assert.LessOrEqual(t, ratio, 1.25, "of what the buckets allow")
+	assert.LessOrEqual(t, refused, o.refused, "AttachVolume refused for each success")
+}
+
+// once adds one run's time, calls and refused calls.
+func (o outage) once(t *testing.T, took *time.Duration, calls, throttled map[string]int) {
 	state := ramDisk(t)
 	log := logrus.New()
 	log.SetLevel(logrus.PanicLevel)
@@ -215,25 +239,19 @@ func (o outage) run(t *testing.T) {
 			}
 		}
 		all.Wait()
-		took := time.Since(begin)
-
-		bucket, volumes := ec2.Limits("AttachVolume"), o.nodes*o.perNode
-		bound := time.Duration(float64(volumes-bucket.Size) / bucket.PerSecond * float64(time.Second))
-		ratio := float64(took) / float64(bound)
-		calls, throttled := c.Calls(), c.Throttled()
-		refused := float64(throttled["AttachVolume"]) / float64(volumes)
-		fleet := fmt.Sprintf("EC2: %d nodes mount %d volumes each after an outage", o.nodes, o.perNode)
-		report(fleet+", seconds", fmt.Sprintf("%.0f", 1.25*bound.Seconds()), "%.0f", took.Seconds())
-		report(fleet+", in times of what the buckets allow", "1.25", "%.2f", ratio)
-		report(fleet+", AttachVolume refused for each success", "1", "%.2f", refused)
-		report(fleet+", DescribeVolumes sent, refused", "", "%d, %d", calls["DescribeVolumes"], throttled["DescribeVolumes"])
-		t.Logf("%v for a bound of %v, %.2f of it, %.2f refused for each success; calls %v, of them throttled %v", took, bound, ratio, refused, calls, throttled)
-		assert.LessOrEqual(t, ratio, 1.25, "of what the buckets allow")
-		assert.LessOrEqual(t, refused, o.refused, "AttachVolume refused for each success")
+		*took += time.Since(begin)
+		add(calls, c.Calls())
+		add(throttled, c.Throttled())
 		for _, d := range nodes {
 			require.NoError(t, d.Close(context.Background()))
 		}
 	})
+}
+
+func add(sum, more map[string]int) {
+	for k, n := range more {
+		sum[k] += n
+	}
 }
 
 func volumeName(i int) string { return fmt.Sprintf("volume-%04d", i) }
