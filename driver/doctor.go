@@ -16,6 +16,7 @@ import (
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -54,7 +55,7 @@ func (d *Driver) Diagnose(ctx context.Context) []Finding {
 		cloud = d.controller.Examine(ctx)
 	})
 	found, unlisted := d.compare(ctx)
-	if slices.ContainsFunc(found, mayPass) && controller.Pause(ctx, controller.MaxStale) == nil {
+	if slices.ContainsFunc(found, mayPass) && pause.For(ctx, controller.MaxStale) == nil {
 		before := found
 		found, unlisted = d.compare(ctx)
 		found = slices.DeleteFunc(found, func(f Finding) bool {

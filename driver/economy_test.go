@@ -12,6 +12,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -164,7 +165,7 @@ type slowFind struct {
 }
 
 func (p *slowFind) Find(ctx context.Context, name string) (*providers.Volume, error) {
-	if err := controller.Pause(ctx, p.takes); err != nil {
+	if err := pause.For(ctx, p.takes); err != nil {
 		return nil, err
 	}
 	return p.Provider.Find(ctx, name)

@@ -10,9 +10,9 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 )
 
 // handle is a volume that is being worked on, or of which this node has something.
@@ -172,7 +172,7 @@ func (h *handle) waitUnwanted(ctx context.Context) {
 			left = idleTTL
 		}
 		h.mu.Unlock()
-		if left <= 0 || controller.Pause(ctx, left) != nil {
+		if left <= 0 || pause.For(ctx, left) != nil {
 			return
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -466,7 +467,7 @@ func TestAnUnmountOfAnIDThatTheJournalLostReleasesTheVolume(t *testing.T) {
 type slowDetach struct{ *fakeProvider }
 
 func (p *slowDetach) Detach(ctx context.Context, id, node string, force bool) error {
-	if force && controller.Pause(ctx, 60*time.Second) != nil { // the client retries: throttled, 503
+	if force && pause.For(ctx, 60*time.Second) != nil { // the client retries: throttled, 503
 		return ctx.Err()
 	}
 	return p.fakeProvider.Detach(ctx, id, node, force)
@@ -729,7 +730,7 @@ type lateForce struct {
 }
 
 func (p *lateForce) Detach(ctx context.Context, id, node string, force bool) error {
-	if force && controller.Pause(ctx, p.wait) != nil {
+	if force && pause.For(ctx, p.wait) != nil {
 		return ctx.Err()
 	}
 	return p.fakeProvider.Detach(ctx, id, node, force)

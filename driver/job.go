@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 )
 
 // job is work on one volume that no other job works on meanwhile.
@@ -167,7 +167,7 @@ func (d *Driver) leave(h *handle) {
 func (d *Driver) releaseAfter(h *handle, ttl time.Duration) {
 	h.keptUntil = time.Now().Add(ttl)
 	d.tasks.Go(func() {
-		if controller.Pause(d.ctx, ttl) == nil {
+		if pause.For(d.ctx, ttl) == nil {
 			d.lookAfter(h.Name)
 		}
 	})

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -86,7 +86,7 @@ func (d *Driver) awaitSize(ctx context.Context, vol *providers.Volume) error {
 		if err == nil && dev.Size >= vol.Size {
 			return nil
 		}
-		if controller.Pause(limit, wait) == nil {
+		if pause.For(limit, wait) == nil {
 			continue
 		}
 		if err == nil {

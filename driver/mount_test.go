@@ -15,6 +15,7 @@ import (
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -119,7 +120,7 @@ type slow struct {
 }
 
 func (s *slow) wait(ctx context.Context, d time.Duration) {
-	if err := controller.Pause(ctx, d); err != nil {
+	if err := pause.For(ctx, d); err != nil {
 		s.cut = errors.Join(s.cut, err)
 	}
 }

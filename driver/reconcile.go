@@ -5,9 +5,9 @@ import (
 	"errors"
 	"time"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 )
 
 // reconcileLoop sets right, at start and from time to time, what nobody told the plugin about: containers that died unseen,
@@ -25,7 +25,7 @@ func (d *Driver) reconcileLoop() {
 			// Nobody waits for them: one that hangs in the kernel must not keep the others from their turn.
 			d.tasks.Go(func() { lookAfter(name) })
 		}
-		if controller.Pause(d.ctx, reconcileEvery) != nil {
+		if pause.For(d.ctx, reconcileEvery) != nil {
 			return
 		}
 		// Here, so that no Mount has to fail first. (And not sooner: an engine disables a plugin that ends at once.)
@@ -52,7 +52,7 @@ func (d *Driver) lookAfter(name string) {
 func (d *Driver) lookAfterStart(name string) {
 	for wait := time.Second; wait < reconcileEvery; wait *= 2 {
 		d.lookAfter(name)
-		if controller.Pause(d.ctx, wait) != nil {
+		if pause.For(d.ctx, wait) != nil {
 			return
 		}
 	}

@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -47,7 +47,7 @@ func (d *Driver) scheduleLoop() {
 	if !d.controller.HasSnapshots() {
 		return
 	}
-	for controller.Pause(d.ctx, scheduleEvery) == nil {
+	for pause.For(d.ctx, scheduleEvery) == nil {
 		d.takeDue(d.ctx, time.Now())
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -193,7 +194,7 @@ func (d *Driver) rollback(ctx context.Context, h *handle, disk, snapshot string)
 			return nil
 		}
 		mayPass := slices.Contains([]volume.Code{volume.Unavailable, volume.Busy, volume.Failed}, volume.CodeOf(err))
-		if !mayPass || controller.Pause(ctx, wait) != nil {
+		if !mayPass || pause.For(ctx, wait) != nil {
 			return err
 		}
 		h.Log().WithError(err).Warn("The names of two disks are not exchanged yet")

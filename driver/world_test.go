@@ -23,6 +23,7 @@ import (
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -306,7 +307,7 @@ func (l *life) suffer(ctx context.Context, call string, f fault, effect func() e
 	if w.latency > 0 && strings.HasPrefix(call, "cloud.") {
 		delay = time.Duration(w.dice("latency", l.machine.name, call).Int64N(int64(w.latency)))
 	}
-	if controller.Pause(ctx, delay) != nil {
+	if pause.For(ctx, delay) != nil {
 		return ctx.Err()
 	}
 	run := func() error {
@@ -920,7 +921,7 @@ func (h *fakeHost) until(ctx context.Context, call string, met func() bool) erro
 		if err != nil || ok {
 			return err
 		}
-		if controller.Pause(ctx, 50*time.Millisecond) != nil {
+		if pause.For(ctx, 50*time.Millisecond) != nil {
 			return fmt.Errorf("%s: %w", call, ctx.Err())
 		}
 	}
@@ -1081,7 +1082,7 @@ func (h *fakeHost) awaitThaw(ctx context.Context, dir string) error {
 		if !freezing {
 			return nil
 		}
-		if controller.Pause(ctx, 50*time.Millisecond) != nil {
+		if pause.For(ctx, 50*time.Millisecond) != nil {
 			return fmt.Errorf("another call still works on %s: %w", dir, ctx.Err())
 		}
 	}

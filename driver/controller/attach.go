@@ -10,6 +10,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -182,7 +183,7 @@ var ErrAttachFailed = errors.New("the cloud could not attach the disk")
 // the cloud once: whatever the attach takes after that, the device tells of its end.
 func (c *Controller) WatchAttach(ctx context.Context, vol *providers.Volume, node providers.Node) error {
 	again := false
-	for wait := firstCheck; Pause(ctx, wait) == nil; {
+	for wait := firstCheck; pause.For(ctx, wait) == nil; {
 		now, err := c.cloud.find(ctx, vol.Name)
 		failure := fmt.Errorf("%w: it is no longer held by this node", ErrAttachFailed)
 		switch {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"github.com/blockvol/blockvol/internal/pause"
 )
 
 // backoff spaces the questions about something that another party has to finish: from half a second doubling to five,
@@ -20,7 +22,10 @@ func (b *backoff) wait(ctx context.Context) error {
 	if b.most > 0 {
 		wait, b.most = min(wait, b.most), 0
 	}
-	return Pause(ctx, wait)
+	if pause.For(ctx, wait) != nil {
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // shorten keeps the next wait under a second: what is waited for is under way, and its end is not to go unnoticed for long.
@@ -28,18 +33,3 @@ func (b *backoff) shorten() { b.last = min(b.last, 400*time.Millisecond) }
 
 // Jitter is a random time below the limit. Tests that must be repeatable replace it.
 var Jitter = rand.N[time.Duration]
-
-// Pause waits, or returns the reason why ctx ended.
-func Pause(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return context.Cause(ctx)
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}

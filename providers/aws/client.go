@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/smithy-go"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/pace"
 )
@@ -122,7 +123,7 @@ func try[I, O any](ctx context.Context, p *Provider, most int, send method[I, O]
 			continue
 		}
 		failed++
-		if failed >= most || !isTemporary(err) || pace.Pause(ctx, pace.Jitter(retryAfter<<(failed-1))) != nil {
+		if failed >= most || !isTemporary(err) || pause.For(ctx, pause.Jitter(retryAfter<<(failed-1))) != nil {
 			return nil, s.explain(ctx, action, err)
 		}
 	}

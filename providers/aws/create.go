@@ -13,10 +13,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // token identifies a ClientToken. All nodes derive the same sequence of tokens from a volume's name.
@@ -159,7 +159,7 @@ func (p *Provider) createWith(ctx context.Context, in *ec2.CreateVolumeInput, t 
 
 // findSoon is Lookup for a volume that reads may not show yet. Errors: errTokenUsed if none shows it in time.
 func (p *Provider) findSoon(ctx context.Context, name string) (managed.Disk[types.Volume], error) {
-	retry := pace.Backoff{Most: time.Second}
+	retry := pause.Backoff{Most: time.Second}
 	for begin := time.Now(); ; {
 		asked := time.Now()
 		d, err := p.Lookup(ctx, name)
@@ -184,7 +184,7 @@ const hideFailed = time.Hour
 // awaitAvailable waits until a volume that is being created can be attached. For an old volume the answer to its token may be
 // outdated. Errors: errTokenUsed if the volume has been deleted, forgotten or renamed.
 func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name string, old bool) (types.Volume, error) {
-	retry := pace.Backoff{Most: 2 * time.Second}
+	retry := pause.Backoff{Most: 2 * time.Second}
 	id, created := *v.VolumeId, p.show(v)
 	for begin := time.Now(); v.State == types.VolumeStateCreating; {
 		if p.Hides(created) {

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
@@ -284,7 +284,7 @@ func (l late) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	answer, err := l.RoundTripper.RoundTrip(r)
 	if action == l.action {
-		if err := pace.Pause(r.Context(), l.by); err != nil {
+		if err := pause.For(r.Context(), l.by); err != nil {
 			return nil, err
 		}
 	}

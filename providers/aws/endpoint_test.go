@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 )
@@ -76,7 +76,7 @@ func (e endless) Read(b []byte) (int, error) {
 		}
 		return len(b), nil
 	}
-	if err := pace.Pause(e.ctx, time.Second); err != nil {
+	if err := pause.For(e.ctx, time.Second); err != nil {
 		return 0, err
 	}
 	return copy(b, "x"), nil

@@ -12,9 +12,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -74,7 +74,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 		p.Resized(id, gibs*gib)
 	}
 	// The description of the volume may be older than that of its modification.
-	retry := pace.Backoff{Most: time.Second}
+	retry := pause.Backoff{Most: time.Second}
 	for settled := time.Now(); ; {
 		asked := time.Now()
 		d, err := p.GetOurs(ctx, id)
@@ -89,7 +89,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 
 // awaitModified waits until the change, which began at that time, is in effect. After a refusal, EC2's last change must be this one.
 func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyVolumeInput, began time.Time, refusal error) error {
-	retry := pace.Backoff{Most: 5 * time.Second}
+	retry := pause.Backoff{Most: 5 * time.Second}
 	for {
 		answer, err := call(ctx, p, (*ec2.Client).DescribeVolumesModifications, &ec2.DescribeVolumesModificationsInput{Filters: filter("volume-id", id)})
 		if err != nil {

@@ -10,9 +10,9 @@ import (
 
 	"github.com/digitalocean/godo"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -138,7 +138,7 @@ func (p *Provider) giveUp(ctx context.Context, v godo.Volume, name string) (godo
 	if p.cfg.Log != nil {
 		p.cfg.Log.WithField("volume", name).WithField("id", v.ID).Warn("Two nodes made this volume at the same moment: the disk of that id is blank and nobody's, delete it")
 	}
-	retry := pace.Backoff{Most: time.Second}
+	retry := pause.Backoff{Most: time.Second}
 	if err := retry.Wait(ctx); err != nil { // the other node may give up its volume, too
 		return godo.Volume{}, err
 	}

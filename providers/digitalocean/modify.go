@@ -7,8 +7,8 @@ import (
 
 	"github.com/digitalocean/godo"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // resize enlarges a volume, in use or not, and returns once DigitalOcean shows the new size.
@@ -22,7 +22,7 @@ func (p *Provider) resize(ctx context.Context, d managed.Disk[godo.Volume], gib 
 	if err != nil {
 		return err
 	}
-	for retry := (pace.Backoff{Most: 5 * time.Second}); ; {
+	for retry := (pause.Backoff{Most: 5 * time.Second}); ; {
 		v, err := p.get(ctx, d.ID)
 		if err != nil || v.SizeGigaBytes >= gib {
 			return err

@@ -9,8 +9,8 @@ import (
 
 	"github.com/hetznercloud/hcloud-go/v2/hcloud/schema"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // sizes are those of the API reference ("Create a Volume"), which calls them GB.
@@ -48,7 +48,7 @@ func (p *Provider) create(ctx context.Context, spec providers.Spec, gib int64, _
 
 // await waits until an action has ended, as it may have already.
 func (p *Provider) await(ctx context.Context, change string, a *schema.Action) error {
-	retry := pace.Backoff{Most: 2 * time.Second}
+	retry := pause.Backoff{Most: 2 * time.Second}
 	for id, asked := a.ID, false; ; asked = true {
 		switch a.Status {
 		case actionSuccess:

@@ -11,9 +11,9 @@ import (
 
 	sdk "github.com/linode/linodego"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // sizes are the sizes that Linode sells ("Block Storage", limits).
@@ -98,7 +98,7 @@ func (p *Provider) undo(ctx context.Context, made *sdk.Volume) error {
 // another node may use it by now.
 func (p *Provider) winner(ctx context.Context, made int, name string) (sdk.Volume, error) {
 	isMade := func(v sdk.Volume) bool { return v.ID == made }
-	retry, begin := pace.Backoff{Most: time.Second}, time.Now()
+	retry, begin := pause.Backoff{Most: time.Second}, time.Now()
 	for {
 		asked := time.Now()
 		all, err := p.rivals(ctx, name)

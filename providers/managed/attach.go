@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
@@ -160,7 +160,7 @@ func (p *Provider[V]) Detach(ctx context.Context, id, node string, force bool) e
 		}
 		return p.inTurn(ctx, node, func(ctx context.Context) error { return p.detach(ctx, id, node, force) })
 	}
-	for retry := (pace.Backoff{Most: time.Second}); ; {
+	for retry := (pause.Backoff{Most: time.Second}); ; {
 		err := p.inTurn(ctx, node, func(ctx context.Context) error { return p.detachHolder(ctx, id, node) })
 		if !errors.Is(err, errOld) {
 			return err

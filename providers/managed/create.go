@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // Create returns the volume of that name as soon as it can be attached. If there is none, it is made.
@@ -85,7 +85,7 @@ func (p *Provider[V]) await(ctx context.Context, d Disk[V]) (Disk[V], error) {
 		}
 		return p.show(v, asked), nil
 	}
-	retry := pace.Backoff{Most: 2 * time.Second}
+	retry := pause.Backoff{Most: 2 * time.Second}
 	for id, begin := d.ID, time.Now(); d.Creating; {
 		if err := retry.Wait(ctx); err != nil {
 			return d, fmt.Errorf("volume %s is still being created: %w", id, err)
@@ -106,7 +106,7 @@ func (p *Provider[V]) await(ctx context.Context, d Disk[V]) (Disk[V], error) {
 
 // untilFree repeats a call while it returns providers.ErrBusy.
 func untilFree(ctx context.Context, call func() error) error {
-	retry := pace.Backoff{Most: 4 * time.Second}
+	retry := pause.Backoff{Most: 4 * time.Second}
 	for {
 		err := call()
 		if !errors.Is(err, providers.ErrBusy) {

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // Find returns the volume of that exact name.
@@ -44,7 +44,7 @@ func (p *Provider[V]) Lookup(ctx context.Context, name string) (Disk[V], error) 
 // created finds out whether a volume that no answer shows does not exist, or was created by this process so recently that answers
 // do not show it yet. It returns missing only if an answer that must show the volume does not.
 func (p *Provider[V]) created(ctx context.Context, name string, lately creation, missing error) (Disk[V], error) {
-	for retry := (pace.Backoff{Most: time.Second}); ; {
+	for retry := (pause.Backoff{Most: time.Second}); ; {
 		asked := time.Now()
 		d, err := p.getOnce(ctx, lately.id)
 		switch {

@@ -26,10 +26,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/batch"
 	"github.com/blockvol/blockvol/providers/keymutex"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/queue"
 	"github.com/blockvol/blockvol/providers/recent"
 	"github.com/blockvol/blockvol/providers/sanitize"
@@ -125,7 +125,7 @@ func (p *Provider[V]) Get(ctx context.Context, id string) (Disk[V], error) {
 		}
 		return Disk[V]{}, fmt.Errorf("%w: %q is no id of a volume of %s, %s", providers.ErrNotFound, sanitize.Clip(id), p.cloud.Name, p.cloud.IDForm)
 	}
-	for retry := (pace.Backoff{Most: time.Second}); ; {
+	for retry := (pause.Backoff{Most: time.Second}); ; {
 		ours, there := p.memory.known(id)
 		asked := time.Now()
 		d, err := p.getOnce(ctx, id)

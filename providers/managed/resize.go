@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // Modify enlarges a volume, and returns when the cloud shows the new size. A cloud that can change more has its own Modify.
@@ -70,7 +70,7 @@ func (p *Provider[V]) resize(ctx context.Context, d Disk[V], size int64) error {
 
 // resized waits until no resize is under way, and returns the volume if it has the size.
 func (p *Provider[V]) resized(ctx context.Context, id string, size int64) (Disk[V], error) {
-	retry := pace.Backoff{Most: 2 * time.Second}
+	retry := pause.Backoff{Most: 2 * time.Second}
 	for {
 		d, err := p.GetOurs(ctx, id)
 		switch {

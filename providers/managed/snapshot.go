@@ -9,10 +9,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/keymutex"
 	"github.com/blockvol/blockvol/providers/labels"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -191,7 +191,7 @@ func (s *Snapshots[V, S]) take(ctx context.Context, d Disk[V], description strin
 
 // complete waits until a snapshot is complete.
 func (s *Snapshots[V, S]) complete(ctx context.Context, snapshot Snapshot[S]) (Snapshot[S], error) {
-	for retry := (pace.Backoff{Most: s.cloud.MaxPause}); snapshot.is(providers.SnapshotCreating); {
+	for retry := (pause.Backoff{Most: s.cloud.MaxPause}); snapshot.is(providers.SnapshotCreating); {
 		native, err := s.cloud.Get(ctx, snapshot.ID)
 		switch {
 		case err == nil:

@@ -10,8 +10,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -49,7 +49,7 @@ func (s Service) Get(ctx context.Context, url string, header http.Header) ([]byt
 
 // Ask is Get with another method. A request may be sent several times.
 func (s Service) Ask(ctx context.Context, method, url string, header http.Header) ([]byte, error) {
-	retry := pace.Backoff{Most: time.Second}
+	retry := pause.Backoff{Most: time.Second}
 	for sent := 1; ; sent++ {
 		document, again, err := s.ask(ctx, method, url, header)
 		if err == nil {

@@ -9,9 +9,9 @@ import (
 
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/volumeattach"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -39,7 +39,7 @@ func (p *Provider) Detach(ctx context.Context, id, node string, force bool) erro
 // untilNovaAgrees repeats a call after errAttaching, and for a limited time after errListed.
 func untilNovaAgrees(ctx context.Context, call func() error) error {
 	var listed time.Time
-	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+	for retry := (pause.Backoff{Most: 2 * time.Second}); ; {
 		err := call()
 		switch {
 		case errors.Is(err, errAttaching):

@@ -13,9 +13,9 @@ import (
 
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // times are the times that make one name one volume, see the package comment. patience must be longer than life, the time that a
@@ -71,7 +71,7 @@ func (p *Provider) Create(ctx context.Context, spec providers.Spec) (*providers.
 		return nil, err
 	}
 	defer unlock()
-	retry := pace.Backoff{Most: max(p.times.lag, time.Millisecond)}
+	retry := pause.Backoff{Most: max(p.times.lag, time.Millisecond)}
 	for begin := time.Now(); ; {
 		v, err := p.createOnce(ctx, spec)
 		if err == nil {
@@ -158,7 +158,7 @@ func (p *Provider) createCandidate(ctx context.Context, spec providers.Spec) (id
 		return volumes.Create(ctx, s.volume, in, nil).Extract()
 	})
 	if errors.Is(err, providers.ErrUnavailable) && ctx.Err() == nil {
-		if over := pace.Pause(ctx, p.times.lag); over != nil {
+		if over := pause.For(ctx, p.times.lag); over != nil {
 			return "", err
 		}
 		if all, readErr := p.candidates(ctx, spec.Name); readErr == nil && len(all.mine) > 0 {
@@ -200,12 +200,12 @@ func (p *Provider) createOpts(ctx context.Context, spec providers.Spec) (volumes
 // or empty if a read has to show it. Errors: errLost if there is another volume.
 func (p *Provider) settle(ctx context.Context, name, created string) (volumes.Volume, error) {
 	if created != "" {
-		if err := pace.Pause(ctx, p.times.lag); err != nil {
+		if err := pause.For(ctx, p.times.lag); err != nil {
 			return volumes.Volume{}, err
 		}
 	}
 	end := p.requested.get(name).Add(p.times.life)
-	for retry := (pace.Backoff{Most: max(p.times.lag, time.Millisecond)}); ; {
+	for retry := (pause.Backoff{Most: max(p.times.lag, time.Millisecond)}); ; {
 		v, err := p.settleOnce(ctx, name, &created, end)
 		if !errors.Is(err, errNotYet) {
 			return v, err
@@ -235,7 +235,7 @@ func (p *Provider) settleOnce(ctx context.Context, name string, created *string,
 	}
 	if mine.ID != *created { // it may have appeared just now, and others' reads may not show it
 		*created = mine.ID
-		return none, cmp.Or(pace.Pause(ctx, p.times.lag), errNotYet)
+		return none, cmp.Or(pause.For(ctx, p.times.lag), errNotYet)
 	}
 	lower := slices.ContainsFunc(all.others, func(v volumes.Volume) bool { return v.ID < mine.ID })
 	_, withdrawn := p.withdrawn.Load(mine.ID)
@@ -335,7 +335,7 @@ func (p *Provider) withdraw(ctx context.Context, candidates ...volumes.Volume) e
 
 // removeCandidate deletes a candidate, as soon as Cinder has created it.
 func (p *Provider) removeCandidate(ctx context.Context, id string) error {
-	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+	for retry := (pause.Backoff{Most: 2 * time.Second}); ; {
 		err := p.destroy(ctx, id)
 		if !refused(err, http.StatusBadRequest) {
 			return err
@@ -374,7 +374,7 @@ func isCreating(v volumes.Volume) bool { return v.Status == "creating" || v.Stat
 // awaitAvailable waits until the volume of a name can be attached. A volume that Cinder cannot create is not deleted, since other
 // nodes know it by its name.
 func (p *Provider) awaitAvailable(ctx context.Context, v volumes.Volume) (volumes.Volume, error) {
-	for retry := (pace.Backoff{Most: 2 * time.Second}); isCreating(v); {
+	for retry := (pause.Backoff{Most: 2 * time.Second}); isCreating(v); {
 		if err := retry.Wait(ctx); err != nil {
 			return v, fmt.Errorf("volume %s is still being created: %w", v.ID, err)
 		}

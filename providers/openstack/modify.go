@@ -8,9 +8,9 @@ import (
 
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -55,7 +55,7 @@ func (p *Provider) extend(ctx context.Context, d managed.Disk[volume], gib int64
 	case err != nil:
 		return err
 	}
-	for retry := (pace.Backoff{Most: 2 * time.Second}); ; {
+	for retry := (pause.Backoff{Most: 2 * time.Second}); ; {
 		v, err := p.get(ctx, d.ID)
 		switch {
 		case err != nil:

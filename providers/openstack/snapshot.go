@@ -11,10 +11,10 @@ import (
 
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/snapshots"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -94,7 +94,7 @@ func (p *Provider) getSnapshot(ctx context.Context, id string) (snapshots.Snapsh
 
 // deleteSnapshot returns when the snapshot is gone.
 func (p *Provider) deleteSnapshot(ctx context.Context, s managed.Snapshot[snapshots.Snapshot]) error {
-	for retry, asked, now := (pace.Backoff{Most: 2 * time.Second}), false, s.Native; ; {
+	for retry, asked, now := (pause.Backoff{Most: 2 * time.Second}), false, s.Native; ; {
 		if now.Status == "error_deleting" {
 			return fmt.Errorf("Cinder could not delete snapshot %s: volumes created from it may depend on it: ask the cloud's operator", s.ID) //nolint:staticcheck // a name
 		}

@@ -17,9 +17,9 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/attachments"
 	"github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/volumes"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/managed"
-	"github.com/blockvol/blockvol/providers/pace"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -222,7 +222,7 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[volume], spec provi
 // releaseIfTaken releases a volume that was just adopted, if another volume got its name at the same time: one that was created, or
 // one that was adopted and has a lower ID.
 func (p *Provider) releaseIfTaken(ctx context.Context, d managed.Disk[volume], name string) error {
-	if err := pace.Pause(ctx, p.times.lag); err != nil {
+	if err := pause.For(ctx, p.times.lag); err != nil {
 		return err
 	}
 	all, err := p.ByName(ctx, name)

@@ -1,12 +1,12 @@
-// Package pace keeps a process, and many of them together, within the rate limit of a cloud. It also has pauses and a backoff.
+// Package pace keeps a process, and many of them together, within the rate limit of a cloud.
 package pace
 
 import (
 	"context"
-	"math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -73,7 +73,7 @@ func (p *Pace) wait(ctx context.Context) (done func(refusal string, after time.D
 		<-p.turn // throttling has ended: callers need not wait for each other
 		return func(refusal string, after time.Duration) { p.learn(met, refusal, after) }, ctx.Err()
 	}
-	if err := Pause(ctx, max(time.Until(next), 0)); err != nil {
+	if err := pause.For(ctx, max(time.Until(next), 0)); err != nil {
 		<-p.turn
 		return nil, err
 	}
@@ -110,7 +110,7 @@ func (p *Pace) learn(sent int, refusal string, after time.Duration) {
 	}
 	if sent != p.met {
 		if until := now.Add(after); after > 0 && until.After(p.next) {
-			p.next = until.Add(Jitter(p.delay))
+			p.next = until.Add(pause.Jitter(p.delay))
 		}
 		return
 	}
@@ -132,32 +132,5 @@ func (p *Pace) learn(sent int, refusal string, after time.Duration) {
 	default:
 		p.delay = 0
 	}
-	p.heard, p.next = now, now.Add(after+Jitter(p.delay))
-}
-
-// Jitter returns a random time between d/2 and d, so that nodes do not send at the same time.
-func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
-
-// Pause waits for d, or returns ctx.Err() as soon as ctx ends.
-func Pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// Backoff is the pause between polls of an operation of the cloud: 250 ms at first, doubling up to Most, with jitter.
-type Backoff struct {
-	Most time.Duration
-	last time.Duration
-}
-
-// Wait waits for the next pause, or returns ctx.Err() as soon as ctx ends.
-func (b *Backoff) Wait(ctx context.Context) error {
-	b.last = min(max(2*b.last, leastDelay), b.Most)
-	return Pause(ctx, Jitter(b.last))
+	p.heard, p.next = now, now.Add(after+pause.Jitter(p.delay))
 }

@@ -164,21 +164,6 @@ func TestTheMomentToAskAgainStays(t *testing.T) {
 	})
 }
 
-func TestQuestionsAboutWhatTakesTimeBecomeRarer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := Backoff{Most: 2 * time.Second}
-		for _, most := range []time.Duration{leastDelay, 2 * leastDelay, 4 * leastDelay, b.Most, b.Most} {
-			begin := time.Now()
-			require.NoError(t, b.Wait(t.Context()))
-			assert.GreaterOrEqual(t, time.Since(begin), most/2)
-			assert.LessOrEqual(t, time.Since(begin), most)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		require.ErrorIs(t, b.Wait(ctx), context.Canceled)
-	})
-}
-
 func TestTheAgeOfAnAnswerCountsFromTheRequestThatWasHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New()

@@ -10,9 +10,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/keymutex"
-	"github.com/blockvol/blockvol/providers/pace"
 )
 
 // Queue lets callers change a node one after another, first come, first served. Callers for different nodes do not wait for each
@@ -54,10 +54,10 @@ func (q *Queue) Do(ctx context.Context, node string, call func(context.Context) 
 		return tooLate(ctx, node)
 	}
 	defer unlock()
-	if waited && pace.Pause(ctx, q.rest(node)) != nil {
+	if waited && pause.For(ctx, q.rest(node)) != nil {
 		return tooLate(ctx, node)
 	}
-	retry := pace.Backoff{Most: mostBusy}
+	retry := pause.Backoff{Most: mostBusy}
 	for busy := (time.Time{}); ; {
 		asked := time.Now()
 		err := call(ctx)
@@ -70,7 +70,7 @@ func (q *Queue) Do(ctx context.Context, node string, call func(context.Context) 
 		busy = asked
 		var over error
 		if yet := q.rest(node); yet > 0 {
-			over = pace.Pause(ctx, yet)
+			over = pause.For(ctx, yet)
 		} else {
 			over = retry.Wait(ctx)
 		}

@@ -5,7 +5,7 @@
 // retry. They get the last answer, whatever it is.
 //
 // Pauses are made in three places: here after a failed attempt of one request; in package pace for all requests while the cloud
-// throttles; and with pace.Backoff by whoever polls the cloud or repeats a call that was refused with providers.ErrBusy.
+// throttles; and with pause.Backoff by whoever polls the cloud or repeats a call that was refused with providers.ErrBusy.
 package rest
 
 import (
