@@ -122,6 +122,21 @@ func setOption(r *controller.Request, key, value string) (err error) {
 		if r.Spec.Tags, err = parseTags(value); err == nil {
 			r.Record[volume.KeyTags] = digestOf(r.Spec.Tags)
 		}
+	default:
+		return setRecorded(r, key, value)
+	}
+	switch key {
+	case "from", "snapshot-schedule", "snapshot-keep":
+		return recordable(value)
+	case "type", "iops", "throughput", "encrypted", "kms-key", "zone":
+		r.Options[key] = value // as the provider will write it
+	}
+	return err
+}
+
+// setRecorded sets an option that only the volume's record holds.
+func setRecorded(r *controller.Request, key, value string) (err error) {
+	switch key {
 	case volume.KeyFSType:
 		if !slices.Contains(mount.FSTypes(), value) {
 			err = fmt.Errorf("must be one of %s", strings.Join(mount.FSTypes(), ", "))
@@ -140,20 +155,16 @@ func setOption(r *controller.Request, key, value string) (err error) {
 			err = fmt.Errorf("must be %s, %s or %s", volume.ReclaimDelete, volume.ReclaimRetain, volume.ReclaimSnapshot)
 		}
 	}
-	switch key {
-	case "from", "snapshot-schedule", "snapshot-keep":
-		if len(value) > 255 {
-			return errors.New("is longer than 255 bytes")
-		}
-	case volume.KeyFSType, volume.KeyUID, volume.KeyGID, volume.KeyMode, volume.KeyReclaim, volume.KeyMkfsOptions, volume.KeyMountOptions:
-		if len(value) > 255 {
-			return errors.New("is longer than 255 bytes")
-		}
-		r.Record[key] = value
-	case "type", "iops", "throughput", "encrypted", "kms-key", "zone":
-		r.Options[key] = value // as the provider will write it
+	r.Record[key] = value
+	return cmp.Or(recordable(value), err)
+}
+
+// recordable refuses what a tag of some cloud has no room for.
+func recordable(value string) error {
+	if len(value) > 255 {
+		return errors.New("is longer than 255 bytes")
 	}
-	return err
+	return nil
 }
 
 // smallest is the least size in bytes that each mkfs accepts with room for data.
