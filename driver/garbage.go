@@ -20,8 +20,8 @@ type Garbage struct {
 const copyAge = 2 * time.Hour
 
 // Garbage returns snapshots of the cluster that are of no use: those that have failed, those that a copy of a volume has left behind,
-// and those that a schedule keeps no longer. With removed it returns those of schedules of volumes that do not exist any more, too: they
-// are the last copies of those volumes. Snapshots that were taken by hand, or as the last state of a volume, are never among them.
+// and those that a schedule keeps no longer. With removed it returns those of schedules whose disks do not exist any more, too: they are
+// the last copies of those disks. Snapshots that were taken by hand, or as the last state of a volume, are never among them.
 func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 	all, err := d.Snapshots(ctx)
 	if err != nil {
@@ -31,9 +31,15 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 	if err != nil {
 		return nil, volume.At(d.stopping(err), volume.Error{Op: volume.List})
 	}
-	exists := make(map[string]*providers.Volume)
+	exists, byName := make(map[string]*providers.Volume), make(map[string]bool)
 	for _, vol := range volumes {
-		exists[vol.ID] = vol
+		exists[vol.ID], byName[vol.Name] = vol, true
+	}
+	kept := make(map[string]bool)
+	if removed {
+		if kept, err = d.keptDisks(ctx); err != nil {
+			return nil, err
+		}
 	}
 	expired := expiredOf(all, exists)
 	var garbage []Garbage
@@ -45,6 +51,9 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 		case s.Record[volume.KeyTaken] == volume.TakenToCopy && time.Since(s.CreatedAt) > copyAge:
 			why = "it is left of a copy of the volume"
 		case at.IsZero():
+		case kept[s.Volume]: // and may come back
+		case exists[s.Volume] == nil && removed && byName[s.Name]:
+			why = "its disk does not exist any more: the volume is another one now"
 		case exists[s.Volume] == nil && removed:
 			why = "its volume does not exist any more"
 		case slices.Contains(expired[s.Volume], at):
@@ -55,6 +64,21 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 		}
 	}
 	return garbage, nil
+}
+
+// keptDisks returns by id the disks that hold the data of a volume and are none now.
+func (d *Driver) keptDisks(ctx context.Context) (map[string]bool, error) {
+	all, err := d.Orphans(ctx)
+	if err != nil && volume.CodeOf(err) != volume.Invalid { // this provider cannot tell
+		return nil, err
+	}
+	kept := make(map[string]bool)
+	for _, o := range all {
+		if o.Kind != providers.OrphanUnfinished {
+			kept[o.ID] = true
+		}
+	}
+	return kept, nil
 }
 
 // expiredOf returns by disk for when the snapshots were due that the schedules of these volumes keep no longer.

@@ -193,6 +193,43 @@ func TestGarbageIsWhatASchedulesKeepsNoLonger(t *testing.T) {
 	})
 }
 
+func TestTheSnapshotsOfADiskThatIsKeptAreNoGarbage(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		time.Sleep(time.Minute)
+		l := scheduled2h(t, a.start(t))
+		time.Sleep(4 * time.Hour)
+		mustUnmount(t, l, "data", "1")
+		require.NoError(t, l.Forget(within(t), "data", ""))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		orphans, err := l.Orphans(t.Context())
+		require.NoError(t, err)
+		require.Len(t, orphans, 1)
+		garbage, err := l.Garbage(t.Context(), true)
+		require.NoError(t, err)
+		assert.Empty(t, garbage, "it may come back, with its schedule's snapshots")
+		w.setFault(at("cloud.Orphans", failBefore))
+		garbage, err = l.Garbage(t.Context(), true)
+		require.Error(t, err, "which disks are kept is not known")
+		assert.Empty(t, garbage)
+		w.setFault(calm)
+
+		// Another volume has the name, and the disk is deleted in the cloud.
+		made(t, l, "data")
+		w.set(func() { delete(w.disks, orphans[0].ID) })
+		time.Sleep(time.Minute)
+		garbage, err = l.Garbage(t.Context(), true)
+		require.NoError(t, err)
+		require.NotEmpty(t, garbage)
+		for _, g := range garbage {
+			assert.Equal(t, "its disk does not exist any more: the volume is another one now", g.Why)
+		}
+		garbage, err = l.Garbage(t.Context(), false)
+		require.NoError(t, err)
+		assert.Empty(t, garbage)
+	})
+}
+
 func TestTheLastCopiesOfAVolumeThatCannotBeReadAreNoGarbage(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		time.Sleep(time.Minute)

@@ -618,6 +618,18 @@ func (p *fakeProvider) Forget(ctx context.Context, id string) error {
 	})
 }
 
+func (p *fakeProvider) Orphans(ctx context.Context) (all []providers.Orphan, err error) {
+	err = p.do(ctx, "cloud.Orphans", func() error {
+		for _, d := range p.machine.world.disks {
+			if !d.owned {
+				all = append(all, providers.Orphan{ID: d.ID, Name: d.Name, Kind: providers.OrphanKept, Size: d.Size})
+			}
+		}
+		return nil
+	})
+	return all, err
+}
+
 func (p *fakeProvider) Delete(ctx context.Context, id string) error {
 	return p.do(ctx, "cloud.Delete", func() error {
 		d := p.machine.world.disks[id]

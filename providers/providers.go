@@ -151,6 +151,37 @@ type PeerDisk struct {
 	Marked    bool      // it has that plugin's own mark; otherwise it merely has a name, as all its disks have
 }
 
+// OrphanLister is a Provider that can list disks of the cluster that are no volumes.
+type OrphanLister interface {
+	// Orphans lists the disks that blockvol has made or adopted and that are no volumes, sorted by the name that they had: those of this
+	// cluster, and those of which the cloud does not show whose they were. It takes no request for each disk.
+	Orphans(ctx context.Context) ([]Orphan, error)
+}
+
+// Orphan is a disk that is no volume.
+type Orphan struct {
+	ID        string
+	Name      string // of the volume that it was, or was to be; empty if that is not known
+	Kind      OrphanKind
+	Detail    string // more, in words; may be empty
+	Size      int64  // bytes
+	Zone      string // empty where the cloud has none
+	CreatedAt time.Time
+	Node      string // that holds it; empty if none does, or the cloud does not tell in a list
+}
+
+// OrphanKind is why a disk is no volume.
+type OrphanKind string
+
+// The kinds of orphans.
+const (
+	OrphanKept       OrphanKind = "kept"       // the volume was forgotten and its disk kept, for a later Adopt
+	OrphanUnclaimed  OrphanKind = "unclaimed"  // the same, and of which cluster it was is not known
+	OrphanUnreadable OrphanKind = "unreadable" // its marks are damaged, or the cloud cannot use it
+	OrphanAmbiguous  OrphanKind = "ambiguous"  // another disk has the same name
+	OrphanUnfinished OrphanKind = "unfinished" // what an interrupted create or delete has left
+)
+
 // Change is what shall be different of a volume. A zero field stays as it is.
 type Change struct {
 	Size       int64  // bytes; volumes only grow

@@ -44,15 +44,20 @@ func (o *operator) listSnapshots(all []admin.Snapshot) error {
 		}
 		return nil
 	}
+	return o.tableOfSnapshots(all, "OF NO USE", func(s admin.Snapshot) string { return s.Useless })
+}
+
+// tableOfSnapshots shows snapshots with a last column of its own.
+func (o *operator) tableOfSnapshots(all []admin.Snapshot, last string, note func(admin.Snapshot) string) error {
 	rows := make([][]string, len(all))
 	for i, s := range all {
 		state := s.State
 		if s.Detail != "" {
 			state += ": " + s.Detail
 		}
-		rows[i] = []string{s.ID, s.Volume, volume.FormatSize(s.Size), ageOf(s.CreatedAt), state, s.Reason, s.Useless}
+		rows[i] = []string{s.ID, s.Volume, volume.FormatSize(s.Size), ageOf(s.CreatedAt), state, s.Reason, note(s)}
 	}
-	header := []string{"SNAPSHOT", "VOLUME", "SIZE", "AGE", "STATE", "TAKEN", "OF NO USE"}
+	header := []string{"SNAPSHOT", "VOLUME", "SIZE", "AGE", "STATE", "TAKEN", last}
 	if len(rows) == 0 {
 		header = header[:len(header)-1]
 	}
@@ -183,7 +188,7 @@ func (o *operator) gcCommand() *cobra.Command {
 	})
 	cmd.Long = cmd.Short + ": those that have failed, those that a copy of a volume has left behind, and those that a schedule keeps no longer. Snapshots that were taken by hand, or " +
 		"before a volume was removed, are never deleted."
-	cmd.Flags().BoolVar(&removed, "removed", false, "delete also what schedules have left of volumes that do not exist any more")
+	cmd.Flags().BoolVar(&removed, "removed", false, "delete also what schedules have left of disks that do not exist any more")
 	o.asks(cmd)
 	return cmd
 }

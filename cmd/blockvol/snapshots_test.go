@@ -36,6 +36,7 @@ func TestAllShowsTheLastSnapshotsAndThoseOfRemovedVolumes(t *testing.T) {
 	answers := map[string]string{
 		admin.Root + "volumes":   `{"volumes": [{"name": "db", "id": "vol-0abc", "size_bytes": 1073741824, "status": {"state": "detached"}}]}`,
 		admin.Root + "snapshots": snapshotAnswers[admin.Root+"snapshots"],
+		admin.Root + "orphans":   `{"disks": []}`,
 	}
 	assert.Equal(t, "NAME   SIZE   STATE      LAST SNAPSHOT\ndb     1GiB   detached   2 hours\n\n"+
 		"SNAPSHOT   VOLUME   SIZE   STATE\nsnap-2     old      2GiB   creating: 42%\n", asked(t, answers, "ls", "--all"))
@@ -44,6 +45,40 @@ func TestAllShowsTheLastSnapshotsAndThoseOfRemovedVolumes(t *testing.T) {
 	assert.NotContains(t, asked(t, answers, "ls", "--json"), `"snapshots"`)
 	answers[admin.Root+"snapshots"] = `{"error": {"code": "invalid", "message": "this provider has no snapshots"}}`
 	assert.Equal(t, "NAME   SIZE   STATE\ndb     1GiB   detached\n", asked(t, answers, "ls", "--all"))
+}
+
+func TestAllShowsDisksThatAreNoVolumesAndWhatTheirSnapshotsBelongTo(t *testing.T) {
+	answers := map[string]string{
+		admin.Root + "volumes": `{"volumes": [{"name": "db", "id": "vol-1", "size_bytes": 1073741824, "status": {"state": "detached"}}]}`,
+		admin.Root + "snapshots": `{"snapshots": [
+			{"id": "snap-1", "volume": "db", "disk": "vol-0", "size_bytes": 1073741824, "state": "complete"},
+			{"id": "snap-2", "volume": "old", "disk": "vol-2", "size_bytes": 1073741824, "state": "complete"},
+			{"id": "snap-3", "volume": "gone", "disk": "vol-3", "size_bytes": 1073741824, "state": "complete"}]}`,
+		admin.Root + "orphans": `{"disks": [
+			{"id": "vol-2", "volume": "old", "kind": "kept", "size_bytes": 1073741824},
+			{"id": "vol-4", "kind": "unclaimed", "size_bytes": 1073741824},
+			{"id": "vol-5", "kind": "unreadable", "detail": "pieces are missing"}]}`,
+	}
+	assert.Equal(t, `NAME   SIZE   STATE
+db     1GiB   detached
+
+DISK    WAS VOLUME   SIZE   KIND         NOTE
+vol-2   old          1GiB   kept         comes back with: blockvol adopt vol-2 old
+vol-4                1GiB   unclaimed    of which cluster it was is not known; adopt it with: blockvol adopt vol-4 NAME
+vol-5                       unreadable   pieces are missing
+
+SNAPSHOT   VOLUME   SIZE   STATE      NOTE
+snap-1     db       1GiB   complete   of a disk that does not exist any more: the volume is another one now
+snap-2     old      1GiB   complete   of disk vol-2, which is no volume
+snap-3     gone     1GiB   complete
+`, asked(t, answers, "ls", "--all"))
+	assert.Contains(t, asked(t, answers, "ls", "--all", "--json"), `"disks": [`)
+	assert.Equal(t, "db\n", asked(t, answers, "ls", "--all", "--quiet"))
+	answers[admin.Root+"orphans"] = `{"error": {"code": "invalid", "message": "this provider cannot"}}`
+	assert.NotContains(t, asked(t, answers, "ls", "--all"), "DISK")
+	answers[admin.Root+"orphans"] = `{"error": {"code": "unavailable", "message": "the cloud is away"}}`
+	_, _, err := ask(t, answers, "ls", "--all")
+	require.ErrorIs(t, err, volume.Unavailable)
 }
 
 func TestCommandsForSnapshots(t *testing.T) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,25 +16,31 @@ import (
 
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/plugin/admin"
+	"github.com/blockvol/blockvol/providers"
 )
 
 func (o *operator) lsCommand() *cobra.Command {
-	withSnapshots := false
+	everything := false
 	cmd := o.command("ls", "List the volumes of the cluster", cobra.NoArgs, func([]string) error {
 		all, err := o.client.Volumes(o.ctx)
 		if err != nil {
 			return err
 		}
 		var snapshots []admin.Snapshot
-		if withSnapshots {
+		var orphans []admin.Orphan
+		if everything {
 			if snapshots, err = o.client.Snapshots(o.ctx, ""); err != nil && !errors.Is(err, volume.Invalid) { // which a cloud without them says
+				return err
+			}
+			if orphans, err = o.client.Orphans(o.ctx); err != nil && !errors.Is(err, volume.Invalid) {
 				return err
 			}
 		}
 		if printed, err := o.print(struct {
 			admin.Volumes
 			Snapshots []admin.Snapshot `json:"snapshots,omitempty"`
-		}{admin.Volumes{Volumes: all}, snapshots}); printed {
+			Disks     []admin.Orphan   `json:"disks,omitempty"`
+		}{admin.Volumes{Volumes: all}, snapshots, orphans}); printed {
 			return err
 		}
 		if o.quiet {
@@ -42,14 +49,14 @@ func (o *operator) lsCommand() *cobra.Command {
 			}
 			return nil
 		}
-		return o.listVolumes(all, snapshots)
+		return o.listVolumes(all, snapshots, orphans)
 	})
 	cmd.Aliases = []string{"list"}
-	cmd.Flags().BoolVar(&withSnapshots, "all", false, "show when the last snapshot of each volume was taken, and the snapshots of volumes that do not exist any more")
+	cmd.Flags().BoolVar(&everything, "all", false, "show when the last snapshot of each volume was taken, the cluster's disks that are no volumes, and the snapshots of all that is no volume")
 	return cmd
 }
 
-func (o *operator) listVolumes(all []admin.Volume, snapshots []admin.Snapshot) error {
+func (o *operator) listVolumes(all []admin.Volume, snapshots []admin.Snapshot, orphans []admin.Orphan) error {
 	last := make(map[string]string) // by disk: the age of its last complete snapshot; the list begins with the oldest
 	for _, s := range snapshots {
 		if s.CreatedAt != nil && s.State == "complete" {
@@ -63,14 +70,48 @@ func (o *operator) listVolumes(all []admin.Volume, snapshots []admin.Snapshot) e
 	if err := o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "MOUNTED", "LAST SNAPSHOT", "NOTE"}, rows); err != nil {
 		return err
 	}
-	orphans := slices.DeleteFunc(snapshots, func(s admin.Snapshot) bool {
+	if len(orphans) > 0 {
+		fmt.Fprintln(o.out)
+		if err := o.listOrphans(orphans); err != nil {
+			return err
+		}
+	}
+	others := slices.DeleteFunc(snapshots, func(s admin.Snapshot) bool {
 		return slices.ContainsFunc(all, func(v admin.Volume) bool { return v.ID == s.Disk })
 	})
-	if len(orphans) == 0 {
+	if len(others) == 0 {
 		return nil
 	}
 	fmt.Fprintln(o.out)
-	return o.listSnapshots(orphans)
+	return o.tableOfSnapshots(others, "NOTE", func(s admin.Snapshot) string {
+		switch {
+		case slices.ContainsFunc(orphans, func(d admin.Orphan) bool { return d.ID == s.Disk }):
+			return "of disk " + s.Disk + ", which is no volume"
+		case slices.ContainsFunc(all, func(v admin.Volume) bool { return v.Name == s.Volume }):
+			return "of a disk that does not exist any more: the volume is another one now"
+		}
+		return ""
+	})
+}
+
+// listOrphans shows disks that are no volumes.
+func (o *operator) listOrphans(all []admin.Orphan) error {
+	rows := make([][]string, len(all))
+	for i, d := range all {
+		size, note := "", d.Detail
+		if d.Size > 0 {
+			size = volume.FormatSize(d.Size)
+		}
+		switch providers.OrphanKind(d.Kind) {
+		case providers.OrphanKept:
+			note = fmt.Sprintf("comes back with: blockvol adopt %s %s", d.ID, cmp.Or(d.Volume, "NAME"))
+		case providers.OrphanUnclaimed:
+			note = fmt.Sprintf("of which cluster it was is not known; adopt it with: blockvol adopt %s %s", d.ID, cmp.Or(d.Volume, "NAME"))
+		case providers.OrphanUnreadable, providers.OrphanAmbiguous, providers.OrphanUnfinished:
+		}
+		rows[i] = []string{d.ID, d.Volume, size, d.Zone, d.Node, ageOf(d.CreatedAt), d.Kind, note}
+	}
+	return o.table([]string{"DISK", "WAS VOLUME", "SIZE", "ZONE", "NODE", "AGE", "KIND", "NOTE"}, rows)
 }
 
 // text is a value of a volume's status for people, "" if it has none.

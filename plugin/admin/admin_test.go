@@ -88,6 +88,26 @@ func (f *fakeDriver) PeerDisks(_ context.Context, peer string) ([]driver.PeerDis
 	return []driver.PeerDisk{{ID: "vol-1", Name: "of " + peer, Size: 1 << 30, Zone: "z", Node: "i-2", Marked: true}}, f.err
 }
 
+func (f *fakeDriver) Orphans(context.Context) ([]driver.Orphan, error) {
+	return []driver.Orphan{
+		{ID: "vol-7", Name: "old", Kind: "kept", Size: 1 << 30, Zone: "z", CreatedAt: time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC)},
+		{ID: "vol-8", Kind: "unreadable", Detail: "of /data/volumes", Node: "i-2"},
+	}, f.err
+}
+
+func TestDisksThatAreNoVolumesAreListed(t *testing.T) {
+	l := start(t, t.TempDir(), &fakeDriver{})
+	all, err := l.Orphans(t.Context())
+	require.NoError(t, err)
+	at := time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC)
+	assert.Equal(t, []Orphan{
+		{ID: "vol-7", Volume: "old", Kind: "kept", Size: 1 << 30, Zone: "z", CreatedAt: &at},
+		{ID: "vol-8", Kind: "unreadable", Detail: "of /data/volumes", Node: "i-2"},
+	}, all)
+	_, err = start(t, t.TempDir(), &fakeDriver{err: volume.Fail(volume.Invalid, "it cannot", "")}).Orphans(t.Context())
+	require.ErrorIs(t, err, volume.Invalid)
+}
+
 func (f *fakeDriver) Adopt(_ context.Context, name, disk, peer string) error {
 	return f.did("adopt ", name, disk, peer)
 }

@@ -127,6 +127,32 @@ func toPeerDisk(d driver.PeerDisk) PeerDisk {
 	return shown
 }
 
+// Orphan is a disk of the cluster that is no volume.
+type Orphan struct {
+	ID        string     `json:"id"`               // the cloud's
+	Volume    string     `json:"volume,omitempty"` // the name of the volume that it was, or was to be; missing if that is not known
+	Kind      string     `json:"kind"`             // kept, unclaimed, unreadable, ambiguous or unfinished
+	Detail    string     `json:"detail,omitempty"`
+	Size      int64      `json:"size_bytes,omitempty"` // missing if it is not known
+	Zone      string     `json:"zone,omitempty"`
+	CreatedAt *time.Time `json:"created_at,omitempty"` // missing if the cloud does not tell
+	Node      string     `json:"node,omitempty"`       // that holds it
+}
+
+// Orphans is the answer to a call for them, sorted by the names that they had.
+type Orphans struct {
+	Disks []Orphan `json:"disks"`
+}
+
+func toOrphan(o driver.Orphan, paths host.Paths) Orphan {
+	shown := Orphan{ID: o.ID, Volume: o.Name, Kind: string(o.Kind), Detail: paths.In(o.Detail), Size: o.Size, Zone: o.Zone, Node: o.Node}
+	if !o.CreatedAt.IsZero() {
+		at := o.CreatedAt.UTC()
+		shown.CreatedAt = &at
+	}
+	return shown
+}
+
 // About is what does not change while the plugin runs.
 type About struct {
 	Version  string `json:"version"`

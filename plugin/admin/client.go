@@ -163,6 +163,13 @@ func (c *Client) PeerDisks(ctx context.Context, peer string) ([]PeerDisk, error)
 	return answer.Disks, err
 }
 
+// Orphans lists the disks of the cluster that are no volumes.
+func (c *Client) Orphans(ctx context.Context) ([]Orphan, error) {
+	var answer Orphans
+	err := c.call(ctx, http.MethodGet, "orphans", nil, &answer)
+	return answer.Disks, err
+}
+
 // Hold brings a volume up on this node for the command of that id, which has it for itself until Drop, and returns where it is mounted.
 func (c *Client) Hold(ctx context.Context, name, command string) (string, error) {
 	var answer Hold

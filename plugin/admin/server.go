@@ -26,6 +26,7 @@ type Driver interface {
 	Node(ctx context.Context) (driver.Node, error)
 	Slots(ctx context.Context) (driver.Slots, error)
 	PeerDisks(ctx context.Context, peer string) ([]driver.PeerDisk, error)
+	Orphans(ctx context.Context) ([]driver.Orphan, error)
 	Adopt(ctx context.Context, name, disk, peer string) error
 	Create(ctx context.Context, name string, options map[string]string) error
 	Release(ctx context.Context, name string) error
@@ -138,6 +139,7 @@ func (s *Server) routes() *http.ServeMux {
 		"POST " + Root + "volumes/{name}/hold":    s.hold,
 		"POST " + Root + "volumes/{name}/drop":    s.drop,
 		"GET " + Root + "peers/{name}/disks":      s.peerDisks,
+		"GET " + Root + "orphans":                 s.orphans,
 		"GET " + Root + "events":                  s.listEvents,
 		"GET " + Root + "jobs":                    s.listJobs,
 		"POST " + Root + "jobs":                   s.startJob,
@@ -283,6 +285,21 @@ func (s *Server) peerDisks(r *http.Request) (any, error) {
 	answer := PeerDisks{make([]PeerDisk, len(all))}
 	for i, d := range all {
 		answer.Disks[i] = toPeerDisk(d)
+	}
+	return answer, nil
+}
+
+func (s *Server) orphans(r *http.Request) (any, error) {
+	if err := s.ready(r.Context()); err != nil {
+		return nil, err
+	}
+	all, err := s.driver.Orphans(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	answer := Orphans{make([]Orphan, len(all))}
+	for i, o := range all {
+		answer.Disks[i] = toOrphan(o, s.paths)
 	}
 	return answer, nil
 }

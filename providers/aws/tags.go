@@ -25,6 +25,7 @@ const (
 	tagKey    = tagPrefix + "key"
 	tagRecord = tagPrefix + "record:" // followed by the entry's key
 	tagTurn   = tagPrefix + "turn"    // of the ClientToken that created the volume
+	tagFormer = tagPrefix + "former-" // followed by cluster or name: whose a forgotten volume was
 	tagKMSKey = tagPrefix + "kms-key" // the key as it was asked for; EC2 shows its ARN
 	tagOrigin = tagPrefix + "origin"  // on a snapshot: a digest of the request for it
 	tagShown  = "Name"                // what the console shows; the operator's own tag takes precedence

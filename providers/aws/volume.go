@@ -57,6 +57,12 @@ func (p *Provider) all(ctx context.Context) ([]types.Volume, error) {
 	return slices.DeleteFunc(all, func(v types.Volume) bool { return !exists(v) }), err
 }
 
+// known returns the volumes with any of blockvol's tags.
+func (p *Provider) known(ctx context.Context) ([]types.Volume, error) {
+	all, err := p.describeVolumes(ctx, filter("tag-key", tagPrefix+"*"), sdk.Int32(500))
+	return slices.DeleteFunc(all, func(v types.Volume) bool { return !exists(v) }), err
+}
+
 // volumesByID uses a filter, since one unknown ID among VolumeIds fails the whole request.
 func (p *Provider) volumesByID(ctx context.Context, ids []string) (map[string]types.Volume, error) {
 	all, err := p.describeVolumes(ctx, filter("volume-id", ids...), nil)
@@ -116,7 +122,7 @@ func (p *Provider) show(from types.Volume) managed.Disk[types.Volume] {
 				"encrypted": strconv.FormatBool(sdk.ToBool(from.Encrypted)),
 			},
 		},
-		Cluster: tags[tagCluster], Claim: tags[tagTurn], Damaged: unusable(from), Creating: from.State == types.VolumeStateCreating, Native: from,
+		Cluster: tags[tagCluster], Former: managed.Former{Cluster: tags[tagFormer+"cluster"], Name: tags[tagFormer+"name"]}, Claim: tags[tagTurn], Damaged: unusable(from), Creating: from.State == types.VolumeStateCreating, Native: from,
 	}
 	_, d.Marked = tags[tagCluster]
 	if d.Cluster == p.cfg.Cluster && tags[tagKey] != p.keyOf(d.Name) {
@@ -210,6 +216,11 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[types.Volume], spec
 }
 
 func (p *Provider) release(ctx context.Context, d managed.Disk[types.Volume]) error {
+	// Before: the policy allows no tags on a volume that is nobody's. Where there is no room for two more, the volume goes without.
+	former := map[string]string{tagFormer + "cluster": d.Former.Cluster, tagFormer + "name": d.Former.Name}
+	if err := p.tag(ctx, d.ID, former); err != nil && !errors.Is(err, providers.ErrNoSpace) {
+		return err
+	}
 	// By key and value: what another node has written in the meantime stays.
 	tags := tagList(map[string]string{tagCluster: p.cfg.Cluster, tagName: d.Name, tagKey: p.keyOf(d.Name)})
 	_, err := alter(ctx, p, d.ID, (*ec2.Client).DeleteTags, &ec2.DeleteTagsInput{Resources: []string{d.ID}, Tags: tags})

@@ -134,7 +134,7 @@ func New(cfg Config) (*Provider, error) {
 		Manual: "docs/digitalocean.md", Clock: p.http.Clock, Permissions: p.tryPermissions,
 		NodeAdvice: "check " + settingMetadata + ", " + settingDroplet + " and whose the token is",
 		Self:       p.self.Node, Status: p.status,
-		Show: p.show, Named: p.named, NamesAtOnce: mostAtOnce, All: p.all, Get: p.get,
+		Show: p.show, Named: p.named, NamesAtOnce: mostAtOnce, All: p.all, Known: p.known, Get: p.get,
 		Attach: p.attach, Detach: p.detach, OperationState: p.operationState,
 		CheckSpec: checkTags, Create: p.create, Await: p.await, Turns: mostTries, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.remove, Resize: p.resize,

@@ -24,6 +24,7 @@ import (
 //
 //	blockvol:cluster:main                 its cluster; without it, no cluster's
 //	blockvol:name:db                      Docker's name
+//	blockvol:former:main                  on a forgotten disk: the cluster that it was of; the name stays
 //	blockvol:snapshot:…                   the snapshot it was made from
 //	blockvol:size:20                      the GiB asked for, if it was made from a smaller snapshot
 //	blockvol-record:0:layout:data         an entry of the record, as the volume was made
@@ -36,7 +37,7 @@ const (
 	tagPrefix    = "blockvol:"
 	recordPrefix = "blockvol-record:"
 
-	textCluster, textName, textSnapshot, textSize = "cluster", "name", "snapshot", "size"
+	textCluster, textFormer, textName, textSnapshot, textSize = "cluster", "former", "name", "snapshot", "size"
 
 	maxTag  = 255 // characters
 	maxText = 255 // bytes of a text that package labels keeps
@@ -44,15 +45,15 @@ const (
 
 // identity is what the tags say about the owner of a volume or a snapshot.
 type identity struct {
-	cluster, name, snapshot string
-	size                    int64    // GiB
-	unreadable              []string // keys
+	cluster, former, name, snapshot string
+	size                            int64    // GiB
+	unreadable                      []string // keys
 }
 
 func identityOf(tags []string) identity {
 	texts, unreadable := labels.UnpackTags(tagPrefix, tags)
 	size, _ := strconv.ParseInt(texts[textSize], 10, 64) // blockvol's own number, or none
-	return identity{texts[textCluster], texts[textName], texts[textSnapshot], size, unreadable}
+	return identity{texts[textCluster], texts[textFormer], texts[textName], texts[textSnapshot], size, unreadable}
 }
 
 // owned reports whether it is some cluster's.
@@ -163,10 +164,15 @@ func operatorTags(tags map[string]string) []string {
 
 var tagWord = regexp.MustCompile(`^[a-zA-Z0-9_:-]{1,255}$`)
 
+func isOwnTag(tag string) bool {
+	tag = strings.ToLower(tag)
+	return strings.HasPrefix(tag, tagPrefix) || strings.HasPrefix(tag, recordPrefix)
+}
+
 func checkTags(spec providers.Spec) error {
 	for _, tag := range operatorTags(spec.Tags) {
 		switch {
-		case strings.HasPrefix(strings.ToLower(tag), tagPrefix), strings.HasPrefix(strings.ToLower(tag), recordPrefix):
+		case isOwnTag(tag):
 			return fmt.Errorf("%w: tag %q: those that begin with %s or %s are blockvol's: choose another", providers.ErrInvalid, tag, tagPrefix, recordPrefix)
 		case !tagWord.MatchString(tag):
 			return fmt.Errorf("%w: tag %q: with its value it has 1 to 255 letters, digits, colons, dashes and underscores on DigitalOcean", providers.ErrInvalid, tag)

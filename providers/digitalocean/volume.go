@@ -113,6 +113,14 @@ func (p *Provider) all(ctx context.Context) ([]godo.Volume, error) {
 	return p.region(ctx, here.Zone)
 }
 
+// known returns the volumes of this node's region that have any of blockvol's tags, or call themselves blockvol's.
+func (p *Provider) known(ctx context.Context) ([]godo.Volume, error) {
+	all, err := p.all(ctx)
+	return slices.DeleteFunc(all, func(v godo.Volume) bool {
+		return hidden(v) == nil && !slices.ContainsFunc(v.Tags, isOwnTag)
+	}), err
+}
+
 // tagged looks this cluster's volume of that name up by the tag of the name, in two calls however many volumes there are; v is nil
 // if there is none. It finds adopted volumes, which have another name in DigitalOcean. It is not settled if several volumes of the
 // account have the tag, such as those of other clusters and regions and forgotten disks, or if the token may not read tags.
@@ -194,7 +202,7 @@ func (p *Provider) show(from godo.Volume) managed.Disk[godo.Volume] {
 			ID: from.ID, Size: from.SizeGigaBytes * gib, CreatedAt: from.CreatedAt.UTC(), Serial: from.Name,
 			Snapshot: is.snapshot, Record: recordOf(from.Tags), Details: map[string]string{"cloud-name": from.Name},
 		},
-		Cluster: is.cluster, Marked: is.owned(), Damaged: hidden(from), Creating: is.size > from.SizeGigaBytes, Native: from,
+		Cluster: is.cluster, Former: managed.Former{Cluster: is.former, Name: is.name}, Marked: is.owned(), Damaged: hidden(from), Creating: is.size > from.SizeGigaBytes, Native: from,
 	}
 	if d.Marked {
 		d.Name = is.name
@@ -266,6 +274,11 @@ func (p *Provider) remove(ctx context.Context, d managed.Disk[godo.Volume]) erro
 // release removes the cluster from the tags. The name stays until the disk gets another, so that a disk of blockvol's always has a
 // tag. An attach by another node may be under way and not shown yet: then that node finds that the volume is no cluster's.
 func (p *Provider) release(ctx context.Context, d managed.Disk[godo.Volume]) error {
+	if d.Former.Cluster != "" {
+		if err := p.tag(ctx, d.ID, textTags(textFormer, d.Former.Cluster)); err != nil {
+			return err
+		}
+	}
 	return p.disown(ctx, d.Native)
 }
 
@@ -290,7 +303,7 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[godo.Volume], spec 
 		return v, fmt.Errorf("%w: %s is in region %s, and this node in region %s, where it cannot be attached", providers.ErrInvalid, d.ID, d.Zone, here.Zone)
 	}
 	wanted := append(textTags(textName, spec.Name), textTags(textCluster, p.cluster())...)
-	stale := slices.DeleteFunc(append(tagsOf(v, textCluster), tagsOf(v, textName)...), func(tag string) bool {
+	stale := slices.DeleteFunc(slices.Concat(tagsOf(v, textCluster), tagsOf(v, textName), tagsOf(v, textFormer)), func(tag string) bool {
 		return slices.Contains(wanted, strings.ToLower(tag))
 	})
 	if err := p.untag(ctx, d.ID, stale); err != nil {

@@ -108,7 +108,7 @@ func New(cfg Config) (*Provider, error) {
 		BeforeAttach: p.protectBefore, Attach: p.attach, Explain: p.wrongLocation, Detach: p.detach,
 		OperationState: p.operationState, Running: p.running,
 		Self: p.self.Node, Status: p.status,
-		Show: p.show, Named: p.named, NamesAtOnce: perPage, All: p.all, Get: p.get,
+		Show: p.show, Named: p.named, NamesAtOnce: perPage, All: p.all, Known: p.known, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.resize,
 		Peers: map[string]managed.Peer[*volume]{"docker-volume-hetzner": {List: p.peers, Name: peerName}},

@@ -26,6 +26,7 @@ const (
 	labelCluster = "cluster"          // CLUSTER
 	labelName    = "name"             // Docker's name, exact
 	labelKey     = "key"              // what volumes are looked up by: nameOf
+	labelFormer  = "former-"          // followed by cluster or name: whose a forgotten volume was
 	recordPrefix = prefix + "record." // followed by the entry's key
 	keyLabel     = prefix + labelKey  // as selectors have it
 	mostLabel    = 63                 // characters of a value
@@ -40,6 +41,7 @@ func (p *Provider) nameOf(name string) string { return labels.Name(p.cluster, na
 // marks is what the labels say about a volume.
 type marks struct {
 	cluster, name, key string
+	former             managed.Former
 	owned              bool // some cluster's: at least a part of one of these is there
 	record             providers.Record
 	unreadable         []string // labels, as they begin
@@ -49,6 +51,7 @@ func read(from map[string]string) marks {
 	texts, broken := labels.Unpack(cut(from, prefix))
 	record, lost := labels.Unpack(cut(from, recordPrefix))
 	b := marks{cluster: texts[labelCluster], name: texts[labelName], key: texts[labelKey], record: record}
+	b.former = managed.Former{Cluster: texts[labelFormer+labelCluster], Name: texts[labelFormer+labelName]}
 	for _, mark := range []string{labelCluster, labelName, labelKey} {
 		_, there := texts[mark]
 		unreadable := slices.Contains(broken, mark)
@@ -101,6 +104,9 @@ func (p *Provider) labelsFor(has map[string]string, spec providers.Spec) map[str
 		all = make(map[string]string)
 	}
 	maps.Copy(all, spec.Tags)
+	for _, mark := range []string{labelCluster, labelName} {
+		take(all, prefix, labelFormer+mark)
+	}
 	put(all, recordPrefix, spec.Record)
 	put(all, prefix, map[string]string{labelCluster: p.cluster, labelName: spec.Name, labelKey: p.nameOf(spec.Name)})
 	return all

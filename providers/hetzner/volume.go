@@ -24,11 +24,14 @@ const gib = providers.GiB
 // perPage is the largest page (API reference, "Pagination").
 const perPage = 50
 
-// list returns all volumes that match a filter of the API.
+// list returns all volumes that match a filter of the API, or all if its value is empty.
 func (p *Provider) list(ctx context.Context, filter, value string) ([]*volume, error) {
 	asked := time.Now()
 	all, err := rest.Pages("Hetzner Cloud", func(v *volume) int64 { return v.ID }, func(n int) ([]*volume, int, bool, error) {
-		query := url.Values{filter: {value}, "page": {strconv.Itoa(n)}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}}
+		query := url.Values{"page": {strconv.Itoa(n)}, "per_page": {strconv.Itoa(perPage)}, "sort": {"id:asc"}}
+		if value != "" {
+			query.Set(filter, value)
+		}
 		answer, err := ask(ctx, p, "the request for a list of volumes", http.MethodGet, "/volumes?"+query.Encode(), nil, func(page *volumePage) bool { return page.Meta.Pagination != nil })
 		if err != nil {
 			return nil, 0, false, err
@@ -72,6 +75,12 @@ func (p *Provider) all(ctx context.Context) ([]*volume, error) {
 	return p.list(ctx, "label_selector", p.ours())
 }
 
+// known returns the volumes with any of blockvol's labels. No selector asks for the beginning of a label.
+func (p *Provider) known(ctx context.Context) ([]*volume, error) {
+	all, err := p.list(ctx, "label_selector", "")
+	return slices.DeleteFunc(all, func(v *volume) bool { return len(cut(v.Labels, prefix)) == 0 }), err
+}
+
 // show translates Hetzner's description of a volume.
 func (p *Provider) show(from *volume) managed.Disk[*volume] {
 	is := read(from.Labels)
@@ -80,7 +89,7 @@ func (p *Provider) show(from *volume) managed.Disk[*volume] {
 			ID: text(from.ID), Name: is.name, Size: int64(from.Size) * gib, Zone: from.Location.Name, CreatedAt: from.Created.UTC(),
 			Serial: text(from.ID), Record: is.record, Details: map[string]string{"zone": from.Location.Name},
 		},
-		Cluster: is.cluster, Marked: is.owned, Damaged: damaged(from, is.unreadable), Creating: from.Status == volumeCreating, Native: from,
+		Cluster: is.cluster, Former: is.former, Marked: is.owned, Damaged: damaged(from, is.unreadable), Creating: from.Status == volumeCreating, Native: from,
 	}
 	if is.cluster == p.cluster && is.key != p.nameOf(is.name) {
 		d.Name = ""
@@ -199,6 +208,7 @@ func (p *Provider) release(ctx context.Context, d managed.Disk[*volume]) error {
 	for _, mark := range []string{labelCluster, labelName, labelKey} {
 		take(left, prefix, mark)
 	}
+	put(left, prefix, map[string]string{labelFormer + labelCluster: d.Former.Cluster, labelFormer + labelName: d.Former.Name})
 	_, err := p.update(ctx, d.ID, forgotten(d.Native), left)
 	return err
 }

@@ -219,7 +219,9 @@ func TestAForgottenVolumeMakesWay(t *testing.T) {
 			w.detach(p, v, a)
 			require.NoError(t, p.Forget(t.Context(), v.ID))
 			assert.Equal(t, "db-"+v.ID, w.called(v.ID))
-			assert.Equal(t, map[string]string{"blockvol.record.layout": "data", "env": "prod"}, w.labels(v.ID))
+			assert.Equal(t, map[string]string{
+				"blockvol.record.layout": "data", "env": "prod", "blockvol.former-cluster": "main", "blockvol.former-name": "db",
+			}, w.labels(v.ID))
 			assert.False(t, w.protected(v.ID))
 			require.ErrorIs(t, providertest.Attach(t.Context(), p, v.ID), providers.ErrNotFound)
 			old = append(old, v.ID)

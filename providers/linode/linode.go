@@ -115,7 +115,7 @@ func New(cfg Config) (*Provider, error) {
 		Manual: "docs/linode.md", Clock: p.rest.Clock, Permissions: p.tryPermissions,
 		NodeAdvice: "check LINODE_INSTANCE_ID, and whose the token is", Attach: p.attach, Detach: p.detach,
 		Self: p.self.Node, Status: p.status,
-		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Get: p.get,
+		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Known: p.known, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Turns: maxTurns, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.destroy, Resize: p.resize,
 		Peers: map[string]managed.Peer[sdk.Volume]{"linode": {List: p.peers, Name: peerName}},

@@ -16,6 +16,7 @@ import (
 // are never incomplete.
 const (
 	markPrefix   = "bv:"  // cluster, name and key
+	formerPrefix = "bvf:" // cluster and name of a forgotten volume
 	recordPrefix = "bvr:" // the record's entries
 	leastTag     = 3
 	mostTag      = 50
@@ -102,8 +103,8 @@ func operatorTags(tags map[string]string) ([]string, error) {
 		switch n := utf8.RuneCountInString(tag); {
 		case n < leastTag || n > mostTag:
 			return nil, fmt.Errorf("%w: tag %q: with its value it has %d characters, and a tag of Linode has %d to %d", providers.ErrInvalid, key, n, leastTag, mostTag)
-		case strings.HasPrefix(strings.ToLower(tag), markPrefix), strings.HasPrefix(strings.ToLower(tag), recordPrefix):
-			return nil, fmt.Errorf("%w: tag %q: tags that begin with %s or %s are not for operators: choose another", providers.ErrInvalid, key, markPrefix, recordPrefix)
+		case len(without(without(without([]string{tag}, markPrefix), recordPrefix), formerPrefix)) == 0:
+			return nil, fmt.Errorf("%w: tag %q: tags that begin with %s, %s or %s are not for operators: choose another", providers.ErrInvalid, key, markPrefix, recordPrefix, formerPrefix)
 		case slices.ContainsFunc(list, func(t string) bool { return strings.EqualFold(t, tag) }):
 			return nil, fmt.Errorf("%w: tag %q is there twice, as Linode does not tell upper case from lower", providers.ErrInvalid, key)
 		}

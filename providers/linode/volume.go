@@ -13,6 +13,7 @@ import (
 	sdk "github.com/linode/linodego"
 
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/rest"
 )
@@ -71,6 +72,14 @@ func (p *Provider) all(ctx context.Context) ([]sdk.Volume, error) {
 	return p.list(ctx, map[string]any{"tags": p.clusterTag()})
 }
 
+// known returns the volumes with any of blockvol's tags. A filter asks for whole tags.
+func (p *Provider) known(ctx context.Context) ([]sdk.Volume, error) {
+	all, err := p.list(ctx, map[string]any{})
+	return slices.DeleteFunc(all, func(v sdk.Volume) bool {
+		return len(without(without(without(v.Tags, markPrefix), recordPrefix), formerPrefix)) == len(v.Tags)
+	}), err
+}
+
 // get returns a volume by its id, whoever it belongs to.
 func (p *Provider) get(ctx context.Context, id string) (sdk.Volume, error) {
 	n := number(id)
@@ -86,6 +95,7 @@ func (p *Provider) get(ctx context.Context, id string) (sdk.Volume, error) {
 // show translates Linode's description of a volume.
 func (p *Provider) show(from sdk.Volume) managed.Disk[sdk.Volume] {
 	is := p.identity(from.Tags)
+	former, _ := labels.UnpackTags(formerPrefix, from.Tags)
 	rec, damaged := recordOf(from.Tags)
 	if damaged != nil {
 		damaged = fmt.Errorf("volume %q (%d): %w", is.name, from.ID, damaged)
@@ -101,7 +111,7 @@ func (p *Provider) show(from sdk.Volume) managed.Disk[sdk.Volume] {
 			ID: strconv.Itoa(from.ID), Name: is.name, Size: int64(from.Size) * gib, Zone: from.Region, Serial: from.Label, Record: rec,
 			Details: map[string]string{"zone": from.Region, "encrypted": strconv.FormatBool(from.Encryption == "enabled")},
 		},
-		Cluster: is.cluster, Marked: is.marked, Damaged: damaged, Native: from,
+		Cluster: is.cluster, Former: managed.Former{Cluster: former[textCluster], Name: former[textName]}, Marked: is.marked, Damaged: damaged, Native: from,
 		Creating: from.Status == sdk.VolumeCreating, Resizing: from.Status == sdk.VolumeResizing,
 	}
 	if from.LinodeID != nil && *from.LinodeID != 0 {
@@ -153,7 +163,7 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[sdk.Volume], spec p
 	}
 	rec := maps.Clone(d.Record)
 	maps.Copy(rec, spec.Record)
-	tags := slices.Concat(without(without(d.Native.Tags, recordPrefix), markPrefix), p.marks(spec.Name), recordTags(rec))
+	tags := slices.Concat(without(without(without(d.Native.Tags, recordPrefix), markPrefix), formerPrefix), p.marks(spec.Name), recordTags(rec))
 	for _, tag := range own {
 		if !slices.ContainsFunc(tags, func(t string) bool { return strings.EqualFold(t, tag) }) {
 			tags = append(tags, tag)
@@ -163,7 +173,11 @@ func (p *Provider) claim(ctx context.Context, d managed.Disk[sdk.Volume], spec p
 }
 
 func (p *Provider) release(ctx context.Context, d managed.Disk[sdk.Volume]) error {
-	_, err := p.retag(ctx, d.Native, without(d.Native.Tags, markPrefix))
+	tags := without(without(d.Native.Tags, markPrefix), formerPrefix)
+	if d.Former.Name != "" {
+		tags = append(tags, labels.PackTags(formerPrefix, map[string]string{textCluster: d.Former.Cluster, textName: d.Former.Name}, mostTag)...)
+	}
+	_, err := p.retag(ctx, d.Native, tags)
 	return err
 }
 

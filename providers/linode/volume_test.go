@@ -181,7 +181,7 @@ func TestTagsOfOthersStay(t *testing.T) {
 		require.NoError(t, p.Mark(t.Context(), v.ID, "formatted", "ext4"))
 		assert.Subset(t, w.tags(v.ID), []string{"Team:DB", "Backed Up", "bvr:formatted:ext4", "bvr:layout:data"})
 		require.NoError(t, p.Forget(t.Context(), v.ID))
-		assert.ElementsMatch(t, []string{"Team:DB", "Backed Up", "bvr:formatted:ext4", "bvr:layout:data"}, w.tags(v.ID))
+		assert.ElementsMatch(t, []string{"Team:DB", "Backed Up", "bvr:formatted:ext4", "bvr:layout:data", "bvf:cluster:main", "bvf:name:db"}, w.tags(v.ID))
 		_, err = p.Adopt(t.Context(), v.ID, providers.Spec{Name: "again", Tags: map[string]string{"team": "db", "new": "tag"}})
 		require.NoError(t, err)
 		assert.Subset(t, w.tags(v.ID), []string{"Team:DB", "Backed Up", "new:tag", "bvr:formatted:ext4"})

@@ -83,6 +83,8 @@ var (
 	_ providers.Provider    = (*Provider)(nil)
 	_ providers.Snapshotter = (*Provider)(nil)
 	_ providers.Modifier    = (*Provider)(nil)
+
+	_ providers.OrphanLister = (*Provider)(nil)
 )
 
 var nodeID = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$`)

@@ -52,7 +52,7 @@ func (p *Provider[V]) adopt(ctx context.Context, id string, spec providers.Spec)
 	if err := p.nameIsFree(ctx, id, spec.Name); err != nil {
 		return d, err
 	}
-	asked := time.Now()
+	asked, was := time.Now(), d.Former
 	v, err := p.cloud.Claim(ctx, d, spec)
 	if err != nil {
 		return d, err
@@ -67,6 +67,7 @@ func (p *Provider[V]) adopt(ctx context.Context, id string, spec providers.Spec)
 	}
 	// Another node may have given this name to another disk at the same moment. Then this call undoes its own.
 	if err := p.nameIsFree(ctx, id, spec.Name); err != nil {
+		d.Former = was
 		if left := p.release(ctx, d); left != nil {
 			return d, errors.Join(err, fmt.Errorf("and what was done cannot be undone: take %s from volume %s: %w", p.cloud.Unname, id, left))
 		}
@@ -132,6 +133,7 @@ func (p *Provider[V]) Forget(ctx context.Context, id string) error {
 		if d, err = p.unheld(ctx, d); err != nil {
 			return err
 		}
+		d.Former = Former{d.Cluster, d.Name}
 		return p.release(ctx, d)
 	})
 }

@@ -33,6 +33,9 @@ type Disk[V any] struct {
 	// volume is never reported as missing, since it may hold data.
 	Damaged error
 
+	Former   Former // whose volume it was, or was to be; empty if it is one, or if that is not known
+	Leftover string // why a disk with the marks of a cluster is none of its volumes and never becomes one, in words
+
 	Creating bool   // it cannot be attached yet
 	Resizing bool   // a change of its size is under way
 	Unready  string // the cloud's word for a state in which it cannot be adopted
@@ -93,6 +96,10 @@ type Cloud[V any] struct {
 	// All returns the disks that may be volumes of the cluster.
 	All func(ctx context.Context) ([]V, error)
 
+	// Known returns the disks that have any of blockvol's marks, of whatever cluster, with as few requests as a list takes; they may be
+	// more than those.
+	Known func(ctx context.Context) ([]V, error)
+
 	// Get returns a disk by its id, whoever it belongs to. Errors: providers.ErrNotFound only if the cloud said so, with ErrDeleted if
 	// it shows the disk as deleted.
 	Get func(ctx context.Context, id string) (V, error)
@@ -137,7 +144,7 @@ type Cloud[V any] struct {
 	// Claim gives the disk the marks of a volume of the cluster, with name, Record and tags. Its own tags and Record stay.
 	Claim func(ctx context.Context, d Disk[V], spec providers.Spec) (V, error)
 
-	// Release takes cluster and name from the disk. The Record stays.
+	// Release takes cluster and name from the disk, and marks it with Former, if that is not empty, for Show. The Record stays.
 	Release func(ctx context.Context, d Disk[V]) error
 
 	// Delete destroys the disk. Errors: ErrAttached.

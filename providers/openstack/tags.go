@@ -21,6 +21,7 @@ const (
 	keyDigest  = prefix + "key"     // of cluster and name: volumes are found by it, since filters ignore case
 	keyState   = prefix + "state"   // one of the states below
 	keyMaker   = prefix + "maker"   // the process that created it, or adopted
+	keyFormer  = prefix + "former-" // followed by cluster or name: whose a forgotten volume was
 	keyRetired = prefix + "retired" // the cluster that deleted it while it had snapshots
 	keyOrigin  = prefix + "origin"  // on a snapshot: a digest of the request for it
 	keyRecord  = prefix + "record:" // followed by the entry's key

@@ -19,6 +19,7 @@ import (
 
 	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/labels"
 	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
@@ -64,10 +65,30 @@ func (p *Provider) all(ctx context.Context) ([]volume, error) {
 	return p.list(ctx, map[string]string{keyCluster: encode(p.cfg.Cluster)})
 }
 
+// known returns the volumes with any of blockvol's metadata, for which there is no filter.
+func (p *Provider) known(ctx context.Context) ([]volume, error) {
+	all, err := p.list(ctx, nil)
+	return slices.DeleteFunc(all, func(v volume) bool { return len(labels.CutPrefix(prefix, v.Metadata)) == 0 }), err
+}
+
+// leftover returns what a volume with the marks of a cluster is that is none of its volumes, "" if it is one.
+func (p *Provider) leftover(metadata map[string]string) string {
+	switch {
+	case p.isCandidate(metadata):
+		return "a create has not finished, or was interrupted: the next one of this name settles it"
+	case metadata[keyState] == stateRetired && decode(metadata[keyRetired]) == p.cfg.Cluster:
+		return "it is deleted with its last snapshot"
+	}
+	return ""
+}
+
 // list returns the volumes with these metadata that are not being deleted. It checks them itself, since a cloud may ignore the filter,
 // or the case of the values.
 func (p *Provider) list(ctx context.Context, metadata map[string]string) ([]volume, error) {
-	query := url.Values{"metadata": {pythonDict(metadata)}}
+	query := url.Values{}
+	if len(metadata) > 0 {
+		query.Set("metadata", pythonDict(metadata))
+	}
 	found, now, err := list(ctx, p, "the request for the list of volumes", "", "volumes", query, func(v volumes.Volume) string { return v.ID })
 	all := make([]volume, 0, len(found))
 	for _, v := range found {
@@ -102,8 +123,12 @@ func (p *Provider) show(v volume) managed.Disk[volume] {
 		},
 		Cluster: decode(v.Metadata[keyCluster]), Creating: isCreating(v.Volume), Resizing: v.Status == "extending", Native: v,
 	}
-	d.Marked = d.Cluster != ""
+	d.Marked, d.Leftover = d.Cluster != "", p.leftover(v.Metadata)
 	switch {
+	case v.Metadata[keyState] == stateForgotten:
+		d.Former = managed.Former{Cluster: decode(v.Metadata[keyFormer+"cluster"]), Name: decode(v.Metadata[keyFormer+"name"])}
+	case d.Leftover != "":
+		d.Former = managed.Former{Cluster: p.cfg.Cluster, Name: decode(v.Metadata[keyName])}
 	case p.isOurs(v.Metadata):
 		d.Name, d.Damaged = decode(v.Metadata[keyName]), failed(v.Volume)
 	case d.Cluster != p.cfg.Cluster:
@@ -241,7 +266,9 @@ func (p *Provider) releaseIfTaken(ctx context.Context, d managed.Disk[volume], n
 }
 
 func (p *Provider) release(ctx context.Context, d managed.Disk[volume]) error {
-	return p.write(ctx, d.ID, unnamed(stateForgotten))
+	marks := unnamed(stateForgotten)
+	marks[keyFormer+"cluster"], marks[keyFormer+"name"] = encode(d.Former.Cluster), encode(d.Former.Name)
+	return p.write(ctx, d.ID, marks)
 }
 
 // remove deletes the volume, and before it the orphans of its name, see the package comment. Cinder does not delete a volume that

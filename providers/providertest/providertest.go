@@ -116,6 +116,7 @@ func Run(t *testing.T, h Harness) {
 		{"bytes follow the volume from node to node", bytesFollow},
 		{"delete refuses a held volume and may come twice", deleteIsCareful},
 		{"forget keeps the disk for adopt", forgetAndAdopt},
+		{"a disk that is no volume any more is listed by the cluster that it was of", orphansAreListed},
 		{"adopt takes only what is free", adoptRefuses},
 		{"other clusters do not exist", clustersAreApart},
 		{"a cancelled call does nothing", cancelledDoesNothing},

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -313,6 +314,48 @@ func forgetAndAdopt(w *world) {
 	if w.Device != nil {
 		assert.Equal(w.t, "precious", w.get(b, "b", w.find(b, "again"), v.Size, len("precious")))
 	}
+}
+
+func orphansAreListed(w *world) {
+	a, foreign := w.on("a"), w.Provider(w.t, "a", "other")
+	orphans := func(p providers.Provider) (all []providers.Orphan) {
+		lister, can := p.(providers.OrphanLister)
+		if !can {
+			w.t.Skip("the provider lists no orphans")
+		}
+		all, err := lister.Orphans(w.ctx)
+		require.NoError(w.t, err)
+		for i := range all {
+			all[i].CreatedAt, all[i].Zone = time.Time{}, ""
+		}
+		return all
+	}
+	const long = `a name that no cloud's label holds as it is: "Größe" / ` + "0123456789012345678901234567890123456789"
+	one, other, kept := w.create(a, "Db 1"), w.create(a, long), w.create(a, "kept")
+	w.create(foreign, "theirs")
+	assert.Empty(w.t, orphans(a))
+	require.NoError(w.t, a.Forget(w.ctx, other.ID))
+	require.NoError(w.t, a.Forget(w.ctx, one.ID))
+	for _, p := range []providers.Provider{a, w.on("b")} {
+		assert.Equal(w.t, []providers.Orphan{
+			{ID: one.ID, Name: "Db 1", Kind: providers.OrphanKept, Size: one.Size},
+			{ID: other.ID, Name: long, Kind: providers.OrphanKept, Size: other.Size},
+		}, orphans(p))
+	}
+	assert.Empty(w.t, orphans(foreign), "they were another cluster's")
+	assert.Equal(w.t, []string{"kept"}, w.names(a))
+
+	// One that is adopted, by whichever cluster, is a volume again; and it is then its last cluster's.
+	_, err := foreign.Adopt(w.ctx, one.ID, providers.Spec{Name: "taken"})
+	require.NoError(w.t, err)
+	_, err = a.Adopt(w.ctx, other.ID, providers.Spec{Name: "back"})
+	require.NoError(w.t, err)
+	assert.Empty(w.t, orphans(a))
+	require.NoError(w.t, foreign.Forget(w.ctx, one.ID))
+	assert.Empty(w.t, orphans(a))
+	assert.Equal(w.t, []providers.Orphan{{ID: one.ID, Name: "taken", Kind: providers.OrphanKept, Size: one.Size}}, orphans(foreign))
+	require.NoError(w.t, a.Delete(w.ctx, kept.ID))
+	assert.Empty(w.t, orphans(a))
 }
 
 func adoptRefuses(w *world) {

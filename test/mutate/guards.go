@@ -477,6 +477,10 @@ var guards = []guard{
 		code: `case exists[s.Volume] == nil && removed:`, without: `case exists[s.Volume] == nil:`,
 	},
 	{
+		protects: "the snapshots of a disk that was kept are not garbage", file: "driver/garbage.go",
+		code: `case kept[s.Volume]:`, without: `case kept[s.Volume] && false:`,
+	},
+	{
 		protects: "the snapshot of a copy that is being made is not garbage", file: "driver/garbage.go",
 		code: ` && time.Since(s.CreatedAt) > copyAge:`, without: `:`,
 	},
