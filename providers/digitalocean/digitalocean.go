@@ -131,7 +131,7 @@ func New(cfg Config) (*Provider, error) {
 		Unname: "the tag that begins with " + tagPrefix + textCluster,
 		IDForm: "which looks like 506f78a4-e098-11e5-ad9f-000f53306ae1", IsID: volumeID.MatchString, IsNode: dropletID.MatchString,
 		Locks: true, Queue: managed.Queued, AttachTime: unasked, DetachTime: unasked, AbsentFor: justAsked,
-		Manual: "docs/digitalocean.md", Clock: p.http.Clock, Permissions: p.tryPermissions,
+		Manual: "docs/digitalocean.md", Clock: p.http.Clock, Permissions: p.tryPermissions, Quotas: p.quotas,
 		NodeAdvice: "check " + settingMetadata + ", " + settingDroplet + " and whose the token is",
 		Self:       p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: mostAtOnce, All: p.all, Known: p.known, Get: p.get,

@@ -115,6 +115,9 @@ type Cloud[V any] struct {
 	// sentence, and an error for each refusal. Optional.
 	Permissions func(ctx context.Context) (tried string, refusals []error)
 
+	// Quotas returns the account's limits on what blockvol makes. Errors: providers.ErrDenied. Optional.
+	Quotas func(ctx context.Context) ([]Quota, error)
+
 	// Clock returns how far the cloud's clock was ahead of this node's in its last answer; false if there was none. Optional.
 	Clock func() (ahead time.Duration, known bool)
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
@@ -15,7 +16,7 @@ const clockTolerance = 30 * time.Second
 // Examine implements providers.Examiner. It stops at the first check that fails, since those after it would fail for the same reason.
 func (p *Provider[V]) Examine(ctx context.Context) []providers.Finding {
 	var findings []providers.Finding
-	for _, check := range []func(context.Context) []providers.Finding{p.examineIdentity, p.examineReads, p.examinePermissions} {
+	for _, check := range []func(context.Context) []providers.Finding{p.examineIdentity, p.examineReads, p.examinePermissions, p.examineSnapshots, p.examineQuotas} {
 		found := check(ctx)
 		findings = append(findings, found...)
 		if len(found) > 0 && found[len(found)-1].Severity != providers.OK {
@@ -80,6 +81,66 @@ func (p *Provider[V]) examinePermissions(ctx context.Context) (findings []provid
 	}
 	if len(problems) == 0 {
 		findings = append(findings, providers.Passed("permissions", tried))
+	}
+	return findings
+}
+
+// examineSnapshots checks whether the credentials show the cluster's snapshots, where the cloud has any. Volumes are served without.
+func (p *Provider[V]) examineSnapshots(ctx context.Context) []providers.Finding {
+	if p.countSnapshots == nil {
+		return nil
+	}
+	n, err := p.countSnapshots(ctx)
+	if err == nil {
+		return []providers.Finding{providers.Passed("snapshots", fmt.Sprintf("%s shows the credentials the snapshots of cluster %s, %d in all", p.cloud.Name, p.cloud.Cluster, n))}
+	}
+	f := p.judge("snapshots", err)
+	if errors.Is(err, providers.ErrDenied) {
+		f.Severity = providers.Warning
+	}
+	return []providers.Finding{f}
+}
+
+// Quota is a limit of the account on something that blockvol makes.
+type Quota struct {
+	What       string // "volumes"
+	Used, Most int64  // Most below 0: there is no limit
+}
+
+// quotaLow is the part of a quota that is used when that is reported, in percent.
+const quotaLow = 90
+
+// examineQuotas checks whether the account's quotas leave room.
+func (p *Provider[V]) examineQuotas(ctx context.Context) (findings []providers.Finding) {
+	if p.cloud.Quotas == nil {
+		return nil
+	}
+	quotas, err := p.cloud.Quotas(ctx)
+	switch {
+	case errors.Is(err, providers.ErrDenied): // blockvol itself never asks for them
+		return []providers.Finding{providers.Passed("quota", "the credentials may not see the quotas of the account at "+p.cloud.Name+", and need not")}
+	case err != nil:
+		return []providers.Finding{p.judge("quota", err)}
+	}
+	var room []string
+	for _, q := range quotas {
+		used := fmt.Sprintf("%d of %d %s", q.Used, q.Most, q.What)
+		f := providers.Finding{Severity: providers.Warning, Check: "quota", Remedy: "remove what is not needed, or have the quota raised"}
+		switch {
+		case q.Most < 0:
+			room = append(room, fmt.Sprintf("%d %s without a limit", q.Used, q.What))
+		case q.Used >= q.Most:
+			f.Code, f.Message = "quota-reached", "the quota of the account is used up, so no more can be made: "+used
+			findings = append(findings, f)
+		case q.Used*100 >= q.Most*quotaLow:
+			f.Code, f.Message = "quota-low", "the quota of the account is nearly used up: "+used
+			findings = append(findings, f)
+		default:
+			room = append(room, used)
+		}
+	}
+	if len(findings) == 0 && len(room) > 0 {
+		findings = append(findings, providers.Passed("quota", "of the quotas of the account are used: "+strings.Join(room, ", ")))
 	}
 	return findings
 }

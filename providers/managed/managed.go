@@ -46,6 +46,8 @@ type Provider[V any] struct {
 	operations sync.Map // by id of a volume: the last Operation known to this process
 	nodes      queue.Queue
 	changes    keymutex.KeyMutex // by id of a volume
+
+	countSnapshots func(ctx context.Context) (int, error) // of the cluster; nil if the cloud has none
 }
 
 // New makes a Provider. It makes no request.

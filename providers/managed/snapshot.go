@@ -67,7 +67,12 @@ type Snapshots[V, S any] struct {
 
 // NewSnapshots makes Snapshots of the volumes of p. It calls nobody.
 func NewSnapshots[V, S any](p *Provider[V], cloud SnapshotCloud[V, S]) *Snapshots[V, S] {
-	return &Snapshots[V, S]{volumes: p, cloud: cloud}
+	s := &Snapshots[V, S]{volumes: p, cloud: cloud}
+	p.countSnapshots = func(ctx context.Context) (int, error) {
+		all, err := s.ListSnapshots(ctx)
+		return len(all), err
+	}
+	return s
 }
 
 // Snapshot takes a snapshot, or finds the one that was taken with that description.

@@ -165,7 +165,7 @@ func New(cfg Config) (*Provider, error) {
 		Unname: "the name (openstack volume unset --property " + keyDigest + ")",
 		IDForm: "which looks like 2f1c5b9e-8d3a-4b7e-9c6d-1a2b3c4d5e6f", IsID: isUUID, IsNode: isUUID,
 		MarksAlone: true, ShowsOperations: true, Queue: managed.QueuedWhenBusy, Attach: p.attach, Detach: p.detach,
-		Manual: "docs/openstack.md", Clock: p.client.Clock,
+		Manual: "docs/openstack.md", Clock: p.client.Clock, Quotas: p.quotas,
 		// No zone: Cinder's zones are not Nova's, and in most clouds any server can attach any volume.
 		Self: self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxNames, All: p.all, Known: p.known, Get: p.get, Settle: p.withAttachment,

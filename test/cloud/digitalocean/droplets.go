@@ -24,6 +24,13 @@ func statusOf(state cloud.InstanceState) string {
 	return ""
 }
 
+func (f *Front) getAccount(*rest.Request) (rest.Answer, error) {
+	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"account": map[string]any{
+		"droplet_limit": 25, "floating_ip_limit": 5, "reserved_ip_limit": 5, "volume_limit": f.cfg.Volumes, "email": "ops@example.com", "name": "ops",
+		"uuid": "b6fr89dbf6d9156cace5f3c78dc9851d957381ef", "email_verified": true, "status": "active", "status_message": "",
+	}}}, nil
+}
+
 func (f *Front) getDroplet(r *rest.Request) (rest.Answer, error) {
 	for _, i := range r.Instances() {
 		status := statusOf(i.State)

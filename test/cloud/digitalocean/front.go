@@ -29,9 +29,10 @@ import (
 
 // Config configures a front end. The cloud's zones are the regions.
 type Config struct {
-	Cloud *cloud.Cloud
-	Most  int  // maximum number of volumes of a droplet; 0 is 7
-	Early bool // droplet_ids shows the droplet from the beginning of an attach to the end of a detach
+	Cloud   *cloud.Cloud
+	Most    int  // maximum number of volumes of a droplet; 0 is 7
+	Volumes int  // maximum number of volumes of the account, as it is shown; 0 is 100
+	Early   bool // droplet_ids shows the droplet from the beginning of an attach to the end of a detach
 }
 
 // Front is the front end of DigitalOcean for one account. Pass Limits and ID in cloud.Config.
@@ -50,7 +51,7 @@ type Front struct {
 
 // New returns a front end.
 func New(cfg Config) *Front {
-	cfg.Most = cmp.Or(cfg.Most, 7)
+	cfg.Most, cfg.Volumes = cmp.Or(cfg.Most, 7), cmp.Or(cfg.Volumes, 100)
 	f := &Front{Tokens: rest.NewTokens(tokenOf), cfg: cfg, cloud: cfg.Cloud, tags: map[string]string{}}
 	f.API = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: f.translate, Headers: f.limits})
 	f.handle("GET /v2/volumes", "block_storage:read", f.listVolumes)
@@ -72,6 +73,7 @@ func New(cfg Config) *Front {
 	f.handle("POST /v2/tags/{tag}/resources", "tag:create", f.tagResources)
 	f.handle("DELETE /v2/tags/{tag}/resources", "tag:delete", f.untagResources)
 	f.handle("GET /v2/droplets/{id}", "droplet:read", f.getDroplet)
+	f.handle("GET /v2/account", "account:read", f.getAccount)
 	return f
 }
 

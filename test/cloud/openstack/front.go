@@ -120,6 +120,7 @@ func New(cfg Config) *Front {
 		"DELETE /volume/v3/{project}/volumes/{id}/metadata/{key}": f.dropMetadata,
 		"GET /volume/v3/{project}/attachments/detail":             f.listAttachments,
 		"GET /volume/v3/{project}/snapshots/detail":               f.listSnapshots,
+		"GET /volume/v3/{project}/limits":                         f.limits,
 		"POST /volume/v3/{project}/snapshots":                     f.createSnapshot,
 		"GET /volume/v3/{project}/snapshots/{id}":                 f.showSnapshot,
 		"DELETE /volume/v3/{project}/snapshots/{id}":              f.deleteSnapshot,

@@ -268,6 +268,19 @@ func (f *Front) createVolume(r *rest.Request) (rest.Answer, error) {
 	return rest.Answer{Status: http.StatusAccepted, Body: map[string]any{"volume": f.viewVolume(r, v)}}, nil
 }
 
+// limits answers as Cinder's "Show absolute limits for project". -1 is no limit.
+func (f *Front) limits(r *rest.Request) (rest.Answer, error) {
+	all, used := r.VolumesThat(func(cloud.Volume) bool { return true }), int64(0)
+	for _, v := range all {
+		used += v.Size / gib
+	}
+	return rest.Answer{Status: http.StatusOK, Body: map[string]any{"limits": map[string]any{"rate": []any{}, "absolute": map[string]any{
+		"totalVolumesUsed": len(all), "maxTotalVolumes": -1, "totalGigabytesUsed": used, "maxTotalVolumeGigabytes": f.cfg.Gigabytes,
+		"totalSnapshotsUsed": len(r.Snapshots()), "maxTotalSnapshots": 10,
+		"totalBackupsUsed": 0, "maxTotalBackups": 10, "totalBackupGigabytesUsed": 0, "maxTotalBackupGigabytes": 1000,
+	}}}}, nil
+}
+
 func (f *Front) checkQuota(more int64) error {
 	f.cloud.AnyVolume(func(v cloud.Volume) bool { more += v.Size / gib; return false })
 	if more > f.cfg.Gigabytes {
