@@ -31,6 +31,9 @@ var cloudOptions = []string{
 	"encrypted", "from", "iops", "kms-key", "snapshot", "snapshot-keep", "snapshot-schedule", "tags", "throughput", "type", "zone",
 }
 
+// longestEntry is what a value of the Record has at most, in bytes.
+const longestEntry = 255
+
 // parseOptions turns Docker's options into a request, or tells everything that is wrong with them. An option without a
 // value counts as not given: compose files send them so.
 func (d *Driver) parseOptions(name string, options map[string]string) (controller.Request, error) {
@@ -161,7 +164,7 @@ func setRecorded(r *controller.Request, key, value string) (err error) {
 
 // recordable refuses what a tag of some cloud has no room for.
 func recordable(value string) error {
-	if len(value) > 255 {
+	if len(value) > longestEntry {
 		return errors.New("is longer than 255 bytes")
 	}
 	return nil

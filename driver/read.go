@@ -195,7 +195,7 @@ func describeVolume(status map[string]any, vol *providers.Volume) {
 	}
 	for key, value := range vol.Record {
 		switch key {
-		case volume.KeyTags, volume.KeyTaken, volume.KeyReplaces:
+		case volume.KeyTags, volume.KeyTaken, volume.KeyReplaces, volume.KeySince:
 		case volume.KeySchedule:
 			if value != volume.NoSchedule {
 				status["snapshot-schedule"] = value

@@ -99,7 +99,7 @@ func (d *Driver) dueSnapshots(ctx context.Context, now time.Time) (due []dueSnap
 		}
 		schedule := volume.ScheduleOf(vol.Record)
 		at := schedule.Last(now)
-		if e := h.Entry(); at.Before(vol.CreatedAt) || at.IsZero() || e == nil || e.Volume != vol.ID {
+		if e := h.Entry(); at.Before(vol.CreatedAt) || at.Before(volume.Since(vol.Record)) || at.IsZero() || e == nil || e.Volume != vol.ID {
 			continue
 		}
 		here[vol.ID] = true

@@ -104,6 +104,12 @@ func TestCommandsForSnapshots(t *testing.T) {
 		{args: []string{"snapshot", "rm", "snap-1", "snap-7", "--yes"}, err: volume.NotFound},
 		{args: []string{"gc", "--removed"}, err: errInterrupted, says: "its volume does not exist any more"},
 		{args: []string{"gc", "--removed", "--yes"}, wanted: []admin.Request{{Kind: admin.DeleteSnapshot, Snapshot: "snap-3"}}},
+		{args: []string{"modify", "db", "--snapshot-schedule", "none"}, wanted: []admin.Request{{Kind: admin.Modify, Volume: "db", SnapshotSchedule: "none"}}},
+		{args: []string{"modify", "db", "--snapshot-keep", "3d"}, err: errInterrupted, says: "only 3d are kept"},
+		{
+			args:   []string{"modify", "db", "--snapshot-schedule", "@daily", "--snapshot-keep", "3d", "--yes"},
+			wanted: []admin.Request{{Kind: admin.Modify, Volume: "db", SnapshotSchedule: "@daily", SnapshotKeep: "3d"}},
+		},
 		{args: []string{"snapshot", "create"}, err: errUsage},
 	} {
 		out, wanted, err := ask(t, snapshotAnswers, c.args...)

@@ -237,7 +237,7 @@ func (o *operator) resizeCommand() *cobra.Command {
 func (o *operator) modifyCommand() *cobra.Command {
 	r := admin.Request{Kind: admin.Modify}
 	size := ""
-	cmd := o.command("modify VOLUME", "Change the size, type or speed of a volume, also in use", cobra.ExactArgs(1), func(args []string) (err error) {
+	cmd := o.command("modify VOLUME", "Change the size, type or speed of a volume, also in use, or its schedule of snapshots", cobra.ExactArgs(1), func(args []string) (err error) {
 		r.Volume = args[0]
 		if size != "" {
 			if r.Size, err = volume.ParseSize(size); err != nil {
@@ -251,6 +251,8 @@ func (o *operator) modifyCommand() *cobra.Command {
 	f.StringVar(&r.Type, "type", "", "the cloud's word for the kind of disk")
 	f.IntVar(&r.IOPS, "iops", 0, "per second")
 	f.IntVar(&r.Throughput, "throughput", 0, "MiB per second")
+	f.StringVar(&r.SnapshotSchedule, "snapshot-schedule", "", "when snapshots are taken, as the create option: @daily, or 30 3 * * *; none ends the schedule and keeps the snapshots")
+	f.StringVar(&r.SnapshotKeep, "snapshot-keep", "", "which of the schedule's snapshots are kept, as the create option: 7, or 7d,4w,12m")
 	o.asks(cmd)
 	return cmd
 }
@@ -267,6 +269,11 @@ func (o *operator) modify(r admin.Request) error {
 	}
 	if r.Size > v.Size {
 		if err := o.confirm(fmt.Sprintf("Volume %s (%s) grows from %s to %s and cannot be made smaller again", v.Name, v.ID, volume.FormatSize(v.Size), volume.FormatSize(r.Size))); err != nil {
+			return err
+		}
+	}
+	if r.SnapshotKeep != "" {
+		if err := o.confirm(fmt.Sprintf("Of the snapshots that the schedule of volume %s (%s) has taken and takes, only %s are kept: others are deleted after the next", v.Name, v.ID, r.SnapshotKeep)); err != nil {
 			return err
 		}
 	}

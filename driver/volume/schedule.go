@@ -89,6 +89,15 @@ func ScheduleOf(rec providers.Record) Schedule {
 	return s
 }
 
+// Since returns when a schedule with this Record was given to its volume, zero if it has had it from the beginning.
+func Since(rec providers.Record) time.Time {
+	at, err := time.Parse(time.RFC3339, rec[KeySince])
+	if err != nil {
+		return time.Time{}
+	}
+	return at
+}
+
 // Exists tells whether the schedule ever takes a snapshot.
 func (s Schedule) Exists() bool { return s.when != nil }
 

@@ -25,6 +25,7 @@ const (
 	KeyReclaim      = "reclaim"
 	KeySchedule     = "snap-schedule" // NoSchedule on a copy of a volume that had one
 	KeyKeep         = "snap-keep"
+	KeySince        = "snap-since"  // when the schedule was given to a volume that existed, RFC 3339
 	KeyFrom         = "from"        // the volume that it was made a copy of
 	KeyTaken        = "taken"       // of a snapshot: why
 	KeyReplacedBy   = "replaced-by" // the disk that has or gets its name

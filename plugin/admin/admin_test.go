@@ -212,6 +212,23 @@ func (f *fakeDriver) Modify(ctx context.Context, name string, change driver.Chan
 	return "it is done", f.err
 }
 
+func (f *fakeDriver) Reschedule(_ context.Context, name, when, keep string) (string, error) {
+	return "taken " + when, f.did("reschedule ", name, " ", when, " ", keep)
+}
+
+func TestASchedulesChangeIsAJobOfItsOwn(t *testing.T) {
+	d := &fakeDriver{}
+	l := start(t, t.TempDir(), d)
+	job, err := l.Start(t.Context(), Request{ID: "job-number-1", Kind: Modify, Volume: "db", SnapshotSchedule: "@daily", SnapshotKeep: "7d"})
+	require.NoError(t, err)
+	job, err = l.Await(t.Context(), job, func(Job) {})
+	require.NoError(t, err)
+	assert.Equal(t, "taken @daily", job.Message)
+	assert.Equal(t, []string{"reschedule db @daily 7d"}, d.asked())
+	_, err = l.Start(t.Context(), Request{ID: "job-number-2", Kind: Modify, Volume: "db", SnapshotKeep: "7d", Size: 1 << 30})
+	require.ErrorIs(t, err, volume.Invalid)
+}
+
 func (f *fakeDriver) asked() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -229,6 +229,10 @@ type Request struct {
 	IOPS       int    `json:"iops,omitempty"`
 	Throughput int    `json:"throughput,omitempty"` // MiB per second
 
+	// Of Modify, alone: the schedule of snapshots, as the create options have it; "none" ends it.
+	SnapshotSchedule string `json:"snapshot_schedule,omitempty"`
+	SnapshotKeep     string `json:"snapshot_keep,omitempty"`
+
 	// Of Adopt: the disk's id in the cloud. Of Restore: the disk of the volume that gives its place to a copy of the snapshot; without
 	// it the volume is new. Of Remove and Forget, optional: the disk of the volume that is meant; if the volume is another, nothing is
 	// done. A job may go on long after it was begun, and the name be another volume's by then.

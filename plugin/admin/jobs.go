@@ -187,20 +187,30 @@ func nothing(r Request) bool { return r == Request{} }
 
 func diskOnly(r Request) bool { return r == Request{Disk: r.Disk} }
 
+func (r Request) reschedules() bool { return r.SnapshotSchedule != "" || r.SnapshotKeep != "" }
+
 func checkModify(r Request) error {
+	change := r.Size != 0 || r.Type != "" || r.IOPS != 0 || r.Throughput != 0
 	switch {
 	case r.Disk != "" || r.Peer != "" || r.Snapshot != "" || r.From != "":
 		return volume.Fail(volume.Invalid, "the disk of a volume cannot be changed for another", "")
 	case r.Size < 0 || r.IOPS < 0 || r.Throughput < 0:
 		return volume.Fail(volume.Invalid, "a negative number makes no sense", "")
-	case r.Size == 0 && r.Type == "" && r.IOPS == 0 && r.Throughput == 0:
-		return volume.Fail(volume.Invalid, "nothing is to be changed", "give a size, a type, iops or throughput")
+	case r.reschedules() && change:
+		return volume.Fail(volume.Invalid, "the schedule of snapshots and the disk are changed by different jobs", "change one, then the other")
+	case !r.reschedules() && !change:
+		return volume.Fail(volume.Invalid, "nothing is to be changed", "give a size, a type, iops, throughput or a schedule of snapshots")
 	}
 	return nil
 }
 
 var kinds = map[Kind]kind{
 	Modify: {checkModify, func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+		if r.reschedules() {
+			step(volume.Step{Phase: volume.Modifying})
+			message, err := d.Reschedule(ctx, r.Volume, r.SnapshotSchedule, r.SnapshotKeep)
+			return ending{message: message}, err
+		}
 		message, err := d.Modify(ctx, r.Volume, driver.Change{Size: r.Size, Type: r.Type, IOPS: r.IOPS, Throughput: r.Throughput}, step)
 		return ending{message: message}, err
 	}},

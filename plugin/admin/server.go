@@ -36,6 +36,7 @@ type Driver interface {
 	RemoveDisk(ctx context.Context, name, disk string) error
 	Forget(ctx context.Context, name, disk string) error
 	Modify(ctx context.Context, name string, change driver.Change, step func(volume.Step)) (outcome string, err error)
+	Reschedule(ctx context.Context, name, when, keep string) (outcome string, err error)
 	TakeSnapshot(ctx context.Context, name, key string, step func(volume.Step)) (s *driver.Snapshot, outcome string, err error)
 	Snapshots(ctx context.Context) ([]*driver.Snapshot, error)
 	DeleteSnapshot(ctx context.Context, id string) error
