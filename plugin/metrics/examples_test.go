@@ -57,11 +57,21 @@ func TestTheManualHasEveryMetricWithItsLabels(t *testing.T) {
 	}
 }
 
+func TestEveryAlertIsTested(t *testing.T) {
+	rules, err := os.ReadFile(examples + "rules.yml")
+	require.NoError(t, err)
+	tests, err := os.ReadFile(examples + "rules_test.yml")
+	require.NoError(t, err)
+	alerts := regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(string(rules), -1)
+	require.NotEmpty(t, alerts)
+	for _, alert := range alerts {
+		assert.Contains(t, string(tests), "alertname: "+alert[1]+"\n        exp_alerts:\n", "no test in which it comes")
+	}
+}
+
 func TestPromtoolAcceptsTheExamplesAndTheMetrics(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("promtool is not installed")
-	}
+	require.NoError(t, err, "scripts/setup test installs it")
 	for _, check := range [][]string{{"check", "rules", "rules.yml"}, {"check", "config", "prometheus.yml"}, {"test", "rules", "rules_test.yml"}} {
 		cmd := exec.CommandContext(t.Context(), promtool, check...)
 		cmd.Dir = examples
