@@ -19,6 +19,11 @@ func (d *Driver) Reschedule(ctx context.Context, name, when, keep string) (outco
 	if !d.controller.HasSnapshots() {
 		return "", volume.At(volume.Fail(volume.Invalid, "this provider has no snapshots", ""), about)
 	}
+	if when != "" && when != volume.NoSchedule {
+		if err := checkSchedule(when, cmp.Or(keep, volume.DefaultKeep)); err != nil {
+			return "", volume.At(err, about)
+		}
+	}
 	here, err := d.thisNode(ctx)
 	if err != nil {
 		return "", volume.At(err, about)
