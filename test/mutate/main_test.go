@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -34,21 +35,21 @@ func TestGuardWithoutATestSurvives(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(root, name), []byte(content), 0o600))
 	}
 	g := guard{file: "m.go", code: "n > 10", without: "false"}
-	killer, err := g.remove(t.Context(), root, filepath.Join(t.TempDir(), "noticed"))
+	killer, err := g.remove(t.Context(), root, filepath.Join(t.TempDir(), "noticed"), "^$", time.Minute)
 	require.NoError(t, err)
 	assert.Equal(t, "TestTheLimitHolds", killer)
 
 	g.code = "n < 0"
-	killer, err = g.remove(t.Context(), root, filepath.Join(t.TempDir(), "survives"))
+	killer, err = g.remove(t.Context(), root, filepath.Join(t.TempDir(), "survives"), "^$", time.Minute)
 	require.NoError(t, err)
 	assert.Empty(t, killer)
 
 	g.without = "unknown"
-	_, err = g.remove(t.Context(), root, filepath.Join(t.TempDir(), "broken"))
+	_, err = g.remove(t.Context(), root, filepath.Join(t.TempDir(), "broken"), "^$", time.Minute)
 	require.ErrorContains(t, err, "does not build")
 
 	g.code = "return"
-	_, err = g.remove(t.Context(), root, filepath.Join(t.TempDir(), "ambiguous"))
+	_, err = g.remove(t.Context(), root, filepath.Join(t.TempDir(), "ambiguous"), "^$", time.Minute)
 	require.ErrorContains(t, err, "occurs 3 times")
 }
 
