@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/internal/pause"
@@ -40,7 +39,7 @@ const (
 
 // Diagnose checks the cloud, the journal, and whether they and the kernel agree on the volumes of the cluster. It changes nothing.
 //
-// An answer of the cloud may be as old as controller.MaxStale, and volumes come and go meanwhile. So what seems wrong is looked at again
+// An answer of the cloud may be as old as providers.MaxStale, and volumes come and go meanwhile. So what seems wrong is looked at again
 // after that time, and reported only if it still is.
 func (d *Driver) Diagnose(ctx context.Context) []Finding {
 	var cloud []Finding
@@ -51,7 +50,7 @@ func (d *Driver) Diagnose(ctx context.Context) []Finding {
 		cloud = d.controller.Examine(ctx)
 	})
 	found, unlisted := d.compare(ctx)
-	if slices.ContainsFunc(found, mayPass) && pause.For(ctx, controller.MaxStale) == nil {
+	if slices.ContainsFunc(found, mayPass) && pause.For(ctx, providers.MaxStale) == nil {
 		before := found
 		found, unlisted = d.compare(ctx)
 		found = slices.DeleteFunc(found, func(f Finding) bool {

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
@@ -63,7 +62,7 @@ func TestDoctorFindsNothingOnAHealthyNode(t *testing.T) {
 // What only seems wrong, since a volume moves meanwhile or the cloud's answers lag, is looked at again.
 func TestDoctorWaitsForWhatIsUnderWay(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		w.setLag(controller.MaxStale - time.Second)
+		w.setLag(providers.MaxStale - time.Second)
 		l := made(t, a.start(t), "data")
 		time.Sleep(time.Minute)
 		mustMount(t, l, "data", "1")

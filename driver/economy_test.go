@@ -173,7 +173,7 @@ func (p *slowFind) Find(ctx context.Context, name string) (*providers.Volume, er
 
 func TestNoAttachIsTriedOnceTheAnswersCannotBeOfATimeBeforeTheWait(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		la, lb := a.start(t), b.start(t, func(c *Config) { c.Provider = &slowFind{c.Provider, controller.MaxStale / 2} })
+		la, lb := a.start(t), b.start(t, func(c *Config) { c.Provider = &slowFind{c.Provider, providers.MaxStale / 2} })
 		mounted(t, la, "data", "1")
 		time.Sleep(time.Minute)
 		w.count()

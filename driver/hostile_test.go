@@ -402,6 +402,26 @@ func TestAMountCancelledWhileTheJournalIsWrittenLeavesNoID(t *testing.T) {
 	})
 }
 
+func TestAMountCancelledBeforeItsIDIsWrittenWritesNothing(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		ctx, cancel := context.WithCancel(context.Background())
+		written := false
+		w.setFault(func(_, c string) fault {
+			if c == "host.IsStaged" {
+				cancel()
+			}
+			written = written || c == "journal.put"
+			return noFault
+		})
+		_, err := l.Mount(ctx, "data", "2")
+		require.Error(t, err)
+		synctest.Wait()
+		w.setFault(calm)
+		assert.False(t, written, "what a crash would have left of it")
+	})
+}
+
 func TestAForcedDetachWithoutEffectIsRepeated(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		la := a.start(t)
@@ -633,7 +653,7 @@ func TestAnAttachAfterOneThatWasCalledOffIsNoRelease(t *testing.T) {
 type slowToDetach struct{ *fakeProvider }
 
 func (p slowToDetach) Detach(_ context.Context, id, node string, force bool) error {
-	time.AfterFunc(controller.MaxStale/2, func() {
+	time.AfterFunc(providers.MaxStale/2, func() {
 		_ = (&fakeProvider{&life{machine: p.machine}}).Detach(context.Background(), id, node, force)
 	})
 	return nil

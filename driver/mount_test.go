@@ -203,7 +203,7 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := mounted(t, a.start(t), "data", "1")
 			unmountUnseen(t, w, l)
-			_, err := l.Mount(after(t, controller.MaxStale/2), "data", "2")
+			_, err := l.Mount(after(t, providers.MaxStale/2), "data", "2")
 			require.ErrorContains(t, err, "being detached from this node")
 			assert.Zero(t, w.count()["Attach"])
 			mustMount(t, l, "data", "2")
@@ -216,7 +216,7 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 			unmountUnseen(t, w, la)
 			mustMount(t, lb, "data", "2")
 			b.powerOff()
-			_, err := la.Mount(after(t, controller.MaxStale/2), "data", "3")
+			_, err := la.Mount(after(t, providers.MaxStale/2), "data", "3")
 			require.Error(t, err)
 			assert.Empty(t, w.holder("data"), "it was not taken over at once")
 		})
@@ -225,7 +225,7 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := mounted(t, a.start(t), "data", "1")
 			mustUnmount(t, l, "data", "1")
-			_, err := l.Mount(after(t, controller.MaxStale/2), "data", "2")
+			_, err := l.Mount(after(t, providers.MaxStale/2), "data", "2")
 			require.NoError(t, err)
 		})
 	})
@@ -236,7 +236,7 @@ func TestAMountWaitsForThisNodesOwnDetach(t *testing.T) {
 		w.departure = time.Minute
 		l := mounted(t, a.start(t), "data", "1")
 		mustUnmount(t, l, "data", "1")
-		time.Sleep(controller.MaxStale)
+		time.Sleep(providers.MaxStale)
 		w.count()
 		_, err := l.Mount(within(t), "data", "2")
 		require.ErrorContains(t, err, "being detached from this node (waited 25s)")

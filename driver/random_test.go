@@ -590,7 +590,7 @@ func (r *trial) look(rng *rand.Rand) {
 		r.w.mu.Lock()
 		defer r.w.mu.Unlock()
 		for _, v := range r.w.cloud.volumes() {
-			if d := r.w.disks[v.ID]; v.Name == name && d != nil && time.Since(d.born) > controller.MaxStale {
+			if d := r.w.disks[v.ID]; v.Name == name && d != nil && time.Since(d.born) > providers.MaxStale {
 				return d
 			}
 		}

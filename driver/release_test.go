@@ -219,7 +219,7 @@ func TestAMountThatWaitsForAnUnmountWaitsNoLonger(t *testing.T) {
 		time.Sleep(time.Second)
 		_, err := l.Mount(within(t), "data", "2")
 		require.NoError(t, err)
-		assert.Less(t, time.Since(begin), 4*time.Second+controller.MaxStale, "what may be old was waited out, though the device was seen to go")
+		assert.Less(t, time.Since(begin), 4*time.Second+providers.MaxStale, "what may be old was waited out, though the device was seen to go")
 		other.Wait()
 		require.NoError(t, l.Unmount(within(t), "data", "2"))
 	})

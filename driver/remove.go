@@ -77,7 +77,7 @@ func (d *Driver) releaseFound(ctx context.Context, h *handle, vol *providers.Vol
 		}
 		return nil
 	case !d.node.HasDevice(ctx, vol.Serial):
-		if time.Since(since) >= controller.MaxStale { // the answers are not of a time before a detach
+		if time.Since(since) >= providers.MaxStale { // the answers are not of a time before a detach
 			return d.reportAbsent(vol)
 		}
 		return nil

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"time"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
@@ -87,7 +86,7 @@ func (d *Driver) mayHaveStrays(ctx context.Context, searched time.Duration) bool
 			wait := suspectedEvery
 			switch {
 			case a.held && !a.settled:
-				wait = controller.MaxStale
+				wait = providers.MaxStale
 			case !a.held && a.settled:
 				wait = straysEvery
 			}
@@ -168,7 +167,7 @@ func (d *Driver) noteStray(ctx context.Context, h *handle, vol *providers.Volume
 	switch {
 	case errors.Is(err, mount.ErrNoDevice):
 		// The answer may be of a time before a detach.
-		if vol.Attachment.State != providers.Detaching && time.Since(d.noteAbsent(vol, false).since) >= controller.MaxStale {
+		if vol.Attachment.State != providers.Detaching && time.Since(d.noteAbsent(vol, false).since) >= providers.MaxStale {
 			_ = d.reportAbsent(vol)
 		}
 		return true

@@ -9,7 +9,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -106,7 +105,7 @@ func TestAVolumeThatIsMadeAnewHasNoProblemOfTheOneBefore(t *testing.T) {
 			clear(w.disks)
 			away(w.newDisk("data", 1<<30, nil))
 		})
-		time.Sleep(controller.MaxStale)
+		time.Sleep(providers.MaxStale)
 		assert.NotContains(t, status(t, l, "data"), "problem", "whether its device comes is not known yet")
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 	})

@@ -333,7 +333,7 @@ func (l *life) suffer(ctx context.Context, call string, f fault, effect func() e
 		return ctx.Err()
 	case late:
 		go func() {
-			time.Sleep(time.Duration(w.dice("late", call).Int64N(int64(8 * time.Second)))) // within controller.MaxStale
+			time.Sleep(time.Duration(w.dice("late", call).Int64N(int64(8 * time.Second)))) // within providers.MaxStale
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.passTime()

@@ -49,6 +49,14 @@ func (h *Host) claimDir(ctx context.Context, path string) (release func(), err e
 	return h.claims.forWork(ctx, path, "directory "+path)
 }
 
+// claimVolume is claimDevice for work on what is staged at dir. It returns the path too.
+func (h *Host) claimVolume(ctx context.Context, disk Device, dir string) (path string, release func(), err error) {
+	if path, err = h.pathOf(dir); err == nil {
+		release, err = h.claimDevice(ctx, disk)
+	}
+	return path, release, err
+}
+
 // forWork waits until no other call works on the key or probes it. name is for the error.
 func (c *claims) forWork(ctx context.Context, key, name string) (release func(), err error) {
 	cl := c.enter(key)

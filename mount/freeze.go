@@ -43,11 +43,7 @@ var (
 //
 // Errors: ErrFreezing; ErrBusy if it is frozen already; ErrNotStaged, ErrNoDevice, ErrWrongDevice.
 func (h *Host) Freeze(ctx context.Context, disk Device, dir string, limit time.Duration) (thaw func() error, err error) {
-	path, err := h.pathOf(dir)
-	if err != nil {
-		return nil, err
-	}
-	releaseDevice, err := h.claimDevice(ctx, disk)
+	path, releaseDevice, err := h.claimVolume(ctx, disk, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -176,11 +172,7 @@ func thawFS(root *os.File) (bool, error) {
 // that a file system is frozen. It returns whether it was. It finds one that is not staged at dir any more by its device. To thaw
 // what another program has frozen spoils that one's copy, so call it only after Freeze.
 func (h *Host) Thaw(ctx context.Context, disk Device, dir string) (thawed bool, err error) {
-	path, err := h.pathOf(dir)
-	if err != nil {
-		return false, err
-	}
-	release, err := h.claimDevice(ctx, disk)
+	path, release, err := h.claimVolume(ctx, disk, dir)
 	if err != nil {
 		return false, err
 	}

@@ -18,11 +18,7 @@ import (
 // grown. On error it keeps its size and can still be used.
 // Errors: ErrNoDevice, ErrWrongDevice, ErrNotStaged.
 func (h *Host) Grow(ctx context.Context, disk Device, dir string) (grown bool, err error) {
-	path, err := h.pathOf(dir)
-	if err != nil {
-		return false, err
-	}
-	release, err := h.claimDevice(ctx, disk)
+	path, release, err := h.claimVolume(ctx, disk, dir)
 	if err != nil {
 		return false, err
 	}

@@ -46,17 +46,13 @@ type StageSpec struct {
 // Errors: ErrBlank, ErrWrongFS, ErrWrongDevice, ErrNoDevice, ErrDamaged, ErrBusy, ErrForeignLayout, ErrOccupied,
 // ErrUnreadable, ErrNoTool, ErrInvalid.
 func (h *Host) Stage(ctx context.Context, disk Device, dir string, spec StageSpec) (path string, err error) {
-	path, err = h.pathOf(dir)
-	if err != nil {
-		return "", err
-	}
 	if spec.Layout != LayoutData && spec.Layout != LayoutRoot {
 		return "", fmt.Errorf("%w: layout %q is not one of %s, %s", ErrInvalid, spec.Layout, LayoutData, LayoutRoot)
 	}
 	if err := checkMountOptions(spec.FSType, spec.MountOptions); err != nil {
 		return "", err
 	}
-	release, err := h.claimDevice(ctx, disk)
+	path, release, err := h.claimVolume(ctx, disk, dir)
 	if err != nil {
 		return "", err
 	}

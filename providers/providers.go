@@ -15,6 +15,9 @@ import (
 	"time"
 )
 
+// MaxStale is how stale an answer of a cloud may be: it shows all that was written this long before the question.
+const MaxStale = 10 * time.Second
+
 // Provider is one cloud, seen from one node, restricted to the volumes of one cluster. Volumes that do not have the
 // cluster's mark do not exist for it, with the sole exception of Adopt.
 //
@@ -39,7 +42,8 @@ type Provider interface {
 	Find(ctx context.Context, name string) (*Volume, error)
 
 	// List returns all volumes of the cluster, sorted by name. Some that cannot be read do not hide the others: those are
-	// returned with an error that names the rest; with an error and a list that is nil, none could be read. Volumes may share their maps, so the caller changes none of them.
+	// returned with an error that names the rest; with an error and a list that is nil, none could be read. Volumes may share their
+	// maps, so the caller changes none of them.
 	List(ctx context.Context) ([]*Volume, error)
 
 	// Create makes the volume and returns it once it can be attached. If a volume of that name exists, whoever made it,

@@ -96,7 +96,7 @@ func (a *attach) try(ctx context.Context, vol *providers.Volume) (done bool, err
 		if err != nil {
 			return false, err
 		}
-		if leaving || time.Since(a.holder.since) < MaxStale/2 { // it is releasing the volume, or has done so since
+		if leaving || time.Since(a.holder.since) < providers.MaxStale/2 { // it is releasing the volume, or has done so since
 			a.retry.shorten()
 		}
 		if a.holder.mayBeFree() {
@@ -122,7 +122,7 @@ func (a *attach) request(ctx context.Context, vol *providers.Volume) (done bool,
 		return true, nil
 	}
 	// What was found may have been deleted since; then the next answer is of what has the name now, if anything.
-	deleted := errors.Is(err, providers.ErrNotFound) && time.Since(a.holder.since) < MaxStale
+	deleted := errors.Is(err, providers.ErrNotFound) && time.Since(a.holder.since) < providers.MaxStale
 	if !deleted && !errors.Is(err, providers.ErrBusy) && !errors.Is(err, providers.ErrHeld) {
 		return false, adviseMissing(err)
 	}
@@ -201,7 +201,7 @@ func (c *Controller) WatchAttach(ctx context.Context, vol *providers.Volume, nod
 		if again {
 			return failure
 		}
-		again, wait = true, MaxStale
+		again, wait = true, providers.MaxStale
 	}
 	return nil
 }

@@ -56,9 +56,6 @@ const (
 	shortQuery = 30 * time.Second
 )
 
-// MaxStale is how old an answer of the cloud may be when it comes.
-const MaxStale = 10 * time.Second
-
 func newCatalog(life context.Context, c cloud, log logrus.FieldLogger) *catalog {
 	return &catalog{life: life, cloud: c, log: log, entries: make(map[string]remembered)}
 }
@@ -203,7 +200,7 @@ func (c *catalog) leaving(name, id, node string) {
 }
 
 // ours tells whether this node has made, changed or removed the volume so lately that the cloud's answers may be older.
-func (s remembered) ours() bool { return time.Since(s.changedAt) < MaxStale }
+func (s remembered) ours() bool { return time.Since(s.changedAt) < providers.MaxStale }
 
 // changedLately tells whether this node has made or mounted the volume so lately that the cloud's answers may be older.
 func (c *catalog) changedLately(name string) bool {

@@ -19,73 +19,73 @@ const (
 	copyTimeout   = time.Hour
 )
 
-func query[T any](ctx context.Context, call func(context.Context) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
-	defer cancel()
-	return call(ctx)
-}
-
-func change(ctx context.Context, limit time.Duration, call func(context.Context) error) error {
+// within bounds one call.
+func within[T any](ctx context.Context, limit time.Duration, call func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return call(ctx)
 }
 
-func (c cloud) node(ctx context.Context) (providers.Node, error) { return query(ctx, c.provider.Node) }
+// change is within for a change that answers nothing.
+func change(ctx context.Context, call func(context.Context) error) error {
+	_, err := within(ctx, changeTimeout, func(ctx context.Context) (none struct{}, err error) { return none, call(ctx) })
+	return err
+}
+
+func (c cloud) node(ctx context.Context) (providers.Node, error) {
+	return within(ctx, queryTimeout, c.provider.Node)
+}
 
 func (c cloud) nodeState(ctx context.Context, node string) (providers.NodeState, error) {
-	return query(ctx, func(ctx context.Context) (providers.NodeState, error) { return c.provider.NodeState(ctx, node) })
+	return within(ctx, queryTimeout, func(ctx context.Context) (providers.NodeState, error) { return c.provider.NodeState(ctx, node) })
 }
 
 func (c cloud) find(ctx context.Context, name string) (*providers.Volume, error) {
-	return query(ctx, func(ctx context.Context) (*providers.Volume, error) { return c.provider.Find(ctx, name) })
+	return within(ctx, queryTimeout, func(ctx context.Context) (*providers.Volume, error) { return c.provider.Find(ctx, name) })
 }
 
 func (c cloud) list(ctx context.Context) ([]*providers.Volume, error) {
-	return query(ctx, c.provider.List)
+	return within(ctx, queryTimeout, c.provider.List)
 }
 
-func (c cloud) create(ctx context.Context, spec providers.Spec) (vol *providers.Volume, err error) {
+func (c cloud) create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {
 	limit := changeTimeout
 	if spec.Snapshot != "" {
 		limit = copyTimeout
 	}
-	err = change(ctx, limit, func(ctx context.Context) error { vol, err = c.provider.Create(ctx, spec); return err })
-	return vol, err
+	return within(ctx, limit, func(ctx context.Context) (*providers.Volume, error) { return c.provider.Create(ctx, spec) })
 }
 
-func (c cloud) adopt(ctx context.Context, id string, spec providers.Spec) (vol *providers.Volume, err error) {
-	err = change(ctx, changeTimeout, func(ctx context.Context) error { vol, err = c.provider.Adopt(ctx, id, spec); return err })
-	return vol, err
+func (c cloud) adopt(ctx context.Context, id string, spec providers.Spec) (*providers.Volume, error) {
+	return within(ctx, changeTimeout, func(ctx context.Context) (*providers.Volume, error) { return c.provider.Adopt(ctx, id, spec) })
 }
 
 func (c cloud) forget(ctx context.Context, id string) error {
-	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Forget(ctx, id) })
+	return change(ctx, func(ctx context.Context) error { return c.provider.Forget(ctx, id) })
 }
 
 func (c cloud) delete(ctx context.Context, id string) error {
-	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Delete(ctx, id) })
+	return change(ctx, func(ctx context.Context) error { return c.provider.Delete(ctx, id) })
 }
 
-func (c cloud) modify(ctx context.Context, id string, wanted providers.Change) (vol *providers.Volume, err error) {
+func (c cloud) modify(ctx context.Context, id string, wanted providers.Change) (*providers.Volume, error) {
 	modifier, can := c.provider.(providers.Modifier)
 	if !can {
 		return nil, volume.Fail(volume.Invalid, "this provider cannot change a volume", "")
 	}
-	err = change(ctx, copyTimeout, func(ctx context.Context) error { vol, err = modifier.Modify(ctx, id, wanted); return err })
-	return vol, err
+	return within(ctx, copyTimeout, func(ctx context.Context) (*providers.Volume, error) { return modifier.Modify(ctx, id, wanted) })
 }
 
 func (c cloud) attach(ctx context.Context, id, node string) error {
-	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Attach(ctx, id, node) })
+	return change(ctx, func(ctx context.Context) error { return c.provider.Attach(ctx, id, node) })
 }
 
 func (c cloud) detach(ctx context.Context, id, node string, force bool) error {
-	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Detach(ctx, id, node, force) })
+	return change(ctx, func(ctx context.Context) error { return c.provider.Detach(ctx, id, node, force) })
 }
 
 func (c cloud) mark(ctx context.Context, id, key, value string) error {
-	return change(ctx, changeTimeout, func(ctx context.Context) error { return c.provider.Mark(ctx, id, key, value) })
+	return change(ctx, func(ctx context.Context) error { return c.provider.Mark(ctx, id, key, value) })
 }
 
 // snapshotter returns the cloud's snapshots. Errors: volume.Invalid if it has none.
@@ -97,14 +97,13 @@ func (c cloud) snapshotter() (providers.Snapshotter, error) {
 	return snapshots, nil
 }
 
-func (c cloud) snapshot(ctx context.Context, id string, spec providers.SnapshotSpec) (s *providers.Snapshot, err error) {
+func (c cloud) snapshot(ctx context.Context, id string, spec providers.SnapshotSpec) (*providers.Snapshot, error) {
 	snapshots, err := c.snapshotter()
 	if err != nil {
 		return nil, err
 	}
 	// A provider that has to copy the data itself takes its time.
-	err = change(ctx, copyTimeout, func(ctx context.Context) error { s, err = snapshots.Snapshot(ctx, id, spec); return err })
-	return s, err
+	return within(ctx, copyTimeout, func(ctx context.Context) (*providers.Snapshot, error) { return snapshots.Snapshot(ctx, id, spec) })
 }
 
 func (c cloud) findSnapshot(ctx context.Context, id string) (*providers.Snapshot, error) {
@@ -112,7 +111,7 @@ func (c cloud) findSnapshot(ctx context.Context, id string) (*providers.Snapshot
 	if err != nil {
 		return nil, err
 	}
-	return query(ctx, func(ctx context.Context) (*providers.Snapshot, error) { return snapshots.FindSnapshot(ctx, id) })
+	return within(ctx, queryTimeout, func(ctx context.Context) (*providers.Snapshot, error) { return snapshots.FindSnapshot(ctx, id) })
 }
 
 func (c cloud) snapshots(ctx context.Context) ([]*providers.Snapshot, error) {
@@ -120,7 +119,7 @@ func (c cloud) snapshots(ctx context.Context) ([]*providers.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return query(ctx, snapshots.ListSnapshots)
+	return within(ctx, queryTimeout, snapshots.ListSnapshots)
 }
 
 func (c cloud) deleteSnapshot(ctx context.Context, id string) error {
@@ -128,5 +127,5 @@ func (c cloud) deleteSnapshot(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return change(ctx, changeTimeout, func(ctx context.Context) error { return snapshots.DeleteSnapshot(ctx, id) })
+	return change(ctx, func(ctx context.Context) error { return snapshots.DeleteSnapshot(ctx, id) })
 }

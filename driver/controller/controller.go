@@ -1,5 +1,10 @@
 // Package controller is the cloud's half of a volume: it finds, creates, attaches, detaches, takes over and removes disks.
 // It touches no kernel. What depends on the node that a disk is for, it asks its caller.
+//
+// Answers of the cloud may be as old as providers.MaxStale. A provider corrects them by what this process has written, where its
+// cloud needs that (package managed); the contract does not promise it, so catalog.go does not rely on it for what this node has
+// made and removed. The rest no provider can know: what the process before this one has asked for (detach.go), and what other nodes
+// have done since the answer (takeover.go for a holder, AsHolder for a format, WatchAttach for an attach). So both keep their own.
 package controller
 
 import (
@@ -86,8 +91,8 @@ func (c *Controller) ListWhole(ctx context.Context) ([]*providers.Volume, error)
 }
 
 // Find asks the cloud itself for a volume, for work that must know who holds it. An answer that is older than what this node
-// has just made or removed is asked for again, and not believed. All else that it says may be as old as MaxStale. The answer is
-// the caller's own.
+// has just made or removed is asked for again, and not believed. All else that it says may be as old as providers.MaxStale. The
+// answer is the caller's own.
 func (c *Controller) Find(ctx context.Context, name string) (*providers.Volume, error) {
 	var retry backoff
 	for {
@@ -123,7 +128,7 @@ func (c *Controller) AsHolder(ctx context.Context, vol *providers.Volume, node p
 			return nil, fmt.Errorf("%w: the disk is not formatted before the cloud has said again what it knows of it", err)
 		case !missing && now.ID == vol.ID && now.HeldBy(node.ID):
 			return ownCopy(now), nil
-		case time.Since(begun) >= MaxStale:
+		case time.Since(begun) >= providers.MaxStale:
 			return nil, volume.Fail(volume.WrongDisk, "the cloud does not say that this node holds the disk whose device is here, so it is not formatted", "see who took it in the cloud's records")
 		}
 		if cause := retry.wait(ctx); cause != nil {

@@ -93,7 +93,7 @@ func (a asked) last() time.Time {
 	return a.now
 }
 
-// AskedToDetach notes that the cloud may just have been asked to detach the disk from this node, so that for MaxStale no
+// AskedToDetach notes that the cloud may just have been asked to detach the disk from this node, so that for providers.MaxStale no
 // answer says whether the disk is still attached.
 func (c *Controller) AskedToDetach(id string) {
 	c.noteDetach(id, func(a *asked) { a.now = time.Now() })
@@ -115,12 +115,12 @@ func (c *Controller) noteDetach(id string, change func(*asked)) {
 	a := c.detaching[id]
 	change(&a)
 	c.detaching[id] = a
-	maps.DeleteFunc(c.detaching, func(_ string, a asked) bool { return time.Since(a.last()) >= MaxStale })
+	maps.DeleteFunc(c.detaching, func(_ string, a asked) bool { return time.Since(a.last()) >= providers.MaxStale })
 }
 
 // detachingFor is for how long no answer will say whether the disk is still attached to this node.
 func (c *Controller) detachingFor(id string) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return max(0, MaxStale-time.Since(c.detaching[id].last()))
+	return max(0, providers.MaxStale-time.Since(c.detaching[id].last()))
 }

@@ -13,5 +13,5 @@ func (c *Controller) PeerDisks(ctx context.Context, peer string) ([]providers.Pe
 	if !can || len(lister.Peers()) == 0 {
 		return nil, volume.Fail(volume.Invalid, "this provider knows of no other plugins for Docker on its cloud", "adopt disks one by one, by their ids")
 	}
-	return query(ctx, func(ctx context.Context) ([]providers.PeerDisk, error) { return lister.PeerDisks(ctx, peer) })
+	return within(ctx, queryTimeout, func(ctx context.Context) ([]providers.PeerDisk, error) { return lister.PeerDisks(ctx, peer) })
 }

@@ -110,7 +110,7 @@ func whileHeld(ctx context.Context, change func() error) error {
 	var retry backoff
 	for begin := time.Now(); ; {
 		err := change()
-		if !errors.Is(err, providers.ErrHeld) || time.Since(begin) > MaxStale || retry.wait(ctx) != nil {
+		if !errors.Is(err, providers.ErrHeld) || time.Since(begin) > providers.MaxStale || retry.wait(ctx) != nil {
 			return err
 		}
 	}

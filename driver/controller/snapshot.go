@@ -44,7 +44,7 @@ func (c *Controller) AwaitSnapshot(ctx context.Context, s *providers.Snapshot, s
 		switch {
 		case err == nil:
 			s = now
-		case !errors.Is(err, providers.ErrNotFound) || time.Since(begun) > MaxStale:
+		case !errors.Is(err, providers.ErrNotFound) || time.Since(begun) > providers.MaxStale:
 			return nil, err
 		}
 	}

@@ -41,7 +41,7 @@ const mostTries = 3
 // release, and the cloud itself refuses to attach what is held. A wait that lasts longer is for a node that does hold the volume.
 // One that the volume was just taken from holds it until the detach ends.
 func (w *holderWatch) mayBeFree() bool {
-	return w.tries < mostTries && time.Since(w.since) < MaxStale/2 && w.taken == ""
+	return w.tries < mostTries && time.Since(w.since) < providers.MaxStale/2 && w.taken == ""
 }
 
 // takeOver is called again and again while another node holds the volume. It takes the volume from the holder if the

@@ -146,7 +146,7 @@ func (p *Provider) createWith(ctx context.Context, in *ec2.CreateVolumeInput, t 
 	// How old the volume was when EC2 answered, by EC2's clock.
 	answered, known := awsmiddleware.GetServerTime(created.ResultMetadata)
 	age := max(0, answered.Sub(sdk.ToTime(created.CreateTime)))
-	v, err := p.awaitAvailable(ctx, types.Volume{VolumeId: created.VolumeId, State: types.VolumeStateCreating, Tags: tagList(tags)}, t.name, known && age > managed.Lag)
+	v, err := p.awaitAvailable(ctx, types.Volume{VolumeId: created.VolumeId, State: types.VolumeStateCreating, Tags: tagList(tags)}, t.name, known && age > providers.MaxStale)
 	if errors.Is(err, errTokenUsed) || errors.Is(err, errNotCreated) {
 		skip := tokenSeenUsed
 		if known {
@@ -166,7 +166,7 @@ func (p *Provider) findSoon(ctx context.Context, name string) (managed.Disk[type
 		switch {
 		case !errors.Is(err, providers.ErrNotFound):
 			return d, err
-		case asked.Sub(begin) >= managed.Lag:
+		case asked.Sub(begin) >= providers.MaxStale:
 			return d, errTokenUsed
 		}
 		if err := retry.Wait(ctx); err != nil {
@@ -195,7 +195,7 @@ func (p *Provider) awaitAvailable(ctx context.Context, v types.Volume, name stri
 		if err != nil {
 			return v, err
 		}
-		mustShow := asked.Sub(begin) >= managed.Lag
+		mustShow := asked.Sub(begin) >= providers.MaxStale
 		switch {
 		case found && !exists(now), !found && (old || mustShow):
 			return v, errTokenUsed

@@ -14,7 +14,6 @@ import (
 
 	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
@@ -78,7 +77,7 @@ func (p *Provider) Modify(ctx context.Context, id string, change providers.Chang
 	for settled := time.Now(); ; {
 		asked := time.Now()
 		d, err := p.GetOurs(ctx, id)
-		if err != nil || asked.Sub(settled) >= managed.Lag || isAs(change, d.Details) {
+		if err != nil || asked.Sub(settled) >= providers.MaxStale || isAs(change, d.Details) {
 			return &d.Volume, err
 		}
 		if err := retry.Wait(ctx); err != nil {

@@ -15,7 +15,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/managed"
 	"github.com/blockvol/blockvol/providers/providertest"
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/httpsim"
@@ -146,7 +145,7 @@ func TestAMissingInstanceIsNotGoneAtOnce(t *testing.T) {
 			assert.NotEmpty(t, state.Evidence)
 			time.Sleep(2 * time.Second)
 		}
-		time.Sleep(managed.Lag)
+		time.Sleep(providers.MaxStale)
 		state, err := p.NodeState(t.Context(), "i-0123456789abcdef0")
 		require.NoError(t, err)
 		assert.Equal(t, providers.Gone, state.Life)
@@ -171,7 +170,7 @@ func TestAMissingInstanceIsNotGoneAtOnce(t *testing.T) {
 			state, err := p.NodeState(t.Context(), "i-0123456789abcdef0")
 			require.NoError(t, err)
 			assert.Equal(t, providers.Unclear, state.Life)
-			time.Sleep(managed.Lag)
+			time.Sleep(providers.MaxStale)
 		}
 	})
 	for seed := range uint64(8) {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
-	"github.com/blockvol/blockvol/providers/managed"
 )
 
 // sizes are the sizes that Linode sells ("Block Storage", limits).
@@ -106,7 +105,7 @@ func (p *Provider) winner(ctx context.Context, made int, name string) (sdk.Volum
 		switch {
 		case err != nil:
 			return sdk.Volume{}, err
-		case !shown && asked.Sub(begin) < managed.Lag: // the answer may be stale
+		case !shown && asked.Sub(begin) < providers.MaxStale: // the answer may be stale
 			if err := retry.Wait(ctx); err != nil {
 				return sdk.Volume{}, err
 			}

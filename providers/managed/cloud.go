@@ -70,7 +70,7 @@ type Cloud[V any] struct {
 	IsID       func(id string) bool
 	IsNode     func(id string) bool
 
-	// Stale says that answers may not show what was written up to Lag before the question. Then an answer without something is
+	// Stale says that answers may not show what was written up to providers.MaxStale before the question. Then an answer without something is
 	// believed only if it must show it; until then the question is asked again.
 	Stale bool
 

@@ -92,7 +92,7 @@ func (p *Provider[V]) await(ctx context.Context, d Disk[V]) (Disk[V], error) {
 		}
 		now, err := p.GetOurs(ctx, id)
 		switch {
-		case errors.Is(err, providers.ErrNotFound) && time.Since(begin) < Lag:
+		case errors.Is(err, providers.ErrNotFound) && time.Since(begin) < providers.MaxStale:
 		case errors.Is(err, providers.ErrNotFound):
 			return d, fmt.Errorf("%w: volume %s was created and is gone at the same moment", providers.ErrBusy, id)
 		case err != nil:

@@ -55,7 +55,7 @@ func (p *Provider[V]) created(ctx context.Context, name string, lately creation,
 			return d, missing
 		case err != nil && !errors.Is(err, providers.ErrNotFound):
 			return d, err
-		case asked.Sub(lately.at) >= Lag:
+		case asked.Sub(lately.at) >= providers.MaxStale:
 			return d, missing
 		}
 		if err := retry.Wait(ctx); err != nil {

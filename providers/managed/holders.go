@@ -61,7 +61,7 @@ func (h *holders) hides(what holding, volume string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	last, is := h.last[volume]
-	return is && last.node == what.node && last.gone == what.gone && what.at.Sub(last.at) < Lag
+	return is && last.node == what.node && last.gone == what.gone && what.at.Sub(last.at) < providers.MaxStale
 }
 
 // refused is Attachment.Refused for the answer to a question asked at that time.

@@ -18,7 +18,7 @@ func TestAnAnswerOlderThanTheAttachDoesNotDenyIt(t *testing.T) {
 		var h holders
 		assert.True(t, h.denies("v", "a", time.Now()), "nothing is known")
 		h.took("v", "a")
-		early := time.Now().Add(Lag - 1)
+		early := time.Now().Add(providers.MaxStale - 1)
 		assert.False(t, h.denies("v", "a", early))
 		assert.True(t, h.denies("v", "b", early), "another node")
 		assert.True(t, h.denies("w", "a", early), "another volume")
@@ -43,7 +43,7 @@ func TestAnAnswerOlderThanTheDetachConfirmsNoAttachment(t *testing.T) {
 		here, refusal := providers.Attachment{Node: "a", State: providers.Attached}, errors.New("attached already")
 		require.NoError(t, h.refused(here, "v", "a", time.Now(), refusal), "nothing is known")
 		h.left("v", "a")
-		early := time.Now().Add(Lag - 1)
+		early := time.Now().Add(providers.MaxStale - 1)
 		err := h.refused(here, "v", "a", early, refusal)
 		require.ErrorIs(t, err, providers.ErrBusy)
 		require.ErrorIs(t, err, refusal)

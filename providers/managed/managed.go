@@ -14,8 +14,7 @@
 //   - operation.go: which attach or detach is under way. Only where Cloud.ShowsOperations is not set.
 //
 // They know what this process has asked for since it started, and nothing of other nodes or of the process before it. There the
-// cloud's refusal of a change decides. The driver asks again where an answer may be stale for a reason that only it knows, such as
-// a restart in the middle of a detach (driver/controller, attach.go).
+// cloud's refusal of a change decides. Package driver/controller says where the driver asks again, for reasons that only it knows.
 package managed
 
 import (
@@ -135,9 +134,9 @@ func (p *Provider[V]) Get(ctx context.Context, id string) (Disk[V], error) {
 		switch {
 		case !p.memory.on:
 		case err == nil:
-			certain = p.IsOurs(d) || asked.Sub(ours) >= Lag
+			certain = p.IsOurs(d) || asked.Sub(ours) >= providers.MaxStale
 		case errors.Is(err, providers.ErrNotFound):
-			if certain = errors.Is(err, ErrDeleted) || asked.Sub(there) >= Lag; certain {
+			if certain = errors.Is(err, ErrDeleted) || asked.Sub(there) >= providers.MaxStale; certain {
 				p.memory.lose(id)
 			}
 		}

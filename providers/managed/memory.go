@@ -4,13 +4,13 @@ import (
 	"maps"
 	"sync"
 	"time"
+
+	"github.com/blockvol/blockvol/providers"
 )
 
 const (
-	// Lag is how stale an answer may be: it shows all that was written this long before the question.
-	Lag = 10 * time.Second
-	// remembered is how long a write is remembered: Lag, and the time that an answer may take.
-	remembered = Lag + 20*time.Second
+	// remembered is how long a write is remembered: providers.MaxStale, and the time that an answer may take.
+	remembered = providers.MaxStale + 20*time.Second
 	// absenceGap is the longest time between two answers that lack a node and count as one absence.
 	absenceGap = time.Minute
 )
@@ -167,7 +167,7 @@ func (m *memory) known(id string) (ours, there time.Time) {
 }
 
 // missing notes whether the answer to a question asked at that time shows the node. It reports whether the node is gone for
-// certain: if the answers may be stale, two that lack it must be Lag apart.
+// certain: if the answers may be stale, two that lack it must be providers.MaxStale apart.
 func (m *memory) missing(node string, shown bool, asked time.Time) bool {
 	if !m.on {
 		return !shown
@@ -183,5 +183,5 @@ func (m *memory) missing(node string, shown bool, asked time.Time) bool {
 	}
 	a.last = asked
 	m.absent[node] = a
-	return asked.Sub(a.since) >= Lag
+	return asked.Sub(a.since) >= providers.MaxStale
 }

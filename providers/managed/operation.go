@@ -94,7 +94,7 @@ func (p *Provider[V]) settle(ctx context.Context, d Disk[V], ask asking) (Disk[V
 	}
 	patience, shown := p.cloud.DetachTime, d
 	switch {
-	case !o.Attach && (holder != o.Node || !o.taken || o.over && d.Asked.Sub(o.at) >= Lag):
+	case !o.Attach && (holder != o.Node || !o.taken || o.over && d.Asked.Sub(o.at) >= providers.MaxStale):
 		return d, nil // it is attached again, or still
 	case !o.Attach:
 		d.Attachment = providers.Attachment{Node: o.Node, State: providers.Detaching}

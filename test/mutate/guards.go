@@ -129,7 +129,7 @@ var guards = []guard{
 	},
 	{
 		protects: "no attach is tried once a shown holder cannot be of a time before the wait", file: "driver/controller/takeover.go",
-		code: `time.Since(w.since) < MaxStale/2 && w.taken`, without: `w.taken`,
+		code: `time.Since(w.since) < providers.MaxStale/2 && w.taken`, without: `w.taken`,
 	},
 	{
 		protects: "no attach is tried while a takeover is under way", file: "driver/controller/takeover.go",
@@ -251,11 +251,11 @@ var guards = []guard{
 	},
 	{
 		protects: "what was just created is not missing because an old answer does not show it", file: "providers/managed/find.go",
-		code: `case asked.Sub(lately.at) >= Lag:`, without: `case asked.Sub(lately.at) >= 0:`,
+		code: `case asked.Sub(lately.at) >= providers.MaxStale:`, without: `case asked.Sub(lately.at) >= 0:`,
 	},
 	{
 		protects: "a volume is not another's because an old answer does not show its marks", file: "providers/managed/managed.go",
-		code: `certain = p.IsOurs(d) || asked.Sub(ours) >= Lag`, without: `certain = p.IsOurs(d) || asked.Sub(ours) >= 0`,
+		code: `certain = p.IsOurs(d) || asked.Sub(ours) >= providers.MaxStale`, without: `certain = p.IsOurs(d) || asked.Sub(ours) >= 0`,
 	},
 	{
 		protects: "an old answer before an attach is not taken for a detach", file: "providers/managed/attach.go",
@@ -263,7 +263,7 @@ var guards = []guard{
 	},
 	{
 		protects: "an old answer does not end a detach that is under way", file: "providers/managed/operation.go",
-		code: `o.over && d.Asked.Sub(o.at) >= Lag`, without: `o.over`,
+		code: `o.over && d.Asked.Sub(o.at) >= providers.MaxStale`, without: `o.over`,
 	},
 	{
 		protects: "a volume of another name or cluster is not adopted", file: "providers/managed/adopt.go",
@@ -381,7 +381,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a Mount that nobody waits for leaves no use", file: "driver/job.go",
-		code: "		if undo != nil {\n			undo()\n		}\n", without: "",
+		code: "		if undo != nil {\n			undo()\n		}\n", without: "		_ = undo\n",
 	},
 	{
 		protects: "an attach is in the journal before it is asked for", file: "driver/controller/attach.go",
