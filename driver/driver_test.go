@@ -43,8 +43,10 @@ func play(t *testing.T, w *world, story func(t *testing.T, w *world, a, b *machi
 }
 
 // within gives a call the time that Docker gives it.
-func within(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
+func within(t *testing.T) context.Context { return limited(t, 25*time.Second) }
+
+func limited(t *testing.T, limit time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -71,6 +73,19 @@ func mounted(t *testing.T, l *life, name, id string) *life {
 	mustMount(t, l, name, id)
 	return l
 }
+
+// diesMounting has the plugin die of a fault while it mounts the volume "data", or right after it has failed. What comes then has no
+// faults.
+func diesMounting(t *testing.T, l *life, call string, f fault) {
+	t.Helper()
+	l.machine.world.setFault(at(call, f))
+	_, err := l.Mount(within(t), "data", "1")
+	require.Error(t, err)
+	l.kill()
+	l.machine.world.setFault(calm)
+}
+
+func takesAlways(c *Config) { c.Takeover = controller.TakeoverAlways }
 
 func mustUnmount(t *testing.T, l *life, name, id string) {
 	t.Helper()
@@ -297,9 +312,7 @@ func TestACancelledMountLeavesNothingHeld(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = 3 * time.Second
 		l := made(t, a.start(t), "data")
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_, err := l.Mount(ctx, "data", "1")
+		_, err := l.Mount(limited(t, time.Second), "data", "1")
 		require.Error(t, err)
 		time.Sleep(time.Minute)
 		assert.Empty(t, w.holder("data"))
@@ -312,9 +325,7 @@ func TestAnAttachThatNeverEndsIsCalledOff(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = time.Hour
 		l := made(t, a.start(t), "data")
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		_, err := l.Mount(ctx, "data", "1")
+		_, err := l.Mount(limited(t, 2*time.Minute), "data", "1")
 		require.ErrorContains(t, err, "no device has arrived within 1m30s")
 		assert.Empty(t, w.holder("data"))
 	})
@@ -328,9 +339,7 @@ func TestAnAttachOfAnEarlierLifeThatNeverEndsIsCalledOff(t *testing.T) {
 			d.Attachment = providers.Attachment{Node: "a", State: providers.Attaching}
 			d.present = time.Now().Add(time.Hour)
 		})
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		_, err := l.Mount(ctx, "data", "1")
+		_, err := l.Mount(limited(t, 2*time.Minute), "data", "1")
 		require.ErrorContains(t, err, "the attach was cancelled")
 		assert.Empty(t, w.holder("data"))
 		mustMount(t, l, "data", "2")
@@ -799,9 +808,7 @@ func TestARefusalThatNeverReadsTheSameIsLoggedOnceAMinute(t *testing.T) {
 		l := made(t, a.start(t, func(c *Config) {
 			c.Provider, c.Log = &numberedRefusals{fakeProvider: c.Provider.(*fakeProvider)}, log
 		}), "data")
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute-time.Second)
-		defer cancel()
-		_, err := l.Mount(ctx, "data", "1")
+		_, err := l.Mount(limited(t, 10*time.Minute-time.Second), "data", "1")
 		require.ErrorContains(t, err, "(request 1", "the caller hears the last one")
 		lines := 0
 		for _, e := range logged.AllEntries() {

@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
@@ -54,7 +53,7 @@ func detaches(w *world, m *machine) *int {
 
 func TestUnderAlwaysAHolderIsGivenTimeToRelease(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		la, lb := a.start(t), b.start(t, func(c *Config) { c.Takeover = controller.TakeoverAlways })
+		la, lb := a.start(t), b.start(t, takesAlways)
 		mounted(t, la, "data", "1")
 		time.Sleep(time.Minute)
 		forced := detaches(w, b)
@@ -122,8 +121,7 @@ func TestAnAttachIsNotCalledOffWhileTheJournalNamesAUse(t *testing.T) {
 		a.engineTakesMounts()
 		l = a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, find: true, wait: true} })
 		asked := detaches(w, a)
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-		defer cancel()
+		ctx := limited(t, 3*time.Minute)
 		_, err := l.Mount(ctx, "data", "2")
 		require.Error(t, err)
 		w.alter(func(d *disk) { d.Attachment.State = providers.AttachFailed })
@@ -199,10 +197,8 @@ func TestAfterACalledOffAttachOldAnswersAreNotTakenForAnAttachment(t *testing.T)
 		formatted(t, l, "data")
 		time.Sleep(time.Minute)
 		w.set(func() { w.arrival = time.Hour })
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
 		w.setLag(5 * time.Second)
-		_, err := l.Mount(ctx, "data", "1")
+		_, err := l.Mount(limited(t, 2*time.Minute), "data", "1")
 		require.ErrorContains(t, err, "the attach was cancelled")
 		w.set(func() { w.arrival = 0 })
 		mustMount(t, l, "data", "2")
@@ -249,8 +245,7 @@ func TestAPathThatSomebodyUnmountedIsMountedAnew(t *testing.T) {
 
 func TestAVolumeMadeAnewDoesNotTakeTheUsesOfTheOneBefore(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		always := func(c *Config) { c.Takeover = controller.TakeoverAlways }
-		la, lb := a.start(t, always), b.start(t, always)
+		la, lb := a.start(t, takesAlways), b.start(t, takesAlways)
 		mounted(t, la, "data", "1")
 		mustMount(t, lb, "data", "2") // a is cut off, its disk is taken by force
 		mustUnmount(t, lb, "data", "2")

@@ -120,8 +120,7 @@ func TestAMountBeginsTheGraceOfItsIDAnew(t *testing.T) {
 
 func TestTheMountOfADiskThatWasTakenAwayIsNotAnswered(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		always := func(c *Config) { c.Takeover = controller.TakeoverAlways }
-		la, lb := a.start(t, always), b.start(t, always)
+		la, lb := a.start(t, takesAlways), b.start(t, takesAlways)
 		mounted(t, la, "data", "1")
 		mustMount(t, lb, "data", "2") // a is cut off; its disk is taken by force
 		require.Equal(t, "b", w.holder("data"))
@@ -135,8 +134,7 @@ func TestTheMountOfADiskThatWasTakenAwayIsNotAnswered(t *testing.T) {
 
 func TestAVolumeThatWasMadeAnewElsewhereIsNotTheOneMountedHere(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		always := func(c *Config) { c.Takeover = controller.TakeoverAlways }
-		la, lb := a.start(t, always), b.start(t, always)
+		la, lb := a.start(t, takesAlways), b.start(t, takesAlways)
 		mounted(t, la, "data", "1")
 		mustMount(t, lb, "data", "2")
 		mustUnmount(t, lb, "data", "2")
@@ -195,9 +193,7 @@ func TestAnAttachThatOthersUseIsNotCalledOff(t *testing.T) {
 		l.kill()
 		a.engineTakesMounts() // disable -f
 		l = a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, wait: true} })
-		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Second)
-		defer cancel()
-		_, err := l.Mount(ctx, "data", "2")
+		_, err := l.Mount(limited(t, 100*time.Second), "data", "2")
 		require.Error(t, err)
 		assert.Equal(t, "a", w.holder("data"), "container 1 writes on it")
 		a.containerEnds("1")
@@ -347,11 +343,7 @@ func TestAVolumeWhoseFormatCannotBeFinishedCanBeRemoved(t *testing.T) {
 func TestADiskThatWasElsewhereIsNotCleared(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := made(t, a.start(t), "data")
-		w.setFault(at("host.Format mkfs", crashBefore))
-		_, err := l.Mount(within(t), "data", "1")
-		require.Error(t, err)
-		l.kill()
-		w.setFault(calm)
+		diesMounting(t, l, "host.Format mkfs", crashBefore)
 		synctest.Wait()
 		w.alter(func(d *disk) { // the operator moved the disk, put a backup on it and moved it back: no mark
 			d.Attachment = providers.Attachment{}
@@ -577,11 +569,7 @@ func TestAPluginKilledInAnAttachDoesNotHoldUpTheVolume(t *testing.T) {
 				w.arrival = 5 * time.Second
 				l := made(t, a.start(t), "data")
 				time.Sleep(time.Minute)
-				w.setFault(at("cloud.Attach", crashAfter))
-				_, err := l.Mount(within(t), "data", "1")
-				require.Error(t, err)
-				l.kill()
-				w.setFault(calm)
+				diesMounting(t, l, "cloud.Attach", crashAfter)
 				begin := time.Now()
 				l = restart(t, a, b)
 				mustMount(t, l, "data", "2")
@@ -612,9 +600,7 @@ func TestAnAttachThatIsCalledOffIsKnownToALaterLife(t *testing.T) {
 		l := made(t, a.start(t), "data")
 		w.arrival = time.Hour
 		w.setFault(at("cloud.Detach", crashAfter))
-		ctx, cancel := context.WithTimeout(context.Background(), 2*controller.AttachTimeout)
-		defer cancel()
-		_, err := l.Mount(ctx, "data", "1")
+		_, err := l.Mount(limited(t, 2*controller.AttachTimeout), "data", "1")
 		require.Error(t, err)
 		require.True(t, l.dead.Load())
 		synctest.Wait()
@@ -631,9 +617,7 @@ func TestAnAttachAfterOneThatWasCalledOffIsNoRelease(t *testing.T) {
 		l := made(t, a.start(t), "data")
 		time.Sleep(time.Second) // so that the attach is not called off at the moment of a reconciliation, which would finish the release
 		w.arrival = time.Hour
-		ctx, cancel := context.WithTimeout(context.Background(), 2*controller.AttachTimeout)
-		defer cancel()
-		_, err := l.Mount(ctx, "data", "1")
+		_, err := l.Mount(limited(t, 2*controller.AttachTimeout), "data", "1")
 		require.ErrorContains(t, err, "the attach was cancelled")
 		synctest.Wait()
 		require.True(t, a.journal["data"].Releasing)
@@ -805,11 +789,7 @@ func TestWhatIsLeftOfAnAttachHoldsUpAnotherNodeNoLonger(t *testing.T) {
 		w.arrival = 10 * time.Second
 		l := made(t, a.start(t, busy), "data")
 		time.Sleep(time.Minute)
-		w.setFault(at("cloud.Attach", crashAfter))
-		_, err := l.Mount(within(t), "data", "1")
-		require.Error(t, err)
-		l.kill()
-		w.setFault(calm)
+		diesMounting(t, l, "cloud.Attach", crashAfter)
 		a.start(t, busy)
 		time.Sleep(w.arrival + time.Second)
 		assert.Empty(t, w.holder("data"))
@@ -834,11 +814,7 @@ func (h *slowFirstFind) Find(ctx context.Context, serial string) (mount.Device, 
 func TestWhatALifeBeforeHasLeftIsLookedAfterOnceItsDeviceIsKnown(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
-		w.setFault(at("host.Stage", crashBefore))
-		_, err := l.Mount(within(t), "data", "1")
-		require.Error(t, err)
-		l.kill()
-		w.setFault(calm)
+		diesMounting(t, l, "host.Stage", crashBefore)
 		a.start(t, func(c *Config) { c.Host = &slowFirstFind{Host: c.Host} })
 		assert.Equal(t, "a", w.holder("data"))
 		time.Sleep(restartTTL + time.Second)

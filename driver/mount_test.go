@@ -21,12 +21,6 @@ import (
 )
 
 // after is a context that ends so much later.
-func after(t *testing.T, d time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 func status(t *testing.T, l *life, name string) map[string]any {
 	t.Helper()
 	synctest.Wait() // what has been answered may not have left yet
@@ -203,7 +197,7 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := mounted(t, a.start(t), "data", "1")
 			unmountUnseen(t, w, l)
-			_, err := l.Mount(after(t, providers.MaxStale/2), "data", "2")
+			_, err := l.Mount(limited(t, providers.MaxStale/2), "data", "2")
 			require.ErrorContains(t, err, "being detached from this node")
 			assert.Zero(t, w.count()["Attach"])
 			mustMount(t, l, "data", "2")
@@ -216,7 +210,7 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 			unmountUnseen(t, w, la)
 			mustMount(t, lb, "data", "2")
 			b.powerOff()
-			_, err := la.Mount(after(t, providers.MaxStale/2), "data", "3")
+			_, err := la.Mount(limited(t, providers.MaxStale/2), "data", "3")
 			require.Error(t, err)
 			assert.Empty(t, w.holder("data"), "it was not taken over at once")
 		})
@@ -225,7 +219,7 @@ func TestADetachWhoseEndWasNotSeenIsWaitedOutHereOnly(t *testing.T) {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			l := mounted(t, a.start(t), "data", "1")
 			mustUnmount(t, l, "data", "1")
-			_, err := l.Mount(after(t, providers.MaxStale/2), "data", "2")
+			_, err := l.Mount(limited(t, providers.MaxStale/2), "data", "2")
 			require.NoError(t, err)
 		})
 	})
@@ -241,7 +235,7 @@ func TestAMountWaitsForThisNodesOwnDetach(t *testing.T) {
 		_, err := l.Mount(within(t), "data", "2")
 		require.ErrorContains(t, err, "being detached from this node (waited 25s)")
 		assert.Zero(t, w.count()["Attach"])
-		_, err = l.Mount(after(t, time.Minute), "data", "2")
+		_, err = l.Mount(limited(t, time.Minute), "data", "2")
 		require.NoError(t, err)
 		require.NoError(t, l.Unmount(within(t), "data", "2"))
 	})
@@ -251,11 +245,7 @@ func TestAMountWaitsForThisNodesOwnDetach(t *testing.T) {
 func failedAttach(t *testing.T, w *world, m *machine) *life {
 	t.Helper()
 	l := made(t, m.start(t), "data")
-	w.setFault(at("cloud.Attach", crashAfter))
-	_, err := l.Mount(within(t), "data", "1")
-	require.Error(t, err)
-	l.kill()
-	w.setFault(calm)
+	diesMounting(t, l, "cloud.Attach", crashAfter)
 	synctest.Wait()
 	w.alter(func(d *disk) { d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "no slot" })
 	return m.start(t)
@@ -316,7 +306,7 @@ func TestAVolumeThatIsAttachedButWhoseDeviceDoesNotComeIsNotDetachedByItsMount(t
 		a.engineTakesMounts() // container 1 goes on
 		l := a.start(t, func(c *Config) { c.Host = &blindHost{Host: c.Host, find: true, wait: true} })
 		w.count()
-		_, err := l.Mount(after(t, 2*time.Minute), "data", "2")
+		_, err := l.Mount(limited(t, 2*time.Minute), "data", "2")
 		require.ErrorContains(t, err, "though the cloud says that the disk is attached")
 		assert.Zero(t, w.count()["Detach"])
 		a.containerEnds("1")
@@ -336,7 +326,7 @@ func TestADiskThatIsDeletedFailsItsMountSoon(t *testing.T) {
 			w.arrival = time.Hour
 			l := made(t, a.start(t), "data")
 			time.AfterFunc(time.Second, func() { w.set(func() { clear(w.disks) }) })
-			_, err := l.Mount(after(t, controller.AttachTimeout/2), "data", "1")
+			_, err := l.Mount(limited(t, controller.AttachTimeout/2), "data", "1")
 			require.ErrorContains(t, err, "it has been deleted")
 		})
 	})
@@ -357,7 +347,7 @@ func TestAnAttachThatNeverEndsIsExplainedByWhatTheCloudSaysThen(t *testing.T) {
 				w.arrival = time.Hour
 				l := made(t, a.start(t), "data")
 				time.AfterFunc(controller.AttachTimeout-time.Second, func() { w.set(func() { change(w) }) })
-				_, err := l.Mount(after(t, 2*controller.AttachTimeout), "data", "1")
+				_, err := l.Mount(limited(t, 2*controller.AttachTimeout), "data", "1")
 				require.ErrorContains(t, err, says)
 				w.setFault(calm)
 			})
@@ -373,7 +363,7 @@ func TestWaitingForALiveHolderCostsTheCloudLittleAndIsLoggedOnce(t *testing.T) {
 		mounted(t, la, "data", "1")
 		time.Sleep(time.Minute)
 		w.count()
-		_, err := lb.Mount(after(t, 2*time.Minute), "data", "2")
+		_, err := lb.Mount(limited(t, 2*time.Minute), "data", "2")
 		require.ErrorIs(t, err, volume.Unfinished)
 		assert.LessOrEqual(t, w.count()["Find"], 45)
 		waits := 0
@@ -446,7 +436,7 @@ func TestAnAttachOfThisBootIsCalledOffWhateverTheEntryBeforeTold(t *testing.T) {
 		a.journal["data"].Uses, a.journal["data"].Ours, a.journal["data"].Device = nil, false, mount.Device{}
 		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} })
 		w.set(func() { w.arrival = time.Hour })
-		_, err := a.start(t).Mount(after(t, 2*time.Minute), "data", "2")
+		_, err := a.start(t).Mount(limited(t, 2*time.Minute), "data", "2")
 		require.ErrorContains(t, err, "the attach was cancelled")
 		assert.Empty(t, w.holder("data"))
 	})

@@ -75,7 +75,7 @@ func TestWhatAnUnmountWaitsForIsShown(t *testing.T) {
 				l := mounted(t, a.start(t), "data", "1")
 				a.containerEnds("1")
 				w.setFault(at(call, hang))
-				err := l.Unmount(after(t, 10*time.Second), "data", "1")
+				err := l.Unmount(limited(t, 10*time.Second), "data", "1")
 				require.ErrorIs(t, err, volume.Unfinished)
 				assert.Equal(t, says, status(t, l, "data")["message"])
 				require.ErrorContains(t, err, says+" (waited 10s)")
@@ -180,8 +180,8 @@ func TestCloseEndsEveryWait(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, b *machine) {
 				c.before(t, w, a, b)
-				require.Error(t, c.call(after(t, 5*time.Second), a.current))
-				require.NoError(t, a.current.Close(after(t, 10*time.Second)))
+				require.Error(t, c.call(limited(t, 5*time.Second), a.current))
+				require.NoError(t, a.current.Close(limited(t, 10*time.Second)))
 			})
 		})
 	}
@@ -190,9 +190,9 @@ func TestCloseEndsEveryWait(t *testing.T) {
 func TestCloseSaysWhatItLeavesUnfinished(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t, func(c *Config) { c.Host = &slow{Host: c.Host, format: time.Minute} }), "data")
-		_, err := l.Mount(after(t, time.Second), "data", "1")
+		_, err := l.Mount(limited(t, time.Second), "data", "1")
 		require.Error(t, err)
-		require.ErrorContains(t, l.Close(after(t, time.Second)), "work is left unfinished for the next start")
+		require.ErrorContains(t, l.Close(limited(t, time.Second)), "work is left unfinished for the next start")
 	})
 }
 
@@ -233,7 +233,7 @@ func TestUnderAlwaysAVolumeIsTakenHoweverSlowlyTheCloudAnswers(t *testing.T) {
 			c.Takeover = controller.TakeoverAlways
 			c.Provider = &slowStates{c.Provider.(*fakeProvider), []time.Duration{0}, []time.Duration{2 * forceTimeout}}
 		})
-		_, err := l.Mount(after(t, 2*time.Minute), "data", "2")
+		_, err := l.Mount(limited(t, 2*time.Minute), "data", "2")
 		require.NoError(t, err)
 		assert.Equal(t, "a", w.holder("data"))
 		b.containerEnds("1")
@@ -320,7 +320,7 @@ func TestWhatADetachOfAnotherNodeTakesIsSaid(t *testing.T) {
 		lb := mounted(t, b.start(t), "data", "1")
 		w.set(func() { w.departure = time.Minute })
 		mustUnmount(t, lb, "data", "1")
-		_, err := a.start(t).Mount(after(t, holderGrace-time.Second), "data", "2")
+		_, err := a.start(t).Mount(limited(t, holderGrace-time.Second), "data", "2")
 		require.ErrorContains(t, err, "being detached from node b")
 	})
 }
@@ -343,7 +343,7 @@ func TestTheAdviceAboutAHolderFitsIt(t *testing.T) {
 			mounted(t, b.start(t), "data", "1")
 			w.set(func() { b.life = c.life })
 			l := a.start(t, func(cfg *Config) { cfg.Takeover = c.policy })
-			_, err := l.Mount(after(t, holderGrace-time.Second), "data", "2")
+			_, err := l.Mount(limited(t, holderGrace-time.Second), "data", "2")
 			require.ErrorContains(t, err, c.advice, "%s, %s", c.policy, c.life)
 			w.set(func() { b.life = providers.Running })
 			b.containerEnds("1")
@@ -362,9 +362,9 @@ func TestWhoWaitsForAVolumeThatIsBusyHearsWithWhat(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
 				w.arrival = 40 * time.Second
 				l := made(t, a.start(t), "data")
-				_, err := l.Mount(after(t, time.Second), "data", "1")
+				_, err := l.Mount(limited(t, time.Second), "data", "1")
 				require.ErrorIs(t, err, volume.Unfinished)
-				err = call(after(t, 10*time.Second), l)
+				err = call(limited(t, 10*time.Second), l)
 				require.ErrorIs(t, err, volume.Unfinished)
 				require.ErrorContains(t, err, "being attached: waiting for the device (waited 11s)")
 			})
@@ -388,7 +388,7 @@ func TestASlowCreateOrRemoveGoesOnAndARetryJoinsIt(t *testing.T) {
 				require.ErrorIs(t, c(within(t), l), volume.Unfinished)
 				w.setFault(calm)
 				require.ErrorIs(t, c(within(t), l), volume.Unfinished, "the first has not ended")
-				require.NoError(t, c(after(t, changeTimeout), l))
+				require.NoError(t, c(limited(t, changeTimeout), l))
 				assert.Equal(t, call == "cloud.Create", w.disk("data") != nil)
 				require.NoError(t, l.Create(within(t), "data", nil))
 				mustMount(t, l, "data", "1")
@@ -419,7 +419,7 @@ func TestARemoveGivesUpOnADetachThatDoesNotEnd(t *testing.T) {
 		mustUnmount(t, l, "data", "1")
 		err := l.Remove(within(t), "data")
 		require.ErrorContains(t, err, "being detached from this node (waited 25s)")
-		err = l.Remove(after(t, 2*controller.DetachTimeout), "data")
+		err = l.Remove(limited(t, 2*controller.DetachTimeout), "data")
 		require.ErrorContains(t, err, `the cloud has not detached the disk within 2m0s (volume "data", vol-1, node a)`)
 		assert.NotNil(t, w.disk("data"))
 	})
@@ -464,11 +464,7 @@ func TestAVolumeWithTwoDevicesIsNotRemoved(t *testing.T) {
 func TestAFormatThatWasCutShortIsNotFinishedForARemove(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
-		w.setFault(at("host.Format mkfs", crashBefore))
-		_, err := l.Mount(within(t), "data", "1")
-		require.Error(t, err)
-		l.kill()
-		w.setFault(calm)
+		diesMounting(t, l, "host.Format mkfs", crashBefore)
 		require.NoError(t, a.start(t).Remove(within(t), "data"))
 		assert.Nil(t, w.disk("data"))
 		assert.Zero(t, w.figures["formats"])
@@ -497,11 +493,7 @@ func TestAnAttachIsInTheJournalThoughItsFirstWriteFailed(t *testing.T) {
 		w.setFault(at("journal.put", failBefore))
 		_, err := l.Mount(within(t), "data", "1")
 		require.ErrorIs(t, err, errInjected)
-		w.setFault(at("cloud.Attach", crashAfter))
-		_, err = l.Mount(within(t), "data", "1")
-		require.Error(t, err)
-		l.kill()
-		w.setFault(calm)
+		diesMounting(t, l, "cloud.Attach", crashAfter)
 		synctest.Wait()
 		assert.NotNil(t, a.journal["data"], "the next life does not know of the disk")
 		a.start(t)
@@ -532,11 +524,7 @@ func TestAFormatThatCannotBeFinishedIsToldAndTheDiskIsLetGo(t *testing.T) {
 		t.Run(call, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
 				l := made(t, a.start(t), "data")
-				w.setFault(at("host.Format mkfs", crashBefore))
-				_, err := l.Mount(within(t), "data", "1")
-				require.Error(t, err)
-				l.kill()
-				w.setFault(calm)
+				diesMounting(t, l, "host.Format mkfs", crashBefore)
 				log, logged := logtest.NewNullLogger()
 				a.start(t, func(c *Config) { c.Log = log })
 				synctest.Wait()
@@ -578,7 +566,7 @@ func TestOnlyCallsToMountKeepAMountGoing(t *testing.T) {
 				mounted(t, b.start(t), "data", "b")
 				l := a.start(t)
 				begin := time.Now()
-				_, err := l.Mount(after(t, 5*time.Second), "data", "1")
+				_, err := l.Mount(limited(t, 5*time.Second), "data", "1")
 				require.ErrorIs(t, err, volume.Unfinished)
 				err = call(within(t), l)
 				require.NotErrorIs(t, err, volume.Unfinished)
@@ -661,7 +649,7 @@ func TestADetachThatTheCloudDoesNotConfirmIsNotOver(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		w.arrival = time.Hour
 		l := made(t, a.start(t), "data")
-		_, err := l.Mount(after(t, time.Second), "data", "1")
+		_, err := l.Mount(limited(t, time.Second), "data", "1")
 		require.ErrorIs(t, err, volume.Unfinished)
 		w.setFault(at("cloud.Find", failBefore))
 		time.Sleep(2 * time.Minute)

@@ -141,7 +141,7 @@ func TestWhoUsesAVolumeIsTold(t *testing.T) {
 
 		w.setFault(at("host.Users", hang))
 		begun := time.Now()
-		l.Look(after(t, time.Second))
+		l.Look(limited(t, time.Second))
 		assert.Equal(t, time.Second, time.Since(begun))
 		assert.Equal(t, three, l.Attached()[0].Users, "what was known has to do")
 		w.setFault(calm)
@@ -450,7 +450,7 @@ func TestACreateThatIsNeverAnsweredIsGivenUp(t *testing.T) {
 		scene(t, func(t *testing.T, w *world, a, _ *machine) {
 			w.setFault(at("cloud.Create", hang))
 			begin := time.Now()
-			require.Error(t, a.start(t).Create(after(t, 2*workTimeout), "data", options))
+			require.Error(t, a.start(t).Create(limited(t, 2*workTimeout), "data", options))
 			assert.Equal(t, limit, time.Since(begin))
 		})
 	}

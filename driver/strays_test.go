@@ -215,7 +215,7 @@ func TestAVolumeWhoseEntryALaterVersionWroteIsLeftAsItIs(t *testing.T) {
 		info, err := l.Get(within(t), "data")
 		require.NoError(t, err)
 		assert.Equal(t, "of a later version", info.Status["problem"])
-		require.NoError(t, l.Close(after(t, time.Minute)))
+		require.NoError(t, l.Close(limited(t, time.Minute)))
 		assert.Equal(t, "a", w.holder("data"))
 		assert.Empty(t, a.journal)
 		w.set(func() {

@@ -15,7 +15,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
@@ -121,9 +120,7 @@ func TestAnAttachOfAnotherMachineWithTheSameIDIsNotCalledOff(t *testing.T) {
 				synctest.Wait()
 				w.alter(func(d *disk) { d.Attachment = providers.Attachment{Node: "a", State: state} })
 				lb := b.start(t, as("a"))
-				ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-				defer cancel()
-				_, err := lb.Mount(ctx, "data", "1")
+				_, err := lb.Mount(limited(t, 2*time.Minute), "data", "1")
 				require.ErrorContains(t, err, notSeen+`: it is not detached (volume "data"`)
 				require.ErrorContains(t, err, "node a); see whether another machine runs with this node's id")
 				require.ErrorIs(t, err, volume.WrongDisk)
@@ -179,11 +176,7 @@ func TestAnAttachWithoutADeviceIsCalledOffAfterARestartToo(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := made(t, a.start(t), "data")
 		w.arrival = time.Hour
-		w.setFault(at("cloud.Attach", crashAfter))
-		_, err := l.Mount(within(t), "data", "1")
-		require.Error(t, err)
-		l.kill()
-		w.setFault(calm)
+		diesMounting(t, l, "cloud.Attach", crashAfter)
 		a.start(t)
 		time.Sleep(time.Minute)
 		assert.Empty(t, w.holder("data"))
@@ -284,8 +277,8 @@ func TestADeadMountThatTheJournalLostIsTakenAway(t *testing.T) {
 		l := mounted(t, a.start(t), "data", "1")
 		l.kill()
 		clear(a.journal)
-		mustMount(t, b.start(t, func(c *Config) { c.Takeover = controller.TakeoverAlways }), "data", "2") // a is cut off
-		l = a.start(t, func(c *Config) { c.Takeover = controller.TakeoverAlways })
+		mustMount(t, b.start(t, takesAlways), "data", "2") // a is cut off
+		l = a.start(t, takesAlways)
 		synctest.Wait()
 		assert.Empty(t, a.mounts["serial-1"].dir, "it shows a disk that is another node's")
 		path, err := l.Path(within(t), "data")
@@ -360,7 +353,7 @@ func TestADiskThatAnotherNodeHoldsIsNotReportedAsThisNodes(t *testing.T) {
 
 func TestADeadMountThatCannotBeTakenAwayHoldsUpNoOtherVolume(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		cutOff := func(c *Config) { c.Takeover = controller.TakeoverAlways }
+		cutOff := takesAlways
 		l := mounted(t, a.start(t), "bad", "1")
 		mounted(t, l, "good", "2")
 		l.kill()

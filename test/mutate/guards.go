@@ -185,7 +185,7 @@ var guards = []guard{
 	},
 	{
 		protects: "an attach is not called off while its device is here", file: "driver/node/volume.go",
-		code: `if _, err := v.node.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {`, without: `if err := error(nil); err != nil {`,
+		code: `if _, err := v.node.host.Find(ctx, vol.Serial); !errors.Is(err, mount.ErrNoDevice) {`, without: `if err := error(nil); errors.Is(err, mount.ErrNoDevice) {`,
 	},
 	{
 		protects: "a mount that cannot be attributed counts as use", file: "mount/inuse.go",
