@@ -195,7 +195,7 @@ func TestAfterACalledOffAttachOldAnswersAreNotTakenForAnAttachment(t *testing.T)
 		w.setLag(0)
 		l := a.start(t, onOldReads)
 		formatted(t, l, "data")
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute + reconcileEvery/2) // no reconciliation is about to remember a detach of its own
 		w.set(func() { w.arrival = time.Hour })
 		w.setLag(5 * time.Second)
 		_, err := l.Mount(limited(t, 2*time.Minute), "data", "1")

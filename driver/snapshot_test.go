@@ -307,6 +307,37 @@ func TestAVolumeIsNotDeletedWhileASnapshotOfItIsCopied(t *testing.T) {
 	})
 }
 
+// failedCopies is a cloud whose copies begin and then fail.
+type failedCopies struct{ *fakeProvider }
+
+func (p *failedCopies) FindSnapshot(ctx context.Context, id string) (*providers.Snapshot, error) {
+	s, err := p.fakeProvider.FindSnapshot(ctx, id)
+	if err == nil {
+		s.State, s.Detail = providers.SnapshotFailed, "out of space"
+	}
+	return s, err
+}
+
+func (p *failedCopies) ListSnapshots(ctx context.Context) ([]*providers.Snapshot, error) {
+	all, err := p.fakeProvider.ListSnapshots(ctx)
+	for _, s := range all {
+		s.State, s.Detail = providers.SnapshotFailed, "out of space"
+	}
+	return all, err
+}
+
+func TestAVolumeWhoseLastSnapshotFailsIsNotDeleted(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		w.copying = time.Minute
+		l := a.start(t, func(c *Config) { c.Provider = &failedCopies{c.Provider.(*fakeProvider)} })
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "snapshot"}))
+		mustMount(t, l, "data", "1")
+		mustUnmount(t, l, "data", "1")
+		require.ErrorContains(t, l.Remove(within(t), "data"), "has failed")
+		assert.NotNil(t, w.disk("data"))
+	})
+}
+
 func TestACopyKeepsAsManySnapshotsAsItsOwnScheduleSays(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := scheduled2h(t, a.start(t))

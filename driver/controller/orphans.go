@@ -13,5 +13,5 @@ func (c *Controller) Orphans(ctx context.Context) ([]providers.Orphan, error) {
 	if !can {
 		return nil, volume.Fail(volume.Invalid, "this provider cannot list disks that are no volumes", "")
 	}
-	return query(ctx, lister.Orphans)
+	return within(ctx, queryTimeout, lister.Orphans)
 }
