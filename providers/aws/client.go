@@ -141,7 +141,7 @@ func attempt[I, O any](ctx context.Context, s *session, send method[I, O], in *I
 
 // paceOf returns the Pace of an action: EC2 has a token bucket for each (Amazon EC2 Developer Guide, "Request throttling").
 func (p *Provider) paceOf(action string) *pace.Pace {
-	known, _ := p.paces.LoadOrStore(action, pace.New())
+	known, _ := p.paces.LoadOrStore(action, pace.NewBucket())
 	return known.(*pace.Pace) //nolint:forcetypeassert // nothing else is stored
 }
 

@@ -107,7 +107,7 @@ func TestRefusalsThatComeTogetherCountAsOne(t *testing.T) {
 		done, err := p.Wait(t.Context())
 		require.NoError(t, err)
 		assert.GreaterOrEqual(t, time.Since(begin), 3*time.Second, "a success from before does not make it forgotten")
-		assert.LessOrEqual(t, time.Since(begin), 3*time.Second+leastDelay)
+		assert.LessOrEqual(t, time.Since(begin), 3*time.Second+general.first)
 		done("", 0)
 
 		// Whoever has queued meanwhile is let go of at once, not one after the other's answer.
@@ -137,7 +137,7 @@ func TestTheLastRequestForNowIsNoRefusal(t *testing.T) {
 		}
 		assert.Equal(t, "its limit is used up", p.Why())
 		assert.GreaterOrEqual(t, time.Since(begin), 9*time.Second)
-		assert.LessOrEqual(t, time.Since(begin), 9*(time.Second+leastDelay))
+		assert.LessOrEqual(t, time.Since(begin), 9*(time.Second+general.first))
 		done, err := p.Wait(t.Context())
 		require.NoError(t, err)
 		done("", 0)
@@ -226,7 +226,7 @@ func TestPausesShrinkAsTheyGrew(t *testing.T) {
 			ask("refused", 0)
 		}
 		assert.Equal(t, "refused", p.Why())
-		for _, most := range []time.Duration{4 * leastDelay, 2 * leastDelay, leastDelay} {
+		for _, most := range []time.Duration{4 * general.first, 2 * general.first, general.first} {
 			paused := ask("", 0)
 			assert.GreaterOrEqual(t, paused, most/2)
 			assert.LessOrEqual(t, paused, most)
@@ -258,7 +258,7 @@ func TestWhoQueuesIsNotHeldUpByAnotherOnceItIsOver(t *testing.T) {
 			})
 		}
 		all.Wait()
-		assert.Less(t, time.Since(begin), 3*time.Second+leastDelay+2*time.Second+time.Millisecond, "the first alone, then all others")
+		assert.Less(t, time.Since(begin), 3*time.Second+general.first+2*time.Second+time.Millisecond, "the first alone, then all others")
 	})
 }
 
@@ -283,7 +283,7 @@ func TestPausesGrowWithTheTimeForWhichTheCloudThrottles(t *testing.T) {
 		longest := time.Duration(0)
 		for i, at := range sent[1:] {
 			since, pause := at.Sub(begin), at.Sub(sent[i])
-			assert.LessOrEqual(t, pause, max(since/shareOfTime, mostAtFirst))
+			assert.LessOrEqual(t, pause, max(since/5, general.mostAtFirst))
 			assert.LessOrEqual(t, pause, mostDelay)
 			longest = max(longest, pause)
 		}
@@ -306,7 +306,7 @@ func TestThrottlingAfterASilenceIsAnotherOne(t *testing.T) {
 		done("refused", 0)
 		sent := throttled(t, p, time.Minute)
 		for i, at := range sent[1:] {
-			assert.LessOrEqual(t, at.Sub(sent[i]), mostAtFirst+time.Minute/shareOfTime)
+			assert.LessOrEqual(t, at.Sub(sent[i]), general.mostAtFirst+time.Minute/5)
 		}
 	})
 }
@@ -327,6 +327,130 @@ func TestAPauseGoesOnWithoutItsCaller(t *testing.T) {
 			}
 			require.Less(t, time.Since(begin), mostDelay)
 		}
-		assert.LessOrEqual(t, time.Since(begin), 10*time.Minute/shareOfTime+5*time.Second)
+		assert.LessOrEqual(t, time.Since(begin), 10*time.Minute/5+5*time.Second)
+	})
+}
+
+// asks sends one request, and returns how long it waited to be sent.
+func asks(t *testing.T, p *Pace, refusal string, after time.Duration) (waited time.Duration) {
+	t.Helper()
+	begin := time.Now()
+	done, err := p.Wait(t.Context())
+	require.NoError(t, err)
+	waited = time.Since(begin)
+	done(refusal, after)
+	return waited
+}
+
+func TestFromABucketWhoeverComesTakesWhatItHas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewBucket()
+		pauses := func(longest time.Duration, refusal string) {
+			t.Helper()
+			waited := asks(t, p, refusal, 0)
+			assert.GreaterOrEqual(t, waited, longest/2)
+			assert.LessOrEqual(t, waited, longest)
+		}
+		asks(t, p, "refused", 0)
+		pauses(time.Second, "refused")
+		pauses(4*time.Second, "refused")
+		pauses(bucket.mostAtFirst, "")
+		assert.Zero(t, asks(t, p, "", 0), "after a success at once")
+		assert.Zero(t, asks(t, p, "", 0))
+		assert.Zero(t, asks(t, p, "refused", 0))
+		pauses(3*time.Second, "refused") // three successes and a refusal: an eighth, twice
+		pauses(bucket.mostAtFirst, "")
+		assert.Equal(t, "refused", p.Why())
+		for range 4 {
+			assert.Zero(t, asks(t, p, "", 0))
+		}
+		assert.Empty(t, p.Why(), "it is over")
+
+		asks(t, p, "", 5*time.Second) // a success that says that the limit is used up
+		assert.GreaterOrEqual(t, asks(t, p, "refused", 20*time.Second), 5*time.Second)
+		assert.GreaterOrEqual(t, asks(t, p, "", 0), 20*time.Second, "the time that the cloud asks for is heeded")
+	})
+}
+
+// inParallel has callers send one request each, and returns how many of them were sent in each time that a request takes.
+func inParallel(t *testing.T, p *Pace, callers int, takes time.Duration) (sent []int) {
+	t.Helper()
+	begin := time.Now()
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range callers {
+		all.Go(func() {
+			done, err := p.Wait(t.Context())
+			if !assert.NoError(t, err) {
+				return
+			}
+			mu.Lock()
+			round := int(time.Since(begin) / takes)
+			for len(sent) <= round {
+				sent = append(sent, 0)
+			}
+			sent[round]++
+			mu.Unlock()
+			time.Sleep(takes)
+			done("", 0)
+		})
+	}
+	all.Wait()
+	return sent
+}
+
+func TestABucketIsTriedWithTwoRequestsAfterASilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const takes = 100 * time.Millisecond
+		p := NewBucket()
+		assert.Equal(t, []int{2, 3}, inParallel(t, p, 5, takes), "five take as long as two, one after the other")
+		assert.Equal(t, []int{60}, inParallel(t, p, 60, takes), "it has answered lately")
+		time.Sleep(silenceAfter + takes)
+		assert.Equal(t, []int{2, 8, 90}, inParallel(t, p, 100, takes))
+		assert.Equal(t, []int{100}, inParallel(t, New(), 100, takes))
+	})
+}
+
+func TestABucketThatIsEmptyRefusesTwoRequestsOfMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewBucket()
+		var mu sync.Mutex
+		sent := 0
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() {
+				done, err := p.Wait(ctx)
+				if err != nil {
+					return
+				}
+				mu.Lock()
+				sent++
+				mu.Unlock()
+				time.Sleep(100 * time.Millisecond)
+				done("refused", 0)
+			})
+		}
+		all.Wait()
+		assert.Equal(t, bucket.window, sent)
+	})
+}
+
+func TestARequestThatHangsHoldsNobodyUpForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewBucket()
+		for range bucket.window {
+			_, err := p.Wait(t.Context()) // and is not answered
+			require.NoError(t, err)
+		}
+		begin := time.Now()
+		inParallel(t, p, 20, time.Millisecond)
+		assert.Equal(t, patience+time.Millisecond, time.Since(begin))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		p.window = 0
+		_, err := p.Wait(ctx)
+		require.ErrorIs(t, err, context.Canceled)
 	})
 }
