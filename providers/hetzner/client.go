@@ -48,6 +48,10 @@ func (p *Provider) change(ctx context.Context, request, id, action string, in an
 	return &answer.Action, nil
 }
 
+// repeatable reports whether a POST can be carried out twice without harm. A second create of a volume is refused, since the name is
+// taken, and so is a second attach. A detach is not repeatable: carried out late, it would take the volume from its next server.
+func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/actions/detach") }
+
 // send makes a request, and returns the answer if its status is a success. It returns an apiError only for an answer that is JSON
 // and has a code or a message.
 func (p *Provider) send(ctx context.Context, method, path string, in any) (status int, isJSON bool, body []byte, err error) {

@@ -116,10 +116,6 @@ func New(cfg Config) (*Provider, error) {
 	return p, nil
 }
 
-// repeatable reports whether a POST can be carried out twice without harm. A second create of a volume is refused, since the name is
-// taken, and so is a second attach. A detach is not repeatable: carried out late, it would take the volume from its next server.
-func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/actions/detach") }
-
 // FromEnv is New with the environment's settings. The node's own name is not used: a server has an id.
 func FromEnv(getenv func(string) string, _, cluster string, _ logrus.FieldLogger, observe providers.Observer) (providers.Provider, error) {
 	token, err := secret.From(getenv, tokenSetting)

@@ -169,3 +169,14 @@ func (p *Provider) clearEarlierBoot(ctx context.Context, id string) error {
 	m.Holder = nil
 	return p.disks.write(m)
 }
+
+// Slots counts the volumes of this node. Their number has no limit but the kernel's, which makes loop devices as they are needed.
+func (p *Provider) Slots(ctx context.Context) (slots providers.Slots, err error) {
+	all, err := p.List(ctx)
+	for _, v := range all {
+		if v.HeldBy(p.node) {
+			slots.Used++
+		}
+	}
+	return slots, err
+}
