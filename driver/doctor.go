@@ -67,7 +67,7 @@ func (d *Driver) Diagnose(ctx context.Context) []Finding {
 	return append(cloud, found...)
 }
 
-// mayPass tells whether a finding may be about what is under way.
+// mayPass tells whether a finding may be about work that is under way.
 func mayPass(f Finding) bool {
 	return f.Severity != OK && (f.Check == "volumes" || f.Check == "mounts")
 }
@@ -76,8 +76,7 @@ func hasTrouble(found []Finding) bool {
 	return slices.ContainsFunc(found, func(f Finding) bool { return f.Severity != OK })
 }
 
-// compare checks the journal, and whether it, the kernel and the cloud agree. unlisted is why the cloud does not tell which volumes there
-// are.
+// compare checks the journal, and whether it, the kernel and the cloud agree. unlisted is the error of listing the volumes.
 func (d *Driver) compare(ctx context.Context) (found []Finding, unlisted error) {
 	s, found, unlisted := d.survey(ctx)
 	names := d.held()
@@ -98,7 +97,7 @@ type survey struct {
 	whole   bool                         // all of them
 }
 
-// survey asks the cloud. Volumes that cannot be read are findings; unlisted is why none can be.
+// survey asks the cloud. Volumes that cannot be read are findings; unlisted is the error if none can be.
 func (d *Driver) survey(ctx context.Context) (s survey, found []Finding, unlisted error) {
 	ctx, cancel := context.WithTimeout(ctx, examineTimeout)
 	defer cancel()

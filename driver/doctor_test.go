@@ -73,11 +73,11 @@ func TestDoctorWaitsForWhatIsUnderWay(t *testing.T) {
 	})
 }
 
-// plant is a fault on machine a, which has the volume "data" mounted for a container, unless it is fresh.
+// plant is a fault on machine a, which has the volume "data" mounted for a container, unless it is only made.
 type plant struct {
 	fault func(t *testing.T, w *world, a, b *machine, l *life) *life
 	want  string // what doctor finds, and nothing else
-	fresh bool   // the volume was only made
+	made  bool   // the volume was only made
 }
 
 // onDisk changes the disk, and what the machine's kernel has of it.
@@ -173,7 +173,7 @@ func plants() map[string]plant {
 			synctest.Wait()
 			return l
 		}},
-		"work does not end": {want: "warning work-unfinished data", fresh: true, fault: func(_ *testing.T, _ *world, _, _ *machine, l *life) *life {
+		"work does not end": {want: "warning work-unfinished data", made: true, fault: func(_ *testing.T, _ *world, _, _ *machine, l *life) *life {
 			go l.attempt("data", volume.Checking, func(h *handle) {
 				_ = h.Record(l.ctx, l.controller.Last("data"), true)
 				<-l.ctx.Done()
@@ -181,7 +181,7 @@ func plants() map[string]plant {
 			time.Sleep(longWork)
 			return l
 		}},
-		"somebody attaches a disk to this node": {want: "warning stray data", fresh: true, fault: func(_ *testing.T, w *world, _, _ *machine, l *life) *life {
+		"somebody attaches a disk to this node": {want: "warning stray data", made: true, fault: func(_ *testing.T, w *world, _, _ *machine, l *life) *life {
 			time.Sleep(time.Minute)
 			w.alter(func(d *disk) {
 				d.Attachment = providers.Attachment{Node: "a", State: providers.Attached}
@@ -189,14 +189,14 @@ func plants() map[string]plant {
 			})
 			return l
 		}},
-		"another machine runs with this node's id": {want: "problem absent-disk data", fresh: true, fault: func(_ *testing.T, w *world, _, _ *machine, l *life) *life {
+		"another machine runs with this node's id": {want: "problem absent-disk data", made: true, fault: func(_ *testing.T, w *world, _, _ *machine, l *life) *life {
 			time.Sleep(time.Minute)
 			w.alter(func(d *disk) {
 				d.Attachment, d.present = providers.Attachment{Node: "a", State: providers.Attached}, time.Now().Add(never)
 			})
 			return l
 		}},
-		"the node that holds a disk is gone": {want: "warning holder-gone data", fresh: true, fault: onDisk(func(d *disk) {
+		"the node that holds a disk is gone": {want: "warning holder-gone data", made: true, fault: onDisk(func(d *disk) {
 			d.Attachment = providers.Attachment{Node: "c", State: providers.Attached}
 		})},
 		"the journal is of a later version": {want: "problem journal-newer other", fault: func(_ *testing.T, w *world, a, _ *machine, l *life) *life {
@@ -211,7 +211,7 @@ func plants() map[string]plant {
 			w.set(func() { a.mounts["other"] = &superblock{disk: &disk{}, dir: "other"} })
 			return l
 		}},
-		"a volume cannot be read": {want: "problem volume-unreadable", fresh: true, fault: func(_ *testing.T, w *world, _, _ *machine, l *life) *life {
+		"a volume cannot be read": {want: "problem volume-unreadable", made: true, fault: func(_ *testing.T, w *world, _, _ *machine, l *life) *life {
 			w.set(func() {
 				clear(w.disks)
 				for range 2 {
@@ -240,7 +240,7 @@ func TestDoctorFindsEachPlantedFaultAndNothingElse(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, b *machine) {
 				l := a.start(t)
 				b.start(t)
-				if p.fresh {
+				if p.made {
 					made(t, l, "data")
 				} else {
 					mounted(t, l, "data", "1")

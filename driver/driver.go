@@ -166,7 +166,7 @@ func (d *Driver) takeUp(v node.Restored) {
 }
 
 // Close ends waits and background work and returns when they have ended, or with ctx. Volumes in use stay mounted: the engine's
-// containers go on, and the next start continues. Those that are kept for somebody to come back are released, if that does not
+// containers go on, and the next start continues. Those whose idle TTL is not over are released, if that does not
 // take long.
 func (d *Driver) Close(ctx context.Context) error {
 	d.releaseIdle(ctx)
@@ -189,7 +189,7 @@ func (d *Driver) stopping(err error) error {
 	return err
 }
 
-// releaseIdle releases the volumes that are kept for somebody to come back.
+// releaseIdle releases the volumes whose idle TTL is not over.
 func (d *Driver) releaseIdle(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, probeGrace)
 	defer cancel()

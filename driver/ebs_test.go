@@ -200,7 +200,7 @@ func (r *region) join(machine string) string {
 
 func (r *region) provider(t testing.TB, l *life) providers.Provider {
 	t.Helper()
-	way := &wire{region: r, life: l, next: r.front.Transport(l.machine.name)}
+	way := &transport{region: r, life: l, next: r.front.Transport(l.machine.name)}
 	p, err := aws.New(aws.Config{Cluster: clusterOfWorld, HTTPClient: &http.Client{Transport: way}})
 	require.NoError(t, err)
 	return p
@@ -266,10 +266,10 @@ func (r *region) volumes() (all []*providers.Volume) {
 	return all
 }
 
-func (r *region) note(volume, asker string) {
+func (r *region) note(volume, node string) {
 	r.world.mu.Lock()
 	defer r.world.mu.Unlock()
-	r.askedBy[volume] = asker
+	r.askedBy[volume] = node
 }
 
 // compare notes whether a read is behind at this moment.
@@ -370,14 +370,14 @@ func (r *region) Detach(instance, id string, force bool) error {
 }
 
 // wire is the way from one life of the plugin to EC2 and back.
-type wire struct {
+type transport struct {
 	*life
 	region *region
 	next   http.RoundTripper
 }
 
 // RoundTrip lets the requests of a living process pass, but for what the world makes go wrong.
-func (x *wire) RoundTrip(r *http.Request) (*http.Response, error) {
+func (x *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if x.dead.Load() {
 		return nil, errDead
 	}

@@ -507,11 +507,11 @@ func TestATakeoverLosesNoTimeOnceTheCloudHasLetGo(t *testing.T) {
 	}
 }
 
-// glancing drivers expect Docker to look at a volume before it starts a container.
-func glancing(cfg *Config) { cfg.Probe = 2 * time.Second }
+// probing drivers expect Docker to look at a volume before it starts a container.
+func probing(cfg *Config) { cfg.Probe = 2 * time.Second }
 
-// glances is what Docker does before each start of a container, unless it is told not to.
-func glances(t *testing.T, l *life, name string) {
+// probes is what Docker does before each start of a container, unless it is told not to.
+func probes(t *testing.T, l *life, name string) {
 	t.Helper()
 	mustMount(t, l, name, "a look")
 	l.machine.containerEnds("a look")
@@ -520,13 +520,13 @@ func glances(t *testing.T, l *life, name string) {
 
 func TestAProbeAtAVolumeDoesNotDetachIt(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		la, lb := a.start(t, glancing), b.start(t, glancing)
+		la, lb := a.start(t, probing), b.start(t, probing)
 		formatted(t, la, "data")
 		time.Sleep(time.Minute)
 		w.set(func() { w.arrival, w.departure = 5*time.Second, 5*time.Second })
 		w.count()
 
-		glances(t, la, "data")
+		probes(t, la, "data")
 		time.Sleep(probeGrace / 2)
 		begin := time.Now()
 		mustMount(t, la, "data", "1")
@@ -538,18 +538,18 @@ func TestAProbeAtAVolumeDoesNotDetachIt(t *testing.T) {
 		time.Sleep(w.departure)
 		assert.Empty(t, w.holder("data"), "and no longer")
 
-		glances(t, la, "data")
+		probes(t, la, "data")
 		time.Sleep(probeGrace + w.departure)
 		assert.Empty(t, w.holder("data"), "nobody came back")
 
 		// Another node waits, and no more than that.
-		glances(t, la, "data")
+		probes(t, la, "data")
 		mustMount(t, lb, "data", "2")
 		assert.Equal(t, "b", w.holder("data"))
 		time.Sleep(time.Minute)
 		mustUnmount(t, lb, "data", "2")
 
-		glances(t, la, "data")
+		probes(t, la, "data")
 		require.NoError(t, la.Remove(within(t), "data"), "nobody uses it")
 	})
 }
@@ -561,9 +561,9 @@ func TestAVolumeKeptForSomebodyToComeBackDoesNotOutliveTheProcess(t *testing.T) 
 	} {
 		t.Run(how, func(t *testing.T) {
 			scene(t, func(t *testing.T, w *world, a, _ *machine) {
-				l := a.start(t, glancing)
+				l := a.start(t, probing)
 				formatted(t, l, "data")
-				glances(t, l, "data")
+				probes(t, l, "data")
 				assert.Equal(t, "a", w.holder("data"))
 				require.NoError(t, end(l))
 				if how == "it crashes" {

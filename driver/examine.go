@@ -72,7 +72,7 @@ func lookAt(ctx context.Context, h *handle) (look node.Look, answered bool) {
 	}
 }
 
-// contradicts returns how what the cloud says of a volume contradicts what this node has of it, nil if it does not.
+// contradicts returns a finding if the cloud's description of a volume contradicts this node's; nil otherwise.
 func (s survey) contradicts(h *handle, e *node.Entry, look node.Look) *Finding {
 	vol, shown := s.volumes[h.Name]
 	has := look.Err == nil || look.Staged || len(e.Uses) > 0

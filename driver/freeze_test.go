@@ -141,7 +141,7 @@ func TestAVolumeIsNotFrozenIfNobodyWouldKnow(t *testing.T) {
 func TestAFreezeThatTheKernelKeepsIsRemembered(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")
-		w.setFault(at("host.Freeze", stuck))
+		w.setFault(at("host.Freeze", blocked))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := l.frozen(ctx, func() { t.Error("it is frozen") })

@@ -19,8 +19,8 @@ type Garbage struct {
 // copyAge is how old a snapshot that was taken to copy a volume has to be to be garbage: the copy may still be going on.
 const copyAge = 2 * time.Hour
 
-// Garbage returns snapshots of the cluster that are of no use: those that have failed, those that a copy of a volume has left behind,
-// and those that a schedule keeps no longer. With removed it returns those of schedules whose disks do not exist any more, too: they are
+// Garbage returns snapshots of the cluster that nobody needs: those that have failed, those left over from a copy of a volume,
+// and those that have expired by their schedules. With removed it returns those of schedules whose disks do not exist any more, too: they are
 // the last copies of those disks. Snapshots that were taken by hand, or as the last state of a volume, are never among them.
 func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 	all, err := d.Snapshots(ctx)
@@ -49,15 +49,15 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 		case s.State == providers.SnapshotFailed:
 			why = "it has failed"
 		case s.Record[volume.KeyTaken] == volume.TakenToCopy && time.Since(s.CreatedAt) > copyAge:
-			why = "it is left of a copy of the volume"
+			why = "it is left over from a copy of the volume"
 		case at.IsZero():
 		case kept[s.Volume]: // and may come back
 		case exists[s.Volume] == nil && removed && byName[s.Name]:
-			why = "its disk does not exist any more: the volume is another one now"
+			why = "its disk does not exist any more: a new volume has its name"
 		case exists[s.Volume] == nil && removed:
 			why = "its volume does not exist any more"
 		case slices.Contains(expired[s.Volume], at):
-			why = "the schedule keeps it no longer"
+			why = "it has expired by its schedule"
 		}
 		if why != "" {
 			garbage = append(garbage, Garbage{s, why})
@@ -66,7 +66,7 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 	return garbage, nil
 }
 
-// keptDisks returns by id the disks that hold the data of a volume and are none now.
+// keptDisks returns, by id, the disks that hold the data of a volume and are no volumes now.
 func (d *Driver) keptDisks(ctx context.Context) (map[string]bool, error) {
 	all, err := d.Orphans(ctx)
 	if err != nil && volume.CodeOf(err) != volume.Invalid { // this provider cannot tell
@@ -81,7 +81,7 @@ func (d *Driver) keptDisks(ctx context.Context) (map[string]bool, error) {
 	return kept, nil
 }
 
-// expiredOf returns by disk for when the snapshots were due that the schedules of these volumes keep no longer.
+// expiredOf returns, by disk, when the snapshots were due that have expired by the schedules of these volumes.
 func expiredOf(all []*Snapshot, volumes map[string]*providers.Volume) map[string][]time.Time {
 	expired := make(map[string][]time.Time)
 	for disk, taken := range ofSchedules(all, time.Now()) {

@@ -22,7 +22,7 @@ func holds(t *testing.T, l *life, name, id string) (end func()) {
 
 func TestACommandHasAVolumeForItself(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		l := a.start(t, glancing)
+		l := a.start(t, probing)
 		require.NoError(t, l.Create(within(t), "data", nil))
 		end := holds(t, l, "data", "one")
 		assert.Equal(t, "a", w.holder("data"))

@@ -92,7 +92,7 @@ func TestResizeThatCannotBeDoneSaysWhy(t *testing.T) {
 
 func TestReleaseLetsGoAtOnceOfWhatNothingUses(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := mounted(t, a.start(t, glancing), "data", "1")
+		l := mounted(t, a.start(t, probing), "data", "1")
 		err := l.Release(within(t), "data")
 		require.ErrorIs(t, err, volume.InUse)
 		require.ErrorContains(t, err, `in use by container of-1 on this node (volume "data", vol-1, node a); stop what uses it first`)

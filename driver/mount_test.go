@@ -97,7 +97,7 @@ func TestAPathThatShowsNothingAnyMoreIsNotShown(t *testing.T) {
 
 func TestAVolumeIsNotKeptForALastUserThatWasBrief(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		l := mounted(t, a.start(t, glancing), "data", "1")
+		l := mounted(t, a.start(t, probing), "data", "1")
 		time.Sleep(time.Hour)
 		mustMount(t, l, "data", "2")
 		mustUnmount(t, l, "data", "1")

@@ -211,7 +211,7 @@ func random(t *testing.T, seed uint64, w *world) {
 // faults decides what goes wrong, and how often, in this run.
 func (r *trial) faults(rng *rand.Rand) {
 	often := []float64{0.005, 0.02, 0.05, 0.15}[rng.IntN(4)]
-	kinds := []fault{failBefore, failBefore, failAfter, failAfter, hang, late, stuck, crashBefore, crashAfter}
+	kinds := []fault{failBefore, failBefore, failAfter, failAfter, hang, late, blocked, crashBefore, crashAfter}
 	r.w.setFault(func(node, call string) fault {
 		cloud, journal := strings.HasPrefix(call, "cloud."), strings.HasPrefix(call, "journal.")
 		now := time.Now()
@@ -228,7 +228,7 @@ func (r *trial) faults(rng *rand.Rand) {
 			return failBefore
 		case f == late && !slices.Contains([]string{"cloud.Attach", "cloud.Detach", "cloud.Mark", "cloud.Delete", "cloud.Forget"}, call):
 			return failAfter
-		case f == stuck && !slices.Contains([]string{"host.Stage", "host.Unstage", "host.Format mkfs"}, call):
+		case f == blocked && !slices.Contains([]string{"host.Stage", "host.Unstage", "host.Format mkfs"}, call):
 			return failBefore
 		}
 		return f

@@ -101,7 +101,7 @@ func (d *Driver) reconcile(ctx context.Context, h *handle) {
 			log.WithError(err).Warn("The volume could not be released yet")
 			d.found(h.Name, volume.Unreleased)
 		}
-	case node.Kept, node.Undecided:
+	case node.Idle, node.Undecided:
 	}
 }
 

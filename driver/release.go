@@ -8,7 +8,7 @@ import (
 	"github.com/blockvol/blockvol/driver/volume"
 )
 
-// Release lets go of a volume that nothing on this node uses, at once and not after the time that it is kept. A volume of which
+// Release unmounts and detaches a volume that nothing on this node uses, at once and not after the time that it is kept. A volume of which
 // this node has nothing is success. Errors: volume.InUse.
 func (d *Driver) Release(ctx context.Context, name string) error {
 	if h := d.known(name); h == nil || h.Entry() == nil {
@@ -33,7 +33,7 @@ func (d *Driver) releaseIfUnused(ctx context.Context, h *handle) error {
 	case node.Undecided:
 		return volume.Fail(volume.InUse, fmt.Sprintf("%d container(s) of this node have mounted it, and none can be seen to use it yet", len(e.Uses)),
 			"if none is being started, try again in two minutes")
-	case node.Used, node.Kept:
+	case node.Used, node.Idle:
 	case node.Active:
 		return volume.Fail(volume.InUse, "its device is being read or written by something of another engine of this machine", "end that first")
 	}

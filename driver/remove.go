@@ -11,7 +11,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Remove does with the volume what its reclaim policy says. It refuses while any node uses it. A volume that does not exist
+// Remove removes the volume, and its disk as its reclaim policy says. It refuses while any node uses it. A volume that does not exist
 // is success.
 func (d *Driver) Remove(ctx context.Context, name string) error { return d.RemoveDisk(ctx, name, "") }
 

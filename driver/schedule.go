@@ -24,10 +24,10 @@ const (
 	atOnce = 4
 )
 
-// scheduled is where the schedule of a disk stands, as this node knows it.
+// scheduled is the state of a disk's schedule, as this node knows it.
 type scheduled struct {
 	due    time.Time // the last time when a snapshot was due
-	done   bool      // it is there, and what had expired is deleted
+	done   bool      // it is complete, and expired ones are deleted
 	latest time.Time // for when the latest complete one was due; zero if none is known
 
 	retry time.Time // not before
@@ -83,7 +83,7 @@ func (d *Driver) takeDue(ctx context.Context, now time.Time) {
 	_ = volumes.Wait()
 }
 
-// dueSnapshots returns the volumes of this node whose schedules want something done.
+// dueSnapshots returns the volumes of this node whose schedules have a snapshot to take or to delete.
 func (d *Driver) dueSnapshots(ctx context.Context, now time.Time) (due []dueSnapshot) {
 	here := make(map[string]bool)
 	names := d.held()
@@ -117,7 +117,7 @@ func (d *Driver) dueSnapshots(ctx context.Context, now time.Time) (due []dueSnap
 	return due
 }
 
-// schedule returns where the disk's schedule stands, anew if another snapshot has become due.
+// schedule returns the state of the disk's schedule, a new one if another snapshot has become due.
 func (d *Driver) schedule(disk string, due time.Time) *scheduled {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -132,7 +132,7 @@ func (d *Driver) schedule(disk string, due time.Time) *scheduled {
 	return s
 }
 
-// ofSchedules returns by disk the snapshots that schedules have taken, but for those that have failed.
+// ofSchedules returns, by disk, the snapshots that schedules have taken and that have not failed.
 func ofSchedules(all []*Snapshot, now time.Time) map[string][]*Snapshot {
 	taken := make(map[string][]*Snapshot)
 	for _, s := range all {
@@ -146,7 +146,7 @@ func ofSchedules(all []*Snapshot, now time.Time) map[string][]*Snapshot {
 	return taken
 }
 
-// complete returns for when those were due that are complete.
+// complete returns the times at which the complete ones were due.
 func complete(taken []*Snapshot) (due []time.Time) {
 	for _, s := range taken {
 		if s.State == providers.SnapshotComplete {
@@ -179,9 +179,9 @@ func (d *Driver) keepSchedule(ctx context.Context, v dueSnapshot, all []*Snapsho
 			continue
 		}
 		if err := d.controller.DeleteSnapshot(ctx, s.ID); err != nil {
-			return false, fmt.Errorf("%w: snapshot %s is kept no longer, and is not deleted yet", err, s.ID)
+			return false, fmt.Errorf("%w: snapshot %s has expired, and is not deleted yet", err, s.ID)
 		}
-		d.log.WithField("volume", v.vol.Name).WithField("snapshot", s.ID).Infof("Snapshot of %s deleted: it is kept no longer", at.Format(time.RFC3339))
+		d.log.WithField("volume", v.vol.Name).WithField("snapshot", s.ID).Infof("Snapshot of %s deleted: it has expired", at.Format(time.RFC3339))
 	}
 	return true, nil
 }
@@ -218,7 +218,7 @@ func (d *Driver) noteLatest(v dueSnapshot, taken []time.Time) {
 	v.latest = latest(taken)
 }
 
-// scheduleOf returns for when the latest complete scheduled snapshot of the disk was due, and when one was that is not complete.
+// scheduleOf returns when the latest complete scheduled snapshot of the disk was due, and when one was due that is not complete.
 func (d *Driver) scheduleOf(disk string) (last, due time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -222,7 +222,7 @@ func TestTheSnapshotsOfADiskThatIsKeptAreNoGarbage(t *testing.T) {
 		require.NoError(t, err)
 		require.NotEmpty(t, garbage)
 		for _, g := range garbage {
-			assert.Equal(t, "its disk does not exist any more: the volume is another one now", g.Why)
+			assert.Equal(t, "its disk does not exist any more: a new volume has its name", g.Why)
 		}
 		garbage, err = l.Garbage(t.Context(), false)
 		require.NoError(t, err)

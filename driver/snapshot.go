@@ -23,14 +23,14 @@ type Snapshot = providers.Snapshot
 const (
 	// freezeLimit is how long a file system is frozen at most for a snapshot.
 	freezeLimit = 800 * time.Millisecond
-	// turnLimit is how long a snapshot of a volume that is mounted here keeps its containers from coming and going: a cloud may take an
-	// hour to answer, or until the snapshot is complete.
+	// turnLimit is how long a snapshot of a volume that is mounted here may delay its mounts and unmounts: a cloud may take an hour to
+	// answer, or until the snapshot is complete.
 	turnLimit = 30 * time.Second
 )
 
 // TakeSnapshot takes a snapshot of the volume and returns it once it is complete. Calls with the same key make one snapshot. If the
-// volume is mounted on this node, its file system holds still for the instant. step is told how far it is; the answer says what the
-// copy is like.
+// volume is mounted on this node, its file system is frozen for the instant of the copy. step is told the progress; the answer describes
+// the copy.
 // Errors: volume.Held or volume.InUse if this cloud cannot copy a volume in use.
 func (d *Driver) TakeSnapshot(ctx context.Context, name, key string, step func(volume.Step)) (s *Snapshot, outcome string, err error) {
 	return d.takeSnapshot(ctx, name, volume.TakenByHand, key, step)
@@ -42,7 +42,7 @@ func (d *Driver) takeSnapshot(ctx context.Context, name, reason, key string, ste
 	for begun, overran := time.Now(), true; overran; {
 		_, err = d.do(ctx, name, job{op: volume.Copy, phase: volume.TakingSnapshot, work: func(ctx context.Context, h *handle) error {
 			result, err := d.copy(ctx, h, reason, key)
-			if errors.Is(err, providers.ErrHeld) && d.releaseIfUnused(ctx, h) == nil { // it was kept for somebody to come back
+			if errors.Is(err, providers.ErrHeld) && d.releaseIfUnused(ctx, h) == nil { // its idle TTL is not over
 				result, err = d.copy(ctx, h, reason, key)
 			}
 			if overran = errors.Is(err, errTurn); err == nil {
@@ -62,7 +62,7 @@ func (d *Driver) takeSnapshot(ctx context.Context, name, reason, key string, ste
 	return s, fmt.Sprintf("snapshot %s of %s%s", s.ID, name, taken.like), nil
 }
 
-// errTurn is that a snapshot is not taken within its turn. The next goes on with it.
+// errTurn is the error of a snapshot that was not taken within turnLimit. The next attempt continues it.
 var errTurn = fmt.Errorf("not taken within %s", turnLimit)
 
 // copied is a snapshot and what it is like, for people.
@@ -93,7 +93,7 @@ func (d *Driver) copy(ctx context.Context, h *handle, reason, key string) (copie
 				h.Log().WithError(err).Warn("The file system could not be frozen for the snapshot")
 				return take(ctx)
 			case err == nil && held:
-				like = fmt.Sprintf(", whose file system held still for %s", time.Since(begun).Round(time.Millisecond))
+				like = fmt.Sprintf(", whose file system was frozen for %s", time.Since(begun).Round(time.Millisecond))
 			}
 			return err
 		}
@@ -124,9 +124,8 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, id string) error {
 	return volume.At(d.stopping(d.controller.DeleteSnapshot(ctx, id)), volume.Error{Op: volume.Remove, ID: id})
 }
 
-// Rollback makes an unused volume what a snapshot shows. A disk made from the snapshot takes the place of the volume's, which has to be
-// that disk, and which becomes the volume KeptAs with all that is on it. It can be called again, and goes on from where an earlier
-// call has stopped.
+// Rollback replaces the disk of an unused volume by one that is made from a snapshot. disk is the one to be replaced: it keeps its data
+// and becomes the volume KeptAs. Rollback can be called again, and continues where an earlier call has stopped.
 func (d *Driver) Rollback(ctx context.Context, name, disk, snapshot string, step func(volume.Step)) (outcome string, err error) {
 	if kept := KeptAs(name, disk); len(kept) > longestName {
 		return "", volume.At(volume.Fail(volume.Invalid, fmt.Sprintf("the disk that is replaced would become volume %q, a name of %d bytes, where at most %d fit", kept, len(kept), longestName),
@@ -145,7 +144,7 @@ func (d *Driver) Rollback(ctx context.Context, name, disk, snapshot string, step
 
 const longestName = 255 // bytes
 
-// KeptAs is the name of the volume that the disk of a volume becomes when another takes its place.
+// KeptAs is the name of the volume that the replaced disk of a volume becomes.
 func KeptAs(name, disk string) string {
 	const digits = 8
 	last := strings.Map(func(c rune) rune {
@@ -244,7 +243,7 @@ func (d *Driver) restore(ctx context.Context, like *providers.Volume, name, snap
 	case err != nil:
 		return nil, err
 	case left.Record[volume.KeyReplaces] != like.ID || left.Snapshot != snapshot || left.Held():
-		return nil, volume.At(volume.Fail(volume.Conflict, "a volume has the name that the copy of the snapshot has for a moment", "see what it holds, and remove it"), volume.Error{Volume: name})
+		return nil, volume.At(volume.Fail(volume.Conflict, "a volume has the name that the copy of the snapshot needs until it is renamed", "see what it holds, and remove it"), volume.Error{Volume: name})
 	}
 	spec := providers.Spec{Name: name, Size: max(like.Size, s.Size), Snapshot: snapshot, Zone: like.Zone, Type: like.Details["type"], Record: likeVolume(like)}
 	exact := spec
@@ -252,7 +251,7 @@ func (d *Driver) restore(ctx context.Context, like *providers.Volume, name, snap
 	exact.Throughput, _ = strconv.Atoi(like.Details["throughput"])
 	own := providers.Record{volume.KeyReplaces: like.ID}
 	vol, _, err := d.controller.Create(ctx, controller.Request{Spec: exact, Record: own})
-	if errors.Is(err, providers.ErrInvalid) { // clouds tell figures of kinds for which they cannot be asked for
+	if errors.Is(err, providers.ErrInvalid) { // clouds show values for types of disk with which they do not accept them
 		vol, _, err = d.controller.Create(ctx, controller.Request{Spec: spec, Record: own})
 	}
 	return vol, err

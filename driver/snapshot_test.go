@@ -44,7 +44,7 @@ func TestASnapshotShowsTheVolumeAsItWasAtItsInstant(t *testing.T) {
 			}
 		})
 		require.NoError(t, err)
-		assert.Equal(t, "snapshot "+s.ID+" of data, whose file system held still for 0s", outcome)
+		assert.Equal(t, "snapshot "+s.ID+" of data, whose file system was frozen for 0s", outcome)
 		assert.Equal(t, 1, w.heldStill)
 		assert.False(t, a.isFrozen())
 		assert.NotEqual(t, before, w.writes("data"))
@@ -202,7 +202,7 @@ func TestAVolumeIsMadeACopyOfAnother(t *testing.T) {
 		garbage, err = l.Garbage(t.Context(), false)
 		require.NoError(t, err)
 		if assert.Len(t, garbage, 1) {
-			assert.Equal(t, "it is left of a copy of the volume", garbage[0].Why)
+			assert.Equal(t, "it is left over from a copy of the volume", garbage[0].Why)
 		}
 		mustUnmount(t, l, "data", "1")
 	})

@@ -161,8 +161,8 @@ const (
 	hang
 	crashBefore
 	crashAfter
-	late  // the answer is an error, and the cloud does it yet
-	stuck // the kernel keeps the call for minutes, whatever its context says
+	late    // the answer is an error, and the cloud does it yet
+	blocked // the kernel keeps the call for minutes, whatever its context says
 )
 
 var (
@@ -341,7 +341,7 @@ func (l *life) suffer(ctx context.Context, call string, f fault, effect func() e
 			_ = effect()
 		}()
 		return errInjected
-	case stuck:
+	case blocked:
 		time.Sleep(time.Duration(w.dice("stuck", call).Int64N(int64(5 * time.Minute))))
 	case crashBefore:
 		l.dead.Store(true)

@@ -28,8 +28,8 @@ var (
 	errClosed      = errors.New("blockvol stops")
 )
 
-// Freeze makes the file system staged at dir hold still, wherever it is mounted: what was written is on the disk, and who writes
-// waits. A copy of the disk that begins now is complete, and needs no repair. (xfs leaves its log to be replayed by the next mount.)
+// Freeze freezes the file system staged at dir, wherever it is mounted: what was written is on the disk, and new writes wait. A copy of
+// the disk that begins now is complete, and needs no repair. (xfs leaves its log to be replayed by the next mount.)
 //
 // The freeze ends when thaw is called. If it has ended before, thaw returns ErrThawed: the copy is like one after a power failure. It
 // ends by itself after the limit, at most MaxFreeze, which begins with the first write that waits; and with Close. It does not end
@@ -168,9 +168,9 @@ func thawFS(root *os.File) (bool, error) {
 	return err == nil, err
 }
 
-// Thaw thaws the volume's file system if a process has left it frozen that was killed: the kernel does not do that, nor does it tell
-// that a file system is frozen. It returns whether it was. It finds one that is not staged at dir any more by its device. To thaw
-// what another program has frozen spoils that one's copy, so call it only after Freeze.
+// Thaw thaws the volume's file system if a killed process has left it frozen, and returns whether it was: the kernel does not thaw it, nor
+// does it tell that a file system is frozen. One that is not staged at dir any more is found by its device. Thawing what another program
+// has frozen spoils that program's copy, so call Thaw only after Freeze.
 func (h *Host) Thaw(ctx context.Context, disk Device, dir string) (thawed bool, err error) {
 	path, release, err := h.claimVolume(ctx, disk, dir)
 	if err != nil {

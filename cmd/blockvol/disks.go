@@ -48,7 +48,7 @@ func (o *operator) adoptFrom(peer string, wanted []string) error {
 		case d.Node != "":
 			note = "attached to " + d.Node + ": detach it first"
 		case !d.Marked:
-			note = "of which only the name says that it may be one"
+			note = "has only a name like that plugin's disks"
 		}
 		if d.Node == "" {
 			free = append(free, d)
@@ -65,7 +65,7 @@ func (o *operator) adoptFrom(peer string, wanted []string) error {
 		}
 	}
 	if len(free) == 0 {
-		return volume.Fail(volume.NotFound, "no disk of "+peer+" is there that could be adopted", "")
+		return volume.Fail(volume.NotFound, "there is no disk of "+peer+" that could be adopted", "")
 	}
 	if err := o.confirm(fmt.Sprintf("%d of these disks become volumes of this cluster, under the names shown. Nothing on them changes", len(free))); err != nil {
 		return err
@@ -113,7 +113,7 @@ func (o *operator) forgetCommand() *cobra.Command {
 }
 
 func (o *operator) rmCommand() *cobra.Command {
-	cmd := o.command("rm VOLUME", "Remove a volume, and do with its disk what its reclaim policy says", cobra.ExactArgs(1), func(args []string) error {
+	cmd := o.command("rm VOLUME", "Remove a volume, and its disk as its reclaim policy says", cobra.ExactArgs(1), func(args []string) error {
 		v, err := o.client.Volume(o.ctx, args[0])
 		if err != nil {
 			return err

@@ -33,7 +33,7 @@ func (o *operator) eventsCommand() *cobra.Command {
 		return o.table([]string{"ENDED", "VOLUME", "WHAT", "TOOK", "RESULT"}, rows)
 	})
 	cmd.Aliases = []string{"logs"}
-	cmd.Long = cmd.Short + ": the answers to Docker, and before each the phases of its work; takeovers; and what was found that nobody had told blockvol about. " +
+	cmd.Long = cmd.Short + ": the answers to Docker, and before each the phases of its work; takeovers; and what blockvol has found by itself. " +
 		"The last 1,000 since the plugin's start are remembered."
 	return cmd
 }

@@ -17,8 +17,8 @@ func (o *operator) snapshotCreateCommand() *cobra.Command {
 	cmd := o.command("create VOLUME", "Take a snapshot of a volume, also in use", cobra.ExactArgs(1), func(args []string) error {
 		return o.do(admin.Request{Kind: admin.Copy, Volume: args[0]})
 	})
-	cmd.Long = cmd.Short + ". If it is mounted on this node, its file system holds still for the instant of the snapshot, a second at most; what uses it waits " +
-		"and is not told. Otherwise the snapshot is as a disk after a power failure. --quiet prints the snapshot's id."
+	cmd.Long = cmd.Short + ". If it is mounted on this node, its file system is frozen for the instant of the snapshot, a second at most: writes wait " +
+		"for that time. Otherwise the snapshot is as a disk after a power failure. --quiet prints the snapshot's id."
 	return cmd
 }
 
@@ -83,14 +83,14 @@ func (o *operator) find(ids ...string) ([]admin.Snapshot, error) {
 
 func (o *operator) snapshotRestoreCommand() *cobra.Command {
 	replace := false
-	cmd := o.command("restore SNAPSHOT VOLUME", "Make a new volume from a snapshot, or put an unused volume back to it", cobra.ExactArgs(2), func(args []string) error {
+	cmd := o.command("restore SNAPSHOT VOLUME", "Make a new volume from a snapshot, or replace the disk of an unused volume by it", cobra.ExactArgs(2), func(args []string) error {
 		r := admin.Request{Kind: admin.Restore, Snapshot: args[0], Volume: args[1]}
 		v, err := o.client.Volume(o.ctx, r.Volume)
 		switch {
 		case err != nil && !errors.Is(err, volume.NotFound):
 			return err
 		case err == nil && !replace:
-			return volume.Fail(volume.Conflict, fmt.Sprintf("there is a volume %q", r.Volume), "choose a new name, or put this volume back to the snapshot with --replace")
+			return volume.Fail(volume.Conflict, fmt.Sprintf("there is a volume %q", r.Volume), "choose a new name, or replace its disk with --replace")
 		case !replace:
 			return o.do(r)
 		case err != nil:
@@ -114,7 +114,7 @@ func (o *operator) snapshotRestoreCommand() *cobra.Command {
 	})
 	cmd.Long = cmd.Short + ". With --replace, a disk made from the snapshot takes the place of the volume's. Nothing may use the volume; stop its services first, so that none " +
 		"is started meanwhile. The old disk stays as a volume of its own until you remove that."
-	cmd.Flags().BoolVar(&replace, "replace", false, "put the volume back to the snapshot, and keep its disk as another volume")
+	cmd.Flags().BoolVar(&replace, "replace", false, "replace the disk of an existing volume, and keep the old disk as another volume")
 	o.asks(cmd)
 	return cmd
 }
@@ -160,7 +160,7 @@ func (o *operator) cloneCommand() *cobra.Command {
 
 func (o *operator) gcCommand() *cobra.Command {
 	removed := false
-	cmd := o.command("gc", "Delete snapshots that are of no use", cobra.NoArgs, func([]string) error {
+	cmd := o.command("gc", "Delete snapshots that nobody needs", cobra.NoArgs, func([]string) error {
 		all, err := o.client.Garbage(o.ctx, removed)
 		if err != nil {
 			return err
@@ -186,9 +186,9 @@ func (o *operator) gcCommand() *cobra.Command {
 		}
 		return o.deleteSnapshots(ids)
 	})
-	cmd.Long = cmd.Short + ": those that have failed, those that a copy of a volume has left behind, and those that a schedule keeps no longer. Snapshots that were taken by hand, or " +
+	cmd.Long = cmd.Short + ": those that have failed, those left over from a copy of a volume, and those that have expired by their schedules. Snapshots that were taken by hand, or " +
 		"before a volume was removed, are never deleted."
-	cmd.Flags().BoolVar(&removed, "removed", false, "delete also what schedules have left of disks that do not exist any more")
+	cmd.Flags().BoolVar(&removed, "removed", false, "also delete the scheduled snapshots of disks that do not exist any more")
 	o.asks(cmd)
 	return cmd
 }

@@ -68,7 +68,7 @@ vol-4                1GiB   unclaimed    of which cluster it was is not known; a
 vol-5                       unreadable   pieces are missing
 
 SNAPSHOT   VOLUME   SIZE   STATE      NOTE
-snap-1     db       1GiB   complete   of a disk that does not exist any more: the volume is another one now
+snap-1     db       1GiB   complete   of a disk that does not exist any more: a new volume has its name
 snap-2     old      1GiB   complete   of disk vol-2, which is no volume
 snap-3     gone     1GiB   complete
 `, asked(t, answers, "ls", "--all"))

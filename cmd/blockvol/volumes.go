@@ -52,7 +52,7 @@ func (o *operator) lsCommand() *cobra.Command {
 		return o.listVolumes(all, snapshots, orphans)
 	})
 	cmd.Aliases = []string{"list"}
-	cmd.Flags().BoolVar(&everything, "all", false, "show when the last snapshot of each volume was taken, the cluster's disks that are no volumes, and the snapshots of all that is no volume")
+	cmd.Flags().BoolVar(&everything, "all", false, "also show when the last snapshot of each volume was taken, the cluster's disks that are not volumes, and their snapshots")
 	return cmd
 }
 
@@ -88,7 +88,7 @@ func (o *operator) listVolumes(all []admin.Volume, snapshots []admin.Snapshot, o
 		case slices.ContainsFunc(orphans, func(d admin.Orphan) bool { return d.ID == s.Disk }):
 			return "of disk " + s.Disk + ", which is no volume"
 		case slices.ContainsFunc(all, func(v admin.Volume) bool { return v.Name == s.Volume }):
-			return "of a disk that does not exist any more: the volume is another one now"
+			return "of a disk that does not exist any more: a new volume has its name"
 		}
 		return ""
 	})
@@ -208,7 +208,7 @@ func (o *operator) inspectCommand() *cobra.Command {
 }
 
 func (o *operator) releaseCommand() *cobra.Command {
-	cmd := o.command("release VOLUME", "Have this node let go of a volume that nothing uses", cobra.ExactArgs(1), func(args []string) error {
+	cmd := o.command("release VOLUME", "Unmount and detach a volume that nothing on this node uses", cobra.ExactArgs(1), func(args []string) error {
 		if err := o.client.Release(o.ctx, args[0]); err != nil {
 			return err
 		}
@@ -218,7 +218,7 @@ func (o *operator) releaseCommand() *cobra.Command {
 		fmt.Fprintf(o.out, "%s: this node has nothing of it any more\n", args[0])
 		return nil
 	})
-	cmd.Long = cmd.Short + ": it is unmounted and its disk detached, at once and not after the time that it is kept for a container to come back."
+	cmd.Long = cmd.Short + ", at once and not after the time for which it is kept for the next container."
 	return cmd
 }
 
@@ -248,7 +248,7 @@ func (o *operator) modifyCommand() *cobra.Command {
 	})
 	f := cmd.Flags()
 	f.StringVar(&size, "size", "", "in GiB, or with a unit")
-	f.StringVar(&r.Type, "type", "", "the cloud's word for the kind of disk")
+	f.StringVar(&r.Type, "type", "", "the type of disk, by the cloud's name for it")
 	f.IntVar(&r.IOPS, "iops", 0, "per second")
 	f.IntVar(&r.Throughput, "throughput", 0, "MiB per second")
 	f.StringVar(&r.SnapshotSchedule, "snapshot-schedule", "", "when snapshots are taken, as the create option: @daily, or 30 3 * * *; none ends the schedule and keeps the snapshots")
@@ -257,7 +257,7 @@ func (o *operator) modifyCommand() *cobra.Command {
 	return cmd
 }
 
-// asks gives a command the flag with which it does not ask.
+// asks gives a command the flag --yes.
 func (o *operator) asks(cmd *cobra.Command) {
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask before what cannot be undone")
 }

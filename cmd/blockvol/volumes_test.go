@@ -105,7 +105,7 @@ func TestTheDisksOfAnotherPluginAreShownBeforeTheyAreAdopted(t *testing.T) {
 		{Kind: admin.Adopt, Volume: "db", Disk: "vol-1", Peer: "rexray"}, {Kind: admin.Adopt, Volume: "web", Disk: "vol-2", Peer: "rexray"},
 	}, wanted)
 	assert.Regexp(t, `(?m)^vol-1 +db +1GiB$`, shown)
-	assert.Regexp(t, `(?m)^vol-2 +web +2GiB +of which only the name says that it may be one$`, shown)
+	assert.Regexp(t, `(?m)^vol-2 +web +2GiB +has only a name like that plugin's disks$`, shown)
 	assert.Regexp(t, `(?m)^vol-3 +held +1GiB +attached to i-2: detach it first$`, shown)
 	assert.Equal(t, 2, strings.Count(shown, "the disk vol-1 is a volume"), "one job for each that is free")
 	shown = asked(t, answers, "adopt", "--from", "rexray", "--yes", "db")

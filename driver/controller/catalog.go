@@ -169,7 +169,7 @@ func (c *catalog) now() uint64 {
 	return c.changes
 }
 
-// learn takes in the cloud's answer on one name (nil: there is none), unless this node has changed the volume since the
+// learn notes the cloud's answer on one name (nil: there is none), unless this node has changed the volume since the
 // question was asked.
 func (c *catalog) learn(asked uint64, name string, v *providers.Volume) {
 	c.mu.Lock()
@@ -185,7 +185,7 @@ func (c *catalog) learn(asked uint64, name string, v *providers.Volume) {
 	}
 }
 
-// leaving takes in that the cloud is detaching the volume of that id from a node.
+// leaving notes that the cloud is detaching the volume of that id from a node.
 func (c *catalog) leaving(name, id, node string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -225,7 +225,7 @@ func (c *catalog) olderThanOurs(name string, v *providers.Volume) (known *provid
 	}
 }
 
-// replace takes in the cloud's whole list, but for what this node has changed since it was asked for.
+// replace notes the cloud's whole list, except for what this node has changed since it was asked for.
 func (c *catalog) replace(asked uint64, all []*providers.Volume) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -242,10 +242,10 @@ func (c *catalog) replace(asked uint64, all []*providers.Volume) {
 	c.entries, c.listed = entries, now
 }
 
-// put takes in what this node has made or changed.
+// put notes what this node has made or changed.
 func (c *catalog) put(v *providers.Volume) { c.change(v.Name, v, "") }
 
-// forget takes in that this node has removed the volume of that name and id, or found it missing if id is empty.
+// forget notes that this node has removed the volume of that name and id, or found it missing if id is empty.
 func (c *catalog) forget(name, id string) { c.change(name, nil, id) }
 
 func (c *catalog) change(name string, v *providers.Volume, removed string) {

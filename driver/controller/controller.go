@@ -172,7 +172,7 @@ func (c *Controller) Modify(ctx context.Context, name string, change providers.C
 	return vol, nil
 }
 
-// Mounted takes in that the node has mounted the volume.
+// Mounted notes that the node has mounted the volume.
 func (c *Controller) Mounted(vol *providers.Volume, node providers.Node) {
 	vol.Attachment = providers.Attachment{Node: node.ID, State: providers.Attached}
 	c.catalog.put(vol)

@@ -50,7 +50,7 @@ func (c *Controller) CancelAttach(ctx context.Context, id string, node providers
 	return err
 }
 
-// Departed takes in that the device of a disk has left the node's kernel after Detach. Nothing but the detach takes it away.
+// Departed notes that the device of a disk has left the node's kernel after Detach. Nothing but the detach takes it away.
 func (c *Controller) Departed(name, id string, node providers.Node) {
 	c.forgetDetach(id)
 	c.catalog.leaving(name, id, node.ID)

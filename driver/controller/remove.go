@@ -12,7 +12,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Discard is a node's wish that a volume be removed.
+// Discard describes a volume that is to be removed.
 type Discard struct {
 	Name     string
 	Node     providers.Node
@@ -57,7 +57,7 @@ func (c *Controller) AwaitFree(ctx context.Context, want Discard) (*providers.Vo
 	}
 }
 
-// Remove does with a volume that no node holds what its reclaim policy says. step is told what it waits for.
+// Remove removes a volume that no node holds, and its disk as its reclaim policy says. step is told what it waits for.
 func (c *Controller) Remove(ctx context.Context, vol *providers.Volume, step func(volume.Step)) error {
 	log := c.log.WithFields(logrus.Fields{"volume": vol.Name, "id": vol.ID})
 	reclaim := volume.SettingsOf(vol.Record).Reclaim
@@ -101,7 +101,7 @@ func (c *Controller) Retain(ctx context.Context, vol *providers.Volume) error {
 	return c.Mark(ctx, vol, volume.KeyReclaim, string(volume.ReclaimRetain))
 }
 
-// Missing takes in that the volume was to be removed and does not exist.
+// Missing notes that the volume was to be removed and does not exist.
 func (c *Controller) Missing(name string) { c.catalog.forget(name, "") }
 
 // whileHeld makes a change of a volume that the cloud has just called free, again if the cloud then refuses it as held: one

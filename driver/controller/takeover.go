@@ -15,13 +15,13 @@ import (
 // Takeover is when a volume is taken from a node that still holds it.
 type Takeover string
 
-// The policies. Whatever the policy, a volume whose holder lets go is attached as soon as it is free.
+// The policies. Whatever the policy, a volume whose holder releases it is attached as soon as it is free.
 const (
 	// TakeoverNever waits for the holder.
 	TakeoverNever Takeover = "never"
 	// TakeoverStopped takes it if the cloud itself says that the holder is stopped or gone.
 	TakeoverStopped Takeover = "stopped"
-	// TakeoverAlways takes it from any holder that does not let go soon. It is the operator's word that a node which
+	// TakeoverAlways takes it from any holder that does not release it soon. It is the operator's word that a node which
 	// Swarm has given up writes no more; if it does, data is lost.
 	TakeoverAlways Takeover = "always"
 )
@@ -122,7 +122,7 @@ func writesNoMore(state providers.NodeState) bool {
 	return state.Life == providers.Stopped || state.Life == providers.Gone
 }
 
-// howToFree is what an operator can do about a holder that does not let go.
+// howToFree is what an operator can do about a holder that does not release the volume.
 func (c *Controller) howToFree(holder string, state providers.NodeState) string {
 	switch {
 	case c.takeover == TakeoverAlways:

@@ -15,7 +15,7 @@ const thawTimeout = 5 * time.Second
 // ErrNotFrozen is the error of Frozen if it has not called do.
 var ErrNotFrozen = errors.New("the volume's file system cannot be frozen")
 
-// Frozen calls do while the volume's file system holds still, see mount.Host.Freeze: a copy of the disk that begins meanwhile is complete.
+// Frozen calls do while the volume's file system is frozen, see mount.Host.Freeze: a copy of the disk that begins meanwhile is complete.
 // Whoever writes to the volume waits, for the limit at most, and never longer than mount.MaxFreeze.
 //
 // held tells that the file system was frozen until do returned. If not, the limit was reached or something else has thawed it, and the

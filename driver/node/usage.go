@@ -20,14 +20,14 @@ type Usage int
 const (
 	Used      Usage = iota // a container or a process has its file system
 	Unused                 // the journal has no uses, and the kernel no users
-	Kept                   // as Unused, but it is kept for somebody to come back
+	Idle                   // as Unused, but its idle TTL is not over
 	Active                 // as Unused, but its device is being read or written by something of another engine
 	Undecided              // the journal has uses, the kernel no users yet, or no longer
 	Abandoned              // the journal has uses, and no container has the volume for sure
 )
 
-// Usage compares the journal with the kernel. kept: the volume is kept for a caller to come back.
-func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
+// Usage compares the journal with the kernel. idle: its idle TTL is not over.
+func (v *Volume) Usage(ctx context.Context, idle bool) (Usage, error) {
 	if v.Entry().Frozen {
 		v.thawLeft(ctx)
 	}
@@ -44,8 +44,8 @@ func (v *Volume) Usage(ctx context.Context, kept bool) (Usage, error) {
 	case len(e.Uses) == 0:
 		switch {
 		case e.Releasing:
-		case kept:
-			return Kept, nil
+		case idle:
+			return Idle, nil
 		case e.isStray() && v.isActive():
 			return Active, nil // another engine of this machine may be about to mount it
 		}

@@ -89,7 +89,7 @@ func ScheduleOf(rec providers.Record) Schedule {
 	return s
 }
 
-// Since returns when a schedule with this Record was given to its volume, zero if it has had it from the beginning.
+// Since returns when the volume with this Record got its schedule, zero if that was at its creation.
 func Since(rec providers.Record) time.Time {
 	at, err := time.Parse(time.RFC3339, rec[KeySince])
 	if err != nil {
@@ -148,10 +148,10 @@ const (
 
 const takenAt = "at "
 
-// TakenAt is why a snapshot was taken by a schedule that had it due at that time.
+// TakenAt is the reason of a scheduled snapshot that was due at that time.
 func TakenAt(due time.Time) string { return takenAt + due.UTC().Format(time.RFC3339) }
 
-// DueAt returns for when a schedule had the snapshot due, zero if no schedule has taken it.
+// DueAt returns when the snapshot was due by its schedule, zero if no schedule has taken it.
 func DueAt(snapshot providers.Record) time.Time {
 	text, is := strings.CutPrefix(snapshot[KeyTaken], takenAt)
 	at, err := time.Parse(time.RFC3339, text)

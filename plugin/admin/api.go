@@ -206,11 +206,11 @@ type Kind string
 const (
 	Modify Kind = "modify" // changes a volume, and grows its file system
 	Adopt  Kind = "adopt"  // makes an existing disk a volume
-	Remove Kind = "remove" // does with a volume what its reclaim policy says
+	Remove Kind = "remove" // removes a volume, and its disk as its reclaim policy says
 	Forget Kind = "forget" // removes a volume and keeps its disk
 
 	Copy           Kind = "snapshot"        // takes a snapshot of a volume
-	Restore        Kind = "restore"         // makes a volume from a snapshot, or has it take the place of a volume's disk
+	Restore        Kind = "restore"         // makes a volume from a snapshot, or replaces the disk of one
 	Clone          Kind = "clone"           // makes a volume that is a copy of another
 	DeleteSnapshot Kind = "delete-snapshot" // destroys a snapshot
 )
@@ -233,7 +233,7 @@ type Request struct {
 	SnapshotSchedule string `json:"snapshot_schedule,omitempty"`
 	SnapshotKeep     string `json:"snapshot_keep,omitempty"`
 
-	// Of Adopt: the disk's id in the cloud. Of Restore: the disk of the volume that gives its place to a copy of the snapshot; without
+	// Of Adopt: the disk's id in the cloud. Of Restore: the disk of the volume that is replaced by a copy of the snapshot; without
 	// it the volume is new. Of Remove and Forget, optional: the disk of the volume that is meant; if the volume is another, nothing is
 	// done. A job may go on long after it was begun, and the name be another volume's by then.
 	Disk string `json:"disk,omitempty"`
@@ -294,7 +294,7 @@ func toError(err error, paths host.Paths) *Error {
 	return &Error{Code: e.Code, Message: paths.In(e.Cause.Error()), Advice: paths.In(e.Advice), Volume: e.Volume, ID: e.ID, Node: e.Node}
 }
 
-// statusOf is HTTP's word for a kind of error.
+// statusOf returns the HTTP status for a kind of error.
 func statusOf(code volume.Code) int {
 	switch code {
 	case volume.NotFound:

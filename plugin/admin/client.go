@@ -24,7 +24,7 @@ import (
 // Client calls the plugin on one socket.
 type Client struct {
 	socket   string
-	patience time.Duration // for how long a call that is not answered is made again
+	patience time.Duration // for how long a call without an answer is repeated
 	http     http.Client
 }
 
@@ -47,7 +47,7 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 }
 
 // Find returns a Client of the one plugin of this machine: a managed one, or a daemon. runtime is the engine's runtime directory,
-// "/run/docker". It waits a little for one that restarts, of which an engine has no socket for a moment. Errors: none listens, or
+// "/run/docker". It waits a little for one that restarts, since its socket is missing meanwhile. Errors: none listens, or
 // several do, or this user may not see.
 func Find(ctx context.Context, runtime string) (*Client, error) {
 	var before error
@@ -127,7 +127,7 @@ func (c *Client) Volume(ctx context.Context, name string) (v Volume, err error) 
 	return v, c.call(ctx, http.MethodGet, "volumes/"+url.PathEscape(name), nil, &v)
 }
 
-// Release has this node let go of a volume that nothing uses.
+// Release has this node unmount and detach a volume that nothing uses.
 func (c *Client) Release(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "volumes/"+url.PathEscape(name)+"/release", nil, nil)
 }
@@ -144,7 +144,7 @@ func (c *Client) Snapshots(ctx context.Context, volume string) ([]Snapshot, erro
 	return answer.Snapshots, err
 }
 
-// Garbage lists the snapshots that are of no use, with removed those that schedules have left of removed volumes as well.
+// Garbage lists the snapshots that nobody needs; with removed, also the scheduled ones of removed volumes.
 func (c *Client) Garbage(ctx context.Context, removed bool) ([]Snapshot, error) {
 	var answer Snapshots
 	err := c.call(ctx, http.MethodGet, fmt.Sprintf("garbage?removed=%t", removed), nil, &answer)
@@ -209,7 +209,7 @@ func (c *Client) Job(ctx context.Context, id string, revision int) (j Job, err e
 	return j, c.call(ctx, http.MethodGet, fmt.Sprintf("jobs/%s?wait=20&revision=%d", url.PathEscape(id), revision), nil, &j)
 }
 
-// away is how long Await bears a plugin that does not answer: it may be restarting.
+// away is how long Await waits for a plugin that does not answer: it may be restarting.
 const away = 30 * time.Second
 
 // Await follows a job until it has ended, also through a restart of the plugin, and tells of each change. Errors: ctx has ended, the
@@ -239,7 +239,7 @@ func (c *Client) Await(ctx context.Context, j Job, changed func(Job)) (Job, erro
 	return j, nil
 }
 
-// restarting is for how long a call that is not answered is made again: every call can come twice, and an engine needs a moment to
+// restarting is for how long a call without an answer is repeated: every call can come twice, and an engine needs a moment to
 // start a plugin that has died.
 const restarting = 5 * time.Second
 

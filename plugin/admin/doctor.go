@@ -51,7 +51,7 @@ type Check func(ctx context.Context) []driver.Finding
 
 const (
 	checkTime = 40 * time.Second          // what a check may take
-	checkWait = checkTime + 5*time.Second // what it is waited for: one that hangs in the kernel does not heed its context
+	checkWait = checkTime + 5*time.Second // how long it is waited for: one that hangs in the kernel ignores its context
 	longJob   = time.Hour                 // the least time after which a job is reported
 )
 

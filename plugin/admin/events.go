@@ -30,7 +30,7 @@ const (
 	CallEvent     EventKind = "call"     // a call about a volume was answered
 	PhaseEvent    EventKind = "phase"    // a phase of the work on a volume has ended
 	TakeoverEvent EventKind = "takeover" // the cloud was asked to take a volume from a node that still held it
-	FindingEvent  EventKind = "finding"  // reconciliation has found something that nobody had told blockvol about
+	FindingEvent  EventKind = "finding"  // reconciliation has found something by itself
 )
 
 // Events is the answer to a call for them, the latest last.

@@ -110,7 +110,7 @@ func (s *Server) Close(ctx context.Context) error {
 // opening is how long a call waits for a plugin that has just started.
 const opening = 5 * time.Second
 
-// ready waits a moment for the plugin to have started, and returns why calls cannot be served, nil if they can.
+// ready waits a moment for the plugin to start. It returns why calls cannot be served, nil if they can.
 func (s *Server) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, opening)
 	defer cancel()
@@ -225,7 +225,7 @@ func (s *Server) status(r *http.Request) (any, error) {
 	return status, nil
 }
 
-// look learns who uses volumes now; what is known from before has to do if the kernel takes long.
+// look learns who uses volumes now. If the kernel takes long, what was known before stays.
 func (s *Server) look(ctx context.Context, names ...string) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
@@ -397,7 +397,7 @@ func (s *Server) snapshots(r *http.Request) (any, error) {
 	return answer, nil
 }
 
-// garbage returns the snapshots that are of no use, with the query removed=true those of removed volumes as well.
+// garbage returns the snapshots that nobody needs, with the query removed=true those of removed volumes as well.
 func (s *Server) garbage(r *http.Request) (any, error) {
 	if err := s.ready(r.Context()); err != nil {
 		return nil, err

@@ -55,7 +55,7 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 	}
 	var api smithy.APIError
 	if !errors.As(err, &api) || api.ErrorCode() == "" || api.ErrorCode() == "UnknownError" {
-		return s.unanswered(ctx, action, err)
+		return s.noAnswer(ctx, action, err)
 	}
 	code, shown := codeOf(err), s.clean(ctx, codeOf(err))
 	said := fmt.Sprintf("EC2 refuses %s: %s (%s)", action, s.clean(ctx, api.ErrorMessage()), shown)
@@ -134,8 +134,8 @@ var refusals = []struct {
 
 const keyAdvice = ": check that the KMS key exists, is enabled, and may be used by this node's role"
 
-// unanswered is explain for a request without an answer, or without one of EC2.
-func (s *session) unanswered(ctx context.Context, action string, err error) error {
+// noAnswer is explain for a request without an answer, or without one of EC2.
+func (s *session) noAnswer(ctx context.Context, action string, err error) error {
 	var bad *smithy.DeserializationError
 	var answered interface{ HTTPStatusCode() int }
 	if errors.As(err, &bad) || errors.As(err, &answered) && answered.HTTPStatusCode() != 0 {

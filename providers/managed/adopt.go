@@ -130,7 +130,7 @@ func (p *Provider[V]) Forget(ctx context.Context, id string) error {
 		case !p.IsOurs(d):
 			return providers.NotOurs(id)
 		}
-		if d, err = p.unheld(ctx, d); err != nil {
+		if d, err = p.ensureDetached(ctx, d); err != nil {
 			return err
 		}
 		d.Former = Former{d.Cluster, d.Name}
@@ -147,8 +147,8 @@ func (p *Provider[V]) release(ctx context.Context, d Disk[V]) error {
 	return err
 }
 
-// unheld returns an error if a node holds the volume. The disk it returns may be of a later answer.
-func (p *Provider[V]) unheld(ctx context.Context, d Disk[V]) (Disk[V], error) {
+// ensureDetached returns an error if a node holds the volume. The disk it returns may be of a later answer.
+func (p *Provider[V]) ensureDetached(ctx context.Context, d Disk[V]) (Disk[V], error) {
 	d, err := p.settle(ctx, d, askLater)
 	switch {
 	case err != nil:
@@ -169,7 +169,7 @@ func (p *Provider[V]) Delete(ctx context.Context, id string) error {
 	err := p.Change(ctx, id, func() error {
 		d, err := p.GetOurs(ctx, id)
 		if err == nil {
-			d, err = p.unheld(ctx, d)
+			d, err = p.ensureDetached(ctx, d)
 		}
 		if err != nil {
 			return err

@@ -59,7 +59,7 @@ func (p *Provider[V]) Attach(ctx context.Context, id, node string) error {
 		case err == nil:
 			p.Begin(id, Operation{ID: operation, Node: node, Attach: true})
 			return nil
-		case p.unanswered(ctx, err):
+		case p.isNoAnswer(ctx, err):
 			p.holders.took(id, node) // it may have been accepted
 			return err
 		case errors.Is(err, providers.ErrBusy) && p.underWay(id, node, true):
@@ -81,7 +81,7 @@ func (p *Provider[V]) underWay(id, node string, attach bool) bool {
 	return known && p.cloud.OperationState != nil && o.Attach == attach && o.Node == node && o.problem == "" && (attach || !o.over) && time.Since(o.at) < patience
 }
 
-func (p *Provider[V]) unanswered(ctx context.Context, err error) bool {
+func (p *Provider[V]) isNoAnswer(ctx context.Context, err error) bool {
 	return errors.Is(err, providers.ErrUnavailable) || ctx.Err() != nil
 }
 
@@ -180,7 +180,7 @@ func (p *Provider[V]) detach(ctx context.Context, id, node string, force bool) e
 		return nil
 	case errors.Is(err, providers.ErrBusy) && p.underWay(id, node, false):
 		return nil // busy with this detach
-	case isCertain(err), p.unanswered(ctx, err), errors.Is(err, providers.ErrBusy):
+	case isCertain(err), p.isNoAnswer(ctx, err), errors.Is(err, providers.ErrBusy):
 		return err
 	case errors.Is(err, ErrNotAttached), errors.Is(err, providers.ErrNotFound):
 		return p.released(ctx, id, node, err)
@@ -224,7 +224,7 @@ func (p *Provider[V]) detachHolder(ctx context.Context, id, node string) error {
 		return nil
 	case isCertain(err):
 		return err
-	case p.unanswered(ctx, err):
+	case p.isNoAnswer(ctx, err):
 		if p.cloud.OperationState == nil { // it cannot be asked whether it was accepted
 			p.note(id, Operation{Node: node})
 		}

@@ -75,7 +75,7 @@ func TestTheStateOfAnAttachIsAskedForIfNoAnswerShowsIt(t *testing.T) {
 		became, problem = Failed, "no more room"
 		d := settled(askLater)
 		assert.Equal(t, providers.Attachment{Node: "a", State: providers.AttachFailed, Problem: "no more room"}, d.Attachment)
-		_, err := p.unheld(t.Context(), d)
+		_, err := p.ensureDetached(t.Context(), d)
 		require.NoError(t, err, "what has failed holds nothing")
 		assert.Equal(t, 2, asked)
 		assert.Equal(t, providers.AttachFailed, settled(askLater).Attachment.State)

@@ -10,7 +10,7 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Former is whose volume a disk was that is none.
+// Former is the volume that a disk was.
 type Former struct{ Cluster, Name string }
 
 // Orphans lists the disks that blockvol has made or adopted and that are no volumes.
@@ -52,7 +52,7 @@ func (p *Provider[V]) Orphans(ctx context.Context) ([]providers.Orphan, error) {
 	return found, nil
 }
 
-// orphan returns what a disk is that is no volume, or false if it is another cluster's.
+// orphan describes a disk that is no volume, and returns false for another cluster's.
 func (p *Provider[V]) orphan(d Disk[V]) (o providers.Orphan, is bool) {
 	ours := p.cloud.Cluster
 	switch {

@@ -12,12 +12,12 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// Peer is how the disks of another plugin are known.
+// Peer recognises the disks of another plugin.
 type Peer[V any] struct {
 	// List returns the disks that may be the plugin's.
 	List func(ctx context.Context) ([]V, error)
 
-	// Name returns the name of the plugin's volume, "" if the disk is not its, and whether the disk has the plugin's own mark.
+	// Name returns the name of the plugin's volume, "" if the disk is none of the plugin's, and whether the disk has the plugin's own mark.
 	Name func(V) (name string, marked bool)
 }
 

@@ -23,7 +23,7 @@ func (p *Provider[V]) Modify(ctx context.Context, id string, change providers.Ch
 	err = p.Change(ctx, id, func() error {
 		d, err := p.GetOurs(ctx, id)
 		if err == nil && p.cloud.ResizeDetached && size > d.Size/providers.GiB && !d.Resizing {
-			if d, err = p.unheld(ctx, d); errors.Is(err, providers.ErrHeld) {
+			if d, err = p.ensureDetached(ctx, d); errors.Is(err, providers.ErrHeld) {
 				held = fmt.Errorf("%w: volume %s is attached to %s %s, and its device would keep its size: stop the services that use it, and enlarge it when it is detached",
 					providers.ErrBusy, id, p.cloud.Machine, d.Attachment.Node)
 				return nil

@@ -283,9 +283,9 @@ func (p *Provider) whyNotListed(ctx context.Context, id string, end time.Time) e
 
 // setSettled makes a candidate of this process the volume of its name, before its end or never. Errors: errLost, errNotYet.
 func (p *Provider) setSettled(ctx context.Context, id string, end time.Time) error {
-	timely, cancel := context.WithDeadline(ctx, end)
+	limited, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	err := p.write(timely, id, map[string]string{keyState: stateSettled})
+	err := p.write(limited, id, map[string]string{keyState: stateSettled})
 	var answer *refusal
 	if err == nil || !errors.As(err, &answer) || answer.status >= http.StatusInternalServerError {
 		p.inDoubt.set(id) // also after a success, which a read may not show
@@ -293,7 +293,7 @@ func (p *Provider) setSettled(ctx context.Context, id string, end time.Time) err
 	switch {
 	case refused(err, http.StatusNotFound):
 		return errLost
-	case err != nil && timely.Err() != nil && ctx.Err() == nil:
+	case err != nil && limited.Err() != nil && ctx.Err() == nil:
 		return errNotYet // its end has passed
 	}
 	return err

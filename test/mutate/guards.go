@@ -433,7 +433,7 @@ var guards = []guard{
 
 	// Snapshots.
 	{
-		protects: "the file system holds still for a snapshot", file: "driver/snapshot.go",
+		protects: "the file system is frozen for a snapshot", file: "driver/snapshot.go",
 		code: `held, err := h.Frozen(ctx, freezeLimit, take)`, without: `held, err := false, take(ctx)`,
 	},
 	{

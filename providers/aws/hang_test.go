@@ -14,8 +14,8 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 )
 
-// stuck makes the next operation of an action never complete.
-func (w *world) stuck(action string) {
+// hang makes the next operation of an action never complete.
+func (w *world) hang(action string) {
 	w.cloud.Inject(cloud.Rule{Action: action, Fault: cloud.NeverFinish, Times: 1})
 }
 
@@ -24,7 +24,7 @@ func (w *world) stuck(action string) {
 func TestACreateThatNeverCompletesCreatesNoSecondVolume(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		p, other := w.on(w.node("a")), w.on(w.node("a"))
-		w.stuck("CreateVolume")
+		w.hang("CreateVolume")
 		for _, p := range []*Provider{p, p, other} {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			_, err := p.Create(ctx, providers.Spec{Name: "db", Size: gib})
@@ -43,7 +43,7 @@ func TestASnapshotThatNeverCompletesIsTakenOnce(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
-		w.stuck("CreateSnapshot")
+		w.hang("CreateSnapshot")
 		for range 2 {
 			s, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: "last state"})
 			require.NoError(t, err)
@@ -63,7 +63,7 @@ func TestAModifyThatNeverCompletesIsReported(t *testing.T) {
 	inWorld(t, cloud.Config{Times: slow}, func(t *testing.T, w *world) {
 		p := w.on(w.node("a"))
 		v := w.create(p, "db")
-		w.stuck("ModifyVolume")
+		w.hang("ModifyVolume")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		_, err := p.Modify(ctx, v.ID, providers.Change{Size: 2 * gib})
@@ -80,7 +80,7 @@ func TestADetachThatNeverCompletesLeavesTheVolumeHeld(t *testing.T) {
 		p, other := w.on(node), w.on(w.node("a"))
 		v := w.create(p, "db")
 		w.attach(p, v)
-		w.stuck("DetachVolume")
+		w.hang("DetachVolume")
 		require.NoError(t, p.Detach(t.Context(), v.ID, node, false), "EC2 has taken the request")
 		time.Sleep(time.Hour)
 		found, err := other.Find(t.Context(), "db")
