@@ -24,7 +24,7 @@ func (o *operator) adoptCommand() *cobra.Command {
 		}
 		return o.do(admin.Request{Kind: admin.Adopt, Disk: args[0], Volume: args[1]})
 	})
-	cmd.Flags().StringVar(&from, "from", "", "list the disks of another plugin (rexray, docker-volume-hetzner, linode, dostorage), and adopt those named, or all, under their names there")
+	cmd.Flags().StringVar(&from, "from", "", "list the disks of another plugin, by its name in docs/cli.md, and adopt those named, or all, under their names there")
 	o.asks(cmd)
 	cmd.Long = cmd.Short + ". DISK is its id in the cloud. It must be attached to nothing and belong to no cluster of blockvol; nothing on it is changed. " +
 		"Removing the volume keeps the disk, unless it had another reclaim policy in an earlier life with blockvol."
