@@ -37,6 +37,7 @@ type Config struct {
 	PublishedDir string // where Host mounts volumes, as this process sees it
 
 	Takeover      controller.Takeover // default TakeoverStopped
+	Peers         controller.Peers    // asks other nodes; nil if they cannot be asked
 	DefaultSize   int64               // bytes; default 10 GiB
 	DefaultFSType string              // default ext4
 
@@ -135,7 +136,7 @@ func New(cfg Config) (*Driver, error) {
 		scheduled: make(map[string]*scheduled),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	d.controller = controller.New(d.ctx, controller.Config{Provider: cfg.Provider, Takeover: cfg.Takeover, Observer: cfg.Observer, Log: cfg.Log})
+	d.controller = controller.New(d.ctx, controller.Config{Provider: cfg.Provider, Takeover: cfg.Takeover, Peers: cfg.Peers, Observer: cfg.Observer, Log: cfg.Log})
 	for _, v := range volumes {
 		d.takeUp(v)
 	}

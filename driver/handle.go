@@ -40,10 +40,15 @@ type handle struct {
 	failed   error                          // how the last of them ended
 	waiting  int                            // callers that wait for the gate to bring it up
 	wantedAt time.Time                      // when the last of them came or went
+	caller   context.Context                // of the job that brings it up; nil if none does
+	changed  chan struct{}                  // closed when the job's phase changes, and so whenever this node comes to have more or less of it
+	rival    string                         // the node that has last asked for it
+	rivalAt  time.Time                      // when
+	rivalNew bool                           // it had not asked before, and that was not logged yet
 }
 
 func newHandle(v *node.Volume, observer volume.Observer) *handle {
-	return &handle{Volume: v, gate: make(chan struct{}, 1), observer: observer}
+	return &handle{Volume: v, gate: make(chan struct{}, 1), observer: observer, changed: make(chan struct{})}
 }
 
 // Step implements volume.Progress.
@@ -59,6 +64,8 @@ func (h *handle) Step(s volume.Step) {
 		return
 	}
 	h.since = time.Now()
+	close(h.changed)
+	h.changed = make(chan struct{})
 	if was == "" {
 		h.took = make(map[volume.Phase]time.Duration)
 		return
@@ -155,12 +162,60 @@ func (h *handle) want(change int) {
 // has waited for that for as long as a caller may take to come back.
 func (h *handle) whileWanted(work, call context.Context) (context.Context, context.CancelFunc) {
 	work, cancel := context.WithCancelCause(work)
+	h.set(func() { h.caller = call })
 	stop := context.AfterFunc(call, func() {
 		h.want(0)
 		h.waitUnwanted(work)
 		cancel(errUnwanted)
 	})
-	return work, func() { stop(); cancel(nil) }
+	return work, func() { stop(); cancel(nil); h.set(func() { h.caller = nil }) }
+}
+
+// isWanted tells whether anybody waits for the volume at this moment.
+func (h *handle) isWanted() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.waiting > 0 || h.caller != nil && h.caller.Err() == nil
+}
+
+// willChange returns what is closed when this node may have come to have more or less of the volume.
+func (h *handle) willChange() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.changed
+}
+
+// askedFor notes that another node wants the volume.
+func (h *handle) askedFor(node string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.rivalNew = h.rivalNew || node != h.rival || time.Since(h.rivalAt) > wantedFor
+	h.rival, h.rivalAt = node, time.Now()
+}
+
+// isNewlyAsked tells, once, whether a node wants the volume that did not before.
+func (h *handle) isNewlyAsked() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	is := h.rivalNew
+	h.rivalNew = false
+	return is
+}
+
+// wantedBy is the node that waits for the volume; empty if none has told so.
+func (h *handle) wantedBy() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if time.Since(h.rivalAt) > wantedFor {
+		return ""
+	}
+	return h.rival
+}
+
+func (h *handle) set(change func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	change()
 }
 
 // waitUnwanted returns when nobody has waited for the volume during the last idleTTL, or with ctx.

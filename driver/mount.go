@@ -73,7 +73,7 @@ func (d *Driver) use(ctx context.Context, h *handle, use node.Use) (undo func(),
 // claim is this node's wish for the volume.
 func (d *Driver) claim(h *handle, here providers.Node) controller.Claim {
 	return controller.Claim{
-		Name: h.Name, Node: here, Progress: h, Record: h.Record,
+		Name: h.Name, Node: here, Progress: h, Record: h.Record, Wanted: h.isWanted,
 		CancelAttach: func(ctx context.Context, vol *providers.Volume) error { return d.cancelAttach(ctx, h, vol, here) },
 	}
 }

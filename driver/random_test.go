@@ -171,7 +171,12 @@ func random(t *testing.T, seed uint64, w *world) {
 		w.reuse = seed%3 == 1
 		w.failing = []float64{0, 0.05}[rng.IntN(2)]
 	}
-	r.options = func(c *Config) { c.Takeover, c.Probe = takeover, time.Duration(seed%4)*10*time.Second }
+	r.options = func(c *Config) {
+		c.Takeover, c.Probe = takeover, time.Duration(seed%4)*10*time.Second
+		if seed%5 != 0 {
+			withPeers(c)
+		}
+	}
 	if seed%3 == 0 {
 		w.lag = func() time.Duration { return time.Duration(w.dice("lag").Int64N(int64(5 * time.Second))) }
 	}
@@ -245,6 +250,12 @@ func (r *trial) step(rng *rand.Rand) {
 	}
 	if rng.IntN(12) == 0 {
 		r.hands(rng)
+	}
+	if rng.IntN(8) == 0 { // also in one direction only, and for longer than a step
+		from, to := r.engines[rng.IntN(len(r.engines))], r.engines[rng.IntN(len(r.engines))]
+		r.w.set(func() {
+			r.w.part(from.m.name, to.m.name, time.Now().Add(time.Duration(rng.Int64N(int64(2*time.Minute)))))
+		})
 	}
 	var calls sync.WaitGroup
 	for range 1 + rng.IntN(3) {

@@ -186,6 +186,9 @@ func (h *handle) describe(info *Info) {
 	if here.Problem != "" {
 		status["problem"] = here.Problem
 	}
+	if node := h.wantedBy(); node != "" {
+		status["wanted-by"] = node
+	}
 }
 
 // describeVolume writes the effective values of a volume, under the names of the create options.

@@ -55,11 +55,12 @@ type world struct {
 	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
 	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
 
-	calls   map[string]int    // to the cloud, by name
-	figures figures           // what has come to pass
-	written map[string]string // by id: what containers have written to a disk last, and were told that it is there
-	removed map[string]bool   // names that Remove was called for
-	past    []moment          // what the cloud has been like, if answers lag
+	calls   map[string]int          // to the cloud, by name
+	figures figures                 // what has come to pass
+	written map[string]string       // by id: what containers have written to a disk last, and were told that it is there
+	removed map[string]bool         // names that Remove was called for
+	past    []moment                // what the cloud has been like, if answers lag
+	parts   map[[2]string]time.Time // until when the second machine does not hear the first
 
 	cloud infrastructure
 }
@@ -173,7 +174,7 @@ var (
 func newWorld(seed uint64) *world {
 	w := &world{
 		seed: seed, disks: map[string]*disk{}, snapshots: map[string]providers.Record{}, copies: map[string]disk{}, shots: map[string]*providers.Snapshot{},
-		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, figures: figures{}, written: map[string]string{}, boot: 10 * time.Second,
+		machines: map[string]*machine{}, fault: calm, calls: map[string]int{}, figures: figures{}, written: map[string]string{}, boot: 10 * time.Second, parts: map[[2]string]time.Time{},
 	}
 	w.cloud = ownCloud{w}
 	return w
@@ -192,6 +193,15 @@ func (w *world) set(change func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	change()
+}
+
+// part keeps the second machine from hearing the first. The caller holds mu.
+func (w *world) part(from, to string, until time.Time) { w.parts[[2]string{from, to}] = until }
+
+// parted tells whether no question and answer pass between two machines. The caller holds mu.
+func (w *world) parted(a, b string) bool {
+	now := time.Now()
+	return now.Before(w.parts[[2]string{a, b}]) || now.Before(w.parts[[2]string{b, a}])
 }
 
 // setFault decides from now on what goes wrong.

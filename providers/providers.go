@@ -12,6 +12,7 @@ package providers
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"time"
 )
 
@@ -269,6 +270,8 @@ type NodeState struct {
 	Life     Life
 	Evidence string // what the cloud said, for the log: `instance i-0abc is "terminated"`
 	Remedy   string // what an operator can do there to free the node's volumes: "stop instance i-0abc in EC2"; empty if nothing
+
+	Addresses []netip.Addr // the private ones of a node that the cloud knows; none if it does not tell them, or if there are none
 }
 
 // Life is whether a node can still write to a volume that it holds.

@@ -6,6 +6,7 @@ type Setting struct {
 	Help    string // what it decides: a phrase without a full stop, values in backquotes
 	Default string // what holds without it, a value or a phrase; empty: nothing does
 	Secret  bool   // the value can also be in a file, which Name with FileSuffix names
+	Shared  bool   // a random secret that the nodes of a cluster may have in common: what they prove themselves with to each other comes from it
 	Daemon  bool   // only a daemon has it: config.json does not let the managed plugin have it
 }
 

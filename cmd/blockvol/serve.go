@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/controller"
+	"github.com/blockvol/blockvol/driver/peer"
 	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/plugin/admin"
@@ -177,8 +179,12 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 		return fail(err)
 	}
 	undo = append(undo, host.Close)
+	var peers controller.Peers
+	if s.peers.keys != nil {
+		peers = peer.NewClient(s.peers.keys, s.peers.port, s.peers.addresses)
+	}
 	d, err := driver.New(driver.Config{
-		Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
+		Peers: peers, Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
 		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Observer: observer{m, operators, log}.Event, Log: log,
 	})
 	if err != nil {
@@ -191,7 +197,7 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 			return end(ctx)
 		}
 	}
-	undo = append(undo, inTime(d.Close))
+	undo = append(undo, inTime(d.Close), s.peers.serve(context.Background(), d, log))
 	if err := operators.Serve(d, filepath.Join(p.state, "jobs")); err != nil {
 		return fail(err)
 	}

@@ -43,6 +43,9 @@ var generalSettings = []providers.Setting{
 	{Name: "LOG_LEVEL", Default: "info", Help: "the least severe messages that are logged: " + quoted(logLevels)},
 	{Name: "LOG_FORMAT", Default: "text", Help: "the format of the log: " + quoted(logFormats)},
 	{Name: "METRICS_ADDRESS", Help: "host and port on which Prometheus metrics and health checks are served to anybody who asks, such as `127.0.0.1:9642`. The plugin's socket has them in any case"},
+	{Name: "PEER_LISTEN", Default: ":7373", Help: "where this node answers others of its cluster, which ask it to let go of volumes that nothing uses: an address with a port, which is the same on all nodes, or `off`. It listens only if there is a key"},
+	{Name: "PEER_KEY", Default: "made from the cloud's token or secret key", Help: "what the nodes of a cluster prove themselves with to each other: at least 32 random characters; while it is being replaced, the new key and the former one with a space between them", Secret: true},
+	{Name: "PEER_ADDRESSES", Default: "the private addresses that the cloud tells", Help: "addresses of nodes, as `NODE=ADDRESS` with commas between them; NODE is the cloud's id"},
 	{Name: "HTTPS_PROXY", Help: "URL of the proxy to a cloud's API"},
 	{Name: "NO_PROXY", Help: "hosts to which requests go without the proxy, separated by commas"},
 }
@@ -62,6 +65,7 @@ type settings struct {
 	logJSON       bool
 
 	metricsAddress string // empty: on the plugin's socket only
+	peers          peerSettings
 
 	noCreate error    // why no volume can be created; existing ones are served
 	warnings []string // wrong settings whose default is used
@@ -123,6 +127,9 @@ func readSettings(getenv func(string) string) (settings, error) {
 	if _, port, err := net.SplitHostPort(s.metricsAddress); s.metricsAddress != "" && (err != nil || port == "") {
 		refuse("METRICS_ADDRESS", "host:port, like 127.0.0.1:9642")
 		s.metricsAddress = ""
+	}
+	if s.peers, err = readPeerSettings(getenv, value("PEER_LISTEN"), s); err != nil {
+		warnings = append(warnings, err.Error()+". Other nodes cannot be asked, and this one does not answer")
 	}
 	s.warnings = warnings
 	s.noCreate = asError(noCreate)

@@ -27,6 +27,8 @@ type Claim struct {
 	Name     string
 	Node     providers.Node
 	Progress volume.Progress
+	// Wanted tells whether anybody waits for the volume at this moment: no other node is asked to let go of it for nobody.
+	Wanted func() bool
 	// Record is called before the cloud is asked to attach the disk, so that no crash leaves a disk attached that nobody
 	// remembers. The attach is ours unless the cloud says that this node holds the disk already.
 	Record func(ctx context.Context, vol *providers.Volume, ours bool) error
@@ -46,14 +48,20 @@ type attach struct {
 
 	logged   string // what was logged last
 	loggedAt time.Time
+
+	stopAsking context.CancelFunc // ends a.holder.peer
+	letGoAt    time.Time          // when the holder said that it has nothing of the volume; zero if it did not
 }
 
 // Attach makes the cloud attach the volume to the node: at once if it is free, after its holder has released it otherwise. It
 // tells whether the attach has still to end, and returns a description of the volume that is the caller's own.
 func (c *Controller) Attach(ctx context.Context, claim Claim) (vol *providers.Volume, attaching bool, err error) {
-	a := &attach{Controller: c, claim: claim, holder: holderWatch{since: time.Now()}}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	now := time.Now()
+	a := &attach{Controller: c, claim: claim, holder: holderWatch{since: now}, retry: backoff{begun: now}}
 	a.begin(volume.Step{Phase: volume.WaitingForCloud, Advice: "what is mounted already is not affected"})
-	for vol = c.catalog.free(a.claim.Name); ; vol = nil {
+	for vol = c.catalog.free(a.claim.Name); ; {
 		if vol == nil {
 			if vol, err = c.Find(ctx, a.claim.Name); err != nil {
 				return nil, false, adviseMissing(err)
@@ -68,7 +76,8 @@ func (c *Controller) Attach(ctx context.Context, claim Claim) (vol *providers.Vo
 			return vol, !vol.HeldBy(a.claim.Node.ID) || vol.Attachment.State != providers.Attached, err
 		}
 		a.logStep(vol)
-		if cause := a.retry.wait(ctx); cause != nil {
+		var cause error
+		if vol, cause = a.wait(ctx, vol); cause != nil {
 			return nil, false, &volume.Error{Code: codeOf(a.step), Cause: fmt.Errorf("%s, %w", a.words(), cause), Advice: a.step.Advice}
 		}
 	}
@@ -99,6 +108,7 @@ func (a *attach) try(ctx context.Context, vol *providers.Volume) (done bool, err
 		if leaving || time.Since(a.holder.since) < providers.MaxStale/2 { // it is releasing the volume, or has done so since
 			a.retry.shorten()
 		}
+		a.ask(ctx, vol)
 		if a.holder.mayBeFree() {
 			return a.request(ctx, vol)
 		}

@@ -11,21 +11,34 @@ import (
 // backoff spaces the questions about something that another party has to finish: from half a second doubling to five,
 // with jitter so that nodes do not ask in step.
 type backoff struct {
-	last time.Duration
-	most time.Duration // of the next wait; 0: no limit
+	last  time.Duration
+	most  time.Duration // of the next wait; 0: no limit
+	begun time.Time     // of a wait that may last for hours: after minutes the waits become longer, up to mostLong; zero for another
 }
+
+// mostLong bounds the waits of one that lasts for hours, on average 30 s.
+const mostLong = 40 * time.Second
 
 // wait waits once more, or returns the reason why ctx ended.
 func (b *backoff) wait(ctx context.Context) error {
-	b.last = min(max(2*b.last, 500*time.Millisecond), 5*time.Second)
+	if pause.For(ctx, b.next()) != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// next returns how long to wait once more.
+func (b *backoff) next() time.Duration {
+	limit := 5 * time.Second
+	if !b.begun.IsZero() {
+		limit = min(max(limit, time.Since(b.begun)/24), mostLong)
+	}
+	b.last = min(max(2*b.last, 500*time.Millisecond), limit)
 	wait := b.last/2 + Jitter(b.last/2)
 	if b.most > 0 {
 		wait, b.most = min(wait, b.most), 0
 	}
-	if pause.For(ctx, wait) != nil {
-		return context.Cause(ctx)
-	}
-	return nil
+	return wait
 }
 
 // shorten keeps the next wait under a second: what is waited for is under way, and its end is not to go unnoticed for long.

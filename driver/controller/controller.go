@@ -24,6 +24,7 @@ import (
 type Config struct {
 	Provider providers.Provider
 	Takeover Takeover // default TakeoverStopped
+	Peers    Peers    // asks other nodes; nil if they cannot be asked
 	Observer volume.Observer
 	Log      logrus.FieldLogger
 }
@@ -34,6 +35,7 @@ type Controller struct {
 	cloud    cloud
 	catalog  *catalog
 	takeover Takeover
+	peers    Peers
 	observer volume.Observer
 	log      logrus.FieldLogger
 
@@ -50,7 +52,7 @@ func New(life context.Context, cfg Config) *Controller {
 	}
 	cloud := cloud{cfg.Provider}
 	return &Controller{
-		cloud: cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, observer: cfg.Observer, log: cfg.Log,
+		cloud: cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, peers: cfg.Peers, observer: cfg.Observer, log: cfg.Log,
 		detaching: make(map[string]asked),
 	}
 }

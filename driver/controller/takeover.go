@@ -32,6 +32,9 @@ type holderWatch struct {
 	taken string    // the node that the volume was taken from
 	at    time.Time // when
 	tries int       // attaches that were asked for
+
+	state providers.NodeState // of the holder, as the cloud said last
+	peer  *peerWatch          // tells what the holder itself says; nil before it is asked
 }
 
 // mostTries is how many attaches a wait may have asked for when one is tried although another node is shown as the holder.
@@ -61,13 +64,19 @@ func (c *Controller) takeOver(ctx context.Context, vol *providers.Volume, watch 
 	if holder == "" {
 		detail = fmt.Sprintf("%s: %s", volume.WaitingForHolder.Words(), describe(state))
 	}
-	step(volume.Step{Phase: volume.WaitingForHolder, Detail: detail, Advice: c.howToFree(holder, state)})
+	waiting := volume.Step{Phase: volume.WaitingForHolder, Detail: detail, Advice: c.howToFree(holder, state)}
+	if own, says := watch.peer.says(holder); says {
+		waiting = stepOf(own, holder)
+	}
+	step(waiting)
+	watch.state = state
 
 	evidence := ""
 	switch {
 	case c.takeover == TakeoverNever:
 	case writesNoMore(state) && time.Since(asked) <= evidenceLife:
 		evidence = state.Evidence
+	case c.takeover == TakeoverAlways && watch.peer.inUse(holder): // it is certainly alive
 	case c.takeover == TakeoverAlways && time.Since(watch.since) >= holderGrace:
 		asked = time.Now() // no answer of the cloud is relied on
 		evidence = fmt.Sprintf("TAKEOVER=always, and it did not release the volume within %s: %s", holderGrace, describe(state))

@@ -130,13 +130,13 @@ func (p *Provider) self(ctx context.Context) (providers.Node, error) {
 
 // status returns Stopped for a stopped instance and Gone for a terminated one. An instance that is stopping or shutting down may
 // still write: it is Running.
-func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
+func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus, error) {
 	i, found, err := p.nodes.Get(ctx, node)
 	switch {
 	case err != nil:
-		return "", providers.Unclear, err
+		return managed.NodeStatus{}, err
 	case !found || i.State == nil:
-		return "", providers.Unclear, providers.ErrNotFound
+		return managed.NodeStatus{}, providers.ErrNotFound
 	}
 	life := providers.Unclear
 	switch i.State.Name {
@@ -147,7 +147,9 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	case types.InstanceStateNameTerminated:
 		life = providers.Gone
 	}
-	return strconv.Quote(string(i.State.Name)), life, nil
+	return managed.NodeStatus{
+		Word: strconv.Quote(string(i.State.Name)), Life: life, Addresses: managed.Addresses(sdk.ToString(i.PrivateIpAddress)),
+	}, nil
 }
 
 // instancesByID uses a filter, since one unknown ID among InstanceIds fails the whole request.

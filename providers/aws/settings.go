@@ -13,7 +13,7 @@ const (
 // Settings are those of FromEnv, and those that the SDK reads itself and the managed plugin declares.
 var Settings = []providers.Setting{
 	{Name: keyIDSetting, Help: "an access key", Default: "the role of the instance", Secret: true},
-	{Name: secretSetting, Help: "the secret of the access key", Secret: true},
+	{Name: secretSetting, Help: "the secret of the access key", Secret: true, Shared: true},
 	{Name: tokenSetting, Help: "the session token of a temporary access key", Secret: true},
 	{Name: regionSetting, Help: "the region of this instance; any other region is refused", Default: "what the metadata service says"},
 	{Name: "AWS_ENDPOINT_URL_EC2", Help: "URL of the EC2 API, for a VPC endpoint", Default: "the region's own"},

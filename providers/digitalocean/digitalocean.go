@@ -193,13 +193,13 @@ func (p *Provider) metadata(ctx context.Context, item, setting string, form *reg
 }
 
 // status returns Stopped for a droplet that is off. No reference says what "archive" means for its disks.
-func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
+func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus, error) {
 	droplet, found, err := p.byNode.Get(ctx, node)
 	switch {
 	case err != nil:
-		return "", providers.Unclear, err
+		return managed.NodeStatus{}, err
 	case !found:
-		return "", providers.Unclear, providers.ErrNotFound
+		return managed.NodeStatus{}, providers.ErrNotFound
 	}
 	life := providers.Unclear
 	switch droplet.Status {
@@ -208,7 +208,11 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	case "off":
 		life = providers.Stopped
 	}
-	return strconv.Quote(p.http.Clean(droplet.Status)), life, nil
+	status := managed.NodeStatus{Word: strconv.Quote(p.http.Clean(droplet.Status)), Life: life}
+	if address, err := droplet.PrivateIPv4(); err == nil {
+		status.Addresses = managed.Addresses(address)
+	}
+	return status, nil
 }
 
 // maxVolumes is how many volumes a droplet can have. The API does not tell it. Source: DigitalOcean's reference, "Attach a Block Storage

@@ -15,7 +15,7 @@ const (
 
 // Settings are those of FromEnv.
 var Settings = []providers.Setting{
-	{Name: settingToken, Help: "an API token, required", Secret: true},
+	{Name: settingToken, Help: "an API token, required", Secret: true, Shared: true},
 	{Name: settingRegion, Help: "the region in which volumes are created and looked for", Default: "what the metadata service says"},
 	{Name: settingDroplet, Help: "the id of this droplet, where the metadata service does not answer; if it answers with another id, every call fails and says so", Default: "what the metadata service says"},
 	{Name: settingAPI, Help: "URL of the API", Default: defaultAPI},

@@ -186,10 +186,10 @@ func (p *Provider) server(ctx context.Context, id string) (*schema.Server, error
 
 // status returns Stopped for a server that is off. A server that is stopping may still write, and counts as running; so does one that
 // is migrated or rebuilt, which starts again by itself.
-func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
+func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus, error) {
 	s, err := p.server(ctx, node)
 	if err != nil {
-		return "", providers.Unclear, err
+		return managed.NodeStatus{}, err
 	}
 	life := providers.Unclear
 	switch s.Status { // the others are unclear
@@ -198,7 +198,11 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	case "off":
 		life = providers.Stopped
 	}
-	return strconv.Quote(sanitize.Clip(s.Status)), life, nil
+	status := managed.NodeStatus{Word: strconv.Quote(sanitize.Clip(s.Status)), Life: life}
+	for _, net := range s.PrivateNet {
+		status.Addresses = append(status.Addresses, managed.Addresses(net.IP)...)
+	}
+	return status, nil
 }
 
 // maxVolumes is how many volumes a server can have. The API does not tell it. Source: Hetzner's "Volumes" FAQ, and its CSI driver.

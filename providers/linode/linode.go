@@ -203,10 +203,10 @@ func (p *Provider) instance(ctx context.Context, id string) (*sdk.Instance, erro
 // status returns Stopped for a Linode that is "offline". One that is shutting down counts as running; so does one that is migrated,
 // cloned or restored, which is possible while it runs. "stopped" (Linode's own maintenance) and "billing_suspension" are no evidence,
 // since nothing says that the machine is off then.
-func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
+func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus, error) {
 	i, err := p.instance(ctx, node)
 	if err != nil {
-		return "", providers.Unclear, err
+		return managed.NodeStatus{}, err
 	}
 	life := providers.Unclear
 	switch i.Status {
@@ -216,7 +216,13 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 		sdk.InstanceMigrating, sdk.InstanceRebuilding, sdk.InstanceCloning, sdk.InstanceRestoring, sdk.InstanceResizing:
 		life = providers.Running
 	}
-	return strconv.Quote(p.rest.Clean(string(i.Status))), life, nil
+	status := managed.NodeStatus{Word: strconv.Quote(p.rest.Clean(string(i.Status))), Life: life}
+	for _, address := range i.IPv4 {
+		if address != nil {
+			status.Addresses = append(status.Addresses, managed.Private(address.String())...)
+		}
+	}
+	return status, nil
 }
 
 // A Linode has a place for a disk for each GiB of memory, from 8 to 64, and its own disks need some of them. Source: Linode's

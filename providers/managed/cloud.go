@@ -3,6 +3,7 @@ package managed
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
@@ -49,6 +50,13 @@ type Disk[V any] struct {
 	nothingLeft bool // the attach has failed, and no node holds the volume
 }
 
+// NodeStatus is what a cloud says of a node.
+type NodeStatus struct {
+	Word      string // its state in the cloud's words
+	Life      providers.Life
+	Addresses []netip.Addr // see providers.NodeState
+}
+
 // Cloud is one cloud, restricted to one cluster: its facts, and how it is asked. V is the cloud's own description of a disk.
 //
 // Each function makes the requests that its name says, and returns what the answer means. Optional fields may be zero.
@@ -83,8 +91,8 @@ type Cloud[V any] struct {
 	// Self is providers.Provider.Node.
 	Self func(ctx context.Context) (providers.Node, error)
 
-	// Status returns a node's state in the cloud's words, and what it means. Errors: providers.ErrNotFound only if the cloud said so.
-	Status func(ctx context.Context, node string) (word string, life providers.Life, err error)
+	// Status returns what the cloud says of a node. Errors: providers.ErrNotFound only if the cloud said so.
+	Status func(ctx context.Context, node string) (NodeStatus, error)
 
 	// Show translates an answer. It asks nothing.
 	Show func(V) Disk[V]

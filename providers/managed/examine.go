@@ -37,7 +37,7 @@ func (p *Provider[V]) examineIdentity(ctx context.Context) []providers.Finding {
 		}
 		return []providers.Finding{f}
 	}
-	_, _, err = c.Status(ctx, self.ID)
+	_, err = c.Status(ctx, self.ID)
 	if errors.Is(err, providers.ErrNotFound) {
 		return []providers.Finding{{
 			Severity: providers.Problem, Check: "identity", Code: "node-unknown",

@@ -61,12 +61,12 @@ func (c *tiny) provider() *Provider[Disk[string]] {
 			}
 			return Disk[string]{}, providers.ErrNotFound
 		},
-		Status: func(_ context.Context, node string) (string, providers.Life, error) {
+		Status: func(_ context.Context, node string) (NodeStatus, error) {
 			life, is := c.nodes[node]
 			if !is && c.err == nil {
-				return "", "", providers.ErrNotFound
+				return NodeStatus{}, providers.ErrNotFound
 			}
-			return fmt.Sprintf("%q", life), life, c.err
+			return NodeStatus{Word: fmt.Sprintf("%q", life), Life: life}, c.err
 		},
 	})
 }
@@ -176,9 +176,9 @@ func TestAMissingNodeIsNotGoneIfNothingIsKnownOfThisOne(t *testing.T) {
 			p.cloud.Self = func(context.Context) (providers.Node, error) { return providers.Node{}, failure }
 		} else {
 			status := p.cloud.Status
-			p.cloud.Status = func(ctx context.Context, node string) (string, providers.Life, error) {
+			p.cloud.Status = func(ctx context.Context, node string) (NodeStatus, error) {
 				if node == "7" {
-					return "", "", failure
+					return NodeStatus{}, failure
 				}
 				return status(ctx, node)
 			}

@@ -32,14 +32,16 @@ func (p *Provider[V]) nodeState(ctx context.Context, node string) (providers.Nod
 		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%q is no id of a %s of %s", sanitize.Clip(node), c.Machine, c.Name)}, ctx.Err()
 	}
 	asked := time.Now()
-	word, life, err := c.Status(ctx, node)
+	status, err := c.Status(ctx, node)
 	if err != nil && !errors.Is(err, providers.ErrNotFound) {
 		return providers.NodeState{}, err
 	}
 	missing := p.memory.missing(node, err == nil, asked)
 	switch {
 	case err == nil:
-		return providers.NodeState{Life: life, Evidence: fmt.Sprintf("%s says that %s %s is %s", c.Name, c.Machine, node, word)}, nil
+		return providers.NodeState{
+			Life: status.Life, Evidence: fmt.Sprintf("%s says that %s %s is %s", c.Name, c.Machine, node, status.Word), Addresses: status.Addresses,
+		}, nil
 	case !missing:
 		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%s shows no %s %s, and is asked again", c.Name, c.Machine, node)}, nil
 	}
@@ -47,7 +49,7 @@ func (p *Provider[V]) nodeState(ctx context.Context, node string) (providers.Nod
 	if err != nil {
 		return providers.NodeState{}, err
 	}
-	switch _, _, err := c.Status(ctx, self.ID); {
+	switch _, err := c.Status(ctx, self.ID); {
 	case errors.Is(err, providers.ErrNotFound):
 		return providers.NodeState{Life: providers.Unclear, Evidence: fmt.Sprintf("%s shows these credentials neither %s %s nor this node %s: they are of another account, project or region, or may not see them", c.Name, c.Machine, node, self.ID)}, nil
 	case err != nil:

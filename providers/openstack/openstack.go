@@ -57,7 +57,9 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
@@ -193,10 +195,10 @@ func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 
 // status returns the status according to Nova. A stopped server with a task may be starting: it is Running. So is one that is
 // suspended or paused: when it is resumed, it writes what it holds in memory.
-func (p *Provider) status(ctx context.Context, node string) (string, providers.Life, error) {
+func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus, error) {
 	server, err := p.server(ctx, node)
 	if err != nil {
-		return "", providers.Unclear, err
+		return managed.NodeStatus{}, err
 	}
 	word, life := fmt.Sprintf("%q", sanitize.Clip(server.Status)), providers.Unclear
 	if server.Task != "" {
@@ -212,13 +214,21 @@ func (p *Provider) status(ctx context.Context, node string) (string, providers.L
 	case "ACTIVE", "BUILD", "HARD_REBOOT", "MIGRATING", "PASSWORD", "PAUSED", "REBOOT", "REBUILD", "RESCUE", "RESIZE", "REVERT_RESIZE", "SUSPENDED", "VERIFY_RESIZE":
 		life = providers.Running
 	}
-	return word, life, nil
+	status := managed.NodeStatus{Word: word, Life: life}
+	for _, network := range slices.Sorted(maps.Keys(server.Addresses)) {
+		for _, address := range server.Addresses[network] {
+			status.Addresses = append(status.Addresses, managed.Private(address.Address)...)
+		}
+	}
+	return status, nil
 }
 
 // server is Nova's description of a server.
 type server struct {
 	Status string `json:"status"`
 	Task   string `json:"OS-EXT-STS:task_state"`
+
+	Addresses map[string][]servers.Address `json:"addresses"` // by network
 }
 
 // server asks Nova for a server. Errors: ErrNotFound only according to Nova itself.

@@ -22,7 +22,7 @@ var Settings = []providers.Setting{
 	{Name: "OS_INTERFACE", Help: "which endpoints of the catalogue to use: `public`, `internal`, `admin`", Default: "public"},
 	{Name: "OS_APPLICATION_CREDENTIAL_ID", Help: "the id of an application credential"},
 	{Name: "OS_APPLICATION_CREDENTIAL_NAME", Help: "the name of an application credential, instead of its id; needs `OS_USERNAME`"},
-	{Name: "OS_APPLICATION_CREDENTIAL_SECRET", Help: "the secret of the application credential", Secret: true},
+	{Name: "OS_APPLICATION_CREDENTIAL_SECRET", Help: "the secret of the application credential", Secret: true, Shared: true},
 	{Name: "OS_USERNAME", Help: "a user, where there is no application credential"},
 	{Name: "OS_PASSWORD", Help: "the user's password", Secret: true},
 	{Name: "OS_USER_DOMAIN_NAME", Help: "the user's domain, by name"},

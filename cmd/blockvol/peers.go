@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/driver/peer"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// peerSettings are how nodes of a cluster reach each other. Without keys they do not.
+type peerSettings struct {
+	listen    string
+	port      uint16
+	keys      []peer.Key
+	addresses map[string][]netip.Addr // by node
+}
+
+// readPeerSettings returns no keys if nodes are not to ask each other, or have nothing in common to prove themselves with.
+func readPeerSettings(getenv func(string) string, listen string, s settings) (p peerSettings, err error) {
+	if listen == "off" {
+		return p, nil
+	}
+	_, port, err := net.SplitHostPort(listen)
+	number, wrong := strconv.ParseUint(port, 10, 16)
+	if err != nil || wrong != nil || number == 0 {
+		return p, fmt.Errorf("PEER_LISTEN is %q but must be an address with a port, like :7373, or off", listen)
+	}
+	p.listen, p.port = listen, uint16(number)
+	if p.addresses, err = parseAddresses(getenv("PEER_ADDRESSES")); err != nil {
+		return peerSettings{}, err
+	}
+	text, err := readSecret(getenv, "PEER_KEY")
+	if err != nil {
+		return peerSettings{}, err
+	}
+	if text != "" {
+		if p.keys, err = peer.ParseKeys(text, s.cluster); err != nil {
+			return peerSettings{}, fmt.Errorf("what PEER_KEY or PEER_KEY_FILE holds cannot be used: %w", err)
+		}
+		return p, nil
+	}
+	for _, setting := range constructors[s.provider].settings {
+		if !setting.Shared {
+			continue
+		}
+		if shared, err := readSecret(getenv, setting.Name); err == nil && shared != "" { // the provider says what is wrong with it
+			key, err := peer.NewKey(shared, s.cluster)
+			if err != nil {
+				return peerSettings{}, err
+			}
+			p.keys = []peer.Key{key}
+		}
+	}
+	return p, nil
+}
+
+// readSecret returns the value of a setting, or of the file that its other form names; empty if neither is set.
+func readSecret(getenv func(string) string, name string) (string, error) {
+	value, file := strings.TrimSpace(getenv(name)), getenv(name+providers.FileSuffix)
+	switch {
+	case value != "" && file != "":
+		return "", fmt.Errorf("both %s and %s are set: leave one of them out", name, name+providers.FileSuffix)
+	case file == "":
+		return value, nil
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("%s cannot be read: %w", name+providers.FileSuffix, err)
+	}
+	return strings.TrimSpace(string(content)), nil
+}
+
+func parseAddresses(text string) (map[string][]netip.Addr, error) {
+	all := make(map[string][]netip.Addr)
+	for pair := range strings.SplitSeq(text, ",") {
+		if pair = strings.TrimSpace(pair); pair == "" {
+			continue
+		}
+		node, text, _ := strings.Cut(pair, "=")
+		address, err := netip.ParseAddr(strings.TrimSpace(text))
+		if node = strings.TrimSpace(node); node == "" || err != nil {
+			return nil, fmt.Errorf("PEER_ADDRESSES has %q but must have NODE=ADDRESS, such as i-0abc=10.0.0.5", pair)
+		}
+		all[node] = append(all[node], address)
+	}
+	return all, nil
+}
+
+// serve answers other nodes. Without a key, or if that cannot be done, the plugin works as if they did not answer it, either.
+func (p peerSettings) serve(ctx context.Context, holder peer.Holder, log logrus.FieldLogger) (end func() error) {
+	none := func() error { return nil }
+	if p.keys == nil {
+		return none
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", p.listen)
+	if err != nil {
+		log.WithError(err).Warn("PEER_LISTEN cannot be listened on: other nodes cannot ask this one to let go of volumes, and ask the cloud")
+		return none
+	}
+	log.WithField("address", l.Addr().String()).Info("Other nodes of this cluster are answered")
+	s := peer.Serve(l, p.keys, holder, log)
+	return func() error {
+		if err := s.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}

@@ -1,0 +1,200 @@
+package controller
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
+	"github.com/blockvol/blockvol/providers"
+)
+
+// Peers asks the blockvols of other nodes.
+type Peers interface {
+	// Ask asks the node want.To, which has these addresses, to let go of a volume if nothing there uses it. It returns what that node has
+	// of it, once that is not want.Known, or after a few seconds. Errors: the node does not answer, or is not one of this cluster.
+	Ask(ctx context.Context, addresses []netip.Addr, want volume.Want) (volume.Holding, error)
+}
+
+const (
+	// askAgain is how soon after a question that told nothing new the holder is asked again.
+	askAgain = time.Second
+	// leastSilent is how soon after a question without an answer the holder is asked again; each more doubles it, up to mostSilent.
+	leastSilent, mostSilent = 5 * time.Second, time.Minute
+	// heardFor is how long an answer of the holder counts, and heardEvery how often the cloud is asked about a holder that answers.
+	heardFor   = 20 * time.Second
+	heardEvery = 30 * time.Second
+)
+
+// peerWatch asks the holder of a volume, for as long as an Attach waits for it.
+type peerWatch struct {
+	peers  Peers
+	want   volume.Want
+	wanted func() bool
+	log    logrus.FieldLogger
+
+	changed chan struct{} // has one element once there is another answer
+
+	mu        sync.Mutex
+	addresses []netip.Addr
+	holding   volume.Holding
+	heard     time.Time // when; zero if the last question had no answer
+}
+
+// ask begins to ask the holder itself, or goes on with it. It is asked until ctx ends.
+func (a *attach) ask(ctx context.Context, vol *providers.Volume) {
+	holder, state := vol.Attachment.Node, a.holder.state
+	if a.peers == nil || holder == "" || state.Life == "" || writesNoMore(state) {
+		return
+	}
+	if w := a.holder.peer; w != nil && w.want.To == holder {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.addresses = state.Addresses
+		return
+	}
+	if a.stopAsking != nil {
+		a.stopAsking()
+	}
+	ctx, a.stopAsking = context.WithCancel(ctx)
+	a.letGoAt = time.Time{}
+	w := &peerWatch{
+		peers: a.peers, want: volume.Want{From: a.claim.Node.ID, To: holder, Volume: vol.Name, Disk: vol.ID, Serial: vol.Serial},
+		wanted: a.claim.Wanted, log: a.log, changed: make(chan struct{}, 1), addresses: state.Addresses,
+	}
+	a.holder.peer = w
+	go w.run(ctx)
+}
+
+func (w *peerWatch) run(ctx context.Context) {
+	silent := leastSilent
+	for ctx.Err() == nil {
+		if !w.wanted() {
+			_ = pause.For(ctx, askAgain)
+			continue
+		}
+		w.mu.Lock()
+		addresses := w.addresses
+		w.mu.Unlock()
+		asked := time.Now()
+		asking, cancel := w.whileWanted(ctx)
+		holding, err := w.peers.Ask(asking, addresses, w.want)
+		unwanted := asking.Err() != nil
+		cancel()
+		if unwanted {
+			continue
+		}
+		wait := askAgain - time.Since(asked) // an answer that comes late was waited for
+		if err != nil {
+			if silent == leastSilent {
+				w.log.WithField("volume", w.want.Volume).WithError(err).Info("The node that holds the volume cannot be asked: the cloud is")
+			}
+			wait, silent = silent, min(2*silent, mostSilent)
+			w.hear(volume.Holding{}, time.Time{})
+		} else {
+			if holding.State != w.want.Known {
+				wait = 0
+			}
+			silent = leastSilent
+			w.hear(holding, time.Now())
+		}
+		_ = pause.For(ctx, wait)
+	}
+}
+
+// whileWanted returns a context that ends soon after nobody waits for the volume any more.
+func (w *peerWatch) whileWanted(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		for pause.For(ctx, askAgain) == nil {
+			if !w.wanted() {
+				cancel()
+			}
+		}
+	}()
+	return ctx, cancel
+}
+
+func (w *peerWatch) hear(holding volume.Holding, at time.Time) {
+	w.mu.Lock()
+	w.holding, w.heard, w.want.Known = holding, at, holding.State
+	w.mu.Unlock()
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// says returns the holder's own last answer, if it is fresh.
+func (w *peerWatch) says(holder string) (holding volume.Holding, fresh bool) {
+	if w == nil || w.want.To != holder {
+		return holding, false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.holding, !w.heard.IsZero() && time.Since(w.heard) < heardFor
+}
+
+// inUse tells whether the holder has just said that the volume is in use there.
+func (w *peerWatch) inUse(holder string) bool {
+	holding, fresh := w.says(holder)
+	return fresh && holding.State == volume.HoldsInUse
+}
+
+// stepOf is how a wait for a holder that answers is told.
+func stepOf(holding volume.Holding, holder string) volume.Step {
+	step := volume.Step{Phase: volume.WaitingForHolder, Detail: holding.On(holder)}
+	switch holding.State {
+	case volume.HoldsInUse:
+		step.Advice = "stop its container on node " + holder
+	case volume.HoldsLeaving:
+		step.Phase = volume.TakingOver
+	case volume.HoldsNothing, volume.HoldsBusy, volume.HoldsStray:
+	}
+	return step
+}
+
+// wait waits until it makes sense to try again, and returns what the next try is to work with: the volume as free if its holder says
+// that it has nothing of it; nil to ask the cloud. Errors: the reason why ctx ended.
+func (a *attach) wait(ctx context.Context, vol *providers.Volume) (*providers.Volume, error) {
+	if !a.letGoAt.IsZero() && time.Since(a.letGoAt) < MaxStale/2 && !vol.Held() {
+		a.retry.shorten() // the cloud is not done with the detach
+		return vol, a.retry.wait(ctx)
+	}
+	w, holder := a.holder.peer, vol.Attachment.Node
+	if w == nil || w.want.To != holder {
+		return nil, a.retry.wait(ctx)
+	}
+	longest, begun := a.retry.next(), time.Now()
+	for {
+		switch holding, answers := w.says(holder); {
+		case !answers:
+		case holding.State != volume.HoldsNothing:
+			longest = max(longest, heardEvery)
+			a.begin(stepOf(holding, holder))
+			a.logStep(vol)
+		case a.letGoAt.IsZero() && a.holder.taken != holder: // else the cloud has had its time to show it
+			a.letGoAt = time.Now()
+			a.log.WithFields(logrus.Fields{"volume": vol.Name, "id": vol.ID, "holder": holder}).Info("The node that held the volume says that it has let go of it")
+			free := *vol
+			free.Attachment = providers.Attachment{}
+			return &free, nil
+		}
+		timer := time.NewTimer(longest - time.Since(begun))
+		select {
+		case <-w.changed:
+			timer.Stop()
+			if _, answers := w.says(holder); answers {
+				continue
+			}
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		return nil, context.Cause(ctx)
+	}
+}
