@@ -270,12 +270,28 @@ func TestAVolumeThatTheEngineIsFillingIsNotReleased(t *testing.T) {
 			time.Sleep(time.Minute)
 			w.mu.Lock()
 			if s := a.mounts["serial-1"]; assert.NotNil(t, s, "it was unmounted under the engine") {
-				s.activity++
+				s.activity.Writes++
 			}
 			w.mu.Unlock()
 		}
 		require.True(t, a.container("data", "1"))
 		mustUnmount(t, l, "data", "1")
+	})
+}
+
+func TestWhatIsReadForNobodyDoesNotKeepAVolumeWhoseContainersHaveNeverCome(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		_, err := made(t, a.start(t), "data").Mount(within(t), "data", "1")
+		require.NoError(t, err) // and then the engine dies
+		for range (unbackedTimeout + 3*reconcileEvery) / time.Second {
+			time.Sleep(time.Second)
+			w.mu.Lock()
+			if s := a.mounts["serial-1"]; s != nil {
+				s.activity.Reads++
+			}
+			w.mu.Unlock()
+		}
+		assert.Empty(t, w.holder("data"))
 	})
 }
 
@@ -288,7 +304,7 @@ func TestWhatTheKernelStillWritesForADeadContainerDoesNotKeepItsVolume(t *testin
 			time.Sleep(time.Second)
 			w.mu.Lock()
 			if s := a.mounts["serial-1"]; s != nil {
-				s.activity++
+				s.activity.Writes++
 			}
 			w.mu.Unlock()
 		}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/internal/pause"
@@ -87,6 +89,7 @@ func (d *Driver) reconcile(ctx context.Context, h *handle) {
 		d.found(h.Name, volume.Undetermined)
 		return
 	}
+	log.WithFields(logrus.Fields{"usage": usage, "users": h.LastUsers().String(), "activity": h.Activity()}).Debug("Volume looked at")
 	if usage == node.Abandoned {
 		d.found(h.Name, volume.Abandoned)
 	}

@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"maps"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -262,14 +261,14 @@ func TestADiskThatSomethingOnThisMachineReadsIsNotDetachedAsAStray(t *testing.T)
 type busyDisk struct {
 	node.Host
 	busy  atomic.Bool
-	count atomic.Int64
+	count atomic.Uint64
 }
 
-func (b *busyDisk) Activity(mount.Device) (string, error) {
+func (b *busyDisk) Activity(mount.Device) (mount.Activity, error) {
 	if b.busy.Load() {
 		b.count.Add(1)
 	}
-	return strconv.FormatInt(b.count.Load(), 10), nil
+	return mount.Activity{Reads: b.count.Load()}, nil
 }
 
 func TestADeadMountThatTheJournalLostIsTakenAway(t *testing.T) {

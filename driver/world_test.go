@@ -9,7 +9,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -127,7 +126,7 @@ type superblock struct {
 	dir        string          // where it is published; empty if it is not
 	containers map[string]bool // private mounts of containers, by mount ID
 	size       int64           // bytes
-	activity   int
+	activity   mount.Activity
 	plugged    int       // the disk's when it was mounted
 	busy       time.Time // until when a process works in it, so that it cannot be unmounted
 	frozen     bool
@@ -1286,14 +1285,14 @@ func (h *fakeHost) Examine(ctx context.Context, _ mount.Device, _ string) (found
 	return found
 }
 
-func (h *fakeHost) Activity(dev mount.Device) (string, error) {
+func (h *fakeHost) Activity(dev mount.Device) (mount.Activity, error) {
 	w := h.machine.world
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s := h.machine.on(dev); s != nil {
-		return strconv.Itoa(s.activity), nil
+		return s.activity, nil
 	}
-	return "", mount.ErrNoDevice
+	return mount.Activity{}, mount.ErrNoDevice
 }
 
 // fakeJournal is on the machine's disk: it outlives the plugin and the boot.

@@ -55,14 +55,22 @@ func (h *Host) WaitFree(ctx context.Context, disk Device) error {
 	}
 }
 
-// Activity returns the kernel's counters of the disk's reads and writes. Two results differ if there was any between them.
+// Activity counts the reads and the writes that a disk has completed.
+type Activity struct{ Reads, Writes uint64 }
+
+// Activity returns the kernel's counters of the disk's reads and writes.
 // Source: Linux, Documentation/block/stat.rst.
-func (h *Host) Activity(disk Device) (string, error) {
-	counters, err := os.ReadFile(filepath.Join(kernelSysfs, "block", kernelNameOf(disk), "stat"))
-	if err != nil {
-		return "", fmt.Errorf("%w: the counters of device %s cannot be read: %w", ErrNoDevice, disk.Path, err)
+func (h *Host) Activity(disk Device) (Activity, error) {
+	var a Activity
+	content, err := os.ReadFile(filepath.Join(kernelSysfs, "block", kernelNameOf(disk), "stat"))
+	if err == nil {
+		var skipped uint64
+		_, err = fmt.Sscan(string(content), &a.Reads, &skipped, &skipped, &skipped, &a.Writes)
 	}
-	return string(counters), nil
+	if err != nil {
+		return a, fmt.Errorf("%w: the counters of device %s cannot be read: %w", ErrNoDevice, disk.Path, err)
+	}
+	return a, nil
 }
 
 // isBusy tells whether the kernel uses a device.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // These are what real engines make.
@@ -159,4 +160,31 @@ func TestTheUserOfARealNamespaceIsItsOldestProcess(t *testing.T) {
 	end()
 	assert.Empty(t, users())
 	unstage(t, h, d, "vol")
+}
+
+// Reads and writes are told apart: what blockvol's own looks may read is no sign of a user.
+func TestActivityOfADisk(t *testing.T) {
+	h := newHost(t)
+	d := newDisk(t, 16<<20)
+	before, err := h.Activity(d.Device)
+	require.NoError(t, err)
+	f, err := os.OpenFile(d.Path, os.O_RDWR|unix.O_DIRECT|unix.O_SYNC, 0)
+	require.NoError(t, err)
+	defer f.Close()
+	block, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE) // aligned
+	require.NoError(t, err)
+	defer func() { require.NoError(t, unix.Munmap(block)) }()
+	_, err = f.ReadAt(block, 0)
+	require.NoError(t, err)
+	read, err := h.Activity(d.Device)
+	require.NoError(t, err)
+	assert.Greater(t, read.Reads, before.Reads)
+	assert.Equal(t, before.Writes, read.Writes)
+	_, err = f.WriteAt(block, 0)
+	require.NoError(t, err)
+	written, err := h.Activity(d.Device)
+	require.NoError(t, err)
+	assert.Greater(t, written.Writes, read.Writes)
+	_, err = h.Activity(Device{Path: "/dev/no-such"})
+	require.ErrorIs(t, err, ErrNoDevice)
 }

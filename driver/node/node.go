@@ -36,7 +36,7 @@ type Host interface {
 	IsStaged(ctx context.Context, dir string, dev mount.Device) (bool, error)
 	WaitFree(ctx context.Context, dev mount.Device) error
 	Users(ctx context.Context, dev mount.Device, targets ...string) (mount.Users, error)
-	Activity(dev mount.Device) (string, error)
+	Activity(dev mount.Device) (mount.Activity, error)
 	Shared(ctx context.Context) (bool, error)
 	Mounted() ([]string, error)
 	Examine(ctx context.Context, dev mount.Device, dir string) []mount.Finding

@@ -26,6 +26,10 @@ const (
 	Abandoned              // the journal has uses, and no container has the volume for sure
 )
 
+func (u Usage) String() string {
+	return [...]string{Used: "used", Unused: "unused", Kept: "kept", Active: "active", Undecided: "undecided", Abandoned: "abandoned"}[u]
+}
+
 // Usage compares the journal with the kernel. idle: its idle TTL is not over.
 func (v *Volume) Usage(ctx context.Context, idle bool) (Usage, error) {
 	if v.Entry().Frozen {
@@ -52,7 +56,7 @@ func (v *Volume) Usage(ctx context.Context, idle bool) (Usage, error) {
 		return Unused, nil
 	case v.isOrphaned(ctx):
 		why = "The volume's mount was taken away, as an engine does that starts after a crash, and no container has it"
-	case v.isActive() && !v.backed, v.unbackedSince.IsZero(): // the kernel writes for minutes what a dead container left
+	case v.isWritten() && !v.backed, v.unbackedSince.IsZero(): // the kernel writes for minutes what a dead container left
 		v.unbackedSince = time.Now()
 		return Undecided, nil
 	case time.Since(v.unbackedSince) < unbackedTimeout:
@@ -104,13 +108,32 @@ func (v *Volume) isOrphaned(ctx context.Context) bool {
 	return err == nil && !staged
 }
 
-// isActive tells whether anything was read from or written to the volume's device since the last look: the engine fills a new
-// volume from its image before the container's own mount exists.
+// isActive tells whether anything was read from or written to the volume's device since the last look.
 func (v *Volume) isActive() bool {
+	before, now, known := v.lookAtDevice()
+	return known && now != before
+}
+
+// isWritten tells whether anything was written to the volume's device since the last look: the engine fills a new volume from its image
+// before the container's own mount exists. What is read may be for a look of ours, when the kernel was short of memory.
+func (v *Volume) isWritten() bool {
+	before, now, known := v.lookAtDevice()
+	return known && now.Writes != before.Writes
+}
+
+func (v *Volume) lookAtDevice() (before, now mount.Activity, known bool) {
 	now, err := v.node.host.Activity(v.Device())
-	before := v.activity
-	v.activity = now
-	return err == nil && now != before
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	before, v.activity = v.activity, now
+	return before, now, err == nil
+}
+
+// Activity is what the volume's device had done when it was last looked at.
+func (v *Volume) Activity() mount.Activity {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.activity
 }
 
 // currentDevice returns the volume's device.

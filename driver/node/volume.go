@@ -23,7 +23,6 @@ type Volume struct {
 
 	unbackedSince time.Time // since when no container's mount backs its uses
 	backed        bool      // whether a container's mount has been seen since the last use began: nothing fills it from an image then
-	activity      string    // what the device had done when it was last looked at
 	fitted        int64     // the size of the device, in bytes, when its file system was last seen to fill it, or could not be made to
 
 	mu     sync.Mutex
@@ -37,7 +36,8 @@ type Volume struct {
 	spaceAt   time.Time   // when that was
 	measuring bool        // now
 
-	users mount.Users // as last found
+	users    mount.Users    // as last found
+	activity mount.Activity // what the device had done when it was last looked at
 
 	releasing time.Time // since when the entry says so; zero if it does not
 }

@@ -147,7 +147,7 @@ func (k *kernel) Mounted() ([]string, error) { return nil, nil }
 
 func (k *kernel) Examine(context.Context, mount.Device, string) []mount.Finding { return nil }
 
-func (k *kernel) Activity(mount.Device) (string, error) { return "", nil }
+func (k *kernel) Activity(mount.Device) (mount.Activity, error) { return mount.Activity{}, nil }
 
 // outage is a fleet, and how often AttachVolume may be refused for each success. At most once is the aim; this is what it must not
 // grow to. The last node to finish makes the time of a run: a small fleet's varies by a tenth, so its figures are means of several runs.

@@ -119,8 +119,8 @@ var guards = []guard{
 	},
 	{
 		protects: "a node is not gone for credentials that do not see this node either", file: "providers/managed/node.go",
-		code: `switch _, _, err := c.Status(ctx, self.ID); {
-	case errors.Is(err, providers.ErrNotFound):`, without: `switch _, _, err := c.Status(ctx, self.ID); {
+		code: `switch _, err := c.Status(ctx, self.ID); {
+	case errors.Is(err, providers.ErrNotFound):`, without: `switch _, err := c.Status(ctx, self.ID); {
 	case false:`,
 	},
 	{
@@ -500,7 +500,7 @@ var guards = []guard{
 	// Uses that nobody ended.
 	{
 		protects: "mount IDs are not dropped while the engine fills a new volume", file: "driver/node/usage.go",
-		code: `case v.isActive() && !v.backed, v.unbackedSince.IsZero():`, without: `case v.unbackedSince.IsZero():`,
+		code: `case v.isWritten() && !v.backed, v.unbackedSince.IsZero():`, without: `case v.unbackedSince.IsZero():`,
 	},
 	{
 		protects: "mount IDs are not dropped before the container's own mount can be there", file: "driver/node/usage.go",
