@@ -36,6 +36,8 @@ type ec2Cloud struct {
 	*cloud.Cloud
 	front *ec2.Front
 	disks *loop.Backend
+
+	address string // of the next instance; "" for one of the cloud's choice
 }
 
 // startEC2 returns a cloud with short durations, which change can set.
@@ -85,13 +87,14 @@ type instance struct {
 	api      string // addresses in the engine's network
 	metadata string
 	kind     ec2.MetadataOptions
+	address  string // where its plugin answers others
 }
 
 // launch returns an engine on a new instance, with the plugin and an image.
 func (c *ec2Cloud) launch(t *testing.T, kind ec2.MetadataOptions, settings ...string) *instance {
 	t.Helper()
 	i := &instance{Engine: engine.Start(t), cloud: c, t: t, api: "127.0.0.1:0", metadata: "127.0.0.1:0", kind: kind}
-	i.id = c.AddInstance(cloud.Instance{Type: "m5.large", RootDevice: "/dev/xvda"}).ID
+	i.id = c.AddInstance(cloud.Instance{Type: "m5.large", RootDevice: "/dev/xvda", Address: c.address}).ID
 	require.NoError(t, c.disks.Sysfs(i.id, filepath.Join(i.State, "sysfs")))
 	i.connect()
 	_, secret, token := c.front.Credentials(i.id)
@@ -106,6 +109,41 @@ func (c *ec2Cloud) launch(t *testing.T, kind ec2.MetadataOptions, settings ...st
 		"AWS_ENDPOINT_URL_EC2=http://" + i.api, "AWS_EC2_METADATA_SERVICE_ENDPOINT=http://" + i.metadata,
 	}, settings...)...)
 	return i
+}
+
+// launchPeer is launch, with a plugin that answers others at the address.
+func (c *ec2Cloud) launchPeer(t *testing.T, address string) *instance {
+	t.Helper()
+	c.address = address
+	defer func() { c.address = "" }()
+	i := c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s", "PEER_LISTEN="+address+":7373", "PEER_KEY=0123456789abcdef0123456789abcdef")
+	i.address = address
+	return i
+}
+
+// reaches lets the plugin of the instance connect to that of another, as if they had one network.
+func (i *instance) reaches(other *instance) {
+	i.t.Helper()
+	listener := i.Listen(other.address + ":7373")
+	i.t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			in, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer in.Close()
+				out, err := other.Dial(other.address + ":7373")
+				if err != nil {
+					return
+				}
+				defer out.Close()
+				go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
+				_, _ = io.Copy(out, in)
+			}()
+		}
+	}()
 }
 
 // connect serves the API and the metadata service in the engine's network.
@@ -145,21 +183,31 @@ func (i *instance) eventuallyReleased() {
 func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	t.Parallel()
 	c := startEC2(t, nil)
-	here, there := c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s"), c.launch(t, ec2.MetadataOptions{}, "CALL_TIMEOUT=5s")
+	here, there := c.launchPeer(t, "127.0.0.11"), c.launchPeer(t, "127.0.0.12")
+	here.reaches(there)
+	there.reaches(here)
 	create(here.Engine, "moving", "fstype=xfs", "size=2GiB")
 	require.Len(t, c.data(), 1)
 	startWriter(t, here.Engine, "moving")
 	assert.Equal(t, "xfs", here.Docker("exec", "writer", "awk", `$2 == "/data" { print $3 }`, "/proc/mounts"))
 
 	_, err := there.Try("run", "--rm", "--volume", "moving:/data", "busybox", "true")
-	require.ErrorContains(t, err, "still attached to node "+here.id+`: EC2 says that instance `+here.id+` is "running"`)
-	require.ErrorContains(t, err, "; if that node is unreachable, stop instance "+here.id+" in EC2")
+	require.ErrorContains(t, err, "in use on node "+here.id+" by container "+here.Docker("ps", "--quiet", "--filter", "name=writer"))
+	require.ErrorContains(t, err, "; stop its container on node "+here.id)
+	assert.Contains(t, here.Docker("volume", "inspect", "--format", "{{json .Status}}", "moving"), `"wanted-by":"`+there.id+`"`)
+	assert.Contains(t, here.Log(), "two services may have the same volume")
 	_, err = there.Try("volume", "rm", "moving")
 	require.Error(t, err, "or removed")
 	awaitLines(t, here.Engine, 10)
 
 	here.Docker("rm", "--force", "writer")
 	assertNothingLost(t, there.Engine, "moving")
+	there.eventuallyReleased()
+
+	// Docker asks for the size of what it only looks at, and the copy-up probe keeps the disk.
+	here.Docker("create", "--name", "never-started", "--volume", "moving:/data", "busybox", "true")
+	assertNothingLost(t, there.Engine, "moving")
+	assert.Contains(t, here.Log(), "was released for another node that wants it")
 	there.eventuallyReleased()
 	there.Docker("volume", "rm", "moving")
 	there.Eventually("the volume is deleted and not listed", func() error {
