@@ -71,7 +71,7 @@ func (h *Host) unmountAt(path string) error {
 
 // unmount unmounts what is on top at the path. It returns false if nothing is mounted there. Errors: ErrBusy.
 func (h *Host) unmount(path string) (bool, error) {
-	err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+	err := unmountSoon(path)
 	switch {
 	case err == nil, errors.Is(err, unix.EINTR):
 		return true, nil
@@ -83,8 +83,8 @@ func (h *Host) unmount(path string) (bool, error) {
 	return false, fmt.Errorf("%s cannot be unmounted: %w", path, err)
 }
 
-// unmountSoon unmounts what nobody but this process uses. Programs that other goroutines are starting have copies of its files until
-// their exec, of which there is no notice: it retries for a second.
+// unmountSoon unmounts what nobody uses. Programs that a process is starting have copies of its files until their exec, of which there
+// is no notice: it retries for a second.
 func unmountSoon(path string) error {
 	err := error(unix.EBUSY)
 	for wait := 50 * time.Microsecond; errors.Is(err, unix.EBUSY) && wait < time.Second; wait *= 2 {
