@@ -123,6 +123,7 @@ func TestDoctorFindsFaultsOfARealProcess(t *testing.T) {
 		"no token":                   {env: []string{"PROVIDER=hetzner"}, state: admin.Broken, want: []string{"not-serving"}},
 		"a cloud that is away":       {env: append([]string{"HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown"}},
 		"a token that others read":   {env: append([]string{"HCLOUD_TOKEN_FILE=" + open}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "secret-readable"}},
+		"a short key for peers":      {env: []string{"PEER_KEY=hunter2hunter2"}, state: admin.Serving, want: []string{"no-peers"}},
 		"a token in a wrong setting": {env: append([]string{"LOG_LEVEL=" + token, "HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "setting-ignored"}},
 		"a wrong cluster, away":      {env: append([]string{"CLUSTER=-", "HCLOUD_TOKEN=" + token}, cloud...), state: admin.Broken, want: []string{"not-serving", "identity-unknown"}},
 		"an open state directory":    {after: func(t *testing.T, m machine) { t.Helper(); require.NoError(t, os.Chmod(m.state(), 0o755)) }, state: admin.Serving, want: []string{"directory-open"}},

@@ -120,11 +120,19 @@ func (x *examination) checkSettings(context.Context) (found []driver.Finding) {
 	for _, warning := range x.settings.warnings {
 		warn("setting-ignored", warning+": the default is used", "correct the setting and restart blockvol")
 	}
+	if x.settings.noPeers != nil {
+		warn("no-peers", "other nodes are neither asked for volumes nor answered: "+x.settings.noPeers.Error(), "correct the setting and restart blockvol")
+	}
 	if x.settings.noCreate != nil {
 		cause, _, _ := strings.Cut(x.settings.noCreate.Error(), correction)
 		found = append(found, driver.Finding{
 			Severity: driver.Problem, Check: "settings", Code: "no-create", Message: "no volume can be created: " + cause, Remedy: "correct the settings and restart blockvol",
 		})
+	}
+	for _, s := range generalSettings {
+		if s.Secret {
+			found = append(found, x.checkFile(s)...)
+		}
 	}
 	for _, name := range providerNames() {
 		for _, s := range constructors[name].settings {
@@ -161,17 +169,19 @@ func (x *examination) checkFile(s providers.Setting) []driver.Finding {
 
 // secrets are the values of the secret settings.
 func (x *examination) secrets() (all []string) {
+	declared := slices.Clone(generalSettings)
 	for _, name := range providerNames() {
-		for _, s := range constructors[name].settings {
-			if !s.Secret {
-				continue
-			}
-			all = append(all, strings.TrimSpace(x.getenv(s.Name)))
-			if file := x.getenv(s.Name + providers.FileSuffix); file != "" {
-				content, err := os.ReadFile(file)
-				if err == nil {
-					all = append(all, strings.TrimSpace(string(content)))
-				}
+		declared = append(declared, constructors[name].settings...)
+	}
+	for _, s := range declared {
+		if !s.Secret {
+			continue
+		}
+		all = append(all, strings.TrimSpace(x.getenv(s.Name)))
+		if file := x.getenv(s.Name + providers.FileSuffix); file != "" {
+			content, err := os.ReadFile(file)
+			if err == nil {
+				all = append(all, strings.TrimSpace(string(content)))
 			}
 		}
 	}

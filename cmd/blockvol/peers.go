@@ -52,15 +52,15 @@ func readPeerSettings(getenv func(string) string, listen string, s settings) (p 
 		if !setting.Shared {
 			continue
 		}
-		if shared, err := readSecret(getenv, setting.Name); err == nil && shared != "" { // the provider says what is wrong with it
-			key, err := peer.NewKey(shared, s.cluster)
-			if err != nil {
-				return peerSettings{}, err
-			}
-			p.keys = []peer.Key{key}
+		shared, err := readSecret(getenv, setting.Name)
+		if err != nil || shared == "" { // the provider says what is wrong with it
+			continue
 		}
+		key, err := peer.NewKey(shared, s.cluster)
+		p.keys = []peer.Key{key}
+		return p, err
 	}
-	return p, nil
+	return peerSettings{}, nil
 }
 
 // readSecret returns the value of a setting, or of the file that its other form names; empty if neither is set.

@@ -95,6 +95,9 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 	for _, warning := range s.warnings {
 		log.Warn(warning + ": the default is used")
 	}
+	if s.noPeers != nil {
+		log.WithError(s.noPeers).Warn("Other nodes are neither asked for volumes nor answered")
+	}
 	if wrongLine != nil {
 		wrong = fmt.Errorf("%w: correct the command line (of a managed plugin, the setting args) and restart blockvol", wrongLine)
 	}

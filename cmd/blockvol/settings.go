@@ -68,6 +68,7 @@ type settings struct {
 	peers          peerSettings
 
 	noCreate error    // why no volume can be created; existing ones are served
+	noPeers  error    // why other nodes are neither asked nor answered, though that was asked for
 	warnings []string // wrong settings whose default is used
 }
 
@@ -128,9 +129,7 @@ func readSettings(getenv func(string) string) (settings, error) {
 		refuse("METRICS_ADDRESS", "host:port, like 127.0.0.1:9642")
 		s.metricsAddress = ""
 	}
-	if s.peers, err = readPeerSettings(getenv, value("PEER_LISTEN"), s); err != nil {
-		warnings = append(warnings, err.Error()+". Other nodes cannot be asked, and this one does not answer")
-	}
+	s.peers, s.noPeers = readPeerSettings(getenv, value("PEER_LISTEN"), s)
 	s.warnings = warnings
 	s.noCreate = asError(noCreate)
 	return s, asError(fatal)
