@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -195,7 +196,7 @@ func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	require.ErrorContains(t, err, "in use on node "+here.id+" by container "+here.Docker("ps", "--quiet", "--filter", "name=writer"))
 	require.ErrorContains(t, err, "; stop its container on node "+here.id)
 	assert.Contains(t, here.Docker("volume", "inspect", "--format", "{{json .Status}}", "moving"), `"wanted-by":"`+there.id+`"`)
-	assert.Contains(t, here.Log(), "two services may have the same volume")
+	assert.True(t, strings.Contains(here.Log(), "two services may have the same volume"), "the log warns")
 	_, err = there.Try("volume", "rm", "moving")
 	require.Error(t, err, "or removed")
 	awaitLines(t, here.Engine, 10)
@@ -204,10 +205,9 @@ func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	assertNothingLost(t, there.Engine, "moving")
 	there.eventuallyReleased()
 
-	// Docker asks for the size of what it only looks at, and the copy-up probe keeps the disk.
-	here.Docker("create", "--name", "never-started", "--volume", "moving:/data", "busybox", "true")
+	here.Docker("create", "--volume", "moving:/copyup", "busybox", "true") // the copy-up probe, after which the disk is kept
 	assertNothingLost(t, there.Engine, "moving")
-	assert.Contains(t, here.Log(), "was released for another node that wants it")
+	assert.True(t, strings.Contains(here.Log(), "was released for another node that wants it"), "the log tells of the hand-over")
 	there.eventuallyReleased()
 	there.Docker("volume", "rm", "moving")
 	there.Eventually("the volume is deleted and not listed", func() error {
