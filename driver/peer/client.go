@@ -90,7 +90,7 @@ func ask(ctx context.Context, client *http.Client, url string, question []byte) 
 	if err != nil {
 		return holding, err
 	}
-	defer answer.Body.Close()
+	defer func() { _ = answer.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	if err != nil {
 		return holding, err

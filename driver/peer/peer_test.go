@@ -125,7 +125,6 @@ func TestAnAnswerThatIsWaitedForComesInTime(t *testing.T) {
 }
 
 func TestAKeyIsReplacedOneNodeAtATime(t *testing.T) {
-	t.Parallel()
 	for name, c := range map[string]struct{ client, server []string }{
 		"asks with the new one":      {[]string{secret, former}, []string{former}},
 		"is asked with the new one":  {[]string{former}, []string{secret, former}},
@@ -152,7 +151,6 @@ func TestAKeyIsOfOneCluster(t *testing.T) {
 }
 
 func TestKeysThatCannotBeUsedAreRefusedAndNotShown(t *testing.T) {
-	t.Parallel()
 	for name, c := range map[string]struct{ text, error string }{
 		"none":     {" \n", "there must be one key, or the new one and the former: there are 0"},
 		"three":    {secret + " " + former + "\n" + secret, "there must be one key, or the new one and the former: there are 3"},
@@ -179,7 +177,7 @@ func stranger(t *testing.T, at netip.AddrPort, config *tls.Config) (shown []*x50
 	require.NoError(t, err)
 	answer, err := client.Do(r)
 	if err == nil {
-		defer answer.Body.Close()
+		defer func() { _ = answer.Body.Close() }()
 		body, _ := io.ReadAll(answer.Body)
 		t.Errorf("answered: %s", body)
 	}
@@ -187,7 +185,6 @@ func stranger(t *testing.T, at netip.AddrPort, config *tls.Config) (shown []*x50
 }
 
 func TestAStrangerLearnsAndDoesNothing(t *testing.T) {
-	t.Parallel()
 	h := using()
 	key := keys(t, secret)[0]
 	at := serving(t, h, []Key{key})
@@ -222,14 +219,14 @@ func TestAServerWithoutTheKeyIsNotTold(t *testing.T) {
 	key := keys(t, secret)[0]
 	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: keys(t, former)[0].config().Certificates})
 	require.NoError(t, err)
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	heard := make(chan []byte, 1)
 	go func() {
 		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		got, _ := io.ReadAll(conn)
 		heard <- got
 	}()
@@ -245,7 +242,7 @@ func TestWhatWasHeardOnTheWayCannotBeSentAgain(t *testing.T) {
 	at := serving(t, h, keys(t, secret))
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	var sent bytes.Buffer
 	ended := make(chan struct{})
 	go func() {
@@ -272,7 +269,7 @@ func TestWhatWasHeardOnTheWayCannotBeSentAgain(t *testing.T) {
 
 	again, err := net.Dial("tcp", at.String())
 	require.NoError(t, err)
-	defer again.Close()
+	defer func() { _ = again.Close() }()
 	_, err = again.Write(sent.Bytes())
 	require.NoError(t, err)
 	_, _ = io.Copy(io.Discard, again) // until the server has given up
@@ -280,7 +277,6 @@ func TestWhatWasHeardOnTheWayCannotBeSentAgain(t *testing.T) {
 }
 
 func TestWhatIsNoQuestionIsRefused(t *testing.T) {
-	t.Parallel()
 	h := using()
 	key := keys(t, secret)[0]
 	at := serving(t, h, []Key{key})
@@ -300,7 +296,7 @@ func TestWhatIsNoQuestionIsRefused(t *testing.T) {
 			require.NoError(t, err)
 			answer, err := client.Do(r)
 			require.NoError(t, err)
-			defer answer.Body.Close()
+			defer func() { _ = answer.Body.Close() }()
 			assert.Equal(t, c.status, answer.StatusCode)
 		})
 	}
@@ -316,7 +312,7 @@ func TestAFloodOfSilentConnectionsKeepsNobodyOut(t *testing.T) {
 	for range 4 * maxStrangersOfAddress {
 		conn, err := from.DialContext(t.Context(), "tcp", at.String())
 		require.NoError(t, err)
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		silent = append(silent, conn)
 	}
 	_, err := NewClient(keys(t, secret), at.Port(), nil).Ask(t.Context(), []netip.Addr{at.Addr()}, want)

@@ -126,7 +126,7 @@ func (c *ec2Cloud) launchPeer(t *testing.T, address string) *instance {
 func (i *instance) reaches(other *instance) {
 	i.t.Helper()
 	listener := i.Listen(other.address + ":7373")
-	i.t.Cleanup(func() { listener.Close() })
+	i.t.Cleanup(func() { _ = listener.Close() })
 	go func() {
 		for {
 			in, err := listener.Accept()
@@ -134,12 +134,12 @@ func (i *instance) reaches(other *instance) {
 				return
 			}
 			go func() {
-				defer in.Close()
+				defer func() { _ = in.Close() }()
 				out, err := other.Dial(other.address + ":7373")
 				if err != nil {
 					return
 				}
-				defer out.Close()
+				defer func() { _ = out.Close() }()
 				go func() { _, _ = io.Copy(in, out); _ = in.Close() }()
 				_, _ = io.Copy(out, in)
 			}()
@@ -196,7 +196,7 @@ func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 	require.ErrorContains(t, err, "in use on node "+here.id+" by container "+here.Docker("ps", "--quiet", "--filter", "name=writer"))
 	require.ErrorContains(t, err, "; stop its container on node "+here.id)
 	assert.Contains(t, here.Docker("volume", "inspect", "--format", "{{json .Status}}", "moving"), `"wanted-by":"`+there.id+`"`)
-	assert.True(t, strings.Contains(here.Log(), "two services may have the same volume"), "the log warns")
+	assert.Equal(t, 1, strings.Count(here.Log(), "two services may have the same volume"))
 	_, err = there.Try("volume", "rm", "moving")
 	require.Error(t, err, "or removed")
 	awaitLines(t, here.Engine, 10)
@@ -207,7 +207,7 @@ func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 
 	here.Docker("create", "--volume", "moving:/copyup", "busybox", "true") // the copy-up probe, after which the disk is kept
 	assertNothingLost(t, there.Engine, "moving")
-	assert.True(t, strings.Contains(here.Log(), "was released for another node that wants it"), "the log tells of the hand-over")
+	assert.Equal(t, 1, strings.Count(here.Log(), "was released for another node that wants it"))
 	there.eventuallyReleased()
 	there.Docker("volume", "rm", "moving")
 	there.Eventually("the volume is deleted and not listed", func() error {
@@ -355,7 +355,7 @@ func TestDiskWithAnotherSerialIsNotUsed(t *testing.T) {
 	require.ErrorContains(t, err, "waiting for the device")
 	device, err := os.Open(c.disks.Device(volume))
 	require.NoError(t, err)
-	defer device.Close()
+	defer func() { _ = device.Close() }()
 	content, err := io.ReadAll(io.LimitReader(device, 16<<20))
 	require.NoError(t, err)
 	assert.Empty(t, bytes.Trim(content, "\x00"), "nothing was written to it")
