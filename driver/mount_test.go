@@ -376,6 +376,22 @@ func TestWaitingForALiveHolderCostsTheCloudLittleAndIsLoggedOnce(t *testing.T) {
 	})
 }
 
+func TestAnHourOfWaitingForALiveHolderCostsTheCloudLittle(t *testing.T) {
+	for name, change := range map[string]func(*Config){"that answers": withPeers, "that does not answer": func(*Config) {}} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				la, lb := a.start(t, change), b.start(t, change)
+				mounted(t, la, "data", "1")
+				w.count()
+				_, err := lb.Mount(after(t, time.Hour-time.Second), "data", "2")
+				require.ErrorIs(t, err, volume.Unfinished)
+				calls := w.count()
+				assert.LessOrEqual(t, calls["Find"]+calls["NodeState"], 240)
+			})
+		})
+	}
+}
+
 func TestAVolumeThatCannotBeTakenOverSaysSoAtOnce(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		mounted(t, b.start(t), "data", "1")

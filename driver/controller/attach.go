@@ -58,8 +58,7 @@ type attach struct {
 func (c *Controller) Attach(ctx context.Context, claim Claim) (vol *providers.Volume, attaching bool, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	now := time.Now()
-	a := &attach{Controller: c, claim: claim, holder: holderWatch{since: now}, retry: backoff{begun: now}}
+	a := &attach{Controller: c, claim: claim, holder: holderWatch{since: time.Now()}}
 	a.begin(volume.Step{Phase: volume.WaitingForCloud, Advice: "what is mounted already is not affected"})
 	for vol = c.catalog.free(a.claim.Name); ; {
 		if vol == nil {

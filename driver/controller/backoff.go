@@ -13,11 +13,15 @@ import (
 type backoff struct {
 	last  time.Duration
 	most  time.Duration // of the next wait; 0: no limit
-	begun time.Time     // of a wait that may last for hours: after minutes the waits become longer, up to mostLong; zero for another
+	begun time.Time     // of a wait that may last for hours: after patience the waits become longer, up to mostLong; zero for another
 }
 
-// mostLong bounds the waits of one that lasts for hours, on average 30 s.
-const mostLong = 40 * time.Second
+const (
+	// patience is how long a wait for another node may last before it counts as one that lasts for hours.
+	patience = 2 * time.Minute
+	// mostLong bounds the pauses of one, which are half a minute on average.
+	mostLong = 45 * time.Second
+)
 
 // wait waits once more, or returns the reason why ctx ended.
 func (b *backoff) wait(ctx context.Context) error {
@@ -30,8 +34,8 @@ func (b *backoff) wait(ctx context.Context) error {
 // next returns how long to wait once more.
 func (b *backoff) next() time.Duration {
 	limit := 5 * time.Second
-	if !b.begun.IsZero() {
-		limit = min(max(limit, time.Since(b.begun)/24), mostLong)
+	if waited := time.Since(b.begun); !b.begun.IsZero() && waited > patience {
+		limit = min(waited/8, mostLong)
 	}
 	b.last = min(max(2*b.last, 500*time.Millisecond), limit)
 	wait := b.last/2 + Jitter(b.last/2)

@@ -161,6 +161,10 @@ func stepOf(holding volume.Holding, holder string) volume.Step {
 // wait waits until it makes sense to try again, and returns what the next try is to work with: the volume as free if its holder says
 // that it has nothing of it; nil to ask the cloud. Errors: the reason why ctx ended.
 func (a *attach) wait(ctx context.Context, vol *providers.Volume) (*providers.Volume, error) {
+	a.retry.begun = time.Time{}
+	if a.step.Phase == volume.WaitingForHolder {
+		a.retry.begun = a.holder.since
+	}
 	if !a.letGoAt.IsZero() && time.Since(a.letGoAt) < MaxStale/2 && !vol.Held() {
 		a.retry.shorten() // the cloud is not done with the detach
 		return vol, a.retry.wait(ctx)

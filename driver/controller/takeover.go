@@ -34,6 +34,8 @@ type holderWatch struct {
 	tries int       // attaches that were asked for
 
 	state providers.NodeState // of the holder, as the cloud said last
+	asked time.Time           // when
+	of    string              // which node that is
 	peer  *peerWatch          // tells what the holder itself says; nil before it is asked
 }
 
@@ -56,7 +58,11 @@ func (c *Controller) takeOver(ctx context.Context, vol *providers.Volume, watch 
 		step(volume.Step{Phase: volume.TakingOver, Detail: fmt.Sprintf("being detached from node %s", holder)})
 		return true, nil
 	}
-	state, asked := c.nodeState(ctx, holder)
+	if watch.of != holder || watch.state.Life != providers.Running || time.Since(watch.since) < patience || time.Since(watch.asked) >= mostLong {
+		watch.state, watch.asked = c.nodeState(ctx, holder)
+		watch.of = holder
+	}
+	state, asked := watch.state, watch.asked
 	for again := 0; again < 2 && writesNoMore(state) && time.Since(asked) > evidenceLife; again++ {
 		state, asked = c.nodeState(ctx, holder)
 	}
@@ -69,7 +75,7 @@ func (c *Controller) takeOver(ctx context.Context, vol *providers.Volume, watch 
 		waiting = stepOf(own, holder)
 	}
 	step(waiting)
-	watch.state = state
+	watch.state, watch.asked = state, asked
 
 	evidence := ""
 	switch {
