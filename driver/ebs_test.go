@@ -27,6 +27,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 func TestMain(m *testing.M) {
@@ -50,7 +51,7 @@ func TestRandomOnEBS(t *testing.T) {
 		r := newRegion(w, seed)
 		t.Cleanup(r.sim.Close)
 		random(t, seed, w)
-		assert.Empty(t, r.sim.Problems())
+		assert.Empty(t, r.sim.Problems(), violation.Prefix+"of the cloud")
 		for _, n := range r.sim.Throttled() {
 			w.figures["throttled calls"] += n
 		}

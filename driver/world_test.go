@@ -25,6 +25,7 @@ import (
 	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // world is a small cloud and its machines, under the rules of the real ones: a disk is attached to one machine, a mkfs
@@ -230,7 +231,7 @@ func at(call string, f fault) func(node, call string) fault {
 func calm(string, string) fault { return noFault }
 
 func (w *world) violate(format string, args ...any) {
-	w.violations = append(w.violations, fmt.Sprintf(format, args...))
+	w.violations = append(w.violations, violation.Textf(format, args...))
 }
 
 func (w *world) machine(name string) *machine {

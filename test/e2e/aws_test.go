@@ -25,6 +25,7 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	"github.com/blockvol/blockvol/test/engine"
 	"github.com/blockvol/blockvol/test/namespace"
+	"github.com/blockvol/blockvol/test/violation"
 )
 
 // Tests of volumes on EBS. The engines are instances of a simulated EC2 with loop devices as disks. Each instance has a
@@ -60,7 +61,7 @@ func startEC2(t *testing.T, change func(*cloud.Config)) *ec2Cloud {
 	c := &ec2Cloud{Cloud: cloud.New(cfg), disks: disks}
 	t.Cleanup(func() {
 		c.Close()
-		require.Empty(t, c.Problems())
+		require.Empty(t, c.Problems(), violation.Prefix+"of the cloud")
 	})
 	policy, err := os.ReadFile("../../docs/aws-policy.json")
 	require.NoError(t, err)

@@ -41,7 +41,7 @@ func openAccount(t *testing.T, kind fronts.Kind) *account {
 	a := &account{Cloud: cloud.New(cfg), kind: kind, disks: disks}
 	t.Cleanup(func() {
 		a.Close()
-		require.Empty(t, a.Problems())
+		require.Empty(t, a.Problems(), violation.Prefix+"of the cloud")
 	})
 	a.front = kind.New(a.Cloud)
 	disks.ShowAs(func(volume string) loop.Identity { return kind.Identity(a.front, volume) })
