@@ -383,7 +383,7 @@ func TestAnHourOfWaitingForALiveHolderCostsTheCloudLittle(t *testing.T) {
 				la, lb := a.start(t, change), b.start(t, change)
 				mounted(t, la, "data", "1")
 				w.count()
-				_, err := lb.Mount(after(t, time.Hour-time.Second), "data", "2")
+				_, err := lb.Mount(limited(t, time.Hour-time.Second), "data", "2")
 				require.ErrorIs(t, err, volume.Unfinished)
 				calls := w.count()
 				assert.LessOrEqual(t, calls["Find"]+calls["NodeState"], 240)

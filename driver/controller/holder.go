@@ -165,7 +165,7 @@ func (a *attach) wait(ctx context.Context, vol *providers.Volume) (*providers.Vo
 	if a.step.Phase == volume.WaitingForHolder {
 		a.retry.begun = a.holder.since
 	}
-	if !a.letGoAt.IsZero() && time.Since(a.letGoAt) < MaxStale/2 && !vol.Held() {
+	if !a.letGoAt.IsZero() && time.Since(a.letGoAt) < providers.MaxStale/2 && !vol.Held() {
 		a.retry.shorten() // the cloud is not done with the detach
 		return vol, a.retry.wait(ctx)
 	}
