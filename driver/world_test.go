@@ -119,6 +119,9 @@ type machine struct {
 	mounts     map[string]*superblock // by serial: what the kernel holds
 	journal    map[string]*node.Entry
 	current    *life
+
+	answers   *Driver // the one that other machines ask; guarded by world.mu
+	answering *life   // whose that is
 }
 
 // superblock is a file system that a kernel holds.
@@ -259,6 +262,7 @@ func (m *machine) start(t testing.TB, change ...func(*Config)) *life {
 	require.NoError(t, err)
 	l.Driver = d
 	m.current = l
+	m.world.set(func() { m.answers, m.answering = d, l })
 	return l
 }
 

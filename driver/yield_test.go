@@ -27,9 +27,10 @@ func (p fakePeers) Ask(ctx context.Context, _ []netip.Addr, want volume.Want) (v
 	defer cancel()
 	w, fault := p.machine.world, p.draw("peer.Ask")
 	w.mu.Lock()
+	var driver *Driver
 	var other *life
 	if m := w.machines[want.To]; m != nil && !w.parted(p.machine.name, want.To) {
-		other = m.current
+		driver, other = m.answers, m.answering
 	}
 	w.mu.Unlock()
 	switch {
@@ -41,7 +42,7 @@ func (p fakePeers) Ask(ctx context.Context, _ []netip.Addr, want volume.Want) (v
 	case fault == failBefore, other == nil || other.dead.Load():
 		return volume.Holding{}, errUnreachable
 	}
-	holding, err := other.Yield(ctx, want)
+	holding, err := driver.Yield(ctx, want)
 	if fault != noFault || other.dead.Load() {
 		return volume.Holding{}, errInjected
 	}
