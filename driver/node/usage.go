@@ -27,7 +27,7 @@ const (
 )
 
 func (u Usage) String() string {
-	return [...]string{Used: "used", Unused: "unused", Kept: "kept", Active: "active", Undecided: "undecided", Abandoned: "abandoned"}[u]
+	return [...]string{Used: "used", Unused: "unused", Idle: "idle", Active: "active", Undecided: "undecided", Abandoned: "abandoned"}[u]
 }
 
 // Usage compares the journal with the kernel. idle: its idle TTL is not over.
