@@ -74,7 +74,7 @@ func handOver(t *testing.T, story func(t *testing.T, w *world, a, b *life)) {
 
 func TestAVolumeThatIsKeptIsHandedOverAtOnce(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
-		la, lb := mounted(t, a.start(t, glancing, withPeers), "data", "probe"), b.start(t, withPeers)
+		la, lb := mounted(t, a.start(t, probing, withPeers), "data", "probe"), b.start(t, withPeers)
 		mustUnmount(t, la, "data", "probe") // kept for probeGrace
 		require.Equal(t, "mounted", status(t, la, "data")["state"])
 		begin := time.Now()
