@@ -86,15 +86,19 @@ func (d *Driver) takeDue(ctx context.Context, now time.Time) {
 // dueSnapshots returns the volumes of this node whose schedules have a snapshot to take or to delete.
 func (d *Driver) dueSnapshots(ctx context.Context, now time.Time) (due []dueSnapshot) {
 	here := make(map[string]bool)
-	names := d.held()
+	names := slices.DeleteFunc(d.held(), func(name string) bool { h := d.known(name); return h == nil || !h.Seen() })
 	if slices.ContainsFunc(names, func(name string) bool { return d.controller.Last(name) == nil }) { // after a restart
-		if _, err := d.controller.List(ctx); err != nil {
+		node, err := d.thisNode(ctx)
+		if err == nil {
+			_, err = d.controller.ListHeld(ctx, node.ID)
+		}
+		if err != nil {
 			return nil // the next look asks again
 		}
 	}
 	for _, name := range names {
 		h, vol := d.known(name), d.controller.Last(name)
-		if h == nil || vol == nil || !h.Seen() {
+		if h == nil || vol == nil {
 			continue
 		}
 		schedule := volume.ScheduleOf(vol.Record)

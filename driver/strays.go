@@ -121,17 +121,16 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 		d.log.WithError(err).Warn("Which node this is cannot be told yet")
 		return false
 	}
-	all, err := d.controller.List(ctx)
+	held, err := d.controller.ListHeld(ctx, here.ID)
+	if err == nil {
+		err = d.clearPaths(ctx, here.ID)
+	}
 	if err != nil {
 		d.log.WithError(err).Warn("Which volumes this node holds cannot be told yet")
 		return false
 	}
 	done = true
-	for _, vol := range all {
-		if !vol.HeldBy(here.ID) {
-			d.tasks.Go(func() { d.clearPath(ctx, vol.Name) })
-			continue
-		}
+	for _, vol := range held {
 		d.attempt(vol.Name, volume.Reconciling, func(h *handle) { // a call that has it will note it
 			if h.Entry() == nil {
 				done = d.noteStray(ctx, h, vol) && done
@@ -143,6 +142,28 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 		d.forgetAbsent(begun)
 	}
 	return done
+}
+
+// clearPaths clears the paths of all volumes that this node does not hold. The other nodes' volumes may be thousands, so it asks which
+// they are only if something is mounted that the journal does not know.
+func (d *Driver) clearPaths(ctx context.Context, here string) error {
+	unknown, err := d.node.Mounted()
+	if err != nil {
+		return err
+	}
+	for _, name := range d.held() {
+		delete(unknown, node.DirOf(name))
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	all, err := d.controller.List(ctx)
+	for _, vol := range all {
+		if unknown[node.DirOf(vol.Name)] && !vol.HeldBy(here) {
+			d.tasks.Go(func() { d.clearPath(ctx, vol.Name) })
+		}
+	}
+	return err
 }
 
 // clearPath takes away the mount of a volume that this node does not hold. If the journal was lost, and the disk taken from

@@ -1,6 +1,8 @@
 package driver
 
 import (
+	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -222,5 +224,61 @@ func TestAVolumeWhoseEntryALaterVersionWroteIsLeftAsItIs(t *testing.T) {
 			assert.Equal(t, "data", a.mounts["serial-1"].dir, "it was unmounted")
 			assert.Equal(t, "gone", a.mounts["serial-2"].dir, "it was unmounted")
 		})
+	})
+}
+
+// own is a cloud that can list the volumes of one node.
+type own struct {
+	*fakeProvider
+	lists atomic.Int64 // of all volumes
+}
+
+func (o *own) List(ctx context.Context) ([]*providers.Volume, error) {
+	o.lists.Add(1)
+	return o.fakeProvider.List(ctx)
+}
+
+func (o *own) ListHeld(ctx context.Context, node string) (held []*providers.Volume, err error) {
+	all, err := o.fakeProvider.List(ctx)
+	for _, v := range all {
+		if v.HeldBy(node) {
+			held = append(held, v)
+		}
+	}
+	return held, err
+}
+
+// In a large cluster, the others have thousands.
+func TestANodeListsTheVolumesOfOthersOnlyForAMountThatItDoesNotKnow(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		cloud := &own{}
+		start := func() *life {
+			return a.start(t, takesAlways, func(c *Config) {
+				cloud.fakeProvider = c.Provider.(*fakeProvider) //nolint:forcetypeassert // of the simulated world
+				c.Provider = cloud
+			})
+		}
+		mounted(t, start(), "data", "1").kill()
+		synctest.Wait()
+		l := start()
+		made(t, b.start(t), "more").kill()
+		w.setFault(at("cloud.Attach", hang))
+		_, err := l.Mount(within(t), "more", "2") // it is in the journal, and not here
+		require.Error(t, err)
+		time.Sleep(2 * straysEvery)
+		w.setFault(calm)
+		synctest.Wait()
+		assert.Zero(t, cloud.lists.Load())
+
+		l.kill()
+		synctest.Wait()
+		clear(a.journal)
+		mustMount(t, b.start(t, takesAlways), "data", "2") // a is cut off
+		start()
+		synctest.Wait()
+		w.set(func() { assert.Empty(t, a.mounts["serial-1"].dir, "it shows a disk that is another node's") })
+		assert.EqualValues(t, 1, cloud.lists.Load())
+		a.containerEnds("1")
+		b.containerEnds("2")
 	})
 }

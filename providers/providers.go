@@ -111,6 +111,13 @@ type Snapshotter interface {
 	DeleteSnapshot(ctx context.Context, id string) error
 }
 
+// HeldLister is a Provider that can list the volumes of one node, at less cost than List if others have many.
+type HeldLister interface {
+	// ListHeld returns the volumes that the cloud says the node holds, sorted by name. As with List, some that cannot be read do not hide
+	// the others.
+	ListHeld(ctx context.Context, node string) ([]*Volume, error)
+}
+
 // Modifier is a Provider that can change a volume, also while it is in use. Its file system is the driver's business.
 type Modifier interface {
 	// Modify makes the volume what change says, and returns it once the cloud shows it so; its device follows by itself.

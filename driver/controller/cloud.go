@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/volume"
@@ -46,6 +47,16 @@ func (c cloud) find(ctx context.Context, name string) (*providers.Volume, error)
 
 func (c cloud) list(ctx context.Context) ([]*providers.Volume, error) {
 	return within(ctx, queryTimeout, c.provider.List)
+}
+
+func (c cloud) listHeld(ctx context.Context, node string) ([]*providers.Volume, error) {
+	return within(ctx, queryTimeout, func(ctx context.Context) ([]*providers.Volume, error) {
+		if lister, can := c.provider.(providers.HeldLister); can {
+			return lister.ListHeld(ctx, node)
+		}
+		all, err := c.provider.List(ctx)
+		return slices.DeleteFunc(all, func(v *providers.Volume) bool { return !v.HeldBy(node) }), err
+	})
 }
 
 func (c cloud) create(ctx context.Context, spec providers.Spec) (*providers.Volume, error) {

@@ -83,6 +83,23 @@ func (c *Controller) List(ctx context.Context) ([]*providers.Volume, error) {
 	return c.catalog.list(ctx)
 }
 
+// ListHeld asks the cloud itself which volumes the node holds, and notes the answer for Last. Some that cannot be read do not hide the
+// others.
+func (c *Controller) ListHeld(ctx context.Context, node string) ([]*providers.Volume, error) {
+	asked := c.catalog.now()
+	held, err := c.cloud.listHeld(ctx, node)
+	if held != nil && err != nil {
+		c.log.WithError(err).Error("Some volumes cannot be read: whether this node holds them cannot be told")
+		err = nil
+	}
+	for _, v := range held {
+		if !c.catalog.changedLately(v.Name) {
+			c.catalog.learn(asked, v.Name, v)
+		}
+	}
+	return held, err
+}
+
 // ListWhole asks the cloud itself for all volumes. A list from which some are missing is an error: what is not in it need not be gone.
 func (c *Controller) ListWhole(ctx context.Context) ([]*providers.Volume, error) {
 	all, err := c.cloud.list(ctx)

@@ -157,6 +157,19 @@ func (n *Node) Examine(ctx context.Context, known map[string]bool) []providers.F
 	return append(n.journal.Examine(n.boot), n.examineMounts(ctx, known)...)
 }
 
+// Mounted returns the directories, see DirOf, at which this node shows something to containers.
+func (n *Node) Mounted() (map[string]bool, error) {
+	dirs, err := n.host.Mounted()
+	if err != nil {
+		return nil, err
+	}
+	mounted := make(map[string]bool, len(dirs))
+	for _, dir := range dirs {
+		mounted[dir] = true
+	}
+	return mounted, nil
+}
+
 func (n *Node) examineMounts(ctx context.Context, known map[string]bool) (found []providers.Finding) {
 	seen, err := n.host.Shared(ctx)
 	if err == nil && !seen {

@@ -98,7 +98,7 @@ func New(cfg Config) (*Provider, error) {
 		Stale: true, MarksAlone: true, ShowsOperations: true, Attach: p.attach, Detach: p.detach,
 		Manual: "docs/aws.md", Clock: p.clock, Permissions: p.tryPermissions,
 		Self: p.self, Status: p.status,
-		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Known: p.known, Get: p.get,
+		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Held: p.held, Known: p.known, Get: p.get,
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove,
 		Peers: map[string]managed.Peer[types.Volume]{"rexray": {List: p.peers, Name: peerName}},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -252,5 +253,35 @@ func TestMultiAttachVolumesAreNeitherAdoptedNorUsed(t *testing.T) {
 		}
 		link.is.Store(false)
 		w.attach(p, v)
+	})
+}
+
+func TestOneRequestTellsWhatANodeHolds(t *testing.T) {
+	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
+		node, other := w.node("a"), w.node("a")
+		p, q := w.on(node), w.on(other)
+		w.attach(p, w.create(p, "mine"))
+		w.attach(q, w.create(q, "theirs"))
+		for i := range 600 { // more than a page has
+			_, err := w.cloud.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error {
+				_, err := r.CreateVolume(cloud.VolumeSpec{Shape: cloud.Shape{Size: gib, Type: "gp3"}, Tags: map[string]string{tagCluster: "main", tagName: strconv.Itoa(i)}})
+				return err
+			})
+			require.NoError(t, err)
+		}
+		fresh := w.on(node)
+		_, err := fresh.Node(t.Context())
+		require.NoError(t, err)
+		w.cloud.ResetCalls()
+		held, err := fresh.ListHeld(t.Context(), node)
+		require.NoError(t, err)
+		if assert.Len(t, held, 1) {
+			assert.Equal(t, "mine", held[0].Name)
+		}
+		assert.Equal(t, 1, w.cloud.Calls()["DescribeVolumes"])
+		held, err = fresh.ListHeld(t.Context(), w.node("a"))
+		require.NoError(t, err)
+		assert.NotNil(t, held, "an answer that none is held")
+		assert.Empty(t, held)
 	})
 }

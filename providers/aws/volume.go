@@ -47,14 +47,21 @@ func (p *Provider) named(ctx context.Context, names []string) (map[string][]type
 	return found, err
 }
 
-// all returns the volumes with the cluster's tag. The driver lists when it starts, before anybody waits: so all also reads what an
-// attach needs, for the first mount to be faster. If that fails, attach reads it.
+// all returns the volumes with the cluster's tag.
 func (p *Provider) all(ctx context.Context) ([]types.Volume, error) {
 	all, err := p.describeVolumes(ctx, filter("tag:"+tagCluster, escape(p.cfg.Cluster)), sdk.Int32(500))
-	if s, known := p.session.Known(); err == nil && known {
-		_ = p.readSlots(ctx, p.slotsOf(s.instance), s.instance)
-	}
 	return slices.DeleteFunc(all, func(v types.Volume) bool { return !exists(v) }), err
+}
+
+// held returns the volumes with the cluster's tag that are attached to the instance. The driver asks for its own when it starts, before
+// anybody waits: so held also reads what an attach needs, for the first mount to be faster. If that fails, attach reads it.
+func (p *Provider) held(ctx context.Context, node string) ([]types.Volume, error) {
+	by := append(filter("tag:"+tagCluster, escape(p.cfg.Cluster)), filter("attachment.instance-id", node)...)
+	held, err := p.describeVolumes(ctx, by, nil)
+	if s, known := p.session.Known(); err == nil && known && s.instance == node {
+		_ = p.readSlots(ctx, p.slotsOf(node), node)
+	}
+	return slices.DeleteFunc(held, func(v types.Volume) bool { return !exists(v) }), err
 }
 
 // known returns the volumes with any of blockvol's tags.

@@ -104,6 +104,9 @@ type Cloud[V any] struct {
 	// All returns the disks that may be volumes of the cluster.
 	All func(ctx context.Context) ([]V, error)
 
+	// Held returns those that the node may hold. nil: the cloud cannot choose them, and All is asked.
+	Held func(ctx context.Context, node string) ([]V, error)
+
 	// Known returns the disks that have any of blockvol's marks, of whatever cluster, with as few requests as a list takes; they may be
 	// more than those.
 	Known func(ctx context.Context) ([]V, error)

@@ -123,8 +123,23 @@ func (p *Provider[V]) List(ctx context.Context) ([]*providers.Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	lately, asked := p.memory.lately(), time.Now()
-	all, err := p.cloud.All(ctx)
+	return p.list(ctx, p.memory.lately(), p.cloud.All)
+}
+
+// ListHeld implements providers.HeldLister.
+func (p *Provider[V]) ListHeld(ctx context.Context, node string) ([]*providers.Volume, error) {
+	ask := p.cloud.All
+	if p.cloud.Held != nil {
+		ask = func(ctx context.Context) ([]V, error) { return p.cloud.Held(ctx, node) }
+	}
+	all, err := p.list(ctx, nil, ask)
+	return slices.DeleteFunc(all, func(v *providers.Volume) bool { return !v.HeldBy(node) }), err
+}
+
+// list is List of what ask returns, and of what this process has created lately.
+func (p *Provider[V]) list(ctx context.Context, lately map[string]creation, ask func(context.Context) ([]V, error)) ([]*providers.Volume, error) {
+	asked := time.Now()
+	all, err := ask(ctx)
 	if err != nil {
 		return nil, err
 	}

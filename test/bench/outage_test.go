@@ -149,16 +149,18 @@ func (k *kernel) Examine(context.Context, mount.Device, string) []mount.Finding 
 
 func (k *kernel) Activity(mount.Device) (mount.Activity, error) { return mount.Activity{}, nil }
 
-// outage is a fleet, and how often AttachVolume may be refused for each success. At most once is the aim; this is what it must not
-// grow to. The last node to finish makes the time of a run: a small fleet's varies by a tenth, so its figures are means of several runs.
+// outage is a fleet, how long it may take as a multiple of what the bucket allows, and how often AttachVolume may be refused for each
+// success. At most 1.25 and once are the aim; this is what they must not grow to. The last node to finish makes the time of a run, which
+// varies by a twentieth, so the figures of the fleet that each change is tested with are means of several runs. The limits are at least
+// four standard deviations away.
 type outage struct {
 	nodes, perNode int
 	runs           int
-	refused        float64
+	took, refused  float64
 }
 
 // outages are those of `make bench`.
-var outages = []outage{{50, 5, 8, 3}, {200, 5, 1, 4.5}, {200, 10, 1, 3.5}}
+var outages = []outage{{50, 5, 8, 1.25, 1.5}, {200, 5, 1, 1.4, 2.8}, {200, 10, 1, 1.4, 2.3}}
 
 var largest = flag.Bool("outage.largest", false, "also an outage of 500 nodes with 5 volumes each, and one of 1,000 with 10")
 
@@ -167,7 +169,7 @@ var largest = flag.Bool("outage.largest", false, "also an outage of 500 nodes wi
 func TestFleetMountsAfterAnOutage(t *testing.T) {
 	fleets := outages
 	if *largest {
-		fleets = append(fleets, outage{500, 5, 1, 6}, outage{1000, 10, 1, 5})
+		fleets = append(fleets, outage{500, 5, 1, 1.4, 3.6}, outage{1000, 10, 1, 1.4, 2.8})
 	}
 	if testing.Short() {
 		fleets = outages[:1]
@@ -195,7 +197,7 @@ func (o outage) run(t *testing.T) {
 	report(fleet+", DescribeVolumes sent, refused", "", "%d, %d", calls["DescribeVolumes"]/o.runs, throttled["DescribeVolumes"]/o.runs)
 	t.Logf("%v for a bound of %v, %.2f of it, %.2f refused for each success; calls of %d runs %v, of them throttled %v", took, bound, ratio,
 		refused, o.runs, calls, throttled)
-	assert.LessOrEqual(t, ratio, 1.25, "of what the buckets allow")
+	assert.LessOrEqual(t, ratio, o.took, "of what the buckets allow")
 	assert.LessOrEqual(t, refused, o.refused, "AttachVolume refused for each success")
 }
 
