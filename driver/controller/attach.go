@@ -51,6 +51,7 @@ type attach struct {
 
 	stopAsking context.CancelFunc // ends a.holder.peer
 	letGoAt    time.Time          // when the holder said that it has nothing of the volume; zero if it did not
+	ending     time.Duration      // the longest that the next wait may last for the cloud to end the detach
 }
 
 // Attach makes the cloud attach the volume to the node: at once if it is free, after its holder has released it otherwise. It

@@ -25,6 +25,8 @@ const (
 	askAgain = time.Second
 	// leastSilent is how soon after a question without an answer the holder is asked again; each more doubles it, up to mostSilent.
 	leastSilent, mostSilent = 5 * time.Second, time.Minute
+	// firstEnding is how soon an attach is tried again after the holder has let go, while the cloud ends the detach; it doubles.
+	firstEnding = 150 * time.Millisecond
 	// heardFor is how long an answer of the holder counts, and heardEvery how often the cloud is asked about a holder that answers.
 	heardFor   = 20 * time.Second
 	heardEvery = 30 * time.Second
@@ -166,7 +168,8 @@ func (a *attach) wait(ctx context.Context, vol *providers.Volume) (*providers.Vo
 		a.retry.begun = a.holder.since
 	}
 	if !a.letGoAt.IsZero() && time.Since(a.letGoAt) < providers.MaxStale/2 && !vol.Held() {
-		a.retry.shorten() // the cloud is not done with the detach
+		a.retry.most = a.ending // the cloud is not done with the detach
+		a.ending *= 2
 		return vol, a.retry.wait(ctx)
 	}
 	w, holder := a.holder.peer, vol.Attachment.Node
@@ -182,7 +185,7 @@ func (a *attach) wait(ctx context.Context, vol *providers.Volume) (*providers.Vo
 			a.begin(stepOf(holding, holder))
 			a.logStep(vol)
 		case a.letGoAt.IsZero() && a.holder.taken != holder: // else the cloud has had its time to show it
-			a.letGoAt = time.Now()
+			a.letGoAt, a.ending = time.Now(), firstEnding
 			a.log.WithFields(logrus.Fields{"volume": vol.Name, "id": vol.ID, "holder": holder}).Info("The node that held the volume says that it has let go of it")
 			free := *vol
 			free.Attachment = providers.Attachment{}
