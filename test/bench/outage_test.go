@@ -160,7 +160,7 @@ type outage struct {
 }
 
 // outages are those of `make bench`.
-var outages = []outage{{50, 5, 8, 1.25, 1.5}, {200, 5, 1, 1.4, 2.8}, {200, 10, 1, 1.4, 2.3}}
+var outages = []outage{{50, 5, 8, 1.3, 1.5}, {200, 5, 1, 1.4, 2.8}, {200, 10, 1, 1.4, 2.3}}
 
 var largest = flag.Bool("outage.largest", false, "also an outage of 500 nodes with 5 volumes each, and one of 1,000 with 10")
 
