@@ -38,7 +38,7 @@ func (d *Driver) createAs(ctx context.Context, name string, options map[string]s
 	maps.Copy(r.Spec.Record, record)
 	r.Check = func(ctx context.Context) error { return checkFormat(ctx, r.Spec) }
 	_, err = d.do(ctx, name, job{
-		op: volume.Create, phase: volume.Creating,
+		op: volume.Create, phase: volume.Creating, limit: withSnapshot,
 		work: func(ctx context.Context, h *handle) error { return d.create(ctx, h, r) },
 	})
 	return err

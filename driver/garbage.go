@@ -17,7 +17,7 @@ type Garbage struct {
 }
 
 // copyAge is how old a snapshot that was taken to copy a volume has to be to be garbage: the copy may still be going on.
-const copyAge = 2 * time.Hour
+const copyAge = withSnapshot + time.Hour
 
 // Garbage returns snapshots of the cluster that nobody needs: those that have failed, those left over from a copy of a volume,
 // and those that have expired by their schedules. With removed it returns those of schedules whose disks do not exist any more, too: they are

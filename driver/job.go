@@ -1,11 +1,13 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/internal/pause"
 )
@@ -15,8 +17,9 @@ type job struct {
 	op    volume.Op
 	phase volume.Phase // what others are told, until the work says more
 
-	// work goes on when the caller has left. Its context is the driver's, bounded by workTimeout.
-	work func(ctx context.Context, h *handle) error
+	// work goes on when the caller has left. Its context is the driver's, bounded by limit, 0 for workTimeout.
+	work  func(ctx context.Context, h *handle) error
+	limit time.Duration
 	// commit, if set, follows work that has succeeded while the caller still waits, and makes the answer. undo takes that back
 	// if the caller has left before the answer.
 	commit func(ctx context.Context, h *handle) (answer string, undo func(), err error)
@@ -31,10 +34,10 @@ type job struct {
 	called time.Time // set by do
 }
 
-var (
-	errWorkTimeout = fmt.Errorf("given up after %s", workTimeout)
-	errUnwanted    = errors.New("nobody waits for the volume any more")
-)
+// withSnapshot is the limit of work that may have to wait for a snapshot.
+const withSnapshot = controller.SnapshotTimeout + workTimeout
+
+var errUnwanted = errors.New("nobody waits for the volume any more")
 
 // do does a job, when it is its turn. If ctx ends first the error says what is being done with the volume.
 func (d *Driver) do(ctx context.Context, name string, j job) (string, error) {
@@ -107,7 +110,7 @@ func (d *Driver) run(caller context.Context, h *handle, j job, ended chan<- resu
 }
 
 func (d *Driver) work(caller context.Context, h *handle, j job) error {
-	ctx, cancel := context.WithTimeoutCause(d.ctx, workTimeout, errWorkTimeout)
+	ctx, cancel := withLimit(d.ctx, cmp.Or(j.limit, workTimeout))
 	defer cancel()
 	if j.joins {
 		var stop context.CancelFunc
@@ -115,6 +118,10 @@ func (d *Driver) work(caller context.Context, h *handle, j job) error {
 		defer stop()
 	}
 	return j.work(ctx, h)
+}
+
+func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("given up after %s", limit))
 }
 
 // answering is how long a job may hold the gate after its answer.

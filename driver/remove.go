@@ -18,14 +18,16 @@ func (d *Driver) Remove(ctx context.Context, name string) error { return d.Remov
 // RemoveDisk is Remove of a volume that is that disk, or any if disk is empty. Errors: volume.Conflict if it is another.
 func (d *Driver) RemoveDisk(ctx context.Context, name, disk string) error {
 	_, err := d.do(ctx, name, job{
-		op: volume.Remove, phase: volume.Removing, keep: idleTTL,
+		op: volume.Remove, phase: volume.Removing, keep: idleTTL, limit: withSnapshot,
 		work: func(ctx context.Context, h *handle) error { return d.remove(ctx, h, disk) },
 	})
 	return err
 }
 
 func (d *Driver) remove(ctx context.Context, h *handle, disk string) error {
-	vol, err := d.free(ctx, h)
+	freeing, cancel := withLimit(ctx, workTimeout) // only a snapshot may take longer
+	vol, err := d.free(freeing, h)
+	cancel()
 	switch {
 	case errors.Is(err, providers.ErrNotFound):
 		d.controller.Missing(h.Name)

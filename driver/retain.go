@@ -29,7 +29,7 @@ func (d *Driver) retain(ctx context.Context, h *handle, disk string) error {
 // with volume.Conflict if the volume is another than that disk; any will do if disk is empty. A volume that does not exist is success.
 func (d *Driver) Forget(ctx context.Context, name, disk string) error {
 	_, err := d.do(ctx, name, job{
-		op: volume.Remove, phase: volume.Removing, keep: idleTTL,
+		op: volume.Remove, phase: volume.Removing, keep: idleTTL, limit: withSnapshot,
 		work: func(ctx context.Context, h *handle) error {
 			// First: from then on nothing can delete the disk.
 			if err := d.retain(ctx, h, disk); err != nil && volume.CodeOf(err) != volume.NotFound {

@@ -27,11 +27,23 @@ const (
 // scheduled is the state of a disk's schedule, as this node knows it.
 type scheduled struct {
 	due    time.Time // the last time when a snapshot was due
+	missed time.Time // the first since the latest complete one, as far as this node knows
 	done   bool      // it is complete, and expired ones are deleted
 	latest time.Time // for when the latest complete one was due; zero if none is known
 
 	retry time.Time // not before
 	wait  time.Duration
+}
+
+// overdue returns when the first snapshot since the latest complete one was due, zero if none was.
+func (s *scheduled) overdue() time.Time {
+	switch {
+	case s.missed.After(s.latest):
+		return s.missed
+	case s.due.After(s.latest):
+		return s.due
+	}
+	return time.Time{}
 }
 
 // dueSnapshot is a volume of which a snapshot is due.
@@ -131,7 +143,11 @@ func (d *Driver) schedule(disk string, due time.Time) *scheduled {
 		d.scheduled[disk] = s
 	}
 	if s.due.Before(due) {
-		*s = scheduled{due: due, latest: s.latest}
+		missed := s.overdue()
+		if missed.IsZero() {
+			missed = due
+		}
+		*s = scheduled{due: due, missed: missed, latest: s.latest}
 	}
 	return s
 }
@@ -222,7 +238,7 @@ func (d *Driver) noteLatest(v dueSnapshot, taken []time.Time) {
 	v.latest = latest(taken)
 }
 
-// scheduleOf returns when the latest complete scheduled snapshot of the disk was due, and when one was due that is not complete.
+// scheduleOf returns when the latest complete scheduled snapshot of the disk was due, and when the first after it was due.
 func (d *Driver) scheduleOf(disk string) (last, due time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -230,8 +246,5 @@ func (d *Driver) scheduleOf(disk string) (last, due time.Time) {
 	if s == nil {
 		return last, due
 	}
-	if s.latest.Before(s.due) {
-		due = s.due
-	}
-	return s.latest, due
+	return s.latest, s.overdue()
 }

@@ -287,6 +287,28 @@ func TestASnapshotThatWasNotTakenIsNotCalledLate(t *testing.T) {
 	})
 }
 
+// An alert waits for more hours than lie between two snapshots of most schedules.
+func TestASnapshotIsOverdueSinceTheFirstThatWasMissed(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		hour := func(hour int) time.Time { return time.Date(2000, 1, 1, hour, 0, 0, 0, time.UTC) }
+		time.Sleep(time.Minute)
+		l := scheduled2h(t, a.start(t))
+		due := func() time.Time { synctest.Wait(); return l.Here()[0].SnapshotDue }
+		time.Sleep(3 * time.Hour)
+		assert.Zero(t, due())
+		w.setFault(at("cloud.Snapshot", failBefore))
+		time.Sleep(6 * time.Hour)
+		assert.Equal(t, hour(4), due(), "those due at 4, 6 and 8 o'clock are missed")
+		w.setFault(calm)
+		w.set(func() { w.copying = 150 * time.Minute })
+		time.Sleep(2 * time.Hour)
+		assert.Equal(t, hour(4), due(), "that of 8 o'clock is being copied")
+		time.Sleep(time.Hour)
+		assert.Equal(t, hour(10), due(), "it is complete, and the next is being copied")
+		mustUnmount(t, l, "data", "1")
+	})
+}
+
 func TestTheCloudIsAskedSeldomForASnapshotThatItCopiesForHours(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		time.Sleep(time.Minute)

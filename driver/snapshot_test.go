@@ -164,6 +164,48 @@ func TestAVolumeIsNotRemovedBeforeItsLastSnapshotIsComplete(t *testing.T) {
 	})
 }
 
+// The first snapshot of a large volume takes many hours. Docker gives up each call after two minutes at most, and its users come again.
+func TestASnapshotThatTakesHoursIsTakenOnce(t *testing.T) {
+	again := func(t *testing.T, call func(ctx context.Context) error) (tries int) {
+		t.Helper()
+		for {
+			ctx, cancel := context.WithTimeout(context.Background(), 25*time.Second)
+			err := call(ctx)
+			cancel()
+			if err == nil {
+				return tries
+			}
+			require.ErrorIs(t, err, volume.Unfinished)
+			tries++
+			require.Less(t, tries, 100, "it begins anew again and again")
+			time.Sleep(10 * time.Minute)
+		}
+	}
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := a.start(t)
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "snapshot"}))
+		mustMount(t, l, "data", "1")
+		w.set(func() { w.copying = 5 * time.Hour })
+		assert.Greater(t, again(t, func(ctx context.Context) error { return l.Create(ctx, "copy", map[string]string{"from": "data"}) }), 20)
+		assert.Equal(t, 1, w.heldStill, "one snapshot was taken")
+		assert.Empty(t, w.snapshots, "it is deleted")
+		mustUnmount(t, l, "data", "1")
+
+		garbage, removing := []Garbage(nil), time.Now()
+		assert.Greater(t, again(t, func(ctx context.Context) error {
+			if time.Since(removing) > 4*time.Hour && garbage == nil {
+				var err error
+				garbage, err = l.Garbage(t.Context(), true)
+				require.NoError(t, err)
+			}
+			return l.Remove(ctx, "data")
+		}), 20)
+		assert.Empty(t, garbage, "it is being taken")
+		assert.Len(t, w.snapshots, 1)
+		assert.Len(t, w.shots, 2, "those that were ever taken")
+	})
+}
+
 func TestAVolumeIsMadeACopyOfAnother(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := a.start(t)

@@ -104,7 +104,9 @@ type Snapshotter interface {
 	// FindSnapshot returns a snapshot of the cluster. Errors: ErrNotFound.
 	FindSnapshot(ctx context.Context, id string) (*Snapshot, error)
 
-	// ListSnapshots returns all snapshots of the cluster, the oldest first.
+	// ListSnapshots returns all snapshots of the cluster, the oldest first. Some that cannot be read do not hide the others: those are
+	// returned with an error that names the rest, which are not being copied any more; with an error and a list that is nil, none could be
+	// read.
 	ListSnapshots(ctx context.Context) ([]*Snapshot, error)
 
 	// DeleteSnapshot destroys a snapshot. One that is not there is success.

@@ -18,6 +18,10 @@ const (
 	queryTimeout  = 2 * time.Minute
 	changeTimeout = 10 * time.Minute // for a change that copies no data
 	copyTimeout   = time.Hour
+
+	// SnapshotTimeout is the longest that a cloud is waited for which copies a snapshot. The first one of a large volume takes many hours,
+	// and whoever gives up and comes again begins another.
+	SnapshotTimeout = 24 * time.Hour
 )
 
 // within bounds one call.

@@ -25,7 +25,7 @@ func (c *Controller) TakeSnapshot(ctx context.Context, vol *providers.Volume, sp
 
 // AwaitSnapshot returns the snapshot once it is complete.
 func (c *Controller) AwaitSnapshot(ctx context.Context, s *providers.Snapshot, step func(volume.Step)) (*providers.Snapshot, error) {
-	ctx, cancel := context.WithTimeout(ctx, copyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, SnapshotTimeout)
 	defer cancel()
 	var retry backoff
 	for begun := time.Now(); s.State != providers.SnapshotComplete; {
@@ -56,7 +56,7 @@ func (c *Controller) awaitSnapshotsOf(ctx context.Context, vol *providers.Volume
 	if !c.HasSnapshots() {
 		return nil
 	}
-	all, err := c.cloud.snapshots(ctx)
+	all, err := c.Snapshots(ctx)
 	if errors.Is(err, providers.ErrDenied) { // with such credentials there are none: taking one needs to list them
 		return nil
 	}
@@ -78,9 +78,14 @@ func (c *Controller) FindSnapshot(ctx context.Context, id string) (*providers.Sn
 	return c.cloud.findSnapshot(ctx, id)
 }
 
-// Snapshots returns all snapshots of the cluster, the oldest first.
+// Snapshots returns all snapshots of the cluster, the oldest first. Those that cannot be read are not among them.
 func (c *Controller) Snapshots(ctx context.Context) ([]*providers.Snapshot, error) {
-	return c.cloud.snapshots(ctx)
+	all, err := c.cloud.snapshots(ctx)
+	if err != nil && all != nil {
+		c.log.WithError(err).Error("Some snapshots cannot be read and are missing from the list")
+		err = nil
+	}
+	return all, err
 }
 
 // DeleteSnapshot destroys a snapshot. One that is not there is success.

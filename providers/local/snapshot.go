@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -63,23 +64,30 @@ func (p *Provider) FindSnapshot(ctx context.Context, id string) (*providers.Snap
 	return showSnapshot(m), nil
 }
 
-// ListSnapshots returns the snapshots of the cluster, the oldest first.
+// ListSnapshots returns the snapshots of the cluster, the oldest first. Its error names those that cannot be read.
 func (p *Provider) ListSnapshots(ctx context.Context) ([]*providers.Snapshot, error) {
 	if !p.hasSnapshots() {
 		return nil, ctx.Err()
 	}
-	ids, err := p.snaps.ids(ready)
-	if err != nil {
-		return nil, err
+	links, err := os.ReadDir(p.snaps.names(p.cluster)) // others' do not concern this one
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ctx.Err()
+	} else if err != nil {
+		return nil, unreadable(err)
 	}
-	var all []*providers.Snapshot
-	var broken []error
-	for _, id := range ids {
-		snap, err := p.FindSnapshot(ctx, id)
+	all, broken := []*providers.Snapshot{}, []error(nil)
+	for _, link := range links {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if strings.HasSuffix(link.Name(), ".tmp") {
+			continue
+		}
+		m, err := p.snaps.linked(p.cluster, link.Name())
 		switch {
-		case err == nil:
-			all = append(all, snap)
-		case !errors.Is(err, providers.ErrNotFound):
+		case err == nil && p.snaps.has(m.ID, ready):
+			all = append(all, showSnapshot(m))
+		case err != nil && !errors.Is(err, providers.ErrNotFound):
 			broken = append(broken, err)
 		}
 	}

@@ -72,3 +72,37 @@ func TestASnapshotIsNotDeletedWhileItIsCopied(t *testing.T) {
 		})
 	}
 }
+
+func TestASnapshotThatCannotBeReadHarmsNoOther(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p, other := m.provider(t, "a", "main"), m.provider(t, "a", "other")
+	take := func(p *Provider, description string) string {
+		v, err := p.Find(t.Context(), "db")
+		require.NoError(t, err)
+		s, err := p.Snapshot(t.Context(), v.ID, providers.SnapshotSpec{Description: description})
+		require.NoError(t, err)
+		return s.ID
+	}
+	ids := func(p *Provider) (ids []string, err error) {
+		all, err := p.ListSnapshots(t.Context())
+		for _, s := range all {
+			ids = append(ids, s.ID)
+		}
+		return ids, err
+	}
+	create(t, p, "db", 16<<20)
+	create(t, other, "db", 16<<20)
+	good, bad, theirs := take(p, "good"), take(p, "bad"), take(other, "theirs")
+	require.NoError(t, os.WriteFile(p.snaps.path(bad, ".json"), []byte("{"), 0o600))
+	found, err := ids(p)
+	require.ErrorIs(t, err, errDamaged)
+	require.ErrorContains(t, err, bad)
+	assert.Equal(t, []string{good}, found)
+	found, err = ids(other)
+	require.NoError(t, err, "it is none of theirs")
+	assert.Equal(t, []string{theirs}, found)
+	require.NoError(t, os.WriteFile(p.snaps.path(good, ".json"), []byte("{"), 0o600))
+	all, err := p.ListSnapshots(t.Context())
+	require.ErrorIs(t, err, errDamaged)
+	assert.NotNil(t, all, "the list itself could be read")
+}
