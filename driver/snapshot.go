@@ -245,7 +245,11 @@ func (d *Driver) restore(ctx context.Context, like *providers.Volume, name, snap
 	case left.Record[volume.KeyReplaces] != like.ID || left.Snapshot != snapshot || left.Held():
 		return nil, volume.At(volume.Fail(volume.Conflict, "a volume has the name that the copy of the snapshot needs until it is renamed", "see what it holds, and remove it"), volume.Error{Volume: name})
 	}
-	spec := providers.Spec{Name: name, Size: max(like.Size, s.Size), Snapshot: snapshot, Zone: like.Zone, Type: like.Details["type"], Record: likeVolume(like)}
+	tags, err := d.controller.Tags(ctx, like)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the tags of disk %s, which the one that replaces it gets, are not known", err, like.ID)
+	}
+	spec := providers.Spec{Name: name, Size: max(like.Size, s.Size), Snapshot: snapshot, Zone: like.Zone, Type: like.Details["type"], Tags: tags, Record: likeVolume(like)}
 	exact := spec
 	exact.IOPS, _ = strconv.Atoi(like.Details["iops"]) // 0 where there is none
 	exact.Throughput, _ = strconv.Atoi(like.Details["throughput"])

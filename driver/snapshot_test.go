@@ -253,7 +253,7 @@ func TestAVolumeIsMadeACopyOfAnother(t *testing.T) {
 func TestAVolumeIsPutBackToASnapshot(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := a.start(t)
-		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "retain"}))
+		require.NoError(t, l.Create(within(t), "data", map[string]string{"reclaim": "retain", "tags": "team=storage"}))
 		mustMount(t, l, "data", "1")
 		old, was := w.disk("data").ID, w.writes("data")
 		s, _ := l.taken(t, "data", "one")
@@ -264,6 +264,7 @@ func TestAVolumeIsPutBackToASnapshot(t *testing.T) {
 		assert.Len(t, w.disks, 1)
 		mustUnmount(t, l, "data", "1")
 
+		w.set(func() { w.disks[old].tags["cost"] = "42" })
 		lb := b.start(t)
 		for range 2 { // the second call finds that it is done
 			outcome, err := lb.Rollback(t.Context(), "data", old, s.ID, func(volume.Step) {})
@@ -274,7 +275,9 @@ func TestAVolumeIsPutBackToASnapshot(t *testing.T) {
 			assert.Equal(t, was, w.writes("data"))
 			assert.Equal(t, "retain", w.disk("data").Record[volume.KeyReclaim])
 			assert.Len(t, w.disks, 2)
+			assert.Equal(t, map[string]string{"team": "storage", "cost": "42"}, w.disk("data").tags, "as they are in the cloud now")
 		}
+		require.NoError(t, lb.Create(within(t), "data", map[string]string{"tags": "team=storage"}), "it is the volume that was asked for")
 		_, err = l.Rollback(within(t), "data", "vol-of-another-time", s.ID, func(volume.Step) {})
 		require.ErrorIs(t, err, volume.Conflict)
 		time.Sleep(time.Minute)

@@ -97,7 +97,8 @@ type disk struct {
 	until   time.Time // when a detach is done
 	adopted bool
 	twin    bool // somebody has given it the name of another
-	plugged int  // how often it was attached: each time its device is another
+	tags    map[string]string
+	plugged int // how often it was attached: each time its device is another
 
 	shown      int64 // the size that its device shows until shownUntil
 	shownUntil time.Time
@@ -583,7 +584,7 @@ func (p *fakeProvider) Create(ctx context.Context, spec providers.Spec) (v *prov
 			}
 			maps.Copy(rec, spec.Record)
 			d = p.machine.world.newDisk(spec.Name, spec.Size, rec)
-			d.Zone = p.machine.zone
+			d.Zone, d.tags = p.machine.zone, maps.Clone(spec.Tags)
 			if spec.Snapshot != "" {
 				d.Snapshot, d.fstype = spec.Snapshot, "ext4"
 				if c, ok := p.machine.world.copies[spec.Snapshot]; ok {
@@ -757,6 +758,18 @@ func (p *fakeProvider) Mark(ctx context.Context, id, key, value string) error {
 		d.Record[key] = value
 		return nil
 	})
+}
+
+func (p *fakeProvider) Tags(ctx context.Context, id string) (tags map[string]string, err error) {
+	err = p.do(ctx, "cloud.Tags", func() error {
+		d := p.machine.world.disks[id]
+		if d == nil {
+			return providers.ErrNotFound
+		}
+		tags = maps.Clone(d.tags)
+		return nil
+	})
+	return tags, err
 }
 
 func (p *fakeProvider) Peers() []string { return nil }

@@ -196,6 +196,12 @@ const (
 	OrphanUnfinished OrphanKind = "unfinished" // what an interrupted create or delete has left
 )
 
+// TagReader is a Provider that tells the operator's own tags of a volume.
+type TagReader interface {
+	// Tags returns the tags of a volume that are not blockvol's, as the cloud has them now and Spec.Tags takes them. Errors: ErrNotFound.
+	Tags(ctx context.Context, id string) (map[string]string, error)
+}
+
 // Change is what shall be different of a volume. A zero field stays as it is.
 type Change struct {
 	Size       int64  // bytes; volumes only grow

@@ -78,6 +78,15 @@ func (c *Controller) FindSnapshot(ctx context.Context, id string) (*providers.Sn
 	return c.cloud.findSnapshot(ctx, id)
 }
 
+// Tags returns the operator's own tags of a volume, none if the provider does not tell.
+func (c *Controller) Tags(ctx context.Context, vol *providers.Volume) (map[string]string, error) {
+	reader, can := c.cloud.provider.(providers.TagReader)
+	if !can {
+		return nil, nil
+	}
+	return within(ctx, queryTimeout, func(ctx context.Context) (map[string]string, error) { return reader.Tags(ctx, vol.ID) })
+}
+
 // Snapshots returns all snapshots of the cluster, the oldest first. Those that cannot be read are not among them.
 func (c *Controller) Snapshots(ctx context.Context) ([]*providers.Snapshot, error) {
 	all, err := c.cloud.snapshots(ctx)

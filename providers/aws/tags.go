@@ -53,6 +53,9 @@ func tagList(tags map[string]string) []types.Tag {
 	return list
 }
 
+// ownTags returns the tags that checkSpec accepts, which are the operator's, and the name that the console shows.
+func ownTags(v types.Volume) map[string]string { return tagMap(v.Tags) }
+
 func recordOf(tags map[string]string) providers.Record { return labels.CutPrefix(tagRecord, tags) }
 
 func recordTags(rec providers.Record) map[string]string { return labels.AddPrefix(tagRecord, rec) }

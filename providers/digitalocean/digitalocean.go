@@ -137,7 +137,7 @@ func New(cfg Config) (*Provider, error) {
 		Show: p.show, Named: p.named, NamesAtOnce: mostAtOnce, All: p.all, Known: p.known, Get: p.get,
 		Attach: p.attach, Detach: p.detach, OperationState: p.operationState,
 		CheckSpec: checkTags, Create: p.create, Await: p.await, Turns: mostTries, Taken: p.taken,
-		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.remove, Resize: p.resize,
+		Mark: p.mark, Tags: ownTags, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.remove, Resize: p.resize,
 		// dostorage does not create volumes: its operators make them in DigitalOcean, and it uses them by name.
 		Peers: map[string]managed.Peer[godo.Volume]{"dostorage": {List: p.all, Name: func(v godo.Volume) (string, bool) { return v.Name, false }}},
 	})

@@ -164,6 +164,22 @@ func operatorTags(tags map[string]string) []string {
 
 var tagWord = regexp.MustCompile(`^[a-zA-Z0-9_:-]{1,255}$`)
 
+// ownTags is the reverse of operatorTags, for all tags that are not blockvol's.
+func ownTags(v godo.Volume) map[string]string {
+	tags := make(map[string]string)
+	for _, tag := range v.Tags {
+		if isOwnTag(tag) {
+			continue
+		}
+		key, value, _ := strings.Cut(tag, ":")
+		if other, twice := tags[key]; twice && other != value { // the keys of tags are the operator's idea alone
+			key, value = tag, ""
+		}
+		tags[key] = value
+	}
+	return tags
+}
+
 func isOwnTag(tag string) bool {
 	tag = strings.ToLower(tag)
 	return strings.HasPrefix(tag, tagPrefix) || strings.HasPrefix(tag, recordPrefix)

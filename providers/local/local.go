@@ -85,6 +85,7 @@ var (
 	_ providers.Modifier    = (*Provider)(nil)
 
 	_ providers.OrphanLister = (*Provider)(nil)
+	_ providers.TagReader    = (*Provider)(nil)
 )
 
 var nodeID = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$`)

@@ -155,6 +155,9 @@ type Cloud[V any] struct {
 	Mark       func(ctx context.Context, d Disk[V], key, value string) error
 	MarksAlone bool
 
+	// Tags returns the tags that are not blockvol's, as providers.Spec has them. Optional: nil if its volumes cannot be copied.
+	Tags func(V) map[string]string
+
 	// Claim gives the disk the marks of a volume of the cluster, with name, Record and tags. Its own tags and Record stay.
 	Claim func(ctx context.Context, d Disk[V], spec providers.Spec) (V, error)
 

@@ -171,7 +171,7 @@ func New(cfg Config) (*Provider, error) {
 		// No zone: Cinder's zones are not Nova's, and in most clouds any server can attach any volume.
 		Self: self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxNames, All: p.all, Known: p.known, Get: p.get, Settle: p.withAttachment,
-		CheckSpec: checkSpec, Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.extend,
+		CheckSpec: checkSpec, Mark: p.mark, Tags: ownTags, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.extend,
 	})
 	p.Snapshots = managed.NewSnapshots(p.Provider, p.snapshots())
 	return p, nil

@@ -136,6 +136,15 @@ func (p *Provider) isCandidate(metadata map[string]string) bool {
 	return p.isNamed(metadata) && slices.Contains([]string{stateNew, stateClaimed, stateWithdrawn}, metadata[keyState])
 }
 
+// ownTags returns the metadata that are neither blockvol's nor Cinder's.
+func ownTags(v volume) map[string]string {
+	tags := maps.Clone(v.Metadata)
+	maps.DeleteFunc(tags, func(key, _ string) bool {
+		return strings.HasPrefix(strings.ToLower(key), prefix) || key == "readonly" || key == "attached_mode"
+	})
+	return tags
+}
+
 // checkSpec returns ErrInvalid for what Cinder would refuse later.
 func checkSpec(spec providers.Spec) error {
 	if !utf8.ValidString(spec.Name) {

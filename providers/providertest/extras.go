@@ -266,3 +266,26 @@ func modifyReachesTheDevice(w *world) {
 	w.put(a, "a", v, "grown") // at the new end
 	assert.Equal(w.t, "grown", w.get(a, "a", v, 2*w.Size, 5))
 }
+
+func tagsAreTold(w *world) {
+	a := w.on("a")
+	reader, can := a.(providers.TagReader)
+	if _, copies := a.(providers.Snapshotter); !can || !copies {
+		w.t.Skip("the provider copies no volumes")
+	}
+	given := map[string]string{"team": "storage", "stage": "prod"}
+	v, err := a.Create(w.ctx, providers.Spec{Name: "db", Size: w.Size, Tags: given, Record: providers.Record{"layout": "data"}})
+	require.NoError(w.t, err)
+	tags, err := reader.Tags(w.ctx, v.ID)
+	require.NoError(w.t, err)
+	for key, value := range given {
+		assert.Equal(w.t, value, tags[key], key)
+	}
+	for key := range tags {
+		assert.NotContains(w.t, key, "blockvol")
+	}
+	_, err = a.Create(w.ctx, providers.Spec{Name: "same", Size: w.Size, Tags: tags})
+	require.NoError(w.t, err, "another volume can have them")
+	_, err = w.Provider(w.t, "a", "other").(providers.TagReader).Tags(w.ctx, v.ID)
+	require.ErrorIs(w.t, err, providers.ErrNotFound)
+}

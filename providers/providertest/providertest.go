@@ -121,6 +121,7 @@ func Run(t *testing.T, h Harness) {
 		{"other clusters do not exist", clustersAreApart},
 		{"a cancelled call does nothing", cancelledDoesNothing},
 		{"a snapshot is a copy with its record", snapshotIsACopy},
+		{"the operator's tags of a volume are told", tagsAreTold},
 		{"a snapshot of a held volume is whole or refused", snapshotInUse},
 		{"modify enlarges and never shrinks", modifyEnlarges},
 		{"modify changes the kind of disk, or refuses whole", modifyChangesTheKind},
