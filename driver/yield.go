@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
+	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/driver/volume"
 )
 
@@ -30,9 +32,12 @@ func (d *Driver) Yield(ctx context.Context, want volume.Want) (volume.Holding, e
 	h := d.obtain(want.Volume)
 	defer d.drop(h)
 	h.askedFor(want.From)
+	var tried *node.Entry // what the volume was when its release was refused: it is not tried again for that
 	for first := want.Known == ""; ; first = false {
-		if e := h.Entry(); e != nil && e.Volume == want.Disk && !e.Releasing && (first || len(e.Uses) == 0) {
-			d.yield(ctx, h, want)
+		if e := h.Entry(); e != nil && e.Volume == want.Disk && !e.Releasing && (first || len(e.Uses) == 0) && e != tried {
+			if d.yield(ctx, h, want) {
+				tried = e
+			}
 		}
 		changes := h.willChange()
 		holding := d.holding(ctx, h, want)
@@ -49,12 +54,18 @@ func (d *Driver) Yield(ctx context.Context, want volume.Want) (volume.Holding, e
 	}
 }
 
-// yield releases the volume if nothing uses it and no job is at it. It returns soon, and the release goes on.
-func (d *Driver) yield(ctx context.Context, h *handle, want volume.Want) {
+// yield releases the volume if nothing uses it and no job is at it. It returns soon, and the release goes on. It tells whether that
+// was tried.
+func (d *Driver) yield(ctx context.Context, h *handle, want volume.Want) bool {
 	ended := make(chan struct{})
+	var tried atomic.Bool
 	d.tasks.Go(func() {
 		defer close(ended)
 		d.attempt(h.Name, volume.Releasing, func(h *handle) {
+			tried.Store(true)
+			if e := h.Entry(); e == nil || e.Volume != want.Disk {
+				return // another disk has come to have the name
+			}
 			ctx, cancel := context.WithTimeout(d.ctx, releaseTimeout)
 			defer cancel()
 			err := d.releaseIfUnused(ctx, h)
@@ -76,6 +87,7 @@ func (d *Driver) yield(ctx context.Context, h *handle, want volume.Want) {
 	case <-time.After(yieldSoon):
 	case <-ctx.Done():
 	}
+	return tried.Load()
 }
 
 // holding is what this node has of a volume that another one wants. h is nil if this node has no part of it.

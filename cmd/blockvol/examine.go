@@ -177,11 +177,14 @@ func (x *examination) secrets() (all []string) {
 		if !s.Secret {
 			continue
 		}
-		all = append(all, strings.TrimSpace(x.getenv(s.Name)))
+		add := func(value string) { // it may be two keys
+			all = append(append(all, strings.TrimSpace(value)), strings.Fields(value)...)
+		}
+		add(x.getenv(s.Name))
 		if file := x.getenv(s.Name + providers.FileSuffix); file != "" {
 			content, err := os.ReadFile(file)
 			if err == nil {
-				all = append(all, strings.TrimSpace(string(content)))
+				add(string(content))
 			}
 		}
 	}

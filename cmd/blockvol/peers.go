@@ -53,7 +53,7 @@ func readPeerSettings(getenv func(string) string, listen string, s settings) (p 
 			continue
 		}
 		shared, err := readSecret(getenv, setting.Name)
-		if err != nil || shared == "" { // the provider says what is wrong with it
+		if err != nil || len(shared) < peer.MinKey { // the provider says what is wrong with it; a short one was chosen by somebody, and could be guessed
 			continue
 		}
 		key, err := peer.NewKey(shared, s.cluster)

@@ -71,3 +71,18 @@ func TestAWrongSettingForOtherNodesKeepsThemOut(t *testing.T) {
 		})
 	}
 }
+
+// The name that is sent in the clear comes from the secret: who sees it could guess a short one, which is the cloud's own.
+func TestAShortSecretOfACloudIsNotUsedForOtherNodes(t *testing.T) {
+	s, err := readSettings(env(map[string]string{"PROVIDER": "openstack", "OS_APPLICATION_CREDENTIAL_SECRET": "hunter2"}))
+	require.NoError(t, err)
+	require.NoError(t, s.noPeers)
+	assert.Empty(t, s.peers.keys)
+}
+
+func TestEachOfTwoKeysIsASecret(t *testing.T) {
+	const former = "fedcba9876543210fedcba9876543210"
+	x := &examination{getenv: env(map[string]string{"PEER_KEY": peerKey + " " + former})}
+	assert.Contains(t, x.secrets(), peerKey)
+	assert.Contains(t, x.secrets(), former)
+}

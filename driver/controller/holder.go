@@ -30,6 +30,8 @@ const (
 	// heardFor is how long an answer of the holder counts, and heardEvery how often the cloud is asked about a holder that answers.
 	heardFor   = 20 * time.Second
 	heardEvery = 30 * time.Second
+	// mostQuick is how many answers in a row may each be followed by the next question at once.
+	mostQuick = 4
 )
 
 // peerWatch asks the holder of a volume, for as long as an Attach waits for it.
@@ -45,6 +47,8 @@ type peerWatch struct {
 	addresses []netip.Addr
 	holding   volume.Holding
 	heard     time.Time // when; zero if the last question had no answer
+	used      bool      // the last answer, however old, was that the volume is in use there
+	silent    time.Time // since when questions have had no answer; zero if the last one had, or none was asked since
 }
 
 // ask begins to ask the holder itself, or goes on with it. It is asked until ctx ends.
@@ -73,7 +77,7 @@ func (a *attach) ask(ctx context.Context, vol *providers.Volume) {
 }
 
 func (w *peerWatch) run(ctx context.Context) {
-	silent := leastSilent
+	silent, quick := leastSilent, 0
 	for ctx.Err() == nil {
 		if !w.wanted() {
 			_ = pause.For(ctx, askAgain)
@@ -98,7 +102,11 @@ func (w *peerWatch) run(ctx context.Context) {
 			wait, silent = silent, min(2*silent, mostSilent)
 			w.hear(volume.Holding{}, time.Time{})
 		} else {
-			if holding.State != w.want.Known {
+			quick++
+			switch {
+			case holding.State == w.want.Known, wait <= 0:
+				quick = 0
+			case quick <= mostQuick: // else it cannot make up its mind
 				wait = 0
 			}
 			silent = leastSilent
@@ -124,6 +132,12 @@ func (w *peerWatch) whileWanted(ctx context.Context) (context.Context, context.C
 func (w *peerWatch) hear(holding volume.Holding, at time.Time) {
 	w.mu.Lock()
 	w.holding, w.heard, w.want.Known = holding, at, holding.State
+	switch {
+	case !at.IsZero():
+		w.used, w.silent = holding.State == volume.HoldsInUse, time.Time{}
+	case w.silent.IsZero():
+		w.silent = time.Now()
+	}
 	w.mu.Unlock()
 	select {
 	case w.changed <- struct{}{}:
@@ -141,10 +155,15 @@ func (w *peerWatch) says(holder string) (holding volume.Holding, fresh bool) {
 	return w.holding, !w.heard.IsZero() && time.Since(w.heard) < heardFor
 }
 
-// inUse tells whether the holder has just said that the volume is in use there.
+// inUse tells whether the holder has said that the volume is in use there, and has not been silent for long since. One whose plugin is
+// being restarted is silent too, and one that is not asked, since nobody waits here at this moment, says nothing new.
 func (w *peerWatch) inUse(holder string) bool {
-	holding, fresh := w.says(holder)
-	return fresh && holding.State == volume.HoldsInUse
+	if w == nil || w.want.To != holder {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.used && (w.silent.IsZero() || time.Since(w.silent) < heardFor)
 }
 
 // stepOf is how a wait for a holder that answers is told.
@@ -155,7 +174,9 @@ func stepOf(holding volume.Holding, holder string) volume.Step {
 		step.Advice = "stop its container on node " + holder
 	case volume.HoldsLeaving:
 		step.Phase = volume.TakingOver
-	case volume.HoldsNothing, volume.HoldsBusy, volume.HoldsStray:
+	case volume.HoldsStray:
+		step.Advice = "run blockvol doctor on node " + holder + ", and if nothing there uses the disk, detach it in the cloud"
+	case volume.HoldsNothing, volume.HoldsBusy:
 	}
 	return step
 }

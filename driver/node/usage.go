@@ -108,10 +108,15 @@ func (v *Volume) isOrphaned(ctx context.Context) bool {
 	return err == nil && !staged
 }
 
-// isActive tells whether anything was read from or written to the volume's device since the last look.
+// activeFor is how long a device counts as active after it was seen to be: two looks may follow one another at once.
+const activeFor = 15 * time.Second
+
+// isActive tells whether anything was read from or written to the volume's device since the last look, or a short time before.
 func (v *Volume) isActive() bool {
-	before, now, known := v.lookAtDevice()
-	return known && now != before
+	_, _, known := v.lookAtDevice()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return known && time.Since(v.activeAt) < activeFor
 }
 
 // isWritten tells whether anything was written to the volume's device since the last look: the engine fills a new volume from its image
@@ -126,6 +131,9 @@ func (v *Volume) lookAtDevice() (before, now mount.Activity, known bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	before, v.activity = v.activity, now
+	if err == nil && now != before {
+		v.activeAt = time.Now()
+	}
 	return before, now, err == nil
 }
 
@@ -165,7 +173,8 @@ func (v *Volume) Recognise(ctx context.Context) {
 		return
 	}
 	v.set(func() { v.device = dev })
-	v.isActive()
+	v.lookAtDevice()
+	v.set(func() { v.activeAt = time.Time{} }) // what it did before is not known
 	if staged, err := v.node.host.IsStaged(ctx, v.dir, dev); err == nil && staged {
 		v.set(func() { v.path = v.node.path(v.dir) })
 	}

@@ -38,6 +38,7 @@ type Volume struct {
 
 	users    mount.Users    // as last found
 	activity mount.Activity // what the device had done when it was last looked at
+	activeAt time.Time      // when it was last seen to have done more since the look before
 
 	releasing time.Time // since when the entry says so; zero if it does not
 }

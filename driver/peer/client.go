@@ -2,6 +2,7 @@ package peer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,10 +12,10 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 const (
@@ -41,7 +42,7 @@ func NewClient(keys []Key, port uint16, known map[string][]netip.Addr) *Client {
 		c.clients = append(c.clients, &http.Client{Transport: &http.Transport{
 			DialContext: dialer.DialContext, TLSClientConfig: key.config(), TLSHandshakeTimeout: reachTimeout,
 			MaxIdleConnsPerHost: 1, IdleConnTimeout: 30 * time.Second, MaxResponseHeaderBytes: 8 << 10,
-		}})
+		}, CheckRedirect: stay})
 	}
 	return c
 }
@@ -79,6 +80,9 @@ func unproved(err error) bool {
 	return errors.Is(err, errStranger) || errors.As(err, &op) && op.Op == "remote error"
 }
 
+// stay keeps a node from sending those who ask it elsewhere.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
 func ask(ctx context.Context, client *http.Client, url string, question []byte) (holding volume.Holding, err error) {
 	ctx, cancel := context.WithTimeout(ctx, longestAnswer+2*reachTimeout)
 	defer cancel()
@@ -96,8 +100,17 @@ func ask(ctx context.Context, client *http.Client, url string, question []byte) 
 		return holding, err
 	}
 	if answer.StatusCode != http.StatusOK {
-		return holding, errors.New(strings.TrimSpace(string(body)))
+		return holding, errors.New(cmp.Or(sanitize.Clip(string(body)), answer.Status))
 	}
-	err = json.Unmarshal(body, &holding)
-	return holding, err
+	if err := json.Unmarshal(body, &holding); err != nil {
+		return volume.Holding{}, err
+	}
+	if !holding.State.IsKnown() {
+		return volume.Holding{}, fmt.Errorf("it answers %q, which this version does not know", sanitize.Clip(string(holding.State)))
+	}
+	holding.Message = sanitize.Clip(holding.Message)
+	for i, user := range holding.Users {
+		holding.Users[i] = sanitize.Clip(user)
+	}
+	return holding, nil
 }

@@ -21,8 +21,8 @@ import (
 	"time"
 )
 
-// minKey is how many characters a key must have. It is not stretched, so it must be random.
-const minKey = 32
+// MinKey is how many characters a key must have. It is not stretched, so it must be random.
+const MinKey = 32
 
 // maxKeys is how many keys a node can have: the new and the former one.
 const maxKeys = 2
@@ -39,8 +39,8 @@ type Key struct {
 func ParseKeys(text, cluster string) ([]Key, error) {
 	var keys []Key
 	for secret := range strings.FieldsSeq(text) {
-		if len(secret) < minKey {
-			return nil, fmt.Errorf("a key must have at least %d random characters, such as those of `openssl rand -hex 32`", minKey)
+		if len(secret) < MinKey {
+			return nil, fmt.Errorf("a key must have at least %d random characters, such as those of `openssl rand -hex 32`", MinKey)
 		}
 		key, err := NewKey(secret, cluster)
 		if err != nil {

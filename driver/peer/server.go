@@ -16,6 +16,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
 const (
@@ -47,6 +48,8 @@ type Server struct {
 	mu        sync.Mutex
 	strangers map[netip.Addr]int // connections that have not proved themselves, by address
 	unproved  map[net.Conn]netip.Addr
+	closed    bool
+	answering sync.WaitGroup
 }
 
 // Serve answers those who have one of the keys, until Close. It returns once it listens no more.
@@ -67,8 +70,25 @@ func Serve(l net.Listener, keys []Key, holder Holder, log logrus.FieldLogger) *S
 	return s
 }
 
-// Close ends all connections. Their nodes go on as if this one did not answer.
-func (s *Server) Close() error { return s.http.Close() }
+// Close ends all connections, and returns when the holder is not asked any more. Their nodes go on as if this one did not answer.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	err := s.http.Close()
+	s.answering.Wait()
+	return err
+}
+
+// begin counts an answer that is being made, unless the server is closed.
+func (s *Server) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.answering.Add(1)
+	}
+	return !s.closed
+}
 
 func (s *Server) want(w http.ResponseWriter, r *http.Request) {
 	var want volume.Want
@@ -77,6 +97,12 @@ func (s *Server) want(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "this is no question for a volume", http.StatusBadRequest)
 		return
 	}
+	if !s.begin() {
+		http.Error(w, "this node is stopping", http.StatusServiceUnavailable)
+		return
+	}
+	defer s.answering.Done()
+	want.From = sanitize.Clip(want.From)
 	ctx, cancel := context.WithTimeout(r.Context(), longestAnswer)
 	defer cancel()
 	holding, err := s.holder.Yield(ctx, want)

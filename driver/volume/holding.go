@@ -38,13 +38,25 @@ const (
 	HoldsStray   HoldingState = "stray"   // its device is there, and the journal does not know it
 )
 
+// IsKnown tells whether it is one of the states.
+func (s HoldingState) IsKnown() bool {
+	switch s {
+	case HoldsNothing, HoldsInUse, HoldsLeaving, HoldsBusy, HoldsStray:
+		return true
+	}
+	return false
+}
+
+// namedUsers is how many users are named in a sentence.
+const namedUsers = 3
+
 // On says what the node has of the volume, in words.
 func (h Holding) On(node string) string {
 	switch h.State {
 	case HoldsNothing:
 		return fmt.Sprintf("node %s says that it has nothing of it", node)
 	case HoldsLeaving:
-		return fmt.Sprintf("being released by node %s", node)
+		return strings.TrimSuffix(fmt.Sprintf("being released by node %s: %s", node, h.Message), ": ")
 	case HoldsStray:
 		return fmt.Sprintf("attached to node %s, which does not know why", node)
 	case HoldsBusy:
@@ -53,7 +65,10 @@ func (h Holding) On(node string) string {
 	}
 	words := "in use on node " + node
 	if len(h.Users) > 0 {
-		words += " by " + strings.Join(h.Users, ", ")
+		words += " by " + strings.Join(h.Users[:min(len(h.Users), namedUsers)], ", ")
+		if more := len(h.Users) - namedUsers; more > 0 {
+			words += fmt.Sprintf(" and %d more", more)
+		}
 	}
 	if !h.Since.IsZero() {
 		words += fmt.Sprintf(" (since %s)", h.Since.UTC().Format("2006-01-02 15:04 MST"))
