@@ -101,7 +101,7 @@ func (d *Driver) holding(ctx context.Context, h *handle, want volume.Want) volum
 	e := h.Entry()
 	here := h.report(e)
 	switch {
-	case e.Releasing:
+	case e.Releasing && h.Mountpoint() == "":
 		return volume.Holding{State: volume.HoldsLeaving, Message: here.Problem}
 	case len(e.Uses) == 0:
 		return volume.Holding{State: volume.HoldsBusy, Message: here.Message}

@@ -211,3 +211,24 @@ func TestOnlyTheNodeThatIsMeantAnswers(t *testing.T) {
 		assert.NotContains(t, la.volumes, "no such", "strange questions leave nothing behind")
 	})
 }
+
+// It is certainly alive, and what it has not written to the disk yet would be lost.
+func TestAHolderThatCannotUnmountYetIsNotTakenFrom(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		always := func(c *Config) { c.Takeover = controller.TakeoverAlways }
+		la, lb := mounted(t, a.start(t, withPeers), "data", "1"), b.start(t, always, withPeers)
+		w.set(func() { a.mounts["serial-1"].busy = time.Now().Add(2 * time.Minute) })
+		a.containerEnds("1")
+		require.Error(t, la.Unmount(within(t), "data", "1"))
+		_, err := lb.Mount(limited(t, time.Minute), "data", "2")
+		require.ErrorContains(t, err, "node a is not done with it: ")
+		w.mu.Lock()
+		held := w.byName("data").HeldBy("a")
+		w.mu.Unlock()
+		require.True(t, held)
+		_, err = lb.Mount(limited(t, 3*time.Minute), "data", "3")
+		require.NoError(t, err, "once it is unmounted")
+		require.True(t, b.container("data", "3"))
+		mustUnmount(t, lb, "data", "3")
+	})
+}

@@ -47,14 +47,14 @@ type peerWatch struct {
 	addresses []netip.Addr
 	holding   volume.Holding
 	heard     time.Time // when; zero if the last question had no answer
-	used      bool      // the last answer, however old, was that the volume is in use there
+	used      bool      // the last answer, however old, was that the volume is in use there, or about to be
 	silent    time.Time // since when questions have had no answer; zero if the last one had, or none was asked since
 }
 
 // ask begins to ask the holder itself, or goes on with it. It is asked until ctx ends.
 func (a *attach) ask(ctx context.Context, vol *providers.Volume) {
 	holder, state := vol.Attachment.Node, a.holder.state
-	if a.peers == nil || holder == "" || state.Life == "" || writesNoMore(state) {
+	if a.peers == nil || holder == "" || a.holder.of != holder || writesNoMore(state) {
 		return
 	}
 	if w := a.holder.peer; w != nil && w.want.To == holder {
@@ -134,7 +134,7 @@ func (w *peerWatch) hear(holding volume.Holding, at time.Time) {
 	w.holding, w.heard, w.want.Known = holding, at, holding.State
 	switch {
 	case !at.IsZero():
-		w.used, w.silent = holding.State == volume.HoldsInUse, time.Time{}
+		w.used, w.silent = holding.State == volume.HoldsInUse || holding.State == volume.HoldsBusy, time.Time{}
 	case w.silent.IsZero():
 		w.silent = time.Now()
 	}

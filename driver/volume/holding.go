@@ -33,8 +33,8 @@ type HoldingState string
 const (
 	HoldsNothing HoldingState = "nothing" // neither in the journal nor in the kernel
 	HoldsInUse   HoldingState = "in-use"
-	HoldsLeaving HoldingState = "leaving" // nothing uses it, and it is being released
-	HoldsBusy    HoldingState = "busy"    // it is being brought up, or somebody waits there for that
+	HoldsLeaving HoldingState = "leaving" // it is unmounted, and being detached
+	HoldsBusy    HoldingState = "busy"    // it is being brought up or unmounted, or somebody waits there for it
 	HoldsStray   HoldingState = "stray"   // its device is there, and the journal does not know it
 )
 
@@ -60,7 +60,7 @@ func (h Holding) On(node string) string {
 	case HoldsStray:
 		return fmt.Sprintf("attached to node %s, which does not know why", node)
 	case HoldsBusy:
-		return strings.TrimSuffix(fmt.Sprintf("wanted by node %s too: %s", node, h.Message), ": ")
+		return strings.TrimSuffix(fmt.Sprintf("node %s is not done with it: %s", node, h.Message), ": ")
 	case HoldsInUse:
 	}
 	words := "in use on node " + node
