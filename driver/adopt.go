@@ -8,13 +8,13 @@ import (
 	"github.com/blockvol/blockvol/providers"
 )
 
-// PeerDisk is a disk of another plugin for Docker.
-type PeerDisk = providers.PeerDisk
+// PluginDisk is a disk of another plugin for Docker.
+type PluginDisk = providers.PluginDisk
 
-// PeerDisks lists the disks of another plugin that could be adopted, sorted by name. Errors: volume.Invalid for a plugin that this cloud
+// PluginDisks lists the disks of another plugin that could be adopted, sorted by name. Errors: volume.Invalid for a plugin that this cloud
 // does not have.
-func (d *Driver) PeerDisks(ctx context.Context, peer string) ([]PeerDisk, error) {
-	all, err := d.controller.PeerDisks(ctx, peer)
+func (d *Driver) PluginDisks(ctx context.Context, plugin string) ([]PluginDisk, error) {
+	all, err := d.controller.PluginDisks(ctx, plugin)
 	return all, volume.At(d.stopping(err), volume.Error{Op: volume.List})
 }
 
@@ -22,10 +22,10 @@ func (d *Driver) PeerDisks(ctx context.Context, peer string) ([]PeerDisk, error)
 // name as blockvol.
 var layouts = map[string]string{"rexray": mount.LayoutData}
 
-// Adopt makes a disk a volume as it is. peer is the plugin that it has been used with, "" if containers shall see all of its file system.
-func (d *Driver) Adopt(ctx context.Context, name, disk, peer string) error {
+// Adopt makes a disk a volume as it is. plugin is the plugin that it has been used with, "" if containers shall see all of its file system.
+func (d *Driver) Adopt(ctx context.Context, name, disk, plugin string) error {
 	record := providers.Record{}
-	if layout := layouts[peer]; layout != "" {
+	if layout := layouts[plugin]; layout != "" {
 		record[volume.KeyLayout] = layout
 	}
 	return d.createAs(ctx, name, map[string]string{"volume-id": disk}, record)

@@ -14,24 +14,24 @@ import (
 func TestADiskOfRexrayShowsWhatItsContainersSaw(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)
-		for peer, layout := range map[string]string{"": mount.LayoutRoot, "rexray": mount.LayoutData, "linode": mount.LayoutRoot} {
+		for plugin, layout := range map[string]string{"": mount.LayoutRoot, "rexray": mount.LayoutData, "linode": mount.LayoutRoot} {
 			var d *disk
 			w.set(func() {
-				d = w.newDisk("of "+peer, 1<<30, providers.Record{})
+				d = w.newDisk("of "+plugin, 1<<30, providers.Record{})
 				d.owned = false
 			})
-			name := "adopted-" + peer + "x"
-			require.NoError(t, l.Adopt(within(t), name, d.ID, peer))
-			require.NoError(t, l.Adopt(within(t), name, d.ID, peer), "again")
-			assert.Equal(t, layout, status(t, l, name)["layout"], peer)
-			assert.Equal(t, "retain", status(t, l, name)["reclaim"], peer)
+			name := "adopted-" + plugin + "x"
+			require.NoError(t, l.Adopt(within(t), name, d.ID, plugin))
+			require.NoError(t, l.Adopt(within(t), name, d.ID, plugin), "again")
+			assert.Equal(t, layout, status(t, l, name)["layout"], plugin)
+			assert.Equal(t, "retain", status(t, l, name)["reclaim"], plugin)
 		}
 	})
 }
 
 func TestACloudWithoutOtherPluginsSaysSo(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
-		_, err := a.start(t).PeerDisks(within(t), "rexray")
+		_, err := a.start(t).PluginDisks(within(t), "rexray")
 		require.ErrorIs(t, err, volume.Invalid)
 		require.ErrorContains(t, err, "adopt disks one by one")
 	})

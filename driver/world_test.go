@@ -772,9 +772,9 @@ func (p *fakeProvider) Tags(ctx context.Context, id string) (tags map[string]str
 	return tags, err
 }
 
-func (p *fakeProvider) Peers() []string { return nil }
+func (p *fakeProvider) Plugins() []string { return nil }
 
-func (p *fakeProvider) PeerDisks(context.Context, string) ([]providers.PeerDisk, error) {
+func (p *fakeProvider) PluginDisks(context.Context, string) ([]providers.PluginDisk, error) {
 	return nil, errors.New("it has none")
 }
 

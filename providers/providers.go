@@ -143,19 +143,19 @@ type Slots struct {
 	Used int // places that are taken, also by disks and devices that are no volumes where they need one
 }
 
-// PeerLister is a Provider that can list the disks of other plugins for Docker on its cloud.
-type PeerLister interface {
-	// Peers are the names of those plugins, sorted; empty if it knows of none.
-	Peers() []string
+// PluginLister is a Provider that can list the disks of other plugins for Docker on its cloud.
+type PluginLister interface {
+	// Plugins are the names of those plugins, sorted; empty if it knows of none.
+	Plugins() []string
 
-	// PeerDisks lists the disks that a plugin has made or used, sorted by name, as far as the cloud shows that: without those that belong
+	// PluginDisks lists the disks that a plugin has made or used, sorted by name, as far as the cloud shows that: without those that belong
 	// to a cluster of blockvol, and only where this node can have them attached.
-	// Errors: ErrInvalid for a plugin that is not among Peers.
-	PeerDisks(ctx context.Context, peer string) ([]PeerDisk, error)
+	// Errors: ErrInvalid for a plugin that is not among Plugins.
+	PluginDisks(ctx context.Context, plugin string) ([]PluginDisk, error)
 }
 
-// PeerDisk is a disk of another plugin.
-type PeerDisk struct {
+// PluginDisk is a disk of another plugin.
+type PluginDisk struct {
 	ID        string
 	Name      string // the volume's name there
 	Size      int64  // bytes

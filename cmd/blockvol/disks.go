@@ -32,12 +32,12 @@ func (o *operator) adoptCommand() *cobra.Command {
 }
 
 // adoptFrom adopts the disks of another plugin: those with these ids or names, or all.
-func (o *operator) adoptFrom(peer string, wanted []string) error {
-	all, err := o.client.PeerDisks(o.ctx, peer)
+func (o *operator) adoptFrom(plugin string, wanted []string) error {
+	all, err := o.client.PluginDisks(o.ctx, plugin)
 	if err != nil {
 		return err
 	}
-	var free []admin.PeerDisk
+	var free []admin.PluginDisk
 	rows := make([][]string, 0, len(all))
 	for _, d := range all {
 		if len(wanted) > 0 && !slices.Contains(wanted, d.ID) && !slices.Contains(wanted, d.Name) {
@@ -56,7 +56,7 @@ func (o *operator) adoptFrom(peer string, wanted []string) error {
 		rows = append(rows, []string{d.ID, d.Name, volume.FormatSize(d.Size), d.Zone, ageOf(d.CreatedAt), note})
 	}
 	if o.json {
-		_, err := o.print(admin.PeerDisks{Disks: all})
+		_, err := o.print(admin.PluginDisks{Disks: all})
 		return err
 	}
 	if len(rows) > 0 {
@@ -65,14 +65,14 @@ func (o *operator) adoptFrom(peer string, wanted []string) error {
 		}
 	}
 	if len(free) == 0 {
-		return volume.Fail(volume.NotFound, "there is no disk of "+peer+" that could be adopted", "")
+		return volume.Fail(volume.NotFound, "there is no disk of "+plugin+" that could be adopted", "")
 	}
 	if err := o.confirm(fmt.Sprintf("%d of these disks become volumes of this cluster, under the names shown. Nothing on them changes", len(free))); err != nil {
 		return err
 	}
 	var failed []error
 	for _, d := range free {
-		if err := o.do(admin.Request{Kind: admin.Adopt, Disk: d.ID, Volume: d.Name, Peer: peer}); err != nil {
+		if err := o.do(admin.Request{Kind: admin.Adopt, Disk: d.ID, Volume: d.Name, Plugin: plugin}); err != nil {
 			if o.ctx.Err() != nil {
 				return err
 			}

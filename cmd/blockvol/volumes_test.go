@@ -93,8 +93,8 @@ func TestTheDisksOfAnotherPluginAreShownBeforeTheyAreAdopted(t *testing.T) {
 		{"id": "vol-3", "name": "held", "size_bytes": 1073741824, "node": "i-2", "marked": true}
 	]}`
 	answers := map[string]string{
-		admin.Root + "peers/rexray/disks": disks,
-		admin.Root + "jobs":               `{"id": "job-12345", "kind": "adopt", "volume": "db", "state": "done", "message": "the disk vol-1 is a volume"}`,
+		admin.Root + "plugins/rexray/disks": disks,
+		admin.Root + "jobs":                 `{"id": "job-12345", "kind": "adopt", "volume": "db", "state": "done", "message": "the disk vol-1 is a volume"}`,
 	}
 	_, wanted, err := ask(t, answers, "adopt", "--from", "rexray")
 	require.ErrorContains(t, err, "nothing was done")
@@ -102,7 +102,7 @@ func TestTheDisksOfAnotherPluginAreShownBeforeTheyAreAdopted(t *testing.T) {
 	shown, wanted, err := ask(t, answers, "adopt", "--from", "rexray", "--yes")
 	require.NoError(t, err)
 	assert.Equal(t, []admin.Request{
-		{Kind: admin.Adopt, Volume: "db", Disk: "vol-1", Peer: "rexray"}, {Kind: admin.Adopt, Volume: "web", Disk: "vol-2", Peer: "rexray"},
+		{Kind: admin.Adopt, Volume: "db", Disk: "vol-1", Plugin: "rexray"}, {Kind: admin.Adopt, Volume: "web", Disk: "vol-2", Plugin: "rexray"},
 	}, wanted)
 	assert.Regexp(t, `(?m)^vol-1 +db +1GiB$`, shown)
 	assert.Regexp(t, `(?m)^vol-2 +web +2GiB +has only a name like that plugin's disks$`, shown)

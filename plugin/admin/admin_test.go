@@ -84,8 +84,8 @@ func (f *fakeDriver) Create(_ context.Context, name string, options map[string]s
 	return f.did("create ", name, options)
 }
 
-func (f *fakeDriver) PeerDisks(_ context.Context, peer string) ([]driver.PeerDisk, error) {
-	return []driver.PeerDisk{{ID: "vol-1", Name: "of " + peer, Size: 1 << 30, Zone: "z", Node: "i-2", Marked: true}}, f.err
+func (f *fakeDriver) PluginDisks(_ context.Context, plugin string) ([]driver.PluginDisk, error) {
+	return []driver.PluginDisk{{ID: "vol-1", Name: "of " + plugin, Size: 1 << 30, Zone: "z", Node: "i-2", Marked: true}}, f.err
 }
 
 func (f *fakeDriver) Orphans(context.Context) ([]driver.Orphan, error) {
@@ -108,8 +108,8 @@ func TestDisksThatAreNoVolumesAreListed(t *testing.T) {
 	require.ErrorIs(t, err, volume.Invalid)
 }
 
-func (f *fakeDriver) Adopt(_ context.Context, name, disk, peer string) error {
-	return f.did("adopt ", name, disk, peer)
+func (f *fakeDriver) Adopt(_ context.Context, name, disk, plugin string) error {
+	return f.did("adopt ", name, disk, plugin)
 }
 
 func (f *fakeDriver) Retain(_ context.Context, name string) error { return f.did("retain ", name) }
@@ -304,13 +304,13 @@ func TestErrorsKeepTheirCodeAndAdvice(t *testing.T) {
 	require.EqualError(t, err, `in use (volume "db", vol-1, node i-1); stop it`)
 }
 
-func TestTheDisksOfAPeerAreListed(t *testing.T) {
+func TestTheDisksOfAnotherPluginAreListed(t *testing.T) {
 	l := start(t, t.TempDir(), &fakeDriver{})
-	all, err := l.PeerDisks(t.Context(), "rexray")
+	all, err := l.PluginDisks(t.Context(), "rexray")
 	require.NoError(t, err)
-	assert.Equal(t, []PeerDisk{{ID: "vol-1", Name: "of rexray", Size: 1 << 30, Zone: "z", Node: "i-2", Marked: true}}, all)
+	assert.Equal(t, []PluginDisk{{ID: "vol-1", Name: "of rexray", Size: 1 << 30, Zone: "z", Node: "i-2", Marked: true}}, all)
 	l = start(t, t.TempDir(), &fakeDriver{err: volume.Fail(volume.Invalid, "none here", "")})
-	_, err = l.PeerDisks(t.Context(), "rexray")
+	_, err = l.PluginDisks(t.Context(), "rexray")
 	require.ErrorIs(t, err, volume.Invalid)
 }
 
@@ -380,7 +380,7 @@ func TestAJobIsFollowedToItsEnd(t *testing.T) {
 func TestVolumesAreAdoptedKeptAndRemoved(t *testing.T) {
 	d := &fakeDriver{}
 	l := start(t, t.TempDir(), d)
-	for i, r := range []Request{{Kind: Adopt, Volume: "db", Disk: "vol-1", Peer: "rexray"}, {Kind: Forget, Volume: "db", Disk: "vol-1"}, {Kind: Remove, Volume: "db"}, {Kind: Remove, Volume: "db", Disk: "vol-1"}} {
+	for i, r := range []Request{{Kind: Adopt, Volume: "db", Disk: "vol-1", Plugin: "rexray"}, {Kind: Forget, Volume: "db", Disk: "vol-1"}, {Kind: Remove, Volume: "db"}, {Kind: Remove, Volume: "db", Disk: "vol-1"}} {
 		r.ID = fmt.Sprint("job-number-", i)
 		job, err := l.Start(t.Context(), r)
 		require.NoError(t, err)
@@ -443,22 +443,22 @@ func TestBadRequestsDoNothing(t *testing.T) {
 		r    Request
 		code volume.Code
 	}{
-		"id of another job": {Request{ID: "12345678", Kind: Modify, Volume: "db", Size: 1}, volume.Conflict},
-		"a path for an id":  {resize("../../../x"), volume.Invalid},
-		"no such kind":      {Request{ID: "123456789", Kind: "burn", Volume: "db", Size: 1}, volume.Invalid},
-		"no volume":         {Request{ID: "123456789", Kind: Modify, Size: 1}, volume.Invalid},
-		"no change":         {Request{ID: "123456789", Kind: Modify, Volume: "db"}, volume.Invalid},
-		"adopt no disk":     {Request{ID: "123456789", Kind: Adopt, Volume: "db"}, volume.Invalid},
-		"modify of a peer":  {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: 1, Peer: "rexray"}, volume.Invalid},
-		"forget of a peer":  {Request{ID: "123456789", Kind: Forget, Volume: "db", Peer: "rexray"}, volume.Invalid},
-		"adopt and resize":  {Request{ID: "123456789", Kind: Adopt, Volume: "db", Disk: "vol-1", Size: 1}, volume.Invalid},
-		"remove and resize": {Request{ID: "123456789", Kind: Remove, Volume: "db", Size: 1}, volume.Invalid},
-		"restore nothing":   {Request{ID: "123456789", Kind: Restore, Volume: "db", Disk: "vol-1"}, volume.Invalid},
-		"clone nothing":     {Request{ID: "123456789", Kind: Clone, Volume: "db"}, volume.Invalid},
-		"snapshot a disk":   {Request{ID: "123456789", Kind: Copy, Volume: "db", Disk: "vol-1"}, volume.Invalid},
-		"delete all":        {Request{ID: "123456789", Kind: DeleteSnapshot}, volume.Invalid},
-		"change the disk":   {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: 1, Disk: "vol-2"}, volume.Invalid},
-		"negative":          {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: -1}, volume.Invalid},
+		"id of another job":  {Request{ID: "12345678", Kind: Modify, Volume: "db", Size: 1}, volume.Conflict},
+		"a path for an id":   {resize("../../../x"), volume.Invalid},
+		"no such kind":       {Request{ID: "123456789", Kind: "burn", Volume: "db", Size: 1}, volume.Invalid},
+		"no volume":          {Request{ID: "123456789", Kind: Modify, Size: 1}, volume.Invalid},
+		"no change":          {Request{ID: "123456789", Kind: Modify, Volume: "db"}, volume.Invalid},
+		"adopt no disk":      {Request{ID: "123456789", Kind: Adopt, Volume: "db"}, volume.Invalid},
+		"modify of a plugin": {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: 1, Plugin: "rexray"}, volume.Invalid},
+		"forget of a plugin": {Request{ID: "123456789", Kind: Forget, Volume: "db", Plugin: "rexray"}, volume.Invalid},
+		"adopt and resize":   {Request{ID: "123456789", Kind: Adopt, Volume: "db", Disk: "vol-1", Size: 1}, volume.Invalid},
+		"remove and resize":  {Request{ID: "123456789", Kind: Remove, Volume: "db", Size: 1}, volume.Invalid},
+		"restore nothing":    {Request{ID: "123456789", Kind: Restore, Volume: "db", Disk: "vol-1"}, volume.Invalid},
+		"clone nothing":      {Request{ID: "123456789", Kind: Clone, Volume: "db"}, volume.Invalid},
+		"snapshot a disk":    {Request{ID: "123456789", Kind: Copy, Volume: "db", Disk: "vol-1"}, volume.Invalid},
+		"delete all":         {Request{ID: "123456789", Kind: DeleteSnapshot}, volume.Invalid},
+		"change the disk":    {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: 1, Disk: "vol-2"}, volume.Invalid},
+		"negative":           {Request{ID: "123456789", Kind: Modify, Volume: "db", Size: -1}, volume.Invalid},
 	} {
 		_, err := l.Start(t.Context(), c.r)
 		require.ErrorIs(t, err, c.code, name)

@@ -102,8 +102,8 @@ type Hold struct {
 	Mountpoint string `json:"mountpoint"` // on the host
 }
 
-// PeerDisk is a disk of another plugin for Docker.
-type PeerDisk struct {
+// PluginDisk is a disk of another plugin for Docker.
+type PluginDisk struct {
 	ID        string     `json:"id"`   // the cloud's
 	Name      string     `json:"name"` // of the volume there
 	Size      int64      `json:"size_bytes"`
@@ -113,13 +113,13 @@ type PeerDisk struct {
 	Marked    bool       `json:"marked"`               // with that plugin's own mark; otherwise it merely has a name, as all its disks have
 }
 
-// PeerDisks is the answer to a call for those of one plugin, sorted by name.
-type PeerDisks struct {
-	Disks []PeerDisk `json:"disks"`
+// PluginDisks is the answer to a call for those of one plugin, sorted by name.
+type PluginDisks struct {
+	Disks []PluginDisk `json:"disks"`
 }
 
-func toPeerDisk(d driver.PeerDisk) PeerDisk {
-	shown := PeerDisk{ID: d.ID, Name: d.Name, Size: d.Size, Zone: d.Zone, Node: d.Node, Marked: d.Marked}
+func toPluginDisk(d driver.PluginDisk) PluginDisk {
+	shown := PluginDisk{ID: d.ID, Name: d.Name, Size: d.Size, Zone: d.Zone, Node: d.Node, Marked: d.Marked}
 	if !d.CreatedAt.IsZero() {
 		at := d.CreatedAt.UTC()
 		shown.CreatedAt = &at
@@ -245,7 +245,7 @@ type Request struct {
 	From string `json:"from,omitempty"`
 
 	// Of Adopt: the plugin that the disk was used with, if it is one of those in docs/cli.md.
-	Peer string `json:"peer,omitempty"`
+	Plugin string `json:"plugin,omitempty"`
 }
 
 // Job is long work. It goes on though its client has left, and after a restart of the plugin.

@@ -156,10 +156,10 @@ func (c *Client) Doctor(ctx context.Context) (r Report, err error) {
 	return r, c.call(ctx, http.MethodGet, "doctor", nil, &r)
 }
 
-// PeerDisks lists the disks of another plugin for Docker that could be adopted.
-func (c *Client) PeerDisks(ctx context.Context, peer string) ([]PeerDisk, error) {
-	var answer PeerDisks
-	err := c.call(ctx, http.MethodGet, "peers/"+url.PathEscape(peer)+"/disks", nil, &answer)
+// PluginDisks lists the disks of another plugin for Docker that could be adopted.
+func (c *Client) PluginDisks(ctx context.Context, plugin string) ([]PluginDisk, error) {
+	var answer PluginDisks
+	err := c.call(ctx, http.MethodGet, "plugins/"+url.PathEscape(plugin)+"/disks", nil, &answer)
 	return answer.Disks, err
 }
 

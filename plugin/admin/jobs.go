@@ -192,7 +192,7 @@ func (r Request) reschedules() bool { return r.SnapshotSchedule != "" || r.Snaps
 func checkModify(r Request) error {
 	change := r.Size != 0 || r.Type != "" || r.IOPS != 0 || r.Throughput != 0
 	switch {
-	case r.Disk != "" || r.Peer != "" || r.Snapshot != "" || r.From != "":
+	case r.Disk != "" || r.Plugin != "" || r.Snapshot != "" || r.From != "":
 		return volume.Fail(volume.Invalid, "the disk of a volume cannot be changed for another", "")
 	case r.Size < 0 || r.IOPS < 0 || r.Throughput < 0:
 		return volume.Fail(volume.Invalid, "a negative number makes no sense", "")
@@ -214,9 +214,9 @@ var kinds = map[Kind]kind{
 		message, err := d.Modify(ctx, r.Volume, driver.Change{Size: r.Size, Type: r.Type, IOPS: r.IOPS, Throughput: r.Throughput}, step)
 		return ending{message: message}, err
 	}},
-	Adopt: {takes("a volume, the id of a disk and the plugin that it was used with", func(r Request) bool { return r.Disk != "" && r == Request{Disk: r.Disk, Peer: r.Peer} }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
+	Adopt: {takes("a volume, the id of a disk and the plugin that it was used with", func(r Request) bool { return r.Disk != "" && r == Request{Disk: r.Disk, Plugin: r.Plugin} }), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		step(volume.Step{Phase: volume.Creating, Detail: "being adopted"})
-		return ending{message: "the disk " + r.Disk + " is a volume"}, d.Adopt(ctx, r.Volume, r.Disk, r.Peer)
+		return ending{message: "the disk " + r.Disk + " is a volume"}, d.Adopt(ctx, r.Volume, r.Disk, r.Plugin)
 	}},
 	Remove: {takes("a volume, and its disk if no other is meant", diskOnly), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		step(volume.Step{Phase: volume.Removing})

@@ -25,9 +25,9 @@ type Driver interface {
 	Look(ctx context.Context, names ...string)
 	Node(ctx context.Context) (driver.Node, error)
 	Slots(ctx context.Context) (driver.Slots, error)
-	PeerDisks(ctx context.Context, peer string) ([]driver.PeerDisk, error)
+	PluginDisks(ctx context.Context, plugin string) ([]driver.PluginDisk, error)
 	Orphans(ctx context.Context) ([]driver.Orphan, error)
-	Adopt(ctx context.Context, name, disk, peer string) error
+	Adopt(ctx context.Context, name, disk, plugin string) error
 	Create(ctx context.Context, name string, options map[string]string) error
 	Release(ctx context.Context, name string) error
 	Hold(ctx context.Context, name, id string) (path string, err error)
@@ -139,7 +139,7 @@ func (s *Server) routes() *http.ServeMux {
 		"GET " + Root + "doctor":                  s.doctor,
 		"POST " + Root + "volumes/{name}/hold":    s.hold,
 		"POST " + Root + "volumes/{name}/drop":    s.drop,
-		"GET " + Root + "peers/{name}/disks":      s.peerDisks,
+		"GET " + Root + "plugins/{name}/disks":    s.pluginDisks,
 		"GET " + Root + "orphans":                 s.orphans,
 		"GET " + Root + "events":                  s.listEvents,
 		"GET " + Root + "jobs":                    s.listJobs,
@@ -275,17 +275,17 @@ func (s *Server) release(r *http.Request) (any, error) {
 	return struct{}{}, s.driver.Release(r.Context(), r.PathValue("name"))
 }
 
-func (s *Server) peerDisks(r *http.Request) (any, error) {
+func (s *Server) pluginDisks(r *http.Request) (any, error) {
 	if err := s.ready(r.Context()); err != nil {
 		return nil, err
 	}
-	all, err := s.driver.PeerDisks(r.Context(), r.PathValue("name"))
+	all, err := s.driver.PluginDisks(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}
-	answer := PeerDisks{make([]PeerDisk, len(all))}
+	answer := PluginDisks{make([]PluginDisk, len(all))}
 	for i, d := range all {
-		answer.Disks[i] = toPeerDisk(d)
+		answer.Disks[i] = toPluginDisk(d)
 	}
 	return answer, nil
 }

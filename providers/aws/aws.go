@@ -101,7 +101,7 @@ func New(cfg Config) (*Provider, error) {
 		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Held: p.held, Known: p.known, Get: p.get,
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,
 		Mark: p.mark, Tags: ownTags, Claim: p.claim, Release: p.release, Delete: p.remove,
-		Peers: map[string]managed.Peer[types.Volume]{"rexray": {List: p.peers, Name: peerName}},
+		Plugins: map[string]managed.Plugin[types.Volume]{"rexray": {List: p.ofPlugin, Name: pluginName}},
 	})
 	p.Snapshots = managed.NewSnapshots(p.Provider, p.snapshots())
 	return p, nil

@@ -139,7 +139,7 @@ func New(cfg Config) (*Provider, error) {
 		CheckSpec: checkTags, Create: p.create, Await: p.await, Turns: mostTries, Taken: p.taken,
 		Mark: p.mark, Tags: ownTags, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.remove, Resize: p.resize,
 		// dostorage does not create volumes: its operators make them in DigitalOcean, and it uses them by name.
-		Peers: map[string]managed.Peer[godo.Volume]{"dostorage": {List: p.all, Name: func(v godo.Volume) (string, bool) { return v.Name, false }}},
+		Plugins: map[string]managed.Plugin[godo.Volume]{"dostorage": {List: p.all, Name: func(v godo.Volume) (string, bool) { return v.Name, false }}},
 	})
 	p.Snapshots = managed.NewSnapshots(p.Provider, p.snapshots())
 	return p, nil

@@ -111,7 +111,7 @@ func New(cfg Config) (*Provider, error) {
 		Show: p.show, Named: p.named, NamesAtOnce: perPage, All: p.all, Known: p.known, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.resize,
-		Peers: map[string]managed.Peer[*volume]{"docker-volume-hetzner": {List: p.peers, Name: peerName}},
+		Plugins: map[string]managed.Plugin[*volume]{"docker-volume-hetzner": {List: p.ofPlugin, Name: pluginName}},
 	})
 	return p, nil
 }

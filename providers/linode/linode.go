@@ -118,7 +118,7 @@ func New(cfg Config) (*Provider, error) {
 		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Known: p.known, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Turns: maxTurns, Taken: p.taken,
 		Mark: p.mark, Claim: p.claim, Release: p.release, Rivals: p.rivals, Delete: p.destroy, Resize: p.resize,
-		Peers: map[string]managed.Peer[sdk.Volume]{"linode": {List: p.peers, Name: peerName}},
+		Plugins: map[string]managed.Plugin[sdk.Volume]{"linode": {List: p.ofPlugin, Name: pluginName}},
 	})
 	return p, nil
 }

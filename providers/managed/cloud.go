@@ -171,8 +171,8 @@ type Cloud[V any] struct {
 	Resize         func(ctx context.Context, d Disk[V], gib int64) error
 	ResizeDetached bool
 
-	// Peers are other plugins for Docker on this cloud, by name. Optional.
-	Peers map[string]Peer[V]
+	// Plugins are other plugins for Docker on this cloud, by name. Optional.
+	Plugins map[string]Plugin[V]
 
 	// Attachments.
 

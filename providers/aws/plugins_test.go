@@ -43,22 +43,22 @@ func TestVolumesOfRexrayAreListedAndAdopted(t *testing.T) {
 			}
 			return nil
 		})
-		all, err := p.PeerDisks(t.Context(), "rexray")
+		all, err := p.PluginDisks(t.Context(), "rexray")
 		require.NoError(t, err)
 		for i := range all {
 			assert.NotZero(t, all[i].CreatedAt)
 			all[i].CreatedAt = all[0].CreatedAt
 		}
-		held := providers.PeerDisk{ID: ids["held"], Name: "held", Size: 2 * gib, Zone: region + "a", Node: a, CreatedAt: all[0].CreatedAt}
-		assert.Equal(t, []providers.PeerDisk{{ID: ids["db"], Name: "db", Size: 2 * gib, Zone: region + "a", CreatedAt: all[0].CreatedAt}, held}, all)
+		held := providers.PluginDisk{ID: ids["held"], Name: "held", Size: 2 * gib, Zone: region + "a", Node: a, CreatedAt: all[0].CreatedAt}
+		assert.Equal(t, []providers.PluginDisk{{ID: ids["db"], Name: "db", Size: 2 * gib, Zone: region + "a", CreatedAt: all[0].CreatedAt}, held}, all)
 
 		_, err = p.Adopt(t.Context(), ids["db"], providers.Spec{Name: "db"})
 		require.NoError(t, err)
-		all, err = p.PeerDisks(t.Context(), "rexray")
+		all, err = p.PluginDisks(t.Context(), "rexray")
 		require.NoError(t, err)
 		assert.Len(t, all, 1, "it is ours now")
-		_, err = p.PeerDisks(t.Context(), "convoy")
+		_, err = p.PluginDisks(t.Context(), "convoy")
 		require.ErrorIs(t, err, providers.ErrInvalid)
-		assert.Equal(t, []string{"rexray"}, p.Peers())
+		assert.Equal(t, []string{"rexray"}, p.Plugins())
 	})
 }

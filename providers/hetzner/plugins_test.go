@@ -20,7 +20,7 @@ func TestVolumesOfDockerVolumeHetznerAreListedAndAdopted(t *testing.T) {
 		for name, location := range map[string]string{"docker-db": "fsn1", "mine-web": "fsn1", "docker-elsewhere": "nbg1"} {
 			_, err := w.cloud.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error {
 				v, err := r.CreateVolume(cloud.VolumeSpec{
-					Shape: cloud.Shape{Size: 10 * gib, Type: "volume"}, Zone: location, Tags: map[string]string{"name": name, "label:" + peerLabel: ""},
+					Shape: cloud.Shape{Size: 10 * gib, Type: "volume"}, Zone: location, Tags: map[string]string{"name": name, "label:" + pluginLabel: ""},
 				})
 				ids[name] = v.ID
 				return err
@@ -30,8 +30,8 @@ func TestVolumesOfDockerVolumeHetznerAreListedAndAdopted(t *testing.T) {
 		}
 		_, err := p.Create(t.Context(), providers.Spec{Name: "ours", Size: size})
 		require.NoError(t, err)
-		list := func() []providers.PeerDisk {
-			all, err := p.PeerDisks(t.Context(), "docker-volume-hetzner")
+		list := func() []providers.PluginDisk {
+			all, err := p.PluginDisks(t.Context(), "docker-volume-hetzner")
 			require.NoError(t, err)
 			for i := range all {
 				assert.NotZero(t, all[i].CreatedAt)
@@ -39,13 +39,13 @@ func TestVolumesOfDockerVolumeHetznerAreListedAndAdopted(t *testing.T) {
 			}
 			return all
 		}
-		db := providers.PeerDisk{ID: ids["docker-db"], Name: "db", Size: 10 * gib, Zone: "fsn1", Marked: true}
-		web := providers.PeerDisk{ID: ids["mine-web"], Name: "mine-web", Size: 10 * gib, Zone: "fsn1", Marked: true}
-		assert.Equal(t, []providers.PeerDisk{db, web}, list())
+		db := providers.PluginDisk{ID: ids["docker-db"], Name: "db", Size: 10 * gib, Zone: "fsn1", Marked: true}
+		web := providers.PluginDisk{ID: ids["mine-web"], Name: "mine-web", Size: 10 * gib, Zone: "fsn1", Marked: true}
+		assert.Equal(t, []providers.PluginDisk{db, web}, list())
 
 		v, err := p.Adopt(t.Context(), db.ID, providers.Spec{Name: "db"})
 		require.NoError(t, err)
-		assert.Equal(t, []providers.PeerDisk{web}, list(), "the other is ours now")
+		assert.Equal(t, []providers.PluginDisk{web}, list(), "the other is ours now")
 		require.NoError(t, p.Attach(t.Context(), v.ID, mustNode(t, p)))
 	})
 }

@@ -18,8 +18,8 @@ func TestVolumesOfDostorageAreListedAndAdopted(t *testing.T) {
 		db, web := w.disk("db"), w.disk("web")
 		_, err := p.Create(t.Context(), providers.Spec{Name: "ours", Size: 2 * gib})
 		require.NoError(t, err)
-		list := func() (all []providers.PeerDisk) {
-			found, err := p.PeerDisks(t.Context(), "dostorage")
+		list := func() (all []providers.PluginDisk) {
+			found, err := p.PluginDisks(t.Context(), "dostorage")
 			require.NoError(t, err)
 			for _, d := range found {
 				assert.NotZero(t, d.CreatedAt)
@@ -29,10 +29,10 @@ func TestVolumesOfDostorageAreListedAndAdopted(t *testing.T) {
 			}
 			return all
 		}
-		other := providers.PeerDisk{ID: web, Name: "web", Size: 2 * gib}
-		assert.Equal(t, []providers.PeerDisk{{ID: db, Name: "db", Size: 2 * gib}, other}, list())
+		other := providers.PluginDisk{ID: web, Name: "web", Size: 2 * gib}
+		assert.Equal(t, []providers.PluginDisk{{ID: db, Name: "db", Size: 2 * gib}, other}, list())
 		_, err = p.Adopt(t.Context(), db, providers.Spec{Name: "db"})
 		require.NoError(t, err)
-		assert.Equal(t, []providers.PeerDisk{other}, list(), "the other is ours now")
+		assert.Equal(t, []providers.PluginDisk{other}, list(), "the other is ours now")
 	})
 }

@@ -36,8 +36,8 @@ func TestVolumesOfDockerVolumeLinodeAreListedAndAdopted(t *testing.T) {
 			return err
 		})
 		require.NoError(t, err)
-		list := func() []providers.PeerDisk {
-			all, err := p.PeerDisks(t.Context(), "linode")
+		list := func() []providers.PluginDisk {
+			all, err := p.PluginDisks(t.Context(), "linode")
 			require.NoError(t, err)
 			for i := range all {
 				assert.NotZero(t, all[i].CreatedAt)
@@ -45,10 +45,10 @@ func TestVolumesOfDockerVolumeLinodeAreListedAndAdopted(t *testing.T) {
 			}
 			return all
 		}
-		web := providers.PeerDisk{ID: made["web"], Name: "web", Size: 10 * gib, Zone: region, Node: a}
-		assert.Equal(t, []providers.PeerDisk{{ID: made["db"], Name: "db", Size: 10 * gib, Zone: region, Marked: true}, web}, list())
+		web := providers.PluginDisk{ID: made["web"], Name: "web", Size: 10 * gib, Zone: region, Node: a}
+		assert.Equal(t, []providers.PluginDisk{{ID: made["db"], Name: "db", Size: 10 * gib, Zone: region, Marked: true}, web}, list())
 		_, err = p.Adopt(t.Context(), made["db"], providers.Spec{Name: "db"})
 		require.NoError(t, err)
-		assert.Equal(t, []providers.PeerDisk{web}, list(), "the other is ours now")
+		assert.Equal(t, []providers.PluginDisk{web}, list(), "the other is ours now")
 	})
 }
