@@ -112,7 +112,8 @@ func (a *account) copy(t *testing.T, here, there *server, name string) (c copies
 	written, err := lines(here.Engine)
 	require.NoError(t, err)
 	c.snapshot = strings.TrimSpace(operate(t, here.Engine, 0, "snapshot", "create", name, "--quiet"))
-	assert.Contains(t, operate(t, here.Engine, 0, "jobs"), "was frozen for")
+	// A machine that is too busy to freeze the file system in time goes on without.
+	assert.Regexp(t, "was frozen for|as after a power failure", operate(t, here.Engine, 0, "jobs"))
 	assert.Regexp(t, `(?m)^`+c.snapshot+` +`+name+` +\d+GiB .* complete +by hand$`, operate(t, there.Engine, 0, "snapshot", "ls"))
 	operate(t, there.Engine, 0, "snapshot", "restore", c.snapshot, "restored")
 	operate(t, there.Engine, 0, "clone", name, "copied")
