@@ -9,6 +9,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/blockvol/blockvol/test/cloud"
+	"github.com/blockvol/blockvol/test/cloud/cloudtest"
 	"github.com/blockvol/blockvol/test/cloud/ec2"
 	"github.com/blockvol/blockvol/test/cloud/loop"
 	"github.com/blockvol/blockvol/test/engine"
@@ -39,13 +41,15 @@ type ec2Cloud struct {
 	front *ec2.Front
 	disks *loop.Backend
 
+	dir     string // of the disks' images
 	address string // of the next instance; "" for one of the cloud's choice
 }
 
 // startEC2 returns a cloud with short durations, which change can set.
 func startEC2(t *testing.T, change func(*cloud.Config)) *ec2Cloud {
 	t.Helper()
-	disks, err := loop.New(namespace.Dir(t))
+	dir := namespace.Dir(t)
+	disks, err := loop.New(dir)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, disks.Close()) })
 	cfg := cloud.Config{
@@ -58,7 +62,7 @@ func startEC2(t *testing.T, change func(*cloud.Config)) *ec2Cloud {
 	if change != nil {
 		change(&cfg)
 	}
-	c := &ec2Cloud{Cloud: cloud.New(cfg), disks: disks}
+	c := &ec2Cloud{Cloud: cloud.New(cfg), disks: disks, dir: dir}
 	t.Cleanup(func() {
 		c.Close()
 		require.Empty(t, c.Problems(), violation.Prefix+"of the cloud")
@@ -217,6 +221,33 @@ func TestEBSVolumeFollowsItsContainerToAnotherInstance(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// rexray gives a disk its volume's name in the tag Name, and shows containers its directory data.
+func TestADiskOfRexrayIsAdoptedWithItsContents(t *testing.T) {
+	t.Parallel()
+	c := startEC2(t, nil)
+	i := c.launch(t, ec2.MetadataOptions{})
+	var disk string
+	_, err := c.Do(t.Context(), cloud.Call{Action: "by hand", Aside: true}, func(r *cloud.Request) error {
+		v, err := r.CreateVolume(cloud.VolumeSpec{Shape: cloud.Shape{Size: 1 << 30, Type: "gp3"}, Zone: zone, Tags: map[string]string{"Name": "legacy"}})
+		disk = v.ID
+		return err
+	})
+	require.NoError(t, err)
+	cloudtest.WaitFor(t, c.Cloud, disk, cloudtest.Detached)
+	contents := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(contents, "data"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(contents, "data", "log"), []byte("kept"), 0o600))
+	out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-F", "-d", contents, filepath.Join(c.dir, "disks", disk)).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+
+	assert.Regexp(t, "(?m)^"+disk+" +legacy +1GiB ", operate(t, i.Engine, 0, "adopt", "--from", "rexray", "--yes"))
+	assert.Equal(t, "kept", once(i.Engine, "legacy", "cat /data/log"))
+	i.eventuallyReleased()
+	operate(t, i.Engine, 3, "adopt", "--from", "rexray", "--yes")
+	i.Docker("volume", "rm", "legacy")
+	assert.Len(t, c.Volumes(), 2, "the disk is kept, beside the instance's own")
 }
 
 func TestMissingEC2RequirementsAreReported(t *testing.T) {
