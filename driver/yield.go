@@ -92,13 +92,16 @@ func (d *Driver) yield(ctx context.Context, h *handle, want volume.Want) bool {
 
 // holding is what this node has of a volume that another one wants. h is nil if this node has no part of it.
 func (d *Driver) holding(ctx context.Context, h *handle, want volume.Want) volume.Holding {
-	if h == nil || h.Entry() == nil || h.Entry().Volume != want.Disk {
+	var e *node.Entry
+	if h != nil {
+		e = h.Entry() // once: a job may end meanwhile, and leave none
+	}
+	if e == nil || e.Volume != want.Disk {
 		if d.node.HasDevice(ctx, want.Serial) {
 			return volume.Holding{State: volume.HoldsStray}
 		}
 		return volume.Holding{State: volume.HoldsNothing}
 	}
-	e := h.Entry()
 	here := h.report(e)
 	switch {
 	case e.Releasing && h.Mountpoint() == "":

@@ -52,7 +52,7 @@ type Server struct {
 	answering sync.WaitGroup
 }
 
-// Serve answers those who have one of the keys, until Close. It returns once it listens no more.
+// Serve begins to answer those who have one of the keys, until Close, which closes l.
 func Serve(l net.Listener, keys []Key, holder Holder, log logrus.FieldLogger) *Server {
 	s := &Server{holder: holder, log: log, strangers: make(map[netip.Addr]int), unproved: make(map[net.Conn]netip.Addr)}
 	mux := http.NewServeMux()
