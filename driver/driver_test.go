@@ -87,6 +87,16 @@ func diesMounting(t *testing.T, l *life, call string, f fault) {
 
 func takesAlways(c *Config) { c.Takeover = controller.TakeoverAlways }
 
+// messages counts the lines of a log that say so.
+func messages(log *logtest.Hook, text string) (n int) {
+	for _, e := range log.AllEntries() {
+		if e.Message == text {
+			n++
+		}
+	}
+	return n
+}
+
 func mustUnmount(t *testing.T, l *life, name, id string) {
 	t.Helper()
 	l.machine.containerEnds(id)
@@ -810,12 +820,7 @@ func TestARefusalThatNeverReadsTheSameIsLoggedOnceAMinute(t *testing.T) {
 		}), "data")
 		_, err := l.Mount(limited(t, 10*time.Minute-time.Second), "data", "1")
 		require.ErrorContains(t, err, "(request 1", "the caller hears the last one")
-		lines := 0
-		for _, e := range logged.AllEntries() {
-			if e.Message == "The volume cannot be attached yet" {
-				lines++
-			}
-		}
+		lines := messages(logged, "The volume cannot be attached yet")
 		assert.LessOrEqual(t, lines, 10)
 		assert.GreaterOrEqual(t, lines, 8)
 	})

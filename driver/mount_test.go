@@ -366,13 +366,7 @@ func TestWaitingForALiveHolderCostsTheCloudLittleAndIsLoggedOnce(t *testing.T) {
 		_, err := lb.Mount(limited(t, 2*time.Minute), "data", "2")
 		require.ErrorIs(t, err, volume.Unfinished)
 		assert.LessOrEqual(t, w.count()["Find"], 45)
-		waits := 0
-		for _, e := range logged.AllEntries() {
-			if e.Message == "The volume cannot be attached yet" {
-				waits++
-			}
-		}
-		assert.Equal(t, 1, waits)
+		assert.Equal(t, 1, messages(logged, "The volume cannot be attached yet"))
 	})
 }
 
