@@ -143,6 +143,23 @@ type Slots struct {
 	Used int // places that are taken, also by disks and devices that are no volumes where they need one
 }
 
+// Fencer is a Provider that can power off other nodes.
+//
+// PowerOff and PowerOn return as soon as the cloud has taken the request, or is carrying out such a one already: NodeState tells when
+// it is done. A call may come twice, and must not be sent again after ctx.
+// Errors: ErrDenied if the credentials do not allow it, ErrBusy to try again a little later, ErrNotFound if the node is gone.
+type Fencer interface {
+	// PowerOff cuts the node off from its power, without its help, as if the plug were pulled. It is carried out on no node but that one,
+	// which may be running, frozen, or off already.
+	PowerOff(ctx context.Context, node string) error
+
+	// PowerOn starts the node again. One that runs is left as it is.
+	PowerOn(ctx context.Context, node string) error
+
+	// ExamineFence tells whether the credentials allow PowerOff and PowerOn, as far as the cloud tells without doing it.
+	ExamineFence(ctx context.Context) Finding
+}
+
 // PluginLister is a Provider that can list the disks of other plugins for Docker on its cloud.
 type PluginLister interface {
 	// Plugins are the names of those plugins, sorted; empty if it knows of none.

@@ -6,7 +6,7 @@ import "time"
 // nothing of the driver.
 type Observer func(Event)
 
-// Event is a PhaseEnded, a CallEnded, a TakenOver or a Found.
+// Event is a PhaseEnded, a CallEnded, a TakenOver, a Fenced or a Found.
 type Event interface{ event() }
 
 // PhaseEnded tells how long a phase of a volume took.
@@ -26,6 +26,9 @@ type CallEnded struct {
 
 // TakenOver tells that the cloud is asked to detach a volume from a node that still holds it.
 type TakenOver struct{ Volume, ID, Holder, Evidence string }
+
+// Fenced tells that the cloud was asked to power off a node that holds a volume and answers nobody.
+type Fenced struct{ Volume, ID, Holder, Evidence string }
 
 // Found tells of something that nobody told blockvol about, and that a look at the kernel and the cloud has shown.
 type Found struct {
@@ -57,4 +60,5 @@ func Findings() []Finding {
 func (PhaseEnded) event() {}
 func (CallEnded) event()  {}
 func (TakenOver) event()  {}
+func (Fenced) event()     {}
 func (Found) event()      {}
