@@ -29,6 +29,7 @@ type Config struct {
 	Lag          time.Duration              // reads show each object as it was up to this long ago; writes see the current state
 	Limits       func(bucket string) Bucket // token bucket per action; nil or a zero Bucket: no limit
 	Backend      Backend                    // nil: volumes have no devices
+	Machines     Machines                   // nil: instances have no machines
 	Seed         uint64                     // of IDs and of Lag
 	DetachOnStop bool                       // stopping an instance detaches its volumes
 	ID           func(Kind, uint64) string  // makes an object's ID from a random number; nil: as EC2 does
@@ -47,7 +48,10 @@ const (
 
 // Times are the durations of the background operations. An operation with no duration and no Backend is complete before the
 // call returns, although the answer shows it as pending.
-type Times struct{ Create, Delete, Attach, Detach, Snapshot, Modify, Stop, Terminate time.Duration }
+//
+// Stop is also the duration of a start. Shutdown is how long a client's request that lets the guest shut down waits for the guest,
+// before the power is cut.
+type Times struct{ Create, Delete, Attach, Detach, Snapshot, Modify, Stop, Shutdown, Terminate time.Duration }
 
 // Backend provides the devices of volumes: loop devices or disks of virtual machines. Calls for one disk do not overlap.
 type Backend interface {
@@ -58,6 +62,16 @@ type Backend interface {
 	DeleteSnapshot(snapshot string) error
 	Attach(instance, disk string) error             // returns when the instance's kernel has the device
 	Detach(instance, disk string, force bool) error // ErrDeviceBusy while the instance uses the device
+}
+
+// Machines are the machines behind the instances, such as virtual ones. Clients' requests switch them off and on: Request.Stop and
+// Request.Start. Calls for one instance do not overlap, and hold no lock of the cloud.
+//
+// The machine of an instance runs, and may write to its volumes, until PowerOff has returned. Only then are its devices removed and the
+// instance shown as Stopped. After an error the instance remains Stopping, or Pending, and the error is one of Cloud.Problems.
+type Machines interface {
+	PowerOff(instance string) error // cuts the power, whatever the machine does; one that is off already stays so
+	PowerOn(instance string) error  // starts the machine; returns when devices can be attached to it
 }
 
 // ErrDeviceBusy is the Backend's error for a device that the instance still uses.
@@ -91,6 +105,8 @@ type Cloud struct {
 	rand      *rand.Rand
 	timers    map[*time.Timer]struct{}
 	instances map[string]*history[Instance]
+	supplies  map[string]*supply // by instance
+	hides     bool               // see HideStopping
 	volumes   map[string]*history[Volume]
 	snapshots map[string]*history[Snapshot]
 	plugs     map[string]*plug // by volume
@@ -111,6 +127,7 @@ func New(cfg Config) *Cloud {
 		rand:      rand.New(rand.NewPCG(cfg.Seed, 0x626c6f636b766f6c)),
 		timers:    map[*time.Timer]struct{}{},
 		instances: map[string]*history[Instance]{},
+		supplies:  map[string]*supply{},
 		volumes:   map[string]*history[Volume]{},
 		snapshots: map[string]*history[Snapshot]{},
 		plugs:     map[string]*plug{},

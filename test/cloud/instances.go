@@ -71,7 +71,7 @@ func (c *Cloud) AddInstance(i Instance) Instance {
 	if i.Tags == nil {
 		i.Tags = map[string]string{}
 	}
-	c.instances[i.ID] = &history[Instance]{}
+	c.instances[i.ID], c.supplies[i.ID] = &history[Instance]{}, &supply{}
 	c.instances[i.ID].put(i, false, c.cfg.Lag)
 	if i.RootDevice != "" {
 		c.addRoot(i)
@@ -94,11 +94,17 @@ func (c *Cloud) Instances() []Instance {
 	return list(c.instances, current, nil, olderInstance)
 }
 
-// Instances returns all instances, subject to Lag.
+// Instances returns all instances, subject to Lag and HideStopping.
 func (r *Request) Instances() []Instance {
 	r.c.mu.Lock()
 	defer r.c.mu.Unlock()
-	return list(r.c.instances, seen[Instance](r.c), nil, olderInstance)
+	all := list(r.c.instances, seen[Instance](r.c), nil, olderInstance)
+	for i := range all {
+		if r.c.hides && all[i].State == Stopping {
+			all[i].State = Running
+		}
+	}
+	return all
 }
 
 func olderInstance(a, b Instance) int { return byAge(a.LaunchedAt, b.LaunchedAt, a.ID, b.ID) }
@@ -113,77 +119,6 @@ func (c *Cloud) SetInterfaces(id string, n int) {
 	}
 	i.Interfaces = n
 	c.instances[id].put(i, false, c.cfg.Lag)
-}
-
-// Start starts a stopped instance. Its attached volumes have devices when it runs.
-func (c *Cloud) Start(id string) {
-	c.power(id, Stopped, Pending)
-	c.later(c.times().Stop, func() {
-		if c.reach(id, Pending, Running) {
-			c.each(id, func(volume string, _ Attachment) { c.plugIn(volume, id) })
-		}
-	})
-}
-
-// Stop stops a running instance. Its volumes stay attached unless Config.DetachOnStop, but have no devices.
-func (c *Cloud) Stop(id string) {
-	c.power(id, Running, Stopping)
-	c.later(c.times().Stop, func() {
-		c.each(id, func(volume string, a Attachment) {
-			if c.cfg.DetachOnStop {
-				c.abandon(volume, a)
-			} else {
-				c.pullOut(volume, id)
-			}
-		})
-		c.reach(id, Stopping, Stopped)
-	})
-}
-
-// Terminate terminates an instance in any state. Then its volumes are detached, and those with DeleteOnTermination deleted. It
-// remains visible for an hour.
-func (c *Cloud) Terminate(id string) {
-	c.power(id, "", ShuttingDown)
-	c.later(c.times().Terminate, func() {
-		if !c.reach(id, ShuttingDown, Terminated) {
-			return
-		}
-		c.each(id, c.abandon)
-		c.later(remembered, func() {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			i, _ := c.instances[id].now()
-			c.instances[id].put(i, true, c.cfg.Lag)
-		})
-	})
-}
-
-// power begins a change of an instance's state. It panics if the state does not allow it, since the test is wrong.
-func (c *Cloud) power(id string, from, to InstanceState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	i, ok := c.instances[id].now()
-	if !ok || from != "" && i.State != from || i.State == to || i.State == Terminated {
-		panic(fmt.Sprintf("cloud: instance %q is %q and cannot be %s", id, i.State, to))
-	}
-	i.State = to
-	c.instances[id].put(i, false, c.cfg.Lag)
-}
-
-// reach completes a change of an instance's state if it is still pending.
-func (c *Cloud) reach(id string, from, to InstanceState) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	i, ok := c.instances[id].now()
-	if !ok || i.State != from {
-		return false
-	}
-	i.State = to
-	if to == Running {
-		i.LaunchedAt = time.Now()
-	}
-	c.instances[id].put(i, false, c.cfg.Lag)
-	return true
 }
 
 // each calls do for every volume that is attached to an instance.

@@ -12,11 +12,12 @@ import (
 	"github.com/blockvol/blockvol/test/cloud/rest"
 )
 
-// action is an operation on a volume that takes time.
+// action is an operation on a volume or a droplet that takes time.
 type action struct {
 	id      int
-	volume  string
-	kind    string // attach, detach, resize
+	volume  string // "" if it is on a droplet
+	droplet string // "" if it is on a volume
+	kind    string // attach, detach, resize; power_off, power_on
 	region  string
 	started time.Time
 	errored bool // Fail was called
@@ -43,13 +44,22 @@ const (
 
 // begin records an action and returns the response for it. The caller holds the lock.
 func (f *Front) begin(v cloud.Volume, kind string) rest.Answer {
-	a := &action{id: 2_400_000_000 + len(f.actions), volume: v.ID, kind: kind, region: v.Zone, started: time.Now()}
+	return f.record(http.StatusAccepted, action{volume: v.ID, kind: kind, region: v.Zone})
+}
+
+func (f *Front) record(status int, begun action) rest.Answer {
+	a := &begun
+	a.id, a.started = 2_400_000_000+len(f.actions), time.Now()
 	f.actions = append(f.actions, a)
-	return rest.Answer{Status: http.StatusAccepted, Body: map[string]any{"action": a.show(inProgress)}}
+	return rest.Answer{Status: status, Body: map[string]any{"action": a.show(inProgress)}}
 }
 
 func (a *action) show(status string) shownAction {
 	s := shownAction{ID: a.id, Status: status, Type: a.kind + "_volume", StartedAt: stamp(a.started), ResourceType: "volume", Region: regionOf(a.region), RegionSlug: a.region}
+	if a.droplet != "" {
+		id := int(number(a.droplet))
+		s.Type, s.ResourceType, s.ResourceID = a.kind, "droplet", &id
+	}
 	if status != inProgress {
 		end := stamp(time.Now())
 		s.CompletedAt = &end
@@ -60,6 +70,9 @@ func (a *action) show(status string) shownAction {
 // status returns an action's status, from the state of the volume unless a later action of the same kind exists. The caller
 // holds the lock.
 func (f *Front) status(a *action) string {
+	if a.droplet != "" {
+		return f.powerStatus(a)
+	}
 	v, _ := f.cloud.Volume(a.volume)
 	last := a
 	for _, other := range f.actions {
@@ -114,8 +127,11 @@ func underway(v cloud.Volume) bool {
 	return len(v.Attachments) > 0 && (v.Attachments[0].State == cloud.Attaching || v.Attachments[0].State == cloud.Detaching)
 }
 
-// engaged reports whether an action of one of the droplet's volumes is pending.
+// engaged reports whether an action of the droplet or of one of its volumes is pending.
 func (f *Front) engaged(droplet string) bool {
+	if i, _ := f.cloud.Instance(droplet); i.State != cloud.Running && i.State != cloud.Stopped {
+		return true
+	}
 	return f.cloud.AnyVolume(func(v cloud.Volume) bool {
 		held := len(v.Attachments) > 0 && v.Attachments[0].Instance == droplet
 		return held && (underway(v) || resizing(v))

@@ -73,6 +73,8 @@ func New(cfg Config) *Front {
 	f.handle("POST /v2/tags/{tag}/resources", "tag:create", f.tagResources)
 	f.handle("DELETE /v2/tags/{tag}/resources", "tag:delete", f.untagResources)
 	f.handle("GET /v2/droplets/{id}", "droplet:read", f.getDroplet)
+	f.handle("POST /v2/droplets/{id}/actions", "droplet:update", f.power)
+	f.handle("GET /v2/droplets/{id}/actions", "droplet:read", f.listPower)
 	f.handle("GET /v2/account", "account:read", f.getAccount)
 	return f
 }

@@ -414,3 +414,40 @@ func TestMetadataIdentifiesTheDroplet(t *testing.T) {
 		assert.Empty(t, w.cloud.Calls())
 	})
 }
+
+func TestPowerIsCutAndComesBack(t *testing.T) {
+	inWorld(t, cloud.Config{}, digitalocean.Config{}, func(t *testing.T, w *world) {
+		path := "/v2/droplets/" + w.droplet
+		status := func() any { return w.Must("GET", path, "", "droplet", "status") }
+		const off, on, pending = `{"type": "power_off"}`, `{"type": "power_on"}`, "Droplet already has a pending event."
+		volume := w.create("db")
+		w.attach(volume, w.droplet)
+		w.Refused(422, pending, "POST", path+"/actions", off)
+		time.Sleep(6 * time.Second)
+		code, _, answer := w.Send("POST", path+"/actions", off)
+		assert.Equal(t, http.StatusCreated, code)
+		action := cloudtest.JSONField(t, answer, "action", "id").(json.Number).String()
+		assert.JSONEq(t, `{"action": {"id": `+action+`, "status": "in-progress", "type": "power_off", "started_at": "2000-01-01T00:00:06Z", "completed_at": null,
+			"resource_id": `+w.droplet+`, "resource_type": "droplet", "region": `+nyc1+`, "region_slug": "nyc1"}}`, answer)
+		assert.Equal(t, "active", status(), "until it is off")
+		w.Refused(422, pending, "POST", path+"/actions", off)
+		w.Refused(422, pending, "POST", "/v2/volumes/"+volume+"/actions", `{"type": "detach", "droplet_id": `+w.droplet+`}`)
+		shown := func(key string) any {
+			return w.Must("GET", path+"/actions", "", "actions").([]any)[0].(map[string]any)[key]
+		}
+		assert.Equal(t, "in-progress", shown("status"))
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "off", status())
+		assert.Equal(t, "completed", shown("status"))
+		w.Refused(422, "already powered off", "POST", path+"/actions", off)
+		w.Must("POST", path+"/actions", on)
+		assert.Equal(t, "power_on", shown("type"))
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "active", status())
+		w.Refused(422, "already powered on", "POST", path+"/actions", on)
+		w.Refused(404, "", "POST", "/v2/droplets/12/actions", off)
+		w.Refused(422, "type", "POST", path+"/actions", `{"type": "rename"}`)
+		w.front.Restrict(w.Token, "droplet:read")
+		w.Refused(403, "", "POST", path+"/actions", off)
+	})
+}

@@ -114,6 +114,8 @@ var actions = map[string]action{
 	"DeleteTags":                   {"ResourceId.N Tag.N.Key Tag.N.Value", needsTags, deleteTags},
 	"DescribeInstances":            {"Filter.N.Name Filter.N.Value.N IncludeManagedResources InstanceId.N MaxResults NextToken", nil, describeInstances},
 	"DescribeInstanceTypes":        {"Filter.N.Name Filter.N.Value.N IncludeUnsupportedInRegion InstanceType.N MaxResults NextToken", nil, describeInstanceTypes},
+	"StopInstances":                {"Force Hibernate InstanceId.N SkipOsShutdown", needsInstances, stopInstances},
+	"StartInstances":               {"AdditionalInfo InstanceId.N", needsInstances, startInstances},
 	"CreateSnapshot":               {"Description VolumeId " + tagSpecification, needsCreateSnapshot, createSnapshot},
 	"DeleteSnapshot":               {"SnapshotId", needs("SnapshotId"), deleteSnapshot},
 	"DescribeSnapshots":            {"Filter.N.Name Filter.N.Value.N MaxResults NextToken Owner.N RestorableBy.N SnapshotId.N", nil, describeSnapshots},

@@ -17,7 +17,7 @@ import (
 type action struct {
 	id             int64
 	command        string
-	volume, server string // server may be ""
+	volume, server string // one may be ""
 	started, ended time.Time
 	failure        *problem // set by Fail
 }
@@ -47,7 +47,12 @@ const (
 
 // begin records an action and returns it as running. The caller holds the lock.
 func (f *Front) begin(v cloud.Volume, command, server string) shownAction {
-	a := &action{id: 1_400_000_000 + int64(len(f.actions)), command: command, volume: v.ID, server: server, started: time.Now()}
+	return f.record(action{command: command, volume: v.ID, server: server})
+}
+
+func (f *Front) record(begun action) shownAction {
+	a := &begun
+	a.id, a.started = 1_400_000_000+int64(len(f.actions)), time.Now()
 	f.actions = append(f.actions, a)
 	return a.show(running)
 }
@@ -57,7 +62,9 @@ func (a *action) show(status string) shownAction {
 	if a.server != "" {
 		s.Resources = append(s.Resources, resource{number(a.server), "server"})
 	}
-	s.Resources = append(s.Resources, resource{number(a.volume), "volume"})
+	if a.volume != "" {
+		s.Resources = append(s.Resources, resource{number(a.volume), "volume"})
+	}
 	if status == running {
 		return s
 	}
@@ -78,6 +85,9 @@ func (a *action) show(status string) shownAction {
 // status returns an action's status, from the state of the volume unless a later action of the same kind exists. The caller
 // holds the lock.
 func (f *Front) status(a *action) string {
+	if a.volume == "" {
+		return f.powerStatus(a)
+	}
 	v, ok := f.cloud.Volume(a.volume)
 	kind := func(a *action) string {
 		if a.command == "attach_volume" || a.command == "detach_volume" {

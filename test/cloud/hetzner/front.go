@@ -7,7 +7,7 @@
 // volume can be made smaller. Unknown fields and parameters are refused, and so are automount and format, which blockvol must
 // never ask for.
 //
-// It does not simulate creating and changing servers, volumes of a server being created, and quotas other than volumes per
+// It does not simulate creating and changing servers other than their power, volumes of a server being created, and quotas other than volumes per
 // server. The reference has no error codes for deleting an attached volume, detaching a detached one, another location, and a
 // server's limit (here it is the one that Hetzner's own driver expects).
 package hetzner
@@ -69,6 +69,8 @@ func New(cfg Config) *Front {
 	f.Handle("GET /v1/actions/{action}", f.getAction)
 	f.Handle("GET /v1/servers", f.listServers)
 	f.Handle("GET /v1/servers/{id}", f.getServer)
+	f.Handle("POST /v1/servers/{id}/actions/poweroff", f.powerOff)
+	f.Handle("POST /v1/servers/{id}/actions/poweron", f.powerOn)
 	f.Handle("GET /v1/locations", f.listLocations)
 	return f
 }

@@ -338,3 +338,41 @@ func TestMetadataIdentifiesTheServer(t *testing.T) {
 		assert.Equal(t, "503 ", get("/hetzner/v1/metadata/instance-id"))
 	})
 }
+
+func TestPowerIsCutAndComesBack(t *testing.T) {
+	inWorld(t, cloud.Config{}, hetzner.Config{}, func(t *testing.T, w *world) {
+		path := "/servers/" + w.server
+		status := func() any { return w.Must("GET", path, "", "server", "status") }
+		off, on := path+"/actions/poweroff", path+"/actions/poweron"
+		id := w.create("db")
+		w.attach(id)
+		w.refused(423, "locked", "POST", off, "")
+		time.Sleep(5 * time.Second)
+		code, _, answer := w.Send("POST", off, "")
+		assert.Equal(t, http.StatusCreated, code)
+		action := cloudtest.JSONField(t, answer, "action", "id").(json.Number).String()
+		assert.JSONEq(t, `{"action": {"id": `+action+`, "command": "stop_server", "status": "running", "progress": 0, "started": "2000-01-01T00:00:05+00:00",
+			"finished": null, "resources": [{"id": `+w.server+`, "type": "server"}], "error": null}}`, answer)
+		assert.Equal(t, "stopping", status())
+		assert.Equal(t, true, w.Must("GET", path, "", "server", "locked"))
+		for _, change := range []string{off, on, "/volumes/" + id + "/actions/detach"} {
+			w.refused(423, "locked", "POST", change, "")
+		}
+		assert.Equal(t, "running", w.Must("GET", "/actions/"+action, "", "action", "status"))
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "off", status())
+		assert.Equal(t, "success", w.Must("GET", "/actions/"+action, "", "action", "status"))
+		assert.Equal(t, "success", w.Must("POST", off, "", "action", "status"), "it is off already")
+		w.Must("POST", "/volumes/"+id+"/actions/detach", "")
+		w.refused(423, "locked", "POST", on, "")
+		time.Sleep(5 * time.Second)
+		assert.Equal(t, "running", w.Must("POST", on, "", "action", "status"))
+		assert.Equal(t, "starting", status())
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "success", w.Must("POST", on, "", "action", "status"), "it runs already")
+		assert.Equal(t, "running", status())
+		w.refused(404, "not_found", "POST", "/servers/12/actions/poweroff", "")
+		w.front.ReadOnly(w.Token)
+		w.refused(403, "forbidden", "POST", off, "")
+	})
+}

@@ -1,5 +1,5 @@
-// Package linode simulates the Linode (Akamai Cloud) API v4 for volumes and for reading instances, and the instance metadata
-// service.
+// Package linode simulates the Linode (Akamai Cloud) API v4 for volumes, for reading instances and for their power, and the instance
+// metadata service.
 //
 // It follows the reference (https://techdocs.akamai.com/linode-api/reference/api) and uses Linode's error messages where they
 // are known: Linode has no error codes. It is strict where the reference leaves a choice: unknown fields, queries and filters
@@ -8,7 +8,7 @@
 //
 // The API does not show pending attachments: a volume has its instance from the request to attach until the device is gone.
 //
-// It does not simulate creating and changing instances, configuration profiles, tags as objects, events, users with limited
+// It does not simulate creating and otherwise changing instances, configuration profiles, tags as objects, events, users with limited
 // rights, clones, transfers and migrations; nor that an attached volume's device keeps its size after a resize until the volume
 // is attached again.
 package linode
@@ -67,6 +67,8 @@ func New(cfg Config) *Front {
 	f.handle("POST /v4/volumes/{id}/detach", "volumes:read_write linodes:read_write", f.detachVolume)
 	f.handle("POST /v4/volumes/{id}/resize", "volumes:read_write", f.resizeVolume)
 	f.handle("GET /v4/linode/instances/{id}", "linodes:read_only", f.getInstance)
+	f.handle("POST /v4/linode/instances/{id}/shutdown", "linodes:read_write", f.shutdown)
+	f.handle("POST /v4/linode/instances/{id}/boot", "linodes:read_write", f.boot)
 	f.handle("GET /v4/linode/instances/{id}/disks", "linodes:read_only", f.listDisks)
 	f.handle("GET /v4/linode/instances/{id}/volumes", "linodes:read_only", f.listHeld)
 	return f

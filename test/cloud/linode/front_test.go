@@ -332,3 +332,31 @@ func TestStoppedInstanceLosesItsVolumes(t *testing.T) {
 		assert.Contains(t, body, `"linode_id":null`)
 	})
 }
+
+func TestShutdownAndBoot(t *testing.T) {
+	inWorld(t, cloud.Config{Times: cloud.Times{Attach: time.Second, Stop: time.Second, Shutdown: time.Minute}}, func(t *testing.T, w *world) {
+		const path = "/linode/instances/{i}"
+		busy, nothing := `{"errors": [{"reason": "Linode busy."}]}`, `{}`
+		status := func() any {
+			_, _, answer := w.send("GET", "/linode/instances/"+w.instance, "")
+			return cloudtest.JSONField(t, answer, "status")
+		}
+		w.says("", 200, nothing, "POST", path+"/shutdown", `{}`)
+		assert.Equal(t, "shutting_down", status())
+		w.says("", 400, busy, "POST", path+"/shutdown", "")
+		time.Sleep(time.Minute)
+		assert.Equal(t, "shutting_down", status(), "the system is asked first")
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "offline", status())
+		w.says("", 400, `{"errors": [{"reason": "Linode {i} is already powered off."}]}`, "POST", path+"/shutdown", "")
+		w.says("", 200, nothing, "POST", path+"/boot", `{"config_id": 0}`)
+		assert.Equal(t, "booting", status())
+		w.says("", 400, busy, "POST", path+"/boot", "")
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "running", status())
+		w.says("", 400, `{"errors": [{"reason": "Linode {i} is already powered on."}]}`, "POST", path+"/boot", "")
+		w.says("", 404, `{"errors": [{"reason": "Not found"}]}`, "POST", "/linode/instances/12/shutdown", "")
+		w.front.Restrict(w.front.Token(w.instance), "linodes:read_only")
+		w.says("", 403, `{"errors": [{"reason": "Your OAuth token is not authorized to use this endpoint."}]}`, "POST", path+"/shutdown", "")
+	})
+}

@@ -61,6 +61,8 @@ type Front struct {
 	page     int
 	listed   map[string]string // by volume: the server that Nova wrongly lists it for
 	statuses map[string]status // server statuses set by SetStatus
+
+	forbidden, locked map[string]bool // by instance, see Forbid and Lock
 }
 
 // Project and User identify all instances in Keystone.
@@ -92,7 +94,7 @@ func New(cfg Config) *Front {
 	if cfg.Settles == 0 {
 		cfg.Settles = 300 * time.Millisecond
 	}
-	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, missing: map[string]bool{}, revoked: map[string]bool{}, statuses: map[string]status{}, listed: map[string]string{}, page: 1000}
+	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, missing: map[string]bool{}, revoked: map[string]bool{}, statuses: map[string]status{}, listed: map[string]string{}, page: 1000, forbidden: map[string]bool{}, locked: map[string]bool{}}
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: translate, Headers: func(h http.Header, _ string) {
 		h.Set("X-Openstack-Request-Id", "req-00000000-0000-4000-8000-000000000000")
 		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))
@@ -139,6 +141,7 @@ func New(cfg Config) *Front {
 		"GET /compute/v2.1/servers/detail":                                     f.listServers,
 		"GET /compute/v2.1/servers/{server}/os-volume_attachments":             f.listServerAttachments,
 		"GET /compute/v2.1/servers/{server}":                                   f.showServer,
+		"POST /compute/v2.1/servers/{server}/action":                           f.actOnServer,
 		"POST /compute/v2.1/servers/{server}/os-volume_attachments":            f.attach,
 		"GET /compute/v2.1/servers/{server}/os-volume_attachments/{volume}":    f.showAttachment,
 		"DELETE /compute/v2.1/servers/{server}/os-volume_attachments/{volume}": f.detach,

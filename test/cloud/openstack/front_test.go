@@ -307,3 +307,28 @@ func TestDeletingSnapshotKeepsItsVolume(t *testing.T) {
 		w.says(202, "", "DELETE", volumesPath+"/"+volume, "")
 	})
 }
+
+func TestServersAreStoppedAndStarted(t *testing.T) {
+	inWorld(t, cloud.Config{Times: cloud.Times{Stop: time.Second, Shutdown: time.Minute}}, openstack.Config{}, func(_ *testing.T, w *world) {
+		path := "/compute/v2.1/servers/" + w.server
+		const stop, start = `{"os-stop": null}`, `{"os-start": null}`
+		w.says(409, "vm_state active", "POST", path+"/action", start)
+		w.says(202, "", "POST", path+"/action", stop)
+		w.says(409, "task_state powering-off", "POST", path+"/action", stop)
+		time.Sleep(time.Minute)
+		w.says(200, `"status":"ACTIVE"`, "GET", path, "")
+		time.Sleep(2 * time.Second)
+		w.says(200, `"OS-EXT-STS:power_state":4`, "GET", path, "")
+		w.says(200, `"status":"SHUTOFF"`, "GET", path, "")
+		w.says(409, "vm_state stopped", "POST", path+"/action", stop)
+		w.says(202, "", "POST", path+"/action", start)
+		time.Sleep(2 * time.Second)
+		w.says(200, `"status":"ACTIVE"`, "GET", path, "")
+		w.says(400, "action", "POST", path+"/action", `{"reboot": {"type": "HARD"}}`)
+		w.says(404, "could not be found", "POST", "/compute/v2.1/servers/"+openstack.ID(cloud.AnInstance, 7)+"/action", stop)
+		w.front.Lock(w.server)
+		w.says(409, "is locked", "POST", path+"/action", stop)
+		w.front.Forbid(w.server, true)
+		w.says(403, "Policy doesn't allow os_compute_api:servers:stop", "POST", path+"/action", stop)
+	})
+}

@@ -46,6 +46,14 @@ func (f *Front) statusOf(i cloud.Instance) status {
 	return is
 }
 
+// powerOf returns the power state of a server's machine as Nova last saw it.
+func powerOf(i cloud.Instance) int {
+	if i.State == cloud.Stopped {
+		return powerShutdown
+	}
+	return powerRunning
+}
+
 func noServer(id string) error { return missing("Instance %s could not be found.", id) }
 
 func (f *Front) showServer(r *rest.Request) (rest.Answer, error) {
@@ -67,7 +75,7 @@ func (f *Front) viewServer(r *rest.Request, i cloud.Instance) map[string]any {
 	return map[string]any{
 		"id": i.ID, "name": i.ID, "status": is.status, "tenant_id": Project, "user_id": User, "metadata": map[string]string{},
 		"created": i.LaunchedAt.UTC().Format(time.RFC3339), "updated": i.LaunchedAt.UTC().Format(time.RFC3339),
-		"OS-EXT-STS:task_state": orNull(is.task), "OS-EXT-AZ:availability_zone": i.Zone,
+		"OS-EXT-STS:task_state": orNull(is.task), "OS-EXT-STS:power_state": powerOf(i), "OS-EXT-AZ:availability_zone": i.Zone,
 		"os-extended-volumes:volumes_attached": attached,
 	}
 }
