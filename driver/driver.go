@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,7 @@ type Config struct {
 
 	Takeover      controller.Takeover // default TakeoverStopped
 	Peers         controller.Peers    // asks other nodes; nil if they cannot be asked
+	Fencing       controller.Fencing  // for controller.TakeoverFence
 	DefaultSize   int64               // bytes; default 10 GiB
 	DefaultFSType string              // default ext4
 
@@ -136,7 +138,7 @@ func New(cfg Config) (*Driver, error) {
 		scheduled: make(map[string]*scheduled),
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	d.controller = controller.New(d.ctx, controller.Config{Provider: cfg.Provider, Takeover: cfg.Takeover, Peers: cfg.Peers, Observer: cfg.Observer, Log: cfg.Log})
+	d.controller = controller.New(d.ctx, controller.Config{Provider: cfg.Provider, Takeover: cfg.Takeover, Peers: cfg.Peers, Fencing: cfg.Fencing, Observer: cfg.Observer, Log: cfg.Log})
 	for _, v := range volumes {
 		d.takeUp(v)
 	}
@@ -180,6 +182,15 @@ func (d *Driver) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("work is left unfinished for the next start: %w", ctx.Err())
 	}
+}
+
+// OtherNodes returns the private addresses of some nodes that hold volumes and are not known yet, as the cloud tells them.
+func (d *Driver) OtherNodes(ctx context.Context, known func(node string) bool) (map[string][]netip.Addr, error) {
+	here, err := d.thisNode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return d.controller.OtherNodes(ctx, here.ID, known)
 }
 
 // stopping is an error for a caller: it says so if the cause is Close.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/providers"
@@ -199,6 +200,10 @@ func describeVolume(status map[string]any, vol *providers.Volume) {
 	for key, value := range vol.Record {
 		switch key {
 		case volume.KeyTags, volume.KeyTaken, volume.KeyReplaces, volume.KeySince:
+		case volume.KeyFence:
+			if words := controller.FenceWords(value); words != "" {
+				status["fenced"] = words
+			}
 		case volume.KeySchedule:
 			if value != volume.NoSchedule {
 				status["snapshot-schedule"] = value

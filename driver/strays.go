@@ -130,6 +130,7 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 		return false
 	}
 	done = true
+	d.controller.ResumeFences(ctx, here.ID, held)
 	for _, vol := range held {
 		d.attempt(vol.Name, volume.Reconciling, func(h *handle) { // a call that has it will note it
 			if h.Entry() == nil {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/peer"
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/mount"
@@ -117,9 +118,13 @@ type machine struct {
 	newer      map[string]error // by name: volumes whose entries a later version has written
 	slots      int              // how many disks it can have; 0 for any number
 	boot       int
+	begun      time.Time              // of the life
 	mounts     map[string]*superblock // by serial: what the kernel holds
 	journal    map[string]*node.Entry
 	current    *life
+
+	off    bool // the cloud was asked to power it off, and will; guarded by world.mu
+	starts bool // the same for powering it on
 
 	answers   *Driver // the one that other machines ask; guarded by world.mu
 	answering *life   // whose that is
@@ -151,7 +156,8 @@ type life struct {
 	*Driver
 	machine  *machine
 	takeover controller.Takeover
-	bootID   string // of the Driver, which works before start has set it here
+	members  *peer.Members // nil if it has none; guarded by world.mu
+	bootID   string        // of the Driver, which works before start has set it here
 	dead     atomic.Bool
 	unseen   atomic.Bool     // the engine does not see what is mounted
 	freezing map[string]bool // directories whose file systems it freezes
@@ -263,7 +269,10 @@ func (m *machine) start(t testing.TB, change ...func(*Config)) *life {
 	require.NoError(t, err)
 	l.Driver = d
 	m.current = l
-	m.world.set(func() { m.answers, m.answering = d, l })
+	m.world.set(func() { m.answers, m.answering, m.begun = d, l, time.Now() })
+	if l.members != nil {
+		go l.members.Run(d.ctx, d.OtherNodes)
+	}
 	return l
 }
 

@@ -33,7 +33,7 @@ func (o *operator) eventsCommand() *cobra.Command {
 		return o.table([]string{"ENDED", "VOLUME", "WHAT", "TOOK", "RESULT"}, rows)
 	})
 	cmd.Aliases = []string{"logs"}
-	cmd.Long = cmd.Short + ": the answers to Docker, and before each the phases of its work; takeovers; and what blockvol has found by itself. " +
+	cmd.Long = cmd.Short + ": the answers to Docker, and before each the phases of its work; takeovers; nodes that were powered off; and what blockvol has found by itself. " +
 		"The last 1,000 since the plugin's start are remembered."
 	return cmd
 }
@@ -44,6 +44,8 @@ func wordsOf(e admin.Event) string {
 		return "  " + e.What // of the call below
 	case admin.TakeoverEvent:
 		return "taken over from " + e.What
+	case admin.FenceEvent:
+		return "powered off: " + e.What
 	case admin.FindingEvent:
 		return "found: " + e.What
 	case admin.CallEvent:

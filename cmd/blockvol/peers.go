@@ -9,9 +9,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/peer"
 	"github.com/blockvol/blockvol/providers"
 )
@@ -95,8 +97,37 @@ func parseAddresses(text string) (map[string][]netip.Addr, error) {
 	return all, nil
 }
 
+// members are the other nodes; nil without a key.
+func (p peerSettings) members(self func(context.Context) (string, error), file string, log logrus.FieldLogger) *peer.Members {
+	if p.keys == nil {
+		return nil
+	}
+	return peer.NewMembers(self, peer.NewClient(p.keys, p.port, p.addresses), file, log)
+}
+
+// leaving is how long a node that stops tells others.
+const leaving = time.Second / 2
+
+// keepInTouch has the nodes of the cluster say hello to each other, until end, which tells others that this one is stopping.
+func keepInTouch(members *peer.Members, d *driver.Driver) (end func() error) {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		members.Run(ctx, d.OtherNodes)
+	}()
+	return func() error {
+		stop()
+		<-done
+		ctx, cancel := context.WithTimeout(context.Background(), leaving)
+		defer cancel()
+		members.Leave(ctx)
+		return nil
+	}
+}
+
 // serve answers other nodes. Without a key, or if that cannot be done, the plugin works as if they did not answer it, either.
-func (p peerSettings) serve(ctx context.Context, holder peer.Holder, log logrus.FieldLogger) (end func() error) {
+func (p peerSettings) serve(ctx context.Context, holder peer.Holder, members *peer.Members, log logrus.FieldLogger) (end func() error) {
 	none := func() error { return nil }
 	if p.keys == nil {
 		return none
@@ -107,7 +138,7 @@ func (p peerSettings) serve(ctx context.Context, holder peer.Holder, log logrus.
 		return none
 	}
 	log.WithField("address", l.Addr().String()).Info("Other nodes of this cluster are answered")
-	s := peer.Serve(l, p.keys, holder, log)
+	s := peer.Serve(l, p.keys, holder, members, log)
 	return func() error {
 		if err := s.Close(); !errors.Is(err, net.ErrClosed) {
 			return err

@@ -15,12 +15,12 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/controller"
-	"github.com/blockvol/blockvol/driver/peer"
 	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/plugin/admin"
 	"github.com/blockvol/blockvol/plugin/docker"
 	"github.com/blockvol/blockvol/plugin/metrics"
+	"github.com/blockvol/blockvol/providers"
 )
 
 // options are the flags: where things are on this machine, as this process sees it, and how long a copy-up probe takes.
@@ -183,11 +183,26 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 	}
 	undo = append(undo, host.Close)
 	var peers controller.Peers
-	if s.peers.keys != nil {
-		peers = peer.NewClient(s.peers.keys, s.peers.port, s.peers.addresses)
+	var fencing controller.Fencing
+	members := s.peers.members(func(ctx context.Context) (string, error) {
+		n, err := provider.Node(ctx)
+		return n.ID, err
+	}, filepath.Join(p.state, "peers.json"), log)
+	if members != nil {
+		peers = members
+	}
+	_, can := provider.(providers.Fencer)
+	switch {
+	case s.takeover != controller.TakeoverFence:
+	case members == nil:
+		log.Warn("TAKEOVER=fence powers off no node, and is like stopped: the nodes cannot ask each other, which takes a key; see docs/peers.md")
+	case !can:
+		log.Warnf("TAKEOVER=fence powers off no node, and is like stopped: provider %s cannot do that", s.provider)
+	default:
+		fencing = controller.Fencing{Witnesses: members, Reboot: s.reboot}
 	}
 	d, err := driver.New(driver.Config{
-		Peers: peers, Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
+		Peers: peers, Fencing: fencing, Provider: provider, Host: host, StateDir: p.state, PublishedDir: p.published,
 		Takeover: s.takeover, Probe: p.probe, DefaultSize: s.defaultSize, DefaultFSType: s.defaultFSType, Restart: stop, Observer: observer{m, operators, log}.Event, Log: log,
 	})
 	if err != nil {
@@ -200,7 +215,10 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 			return end(ctx)
 		}
 	}
-	undo = append(undo, inTime(d.Close), s.peers.serve(context.Background(), d, log))
+	undo = append(undo, inTime(d.Close), s.peers.serve(context.Background(), d, members, log))
+	if fencing.Witnesses != nil {
+		undo = append(undo, keepInTouch(members, d))
+	}
 	if err := operators.Serve(d, filepath.Join(p.state, "jobs")); err != nil {
 		return fail(err)
 	}

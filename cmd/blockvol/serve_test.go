@@ -224,7 +224,7 @@ func TestWhatExistsIsServedDespiteWrongSettings(t *testing.T) {
 	status, answer, err = m.call(t, "Create", `{"Name":"other","Opts":{"size":"64MiB"}}`)
 	require.NoError(t, err)
 	assert.Equal(t, http.StatusInternalServerError, status)
-	for _, says := range []string{`TAKEOVER is "perhaps" but must be one of never, stopped, always; DEFAULT_SIZE is "-1" but must be a size`, `volume "other" was not created`} {
+	for _, says := range []string{`TAKEOVER is "perhaps" but must be one of never, stopped, fence, always; DEFAULT_SIZE is "-1" but must be a size`, `volume "other" was not created`} {
 		assert.Contains(t, answer["Err"], says)
 	}
 	status, answer, err = m.call(t, "Remove", `{"Name":"db"}`)

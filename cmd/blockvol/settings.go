@@ -26,7 +26,8 @@ const (
 )
 
 var (
-	takeovers   = []controller.Takeover{controller.TakeoverNever, controller.TakeoverStopped, controller.TakeoverAlways}
+	takeovers   = []controller.Takeover{controller.TakeoverNever, controller.TakeoverStopped, controller.TakeoverFence, controller.TakeoverAlways}
+	afterFence  = []string{"poweroff", "reboot"}
 	logLevels   = []string{"error", "warning", "info", "debug"}
 	logFormats  = []string{"text", "json"}
 	clusterForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
@@ -36,7 +37,8 @@ var (
 var generalSettings = []providers.Setting{
 	{Name: "PROVIDER", Default: "local", Help: "where disks come from: " + quoted(providerNames())},
 	{Name: "CLUSTER", Default: "default", Help: "separates the volumes of one Swarm from others in the same account: blockvol sees only the volumes of its own cluster"},
-	{Name: "TAKEOVER", Default: string(controller.TakeoverStopped), Help: "when a volume is taken from the node that holds it: `never`; `stopped`: if the cloud says that this node is stopped or gone; `always`: also if this node does not release it within 15 s"},
+	{Name: "TAKEOVER", Default: string(controller.TakeoverStopped), Help: "when a volume is taken from the node that holds it: `never`; `stopped`: if the cloud says that this node is stopped or gone; `fence`: the same, and a node that answers no other one is powered off first; `always`: also if this node does not release it within 15 s"},
+	{Name: "FENCE", Default: "poweroff", Help: "what becomes of a node that `TAKEOVER=fence` has had powered off: it stays so (`poweroff`), or is started again when its volumes are gone (`reboot`)"},
 	{Name: "DEFAULT_SIZE", Default: "10GiB", Help: "size of a volume that is created without one, in GiB or with a unit"},
 	{Name: "DEFAULT_FSTYPE", Default: "ext4", Help: "file system of a volume that is created without one: " + quoted(mount.FSTypes())},
 	{Name: "CALL_TIMEOUT", Default: docker.DefaultTimeout.String(), Help: fmt.Sprintf("how long a call of Docker may take, `%s` to `%s`. A mount that takes longer is answered with an error and goes on in the background; the next call joins it", minTimeout, maxTimeout)},
@@ -58,6 +60,7 @@ type settings struct {
 	provider      string
 	cluster       string
 	takeover      controller.Takeover
+	reboot        bool  // a node that was powered off is started again
 	defaultSize   int64 // bytes
 	defaultFSType string
 	callTimeout   time.Duration
@@ -113,6 +116,8 @@ func readSettings(getenv func(string) string) (settings, error) {
 	}
 
 	wrong = &warnings
+	fence, _ := choose("FENCE", afterFence)
+	s.reboot = fence == "reboot"
 	format, _ := choose("LOG_FORMAT", logFormats)
 	s.logJSON = format == "json"
 	s.logLevel = logrus.InfoLevel

@@ -47,7 +47,7 @@ func TestAWrongSettingNamesWhatIsAllowed(t *testing.T) {
 	for name, c := range map[string]struct{ value, says string }{
 		"PROVIDER":        {"abacus", "one of aws, digitalocean, hetzner, linode, local, openstack"},
 		"CLUSTER":         {"two words", "letters, digits"},
-		"TAKEOVER":        {"Always", "one of never, stopped, always"},
+		"TAKEOVER":        {"Always", "one of never, stopped, fence, always"},
 		"DEFAULT_SIZE":    {"much", "like 10, or with a unit"},
 		"DEFAULT_FSTYPE":  {"ntfs", "one of btrfs, ext4, xfs"},
 		"CALL_TIMEOUT":    {"2m", "from 1s to 55s"},

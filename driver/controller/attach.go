@@ -60,6 +60,9 @@ func (c *Controller) Attach(ctx context.Context, claim Claim) (vol *providers.Vo
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	a := &attach{Controller: c, claim: claim, holder: holderWatch{since: time.Now()}}
+	if c.takeover == TakeoverFence && c.fencer != nil && c.witnesses != nil {
+		a.holder.fencing = a.fence
+	}
 	a.begin(volume.Step{Phase: volume.WaitingForCloud, Advice: "what is mounted already is not affected"})
 	for vol = c.catalog.free(a.claim.Name); ; {
 		if vol == nil {
@@ -73,11 +76,14 @@ func (c *Controller) Attach(ctx context.Context, claim Claim) (vol *providers.Vo
 		}
 		done, err := a.try(ctx, vol)
 		if done || err != nil {
+			a.endFence(ctx, vol)
 			return vol, !vol.HeldBy(a.claim.Node.ID) || vol.Attachment.State != providers.Attached, err
 		}
 		a.logStep(vol)
+		tried := vol
 		var cause error
 		if vol, cause = a.wait(ctx, vol); cause != nil {
+			a.endFence(ctx, tried)
 			return nil, false, &volume.Error{Code: codeOf(a.step), Cause: fmt.Errorf("%s, %w", a.words(), cause), Advice: a.step.Advice}
 		}
 	}

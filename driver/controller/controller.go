@@ -25,8 +25,15 @@ type Config struct {
 	Provider providers.Provider
 	Takeover Takeover // default TakeoverStopped
 	Peers    Peers    // asks other nodes; nil if they cannot be asked
+	Fencing  Fencing
 	Observer volume.Observer
 	Log      logrus.FieldLogger
+}
+
+// Fencing is what TakeoverFence needs besides a Provider that can power off nodes.
+type Fencing struct {
+	Witnesses Witnesses // nil: no node is powered off
+	Reboot    bool      // a node that was powered off is started again
 }
 
 // Controller serves the volumes of one cluster. Its methods may be called from any number of goroutines, but only one call
@@ -36,6 +43,7 @@ type Controller struct {
 	catalog  *catalog
 	takeover Takeover
 	peers    Peers
+	life     context.Context // of what goes on in the background
 	observer volume.Observer
 	log      logrus.FieldLogger
 
@@ -43,6 +51,11 @@ type Controller struct {
 	detaching map[string]asked // by disk
 
 	slots slots
+
+	fencer    providers.Fencer // nil if the cloud cannot power off nodes
+	witnesses Witnesses
+	reboot    bool
+	fences    fences
 }
 
 // New makes a Controller. What it does in the background for several callers ends with life.
@@ -51,8 +64,11 @@ func New(life context.Context, cfg Config) *Controller {
 		cfg.Takeover = TakeoverStopped
 	}
 	cloud := cloud{cfg.Provider}
+	fencer, _ := cfg.Provider.(providers.Fencer)
 	return &Controller{
-		cloud: cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, peers: cfg.Peers, observer: cfg.Observer, log: cfg.Log,
+		life: life, fencer: fencer, witnesses: cfg.Fencing.Witnesses, reboot: cfg.Fencing.Reboot,
+		fences: fences{asked: make(map[string]fenced), restarts: make(map[string]bool)},
+		cloud:  cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, peers: cfg.Peers, observer: cfg.Observer, log: cfg.Log,
 		detaching: make(map[string]asked),
 	}
 }

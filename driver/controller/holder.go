@@ -166,6 +166,19 @@ func (w *peerWatch) inUse(holder string) bool {
 	return w.used && (w.silent.IsZero() || time.Since(w.silent) < heardFor)
 }
 
+// silentFor is how long the holder has not answered, if it was asked again and again and the last question had no answer; otherwise 0.
+func (w *peerWatch) silentFor(holder string) time.Duration {
+	if w == nil || w.want.To != holder {
+		return 0
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.silent.IsZero() {
+		return 0
+	}
+	return max(time.Since(w.silent), 1)
+}
+
 // stepOf is how a wait for a holder that answers is told.
 func stepOf(holding volume.Holding, holder string) volume.Step {
 	step := volume.Step{Phase: volume.WaitingForHolder, Detail: holding.On(holder)}

@@ -21,6 +21,8 @@ const (
 	TakeoverNever Takeover = "never"
 	// TakeoverStopped takes it if the cloud itself says that the holder is stopped or gone.
 	TakeoverStopped Takeover = "stopped"
+	// TakeoverFence does the same, and first has a holder powered off that the cloud calls running and that answers no node.
+	TakeoverFence Takeover = "fence"
 	// TakeoverAlways takes it from any holder that does not release it soon. It is the operator's word that a node which
 	// Swarm has given up writes no more; if it does, data is lost.
 	TakeoverAlways Takeover = "always"
@@ -37,6 +39,10 @@ type holderWatch struct {
 	asked time.Time           // when
 	of    string              // which node that is
 	peer  *peerWatch          // tells what the holder itself says; nil before it is asked
+
+	// fencing goes on with having a running holder powered off, and tells where that stands; nil if no node is to be.
+	fencing func(ctx context.Context, vol *providers.Volume) (step volume.Step, fencing bool)
+	fence   fenceWatch
 }
 
 // mostTries is how many attaches a wait may have asked for when one is tried although another node is shown as the holder.
@@ -58,7 +64,8 @@ func (c *Controller) takeOver(ctx context.Context, vol *providers.Volume, watch 
 		step(volume.Step{Phase: volume.TakingOver, Detail: fmt.Sprintf("being detached from node %s", holder)})
 		return true, nil
 	}
-	if watch.of != holder || watch.state.Life != providers.Running || time.Since(watch.since) < patience || time.Since(watch.asked) >= mostLong {
+	_, fencing := c.fences.last(holder)
+	if watch.of != holder || watch.state.Life != providers.Running || fencing || time.Since(watch.since) < patience || time.Since(watch.asked) >= mostLong {
 		watch.state, watch.asked = c.nodeState(ctx, holder)
 		watch.of = holder
 	}
@@ -74,8 +81,13 @@ func (c *Controller) takeOver(ctx context.Context, vol *providers.Volume, watch 
 	if own, says := watch.peer.says(holder); says {
 		waiting = stepOf(own, holder)
 	}
-	step(waiting)
 	watch.state, watch.asked = state, asked
+	if watch.fencing != nil && state.Life == providers.Running {
+		if step, fencing := watch.fencing(ctx, vol); fencing {
+			waiting = step
+		}
+	}
+	step(waiting)
 
 	evidence := ""
 	switch {
@@ -142,7 +154,7 @@ func (c *Controller) howToFree(holder string, state providers.NodeState) string 
 	switch {
 	case c.takeover == TakeoverAlways:
 		return ""
-	case c.takeover == TakeoverStopped && writesNoMore(state):
+	case (c.takeover == TakeoverStopped || c.takeover == TakeoverFence) && writesNoMore(state):
 		return fmt.Sprintf("it is taken over as soon as the cloud answers within %s and accepts the detach", evidenceLife)
 	case writesNoMore(state):
 		return "TAKEOVER=stopped would take it over"

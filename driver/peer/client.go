@@ -50,28 +50,45 @@ func NewClient(keys []Key, port uint16, known map[string][]netip.Addr) *Client {
 // Ask asks a node for a volume, at these addresses unless others are set for it. It returns what the node has of it, once that is not
 // want.Known, or after ten seconds. Errors: the node has no address, does not answer, does not have the key, or is another one.
 func (c *Client) Ask(ctx context.Context, addresses []netip.Addr, want volume.Want) (volume.Holding, error) {
-	question, err := json.Marshal(want)
-	if err != nil {
+	var holding volume.Holding
+	if err := c.call(ctx, want.To, addresses, wantPath, longestAnswer+2*reachTimeout, want, &holding); err != nil {
 		return volume.Holding{}, err
 	}
-	if set := c.known[want.To]; set != nil {
+	return holding, nil
+}
+
+// Greet says hello to a node, at these addresses unless others are set for it. Errors: those of Ask.
+func (c *Client) Greet(ctx context.Context, to string, addresses []netip.Addr, hello Hello) (answer Hello, err error) {
+	if err := c.call(ctx, to, addresses, helloPath, 2*reachTimeout, hello, &answer); err != nil {
+		return Hello{}, err
+	}
+	return answer, nil
+}
+
+// call asks the node, until one of its addresses has answered with one of the keys.
+func (c *Client) call(ctx context.Context, node string, addresses []netip.Addr, path string, limit time.Duration, say, answer any) error {
+	question, err := json.Marshal(say)
+	if err != nil {
+		return err
+	}
+	if set := c.known[node]; set != nil {
 		addresses = set
 	}
-	failure := fmt.Errorf("the cloud tells no private address of node %s", want.To)
+	failure := fmt.Errorf("the cloud tells no private address of node %s", node)
 	for _, address := range addresses[:min(len(addresses), maxAddresses)] {
-		url := "https://" + net.JoinHostPort(address.String(), strconv.Itoa(int(c.port))) + wantPath
+		url := "https://" + net.JoinHostPort(address.String(), strconv.Itoa(int(c.port))) + path
 		for _, client := range c.clients {
-			var holding volume.Holding
-			if holding, err = ask(ctx, client, url, question); err == nil {
-				return holding, nil
+			err := ask(ctx, client, url, limit, question, answer)
+			if err == nil {
+				return nil
 			}
-			failure = fmt.Errorf("node %s does not answer at %s: %w", want.To, address, err)
+			failure = fmt.Errorf("node %s does not answer at %s: %w", node, address, err)
 			if !unproved(err) {
 				break
 			}
 		}
 	}
-	return volume.Holding{}, failure
+	return failure
 }
 
 // unproved tells whether one side has not accepted the other's key: with another key it may.
@@ -83,34 +100,42 @@ func unproved(err error) bool {
 // stay keeps a node from sending those who ask it elsewhere.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-func ask(ctx context.Context, client *http.Client, url string, question []byte) (holding volume.Holding, err error) {
-	ctx, cancel := context.WithTimeout(ctx, longestAnswer+2*reachTimeout)
+func ask(ctx context.Context, client *http.Client, url string, limit time.Duration, question []byte, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(question))
 	if err != nil {
-		return holding, err
+		return err
 	}
 	answer, err := client.Do(r)
 	if err != nil {
-		return holding, err
+		return err
 	}
 	defer func() { _ = answer.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	if err != nil {
-		return holding, err
+		return err
 	}
 	if answer.StatusCode != http.StatusOK {
-		return holding, errors.New(cmp.Or(sanitize.Clip(string(body)), answer.Status))
+		return errors.New(cmp.Or(sanitize.Clip(string(body)), answer.Status))
 	}
-	if err := json.Unmarshal(body, &holding); err != nil {
-		return volume.Holding{}, err
+	if err := json.Unmarshal(body, into); err != nil {
+		return err
 	}
+	if holding, is := into.(*volume.Holding); is {
+		return clean(holding)
+	}
+	return nil
+}
+
+// clean makes what another node has said fit for logs. Errors: this version does not know the state.
+func clean(holding *volume.Holding) error {
 	if !holding.State.IsKnown() {
-		return volume.Holding{}, fmt.Errorf("it answers %q, which this version does not know", sanitize.Clip(string(holding.State)))
+		return fmt.Errorf("it answers %q, which this version does not know", sanitize.Clip(string(holding.State)))
 	}
 	holding.Message = sanitize.Clip(holding.Message)
 	for i, user := range holding.Users {
 		holding.Users[i] = sanitize.Clip(user)
 	}
-	return holding, nil
+	return nil
 }

@@ -101,7 +101,7 @@ func TestCloseWaitsForTheAnswersThatAreBeingMade(t *testing.T) {
 		<-ctx.Done()
 		close(ended)
 		return inUse, nil
-	}}, log)
+	}}, alone(), log)
 	at := netip.MustParseAddrPort(l.Addr().String())
 	result, c := make(chan error, 1), NewClient(keys(t, secret), at.Port(), nil)
 	go func() {

@@ -55,6 +55,13 @@ func keys(t *testing.T, secrets ...string) []Key {
 	return keys
 }
 
+// alone is a node, i-1, that knows no other.
+func alone() *Members {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	return NewMembers(func(context.Context) (string, error) { return "i-1", nil }, nil, "", log)
+}
+
 // serving is a node that answers with what it has.
 func serving(t *testing.T, h *holder, keys []Key) netip.AddrPort {
 	t.Helper()
@@ -62,7 +69,7 @@ func serving(t *testing.T, h *holder, keys []Key) netip.AddrPort {
 	require.NoError(t, err)
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	s := Serve(l, keys, h, log)
+	s := Serve(l, keys, h, alone(), log)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
 	return netip.MustParseAddrPort(l.Addr().String())
 }

@@ -22,10 +22,14 @@ import (
 const (
 	// wantPath is where a node is asked for a volume.
 	wantPath = "/v1/want"
+	// helloPath is where nodes tell each other who is there.
+	helloPath = "/v1/hello"
 	// longestAnswer is how long a node waits for what it has of a volume to change before it answers nevertheless.
 	longestAnswer = 10 * time.Second
 	// maxQuestion bounds a question, in bytes; the names in it are short.
 	maxQuestion = 16 << 10
+	// maxHello is the same for a hello, which tells of many nodes.
+	maxHello = 64 << 10
 	// handshakeTimeout bounds the time in which a connection must have proved itself.
 	handshakeTimeout = 5 * time.Second
 	// Connections that have not proved themselves yet: from one address, and from all. More are closed.
@@ -41,9 +45,10 @@ type Holder interface {
 
 // Server answers other nodes.
 type Server struct {
-	http   *http.Server
-	holder Holder
-	log    logrus.FieldLogger
+	http    *http.Server
+	holder  Holder
+	members *Members
+	log     logrus.FieldLogger
 
 	mu        sync.Mutex
 	strangers map[netip.Addr]int // connections that have not proved themselves, by address
@@ -53,10 +58,11 @@ type Server struct {
 }
 
 // Serve begins to answer those who have one of the keys, until Close, which closes l.
-func Serve(l net.Listener, keys []Key, holder Holder, log logrus.FieldLogger) *Server {
-	s := &Server{holder: holder, log: log, strangers: make(map[netip.Addr]int), unproved: make(map[net.Conn]netip.Addr)}
+func Serve(l net.Listener, keys []Key, holder Holder, members *Members, log logrus.FieldLogger) *Server {
+	s := &Server{holder: holder, members: members, log: log, strangers: make(map[netip.Addr]int), unproved: make(map[net.Conn]netip.Addr)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+wantPath, s.want)
+	mux.HandleFunc("POST "+helloPath, s.hello)
 	s.http = &http.Server{
 		Handler: mux, ReadHeaderTimeout: handshakeTimeout, ReadTimeout: 2 * handshakeTimeout, WriteTimeout: longestAnswer + handshakeTimeout,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10,
@@ -93,7 +99,7 @@ func (s *Server) begin() bool {
 func (s *Server) want(w http.ResponseWriter, r *http.Request) {
 	var want volume.Want
 	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion))
-	if err := body.Decode(&want); err != nil || want.Volume == "" || want.Disk == "" || want.From == "" {
+	if err := body.Decode(&want); err != nil || want.Volume == "" || want.Disk == "" || want.From == "" || len(want.From) > maxID {
 		http.Error(w, "this is no question for a volume", http.StatusBadRequest)
 		return
 	}
@@ -103,6 +109,7 @@ func (s *Server) want(w http.ResponseWriter, r *http.Request) {
 	}
 	defer s.answering.Done()
 	want.From = sanitize.Clip(want.From)
+	s.members.heard(want.From, from(r))
 	ctx, cancel := context.WithTimeout(r.Context(), longestAnswer)
 	defer cancel()
 	holding, err := s.holder.Yield(ctx, want)
@@ -112,6 +119,32 @@ func (s *Server) want(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(holding) // who has left asks again
+}
+
+func (s *Server) hello(w http.ResponseWriter, r *http.Request) {
+	var hello Hello
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxHello)).Decode(&hello); err != nil {
+		http.Error(w, "this is no hello of a node", http.StatusBadRequest)
+		return
+	}
+	if !s.begin() {
+		http.Error(w, "this node is stopping", http.StatusServiceUnavailable)
+		return
+	}
+	defer s.answering.Done()
+	answer, err := s.members.Hello(r.Context(), hello, from(r))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// from is where a question comes from.
+func from(r *http.Request) netip.Addr {
+	at, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return at.Addr().Unmap()
 }
 
 // door closes connections of strangers when there are too many.

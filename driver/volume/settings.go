@@ -30,6 +30,7 @@ const (
 	KeyTaken        = "taken"       // of a snapshot: why
 	KeyReplacedBy   = "replaced-by" // the disk that has or gets its name
 	KeyReplaces     = "replaces"    // of a disk that was made to replace another: that one
+	KeyFence        = "fence"       // which node is or was powered off to take the volume from it, by which node, and when: controller/fence.go
 	KeyTags         = "tags"        // a digest: the tags themselves are the cloud's, and people change them there
 )
 

@@ -16,10 +16,10 @@ type Event struct {
 	At     time.Time `json:"at"` // when it had ended
 	Kind   EventKind `json:"kind"`
 	Volume string    `json:"volume,omitempty"`
-	What   string    `json:"what"`                   // the operation, phase or finding; of a takeover, the node that held the volume
+	What   string    `json:"what"`                   // the operation, phase or finding; of a takeover or fence, the node that held the volume
 	Took   float64   `json:"took_seconds,omitempty"` // of calls, their wait for their turn included, and of phases
 	Error  *Error    `json:"error,omitempty"`        // how a call failed; unfinished: the work went on
-	Reason string    `json:"reason,omitempty"`       // the evidence for a takeover
+	Reason string    `json:"reason,omitempty"`       // the evidence for a takeover or fence
 }
 
 // EventKind is what an Event is about.
@@ -30,6 +30,7 @@ const (
 	CallEvent     EventKind = "call"     // a call about a volume was answered
 	PhaseEvent    EventKind = "phase"    // a phase of the work on a volume has ended
 	TakeoverEvent EventKind = "takeover" // the cloud was asked to take a volume from a node that still held it
+	FenceEvent    EventKind = "fence"    // the cloud was asked to power off a node that held a volume and answered nobody
 	FindingEvent  EventKind = "finding"  // reconciliation has found something by itself
 )
 
@@ -114,6 +115,8 @@ func (s *Server) Event(event volume.Event) {
 		}
 	case volume.TakenOver:
 		s.events.add(Event{At: now, Kind: TakeoverEvent, Volume: e.Volume, What: e.Holder, Reason: e.Evidence})
+	case volume.Fenced:
+		s.events.add(Event{At: now, Kind: FenceEvent, Volume: e.Volume, What: e.Holder, Reason: e.Evidence})
 	case volume.Found:
 		s.events.add(Event{At: now, Kind: FindingEvent, Volume: e.Volume, What: string(e.Finding)})
 	}

@@ -39,6 +39,7 @@ type Metrics struct {
 	failures  *prometheus.CounterVec
 	phases    *prometheus.HistogramVec
 	takeovers prometheus.Counter
+	fences    prometheus.Counter
 	findings  *prometheus.CounterVec
 
 	checking chan struct{} // full while readiness is checked
@@ -69,6 +70,7 @@ func New(version string) *Metrics {
 		failures:  counters("operation_errors_total", "Calls that were answered with an error, by its code; unfinished: the work goes on.", "operation", "code"),
 		phases:    durations("phase_duration_seconds", "Time of the phases of volumes. An attach is attaching and waiting-for-device; fsck is checking.", "phase"),
 		takeovers: prometheus.NewCounter(prometheus.CounterOpts{Name: "blockvol_takeovers_total", Help: "Volumes that this node has taken from a node that still held them."}),
+		fences:    prometheus.NewCounter(prometheus.CounterOpts{Name: "blockvol_fences_total", Help: "Nodes that this one has had powered off, to take their volumes."}),
 		findings:  counters("reconcile_findings_total", "What reconciliation has found that nobody had told blockvol about.", "finding"),
 		checking:  make(chan struct{}, 1),
 		why:       errors.New("blockvol has just started"),
@@ -80,7 +82,7 @@ func New(version string) *Metrics {
 		Name: "blockvol_build_info", Help: "The version of blockvol.", ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.requests, m.took, m.throttles, m.retries, m.calls, m.failures, m.phases, m.takeovers, m.findings, build,
+	m.registry.MustRegister(m.requests, m.took, m.throttles, m.retries, m.calls, m.failures, m.phases, m.takeovers, m.fences, m.findings, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.handler = m.routes()
 	return m
@@ -130,6 +132,8 @@ func (m *Metrics) Event(event volume.Event) {
 		}
 	case volume.TakenOver:
 		m.takeovers.Inc()
+	case volume.Fenced:
+		m.fences.Inc()
 	case volume.Found:
 		m.findings.WithLabelValues(string(e.Finding)).Inc()
 	}
