@@ -41,7 +41,7 @@ type failure struct {
 	begin    func(t *testing.T, c *cluster.Cluster, victim *cluster.Node)
 	end      func(c *cluster.Cluster, victim *cluster.Node) // repairs the node
 	expected map[string]outcome                             // by policy
-	cause    string                                         // start of the refusal, if it is not about the holder
+	cause    string                                         // start of the refusal, with NODE for the node; "": it is still attached
 	advice   string                                         // advice in the refusal
 	over     string                                         // name of the end in the table
 }
@@ -67,8 +67,9 @@ var failures = []failure{
 		name:     "dockerd is killed and stays down; its containers go on",
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.KillEngine(true) },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.StartEngine() },
-		expected: each(refused, refused, moves),
-		advice:   "stop its container on node",
+		expected: each(refused, refused, refused),
+		cause:    "in use on node NODE by container ",
+		advice:   "stop its container on node NODE",
 		over:     "dockerd is started",
 	},
 	{
@@ -76,7 +77,7 @@ var failures = []failure{
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.CutFromNodes() },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.Heal() },
 		expected: each(refused, refused, moves),
-		advice:   "if that node is unreachable, stop instance ",
+		advice:   "if that node is unreachable, stop instance NODE",
 		over:     "the network is back",
 	},
 	{
@@ -90,7 +91,7 @@ var failures = []failure{
 			c.Availability(victim, "active")
 		},
 		expected: each(refused, refused, moves),
-		advice:   "stop its container on node",
+		cause:    "being released by node NODE",
 		over:     "the API answers the node",
 	},
 	{
@@ -98,7 +99,7 @@ var failures = []failure{
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.Freeze() },
 		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.Thaw() },
 		expected: each(refused, refused, moves),
-		advice:   "if that node is unreachable, stop instance ",
+		advice:   "if that node is unreachable, stop instance NODE",
 		over:     "the node goes on",
 	},
 	{
@@ -132,12 +133,10 @@ var failures = []failure{
 	},
 }
 
-// refusalOf returns how a refusal begins.
-func (f *failure) refusalOf(victim *cluster.Node) string {
-	if f.cause != "" {
-		return f.cause
-	}
-	return "still attached to node " + victim.Instance
+// refusalOf returns how a refusal begins, and the advice in it.
+func (f *failure) refusalOf(victim *cluster.Node) (cause, advice string) {
+	named := strings.NewReplacer("NODE", victim.Instance)
+	return named.Replace(cmp.Or(f.cause, "still attached to node NODE")), named.Replace(f.advice)
 }
 
 // subject is a service during a failure: one cell of the table.
@@ -263,7 +262,8 @@ func (s *subject) observe(t *testing.T, c *cluster.Cluster, f failure, victim *c
 	case renewed:
 		goesOn("as another task", ledger.NotBy(s.before.Task))
 	case refused:
-		s.sentence = refusal(c, s.Writer, s.earlier, f.refusalOf(victim), f.advice)
+		cause, advice := f.refusalOf(victim)
+		s.sentence = refusal(c, s.Writer, s.earlier, cause, advice)
 	}
 }
 

@@ -1,7 +1,10 @@
 package cluster_test
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"flag"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -62,6 +65,15 @@ const (
 	lag     = time.Second           // of reads
 )
 
+// firstPeerPort is the port on which the nodes of the first policy ask each other.
+const firstPeerPort = 7373
+
+func newPeerKey() string {
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // it never fails
+	return hex.EncodeToString(key)
+}
+
 // long skips a test in `make test`, which would take too long with it.
 func long(t *testing.T) {
 	t.Helper()
@@ -81,8 +93,9 @@ func shared(t *testing.T) *cluster.Cluster {
 			Dir: "../../build/plugin", Log: outer.Logf,
 			Cloud: cloud.Config{Latency: latency, Times: times, Lag: lag, Trace: trace.note},
 		}
-		for _, policy := range policies {
-			settings := []string{"TAKEOVER=" + policy}
+		for i, policy := range policies {
+			// Plugins share their node's network, so each policy has a port, and a key, of its own.
+			settings := []string{"TAKEOVER=" + policy, fmt.Sprintf("PEER_LISTEN=:%d", firstPeerPort+i), "PEER_KEY=" + newPeerKey()}
 			if policy != "stopped" || testing.Short() { // the default is tested without it if there is time
 				settings = append(settings, "CALL_TIMEOUT=10s") // so that refusals come soon
 			}
