@@ -23,8 +23,12 @@ var (
 	errAttaching = fmt.Errorf("%w: the volume is still being attached to the server", providers.ErrBusy)
 )
 
-// settles is how long Nova may list an attachment that Cinder has ended.
-const settles = 15 * time.Second
+const (
+	// settles is how long Nova may list an attachment that Cinder has ended.
+	settles = 15 * time.Second
+	// settlesMostly is how long it usually does.
+	settlesMostly = 100 * time.Millisecond
+)
 
 // Attach is managed.Provider.Attach, repeated while Nova and Cinder disagree.
 func (p *Provider) Attach(ctx context.Context, id, node string) error {
@@ -59,15 +63,27 @@ func untilNovaAgrees(ctx context.Context, call func() error) error {
 	}
 }
 
-// attach asks Nova, which makes Cinder reserve the volume before it answers.
+// attach asks Nova, which makes Cinder reserve the volume before it answers. A volume is often attached right after it was detached:
+// if Nova lists the attachment yet, it is asked once more before Cinder is asked why.
 func (p *Provider) attach(ctx context.Context, id, node string) (string, error) {
-	_, err := call(ctx, p, fmt.Sprintf("to attach volume %s to server %s", id, node), func(ctx context.Context, s *session) (*volumeattach.VolumeAttachment, error) {
-		return volumeattach.Create(ctx, s.compute, node, volumeattach.CreateOpts{VolumeID: id}).Extract()
-	})
+	err := p.requestAttach(ctx, id, node)
+	if says(err, alreadyAttached) && pause.For(ctx, pause.Jitter(settlesMostly)) == nil {
+		err = p.requestAttach(ctx, id, node)
+	}
 	if refused(err, http.StatusBadRequest, http.StatusNotFound) {
 		return "", managed.Certain(p.whyNotAttached(ctx, id, node, err))
 	}
 	return "", explainConflict(node, err)
+}
+
+// alreadyAttached is what Nova says of a volume that it lists as attached.
+const alreadyAttached = "already attached"
+
+func (p *Provider) requestAttach(ctx context.Context, id, node string) error {
+	_, err := call(ctx, p, fmt.Sprintf("to attach volume %s to server %s", id, node), func(ctx context.Context, s *session) (*volumeattach.VolumeAttachment, error) {
+		return volumeattach.Create(ctx, s.compute, node, volumeattach.CreateOpts{VolumeID: id}).Extract()
+	})
+	return err
 }
 
 // detach asks Nova, which detaches the volume from that server only. Nova has no force for users: it detaches a volume from a server
@@ -95,7 +111,7 @@ func (p *Provider) whyNotAttached(ctx context.Context, id, node string, refusal 
 		return fmt.Errorf("%w: %w: this cloud attaches volumes within a zone only: run the service in zone %s, or copy the volume by a snapshot", providers.ErrInvalid, refusal, sanitize.Clip(v.AvailabilityZone))
 	case v.Multiattach:
 		return multiattachError("volume " + id)
-	case held.State == providers.Detached && v.Status == "available" && says(refusal, "already attached"):
+	case held.State == providers.Detached && v.Status == "available" && says(refusal, alreadyAttached):
 		return fmt.Errorf("%w: %w", errListed, withoutMeaning(refusal))
 	case held.State == providers.Detached && v.Status != "available" && failed(v.Volume) != nil:
 		return failed(v.Volume)

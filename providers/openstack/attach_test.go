@@ -328,6 +328,36 @@ func TestAttachWaitsForNovaAfterADetach(t *testing.T) {
 	}, func(cfg *front.Config) { cfg.Settles = 3 * time.Second })
 }
 
+// A volume is often mounted right after it was unmounted, or on the node that has waited for that.
+func TestAnAttachRightAfterADetachIsOneRefusedRequestMore(t *testing.T) {
+	const latency = 100 * time.Millisecond
+	inWorld(t, cloud.Config{Latency: latency, Times: slow}, func(t *testing.T, w *world) {
+		one, two := w.node(), w.node()
+		v := w.create(w.on(one), "db")
+		var links []*transport
+		var nodes []*Provider
+		for _, server := range []string{one, two} {
+			link := &transport{RoundTripper: w.front.Transport(server)}
+			p := w.onBy(server, link)
+			_, err := p.Find(t.Context(), "db") // it knows the volume
+			require.NoError(t, err)
+			links, nodes = append(links, link), append(nodes, p)
+		}
+		w.attach(nodes[0], v)
+		for next, server := range []string{one, two} {
+			require.NoError(t, nodes[0].Detach(t.Context(), v.ID, one, false))
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Detached)
+			links[next].calls()
+			begin := time.Now()
+			require.NoError(t, providertest.Attach(t.Context(), nodes[next], v.ID))
+			post := "POST /compute/v2.1/servers/" + server + "/os-volume_attachments"
+			assert.Equal(t, []string{post, post}, links[next].calls(), "Cinder need not be asked why")
+			assert.LessOrEqual(t, time.Since(begin), 2*latency+settlesMostly)
+			cloudtest.WaitFor(t, w.cloud, v.ID, cloudtest.Attached)
+		}
+	}, func(cfg *front.Config) { cfg.Settles = 2 * latency })
+}
+
 // Nova may keep the record of an attachment permanently, for example if it died while removing it.
 func TestAttachmentsOnlyInNovaAreReported(t *testing.T) {
 	inWorld(t, cloud.Config{}, func(t *testing.T, w *world) {
