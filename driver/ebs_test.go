@@ -20,8 +20,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/aws" //nolint:depguard // the randomised run has to hold on a real provider, too
 	"github.com/blockvol/blockvol/test/cloud"
@@ -31,7 +31,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	controller.Jitter = func(limit time.Duration) time.Duration { // of the bubble's time alone, so that a run can be repeated
+	pause.Random = func(limit time.Duration) time.Duration { // of the bubble's time alone, so that a run can be repeated
 		return time.Duration(rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 3)).Int64N(int64(limit)))
 	}
 	cloudtest.Unsetenv("AWS_")

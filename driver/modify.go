@@ -81,12 +81,12 @@ const sizeTimeout = 2 * time.Minute
 func (d *Driver) awaitSize(ctx context.Context, vol *providers.Volume) error {
 	limit, cancel := context.WithTimeout(ctx, sizeTimeout)
 	defer cancel()
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+	for retry := (pause.Backoff{Least: 100 * time.Millisecond, Most: 2 * time.Second}); ; {
 		dev, err := d.node.FindDevice(limit, vol.Serial)
 		if err == nil && dev.Size >= vol.Size {
 			return nil
 		}
-		if pause.For(limit, wait) == nil {
+		if retry.Wait(limit) == nil {
 			continue
 		}
 		if err == nil {

@@ -187,13 +187,13 @@ func (d *Driver) rollback(ctx context.Context, h *handle, disk, snapshot string)
 		}
 	}
 	// From the first exchange of names to the second nobody has the volume's name, so a cloud that does not answer is asked again.
-	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+	for retry := (pause.Backoff{Least: time.Second, Most: time.Minute}); ; {
 		err := d.exchange(ctx, h.Name, disk, kept, coming)
 		if err == nil {
 			return nil
 		}
 		mayPass := slices.Contains([]volume.Code{volume.Unavailable, volume.Busy, volume.Failed}, volume.CodeOf(err))
-		if !mayPass || pause.For(ctx, wait) != nil {
+		if !mayPass || retry.Wait(ctx) != nil {
 			return err
 		}
 		h.Log().WithError(err).Warn("The names of two disks are not exchanged yet")

@@ -110,8 +110,8 @@ func (d *Driver) holding(ctx context.Context, h *handle, want volume.Want) volum
 		return volume.Holding{State: volume.HoldsBusy, Message: here.Message}
 	}
 	holding := volume.Holding{State: volume.HoldsInUse, Since: h.MountedSince()}
-	for _, user := range h.LastUsers() {
-		holding.Users = append(holding.Users, user.String())
+	if users := h.LastUsers(); len(users) > 0 {
+		holding.By = users.String()
 	}
 	return holding
 }

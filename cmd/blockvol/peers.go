@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -15,7 +14,7 @@ import (
 
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/peer"
-	"github.com/blockvol/blockvol/providers"
+	"github.com/blockvol/blockvol/providers/secret"
 )
 
 // peerSettings are how nodes of a cluster reach each other. Without keys they do not.
@@ -40,7 +39,7 @@ func readPeerSettings(getenv func(string) string, listen string, s settings) (p 
 	if p.addresses, err = parseAddresses(getenv("PEER_ADDRESSES")); err != nil {
 		return peerSettings{}, err
 	}
-	text, err := readSecret(getenv, "PEER_KEY")
+	text, err := secret.Read(getenv, "PEER_KEY")
 	if err != nil {
 		return peerSettings{}, err
 	}
@@ -54,7 +53,7 @@ func readPeerSettings(getenv func(string) string, listen string, s settings) (p 
 		if !setting.Shared {
 			continue
 		}
-		shared, err := readSecret(getenv, setting.Name)
+		shared, err := secret.Read(getenv, setting.Name)
 		if err != nil || len(shared) < peer.MinKey { // the provider says what is wrong with it; a short one was chosen by somebody, and could be guessed
 			continue
 		}
@@ -63,22 +62,6 @@ func readPeerSettings(getenv func(string) string, listen string, s settings) (p 
 		return p, err
 	}
 	return peerSettings{}, nil
-}
-
-// readSecret returns the value of a setting, or of the file that its other form names; empty if neither is set.
-func readSecret(getenv func(string) string, name string) (string, error) {
-	value, file := strings.TrimSpace(getenv(name)), getenv(name+providers.FileSuffix)
-	switch {
-	case value != "" && file != "":
-		return "", fmt.Errorf("both %s and %s are set: leave one of them out", name, name+providers.FileSuffix)
-	case file == "":
-		return value, nil
-	}
-	content, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("%s cannot be read: %w", name+providers.FileSuffix, err)
-	}
-	return strings.TrimSpace(string(content)), nil
 }
 
 func parseAddresses(text string) (map[string][]netip.Addr, error) {

@@ -55,7 +55,7 @@ func TestAWrongSettingForOtherNodesKeepsThemOut(t *testing.T) {
 	for name, c := range map[string]struct{ env, says string }{
 		"PEER_LISTEN":    {"7373", `PEER_LISTEN is "7373" but must be an address with a port, like :7373, or off`},
 		"PEER_KEY":       {"hunter2", "what PEER_KEY or PEER_KEY_FILE holds cannot be used: a key must have at least 32 random characters, such as those of `openssl rand -hex 32`"},
-		"PEER_KEY_FILE":  {"/no/such/file", "PEER_KEY_FILE cannot be read: open /no/such/file: no such file or directory"},
+		"PEER_KEY_FILE":  {"/no/such/file", "PEER_KEY_FILE cannot be read: open /no/such/file: no such file or directory: the file must be readable where blockvol runs; the plugin sees the host's state directory as /data/state"},
 		"PEER_ADDRESSES": {"i-1", `PEER_ADDRESSES has "i-1" but must have NODE=ADDRESS, such as i-0abc=10.0.0.5`},
 	} {
 		t.Run(name, func(t *testing.T) {

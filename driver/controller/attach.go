@@ -41,7 +41,8 @@ type attach struct {
 	*Controller
 	claim  Claim
 	holder holderWatch
-	retry  backoff
+	retry  pause.Backoff
+	atMost time.Duration // of the next wait; 0: no limit
 
 	step    volume.Step
 	refusal error // why the cloud has refused the step
@@ -59,7 +60,7 @@ type attach struct {
 func (c *Controller) Attach(ctx context.Context, claim Claim) (vol *providers.Volume, attaching bool, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	a := &attach{Controller: c, claim: claim, holder: holderWatch{since: time.Now()}}
+	a := &attach{Controller: c, claim: claim, holder: holderWatch{since: time.Now()}, retry: newBackoff()}
 	if c.takeover == TakeoverFence && c.fencer != nil && c.witnesses != nil {
 		a.holder.fencing = a.fence
 	}
@@ -96,7 +97,7 @@ func (a *attach) try(ctx context.Context, vol *providers.Volume) (done bool, err
 	case (!vol.Held() || mine) && detaching > 0:
 		// Whatever the answer says may be of a time before that detach, and the device, though it is here, about to go.
 		a.begin(volume.Step{Phase: volume.Detaching})
-		a.retry.most = detaching
+		a.atMost = detaching
 	case !vol.Held(), mine && (vol.Attachment.State == providers.Attaching || vol.Attachment.State == providers.Attached):
 		// Held by this node it may be of an earlier attempt, or of the life before a crash. The answer may also be older
 		// than a detach, or call attached what the machine has lost, as after a reboot: asking again is harmless.
@@ -112,7 +113,7 @@ func (a *attach) try(ctx context.Context, vol *providers.Volume) (done bool, err
 			return false, err
 		}
 		if leaving || time.Since(a.holder.since) < providers.MaxStale/2 { // it is releasing the volume, or has done so since
-			a.retry.shorten()
+			a.retry.Shorten(mostUnderWay)
 		}
 		a.ask(ctx, vol)
 		if a.holder.mayBeFree() {

@@ -129,7 +129,7 @@ func (c *Controller) ListWhole(ctx context.Context) ([]*providers.Volume, error)
 // has just made or removed is asked for again, and not believed. All else that it says may be as old as providers.MaxStale. The
 // answer is the caller's own.
 func (c *Controller) Find(ctx context.Context, name string) (*providers.Volume, error) {
-	var retry backoff
+	retry := newBackoff()
 	for {
 		vol, err := c.cloud.find(ctx, name)
 		if err != nil && !errors.Is(err, providers.ErrNotFound) {
@@ -144,7 +144,7 @@ func (c *Controller) Find(ctx context.Context, name string) (*providers.Volume, 
 		case known == nil:
 			return nil, fmt.Errorf("%w: this node has just removed it", providers.ErrNotFound)
 		}
-		if err := retry.wait(ctx); err != nil {
+		if err := waitFor(ctx, retry.Next()); err != nil {
 			return nil, fmt.Errorf("%w: the cloud does not show yet what was just made", err)
 		}
 	}
@@ -154,7 +154,7 @@ func (c *Controller) Find(ctx context.Context, name string) (*providers.Volume, 
 // may have formatted the disk and marked it so between the first query and the attach, and an answer that shows this node as
 // the holder is not older than that.
 func (c *Controller) AsHolder(ctx context.Context, vol *providers.Volume, node providers.Node) (*providers.Volume, error) {
-	var retry backoff
+	retry := newBackoff()
 	for begun := time.Now(); ; {
 		now, err := c.cloud.find(ctx, vol.Name)
 		missing := errors.Is(err, providers.ErrNotFound)
@@ -166,7 +166,7 @@ func (c *Controller) AsHolder(ctx context.Context, vol *providers.Volume, node p
 		case time.Since(begun) >= providers.MaxStale:
 			return nil, volume.Fail(volume.WrongDisk, "the cloud does not say that this node holds the disk whose device is here, so it is not formatted", "see who took it in the cloud's records")
 		}
-		if cause := retry.wait(ctx); cause != nil {
+		if cause := waitFor(ctx, retry.Next()); cause != nil {
 			return nil, fmt.Errorf("%w: the disk is not formatted", cause)
 		}
 	}

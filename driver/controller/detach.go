@@ -21,7 +21,7 @@ var ErrDetachTimeout = volume.Fail(volume.Busy, fmt.Sprintf("the cloud has not d
 // sure that the node's kernel holds no file system on it. A disk that the node does not hold, or that does not exist, is
 // success.
 func (c *Controller) Detach(ctx context.Context, id string, node providers.Node) error {
-	var retry backoff
+	retry := newBackoff()
 	for begun := time.Now(); ; {
 		err := c.cloud.detach(ctx, id, node.ID, false)
 		c.AskedToDetach(id) // perhaps also if it failed
@@ -32,9 +32,9 @@ func (c *Controller) Detach(ctx context.Context, id string, node providers.Node)
 			return err
 		}
 		if time.Since(begun) < firstCheck {
-			retry.shorten() // most likely an attach is ending
+			retry.Shorten(mostUnderWay) // most likely an attach is ending
 		}
-		if cause := retry.wait(ctx); cause != nil {
+		if cause := waitFor(ctx, retry.Next()); cause != nil {
 			return fmt.Errorf("%w: %w", cause, err)
 		}
 	}
@@ -60,7 +60,7 @@ func (c *Controller) Departed(name, id string, node providers.Node) {
 // a Detach of a disk whose device was not in the node's kernel, so that it cannot be seen to go.
 func (c *Controller) ConfirmDetach(ctx context.Context, name, id string, node providers.Node) error {
 	c.forgetDetach(id)
-	var retry backoff
+	retry := newBackoff()
 	for {
 		asked := c.catalog.now()
 		vol, err := c.cloud.find(ctx, name)
@@ -77,7 +77,7 @@ func (c *Controller) ConfirmDetach(ctx context.Context, name, id string, node pr
 			return nil
 		}
 		// Most likely the answer is of a time before the request.
-		if err := retry.wait(ctx); err != nil {
+		if err := waitFor(ctx, retry.Next()); err != nil {
 			return err
 		}
 	}

@@ -159,7 +159,7 @@ func (a *attach) fence(ctx context.Context, vol *providers.Volume) (step volume.
 
 // notYet is the step while the holder's silence is too short, and has the next try made in time.
 func (a *attach) notYet(holder string, left time.Duration) volume.Step {
-	a.retry.most = max(left, 0) + time.Millisecond
+	a.atMost = max(left, 0) + time.Millisecond
 	return volume.Step{
 		Phase:  volume.WaitingForHolder,
 		Detail: fmt.Sprintf("still attached to node %s, which does not answer: it is powered off if nobody hears of it for %s", holder, fenceGrace),
@@ -180,7 +180,7 @@ func (a *attach) stepOfFence(holder string, last fenced) volume.Step {
 	if last.refusal != nil {
 		return a.notFenced(holder, last.refusal.Error())
 	}
-	a.retry.shorten()
+	a.retry.Shorten(mostUnderWay)
 	return volume.Step{Phase: volume.TakingOver, Detail: fmt.Sprintf("node %s, which answered nobody, is being powered off", holder)}
 }
 
@@ -216,7 +216,7 @@ func (a *attach) makeClaim(ctx context.Context, vol *providers.Volume) string {
 	holder, f, me := vol.Attachment.Node, &a.holder.fence, a.claim.Node.ID
 	theirs := vol.Record[volume.KeyFence]
 	if of, by := claimOf(theirs); of == holder && by != me && f.isFresh(theirs) {
-		a.retry.shorten()
+		a.retry.Shorten(mostUnderWay)
 		return fmt.Sprintf("node %s is about to do that", by)
 	}
 	claim := fmt.Sprintf("%s %s %s %s", holder, me, rand.Text()[:8], time.Now().UTC().Format(time.RFC3339))

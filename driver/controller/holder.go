@@ -197,20 +197,16 @@ func stepOf(holding volume.Holding, holder string) volume.Step {
 // wait waits until it makes sense to try again, and returns what the next try is to work with: the volume as free if its holder says
 // that it has nothing of it; nil to ask the cloud. Errors: the reason why ctx ended.
 func (a *attach) wait(ctx context.Context, vol *providers.Volume) (*providers.Volume, error) {
-	a.retry.begun = time.Time{}
-	if a.step.Phase == volume.WaitingForHolder {
-		a.retry.begun = a.holder.since
-	}
 	if !a.letGoAt.IsZero() && time.Since(a.letGoAt) < providers.MaxStale/2 && !vol.Held() {
-		a.retry.most = a.ending // the cloud is not done with the detach
+		wait := min(a.next(), a.ending) // the cloud is not done with the detach
 		a.ending *= 2
-		return vol, a.retry.wait(ctx)
+		return vol, waitFor(ctx, wait)
 	}
 	w, holder := a.holder.peer, vol.Attachment.Node
 	if w == nil || w.want.To != holder {
-		return nil, a.retry.wait(ctx)
+		return nil, waitFor(ctx, a.next())
 	}
-	longest, begun := a.retry.next(), time.Now()
+	longest, begun := a.next(), time.Now()
 	for {
 		switch holding, answers := w.says(holder); {
 		case !answers:
@@ -238,4 +234,17 @@ func (a *attach) wait(ctx context.Context, vol *providers.Volume) (*providers.Vo
 		}
 		return nil, context.Cause(ctx)
 	}
+}
+
+// next returns how long to wait before the next try.
+func (a *attach) next() time.Duration {
+	a.retry.Most = newBackoff().Most
+	if waited := time.Since(a.holder.since); a.step.Phase == volume.WaitingForHolder && waited > patience {
+		a.retry.Most = min(waited/8, mostLong)
+	}
+	wait := a.retry.Next()
+	if a.atMost > 0 {
+		wait, a.atMost = min(wait, a.atMost), 0
+	}
+	return wait
 }

@@ -26,7 +26,7 @@ type Discard struct {
 // Errors: volume.Held, with the node that holds the volume; providers.ErrNotFound.
 func (c *Controller) AwaitFree(ctx context.Context, want Discard) (*providers.Volume, error) {
 	holder := holderWatch{since: time.Now()}
-	var retry backoff
+	retry := newBackoff()
 	var step volume.Step
 	begin := func(s volume.Step) { step = s; want.Progress.Step(s) }
 	for {
@@ -51,7 +51,7 @@ func (c *Controller) AwaitFree(ctx context.Context, want Discard) (*providers.Vo
 				return nil, volume.Fail(volume.Held, "in use on node "+vol.Attachment.Node, step.Advice)
 			}
 		}
-		if cause := retry.wait(ctx); cause != nil {
+		if cause := waitFor(ctx, retry.Next()); cause != nil {
 			return nil, fmt.Errorf("%s, %w", step.Words(), cause)
 		}
 	}
@@ -107,10 +107,10 @@ func (c *Controller) Missing(name string) { c.catalog.forget(name, "") }
 // whileHeld makes a change of a volume that the cloud has just called free, again if the cloud then refuses it as held: one
 // of the two answers was behind, if only for seconds.
 func whileHeld(ctx context.Context, change func() error) error {
-	var retry backoff
+	retry := newBackoff()
 	for begin := time.Now(); ; {
 		err := change()
-		if !errors.Is(err, providers.ErrHeld) || time.Since(begin) > providers.MaxStale || retry.wait(ctx) != nil {
+		if !errors.Is(err, providers.ErrHeld) || time.Since(begin) > providers.MaxStale || waitFor(ctx, retry.Next()) != nil {
 			return err
 		}
 	}

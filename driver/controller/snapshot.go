@@ -27,7 +27,7 @@ func (c *Controller) TakeSnapshot(ctx context.Context, vol *providers.Volume, sp
 func (c *Controller) AwaitSnapshot(ctx context.Context, s *providers.Snapshot, step func(volume.Step)) (*providers.Snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, SnapshotTimeout)
 	defer cancel()
-	var retry backoff
+	retry := newBackoff()
 	for begun := time.Now(); s.State != providers.SnapshotComplete; {
 		if s.State == providers.SnapshotFailed {
 			return nil, volume.Fail(volume.Failed, fmt.Sprintf("the cloud says that snapshot %s has failed: %q", s.ID, s.Detail), "take another")
@@ -37,7 +37,7 @@ func (c *Controller) AwaitSnapshot(ctx context.Context, s *providers.Snapshot, s
 			waiting.Detail = fmt.Sprintf("%s %s (%s so far)", waiting.Words(), s.ID, s.Detail)
 		}
 		step(waiting)
-		if err := retry.wait(ctx); err != nil {
+		if err := waitFor(ctx, retry.Next()); err != nil {
 			return nil, fmt.Errorf("%w: snapshot %s is not complete yet", err, s.ID)
 		}
 		now, err := c.cloud.findSnapshot(ctx, s.ID)

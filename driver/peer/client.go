@@ -133,9 +133,6 @@ func clean(holding *volume.Holding) error {
 	if !holding.State.IsKnown() {
 		return fmt.Errorf("it answers %q, which this version does not know", sanitize.Clip(string(holding.State)))
 	}
-	holding.Message = sanitize.Clip(holding.Message)
-	for i, user := range holding.Users {
-		holding.Users[i] = sanitize.Clip(user)
-	}
+	holding.Message, holding.By = sanitize.Clip(holding.Message), sanitize.Clip(holding.By)
 	return nil
 }

@@ -56,7 +56,7 @@ func TestAnAnswerThatCannotBeUnderstoodIsNone(t *testing.T) {
 		"garbage":          "\x00\xff{",
 		"no state":         `{}`,
 		"an unknown state": `{"State":"fenced"}`,
-		"without an end":   `{"State":"in-use","Users":["` + strings.Repeat("x", 2*maxAnswer) + `"]}`,
+		"without an end":   `{"State":"in-use","By":"` + strings.Repeat("x", 2*maxAnswer) + `"}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			at := answering(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) })
@@ -70,7 +70,7 @@ func TestAnAnswerThatCannotBeUnderstoodIsNone(t *testing.T) {
 func TestAnAnswerIsShort(t *testing.T) {
 	at := answering(t, func(w http.ResponseWriter, _ *http.Request) {
 		user := `"container\n\u001b[31m` + strings.Repeat("x", 400) + `"`
-		_, _ = io.WriteString(w, `{"State":"in-use","Message":`+user+`,"Users":[`+user+strings.Repeat(`,`+user, 99)+`]}`)
+		_, _ = io.WriteString(w, `{"State":"in-use","Message":`+user+`,"By":`+user+`}`)
 	})
 	holding, err := NewClient(keys(t, secret), at.Port(), nil).Ask(t.Context(), []netip.Addr{at.Addr()}, want)
 	require.NoError(t, err)

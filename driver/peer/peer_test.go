@@ -76,7 +76,7 @@ func serving(t *testing.T, h *holder, keys []Key) netip.AddrPort {
 
 var (
 	want  = volume.Want{From: "i-2", To: "i-1", Volume: "data", Disk: "vol-1", Serial: "vol1"}
-	inUse = volume.Holding{State: volume.HoldsInUse, Users: []string{"container 3f2a"}, Since: time.Unix(1e9, 0).UTC()}
+	inUse = volume.Holding{State: volume.HoldsInUse, By: "container 3f2a", Since: time.Unix(1e9, 0).UTC()}
 )
 
 func using() *holder {

@@ -21,7 +21,7 @@ type Want struct {
 // Holding is what a node has of a volume that another one wants.
 type Holding struct {
 	State   HoldingState
-	Users   []string  // who uses it: "container 3f2a…"
+	By      string    // who uses it: "container 3f2a…"; empty if that is not known
 	Since   time.Time // since when it is mounted there; zero if that is not known
 	Message string    // what is being done with it; empty if nothing
 }
@@ -47,9 +47,6 @@ func (s HoldingState) IsKnown() bool {
 	return false
 }
 
-// namedUsers is how many users are named in a sentence.
-const namedUsers = 3
-
 // On says what the node has of the volume, in words.
 func (h Holding) On(node string) string {
 	switch h.State {
@@ -64,11 +61,8 @@ func (h Holding) On(node string) string {
 	case HoldsInUse:
 	}
 	words := "in use on node " + node
-	if len(h.Users) > 0 {
-		words += " by " + strings.Join(h.Users[:min(len(h.Users), namedUsers)], ", ")
-		if more := len(h.Users) - namedUsers; more > 0 {
-			words += fmt.Sprintf(" and %d more", more)
-		}
+	if h.By != "" {
+		words += " by " + h.By
 	}
 	if !h.Since.IsZero() {
 		words += fmt.Sprintf(" (since %s)", h.Since.UTC().Format("2006-01-02 15:04 MST"))

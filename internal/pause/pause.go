@@ -2,6 +2,7 @@
 package pause
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"time"
@@ -22,19 +23,29 @@ func For(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Jitter returns a random time between d/2 and d, so that nodes do not send at the same time.
-func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
+// Random returns a random time below the limit. Tests that must be repeatable replace it.
+var Random = rand.N[time.Duration]
 
-// Backoff is the pause between polls of an operation of the cloud: 250 ms at first, doubling up to Most, with jitter.
+// Jitter returns a random time between d/2 and d, so that nodes do not send at the same time.
+func Jitter(d time.Duration) time.Duration { return d/2 + Random(max(d/2, 1)) }
+
+// Backoff is the pause between questions about something that another party has to finish: doubling up to Most, with jitter.
 type Backoff struct {
-	Most time.Duration
-	last time.Duration
+	Least time.Duration // the first pause; 0 for 250 ms
+	Most  time.Duration
+	last  time.Duration
 }
 
 const least = 250 * time.Millisecond
 
 // Wait waits for the next pause, or returns ctx.Err() as soon as ctx ends.
-func (b *Backoff) Wait(ctx context.Context) error {
-	b.last = min(max(2*b.last, least), b.Most)
-	return For(ctx, Jitter(b.last))
+func (b *Backoff) Wait(ctx context.Context) error { return For(ctx, b.Next()) }
+
+// Next returns the next pause.
+func (b *Backoff) Next() time.Duration {
+	b.last = min(max(2*b.last, cmp.Or(b.Least, least)), b.Most)
+	return Jitter(b.last)
 }
+
+// Shorten makes the next pause no longer than most, if that is not less than Least.
+func (b *Backoff) Shorten(most time.Duration) { b.last = min(b.last, most/2) }

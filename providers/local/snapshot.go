@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -75,24 +74,18 @@ func (p *Provider) ListSnapshots(ctx context.Context) ([]*providers.Snapshot, er
 	} else if err != nil {
 		return nil, unreadable(err)
 	}
-	all, broken := []*providers.Snapshot{}, []error(nil)
-	for _, link := range links {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		if strings.HasSuffix(link.Name(), ".tmp") {
-			continue
-		}
-		m, err := p.snaps.linked(p.cluster, link.Name())
+	all, err := readAll(ctx, links, func(name string) (*providers.Snapshot, error) {
+		m, err := p.snaps.linked(p.cluster, name)
 		switch {
-		case err == nil && p.snaps.has(m.ID, ready):
-			all = append(all, showSnapshot(m))
-		case err != nil && !errors.Is(err, providers.ErrNotFound):
-			broken = append(broken, err)
+		case err != nil:
+			return nil, err
+		case !p.snaps.has(m.ID, ready):
+			return nil, providers.ErrNotFound
 		}
-	}
+		return showSnapshot(m), nil
+	})
 	slices.SortFunc(all, providers.OlderSnapshot)
-	return all, errors.Join(broken...)
+	return all, err
 }
 
 func (p *Provider) snapshot(ctx context.Context, m *meta, image *os.File, spec providers.SnapshotSpec) (*meta, error) {

@@ -51,31 +51,39 @@ func (p *Provider) List(ctx context.Context) ([]*providers.Volume, error) {
 	if err != nil {
 		return nil, unreadable(err)
 	}
-	volumes, broken := []*providers.Volume{}, []error(nil)
-	for _, link := range links {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		if strings.HasSuffix(link.Name(), ".tmp") {
-			continue
-		}
-		m, err := p.disks.linked(p.cluster, link.Name())
+	volumes, err := readAll(ctx, links, func(name string) (*providers.Volume, error) {
+		m, err := p.disks.linked(p.cluster, name)
 		if err == nil && !p.disks.has(m.ID, ready) {
 			m, err = p.find(ctx, m.Name)
 		}
-		var v *providers.Volume
-		if err == nil {
-			v, err = p.volume(m)
+		if err != nil {
+			return nil, err
 		}
+		return p.volume(m)
+	})
+	slices.SortFunc(volumes, func(a, b *providers.Volume) int { return strings.Compare(a.Name, b.Name) })
+	return volumes, err
+}
+
+// readAll reads what names lead to, but for what has been removed. Its error names those that cannot be read.
+func readAll[T any](ctx context.Context, names []fs.DirEntry, read func(name string) (T, error)) ([]T, error) {
+	all, broken := []T{}, []error(nil)
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if strings.HasSuffix(name.Name(), ".tmp") {
+			continue
+		}
+		one, err := read(name.Name())
 		switch {
 		case err == nil:
-			volumes = append(volumes, v)
+			all = append(all, one)
 		case !errors.Is(err, providers.ErrNotFound):
 			broken = append(broken, err)
 		}
 	}
-	slices.SortFunc(volumes, func(a, b *providers.Volume) int { return strings.Compare(a.Name, b.Name) })
-	return volumes, errors.Join(broken...)
+	return all, errors.Join(broken...)
 }
 
 // volume converts a description.

@@ -25,13 +25,13 @@ type Secret struct {
 // From takes the secret from the setting, or from the file that setting_FILE names, which is read at each use.
 // Errors: providers.ErrInvalid if neither or both are set, or if the value cannot be a token.
 func From(getenv func(string) string, setting string) (*Secret, error) {
-	value, file := getenv(setting), getenv(setting+providers.FileSuffix)
+	value, file, err := settings(getenv, setting)
 	switch {
-	case value != "" && file != "":
-		return nil, fmt.Errorf("%w: both %s and %s are set: leave one of them out", providers.ErrInvalid, setting, setting+providers.FileSuffix)
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", providers.ErrInvalid, err)
 	case file != "":
 		return &Secret{setting: setting, file: file}, nil
-	case strings.TrimSpace(value) == "":
+	case value == "":
 		return nil, fmt.Errorf("%w: neither %s nor %s is set: set one of them", providers.ErrInvalid, setting, setting+providers.FileSuffix)
 	}
 	s := &Secret{setting: setting}
@@ -39,6 +39,32 @@ func From(getenv func(string) string, setting string) (*Secret, error) {
 		return nil, fmt.Errorf("%w: %w", providers.ErrInvalid, err)
 	}
 	return s, nil
+}
+
+// Read returns what the setting is, or what is in the file that setting_FILE names, of any form; empty if neither is set.
+func Read(getenv func(string) string, setting string) (string, error) {
+	value, file, err := settings(getenv, setting)
+	if err == nil && file != "" {
+		return content(setting, file)
+	}
+	return value, err
+}
+
+func settings(getenv func(string) string, setting string) (value, file string, err error) {
+	value, file = strings.TrimSpace(getenv(setting)), getenv(setting+providers.FileSuffix)
+	if value != "" && file != "" {
+		err = fmt.Errorf("both %s and %s are set: leave one of them out", setting, setting+providers.FileSuffix)
+	}
+	return value, file, err
+}
+
+// content returns what is in a file, without the white space around it.
+func content(setting, file string) (string, error) {
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return "", &Error{fmt.Sprintf("%s cannot be read: %v: the file must be readable where blockvol runs; the plugin sees the host's state directory as /data/state", setting+providers.FileSuffix, err), err}
+	}
+	return strings.TrimSpace(string(content)), nil
 }
 
 // Error says why there is no secret.
@@ -56,11 +82,11 @@ func (e *Error) Is(target error) bool { return target == providers.ErrCredential
 // Value returns the current value. Its error is a sentence for the operator.
 func (s *Secret) Value() (string, error) {
 	if s.file != "" {
-		content, err := os.ReadFile(s.file)
+		value, err := content(s.setting, s.file)
 		if err != nil {
-			return "", &Error{fmt.Sprintf("%s cannot be read: %v: the file must be readable where blockvol runs; the plugin sees the host's state directory as /data/state", s.setting+providers.FileSuffix, err), err}
+			return "", err
 		}
-		if err := s.learn(string(content)); err != nil {
+		if err := s.learn(value); err != nil {
 			return "", err
 		}
 	}
@@ -69,9 +95,8 @@ func (s *Secret) Value() (string, error) {
 	return s.known[0], nil
 }
 
-// learn stores a value, without the white space around it.
+// learn stores a value.
 func (s *Secret) learn(value string) error {
-	value = strings.TrimSpace(value)
 	switch {
 	case value == "":
 		return &Error{text: fmt.Sprintf("the file that %s names is empty: it must hold the token", s.setting+providers.FileSuffix)}

@@ -143,6 +143,15 @@ func (f *Front) busy(server string) bool {
 	return slices.ContainsFunc(held, func(v cloud.Volume) bool { return f.underway(v.ID) })
 }
 
+// idle is truth for a volume of which no action is under way. It is called with the lock.
+func (f *Front) idle(r *rest.Request) (cloud.Volume, error) {
+	v, err := f.truth(r)
+	if err == nil && f.underway(v.ID) {
+		err = locked("volume")
+	}
+	return v, err
+}
+
 // engaged is busy with the lock.
 func (f *Front) engaged(server string) bool {
 	f.mu.Lock()
@@ -229,12 +238,10 @@ func (f *Front) detach(r *rest.Request) (rest.Answer, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	v, err := f.truth(r)
+	v, err := f.idle(r)
 	switch {
 	case err != nil:
 		return rest.Answer{}, err
-	case f.underway(v.ID):
-		return rest.Answer{}, locked("volume")
 	case len(v.Attachments) == 0:
 		return rest.Answer{}, refuse("invalid_input", "volume is not attached to a server")
 	}
@@ -294,12 +301,9 @@ func (f *Front) changeProtection(r *rest.Request) (rest.Answer, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	v, err := f.truth(r)
+	v, err := f.idle(r)
 	if err != nil {
 		return rest.Answer{}, err
-	}
-	if f.underway(v.ID) {
-		return rest.Answer{}, locked("volume")
 	}
 	_, err = r.EditTags([]string{v.ID}, func(_ string, tags map[string]string) error {
 		switch {

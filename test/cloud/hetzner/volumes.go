@@ -227,12 +227,9 @@ func (f *Front) updateVolume(r *rest.Request) (rest.Answer, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	v, err := f.truth(r)
+	v, err := f.idle(r)
 	if err != nil {
 		return rest.Answer{}, err
-	}
-	if f.underway(v.ID) {
-		return rest.Answer{}, locked("volume")
 	}
 	if in.Name != nil {
 		if err := f.taken(*in.Name, v.ID); err != nil {
@@ -258,12 +255,10 @@ func (f *Front) updateVolume(r *rest.Request) (rest.Answer, error) {
 func (f *Front) deleteVolume(r *rest.Request) (rest.Answer, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	v, err := f.truth(r)
+	v, err := f.idle(r)
 	switch {
 	case err != nil:
 		return rest.Answer{}, err
-	case f.underway(v.ID):
-		return rest.Answer{}, locked("volume")
 	case len(v.Attachments) > 0:
 		return rest.Answer{}, refuse("resource_in_use", "volume with ID '%s' is still attached to a server", v.ID)
 	case protected(v):

@@ -1,7 +1,6 @@
 package linode
 
 import (
-	"net/http"
 	"strconv"
 
 	"github.com/blockvol/blockvol/test/cloud"
@@ -81,10 +80,7 @@ func (f *Front) attachVolume(r *rest.Request) (rest.Answer, error) {
 	if err != nil {
 		return rest.Answer{}, err
 	}
-	if v, err = f.truth(r); err != nil {
-		return rest.Answer{}, err
-	}
-	return rest.Answer{Status: http.StatusOK, Body: show(v)}, nil
+	return f.present(r)
 }
 
 // detachVolume detaches the volume from its holder. The hypervisor removes the device even if the instance's kernel uses it.

@@ -56,6 +56,15 @@ func number(id string) int64 {
 	return n
 }
 
+// present is the answer with the volume of the path as it is now.
+func (f *Front) present(r *rest.Request) (rest.Answer, error) {
+	v, err := f.truth(r)
+	if err != nil {
+		return rest.Answer{}, err
+	}
+	return rest.Answer{Status: http.StatusOK, Body: show(v)}, nil
+}
+
 // show returns a volume as the API shows it.
 func show(from cloud.Volume) volume {
 	v := volume{
@@ -253,10 +262,7 @@ func (f *Front) updateVolume(r *rest.Request) (rest.Answer, error) {
 	if err != nil {
 		return rest.Answer{}, err
 	}
-	if v, err = f.truth(r); err != nil {
-		return rest.Answer{}, err
-	}
-	return rest.Answer{Status: http.StatusOK, Body: show(v)}, nil
+	return f.present(r)
 }
 
 // nothing is an empty answer.
@@ -308,8 +314,5 @@ func (f *Front) resizeVolume(r *rest.Request) (rest.Answer, error) {
 	if err != nil {
 		return rest.Answer{}, err
 	}
-	if v, err = f.truth(r); err != nil {
-		return rest.Answer{}, err
-	}
-	return rest.Answer{Status: http.StatusOK, Body: show(v)}, nil
+	return f.present(r)
 }
