@@ -21,4 +21,5 @@ var (
 	ErrInvalid         = errors.New("not accepted") // an option, a name or a path
 	ErrFreezing        = errors.New("file system is not frozen in time")
 	ErrThawed          = errors.New("file system was thawed too soon")
+	ErrNoShutdown      = errors.New("a file system of this type cannot be shut down by the kernel of this node")
 )

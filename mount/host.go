@@ -33,6 +33,12 @@
 // managed plugin no child outlives the plugin, whatever its session, since the kernel kills the whole PID namespace (seen within 4 ms).
 // So a caller notes durably what it freezes, and after a restart, which an engine needs a second or two for, calls Thaw.
 //
+// # A disk that was taken away
+//
+// A file system whose disk now is another node's must not write to it any more, nor serve what it remembers of it. Shutdown sees to that
+// for ext4 and xfs; what it cannot do for btrfs, it says. Removed, Answers and Errors tell what the kernel knows of the disk. None of them
+// knows whose the disk is: that, only the cloud does.
+//
 // The package runs blkid, wipefs, mkfs.<type> and e2fsck, of util-linux, e2fsprogs, xfsprogs and btrfs-progs. They are found in
 // PATH and run without a shell, a terminal or an environment.
 package mount
@@ -47,6 +53,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
 // Config is where things are. Published and Buses are required.
@@ -91,6 +99,8 @@ type Host struct {
 	life    context.Context // until Close
 	end     context.CancelCauseFunc
 	freezes sync.WaitGroup // of file systems
+
+	reads singleflight.Group // of disks, by number
 
 	pollInterval    time.Duration // how often Wait reads sysfs though no event came, in case one was lost
 	identityTimeout time.Duration // how long the devices may take to show their serials
