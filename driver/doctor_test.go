@@ -175,7 +175,7 @@ func plants() map[string]plant {
 		}},
 		"work does not end": {want: "warning work-unfinished data", made: true, fault: func(_ *testing.T, _ *world, _, _ *machine, l *life) *life {
 			go l.attempt("data", volume.Checking, func(h *handle) {
-				_ = h.Record(l.ctx, l.controller.Last("data"), true)
+				_ = h.Record(l.ctx, l.controller.Last("data"), "a", true)
 				<-l.ctx.Done()
 			})
 			time.Sleep(longWork)

@@ -5,6 +5,24 @@
 // package is who uses a volume and for how long it is kept, that one call at a time works on a volume, and that answers come in
 // time.
 //
+// # A disk that was taken from this node
+//
+// Another node may be given the disk of a volume that is mounted here: TAKEOVER=always took it, this node stood still meanwhile, or a
+// person did it in the cloud's console. What containers here have in memory must not reach the disk then, least of all when it comes back
+// to this node. So the file system is shut down (mount.Host.Shutdown), and never counts as the volume again. A file system that is shut
+// down by mistake is worse than one that goes on for a while, so the rule is:
+//
+//   - If the kernel has removed the device, the file system is shut down at once. It can reach no disk any more, whatever the cloud says.
+//   - Else only if the cloud says that another node holds the disk, by two answers that are at least providers.MaxStale apart, both asked for
+//     after this mount: so the second is not older than the attach. That no node holds it counts only if the device cannot be read either.
+//   - An answer that is missing, ambiguous or about another disk counts for nothing, nor does any if this node has another id than when it
+//     attached the disk. One answer that this node holds the disk ends the doubt.
+//
+// The cloud is not asked for this from time to time, but when there is a reason: each search for strays (at the start, every few hours, and
+// when this node has stood still, by its clocks) tells which disks this node holds, for all volumes at once; errors of the disk and
+// the question of a peer for a volume in use raise a doubt about one, at most every 10 minutes; and so does an attach of a disk whose file
+// system the kernel holds. While the cloud denies a mounted volume, no further container gets it.
+//
 // It can be killed at any instruction; the next start continues from the journal, the kernel and the cloud.
 //
 // The story of an operation reads from top to bottom in the file of its name: create.go, mount.go, unmount.go, remove.go, and

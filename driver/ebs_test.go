@@ -379,6 +379,7 @@ type transport struct {
 
 // RoundTrip lets the requests of a living process pass, but for what the world makes go wrong.
 func (x *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	x.machine.awaitGoingOn()
 	if x.dead.Load() {
 		return nil, errDead
 	}

@@ -42,6 +42,7 @@ type handle struct {
 	wantedAt time.Time                      // when the last of them came or went
 	caller   context.Context                // of the job that brings it up; nil if none does
 	changed  chan struct{}                  // closed when the job's phase changes, and so whenever this node comes to have more or less of it
+	doubt    *doubt                         // whether the disk is still this node's; nil if that was not asked
 	rival    string                         // the node that has last asked for it
 	rivalAt  time.Time                      // when
 	rivalNew bool                           // it had not asked before, and that was not logged yet

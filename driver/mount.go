@@ -31,6 +31,9 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (path string, err e
 // bringUp attaches the volume's disk to this node, formats it if it may, and mounts it.
 func (d *Driver) bringUp(ctx context.Context, h *handle) (err error) {
 	if h.IsStaged(ctx) {
+		if h.isDenied() {
+			return errDenied()
+		}
 		return nil
 	}
 	defer func() { h.attemptEnded(err) }()
@@ -73,7 +76,10 @@ func (d *Driver) use(ctx context.Context, h *handle, use node.Use) (undo func(),
 // claim is this node's wish for the volume.
 func (d *Driver) claim(h *handle, here providers.Node) controller.Claim {
 	return controller.Claim{
-		Name: h.Name, Node: here, Progress: h, Record: h.Record, Wanted: h.isWanted,
+		Name: h.Name, Node: here, Progress: h, Wanted: h.isWanted,
+		Record: func(ctx context.Context, vol *providers.Volume, ours bool) error {
+			return d.record(ctx, h, vol, here, ours)
+		},
 		CancelAttach: func(ctx context.Context, vol *providers.Volume) error { return d.cancelAttach(ctx, h, vol, here) },
 	}
 }

@@ -82,7 +82,7 @@ type figures map[string]int
 var floors = figures{
 	"answers of peers": 200, "hand-overs": 30, "mounts": 350, "unmounts": 200, "takeovers": 15, "formats": 45, "crashes": 200, "releases": 350, "removes": 40,
 	"by hand": 30, "crashes of dockerd": 10, "created with reclaim": 10, "created with snapshot": 1, "created with volume-id": 1,
-	"lost journal entries": 1,
+	"lost journal entries": 1, "frozen nodes": 60, "taken from frozen nodes": 2, "shut down": 8,
 }
 
 // seeds carries out runs in one kind of world, each in a bubble of its own, and sees to it that enough came to pass in them.
@@ -375,6 +375,9 @@ func (r *trial) hands(rng *rand.Rand) {
 	r.w.figures["by hand"]++
 	switch rng.IntN(4) {
 	case 0: // it is taken away, whatever is mounted
+		if m := r.w.machines[d.Attachment.Node]; m != nil {
+			m.lose(d, max(0, time.Duration(rng.Int64N(int64(4*time.Minute)))-2*time.Minute))
+		}
 		d.Attachment, d.until = providers.Attachment{}, time.Time{}
 	case 1:
 		if !d.Held() && d.Zone == e.m.zone {
@@ -406,6 +409,9 @@ func (r *trial) befall(e *engine, rng *rand.Rand) {
 			e.m.powerOn()
 			e.m.start(r, r.options)
 		}
+		return
+	}
+	if e.m.standsStill() {
 		return
 	}
 	switch p := rng.IntN(100); {
@@ -467,7 +473,12 @@ func (r *trial) befall(e *engine, rng *rand.Rand) {
 		for _, id := range e.ids(name) {
 			e.lost[id] = true
 		}
-	case p < 30:
+	case p < 40: // and no other plugin hears of it
+		r.w.set(func() {
+			r.w.figures["frozen nodes"]++
+			e.m.frozen = time.Now().Add(time.Duration(rng.Int64N(int64(3 * time.Minute))))
+		})
+	case p < 43:
 		r.w.note("power losses")
 		e.mu.Lock()
 		l.dead.Store(true)
@@ -483,7 +494,9 @@ func (r *trial) call(l *life, limit time.Duration, do func(context.Context) erro
 	defer cancel()
 	begun := time.Now()
 	err := do(ctx)
-	if took := time.Since(begun); took > limit+time.Second && !l.dead.Load() {
+	stoodStill := false
+	r.w.set(func() { stoodStill = l.machine.frozen.After(begun) })
+	if took := time.Since(begun); took > limit+time.Second && !l.dead.Load() && !stoodStill {
 		r.Errorf("a call that has %s was answered after %s: %v", limit, took, err)
 	}
 	return err

@@ -27,6 +27,7 @@ func (d *Driver) reconcileLoop() {
 			// Nobody waits for them: one that hangs in the kernel must not keep the others from their turn.
 			d.tasks.Go(func() { lookAfter(name) })
 		}
+		before := time.Now()
 		if pause.For(d.ctx, reconcileEvery) != nil {
 			return
 		}
@@ -36,6 +37,10 @@ func (d *Driver) reconcileLoop() {
 			d.found("", volume.NotVisible)
 		} else if err != nil {
 			d.log.WithError(err).Warn("Whether the engine sees what is mounted cannot be told")
+		}
+		if now := time.Now(); wasStopped(reconcileEvery, now.Sub(before), now.Round(0).Sub(before.Round(0))) {
+			d.log.Warn("This node has stood still: whether it still holds its disks is asked of the cloud")
+			searched = time.Time{}
 		}
 	}
 }
@@ -82,6 +87,7 @@ func (d *Driver) reconcile(ctx context.Context, h *handle) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
+	d.protect(ctx, h)
 	log := h.Log().WithField("id", e.Volume)
 	usage, err := h.Usage(ctx, time.Now().Before(h.keptUntil))
 	if err != nil {

@@ -84,7 +84,7 @@ func (d *Driver) releaseFound(ctx context.Context, h *handle, vol *providers.Vol
 		}
 		return nil
 	}
-	if err := h.Record(ctx, vol, false); err != nil {
+	if err := h.Record(ctx, vol, vol.Attachment.Node, false); err != nil {
 		return err
 	}
 	return d.releaseUnused(ctx, h)

@@ -35,7 +35,7 @@ type Here struct {
 	LastSnapshot, SnapshotDue time.Time
 
 	Releasing time.Time // since when nobody uses the volume and its release is unfinished; zero if it is not being released
-	Problem   string    // why its last release is not finished
+	Problem   string    // why its last release is not finished, or that its disk was taken from this node; empty if neither
 }
 
 // Here tells of the volumes that this node has or does something with, sorted by name. It knows all of it by heart: it waits for
@@ -91,8 +91,12 @@ func (h *handle) report(e *node.Entry) Here {
 	case e != nil && e.Releasing:
 		r.Phase, r.Message = volume.Releasing, volume.Releasing.Words()
 	}
-	if e != nil && e.Releasing && h.problem != nil {
+	switch {
+	case e == nil:
+	case e.Releasing && h.problem != nil:
 		r.Problem = h.problem.Error()
+	case e.Taken:
+		r.Problem = "the disk was taken from this node while it was mounted: its file system is shut down; stop what uses it here"
 	}
 	return r
 }

@@ -131,7 +131,9 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 	}
 	done = true
 	d.controller.ResumeFences(ctx, here.ID, held)
+	ids := make(map[string]bool, len(held))
 	for _, vol := range held {
+		ids[vol.ID] = true
 		d.attempt(vol.Name, volume.Reconciling, func(h *handle) { // a call that has it will note it
 			if h.Entry() == nil {
 				done = d.noteStray(ctx, h, vol) && done
@@ -139,6 +141,7 @@ func (d *Driver) findStrays(ctx context.Context) (done bool) {
 			}
 		})
 	}
+	d.doubtAbsent(ids, begun)
 	if done {
 		d.forgetAbsent(begun)
 	}
@@ -199,7 +202,7 @@ func (d *Driver) noteStray(ctx context.Context, h *handle, vol *providers.Volume
 	}
 	log.Warn("The cloud says that this node holds the volume, and the journal does not know it")
 	d.found(h.Name, volume.Stray)
-	if err = h.Record(ctx, vol, false); err != nil {
+	if err = h.Record(ctx, vol, vol.Attachment.Node, false); err != nil {
 		log.WithError(err).Error("The journal could not be brought up to date")
 	}
 	if h.Entry() != nil {

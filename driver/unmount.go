@@ -110,6 +110,15 @@ func (d *Driver) finishFormat(ctx context.Context, h *handle, here providers.Nod
 // node holds stays attached, and is no longer in the journal, for the search for strays to watch.
 func (d *Driver) detach(ctx context.Context, h *handle, here providers.Node) error {
 	e := h.Entry()
+	if e.Taken {
+		vol, err := d.controller.Find(ctx, e.Name)
+		if err != nil && !errors.Is(err, providers.ErrNotFound) {
+			return err
+		}
+		if err != nil || vol.ID != e.Volume || !vol.HeldBy(here.ID) {
+			return nil // its device may stay in the kernel, which nothing here can change
+		}
+	}
 	hasDevice := d.node.HasDevice(ctx, e.Serial)
 	if !e.Ours && !h.Seen() && !hasDevice {
 		vol, err := d.controller.Find(ctx, e.Name)

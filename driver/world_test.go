@@ -51,6 +51,7 @@ type world struct {
 	arrival   time.Duration                 // until an attached device is in the kernel
 	departure time.Duration                 // from when a detached device has left the kernel until the cloud is done
 	sizeLag   time.Duration                 // until a device shows that its disk has become larger
+	inPlace   bool                          // a disk that comes back to a kernel that has its device still is that device, always
 	reuse     bool                          // a disk's serial comes from its name
 	failing   float64                       // the part of attaches that the cloud cannot carry out, and of questions who the node is
 	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
@@ -117,6 +118,9 @@ type machine struct {
 	full       bool             // so are its file systems
 	newer      map[string]error // by name: volumes whose entries a later version has written
 	slots      int              // how many disks it can have; 0 for any number
+	frozen     time.Time        // until when nothing on it runs
+	ghosts     map[string]ghost // by disk: devices of disks that were taken from it and are in its kernel still
+	errors     uint64           // that its kernel has met
 	boot       int
 	begun      time.Time              // of the life
 	mounts     map[string]*superblock // by serial: what the kernel holds
@@ -130,6 +134,12 @@ type machine struct {
 	answering *life   // whose that is
 }
 
+// ghost is a device whose disk the cloud has taken: reads and writes fail, until the disk is attached to the machine again as the same device.
+type ghost struct {
+	plugged int
+	until   time.Time // when the kernel removes it
+}
+
 // superblock is a file system that a kernel holds.
 type superblock struct {
 	disk       *disk
@@ -141,12 +151,14 @@ type superblock struct {
 	busy       time.Time // until when a process works in it, so that it cannot be unmounted
 	frozen     bool
 	freezer    *life // that has frozen it; nil if another program has
+	lost       bool  // its disk was not the machine's for a time: others may have written to it
+	down       bool  // it was shut down
 }
 
 // live tells whether the device that the file system was mounted from is still in the machine's kernel.
 func (s *superblock) live(m *machine) bool {
 	d := s.disk
-	return s.plugged == d.plugged && d.HeldBy(m.name) && d.Attachment.State != providers.Detaching && m.world.disks[d.ID] == d
+	return !s.down && s.plugged == d.plugged && d.HeldBy(m.name) && d.Attachment.State != providers.Detaching && m.world.disks[d.ID] == d
 }
 
 func (s *superblock) held() bool { return s.dir != "" || len(s.containers) > 0 || s.frozen }
@@ -291,6 +303,7 @@ func (m *machine) powerOff() {
 	m.world.mu.Lock()
 	m.life, m.was, m.changed = providers.Stopped, m.life, time.Now()
 	m.mounts = map[string]*superblock{}
+	m.ghosts, m.frozen = nil, time.Time{}
 	m.boot++
 	m.world.mu.Unlock()
 	m.world.cloud.powerOff(m.name)
@@ -324,8 +337,41 @@ func (l *life) do(ctx context.Context, call string, effect func() error) error {
 	return l.suffer(ctx, call, l.draw(call), effect)
 }
 
+// awaitGoingOn returns when the machine is not frozen.
+func (m *machine) awaitGoingOn() {
+	for {
+		var left time.Duration
+		m.world.set(func() { left = time.Until(m.frozen) })
+		if left <= 0 {
+			return
+		}
+		time.Sleep(left)
+	}
+}
+
+// standsStill tells whether nothing runs on the machine.
+func (m *machine) standsStill() (is bool) {
+	m.world.set(func() { is = time.Now().Before(m.frozen) })
+	return is
+}
+
+// lose takes the disk from the machine, whatever is mounted there. Its device stays for a time in a kernel that does not see to it. The
+// caller holds mu.
+func (m *machine) lose(d *disk, ghostly time.Duration) {
+	for _, s := range m.mounts {
+		s.lost = s.lost || s.disk == d
+	}
+	if ghostly > 0 {
+		if m.ghosts == nil {
+			m.ghosts = map[string]ghost{}
+		}
+		m.ghosts[d.ID] = ghost{d.plugged, time.Now().Add(ghostly)}
+	}
+}
+
 // suffer carries out one call with what goes wrong at it.
 func (l *life) suffer(ctx context.Context, call string, f fault, effect func() error) error {
+	l.machine.awaitGoingOn()
 	w := l.machine.world
 	var delay time.Duration
 	if w.latency > 0 && strings.HasPrefix(call, "cloud.") {
@@ -705,7 +751,9 @@ func (p *fakeProvider) Attach(ctx context.Context, id, node string) error {
 		}
 		d.Attachment = providers.Attachment{Node: p.machine.name, State: providers.Attached}
 		d.present = time.Now().Add(p.machine.world.arrival)
-		p.machine.world.plug(d)
+		if !p.machine.takesBack(d) {
+			p.machine.world.plug(d)
+		}
 		if p.machine.world.dice("attach", id).Float64() < p.machine.world.failing {
 			d.Attachment.State, d.Attachment.Problem = providers.AttachFailed, "the hypervisor refuses"
 		}
@@ -729,6 +777,12 @@ func (p *fakeProvider) Detach(ctx context.Context, id, node string, force bool) 
 		}
 		if force {
 			w.figures["takeovers"]++
+			var ghostly time.Duration
+			if left := time.Until(m.frozen); left > 0 {
+				w.figures["taken from frozen nodes"]++
+				ghostly = left + time.Duration(w.dice("ghost", id).Int64N(int64(5*time.Minute)))
+			}
+			m.lose(d, ghostly)
 		}
 		d.Attachment = providers.Attachment{}
 		if w.departure > 0 {
@@ -917,6 +971,11 @@ type fakeHost struct{ *life }
 // attached returns the disk of that serial if its device is in this kernel.
 func (h *fakeHost) attached(serial string) *disk {
 	for _, d := range h.machine.world.disks {
+		if d.Serial == serial && h.machine.haunted(d) {
+			ghostly := *d // as it was when it was taken
+			ghostly.plugged = h.machine.ghosts[d.ID].plugged
+			return &ghostly
+		}
 		if d.Serial == serial && d.HeldBy(h.machine.name) && d.Attachment.State != providers.AttachFailed && d.Attachment.State != providers.Detaching && !time.Now().Before(d.present) {
 			return d
 		}
@@ -986,6 +1045,53 @@ func (h *fakeHost) Wait(ctx context.Context, serial string) (dev mount.Device, e
 	return dev, err
 }
 
+// haunted tells whether the machine's kernel has the device of a disk that was taken from it.
+func (m *machine) haunted(d *disk) bool {
+	return time.Now().Before(m.ghosts[d.ID].until) && !d.HeldBy(m.name)
+}
+
+func (h *fakeHost) Shutdown(ctx context.Context, dev mount.Device, _ string) error {
+	return h.do(ctx, "host.Shutdown", func() error {
+		s := h.machine.on(dev)
+		if s == nil {
+			return mount.ErrNotStaged
+		}
+		if d := h.attached(dev.Serial); !s.lost && s.live(h.machine) && d != nil && d.plugged == s.plugged {
+			h.machine.world.violate("%s shut down %s, whose disk it rightly holds", h.machine.name, s.disk.Name)
+		}
+		if !s.down {
+			h.machine.world.figures["shut down"]++
+		}
+		s.down, s.frozen, s.freezer = true, false, nil
+		h.machine.settle()
+		return nil
+	})
+}
+
+func (h *fakeHost) Removed(dev mount.Device) (removed bool, err error) {
+	h.machine.awaitGoingOn()
+	h.machine.world.set(func() {
+		h.machine.world.passTime()
+		d := h.attached(dev.Serial)
+		removed = d == nil || uint32(d.plugged) != dev.Minor
+	})
+	return removed, nil
+}
+
+func (h *fakeHost) Answers(ctx context.Context, dev mount.Device) error {
+	return h.do(ctx, "host.Answers", func() error {
+		if d := h.attached(dev.Serial); d == nil || uint32(d.plugged) != dev.Minor || h.machine.haunted(d) {
+			return mount.ErrUnreadable
+		}
+		return nil
+	})
+}
+
+func (h *fakeHost) Errors(mount.Device) (n uint64, err error) {
+	h.machine.world.set(func() { n = h.machine.errors })
+	return n, nil
+}
+
 func (h *fakeHost) WaitGone(ctx context.Context, serial string) error {
 	return h.until(ctx, "host.WaitGone", func() bool { return h.attached(serial) == nil })
 }
@@ -1004,6 +1110,8 @@ func (h *fakeHost) Probe(ctx context.Context, dev mount.Device) (c mount.Content
 		switch {
 		case d == nil:
 			return mount.ErrNoDevice
+		case h.machine.haunted(d):
+			return mount.ErrUnreadable
 		case d.foreign != "":
 			c = mount.Contents{Found: []string{d.foreign}}
 		case d.half:
@@ -1024,6 +1132,8 @@ func (h *fakeHost) Format(ctx context.Context, dev mount.Device, spec mount.Form
 		switch {
 		case d == nil:
 			return mount.ErrNoDevice
+		case h.machine.haunted(d):
+			return mount.ErrUnreadable
 		case d.data:
 			h.machine.world.violate("%s asked to format %s, which holds data", h.machine.name, d.Name)
 			return mount.ErrNotBlank
@@ -1072,6 +1182,8 @@ func (h *fakeHost) Stage(ctx context.Context, dev mount.Device, dir string, spec
 			return mount.ErrNoDevice
 		}
 		switch {
+		case h.machine.haunted(d):
+			return mount.ErrUnreadable
 		case d.foreign != "" || d.half:
 			return mount.ErrWrongFS
 		case d.fstype == "":
@@ -1096,6 +1208,9 @@ func (h *fakeHost) Stage(ctx context.Context, dev mount.Device, dir string, spec
 			}
 			s = &superblock{disk: d, containers: map[string]bool{}, size: d.Size, plugged: d.plugged}
 			h.machine.mounts[d.Serial] = s
+		}
+		if s.down {
+			h.machine.world.violate("%s mounted %s, whose file system it has shut down", h.machine.name, d.Name)
 		}
 		s.dir, s.size = dir, d.Size
 		if spec.Checked != nil {
@@ -1237,8 +1352,23 @@ func (h *fakeHost) Unstage(ctx context.Context, dir string) error {
 	})
 }
 
+// takesBack attaches a disk as the device of it that the machine's kernel has still, if so.
+func (m *machine) takesBack(d *disk) bool {
+	g, was := m.ghosts[d.ID]
+	delete(m.ghosts, d.ID)
+	if !was || !time.Now().Before(g.until) || !m.world.inPlace && m.world.dice("in place", d.ID).IntN(4) == 0 {
+		return false
+	}
+	m.world.figures["back in place"]++
+	d.plugged, d.present = g.plugged, time.Time{}
+	return true
+}
+
 // plug gives the disk's device a number.
 func (w *world) plug(d *disk) {
+	if m := w.machines[d.Attachment.Node]; m != nil {
+		delete(m.ghosts, d.ID)
+	}
 	w.plugs++
 	d.plugged = w.plugs
 }
@@ -1294,7 +1424,10 @@ func (h *fakeHost) Users(ctx context.Context, dev mount.Device, _ ...string) (us
 	return users, err
 }
 
-func (h *fakeHost) Shared(context.Context) (bool, error) { return !h.unseen.Load(), nil }
+func (h *fakeHost) Shared(context.Context) (bool, error) {
+	h.machine.awaitGoingOn()
+	return !h.unseen.Load(), nil
+}
 
 func (h *fakeHost) Mounted() (dirs []string, err error) {
 	h.machine.world.set(func() {
@@ -1382,6 +1515,9 @@ func (m *machine) container(name, id string) bool {
 			if d := m.world.byName(name); d != nil && d != s.disk && s.disk.owned {
 				m.world.violate("the path of %s on %s shows disk %s, and the volume is %s", name, m.name, s.disk.ID, d.ID)
 			}
+			if s.lost && s.live(m) {
+				m.world.violate("the path of %s on %s shows its file system of before the disk was elsewhere", name, m.name)
+			}
 			if is := m.world.written[s.disk.ID]; s.disk.content != is && s.live(m) {
 				m.world.violate("the path of %s on %s shows data %q, where %q was written last", name, m.name, s.disk.content, is)
 			}
@@ -1395,8 +1531,11 @@ func (m *machine) container(name, id string) bool {
 // write is what a container does that has the file system. What it writes to a disk that was taken away is not there, and it
 // is told so; what it writes to a file system that is frozen is not there yet, and it waits.
 func (m *machine) write(s *superblock, id string) {
-	if !s.live(m) || s.frozen {
+	if !s.live(m) || s.frozen || time.Now().Before(m.frozen) {
 		return
+	}
+	if s.lost {
+		m.world.violate("what %s had in memory of %s from before the disk was elsewhere reached the disk", m.name, s.disk.Name)
 	}
 	s.disk.content = fmt.Sprintf("%s at %d", id, time.Now().UnixNano())
 	m.world.written[s.disk.ID] = s.disk.content

@@ -74,6 +74,7 @@ func (d *Driver) yield(ctx context.Context, h *handle, want volume.Want) bool {
 			case err == nil:
 				log.Info("The volume, which nothing used here, was released for another node that wants it")
 			case errors.Is(err, volume.InUse):
+				d.doubt(h, "another node asks for it", suspectedEvery)
 				if h.isNewlyAsked() {
 					log.WithError(err).Warn("Another node wants a volume that is in use here: two services may have the same volume")
 				}

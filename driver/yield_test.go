@@ -23,13 +23,14 @@ var errUnreachable = errors.New("no route")
 
 // Ask implements controller.Peers.
 func (p fakePeers) Ask(ctx context.Context, _ []netip.Addr, want volume.Want) (volume.Holding, error) {
+	p.machine.awaitGoingOn()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	w, fault := p.machine.world, p.draw("peer.Ask")
 	w.mu.Lock()
 	var driver *Driver
 	var other *life
-	if m := w.machines[want.To]; m != nil && !w.parted(p.machine.name, want.To) {
+	if m := w.machines[want.To]; m != nil && !w.parted(p.machine.name, want.To) && !time.Now().Before(m.frozen) {
 		driver, other = m.answers, m.answering
 	}
 	w.mu.Unlock()

@@ -34,6 +34,7 @@ type Entry struct {
 	// Ours: this boot asked for the attach, of a volume that the cloud did not call this node's. Then the attach may be
 	// called off, though no device has come.
 	Ours      bool      `json:"ours,omitempty"`
+	Node      string    `json:"node,omitempty"` // this node's id when it came to hold the volume; empty in entries of earlier versions
 	CreatedAt time.Time `json:"createdAt,omitzero"`
 	Uses      []Use     `json:"uses"`                // sorted, none twice
 	Releasing bool      `json:"releasing,omitempty"` // the last use has ended; the release is not finished
@@ -42,6 +43,8 @@ type Entry struct {
 	Formatting bool `json:"formatting,omitempty"`
 	// Frozen stands from before the file system is frozen until after it was thawed, which the end of a process does not do.
 	Frozen bool `json:"frozen,omitempty"`
+	// Taken stands from before the file system is shut down because the disk was taken from this node, until the disk is mounted anew.
+	Taken bool `json:"taken,omitempty"`
 
 	unsaved bool // writing it has failed, so the disk may say something else
 }

@@ -37,6 +37,10 @@ type Host interface {
 	WaitFree(ctx context.Context, dev mount.Device) error
 	Users(ctx context.Context, dev mount.Device, targets ...string) (mount.Users, error)
 	Activity(dev mount.Device) (mount.Activity, error)
+	Shutdown(ctx context.Context, dev mount.Device, dir string) error
+	Removed(dev mount.Device) (bool, error)
+	Answers(ctx context.Context, dev mount.Device) error
+	Errors(dev mount.Device) (uint64, error)
 	Shared(ctx context.Context) (bool, error)
 	Mounted() ([]string, error)
 	Examine(ctx context.Context, dev mount.Device, dir string) []mount.Finding
@@ -101,11 +105,14 @@ func Open(cfg Config) (*Node, []Restored, error) {
 		sameBoot := e.Boot == n.boot
 		if !sameBoot {
 			// No container outlives the machine, and another node may have had the disk since.
-			e.Uses, e.Device, e.Ours, e.Formatting, e.Frozen, e.Boot = nil, mount.Device{}, false, false, false, n.boot
+			e.Uses, e.Device, e.Ours, e.Formatting, e.Frozen, e.Taken, e.Boot = nil, mount.Device{}, false, false, false, false, n.boot
 		}
 		v := n.Volume(e.Name)
 		v.become(e)
 		v.device = e.Device
+		if len(e.Uses) > 0 {
+			v.mountedFrom(e.Device)
+		}
 		n.disks[e.Volume] = v
 		if e.Frozen {
 			v.thawLeft(context.Background())

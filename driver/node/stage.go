@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ func (v *Volume) WaitGone(ctx context.Context) error {
 // mount of a disk that was taken away looks like any other.
 func (v *Volume) IsStaged(ctx context.Context) bool {
 	e := v.Entry()
-	if e == nil || v.Mountpoint() == "" {
+	if e == nil || e.Taken || v.Mountpoint() == "" {
 		return false
 	}
 	dev, err := v.node.host.Find(ctx, e.Serial)
@@ -68,6 +69,9 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 	if err := v.formatOnce(ctx, vol, dev, &set, cloud, progress); err != nil {
 		return err
 	}
+	if err := v.bury(ctx, dev); err != nil {
+		return err
+	}
 	progress.Step(volume.Step{Phase: volume.Checking})
 	v.fitted = 0
 	// Nothing is cut short: half an fsck is worse than a late one.
@@ -83,8 +87,12 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 		return lostData(dev)
 	}
 	if err != nil {
-		return volume.Advise(err, advise(err, set, vol))
+		return volume.Advise(err, cmp.Or(v.adviseTaken(ctx), advise(err, set, vol)))
 	}
+	if e := v.Entry(); e.Taken {
+		v.reduce(e.but(func(e *Entry) { e.Taken = false }))
+	}
+	v.mountedFrom(dev)
 	v.set(func() {
 		v.path, v.fstype, v.staged = path, set.FSType, time.Now()
 		v.space, v.spaceAt, v.users = mount.Space{}, time.Time{}, nil
@@ -188,7 +196,11 @@ func (v *Volume) Unstage(ctx context.Context, progress volume.Progress) error {
 		return err
 	}
 	v.set(func() { v.path = "" })
-	return v.WaitFree(ctx, progress)
+	if err := v.WaitFree(ctx, progress); err != nil {
+		return err
+	}
+	v.set(func() { v.from = mount.Device{} })
+	return nil
 }
 
 // Unmount takes away what is mounted at the volume's path, of a volume of which this node has nothing.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/blockvol/blockvol/driver/volume"
 	"github.com/blockvol/blockvol/mount"
 )
@@ -47,13 +49,15 @@ func (v *Volume) Usage(ctx context.Context, idle bool) (Usage, error) {
 		return Used, nil
 	case len(e.Uses) == 0:
 		switch {
-		case e.Releasing:
+		case e.Releasing, e.Taken:
 		case idle:
 			return Idle, nil
 		case e.isStray() && v.isActive():
 			return Active, nil // another engine of this machine may be about to mount it
 		}
 		return Unused, nil
+	case e.Taken: // no container can come to use it
+		why = "The volume's disk was taken from this node, and no container has its file system any more"
 	case v.isOrphaned(ctx):
 		why = "The volume's mount was taken away, as an engine does that starts after a crash, and no container has it"
 	case v.isWritten() && !v.backed, v.unbackedSince.IsZero(): // the kernel writes for minutes what a dead container left
@@ -175,8 +179,9 @@ func (v *Volume) Recognise(ctx context.Context) {
 	v.set(func() { v.device = dev })
 	v.lookAtDevice()
 	v.set(func() { v.activeAt = time.Time{} }) // what it did before is not known
-	if staged, err := v.node.host.IsStaged(ctx, v.dir, dev); err == nil && staged {
+	if staged, err := v.node.host.IsStaged(ctx, v.dir, dev); err == nil && staged && !v.Entry().Taken {
 		v.set(func() { v.path = v.node.path(v.dir) })
+		v.mountedFrom(dev)
 	}
 }
 
@@ -229,6 +234,7 @@ func (v *Volume) Measure(ctx context.Context) {
 	space, err := v.node.host.Space(ctx, v.dir, dev)
 	v.set(func() {
 		v.measuring = false
+		v.failed = errors.Is(err, unix.EIO)
 		if err == nil {
 			v.space, v.spaceAt = space, time.Now()
 		}

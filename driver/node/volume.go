@@ -23,12 +23,15 @@ type Volume struct {
 
 	unbackedSince time.Time // since when no container's mount backs its uses
 	backed        bool      // whether a container's mount has been seen since the last use began: nothing fills it from an image then
+	down          bool      // this process has shut the file system down, if the entry says that the disk was taken
 	fitted        int64     // the size of the device, in bytes, when its file system was last seen to fill it, or could not be made to
 
 	mu     sync.Mutex
 	entry  *Entry       // its journal entry; nil if this node has nothing of it
 	device mount.Device // zero until seen
 	path   string       // where it is mounted; empty if it is not
+	from   mount.Device // what it was mounted from last, and may be mounted from in containers still; zero if it was unmounted everywhere
+	times  int          // how often from was set
 	fstype string       // what was mounted there by this process
 	staged time.Time    // when this process mounted it
 
@@ -39,6 +42,9 @@ type Volume struct {
 	users    mount.Users    // as last found
 	activity mount.Activity // what the device had done when it was last looked at
 	activeAt time.Time      // when it was last seen to have done more since the look before
+	errors   uint64         // of the device, when they were last counted
+	counted  bool           // that was since it was mounted
+	failed   bool           // its file system could not be measured: the disk was in error
 
 	releasing time.Time // since when the entry says so; zero if it does not
 }
@@ -135,8 +141,8 @@ func (v *Volume) reduce(e *Entry) {
 	}
 }
 
-// Record writes the journal entry of a volume that this node is about to hold, or holds by an attach that is ours or not.
-func (v *Volume) Record(ctx context.Context, vol *providers.Volume, ours bool) error {
+// Record writes the journal entry of a volume that this node, by that id, is about to hold, or holds by an attach that is ours or not.
+func (v *Volume) Record(ctx context.Context, vol *providers.Volume, as string, ours bool) error {
 	e := v.Entry()
 	if e != nil && e.Formatting && !v.node.HasDevice(ctx, vol.Serial) {
 		// The disk was elsewhere, or may have been: what is on it now is not this node's to clear. What the cloud says of
@@ -160,7 +166,7 @@ func (v *Volume) Record(ctx context.Context, vol *providers.Volume, ours bool) e
 		if e != nil {
 			v.free(e.Volume)
 		}
-		e = &Entry{Version: journalVersion, Boot: v.node.boot, Name: v.Name, Volume: vol.ID, Serial: vol.Serial, CreatedAt: vol.CreatedAt}
+		e = &Entry{Version: journalVersion, Boot: v.node.boot, Name: v.Name, Volume: vol.ID, Serial: vol.Serial, Node: as, CreatedAt: vol.CreatedAt}
 	}
 	return v.write(e.but(func(e *Entry) { e.Releasing, e.Ours = false, e.Ours || ours }))
 }
@@ -238,7 +244,7 @@ func (v *Volume) CancelAttach(ctx context.Context, vol *providers.Volume, progre
 // Forget removes the volume's journal entry after the disk was detached.
 func (v *Volume) Forget() error {
 	e := v.Entry()
-	v.set(func() { v.device = mount.Device{} })
+	v.set(func() { v.device, v.from = mount.Device{}, mount.Device{} })
 	if err := v.node.journal.Remove(v.Name); err != nil {
 		return volume.Also(err, "the disk is detached, but its journal entry stays until that is repaired")
 	}

@@ -46,6 +46,7 @@ const (
 	AbsentDisk   Finding = "absent-disk"   // the cloud says that this node holds a disk whose device is not here
 	Unreleased   Finding = "unreleased"    // a release that failed once more
 	Undetermined Finding = "undetermined"  // the kernel does not tell whether the volume is in use
+	Taken        Finding = "taken"         // the disk was taken from this node while it was mounted: its file system is shut down
 	DeadMount    Finding = "dead-mount"    // the mount of a volume that this node does not hold, which cannot be taken away
 	NoSnapshot   Finding = "no-snapshot"   // a snapshot that is due could not be taken; it is tried again
 	LateSnapshot Finding = "late-snapshot" // a snapshot that was due was taken late
@@ -54,7 +55,7 @@ const (
 
 // Findings are all of them.
 func Findings() []Finding {
-	return []Finding{Abandoned, Stray, AbsentDisk, Unreleased, Undetermined, DeadMount, NoSnapshot, LateSnapshot, NotVisible}
+	return []Finding{Abandoned, Stray, AbsentDisk, Unreleased, Undetermined, Taken, DeadMount, NoSnapshot, LateSnapshot, NotVisible}
 }
 
 func (PhaseEnded) event() {}

@@ -149,6 +149,19 @@ func (k *kernel) Examine(context.Context, mount.Device, string) []mount.Finding 
 
 func (k *kernel) Activity(mount.Device) (mount.Activity, error) { return mount.Activity{}, nil }
 
+func (k *kernel) Shutdown(context.Context, mount.Device, string) error {
+	return errors.New("nothing is taken by force here")
+}
+
+func (k *kernel) Removed(dev mount.Device) (bool, error) {
+	_, err := k.Find(context.Background(), dev.Serial)
+	return err != nil, nil
+}
+
+func (k *kernel) Answers(context.Context, mount.Device) error { return nil }
+
+func (k *kernel) Errors(mount.Device) (uint64, error) { return 0, nil }
+
 // outage is a fleet, how long it may take as a multiple of what the bucket allows, and how often AttachVolume may be refused for each
 // success. At most 1.25 and once are the aim; this is what they must not grow to. The last node to finish makes the time of a run, which
 // varies by a twentieth, so the figures of the fleet that each change is tested with are means of several runs. The limits are at least
