@@ -147,7 +147,9 @@ type Slots struct {
 //
 // PowerOff and PowerOn return as soon as the cloud has taken the request, or is carrying out such a one already: NodeState tells when
 // it is done. A call may come twice, and must not be sent again after ctx.
-// Errors: ErrDenied if the credentials do not allow it, ErrBusy to try again a little later, ErrNotFound if the node is gone.
+// Errors: ErrDenied if the credentials do not allow it, ErrBusy to try again a little later, ErrNotFound if the node is gone, ErrInvalid for
+// this node itself, or one that the cloud powers off for nobody. After any other error the node's state has to be asked for before the next
+// call: the cloud may have taken the request.
 type Fencer interface {
 	// PowerOff cuts the node off from its power, without its help, as if the plug were pulled. It is carried out on no node but that one,
 	// which may be running, frozen, or off already.

@@ -75,6 +75,7 @@ var (
 	_ providers.Snapshotter = (*Provider)(nil)
 	_ providers.Modifier    = (*Provider)(nil)
 	_ providers.Examiner    = (*Provider)(nil)
+	_ providers.Fencer      = (*Provider)(nil)
 )
 
 // maxFilterValues is the number of values that one filter may have (Amazon EC2 User Guide, "Filter by resource").
@@ -97,6 +98,7 @@ func New(cfg Config) (*Provider, error) {
 		IDForm: "which looks like vol-0123456789abcdef0", IsID: volumeID.MatchString, IsNode: instanceID.MatchString,
 		Stale: true, MarksAlone: true, ShowsOperations: true, Attach: p.attach, Detach: p.detach,
 		Manual: "docs/aws.md", Clock: p.clock, Permissions: p.tryPermissions,
+		FenceRight: "ec2:StopInstances and ec2:StartInstances on the nodes", TryFence: p.tryFence, PowerOff: p.powerOff, PowerOn: p.powerOn,
 		Self: p.self, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Held: p.held, Known: p.known, Get: p.get,
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,
@@ -149,6 +151,7 @@ func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus,
 	}
 	return managed.NodeStatus{
 		Word: strconv.Quote(string(i.State.Name)), Life: life, Addresses: managed.Addresses(sdk.ToString(i.PrivateIpAddress)),
+		Stopping: i.State.Name == types.InstanceStateNameStopping || i.State.Name == types.InstanceStateNameShuttingDown,
 	}, nil
 }
 

@@ -66,6 +66,11 @@ func keepsTheContract(t *testing.T, bubble bool, disks func(*testing.T) cloud.Ba
 				return p
 			},
 			Size: gib, ShowsRemoved: true,
+			DenyPower: func(_ *testing.T, node string) {
+				for _, action := range []string{"StopInstances", "StartInstances"} {
+					r.Cloud.Inject(cloud.Rule{Action: action, Caller: r.Node(node).ID, Fault: cloud.Fail, Code: "UnauthorizedOperation"})
+				}
+			},
 			Invalid: []providers.Spec{
 				{Size: gib, Type: "gp9"},
 				{Size: gib, Type: "gp3", IOPS: 2999},

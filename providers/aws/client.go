@@ -35,12 +35,13 @@ const (
 type method[I, O any] = func(*ec2.Client, context.Context, *I, ...func(*ec2.Options)) (*O, error)
 
 // call sends a request, and repeats it after errors that may be temporary. All requests of this package can be repeated without
-// harm, except CreateSnapshot, see once. While EC2 throttles, call waits until ctx ends.
+// harm, except those of once. While EC2 throttles, call waits until ctx ends.
 func call[I, O any](ctx context.Context, p *Provider, send method[I, O], in *I) (*O, error) {
 	return try(ctx, p, attempts, send, in)
 }
 
-// once is call for a request that must not be carried out twice.
+// once is call for a request that must not be carried out twice, or later: CreateSnapshot, StopInstances and StartInstances. It is
+// repeated only after answers that say that EC2 has not even looked at it.
 func once[I, O any](ctx context.Context, p *Provider, send method[I, O], in *I) (*O, error) {
 	return try(ctx, p, 1, send, in)
 }
@@ -113,7 +114,7 @@ func try[I, O any](ctx context.Context, p *Provider, most int, send method[I, O]
 			return answer, nil
 		case ctx.Err() != nil:
 			return nil, fmt.Errorf("EC2 has not answered %s: %w", action, ctx.Err())
-		case throttled:
+		case throttled && (most > 1 || isThrottleCode(err)):
 			continue
 		case isExpired(err) && !clockCorrected:
 			clockCorrected = true
@@ -195,7 +196,7 @@ func isExpired(err error) bool {
 // throttling returns whether EC2 has refused a request because there were too many, and for how long it refuses more of them.
 func throttling(err error) (throttled bool, after time.Duration) {
 	status := statusOf(err)
-	_, throttled = retry.DefaultThrottleErrorCodes[codeOf(err)]
+	throttled = isThrottleCode(err)
 	if !throttled && status != http.StatusServiceUnavailable && status != http.StatusTooManyRequests {
 		return false, 0
 	}
@@ -206,6 +207,12 @@ func throttling(err error) (throttled bool, after time.Duration) {
 		}
 	}
 	return true, after
+}
+
+// isThrottleCode returns whether EC2 itself says that it is asked too much. Status 503 alone has other causes, too.
+func isThrottleCode(err error) bool {
+	_, is := retry.DefaultThrottleErrorCodes[codeOf(err)]
+	return is
 }
 
 // codeOf returns EC2's error code without the side that is at fault ("Client.RequestLimitExceeded").

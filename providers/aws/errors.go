@@ -26,6 +26,7 @@ var (
 	errDenied        = errors.New("the policy does not allow it")
 	errNoInstance    = errors.New("EC2 does not know the instance")
 	errModifiedNow   = errors.New("the volume was changed within the last hours")
+	errNeverStops    = fmt.Errorf("%w: the instance cannot be stopped", providers.ErrInvalid)
 	errDryRun        = errors.New("EC2 would have done it")
 )
 
@@ -67,6 +68,10 @@ func (s *session) explain(ctx context.Context, action string, err error) error {
 			lacks = said[1]
 		}
 		return &deniedError{lacks: lacks, text: fmt.Sprintf("the IAM policy of this node does not allow %s, so %s is refused (%s): docs/aws.md has the policy that blockvol needs", lacks, action, shown)}
+	case "OperationNotPermitted", "UnsupportedOperation":
+		if action == "StopInstances" {
+			return refuse(errNeverStops, said+": EC2 stops no instance with stop protection, of a one-time Spot request, or with an instance store as its root disk")
+		}
 	case "InvalidInstanceID.NotFound":
 		return fmt.Errorf("%w: %s: %w", providers.ErrBusy, said, errNoInstance)
 	}

@@ -84,6 +84,7 @@ var (
 	_ providers.Snapshotter = (*Provider)(nil)
 	_ providers.Modifier    = (*Provider)(nil)
 	_ providers.Examiner    = (*Provider)(nil)
+	_ providers.Fencer      = (*Provider)(nil)
 	_ providers.SlotCounter = (*Provider)(nil)
 )
 
@@ -133,7 +134,8 @@ func New(cfg Config) (*Provider, error) {
 		Locks: true, Queue: managed.Queued, AttachTime: unasked, DetachTime: unasked, AbsentFor: justAsked,
 		Manual: "docs/digitalocean.md", Clock: p.http.Clock, Permissions: p.tryPermissions, Quotas: p.quotas,
 		NodeAdvice: "check " + settingMetadata + ", " + settingDroplet + " and whose the token is",
-		Self:       p.self.Node, Status: p.status,
+		FenceRight: "the scope droplet:update", PowerOff: p.powerOff, PowerOn: p.powerOn,
+		Self: p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: mostAtOnce, All: p.all, Known: p.known, Get: p.get,
 		Attach: p.attach, Detach: p.detach, OperationState: p.operationState,
 		CheckSpec: checkTags, Create: p.create, Await: p.await, Turns: mostTries, Taken: p.taken,

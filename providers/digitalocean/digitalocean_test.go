@@ -45,6 +45,7 @@ func contract(t *testing.T, bubble, faulty bool, newAccount func(*testing.T) *cl
 			},
 			Size:         gib,
 			SerialIsName: true,
+			DenyPower:    func(_ *testing.T, node string) { r.Front.Restrict(r.Front.Token(r.Node(node).ID), "droplet:read") },
 			Invalid: []providers.Spec{
 				{},
 				{Size: 16<<40 + 1},

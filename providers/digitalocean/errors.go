@@ -42,6 +42,7 @@ var words = []struct {
 	advice string
 }{
 	{regexp.MustCompile(`(?i)pending event`), providers.ErrBusy, ": DigitalOcean does one thing at a time with a droplet or a volume"},
+	{regexp.MustCompile(`(?i)already (powered |turned )?(on|off)\b`), managed.ErrPowered, ""},
 	{regexp.MustCompile(`(?i)already attached`), managed.ErrAttached, ""},
 	{regexp.MustCompile(`(?i)attachment not found`), managed.ErrNotAttached, ""},
 	{regexp.MustCompile(`(?i)attach more`), providers.ErrAttachLimit, ": run the service on another node"},

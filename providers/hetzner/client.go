@@ -41,7 +41,11 @@ func ask[T any](ctx context.Context, p *Provider, request, method, path string, 
 
 // change asks for an action of a volume.
 func (p *Provider) change(ctx context.Context, request, id, action string, in any) (*schema.Action, error) {
-	answer, err := ask(ctx, p, request, http.MethodPost, volumePath(id)+"/actions/"+action, in, func(a *schema.ActionGetResponse) bool { return a.Action.ID != 0 })
+	return p.act(ctx, request, volumePath(id)+"/actions/"+action, in)
+}
+
+func (p *Provider) act(ctx context.Context, request, path string, in any) (*schema.Action, error) {
+	answer, err := ask(ctx, p, request, http.MethodPost, path, in, func(a *schema.ActionGetResponse) bool { return a.Action.ID != 0 })
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +53,11 @@ func (p *Provider) change(ctx context.Context, request, id, action string, in an
 }
 
 // repeatable reports whether a POST can be carried out twice without harm. A second create of a volume is refused, since the name is
-// taken, and so is a second attach. A detach is not repeatable: carried out late, it would take the volume from its next server.
-func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/actions/detach") }
+// taken, and so is a second attach. A detach is not repeatable: carried out late, it would take the volume from its next server. Nor is
+// what changes a server's power.
+func repeatable(r *http.Request) bool {
+	return !strings.HasSuffix(r.URL.Path, "/actions/detach") && !strings.Contains(r.URL.Path, "/servers/")
+}
 
 // send makes a request, and returns the answer if its status is a success. It returns an apiError only for an answer that is JSON
 // and has a code or a message.

@@ -73,6 +73,7 @@ var (
 	_ providers.Provider = (*Provider)(nil)
 	_ providers.Modifier = (*Provider)(nil)
 	_ providers.Examiner = (*Provider)(nil)
+	_ providers.Fencer   = (*Provider)(nil)
 )
 
 // New checks the configuration. It makes no request.
@@ -107,6 +108,7 @@ func New(cfg Config) (*Provider, error) {
 		NodeAdvice:   "check " + serverSetting + ", and take a token of the project that the server is in",
 		BeforeAttach: p.protectBefore, Attach: p.attach, Explain: p.wrongLocation, Detach: p.detach,
 		OperationState: p.operationState, Running: p.running,
+		FenceRight: "a token that may read and write", PowerOff: p.powerOff, PowerOn: p.powerOn,
 		Self: p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: perPage, All: p.all, Known: p.known, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Taken: p.taken,
@@ -198,7 +200,7 @@ func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus,
 	case "off":
 		life = providers.Stopped
 	}
-	status := managed.NodeStatus{Word: strconv.Quote(sanitize.Clip(s.Status)), Life: life}
+	status := managed.NodeStatus{Word: strconv.Quote(sanitize.Clip(s.Status)), Life: life, Stopping: s.Status == "stopping" || s.Status == "deleting"}
 	for _, net := range s.PrivateNet {
 		status.Addresses = append(status.Addresses, managed.Addresses(net.IP)...)
 	}

@@ -65,7 +65,8 @@ func keepsTheContract(t *testing.T, bubble bool, newAccount func(t *testing.T) *
 				require.NoError(t, err)
 				return p
 			},
-			Size: size,
+			Size:      size,
+			DenyPower: func(_ *testing.T, node string) { r.Front.ReadOnly(r.Front.Token(r.Node(node).ID)) },
 			Invalid: []providers.Spec{
 				{Size: size, Type: "ssd"},
 				{Size: size, IOPS: 3000},

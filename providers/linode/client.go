@@ -17,8 +17,11 @@ import (
 var errNotLinodes = errors.New("it is not of Linode's form")
 
 // repeatable reports whether a POST can be carried out twice without harm. A second one is refused, since the label is taken, the
-// volume attached, or its size reached. Only a late detach could take the volume from its next holder.
-func repeatable(r *http.Request) bool { return !strings.HasSuffix(r.URL.Path, "/detach") }
+// volume attached, or its size reached. But a late detach could take the volume from its next holder, and a late change of power hit a
+// Linode that has been started, or shut down, since.
+func repeatable(r *http.Request) bool {
+	return !strings.HasSuffix(r.URL.Path, "/detach") && !strings.Contains(r.URL.Path, "/linode/instances/")
+}
 
 // outcome is the result of a request. It exists because the SDK keeps only the text of an error, and takes an error of unknown form
 // for a success.

@@ -33,6 +33,7 @@ func (p *Provider) translate(action string, o outcome) error {
 		}
 		return false
 	}
+	power := strings.Contains(action, "to shut down") || strings.Contains(action, "to boot")
 	attaching, making := strings.Contains(action, "to attach"), strings.Contains(action, "to create")
 	switch {
 	case o.status == http.StatusUnauthorized:
@@ -43,6 +44,8 @@ func (p *Provider) translate(action string, o outcome) error {
 		return fmt.Errorf("%w: Linode answers %s with %q", providers.ErrNotFound, action, shown)
 	case o.status >= http.StatusInternalServerError:
 		return fmt.Errorf("%w: Linode could not carry out %s (status %d, %q): try again, and see https://status.linode.com if it stays so", providers.ErrUnavailable, action, o.status, shown)
+	case power && !has("busy", "migrat"):
+		return as(managed.ErrPowered, "") // as far as Linode tells
 	case has("busy", "must be running", "not running", "status of active", "not active", "migrat"):
 		return as(providers.ErrBusy, "")
 	case making && has("unique"):

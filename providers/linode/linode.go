@@ -78,6 +78,7 @@ var (
 	_ providers.Provider = (*Provider)(nil)
 	_ providers.Modifier = (*Provider)(nil)
 	_ providers.Examiner = (*Provider)(nil)
+	_ providers.Fencer   = (*Provider)(nil)
 )
 
 // New checks the configuration. It makes no request.
@@ -114,6 +115,8 @@ func New(cfg Config) (*Provider, error) {
 		Locks: true, ResizeDetached: true, DetachesAnyHolder: true, DetachTime: leaving, Queue: managed.Queued,
 		Manual: "docs/linode.md", Clock: p.rest.Clock, Permissions: p.tryPermissions,
 		NodeAdvice: "check LINODE_INSTANCE_ID, and whose the token is", Attach: p.attach, Detach: p.detach,
+		FenceRight: "a token with the scope linodes:read_write, and access of its user to the cluster's Linodes", TryFence: p.tryFence,
+		PowerOff: p.shutDown, PowerOn: p.boot,
 		Self: p.self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxAlternatives, All: p.all, Known: p.known, Get: p.get,
 		CheckSpec: checkTags, Create: p.create, Turns: maxTurns, Taken: p.taken,
@@ -216,7 +219,8 @@ func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus,
 		sdk.InstanceMigrating, sdk.InstanceRebuilding, sdk.InstanceCloning, sdk.InstanceRestoring, sdk.InstanceResizing:
 		life = providers.Running
 	}
-	status := managed.NodeStatus{Word: strconv.Quote(p.rest.Clean(string(i.Status))), Life: life}
+	stopping := i.Status == sdk.InstanceShuttingDown || i.Status == sdk.InstanceDeleting
+	status := managed.NodeStatus{Word: strconv.Quote(p.rest.Clean(string(i.Status))), Life: life, Stopping: stopping}
 	for _, address := range i.IPv4 {
 		if address != nil {
 			status.Addresses = append(status.Addresses, managed.Private(address.String())...)

@@ -45,7 +45,8 @@ func harness(r *cloudtest.Account[*linode.Front], faulty bool) *providertest.Clo
 			require.NoError(t, err)
 			return p
 		},
-		Size: size,
+		Size:      size,
+		DenyPower: func(_ *testing.T, node string) { r.Front.Restrict(r.Front.Token(r.Node(node).ID), "linodes:read_only") },
 		Invalid: []providers.Spec{
 			{Size: size, Type: "nvme"},
 			{Size: size, IOPS: 100},

@@ -13,10 +13,12 @@ import (
 	"github.com/blockvol/blockvol/providers/sanitize"
 )
 
-// Errors of Cloud.Attach and Cloud.Detach. After any other refusal, the volume is read: its holder may be the reason.
+// Errors of Cloud.Attach, Cloud.Detach, Cloud.PowerOff and Cloud.PowerOn. After any other refusal, the volume is read: its holder may be the reason.
 var (
 	// ErrVolumeBusy is providers.ErrBusy because of the volume and not of the node: other changes of the node need not wait.
 	ErrVolumeBusy = fmt.Errorf("%w: another change of the volume is under way", providers.ErrBusy)
+	// ErrPowered is for a refusal to power a node off or on because it is so, or has just been.
+	ErrPowered = errors.New("it is so already")
 	// ErrNotAttached says that the node does not hold the volume.
 	ErrNotAttached = errors.New("the volume is not attached there")
 	// errOld is for an answer that may be older than the last attach or detach of the volume.

@@ -54,6 +54,7 @@ type Disk[V any] struct {
 type NodeStatus struct {
 	Word      string // its state in the cloud's words
 	Life      providers.Life
+	Stopping  bool         // it is being powered off or destroyed, and comes to be Stopped or Gone without another request
 	Addresses []netip.Addr // see providers.NodeState
 }
 
@@ -75,6 +76,7 @@ type Cloud[V any] struct {
 	StopWord   string          // how it says that a node is made to stop: "power off"
 	NodeAdvice string          // what to check if the cloud does not know this node: "check LINODE_INSTANCE_ID"
 	Manual     string          // the page of the manual with its permissions and settings: "docs/hetzner.md"
+	FenceRight string          // what the credentials must have to power nodes off and on: "the scope droplet:update"
 	IsID       func(id string) bool
 	IsNode     func(id string) bool
 
@@ -131,6 +133,16 @@ type Cloud[V any] struct {
 
 	// Clock returns how far the cloud's clock was ahead of this node's in its last answer; false if there was none. Optional.
 	Clock func() (ahead time.Duration, known bool)
+
+	// TryFence finds out, without doing it, whether the credentials allow PowerOff and PowerOn: off and on are the refusals. It returns
+	// what it has tried, in a sentence; empty: the cloud does not tell. Optional.
+	TryFence func(ctx context.Context) (tried string, off, on error)
+
+	// Nodes.
+
+	// PowerOff asks for the node's power to be cut off, and PowerOn for the node to be started: once, so that no request is sent again
+	// that the cloud may have taken. After a refusal the node's status is asked for. Errors: those of providers.Fencer; ErrPowered.
+	PowerOff, PowerOn func(ctx context.Context, node string) error
 
 	// Volumes.
 

@@ -127,6 +127,7 @@ var (
 	_ providers.Snapshotter = (*Provider)(nil)
 	_ providers.Modifier    = (*Provider)(nil)
 	_ providers.Examiner    = (*Provider)(nil)
+	_ providers.Fencer      = (*Provider)(nil)
 )
 
 // New checks the configuration. It makes no request.
@@ -169,6 +170,7 @@ func New(cfg Config) (*Provider, error) {
 		MarksAlone: true, ShowsOperations: true, Queue: managed.QueuedWhenBusy, Attach: p.attach, Detach: p.detach,
 		Manual: "docs/openstack.md", Clock: p.client.Clock, Quotas: p.quotas,
 		// No zone: Cinder's zones are not Nova's, and in most clouds any server can attach any volume.
+		FenceRight: "the role member in the project, which may stop and start servers", PowerOff: p.stop, PowerOn: p.start,
 		Self: self.Node, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxNames, All: p.all, Known: p.known, Get: p.get, Settle: p.withAttachment,
 		CheckSpec: checkSpec, Mark: p.mark, Tags: ownTags, Claim: p.claim, Release: p.release, Delete: p.remove, Resize: p.extend,
@@ -194,7 +196,8 @@ func (p *Provider) identify(ctx context.Context) (providers.Node, error) {
 }
 
 // status returns the status according to Nova. A stopped server with a task may be starting: it is Running. So is one that is
-// suspended or paused: when it is resumed, it writes what it holds in memory.
+// suspended or paused: when it is resumed, it writes what it holds in memory. A server that is called stopped while its power is on is
+// no evidence: Nova looks at the power from time to time, and may have found a machine that runs all the same.
 func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus, error) {
 	server, err := p.server(ctx, node)
 	if err != nil {
@@ -208,13 +211,17 @@ func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus,
 	case "DELETED":
 		life = providers.Gone
 	case "SHUTOFF", "SHELVED", "SHELVED_OFFLOADED", "SOFT_DELETED":
-		if life = providers.Stopped; server.Task != "" {
+		switch life = providers.Stopped; {
+		case server.Task != "":
 			life = providers.Running
+		case server.Power == servers.RUNNING || server.Power == servers.PAUSED:
+			life = providers.Unclear
+			word += ", and its power is on"
 		}
 	case "ACTIVE", "BUILD", "HARD_REBOOT", "MIGRATING", "PASSWORD", "PAUSED", "REBOOT", "REBUILD", "RESCUE", "RESIZE", "REVERT_RESIZE", "SUSPENDED", "VERIFY_RESIZE":
 		life = providers.Running
 	}
-	status := managed.NodeStatus{Word: word, Life: life}
+	status := managed.NodeStatus{Word: word, Life: life, Stopping: slices.Contains([]string{"powering-off", "deleting", "soft-deleting"}, server.Task)}
 	for _, network := range slices.Sorted(maps.Keys(server.Addresses)) {
 		for _, address := range server.Addresses[network] {
 			status.Addresses = append(status.Addresses, managed.Private(address.Address)...)
@@ -227,6 +234,7 @@ func (p *Provider) status(ctx context.Context, node string) (managed.NodeStatus,
 type server struct {
 	Status string `json:"status"`
 	Task   string `json:"OS-EXT-STS:task_state"`
+	Power  int    `json:"OS-EXT-STS:power_state"` // 0 if it is not known
 
 	Addresses map[string][]servers.Address `json:"addresses"` // by network
 }

@@ -43,7 +43,8 @@ func keepsTheContract(t *testing.T, bubble bool, configure func(t *testing.T) cl
 				p.times = quick
 				return p
 			},
-			Size: gib,
+			Size:      gib,
+			DenyPower: func(_ *testing.T, node string) { r.Front.Forbid(r.Node(node).ID, true) },
 			Invalid: []providers.Spec{
 				{},
 				{Size: gib, Type: "no such type"},

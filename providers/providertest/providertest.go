@@ -73,6 +73,22 @@ type Cloud struct {
 	// cloud's own, and no effect.
 	NotFounds []Fault
 
+	// Off tells whether a node's machine is without power, whatever the cloud says of it. The statements about providers.Fencer need
+	// it, and what follows, except Calls.
+	Off func(t *testing.T, node string) bool
+
+	// Pace makes attaching, detaching, and powering nodes off and on take so long from now on.
+	Pace func(attachments, power time.Duration)
+
+	// HidePower lets the cloud show a node as running while it is being powered off.
+	HidePower func(hide bool)
+
+	// DenyPower takes the right to power nodes off and on from a node's credentials.
+	DenyPower func(t *testing.T, node string)
+
+	// Calls counts the calls that the node has made to the cloud.
+	Calls func(t *testing.T, node string) int
+
 	// ShowsRemoved is a cloud that still describes a node that was removed, and calls it so.
 	ShowsRemoved bool
 }
@@ -129,6 +145,12 @@ func Run(t *testing.T, h Harness) {
 		{"a disk that is attached takes a place of its node", slotsAreCounted},
 		{"a running node is never evidence for takeover", runningIsNoEvidence},
 		{"stopped and removed nodes are told", stoppedIsTold},
+		{"a node is stopped when its power is cut, and not before", fencedIsStopped},
+		{"a node that is busy can be powered off a little later", busyIsFenced},
+		{"without the right no node is powered off, and a sentence says so", fenceNeedsTheRight},
+		{"only another node that is there is powered off", fenceKnowsNodes},
+		{"a request to power a node off or on is sent once", fenceIsSentOnce},
+		{"a cancelled call powers nothing off or on", cancelledPowersNothing},
 		{"a 404 that is not the cloud's own says nothing", strangersKnowNothing},
 		{"credentials that do not see this node are no evidence", blindIsNoEvidence},
 		{"a call that failed can be made again", faultsPass},

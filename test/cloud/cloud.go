@@ -161,6 +161,13 @@ func (c *Cloud) SetPace(latency, lag time.Duration, times Times) {
 	c.cfg.Latency, c.cfg.Lag, c.cfg.Times = latency, lag, times
 }
 
+// SetChangeTimes changes how long attaching and detaching, and stopping and starting instances, take from now on.
+func (c *Cloud) SetChangeTimes(attachments, power time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cfg.Times.Attach, c.cfg.Times.Detach, c.cfg.Times.Stop, c.cfg.Times.Shutdown = attachments, attachments, power, power
+}
+
 // SetLag changes how old answers may be from now on.
 func (c *Cloud) SetLag(lag time.Duration) {
 	c.mu.Lock()

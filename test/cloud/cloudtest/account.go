@@ -168,6 +168,12 @@ func (a *Account[F]) Harness(c providertest.Cloud, faulty bool) *providertest.Cl
 		a.Cloud.Terminate(a.Node(node).ID)
 		a.waitState(a.Node(node).ID, cloud.Terminated)
 	}
+	c.Off = func(_ *testing.T, node string) bool {
+		i, _ := a.Cloud.Instance(a.Node(node).ID)
+		return i.State == cloud.Stopped || i.State == cloud.Terminated
+	}
+	c.Pace, c.HidePower = a.Cloud.SetChangeTimes, a.Cloud.HideStopping
+	c.Calls = func(_ *testing.T, node string) int { return a.Node(node).calls.count() }
 	if a.Disks == nil {
 		c.Lag = a.Cloud.SetLag
 	} else {
