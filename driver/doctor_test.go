@@ -270,6 +270,31 @@ func TestDoctorGivesOneReasonForACloudThatIsAway(t *testing.T) {
 	})
 }
 
+func TestDoctorLooksAtFencingOnlyWhereItIsWanted(t *testing.T) {
+	scene(t, func(t *testing.T, _ *world, a, _ *machine) {
+		for _, test := range []struct {
+			configure func(*Config)
+			checked   bool
+			wrong     []string
+		}{
+			{func(*Config) {}, false, nil},
+			{withFence, true, nil},
+			{func(c *Config) { withFence(c); c.Fencing.Witnesses = nil }, true, []string{"warning no-fence"}},
+			{func(c *Config) { withFence(c); c.Provider = struct{ providers.Provider }{c.Provider} }, true, []string{"warning no-fence"}},
+			{func(c *Config) {
+				withFence(c)
+				c.Provider = &examinedLater{c.Provider, &[]Finding{{Severity: Problem, Check: "credentials", Code: "credentials-refused", Message: "no", Remedy: "correct them"}}}
+			}, false, []string{"problem credentials-refused"}},
+		} {
+			l := a.start(t, test.configure)
+			assert.Equal(t, test.wrong, examined(t, l))
+			checked := slices.ContainsFunc(l.Diagnose(t.Context()), func(f Finding) bool { return f.Check == "fence" })
+			assert.Equal(t, test.checked, checked)
+			l.kill()
+		}
+	})
+}
+
 type examinedLater struct {
 	providers.Provider
 	found *[]Finding

@@ -87,7 +87,9 @@ func (p *fakeProvider) PowerOn(ctx context.Context, node string) error {
 }
 
 // ExamineFence implements providers.Fencer.
-func (p *fakeProvider) ExamineFence(context.Context) providers.Finding { return providers.Finding{} }
+func (p *fakeProvider) ExamineFence(context.Context) providers.Finding {
+	return providers.Passed("fence", "it may be done")
+}
 
 // mayFence notes it as a violation if a machine has another one powered off without need, or one that is about to do the same to it.
 // The caller holds mu.

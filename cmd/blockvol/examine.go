@@ -14,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/blockvol/blockvol/driver"
+	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
 	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
@@ -68,6 +69,9 @@ func (x *examination) checkVolumes(ctx context.Context) []driver.Finding {
 	found := node.ExamineJournal(filepath.Join(x.options.state, "journal"))
 	if examiner, can := provider.(providers.Examiner); can {
 		found = append(examiner.Examine(ctx), found...)
+	}
+	if fencer, can := provider.(providers.Fencer); can && x.settings.takeover == controller.TakeoverFence {
+		found = append(found, fencer.ExamineFence(ctx))
 	}
 	return found
 }

@@ -98,7 +98,7 @@ func New(cfg Config) (*Provider, error) {
 		IDForm: "which looks like vol-0123456789abcdef0", IsID: volumeID.MatchString, IsNode: instanceID.MatchString,
 		Stale: true, MarksAlone: true, ShowsOperations: true, Attach: p.attach, Detach: p.detach,
 		Manual: "docs/aws.md", Clock: p.clock, Permissions: p.tryPermissions,
-		FenceRight: "ec2:StopInstances and ec2:StartInstances on the nodes", TryFence: p.tryFence, PowerOff: p.powerOff, PowerOn: p.powerOn,
+		TryFence: p.tryFence, PowerOff: p.powerOff, PowerOn: p.powerOn,
 		Self: p.self, Status: p.status,
 		Show: p.show, Named: p.named, NamesAtOnce: maxFilterValues, All: p.all, Held: p.held, Known: p.known, Get: p.get,
 		CheckSpec: checkSpec, Create: p.create, Await: p.await,

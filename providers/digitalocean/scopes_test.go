@@ -20,7 +20,7 @@ func documentedScopes(t *testing.T) (scopes []string) {
 	t.Helper()
 	page, err := os.ReadFile("../../docs/digitalocean.md")
 	require.NoError(t, err)
-	for _, scope := range regexp.MustCompile("`([a-z_]+:(read|create|delete))`").FindAllStringSubmatch(string(page), -1) {
+	for _, scope := range regexp.MustCompile("`([a-z_]+:(read|create|delete|update))`").FindAllStringSubmatch(string(page), -1) {
 		if !slices.Contains(scopes, scope[1]) {
 			scopes = append(scopes, scope[1])
 		}
@@ -32,7 +32,7 @@ func documentedScopes(t *testing.T) (scopes []string) {
 // life does all that blockvol does.
 func life(t *testing.T, w *world, node string) error {
 	t.Helper()
-	ctx, p := t.Context(), w.on(node)
+	ctx, p, other := t.Context(), w.on(node), w.node()
 	v, err := p.Create(ctx, providers.Spec{Name: "db", Size: gib, Record: providers.Record{"uid": "0"}})
 	if err != nil {
 		return err
@@ -54,6 +54,8 @@ func life(t *testing.T, w *world, node string) error {
 		func() error { return p.Forget(ctx, v.ID) },
 		func() error { _, err := p.Adopt(ctx, v.ID, providers.Spec{Name: "db"}); return err },
 		func() error { return p.Delete(ctx, v.ID) },
+		func() error { return p.PowerOff(ctx, other) },
+		func() error { return p.PowerOn(ctx, other) },
 	} {
 		time.Sleep(time.Minute)
 		if err := step(); err != nil {

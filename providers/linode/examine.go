@@ -17,7 +17,7 @@ func (p *Provider) tryPermissions(context.Context) (tried string, refusals []err
 		return "Linode lets the token read; whether it may write cannot be tried without a change", nil
 	}
 	for _, needed := range []string{"volumes:read_write", "linodes:read_write"} {
-		if lack, _ := p.lacks(needed); lack != nil {
+		if _, lack := p.lacks(needed); lack != nil {
 			refusals = append(refusals, lack)
 		}
 	}
@@ -25,14 +25,14 @@ func (p *Provider) tryPermissions(context.Context) (tried string, refusals []err
 }
 
 // lacks returns an error if the token does not have the scope, as far as Linode has told its scopes.
-func (p *Provider) lacks(needed string) (lack error, told bool) {
+func (p *Provider) lacks(needed string) (told bool, lack error) {
 	all := p.scopes.Load()
 	if all == nil {
-		return nil, false
+		return false, nil
 	}
 	scopes := strings.FieldsFunc(*all, func(c rune) bool { return c == ' ' || c == ',' })
 	if slices.Contains(scopes, "*") || slices.Contains(scopes, needed) {
-		return nil, true
+		return true, nil
 	}
-	return sanitize.Error(fmt.Sprintf("the token lacks the scope %s: it has %s", needed, p.rest.Clean(*all)), providers.ErrDenied), true
+	return true, sanitize.Error(fmt.Sprintf("the token lacks the scope %s: it has %s", needed, p.rest.Clean(*all)), providers.ErrDenied)
 }

@@ -22,7 +22,7 @@ func (p *Provider) tryFence(ctx context.Context) (tried string, off, on error) {
 	if err != nil {
 		return "", err, nil
 	}
-	lack, told := p.lacks("linodes:read_write")
+	told, lack := p.lacks("linodes:read_write")
 	if !told {
 		return "", nil, nil
 	}

@@ -76,7 +76,7 @@ type Cloud[V any] struct {
 	StopWord   string          // how it says that a node is made to stop: "power off"
 	NodeAdvice string          // what to check if the cloud does not know this node: "check LINODE_INSTANCE_ID"
 	Manual     string          // the page of the manual with its permissions and settings: "docs/hetzner.md"
-	FenceRight string          // what the credentials must have to power nodes off and on: "the scope droplet:update"
+	FenceRight string          // what the credentials must have to power nodes off and on: "the scope droplet:update"; empty: refusals say it
 	IsID       func(id string) bool
 	IsNode     func(id string) bool
 

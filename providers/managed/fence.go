@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/blockvol/blockvol/providers"
 	"github.com/blockvol/blockvol/providers/sanitize"
@@ -82,7 +81,7 @@ func (p *Provider[V]) notThere(ctx context.Context, node string) error {
 
 // fenceDenied adds to a refusal what is missing, and where that is described.
 func (p *Provider[V]) fenceDenied(refusal error) error {
-	if strings.Contains(refusal.Error(), p.cloud.Manual) {
+	if p.cloud.FenceRight == "" {
 		return refusal
 	}
 	return sanitize.Error(fmt.Sprintf("%v: to power a %s off and on, blockvol needs %s: see %s", refusal, p.cloud.Machine, p.cloud.FenceRight, p.cloud.Manual), refusal)

@@ -63,6 +63,7 @@ type Front struct {
 	statuses map[string]status // server statuses set by SetStatus
 
 	forbidden, locked map[string]bool // by instance, see Forbid and Lock
+	power             map[string]int  // power states of servers set by SetPower
 }
 
 // Project and User identify all instances in Keystone.
@@ -94,7 +95,7 @@ func New(cfg Config) *Front {
 	if cfg.Settles == 0 {
 		cfg.Settles = 300 * time.Millisecond
 	}
-	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, missing: map[string]bool{}, revoked: map[string]bool{}, statuses: map[string]status{}, listed: map[string]string{}, page: 1000, forbidden: map[string]bool{}, locked: map[string]bool{}}
+	f := &Front{cfg: cfg, cloud: cfg.Cloud, tokens: map[string]token{}, missing: map[string]bool{}, revoked: map[string]bool{}, statuses: map[string]status{}, listed: map[string]string{}, page: 1000, forbidden: map[string]bool{}, locked: map[string]bool{}, power: map[string]int{}}
 	f.api = rest.New(rest.Config{Cloud: cfg.Cloud, Caller: f.caller, Translate: translate, Headers: func(h http.Header, _ string) {
 		h.Set("X-Openstack-Request-Id", "req-00000000-0000-4000-8000-000000000000")
 		h.Set("Date", f.cfg.Now().UTC().Format(http.TimeFormat))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/blockvol/blockvol/test/cloud"
@@ -46,9 +47,22 @@ func (f *Front) statusOf(i cloud.Instance) status {
 	return is
 }
 
+// SetPower sets the power state that Nova shows for a server's machine.
+func (f *Front) SetPower(instance string, state int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.power[instance] = state
+}
+
 // powerOf returns the power state of a server's machine as Nova last saw it.
-func powerOf(i cloud.Instance) int {
-	if i.State == cloud.Stopped {
+func (f *Front) powerOf(instance, status string) int {
+	f.mu.Lock()
+	set := f.power[instance]
+	f.mu.Unlock()
+	switch {
+	case set != 0:
+		return set
+	case status == "SHUTOFF", status == "SOFT_DELETED", strings.HasPrefix(status, "SHELVED"):
 		return powerShutdown
 	}
 	return powerRunning
@@ -75,7 +89,7 @@ func (f *Front) viewServer(r *rest.Request, i cloud.Instance) map[string]any {
 	return map[string]any{
 		"id": i.ID, "name": i.ID, "status": is.status, "tenant_id": Project, "user_id": User, "metadata": map[string]string{},
 		"created": i.LaunchedAt.UTC().Format(time.RFC3339), "updated": i.LaunchedAt.UTC().Format(time.RFC3339),
-		"OS-EXT-STS:task_state": orNull(is.task), "OS-EXT-STS:power_state": powerOf(i), "OS-EXT-AZ:availability_zone": i.Zone,
+		"OS-EXT-STS:task_state": orNull(is.task), "OS-EXT-STS:power_state": f.powerOf(i.ID, is.status), "OS-EXT-AZ:availability_zone": i.Zone,
 		"os-extended-volumes:volumes_attached": attached,
 	}
 }
