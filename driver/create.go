@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/controller"
@@ -53,15 +54,41 @@ func (d *Driver) create(ctx context.Context, h *handle, r controller.Request) er
 		if !volume.SettingsOf(vol.Record).Formatted { // and a copy is never formatted
 			return nil, volume.Fail(volume.Invalid, "it has never been mounted, so there is nothing to copy", "create a new volume")
 		}
-		// The time makes it this attempt's own: an earlier one's may be old.
-		s, _, err := d.takeSnapshot(ctx, r.From, volume.TakenToCopy, r.Spec.Name+", "+time.Now().UTC().Format(time.RFC3339Nano), h.Step)
-		return s, err
+		return d.snapshotToCopy(ctx, h, vol)
 	}
 	vol, created, err := d.controller.Create(ctx, r)
 	if err == nil && created {
 		h.Log().WithField("id", vol.ID).WithField("size", volume.FormatSize(vol.Size)).Info("Volume created")
 	}
 	return err
+}
+
+// resumeAge is how old a complete snapshot to copy a volume may be for the next life of the plugin to go on with it.
+const resumeAge = 10 * time.Minute
+
+// snapshotToCopy takes a snapshot of the volume to make another of it, or goes on with the one that this plugin was waiting for when it
+// was restarted. Any other is not gone on with: what it holds may be old.
+func (d *Driver) snapshotToCopy(ctx context.Context, h *handle, from *providers.Volume) (*Snapshot, error) {
+	here, err := d.thisNode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	reason := volume.ToCopy(here.ID, h.Name)
+	if d.controller.HasSnapshots() {
+		all, err := d.controller.Snapshots(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range slices.Backward(all) {
+			begun := s.Volume == from.ID && s.Record[volume.KeyTaken] == reason && s.CreatedAt.Before(d.started)
+			if begun && (s.State == providers.SnapshotCreating || s.State == providers.SnapshotComplete && time.Since(s.CreatedAt) < resumeAge) {
+				return d.controller.AwaitSnapshot(ctx, s, h.Step)
+			}
+		}
+	}
+	// The time makes it this attempt's own.
+	s, _, err := d.takeSnapshot(ctx, from.Name, reason, h.Name+", "+time.Now().UTC().Format(time.RFC3339Nano), h.Step)
+	return s, err
 }
 
 // checkFormat has mkfs check the operator's options for it. Where there is no such program, another node may have it.

@@ -89,6 +89,7 @@ type Driver struct {
 	defaultSize   int64
 	defaultFSType string
 	probe         time.Duration
+	started       time.Time
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -151,7 +152,7 @@ func New(cfg Config) (*Driver, error) {
 	}
 	d := &Driver{
 		node: here, log: cfg.Log, observer: cfg.Observer,
-		defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType, probe: cfg.Probe,
+		defaultSize: cfg.DefaultSize, defaultFSType: cfg.DefaultFSType, probe: cfg.Probe, started: time.Now(),
 		volumes: make(map[string]*handle), absent: make(map[string]absence),
 		scheduled: make(map[string]*scheduled),
 	}

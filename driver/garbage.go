@@ -48,7 +48,7 @@ func (d *Driver) Garbage(ctx context.Context, removed bool) ([]Garbage, error) {
 		switch {
 		case s.State == providers.SnapshotFailed:
 			why = "it has failed"
-		case s.Record[volume.KeyTaken] == volume.TakenToCopy && time.Since(s.CreatedAt) > copyAge:
+		case volume.IsToCopy(s.Record) && time.Since(s.CreatedAt) > copyAge:
 			why = "it is left over from a copy of the volume"
 		case at.IsZero():
 		case kept[s.Volume]: // and may come back
@@ -99,10 +99,10 @@ func Reason(s *Snapshot) string {
 	if at := volume.DueAt(s.Record); !at.IsZero() {
 		return fmt.Sprintf("by schedule, due %s", at.Format(time.RFC3339))
 	}
-	switch s.Record[volume.KeyTaken] {
-	case volume.TakenToRemove:
+	switch {
+	case s.Record[volume.KeyTaken] == volume.TakenToRemove:
 		return "before its volume was removed"
-	case volume.TakenToCopy:
+	case volume.IsToCopy(s.Record):
 		return "to copy its volume"
 	}
 	return s.Record[volume.KeyTaken]

@@ -21,8 +21,9 @@ import (
 type Snapshot = providers.Snapshot
 
 const (
-	// freezeLimit is how long a file system is frozen at most for a snapshot.
-	freezeLimit = 800 * time.Millisecond
+	// freezeLimit is how long a file system is frozen at most for a snapshot. What has waited is then to be synced, which takes the rest of
+	// the second that nobody is to wait longer than.
+	freezeLimit = 700 * time.Millisecond
 	// turnLimit is how long a snapshot of a volume that is mounted here may delay its mounts and unmounts: a cloud may take an hour to
 	// answer, or until the snapshot is complete.
 	turnLimit = 30 * time.Second

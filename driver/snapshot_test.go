@@ -250,6 +250,63 @@ func TestAVolumeIsMadeACopyOfAnother(t *testing.T) {
 	})
 }
 
+func TestARestartWhileASnapshotToCopyAVolumeIsTakenDoesNotBeginAnother(t *testing.T) {
+	for name, c := range map[string]struct {
+		copying, until, away time.Duration
+		another              bool
+	}{
+		"still being taken":        {2 * time.Hour, time.Minute, time.Minute, false},
+		"complete meanwhile":       {2 * time.Minute, time.Minute, 5 * time.Minute, false},
+		"complete for a long time": {2 * time.Minute, time.Minute, time.Hour, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, _ *machine) {
+				l := a.start(t)
+				require.NoError(t, l.Create(within(t), "data", nil))
+				mustMount(t, l, "data", "1")
+				was := w.writes("data")
+				w.set(func() { w.copying = c.copying })
+				create := func(l *life, name string) error {
+					ctx, cancel := context.WithTimeout(context.Background(), 3*time.Hour)
+					defer cancel()
+					return l.Create(ctx, name, map[string]string{"from": "data"})
+				}
+				go func() { _ = create(l, "copy") }()
+				time.Sleep(c.until)
+				l.kill()
+				time.Sleep(c.away)
+				l = a.start(t)
+				begun, third := time.Now(), make(chan error)
+				go func() { third <- create(l, "third") }()
+				time.Sleep(time.Second)
+				require.NoError(t, create(l, "copy"))
+				require.NoError(t, <-third)
+				assert.Equal(t, was, w.writes("copy"))
+				if c.another {
+					w.set(func() { assert.Len(t, w.shots, 3, "the first one may be old") })
+					return
+				}
+				assert.LessOrEqual(t, time.Since(begun), c.copying+time.Minute)
+				w.set(func() { assert.Len(t, w.shots, 2, "each copy has its own") })
+				assert.Empty(t, w.snapshots, "they are deleted")
+			})
+		})
+	}
+}
+
+func TestASnapshotThatIsLeftOverFromACopyIsNotUsedForTheNext(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		l := mounted(t, a.start(t), "data", "1")
+		for _, f := range []func(_, _ string) fault{at("cloud.DeleteSnapshot", failBefore), calm} {
+			w.setFault(f)
+			require.NoError(t, l.Create(within(t), "copy", map[string]string{"from": "data"}))
+			require.NoError(t, l.Remove(within(t), "copy"))
+			time.Sleep(time.Second)
+		}
+		assert.Len(t, w.shots, 2, "what the volume holds now may be something else")
+	})
+}
+
 func TestAVolumeIsPutBackToASnapshot(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {
 		l := a.start(t)

@@ -187,7 +187,7 @@ func BenchmarkInUse(b *testing.B) {
 // BenchmarkFreeze measures how long a program that writes and syncs all the time waits for a snapshot: the file system is frozen until
 // the cloud has answered, and for the driver's limit at most.
 func BenchmarkFreeze(b *testing.B) {
-	const limit = 800 * time.Millisecond
+	const limit = 700 * time.Millisecond
 	for _, fstype := range FSTypes() {
 		for _, answer := range []time.Duration{100 * time.Millisecond, 1500 * time.Millisecond} {
 			b.Run(fstype+"/"+answer.String(), func(b *testing.B) {

@@ -2,6 +2,8 @@ package volume
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"regexp"
@@ -142,9 +144,20 @@ func (s Schedule) Expired(taken []time.Time) []time.Time {
 // Why a snapshot was taken, in its Record under KeyTaken.
 const (
 	TakenByHand   = "by hand"
-	TakenToCopy   = "to copy"   // for a volume made of it at once
+	TakenToCopy   = "to copy"   // for a volume made of it at once; which one follows, see ToCopy
 	TakenToRemove = "to remove" // the volume's last state
 )
+
+// ToCopy is the reason of a snapshot that the node takes to make a volume of that name of it.
+func ToCopy(node, name string) string {
+	sum := sha256.Sum256([]byte(node + "\x00" + name))
+	return TakenToCopy + " " + hex.EncodeToString(sum[:8])
+}
+
+// IsToCopy tells whether the snapshot was taken to make a volume of it at once.
+func IsToCopy(snapshot providers.Record) bool {
+	return strings.HasPrefix(snapshot[KeyTaken], TakenToCopy)
+}
 
 const takenAt = "at "
 

@@ -104,7 +104,10 @@ func TestSchedulesThatAreNone(t *testing.T) {
 func TestWhatASnapshotWasDueFor(t *testing.T) {
 	due := at("2026-11-30 18:00:00")
 	assert.Equal(t, due, DueAt(providers.Record{KeyTaken: TakenAt(due.In(time.FixedZone("east", 9*3600)))}))
-	for _, reason := range []string{"", TakenByHand, TakenToCopy, TakenToRemove, "at noon", "2026-11-30T18:00:00Z"} {
+	assert.True(t, IsToCopy(providers.Record{KeyTaken: ToCopy("a", "data")}))
+	assert.NotEqual(t, ToCopy("a", "data"), ToCopy("b", "data"))
+	assert.NotEqual(t, ToCopy("a", "data"), ToCopy("a", "copy"))
+	for _, reason := range []string{"", TakenByHand, ToCopy("a", "data"), TakenToRemove, "at noon", "2026-11-30T18:00:00Z"} {
 		assert.Zero(t, DueAt(providers.Record{KeyTaken: reason}), reason)
 	}
 }

@@ -485,6 +485,18 @@ var guards = []guard{
 		code: ` && time.Since(s.CreatedAt) > copyAge:`, without: `:`,
 	},
 	{
+		protects: "what is copied is not what the volume held long ago", file: "driver/create.go",
+		code: ` && time.Since(s.CreatedAt) < resumeAge)`, without: `)`,
+	},
+	{
+		protects: "a copy goes on with its own snapshot only", file: "driver/create.go",
+		code: `s.Record[volume.KeyTaken] == reason`, without: `volume.IsToCopy(s.Record)`,
+	},
+	{
+		protects: "what an attempt to copy has left is not copied", file: "driver/create.go",
+		code: ` && s.CreatedAt.Before(d.started)`, without: ``,
+	},
+	{
 		protects: "a volume in use is not put back to a snapshot", file: "driver/snapshot.go",
 		code: `if vol, err = d.free(ctx, h); err != nil {`, without: `if false {`,
 	},
