@@ -124,6 +124,48 @@ var guards = []guard{
 	case false:`,
 	},
 	{
+		protects: "this node itself is not powered off", file: "providers/managed/fence.go",
+		code: `case self.ID == node:`, without: `case self.ID == "":`,
+	},
+	{
+		protects: "a node that is off and locked, perhaps by its start, is not powered off already", file: "providers/managed/fence.go",
+		code: `s.Life == providers.Stopped && !busy`, without: `s.Life == providers.Stopped && (busy || !busy)`,
+	},
+	{
+		protects: "a node that could not be powered off is not gone because one answer does not know it", file: "providers/managed/fence.go",
+		code: `case state.Life == providers.Gone:`, without: `case true:`,
+	},
+	{
+		protects: "a power-off whose answer is lost is not sent again to Hetzner", file: "providers/hetzner/client.go",
+		code: ` && !strings.Contains(r.URL.Path, "/servers/")`, without: ``,
+	},
+	{
+		protects: "a power-off whose answer is lost is not sent again to Linode", file: "providers/linode/client.go",
+		code: ` && !strings.Contains(r.URL.Path, "/linode/instances/")`, without: ``,
+	},
+	{
+		protects: "a power-off whose answer is lost is not sent again to DigitalOcean", file: "providers/digitalocean/client.go",
+		code: `return err == nil && action.Type == "attach"`, without: `return err == nil && action.Type != "detach"`,
+	},
+	{
+		protects: "a power-off whose answer is lost is not sent again to EC2", file: "providers/aws/fence.go",
+		code: `once(ctx, p, (*ec2.Client).StopInstances,`, without: `call(ctx, p, (*ec2.Client).StopInstances,`,
+	},
+	{
+		protects: "a power-off is not sent again after a status 503, which EC2 may answer though it has begun", file: "providers/aws/client.go",
+		code: `case throttled && (most > 1 || isThrottleCode(err)):`, without: `case throttled:`,
+	},
+	{
+		protects: "a power-off of EC2 waits for no system that may hang", file: "providers/aws/fence.go",
+		code: `SkipOsShutdown: sdk.Bool(true)})
+	if err`, without: `SkipOsShutdown: sdk.Bool(false)})
+	if err`,
+	},
+	{
+		protects: "a server that OpenStack calls stopped, and whose power is on, writes", file: "providers/openstack/openstack.go",
+		code: `case server.Power == servers.RUNNING || server.Power == servers.PAUSED:`, without: `case false:`,
+	},
+	{
 		protects: "a live holder costs few refused attaches", file: "driver/controller/takeover.go",
 		code: `w.tries < mostTries && `, without: ``,
 	},
