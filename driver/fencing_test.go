@@ -180,6 +180,7 @@ func wanting(t *testing.T, m *machine, name string, limit time.Duration) <-chan 
 			_, err = l.Mount(ctx, name, "of "+m.name)
 			cancel()
 			if err == nil {
+				m.container(name, "of "+m.name)
 				break
 			}
 		}
@@ -219,4 +220,251 @@ func TestANodeThatAnswersNobodyIsPoweredOff(t *testing.T) {
 		require.NoError(t, err)
 		assert.Regexp(t, "^node a, by node b at ", info.Status["fenced"])
 	})
+}
+
+// why returns what stands in the way of the volume on the machine.
+func why(t *testing.T, m *machine, name string) string {
+	t.Helper()
+	info, err := m.current.Get(within(t), name)
+	require.NoError(t, err)
+	message, _ := info.Status["message"].(string)
+	return message
+}
+
+// refuses lets a wait for the volume last for that long, and requires that nobody is powered off. It returns why.
+func refuses(t *testing.T, w *world, m *machine, name string, limit time.Duration) string {
+	t.Helper()
+	result := wanting(t, m, name, limit)
+	time.Sleep(limit - 7*time.Second)
+	message := why(t, m, name)
+	require.Error(t, <-result)
+	w.set(func() { require.Zero(t, w.figures["fences"]) })
+	return message
+}
+
+func TestANodeThatSomebodyHearsIsNotPoweredOff(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
+		w.set(func() { w.part("a", "b", time.Now().Add(time.Hour)) })
+		assert.Regexp(t, "^still attached to node a, which does not answer and is not powered off: node c heard of it [0-9]+s ago", refuses(t, w, b, "data", 3*time.Minute))
+		assert.Empty(t, w.disk("data").Record["fence"], "a claim is left")
+	})
+}
+
+func TestANodeThatWasNeverHeardOfIsNotPoweredOff(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		w.set(func() { w.part("a", "b", time.Now().Add(time.Hour)) })
+		mounted(t, a.start(t, withFence), "data", "1")
+		b.start(t, withFence)
+		time.Sleep(2 * time.Minute)
+		assert.Contains(t, refuses(t, w, b, "data", 3*time.Minute), "is not powered off: no node has heard of it before, so that its port may be closed")
+	})
+}
+
+func TestANodeThatIsCutOffItselfPowersOffNobody(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, _, b, _ *machine) {
+		w.set(func() { w.isolate(b, time.Now().Add(time.Hour)) })
+		assert.Contains(t, refuses(t, w, b, "data", 3*time.Minute), "is not powered off: 0 of the 2 other nodes answer this one, which may itself be the one that is cut off")
+		w.set(func() { clear(w.parts) })
+	})
+}
+
+// A node that the cloud calls off, or does not know any more, is no node that this one may be cut off from.
+func TestNodesThatAreOffDoNotCount(t *testing.T) {
+	for name, end := range map[string]func(w *world, c *machine){
+		"off":  func(_ *world, c *machine) { c.powerOff() },
+		"gone": func(w *world, c *machine) { c.powerOff(); w.set(func() { delete(w.machines, c.name) }) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
+				end(w, c)
+				time.Sleep(time.Minute)
+				a.current.dead.Store(true)
+				result := wanting(t, b, "data", 2*time.Minute)
+				powered(t, w, a, 2*time.Minute)
+				require.NoError(t, <-result)
+			})
+		})
+	}
+}
+
+func TestANodeThatIsCutOffFromAllIsPoweredOff(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
+		w.set(func() { w.isolate(a, time.Now().Add(time.Hour)) })
+		time.Sleep(30 * time.Second) // Swarm's detection
+		result := wanting(t, b, "data", time.Minute)
+		powered(t, w, a, time.Minute)
+		require.NoError(t, <-result)
+	})
+}
+
+// Each has what the other wants, and neither hears the other. Both reach the cloud, whose answers are old.
+func TestTwoNodesDoNotHaveEachOtherPoweredOff(t *testing.T) {
+	for lead := -12 * time.Second; lead <= 12*time.Second; lead += time.Second {
+		t.Run(lead.String(), func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				w.setLag(5 * time.Second)
+				mounted(t, a.start(t, withFence), "data", "1")
+				mounted(t, b.start(t, withFence), "other", "2")
+				time.Sleep(2 * time.Minute)
+				w.set(func() { w.part("a", "b", time.Now().Add(10*time.Minute)) })
+				time.Sleep(max(0, -lead))
+				first := wanting(t, b, "data", 8*time.Minute)
+				time.Sleep(max(0, lead))
+				second := wanting(t, a, "other", 8*time.Minute)
+				var off []*machine
+				for begun := time.Now(); time.Since(begun) < 7*time.Minute; time.Sleep(20 * time.Second) {
+					off = append(off, w.settlePower(nil)...)
+				}
+				require.Len(t, off, 1, "violations: %s", w.violations)
+				<-first
+				<-second
+				other := map[string]string{"a": "b", "b": "a"}[off[0].name]
+				assert.Equal(t, other, w.holder("data"))
+				assert.Equal(t, other, w.holder("other"))
+			})
+		})
+	}
+}
+
+func TestAPowerOffThatIsRefusedIsTold(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
+		a.current.dead.Store(true)
+		w.setFault(at("cloud.PowerOff", failBefore))
+		w.count()
+		result := wanting(t, b, "data", 4*time.Minute)
+		time.Sleep(3 * time.Minute)
+		assert.Equal(t, "still attached to node a, which does not answer and is not powered off: injected failure", why(t, b, "data"))
+		require.Error(t, <-result)
+		assert.Equal(t, "a", w.holder("data"))
+		calls := w.count()
+		assert.LessOrEqual(t, calls["PowerOff"], 4)
+		assert.Positive(t, calls["PowerOff"])
+		time.Sleep(time.Minute)
+		assert.Empty(t, w.disk("data").Record["fence"], "a claim is left")
+	})
+}
+
+// The final state alone counts, however long it takes to come.
+func TestAVolumeIsNotTakenWhileItsNodeIsGoingOff(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
+		a.current.dead.Store(true)
+		result := wanting(t, b, "data", 10*time.Minute)
+		time.Sleep(5 * time.Minute)
+		assert.Equal(t, "a", w.holder("data"))
+		assert.Equal(t, "node a, which answered nobody, is being powered off", why(t, b, "data"))
+		w.settlePower(nil)
+		require.NoError(t, <-result)
+	})
+}
+
+func TestANodeThatStopsOnPurposeIsGivenTime(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
+		a.current.members.Leave(within(t))
+		a.current.kill()
+		result := wanting(t, b, "data", 5*time.Minute)
+		time.Sleep(time.Minute)
+		assert.Regexp(t, "is not powered off: it said (1m0|5[0-9])s ago that it was stopping$", why(t, b, "data"))
+		took := time.Minute + powered(t, w, a, 3*time.Minute)
+		assert.GreaterOrEqual(t, took, 2*time.Minute)
+		assert.LessOrEqual(t, took, 2*time.Minute+15*time.Second)
+		require.NoError(t, <-result)
+	})
+}
+
+func TestANodeThatAnswersAgainIsNotPoweredOff(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
+		w.set(func() { w.isolate(a, time.Now().Add(16*time.Second)) })
+		result := wanting(t, b, "data", 2*time.Minute)
+		time.Sleep(15 * time.Second)
+		require.NotEmpty(t, w.disk("data").Record["fence"], "it is claimed")
+		time.Sleep(time.Minute)
+		assert.Contains(t, why(t, b, "data"), "in use on node a by container of-1")
+		assert.Empty(t, w.disk("data").Record["fence"], "the claim is withdrawn")
+		require.Error(t, <-result)
+		assert.Zero(t, w.figures["fences"])
+	})
+}
+
+// Whoever is at it may die at any moment, and another goes on.
+func TestAnotherNodeGoesOnWhenTheOneAtItDies(t *testing.T) {
+	for _, call := range []string{"cloud.Mark", "cloud.PowerOff", "cloud.Detach"} {
+		for _, f := range []fault{crashBefore, crashAfter} {
+			t.Run(call, func(t *testing.T) {
+				cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
+					a.current.dead.Store(true)
+					w.setFault(func(node, is string) fault {
+						if node == "b" && is == call {
+							return f
+						}
+						return noFault
+					})
+					result := wanting(t, b, "data", 2*time.Minute)
+					for !b.current.dead.Load() {
+						time.Sleep(time.Second)
+						w.settlePower(nil)
+					}
+					<-result
+					w.setFault(calm)
+					b.start(t, withFence)
+					result = wanting(t, c, "data", 5*time.Minute)
+					for begun := time.Now(); w.holder("data") != "c" && time.Since(begun) < 4*time.Minute; time.Sleep(time.Second) {
+						w.settlePower(nil)
+					}
+					require.NoError(t, <-result)
+				})
+			})
+		}
+	}
+}
+
+func TestAnAbandonedWaitLeavesNoClaim(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
+		a.current.dead.Store(true)
+		_, err := b.current.Mount(limited(t, 15*time.Second), "data", "2")
+		require.Error(t, err)
+		require.NotEmpty(t, w.disk("data").Record["fence"])
+		time.Sleep(5 * time.Minute)
+		assert.Empty(t, w.disk("data").Record["fence"])
+		assert.Zero(t, w.figures["fences"])
+	})
+}
+
+func TestANodeIsStartedAgainWhenItsDisksAreGone(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
+		mounted(t, a.current, "other", "3")
+		a.current.dead.Store(true)
+		first, second := wanting(t, b, "data", 2*time.Minute), wanting(t, c, "other", 2*time.Minute)
+		powered(t, w, a, time.Minute)
+		require.NoError(t, <-first)
+		require.NoError(t, <-second)
+		time.Sleep(time.Minute)
+		require.Equal(t, providers.Stopped, a.life)
+		w.settlePower(func(m *machine) { m.start(t, withFence, withReboot) })
+		require.Equal(t, providers.Running, a.life)
+		assert.Equal(t, 1, w.figures["restarts after a fence"])
+		info, err := b.current.Get(within(t), "data")
+		require.NoError(t, err)
+		assert.Regexp(t, "^node a, by node b at .*, and started again$", info.Status["fenced"])
+		time.Sleep(time.Minute)
+		assert.Contains(t, b.current.members.Known(), "a")
+	}, withReboot)
+}
+
+func TestANodeIsStartedAgainByTheNextLifeOfThePlugin(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
+		a.current.dead.Store(true)
+		result := wanting(t, b, "data", 2*time.Minute)
+		powered(t, w, a, time.Minute)
+		require.NoError(t, <-result)
+		b.current.kill()
+		b.start(t, withFence, withReboot)
+		time.Sleep(2 * time.Minute)
+		w.settlePower(func(m *machine) { m.start(t, withFence, withReboot) })
+		assert.Equal(t, 1, w.figures["restarts after a fence"])
+		b.current.kill()
+		a.powerOff() // by an operator, who does not want it started
+		b.start(t, withFence, withReboot)
+		time.Sleep(5 * time.Minute)
+		assert.Equal(t, 1, w.figures["restarts after a fence"])
+	}, withReboot)
 }

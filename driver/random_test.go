@@ -164,6 +164,8 @@ func random(t *testing.T, seed uint64, w *world) {
 		cutOff: map[string]time.Time{}, readOnly: map[string]time.Time{},
 	}
 	w.latency, w.removed = 2*time.Second, map[string]bool{}
+	_, fencing := w.cloud.(ownCloud)
+	fencing = fencing && seed%4 == 1 // on EC2 the power is the simulation's
 	takeover := []controller.Takeover{controller.TakeoverNever, controller.TakeoverStopped}[seed%2]
 	if _, own := w.cloud.(ownCloud); own {
 		// Not on EC2: there the simulation takes each disk that is taken from a running node for a violation.
@@ -175,6 +177,10 @@ func random(t *testing.T, seed uint64, w *world) {
 		c.Takeover, c.Probe = takeover, time.Duration(seed%4)*10*time.Second
 		if seed%5 != 0 {
 			withPeers(c)
+		}
+		if fencing {
+			withFence(c)
+			c.Fencing.Reboot = seed%8 == 5
 		}
 	}
 	if seed%3 == 0 {
@@ -272,10 +278,25 @@ func (r *trial) step(rng *rand.Rand) {
 	r.befall(r.engines[rng.IntN(len(r.engines))], rng)
 	calls.Wait()
 	time.Sleep(time.Duration(rng.Int64N(int64(10 * time.Second))))
+	if rng.IntN(2) == 0 { // a power-off takes its time
+		r.power()
+	}
 	for _, e := range r.engines {
 		r.revive(e)
 	}
 	r.look(rng)
+}
+
+// power carries out what the cloud was asked for.
+func (r *trial) power() {
+	off := r.w.settlePower(func(m *machine) { m.start(r, r.options) })
+	for _, e := range r.engines {
+		if slices.Contains(off, e.m) {
+			e.mu.Lock()
+			clear(e.running)
+			e.mu.Unlock()
+		}
+	}
 }
 
 // ask is one thing that an engine is told to do.
@@ -478,7 +499,16 @@ func (r *trial) befall(e *engine, rng *rand.Rand) {
 			r.w.figures["frozen nodes"]++
 			e.m.frozen = time.Now().Add(time.Duration(rng.Int64N(int64(3 * time.Minute))))
 		})
-	case p < 43:
+	case p < 44: // no other node hears it, and perhaps the cloud does not, either
+		r.w.note("isolations")
+		until := time.Now().Add(time.Duration(rng.Int64N(int64(5 * time.Minute))))
+		r.w.set(func() {
+			r.w.isolate(e.m, until)
+			if rng.IntN(2) == 0 {
+				r.cutOff[e.m.name] = until
+			}
+		})
+	case p < 47:
 		r.w.note("power losses")
 		e.mu.Lock()
 		l.dead.Store(true)
@@ -666,13 +696,17 @@ func (r *trial) end() {
 	r.w.mu.Lock()
 	r.w.failing = 0
 	r.w.mu.Unlock()
-	for _, e := range r.engines {
-		if e.m.current == nil {
-			e.m.powerOn()
-			e.m.start(r, r.options)
+	r.w.set(func() { clear(r.w.parts) })
+	for range 3 {
+		r.power()
+		for _, e := range r.engines {
+			if e.m.current == nil {
+				e.m.powerOn()
+				e.m.start(r, r.options)
+			}
 		}
+		time.Sleep(time.Minute) // faults that were drawn before have come to pass
 	}
-	time.Sleep(2 * time.Minute) // faults that were drawn before have come to pass
 	for _, e := range r.engines {
 		r.revive(e)
 	}

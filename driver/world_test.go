@@ -1576,6 +1576,7 @@ func (w *world) disk(name string) *disk {
 	for _, d := range w.disks {
 		if d.owned && d.Name == name {
 			c := *d
+			c.Record = maps.Clone(d.Record)
 			return &c
 		}
 	}

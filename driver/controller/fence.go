@@ -116,7 +116,6 @@ type fenceWatch struct {
 	claim   string               // what was written into the volume's Record; empty if nothing
 	claimed time.Time            // when
 	others  map[string]time.Time // claims by other nodes: when each was seen first
-	barred  time.Time            // until when no claim is made, since another node has made one
 	looked  time.Time            // when it was last looked at whether the holder may be powered off
 	why     string               // why it was not to be; empty if it was
 }
@@ -135,26 +134,28 @@ func (a *attach) fence(ctx context.Context, vol *providers.Volume) (step volume.
 	if last, lately := a.fences.last(holder); lately {
 		return a.stepOfFence(holder, last), true
 	}
-	if silent < claimAfter || time.Now().Before(f.barred) {
-		return a.notYet(holder, max(claimAfter-silent, time.Until(f.barred))), true
+	left := claimAfter - silent
+	if f.claim != "" {
+		left = max(fenceGrace-silent, providers.MaxStale-time.Since(f.claimed))
 	}
-	if f.claim == "" {
-		if why := a.makeClaim(ctx, vol); why != "" {
-			return a.notFenced(holder, why), true
-		}
-	}
-	if left := max(fenceGrace-silent, providers.MaxStale-time.Since(f.claimed)); left > 0 {
+	switch {
+	case left > 0:
 		return a.notYet(holder, left), true
-	}
-	if time.Since(f.looked) >= witnessEvery {
+	case time.Since(f.looked) < witnessEvery:
+		return a.notFenced(holder, f.why), true
+	case f.claim == "":
+		f.why = a.makeClaim(ctx, vol)
+	default:
 		f.why = a.mayNotFence(ctx, vol)
-		f.looked = time.Now()
 	}
 	if f.why != "" {
+		f.looked = time.Now()
 		return a.notFenced(holder, f.why), true
 	}
-	f.looked = time.Time{} // what was found holds for this moment
-	return a.powerOff(ctx, vol), true
+	if time.Since(f.claimed) < providers.MaxStale {
+		return a.notYet(holder, providers.MaxStale), true
+	}
+	return a.powerOff(ctx, vol), true // what was found holds for this moment
 }
 
 // notYet is the step while the holder's silence is too short, and has the next try made in time.
@@ -214,10 +215,15 @@ func FenceWords(value string) string {
 // makeClaim records with the cloud that this node is about to have the holder powered off. It returns why it does not, or nothing.
 func (a *attach) makeClaim(ctx context.Context, vol *providers.Volume) string {
 	holder, f, me := vol.Attachment.Node, &a.holder.fence, a.claim.Node.ID
+	if why := a.witnessesObject(ctx, holder, claimAfter); why != "" {
+		return why
+	}
 	theirs := vol.Record[volume.KeyFence]
 	if of, by := claimOf(theirs); of == holder && by != me && f.isFresh(theirs) {
-		a.retry.Shorten(mostUnderWay)
 		return fmt.Sprintf("node %s is about to do that", by)
+	}
+	if why := a.aboutToBeFenced(ctx, vol); why != "" {
+		return why
 	}
 	claim := fmt.Sprintf("%s %s %s %s", holder, me, rand.Text()[:8], time.Now().UTC().Format(time.RFC3339))
 	f.claim = claim // also if the answer is lost
@@ -260,18 +266,7 @@ func (a *attach) mayNotFence(ctx context.Context, vol *providers.Volume) string 
 	if a.holder.state, a.holder.asked = state, asked; state.Life != providers.Running {
 		return describe(state)
 	}
-	signs := a.witnesses.Signs(ctx, holder)
-	switch ago := time.Since(signs.Last).Round(time.Second); {
-	case !signs.Known:
-		return "no node has heard of it before, so that its port may be closed"
-	case ago < fenceGrace && signs.By != "":
-		return fmt.Sprintf("node %s heard of it %s ago", signs.By, ago)
-	case ago < fenceGrace:
-		return fmt.Sprintf("it was heard of %s ago", ago)
-	case time.Since(signs.Left) < leavingGrace:
-		return fmt.Sprintf("it said %s ago that it was stopping", time.Since(signs.Left).Round(time.Second))
-	}
-	if why := a.inTheMinority(ctx, signs); why != "" {
+	if why := a.witnessesObject(ctx, holder, fenceGrace); why != "" {
 		a.withdraw(ctx, vol)
 		return why
 	}
@@ -286,6 +281,22 @@ func (a *attach) mayNotFence(ctx context.Context, vol *providers.Volume) string 
 		return "another node is about to do that"
 	}
 	return a.aboutToBeFenced(ctx, vol)
+}
+
+// witnessesObject asks the other nodes about the holder. It returns why it may be alive, or this node be the one that is cut off, or nothing.
+func (a *attach) witnessesObject(ctx context.Context, holder string, grace time.Duration) string {
+	signs := a.witnesses.Signs(ctx, holder)
+	switch ago := time.Since(signs.Last).Round(time.Second); {
+	case !signs.Known:
+		return "no node has heard of it before, so that its port may be closed"
+	case ago < grace && signs.By != "":
+		return fmt.Sprintf("node %s heard of it %s ago", signs.By, ago)
+	case ago < grace:
+		return fmt.Sprintf("it was heard of %s ago", ago)
+	case time.Since(signs.Left) < leavingGrace:
+		return fmt.Sprintf("it said %s ago that it was stopping", time.Since(signs.Left).Round(time.Second))
+	}
+	return a.inTheMinority(ctx, signs)
 }
 
 // inTheMinority returns why this node may be the one that is cut off, or nothing.
@@ -327,7 +338,6 @@ func (a *attach) aboutToBeFenced(ctx context.Context, vol *providers.Volume) str
 		}
 		if by < me {
 			a.withdraw(ctx, vol)
-			f.barred = time.Now().Add(claimLife)
 		}
 		return fmt.Sprintf("node %s is about to have this node powered off", by)
 	}
