@@ -91,6 +91,12 @@ func (p *fakeProvider) ExamineFence(context.Context) providers.Finding {
 	return providers.Passed("fence", "it may be done")
 }
 
+// figure is how often that has come to pass.
+func (w *world) figure(what string) (n int) {
+	w.set(func() { n = w.figures[what] })
+	return n
+}
+
 // mayFence notes it as a violation if a machine has another one powered off without need, or one that is about to do the same to it.
 // The caller holds mu.
 func (w *world) mayFence(by, of *machine) {
@@ -214,7 +220,7 @@ func TestANodeThatAnswersNobodyIsPoweredOff(t *testing.T) {
 		assert.Less(t, took, 21*time.Second)
 		require.NoError(t, <-result)
 		assert.Equal(t, "b", w.holder("data"))
-		assert.Equal(t, 1, w.figures["fences"])
+		assert.Equal(t, 1, w.figure("fences"))
 		time.Sleep(time.Second)
 		info, err := b.current.Get(within(t), "data")
 		require.NoError(t, err)
@@ -381,7 +387,7 @@ func TestANodeThatAnswersAgainIsNotPoweredOff(t *testing.T) {
 		assert.Contains(t, why(t, b, "data"), "in use on node a by container of-1")
 		assert.Empty(t, w.disk("data").Record["fence"], "the claim is withdrawn")
 		require.Error(t, <-result)
-		assert.Zero(t, w.figures["fences"])
+		assert.Zero(t, w.figure("fences"))
 	})
 }
 
@@ -405,6 +411,7 @@ func TestAnotherNodeGoesOnWhenTheOneAtItDies(t *testing.T) {
 					}
 					<-result
 					w.setFault(calm)
+					b.current.kill()
 					b.start(t, withFence)
 					result = wanting(t, c, "data", 5*time.Minute)
 					for begun := time.Now(); w.holder("data") != "c" && time.Since(begun) < 4*time.Minute; time.Sleep(time.Second) {
@@ -425,7 +432,7 @@ func TestAnAbandonedWaitLeavesNoClaim(t *testing.T) {
 		require.NotEmpty(t, w.disk("data").Record["fence"])
 		time.Sleep(5 * time.Minute)
 		assert.Empty(t, w.disk("data").Record["fence"])
-		assert.Zero(t, w.figures["fences"])
+		assert.Zero(t, w.figure("fences"))
 	})
 }
 
@@ -441,7 +448,7 @@ func TestANodeIsStartedAgainWhenItsDisksAreGone(t *testing.T) {
 		require.Equal(t, providers.Stopped, a.life)
 		w.settlePower(func(m *machine) { m.start(t, withFence, withReboot) })
 		require.Equal(t, providers.Running, a.life)
-		assert.Equal(t, 1, w.figures["restarts after a fence"])
+		assert.Equal(t, 1, w.figure("restarts after a fence"))
 		info, err := b.current.Get(within(t), "data")
 		require.NoError(t, err)
 		assert.Regexp(t, "^node a, by node b at .*, and started again$", info.Status["fenced"])
@@ -460,11 +467,23 @@ func TestANodeIsStartedAgainByTheNextLifeOfThePlugin(t *testing.T) {
 		b.start(t, withFence, withReboot)
 		time.Sleep(2 * time.Minute)
 		w.settlePower(func(m *machine) { m.start(t, withFence, withReboot) })
-		assert.Equal(t, 1, w.figures["restarts after a fence"])
+		assert.Equal(t, 1, w.figure("restarts after a fence"))
 		b.current.kill()
 		a.powerOff() // by an operator, who does not want it started
 		b.start(t, withFence, withReboot)
 		time.Sleep(5 * time.Minute)
-		assert.Equal(t, 1, w.figures["restarts after a fence"])
+		assert.Equal(t, 1, w.figure("restarts after a fence"))
 	}, withReboot)
+}
+
+func TestOneOfSeveralThatWantAVolumeHasItsHolderPoweredOff(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
+		a.current.dead.Store(true)
+		first, second := wanting(t, b, "data", 2*time.Minute), wanting(t, c, "data", 2*time.Minute)
+		powered(t, w, a, time.Minute)
+		time.Sleep(2 * time.Minute)
+		one, other := <-first, <-second
+		assert.NotEqual(t, one == nil, other == nil, "%v, %v", one, other)
+		assert.Equal(t, 1, w.figure("fences"))
+	})
 }

@@ -81,7 +81,7 @@ type figures map[string]int
 // floors are what runs come to at least, in 1,000 steps: a run in which hardly anything succeeds shows nothing.
 var floors = figures{
 	"answers of peers": 200, "hand-overs": 30, "mounts": 350, "unmounts": 200, "takeovers": 15, "formats": 45, "crashes": 200, "releases": 350, "removes": 40,
-	"by hand": 30, "crashes of dockerd": 10, "created with reclaim": 10, "created with snapshot": 1, "created with volume-id": 1,
+	"by hand": 30, "crashes of dockerd": 10, "created with reclaim": 10, "created with snapshot": 1, "fences": 1, "created with volume-id": 1,
 	"lost journal entries": 1, "frozen nodes": 60, "taken from frozen nodes": 2, "shut down": 8,
 }
 

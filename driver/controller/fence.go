@@ -144,18 +144,16 @@ func (a *attach) fence(ctx context.Context, vol *providers.Volume) (step volume.
 	case time.Since(f.looked) < witnessEvery:
 		return a.notFenced(holder, f.why), true
 	case f.claim == "":
-		f.why = a.makeClaim(ctx, vol)
+		if f.why = a.makeClaim(ctx, vol); f.why == "" {
+			return a.notYet(holder, providers.MaxStale), true
+		}
 	default:
-		f.why = a.mayNotFence(ctx, vol)
+		if f.why = a.mayNotFence(ctx, vol); f.why == "" {
+			return a.powerOff(ctx, vol), true
+		}
 	}
-	if f.why != "" {
-		f.looked = time.Now()
-		return a.notFenced(holder, f.why), true
-	}
-	if time.Since(f.claimed) < providers.MaxStale {
-		return a.notYet(holder, providers.MaxStale), true
-	}
-	return a.powerOff(ctx, vol), true // what was found holds for this moment
+	f.looked = time.Now()
+	return a.notFenced(holder, f.why), true
 }
 
 // notYet is the step while the holder's silence is too short, and has the next try made in time.

@@ -118,6 +118,51 @@ var guards = []guard{
 		code: `case writesNoMore(state) && time.Since(asked) <= evidenceLife:`, without: `case writesNoMore(state):`,
 	},
 	{
+		protects: "no node is powered off that another one has heard of lately", file: "driver/controller/fence.go",
+		code: `ago := time.Since(signs.Last).Round(time.Second); {`, without: `ago := time.Since(signs.Last).Round(time.Second) + time.Hour; {`,
+	},
+	{
+		protects: "no node is powered off that nobody has heard of before", file: "driver/controller/fence.go",
+		code: `case !signs.Known:`, without: `case false:`,
+	},
+	{
+		protects: "no node is powered off that stops on purpose", file: "driver/controller/fence.go",
+		code: `case time.Since(signs.Left) < leavingGrace:`, without: `case false:`,
+	},
+	{
+		protects: "a node that reaches the lesser part of the others powers off none", file: "driver/controller/fence.go",
+		code: `all > 2 && 2*(answering+1) <= all`, without: `all < 0`,
+	},
+	{
+		protects: "a node that is off is not among those that this one may be cut off from", file: "driver/controller/fence.go",
+		code: `			case providers.Stopped:
+				continue`, without: `			case providers.Stopped:`,
+	},
+	{
+		protects: "a node that another one is about to power off powers off none", file: "driver/controller/fence.go",
+		code: `of != me || by == me || !f.isFresh(claim)`, without: `of != "" || !f.isFresh(claim)`,
+	},
+	{
+		protects: "a node that wants to power off another waits until all claims before its own are shown", file: "driver/controller/fence.go",
+		code: `max(fenceGrace-silent, providers.MaxStale-time.Since(f.claimed))`, without: `fenceGrace-silent`,
+	},
+	{
+		protects: "a claim on a node that answers again is withdrawn", file: "driver/controller/fence.go",
+		code: `silent == 0 || of != holder`, without: `of != holder`,
+	},
+	{
+		protects: "one node of several that want a volume has its holder powered off", file: "driver/controller/fence.go",
+		code: `of == holder && by != me && f.isFresh(theirs)`, without: `of == "" && by != me && f.isFresh(theirs)`,
+	},
+	{
+		protects: "a node that was powered off is started again after its disks are gone", file: "driver/controller/restart.go",
+		code: `err != nil || len(held) > 0 && time.Since(off) < emptyWithin`, without: `err != nil || len(held) < 0`,
+	},
+	{
+		protects: "a node is not started again for a power-off of long ago", file: "driver/controller/restart.go",
+		code: `claim+wasOff, claim+restarted`, without: `claim+wasOff, claim+wasOff`,
+	},
+	{
 		protects: "a node is not gone for credentials that do not see this node either", file: "providers/managed/node.go",
 		code: `switch _, err := c.Status(ctx, self.ID); {
 	case errors.Is(err, providers.ErrNotFound):`, without: `switch _, err := c.Status(ctx, self.ID); {
