@@ -448,7 +448,7 @@ func TestANodeIsStartedAgainWhenItsDisksAreGone(t *testing.T) {
 		require.Equal(t, providers.Stopped, a.life)
 		w.settlePower(func(m *machine) { m.start(t, withFence, withReboot) })
 		require.Equal(t, providers.Running, a.life)
-		assert.Equal(t, 1, w.figure("restarts after a fence"))
+		assert.Positive(t, w.figure("restarts after a fence"))
 		info, err := b.current.Get(within(t), "data")
 		require.NoError(t, err)
 		assert.Regexp(t, "^node a, by node b at .*, and started again$", info.Status["fenced"])

@@ -128,7 +128,7 @@ func (a *attach) fence(ctx context.Context, vol *providers.Volume) (step volume.
 	if of, _ := claimOf(f.claim); silent == 0 || of != holder {
 		a.withdraw(ctx, vol)
 	}
-	if silent == 0 {
+	if silent == 0 || !a.claim.Wanted() {
 		return step, false
 	}
 	if last, lately := a.fences.last(holder); lately {

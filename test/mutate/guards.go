@@ -147,6 +147,10 @@ var guards = []guard{
 		code: `max(fenceGrace-silent, providers.MaxStale-time.Since(f.claimed))`, without: `fenceGrace-silent`,
 	},
 	{
+		protects: "no node is powered off for a caller who has left", file: "driver/controller/fence.go",
+		code: `silent == 0 || !a.claim.Wanted()`, without: `silent == 0`,
+	},
+	{
 		protects: "a claim on a node that answers again is withdrawn", file: "driver/controller/fence.go",
 		code: `silent == 0 || of != holder`, without: `of != holder`,
 	},
