@@ -67,7 +67,7 @@ func (c *Controller) startAgain(ctx context.Context, name, holder, claim string)
 			continue
 		}
 		log.Warn("The node that was powered off is started again")
-		c.record(ctx, name, claim+wasOff, claim+restarted)
+		c.record(ctx, name, claim, restarted)
 		return
 	}
 	if c.life.Err() == nil {

@@ -139,7 +139,7 @@ var guards = []guard{
 				continue`, without: `			case providers.Stopped:`,
 	},
 	{
-		protects: "a node that another one is about to power off powers off none", file: "driver/controller/fence.go",
+		protects: "a node that another one is about to power off powers off none", file: "driver/controller/claim.go",
 		code: `of != me || by == me || !f.isFresh(claim)`, without: `of != "" || !f.isFresh(claim)`,
 	},
 	{
@@ -148,14 +148,14 @@ var guards = []guard{
 	},
 	{
 		protects: "no node is powered off for a caller who has left", file: "driver/controller/fence.go",
-		code: `silent == 0 || !a.claim.Wanted()`, without: `silent == 0`,
+		code: `case !a.claim.Wanted():`, without: `case false:`,
 	},
 	{
 		protects: "a claim on a node that answers again is withdrawn", file: "driver/controller/fence.go",
 		code: `silent == 0 || of != holder`, without: `of != holder`,
 	},
 	{
-		protects: "one node of several that want a volume has its holder powered off", file: "driver/controller/fence.go",
+		protects: "one node of several that want a volume has its holder powered off", file: "driver/controller/claim.go",
 		code: `of == holder && by != me && f.isFresh(theirs)`, without: `of == "" && by != me && f.isFresh(theirs)`,
 	},
 	{
@@ -164,7 +164,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a node is not started again for a power-off of long ago", file: "driver/controller/restart.go",
-		code: `claim+wasOff, claim+restarted`, without: `claim+wasOff, claim+wasOff`,
+		code: `name, claim, restarted)`, without: `name, claim, wasOff)`,
 	},
 	{
 		protects: "a node is not gone for credentials that do not see this node either", file: "providers/managed/node.go",
