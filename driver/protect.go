@@ -19,7 +19,7 @@ import (
 // doubt is the question whether the disk of a mounted volume is still this node's.
 type doubt struct {
 	about   node.Mounting
-	denied  time.Time // when the cloud had first answered that it is not; zero if it has not
+	denied  bool      // the cloud has answered that it is not
 	cleared time.Time // when the cloud had said that it is; zero while the question is open
 }
 
@@ -69,10 +69,8 @@ func (d *Driver) doubt(h *handle, why string, lately time.Duration) {
 func (d *Driver) settle(h *handle, m node.Mounting, why string) {
 	defer h.endDoubt(m)
 	log := h.Log().WithFields(logrus.Fields{"device": m.Device.Path, "why": why})
-	var first time.Time
-	warned := false
+	denied, warned := controller.Unclear, false // what the cloud has said last that denies it
 	for wait := providers.MaxStale; ; wait = min(2*wait, suspectedEvery) {
-		asked := time.Now()
 		said, words := d.whose(h)
 		switch {
 		case h.Mounting() != m:
@@ -82,11 +80,11 @@ func (d *Driver) settle(h *handle, m node.Mounting, why string) {
 			log.Info("The disk of a mounted volume was in doubt: the cloud says that this node holds it")
 			return
 		case said == controller.Unclear:
-		case first.IsZero():
-			first, wait = time.Now(), providers.MaxStale
-			h.deny(m, first)
+		case said != denied:
+			denied, wait = said, providers.MaxStale // by then, every answer is of a time after this one
+			h.deny(m)
 			log.WithField("answer", words).Warn("The cloud says that this node does not hold a disk which is mounted here: it is asked again")
-		case asked.Sub(first) >= providers.MaxStale:
+		default:
 			silence := h.Silence(d.ctx, m)
 			if said == controller.Elsewhere || silence != nil {
 				d.giveUpSoon(h, m, evidence(why, words, silence))
@@ -122,15 +120,19 @@ func evidence(why, words string, silence error) string {
 
 // giveUpSoon is giveUp at the volume's next turn, unless what was mounted is not mounted any more by then.
 func (d *Driver) giveUpSoon(h *handle, m node.Mounting, cause string) {
-	for h.Mounting() == m {
+	for done := false; !done; {
 		d.attempt(h.Name, volume.Reconciling, func(now *handle) {
-			if now == h && h.Mounting() == m {
-				ctx, cancel := context.WithTimeout(d.ctx, releaseTimeout)
-				defer cancel()
+			done = true
+			if now != h || h.Mounting() != m {
+				return
+			}
+			ctx, cancel := context.WithTimeout(d.ctx, releaseTimeout)
+			defer cancel()
+			if held, err := h.IsHeld(ctx, m); held || err != nil { // else only the journal has uses of it
 				d.giveUp(ctx, h, cause)
 			}
 		})
-		if pause.For(d.ctx, time.Second) != nil {
+		if !done && pause.For(d.ctx, time.Second) != nil {
 			return
 		}
 	}
@@ -189,12 +191,12 @@ func (h *handle) beginDoubt(m node.Mounting, lately time.Duration) bool {
 	return true
 }
 
-func (h *handle) deny(m node.Mounting, at time.Time) {
-	h.changeDoubt(m, func(b *doubt) { b.denied = at })
+func (h *handle) deny(m node.Mounting) {
+	h.changeDoubt(m, func(b *doubt) { b.denied = true })
 }
 
 func (h *handle) clearDoubt(m node.Mounting) {
-	h.changeDoubt(m, func(b *doubt) { b.denied, b.cleared = time.Time{}, time.Now() })
+	h.changeDoubt(m, func(b *doubt) { b.denied, b.cleared = false, time.Now() })
 }
 
 // endDoubt forgets a doubt that was not cleared.
@@ -219,7 +221,7 @@ func (h *handle) isDenied() bool {
 	m := h.Mounting()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.doubt != nil && h.doubt.about == m && !h.doubt.denied.IsZero()
+	return h.doubt != nil && h.doubt.about == m && h.doubt.denied
 }
 
 // wasStopped tells whether this process, or the whole machine, has stood still while it slept: its own clock shows that it slept too

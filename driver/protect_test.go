@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -91,6 +92,29 @@ func TestANodeThatGoesOnGivesUpWhatWasTakenFromIt(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Whatever the cloud says, or if it says nothing.
+func TestAFileSystemWhoseDeviceIsGoneIsShutDownWithoutTheCloud(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, _ *machine) {
+		la := mounted(t, a.start(t), "data", "a")
+		time.Sleep(time.Hour)
+		w.setFault(func(_, call string) fault {
+			if strings.HasPrefix(call, "cloud.") {
+				return failBefore
+			}
+			return noFault
+		})
+		w.alter(func(d *disk) { d.Attachment = providers.Attachment{} }) // pulled
+		time.Sleep(reconcileEvery + time.Second)
+		synctest.Wait()
+		assert.Equal(t, 1, w.downs())
+		w.setFault(calm)
+		a.containerEnds("a")
+		require.NoError(t, la.Unmount(within(t), "data", "a"))
+		mustMount(t, la, "data", "again")
+		mustUnmount(t, la, "data", "again")
+	})
 }
 
 func TestWhatWasTakenIsGivenUpAfterARestartOfThePlugin(t *testing.T) {
@@ -285,6 +309,7 @@ func TestAnAnswerOlderThanTheAttachShutsNothingDown(t *testing.T) {
 		w.setLag(0)
 		lb := mounted(t, b.start(t), "data", "b")
 		la := a.start(t)
+		time.Sleep(time.Minute)
 		mustUnmount(t, lb, "data", "b")
 		mountAsSwarmDoes(t, la, "data", "a")
 		w.setLag(providers.MaxStale - time.Second) // so they still name b

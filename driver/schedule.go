@@ -98,7 +98,7 @@ func (d *Driver) takeDue(ctx context.Context, now time.Time) {
 // dueSnapshots returns the volumes of this node whose schedules have a snapshot to take or to delete.
 func (d *Driver) dueSnapshots(ctx context.Context, now time.Time) (due []dueSnapshot) {
 	here := make(map[string]bool)
-	names := slices.DeleteFunc(d.held(), func(name string) bool { h := d.known(name); return h == nil || !h.Seen() })
+	names := slices.DeleteFunc(d.held(), func(name string) bool { h := d.known(name); return h == nil || !h.Seen() || h.IsTaken() })
 	if slices.ContainsFunc(names, func(name string) bool { return d.controller.Last(name) == nil }) { // after a restart
 		node, err := d.thisNode(ctx)
 		if err == nil {

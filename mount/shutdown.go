@@ -24,8 +24,12 @@ const (
 
 // Shutdown cuts the file system that the kernel holds on a disk off from it, for good: for a disk that was taken from this node. When it
 // returns, reads and writes of that file system fail with EIO in every process and container, nothing that waits in memory will be
-// written, and an unmount works and writes nothing. Only requests that were sent to the device before go on. A file system that was shut
-// down already is success. One that is frozen is thawed then, so that what waits for it gets its error.
+// written, and an unmount works and writes nothing. A file system that was shut down already is success. One that is frozen is thawed then,
+// so that what waits for it gets its error.
+//
+// Requests that were sent to the device before go on. And ext4 sends one more, while it is shut down: the superblock of its journal as this
+// node has last written it (jbd2_journal_abort, counted on Linux 6.18). xfs sends none. So do not call this to be on the safe side: on
+// a disk that another node writes to, while this one still can, that block is out of date, though less so than what would follow.
 //
 // The file system may be mounted at dir under Config.Published, or anywhere on this machine. Shutdown waits for no other call.
 //

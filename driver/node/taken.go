@@ -121,6 +121,12 @@ func (v *Volume) ShutDown(ctx context.Context) error {
 	return err
 }
 
+// IsTaken tells whether the disk was taken from this node, and what is left of the volume here is dead.
+func (v *Volume) IsTaken() bool {
+	e := v.Entry()
+	return e != nil && e.Taken
+}
+
 // IsDown tells whether ShutDown has done what it can.
 func (v *Volume) IsDown() bool { return v.down }
 

@@ -161,7 +161,7 @@ func (v *Volume) deviceOf(ctx context.Context, e *Entry) (mount.Device, error) {
 		return dev, err
 	}
 	was := v.Device()
-	if was != (mount.Device{}) {
+	if was != (mount.Device{}) && !e.Taken {
 		v.Log().WithField("device", was.Path).Error("The volume's device has vanished from this node")
 	}
 	return was, nil

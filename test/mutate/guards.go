@@ -248,7 +248,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a volume is not detached while the kernel holds its file system", file: "driver/node/stage.go",
-		code: "	return v.WaitFree(ctx, progress)\n", without: "	return nil\n",
+		code: `if err := v.WaitFree(ctx, progress); err != nil {`, without: `if err := error(nil); err != nil {`,
 	},
 	{
 		protects: "a release is not over before the device has gone", file: "driver/unmount.go",
@@ -616,6 +616,80 @@ var guards = []guard{
 	{
 		protects: "a volume is not removed while a container or a process uses it", file: "driver/remove.go",
 		code: `used, n := len(users) > 0, len(e.Uses)`, without: `used, n := false, len(e.Uses)`,
+	},
+
+	// A disk that was taken from this node.
+	{
+		protects: "what waits in memory is not written when a file system is shut down", file: "mount/shutdown.go",
+		code: `noLogFlush = 2`, without: `noLogFlush = 0`,
+	},
+	{
+		protects: "the file system of another disk is not shut down", file: "mount/shutdown.go",
+		code: `if err := h.mayBe(disk); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "one answer of the cloud takes a volume from nobody", file: "driver/protect.go",
+		code: `case said != denied:`, without: `case false:`,
+	},
+	{
+		protects: "two answers that may be of one moment count as one", file: "driver/protect.go",
+		code: `denied, wait = said, providers.MaxStale //`, without: `denied, wait = said, time.Second //`,
+	},
+	{
+		protects: "an answer that this node holds the disk ends the doubt", file: "driver/protect.go",
+		code: `case said == controller.Ours:`, without: `case false:`,
+	},
+	{
+		protects: "a volume that can be read is not shut down because no node holds it", file: "driver/protect.go",
+		code: `if said == controller.Elsewhere || silence != nil {`, without: `if said != controller.Unclear {`,
+	},
+	{
+		protects: "an answer about another disk is none", file: "driver/controller/whose.go",
+		code: `case err != nil, vol.ID != id:`, without: `case err != nil:`,
+	},
+	{
+		protects: "an answer that names no node is none", file: "driver/controller/whose.go",
+		code: `case vol.Attachment.Node == "":`, without: `case false:`,
+	},
+	{
+		protects: "a node that was renamed believes no answer about what it attached before", file: "driver/protect.go",
+		code: `|| err != nil || e.Node != here.ID {`, without: `|| err != nil {`,
+	},
+	{
+		protects: "a node that stood still asks whether it holds its disks", file: "driver/reconcile.go",
+		code: `searched = time.Time{}`, without: `_ = searched`,
+	},
+	{
+		protects: "a volume that the cloud does not list is doubted", file: "driver/strays.go",
+		code: `d.doubtAbsent(ids, begun)`, without: `_, _ = ids, begun`,
+	},
+	{
+		protects: "a file system whose device is gone is shut down", file: "driver/protect.go",
+		code: `case h.IsCutOff(ctx, m):`, without: `case false:`,
+	},
+	{
+		protects: "the journal knows of a file system that is shut down from before", file: "driver/node/taken.go",
+		code: `v.reduce(e.but(func(e *Entry) { e.Taken, e.Device = true, dev }))`, without: `v.become(e.but(func(e *Entry) { e.Taken, e.Device = true, dev }))`,
+	},
+	{
+		protects: "a file system that is shut down does not pass for the volume", file: "driver/node/stage.go",
+		code: `if e == nil || e.Taken || v.Mountpoint() == "" {`, without: `if e == nil || v.Mountpoint() == "" {`,
+	},
+	{
+		protects: "the file system from before the disk was taken is not mounted again", file: "driver/node/stage.go",
+		code: `if err := v.bury(ctx, dev); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "an old file system is not given a disk that others have written to", file: "driver/protect.go",
+		code: "			d.doubt(h, \"it is to be attached to this node\", 0)\n			return errDenied()", without: "			d.doubt(h, \"it is to be attached to this node\", 0)",
+	},
+	{
+		protects: "what the cloud denies is shown to no further container", file: "driver/mount.go",
+		code: `if h.isDenied() {`, without: `if false {`,
+	},
+	{
+		protects: "a disk that another node has is not detached as this node's", file: "driver/unmount.go",
+		code: `if err != nil || vol.ID != e.Volume || !vol.HeldBy(here.ID) {`, without: `if vol == nil {`,
 	},
 
 	// Space on local is promised once.
