@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 	"github.com/blockvol/blockvol/providers"
 )
 
@@ -36,7 +38,9 @@ func (d *Driver) Reschedule(ctx context.Context, name, when, keep string) (outco
 		case vol.Held() && !vol.HeldBy(here.ID):
 			return volume.Fail(volume.Held, "in use on node "+vol.Attachment.Node+", which takes its snapshots", "run the command there")
 		}
-		outcome, err = d.reschedule(ctx, vol, when, keep)
+		if outcome, err = d.reschedule(ctx, vol, when, keep); err == nil && !vol.Held() {
+			err = d.checkStillFree(ctx, h.Name, here)
+		}
 		return err
 	}})
 	return outcome, err
@@ -70,6 +74,19 @@ func (d *Driver) reschedule(ctx context.Context, vol *providers.Volume, when, ke
 		}
 	}
 	return fmt.Sprintf("snapshots are taken %s, in UTC, and of these are kept %s", when, keep), nil
+}
+
+// checkStillFree returns an error if another node has mounted the volume without having seen what was just changed: one that has asked
+// for the volume does not ask again right before it attaches it.
+func (d *Driver) checkStillFree(ctx context.Context, name string, here Node) error {
+	if err := pause.For(ctx, controller.FreeTTL); err != nil {
+		return err
+	}
+	vol, err := d.controller.Find(ctx, name)
+	if err == nil && vol.Held() && !vol.HeldBy(here.ID) {
+		return volume.Fail(volume.Held, "node "+vol.Attachment.Node+" has mounted the volume while its schedule was changed, and may not know the new one", "run the command there, too")
+	}
+	return err
 }
 
 // checkSchedule refuses what the create options would.

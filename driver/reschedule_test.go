@@ -62,6 +62,28 @@ func TestAVolumeThatExistsGetsAScheduleAndLosesItAgain(t *testing.T) {
 	})
 }
 
+func TestANodeThatMountsAVolumeWhileItsScheduleIsChangedIsTold(t *testing.T) {
+	scene(t, func(t *testing.T, w *world, a, b *machine) {
+		la, lb := made(t, a.start(t), "data"), b.start(t)
+		time.Sleep(time.Minute)
+		_, err := lb.Get(within(t), "data")
+		require.NoError(t, err)
+		changed := make(chan error)
+		go func() { changed <- la.reschedule(t, "data", "@hourly", "") }()
+		time.Sleep(time.Second)
+		mustMount(t, lb, "data", "1")
+		err = <-changed
+		require.ErrorIs(t, err, volume.Held)
+		require.ErrorContains(t, err, "node b has mounted the volume while its schedule was changed")
+		require.NoError(t, lb.reschedule(t, "data", "@hourly", ""))
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		assert.Len(t, w.due(), 2)
+		mustUnmount(t, lb, "data", "1")
+		require.NoError(t, la.reschedule(t, "data", volume.NoSchedule, ""), "nobody mounts it")
+	})
+}
+
 func TestAScheduleIsCheckedAsAtACreate(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := a.start(t)

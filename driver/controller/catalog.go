@@ -48,9 +48,9 @@ type remembered struct {
 const (
 	// catalogTTL is how long an answer of the cloud is taken for the present.
 	catalogTTL = 10 * time.Second
-	// freeTTL is how long an answer that no node holds a volume is good enough to try and attach it: Docker asks for a
+	// FreeTTL is how long an answer that no node holds a volume is good enough to try and attach it: Docker asks for a
 	// volume right before it mounts it. The attach itself tells if that has changed.
-	freeTTL = 2 * time.Second
+	FreeTTL = 2 * time.Second
 	// shortQuery is the longest that a query lasts for which callers wait that must be quick. Work waits longer for a cloud
 	// that refuses to be asked so much.
 	shortQuery = 30 * time.Second
@@ -107,7 +107,7 @@ func (c *catalog) last(name string) *providers.Volume {
 func (c *catalog) free(name string) *providers.Volume {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.entries[name]; s.volume != nil && !s.volume.Held() && time.Since(s.at) < freeTTL {
+	if s := c.entries[name]; s.volume != nil && !s.volume.Held() && time.Since(s.at) < FreeTTL {
 		return ownCopy(s.volume)
 	}
 	return nil
@@ -195,7 +195,7 @@ func (c *catalog) leaving(name, id, node string) {
 	}
 	s.volume = ownCopy(s.volume)
 	s.volume.Attachment = providers.Attachment{Node: node, State: providers.Detaching}
-	s.at = time.Now().Add(freeTTL - catalogTTL) // which most clouds end within seconds
+	s.at = time.Now().Add(FreeTTL - catalogTTL) // which most clouds end within seconds
 	c.entries[name] = s
 }
 

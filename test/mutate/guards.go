@@ -576,6 +576,10 @@ var guards = []guard{
 		code: ` && time.Since(s.CreatedAt) > copyAge:`, without: `:`,
 	},
 	{
+		protects: "a node that does not know a volume's new schedule is told of", file: "driver/reschedule.go",
+		code: `; err == nil && !vol.Held() {`, without: `; false {`,
+	},
+	{
 		protects: "what is copied is not what the volume held long ago", file: "driver/create.go",
 		code: ` && time.Since(s.CreatedAt) < resumeAge)`, without: `)`,
 	},
