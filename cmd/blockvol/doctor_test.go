@@ -123,6 +123,8 @@ func TestDoctorFindsFaultsOfARealProcess(t *testing.T) {
 		"no token":                   {env: []string{"PROVIDER=hetzner"}, state: admin.Broken, want: []string{"not-serving"}},
 		"a cloud that is away":       {env: append([]string{"HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown"}},
 		"a token that others read":   {env: append([]string{"HCLOUD_TOKEN_FILE=" + open}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "secret-readable"}},
+		"nothing to fence with":      {env: []string{"TAKEOVER=fence"}, state: admin.Serving, want: []string{"no-fence"}},
+		"fencing, and away":          {env: append([]string{"TAKEOVER=fence", "CLUSTER=-", "HCLOUD_TOKEN=" + token}, cloud...), state: admin.Broken, want: []string{"not-serving", "identity-unknown"}},
 		"a short key for peers":      {env: []string{"PEER_KEY=hunter2hunter2"}, state: admin.Serving, want: []string{"no-peers"}},
 		"a token in a wrong setting": {env: append([]string{"LOG_LEVEL=" + token, "HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "setting-ignored"}},
 		"a wrong cluster, away":      {env: append([]string{"CLUSTER=-", "HCLOUD_TOKEN=" + token}, cloud...), state: admin.Broken, want: []string{"not-serving", "identity-unknown"}},

@@ -66,14 +66,15 @@ func (x *examination) checkVolumes(ctx context.Context) []driver.Finding {
 	if provider == nil {
 		provider = x.spareProvider()
 	}
-	found := node.ExamineJournal(filepath.Join(x.options.state, "journal"))
+	var cloud []driver.Finding
 	if examiner, can := provider.(providers.Examiner); can {
-		found = append(examiner.Examine(ctx), found...)
+		cloud = examiner.Examine(ctx)
 	}
-	if fencer, can := provider.(providers.Fencer); can && x.settings.takeover == controller.TakeoverFence {
-		found = append(found, fencer.ExamineFence(ctx))
+	broken := slices.ContainsFunc(cloud, func(f driver.Finding) bool { return f.Severity == driver.Problem })
+	if fencer, can := provider.(providers.Fencer); can && !broken && x.settings.takeover == controller.TakeoverFence {
+		cloud = append(cloud, fencer.ExamineFence(ctx))
 	}
-	return found
+	return append(cloud, node.ExamineJournal(filepath.Join(x.options.state, "journal"))...)
 }
 
 // spareProvider makes a provider to check the credentials with, though something else is wrong; nil if it cannot be made. Only one with

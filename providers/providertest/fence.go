@@ -155,8 +155,10 @@ func fenceNeedsTheRight(w *world) {
 			assert.NotEmpty(w.t, finding.Remedy)
 		}
 	}
-	w.live("a", providers.Running)
-	require.False(w.t, w.Off(w.t, "a"))
+	for _, node := range []string{"a", "b"} {
+		require.False(w.t, w.Off(w.t, node), "a trial is not carried out")
+		w.live(node, providers.Running)
+	}
 	w.whileBusy(w.fencer("c").PowerOff, id)
 	w.live("a", providers.Stopped)
 }

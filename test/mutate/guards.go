@@ -211,6 +211,10 @@ var guards = []guard{
 	if err`,
 	},
 	{
+		protects: "a trial whether nodes of EC2 may be powered off powers off none", file: "providers/aws/fence.go",
+		code: `StopInstancesInput{DryRun: sdk.Bool(true)`, without: `StopInstancesInput{DryRun: sdk.Bool(false)`,
+	},
+	{
 		protects: "a server that OpenStack calls stopped, and whose power is on, writes", file: "providers/openstack/openstack.go",
 		code: `case server.Power == servers.RUNNING || server.Power == servers.PAUSED:`, without: `case false:`,
 	},
