@@ -157,10 +157,9 @@ func (m *Members) greet(ctx context.Context, to string, change func(*Hello)) err
 }
 
 func (m *Members) run(ctx context.Context, find func(context.Context, func(string) bool) (map[string][]netip.Addr, error)) {
-	const least, most = time.Minute, time.Hour
-	var next time.Time // when find is asked again
-	wait := least
-	for {
+	const least, lonely, most = time.Minute, 5 * time.Minute, time.Hour
+	var last, next time.Time // when find was asked, and when it is again
+	for wait, wanted := least, false; ; {
 		met := false
 		m.mu.Lock()
 		m.forgetOld()
@@ -172,7 +171,7 @@ func (m *Members) run(ctx context.Context, find func(context.Context, func(strin
 			}
 		}
 		// Once one is met, the others come by themselves; but two halves of a cluster of which neither knows the other stay apart.
-		if now := time.Now(); !now.Before(next) {
+		if now := time.Now(); !now.Before(next) || wanted && now.Sub(last) >= least {
 			found, err := find(ctx, m.Knows)
 			if err != nil {
 				m.log.WithError(err).Debug("Which other nodes there are cannot be told")
@@ -182,12 +181,25 @@ func (m *Members) run(ctx context.Context, find func(context.Context, func(strin
 				m.note(id, addresses, time.Time{}, "")
 			}
 			m.mu.Unlock()
-			if wait = min(2*wait, most); met {
-				wait = most
+			last, next = now, now.Add(pause.Jitter(most))
+			if !met {
+				next = now.Add(pause.Jitter(wait))
+				wait = min(2*wait, lonely)
 			}
-			next = now.Add(pause.Jitter(wait))
+			if !met && len(found) > 0 {
+				continue
+			}
 		}
-		if pause.For(ctx, pause.Jitter(helloEvery)) != nil {
+		timer := time.NewTimer(pause.Jitter(helloEvery))
+		select {
+		case <-timer.C:
+			wanted = false
+		case <-m.wanted:
+			wanted = true
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return
 		}
 	}

@@ -35,7 +35,8 @@ type Members struct {
 	file string // remembers who was there, since a node that was never heard of may be behind a firewall; empty for none
 	log  logrus.FieldLogger
 
-	begun time.Time
+	begun  time.Time
+	wanted chan struct{} // has one element while a node is asked for a volume although nobody has been met
 
 	mu    sync.Mutex
 	nodes map[string]*member
@@ -46,6 +47,7 @@ type member struct {
 	addresses []netip.Addr
 	met       bool      // somebody has heard of it; otherwise it is in the cloud's description only
 	heard     time.Time // when last; zero if not since the start
+	noted     time.Time // since when it is known
 	by        string    // who has; empty for this node
 	left      time.Time // when it said that it was stopping; zero if it was heard of since
 }
@@ -63,7 +65,7 @@ const (
 
 // NewMembers reads the file, if there is one. self tells which node this is.
 func NewMembers(self func(context.Context) (string, error), via Transport, file string, log logrus.FieldLogger) *Members {
-	m := &Members{self: self, via: via, file: file, log: log, begun: time.Now(), nodes: make(map[string]*member)}
+	m := &Members{self: self, via: via, file: file, log: log, begun: time.Now(), wanted: make(chan struct{}, 1), nodes: make(map[string]*member)}
 	var saved map[string][]netip.Addr
 	if text, err := os.ReadFile(file); err == nil {
 		if err := json.Unmarshal(text, &saved); err != nil {
@@ -71,7 +73,7 @@ func NewMembers(self func(context.Context) (string, error), via Transport, file 
 		}
 	}
 	for id, addresses := range saved {
-		m.nodes[id] = &member{addresses: addresses[:min(len(addresses), maxAddresses)], met: true}
+		m.nodes[id] = &member{addresses: addresses[:min(len(addresses), maxAddresses)], met: true, noted: m.begun}
 	}
 	return m
 }
@@ -98,6 +100,12 @@ func (m *Members) save() {
 
 // Ask asks the node for a volume.
 func (m *Members) Ask(ctx context.Context, addresses []netip.Addr, want volume.Want) (volume.Holding, error) {
+	if len(m.Known()) == 0 { // who is there matters now
+		select {
+		case m.wanted <- struct{}{}:
+		default:
+		}
+	}
 	holding, err := m.via.Ask(ctx, addresses, want)
 	if err == nil {
 		m.heard(want.To, addresses...)
@@ -116,7 +124,7 @@ func (m *Members) heard(node string, addresses ...netip.Addr) {
 func (m *Members) note(node string, addresses []netip.Addr, at time.Time, by string) {
 	n := m.nodes[node]
 	if n == nil {
-		n = &member{}
+		n = &member{noted: time.Now()}
 		m.nodes[node] = n
 	}
 	changed := !n.met && !at.IsZero()
@@ -142,7 +150,7 @@ func (m *Members) note(node string, addresses []netip.Addr, at time.Time, by str
 func (m *Members) forgetOld() {
 	before := len(m.nodes)
 	maps.DeleteFunc(m.nodes, func(_ string, n *member) bool {
-		return time.Since(n.heard) > rememberFor && time.Since(m.begun) > rememberFor
+		return time.Since(n.heard) > rememberFor && time.Since(n.noted) > rememberFor
 	})
 	if len(m.nodes) < before {
 		m.save()
