@@ -173,6 +173,10 @@ var guards = []guard{
 	case false:`,
 	},
 	{
+		protects: "a node that the cloud has told of is greeted before it is forgotten", file: "driver/peer/members.go",
+		code: `time.Since(n.heard) > rememberFor && time.Since(n.noted) > rememberFor`, without: `time.Since(n.heard) > rememberFor`,
+	},
+	{
 		protects: "this node itself is not powered off", file: "providers/managed/fence.go",
 		code: `case self.ID == node:`, without: `case self.ID == "":`,
 	},
