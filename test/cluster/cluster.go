@@ -10,6 +10,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log"
@@ -43,7 +44,7 @@ type T = namespace.T
 type Config struct {
 	Nodes   int          // 0 is three; the first is the only manager, see Promote
 	Kind    fronts.Kind  // cloud; the zero value is EC2 with the policy in docs/
-	Cloud   cloud.Config // Backend, Zones and ID are set by Start
+	Cloud   cloud.Config // Backend, Machines, Zones and ID are set by Start
 	Plugins []Plugin     // on every node; empty is one without settings
 	Dir     string       // output of `make plugin`
 	Log     func(format string, args ...any)
@@ -76,10 +77,12 @@ type Cluster struct {
 	servers    []*http.Server
 	serving    errgroup.Group
 
-	mu       sync.Mutex
-	metadata map[string]http.Handler // by the caller's address
-	token    string                  // join token for workers
-	made     int                     // number of nodes created so far
+	mu         sync.Mutex
+	metadata   map[string]http.Handler // by the caller's address
+	token      string                  // join token for workers
+	made       int                     // number of nodes created so far
+	instances  map[string]*Node        // by instance
+	poweredOff []string                // instances
 }
 
 // Start returns a Swarm whose nodes have the plugins. It is removed when the test ends.
@@ -106,7 +109,7 @@ func Start(t T, cfg Config) *Cluster {
 		}
 	}
 	cfg.Cloud.Zones, cfg.Cloud.ID = cfg.Kind.Cloud.Zones, cfg.Kind.Cloud.ID
-	c := &Cluster{t: t, cfg: cfg, metadata: map[string]http.Handler{}, registry: newRegistry()}
+	c := &Cluster{t: t, cfg: cfg, metadata: map[string]http.Handler{}, instances: map[string]*Node{}, registry: newRegistry()}
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	if c.image, err = image.Get(ctx, t); err != nil {
@@ -155,9 +158,25 @@ func Start(t T, cfg Config) *Cluster {
 	return c
 }
 
-// usual returns EC2 with the policy in docs/ for the clusters of the plugins.
+// usual returns EC2 with the policies in docs/ for the clusters of the plugins.
 func (cfg *Config) usual() (fronts.Kind, error) {
-	policy, err := os.ReadFile(filepath.Join(cfg.Dir, "../../docs/aws-policy.json"))
+	type document struct {
+		Version   any
+		Statement []any
+	}
+	var whole document
+	for _, name := range []string{"aws-policy.json", "aws-fence-policy.json"} {
+		text, err := os.ReadFile(filepath.Join(cfg.Dir, "../../docs", name))
+		if err != nil {
+			return fronts.Kind{}, err
+		}
+		var policy document
+		if err := json.Unmarshal(text, &policy); err != nil {
+			return fronts.Kind{}, fmt.Errorf("%s: %w", name, err)
+		}
+		whole = document{policy.Version, append(whole.Statement, policy.Statement...)}
+	}
+	policy, err := json.Marshal(whole)
 	if err != nil {
 		return fronts.Kind{}, err
 	}
@@ -165,7 +184,9 @@ func (cfg *Config) usual() (fronts.Kind, error) {
 	for _, p := range cfg.Plugins {
 		clusters = append(clusters, strconv.Quote(p.Cluster))
 	}
-	return fronts.EC2(bytes.ReplaceAll(policy, []byte(`"default"`), []byte("["+strings.Join(clusters, ", ")+"]"))), nil
+	kind := fronts.EC2(bytes.ReplaceAll(policy, []byte(`"default"`), []byte("["+strings.Join(clusters, ",")+"]")))
+	kind.Instance.Tags = map[string]string{"blockvol:cluster": cfg.Plugins[0].Cluster} // any of them may power it off
+	return kind, nil
 }
 
 // model returns how the cloud's disks appear in its machines.
@@ -187,7 +208,7 @@ func (c *Cluster) serial(volume string) string {
 // startCloud starts the API and the metadata services.
 func (c *Cluster) startCloud() {
 	c.t.Helper()
-	c.cfg.Cloud.Backend = c.storage
+	c.cfg.Cloud.Backend, c.cfg.Cloud.Machines = c.storage, machines{c}
 	c.Cloud = cloud.New(c.cfg.Cloud)
 	c.t.Cleanup(func() {
 		c.Cloud.Close()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cluster/agent"
+	"github.com/blockvol/blockvol/test/cluster/qemu"
 )
 
 // PowerOff cuts the machine's power. The cloud notices and shows the instance as stopped. Data that was not flushed is lost.
@@ -27,15 +28,25 @@ func (n *Node) Terminate() {
 
 // fall cuts the machine's power without informing the cloud.
 func (n *Node) fall() {
+	if !n.cutPower() {
+		n.c.t.Fatalf("%s is already off", n.Name)
+	}
+}
+
+// cutPower cuts the machine's power, and tells whether it was on. It returns when the machine has ended.
+func (n *Node) cutPower() bool {
+	n.switching.Lock()
+	defer n.switching.Unlock()
 	n.mu.Lock()
 	machine, guest := n.machine, n.guest
 	n.machine, n.guest, n.frozen = nil, nil, false
 	n.mu.Unlock()
 	if machine == nil {
-		n.c.t.Fatalf("%s is already off", n.Name)
+		return false
 	}
 	machine.PowerOff()
 	guest.Close() //nolint:errcheck // the connection is broken
+	return true
 }
 
 // PowerOn starts a stopped instance. It returns when the engine answers.
@@ -75,6 +86,18 @@ func (n *Node) Reboot() {
 	n.awaitEngine()
 }
 
+// AwaitOn waits until the cloud has started the machine again and its engine answers.
+func (n *Node) AwaitOn() {
+	n.c.t.Helper()
+	n.c.Eventually(n.Name+" is on", func() error {
+		if i, _ := n.c.Cloud.Instance(n.Instance); i.State != cloud.Running || !n.reachable() {
+			return fmt.Errorf("the cloud says %s", i.State)
+		}
+		return nil
+	})
+	n.awaitEngine()
+}
+
 func (n *Node) awaitEngine() {
 	n.c.t.Helper()
 	n.c.Eventually("the engine of "+n.Name+" answers", func() error {
@@ -94,21 +117,48 @@ func (n *Node) Freeze() {
 	n.frozen = true
 }
 
+// Frozen reports whether the machine is on and frozen.
+func (n *Node) Frozen() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.machine != nil && n.frozen
+}
+
 // Thaw resumes a frozen machine and corrects its clock, as a time service would.
 func (n *Node) Thaw() {
 	n.c.t.Helper()
+	if !n.TryThaw() {
+		n.c.t.Fatalf("%s is off", n.Name)
+	}
+}
+
+// TryThaw is Thaw of a machine that somebody may switch off. It reports whether the machine was on.
+func (n *Node) TryThaw() bool {
+	n.c.t.Helper()
 	n.mu.Lock()
-	err := n.machine.Thaw()
+	machine, guest := n.machine, n.guest
+	if machine == nil {
+		n.mu.Unlock()
+		return false
+	}
+	err := machine.Thaw()
 	n.frozen = false
 	n.mu.Unlock()
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		err = n.setClock(ctx)
+		err = setClock(ctx, guest)
 	}
-	if err != nil {
+	if err != nil && n.machineIs(machine) {
 		n.c.t.Fatalf("%s: %v", n.Name, err)
 	}
+	return err == nil
+}
+
+func (n *Node) machineIs(m *qemu.Machine) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.machine == m
 }
 
 // CutFromNodes blocks the traffic between this node and all others.
@@ -119,6 +169,20 @@ func (n *Node) CutFromNodes() {
 		if other != n {
 			n.cutFrom(other.Address)
 		}
+	}
+}
+
+// CutFrom blocks the traffic between this node and another.
+func (n *Node) CutFrom(other *Node) {
+	n.c.t.Helper()
+	n.cutFrom(other.Address)
+}
+
+// Firewall closes these TCP ports of this node to all others: "80", or "7000-7999".
+func (n *Node) Firewall(ports string) {
+	n.c.t.Helper()
+	if err := n.c.network.block(n.Address, ports); err != nil {
+		n.c.t.Fatalf("%s: %v", n.Name, err)
 	}
 }
 

@@ -50,12 +50,19 @@ func (n *network) cut(a, b string) error {
 	return err
 }
 
-// heal removes all cuts of an address.
+// block drops what is sent to these TCP ports of an address: "80", or "7000-7999".
+func (n *network) block(address, ports string) error {
+	_, err := n.run("ip", "rule", "add", "preference", "20", "to", address, "ipproto", "tcp", "dport", ports, "blackhole")
+	return err
+}
+
+// heal removes all cuts and blocks of an address.
 func (n *network) heal(address string) error {
 	_, err := n.run("sh", "-ec", `
 		ip rule list preference 10 | while read -r _ from a to b _; do
 			case " $a $b " in *" $1 "*) ip rule delete preference 10 from "$a" to "$b" blackhole ;; esac
-		done`, "sh", address)
+		done
+		while ip rule delete preference 20 to "$1" 2>/dev/null; do :; done`, "sh", address)
 	return err
 }
 

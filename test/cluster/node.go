@@ -33,6 +33,8 @@ type Node struct {
 	manager bool
 	cut     bool // cut off from other nodes
 
+	switching sync.Mutex // held while the machine is switched on or off
+
 	mu      sync.Mutex
 	machine *qemu.Machine // nil while it is off
 	guest   *agent.Client
@@ -57,7 +59,7 @@ func (c *Cluster) newNode() *Node {
 	n.Instance = c.Cloud.AddInstance(instance).ID
 	service := c.Front.Metadata(n.Instance)
 	c.mu.Lock()
-	c.metadata[n.Address] = service
+	c.metadata[n.Address], c.instances[n.Instance] = service, n
 	c.mu.Unlock()
 	return n
 }
@@ -82,7 +84,7 @@ func (n *Node) launch() error {
 	if _, err := n.guest.Run(ctx, seed, "agent", "seed"); err != nil {
 		return err
 	}
-	if err := n.setClock(ctx); err != nil {
+	if err := setClock(ctx, n.guest); err != nil {
 		return err
 	}
 	if _, err := n.guest.Run(ctx, nil, "/etc/guest/identity", n.Name, n.Address, router); err != nil {
@@ -95,13 +97,15 @@ func (n *Node) launch() error {
 	return err
 }
 
-func (n *Node) setClock(ctx context.Context) error {
-	_, err := n.guest.Run(ctx, nil, "date", "--set", fmt.Sprintf("@%.3f", float64(time.Now().UnixMilli())/1000))
+func setClock(ctx context.Context, guest *agent.Client) error {
+	_, err := guest.Run(ctx, nil, "date", "--set", fmt.Sprintf("@%.3f", float64(time.Now().UnixMilli())/1000))
 	return err
 }
 
 // power starts the machine and waits for its agent.
 func (n *Node) power(snapshot string) error {
+	n.switching.Lock()
+	defer n.switching.Unlock()
 	m, err := qemu.Start(qemu.RunnerFunc(n.c.namespaces.Enter), n.c.image.Machine(n.dir, n.root, snapshot, n.tap))
 	if err != nil {
 		return fmt.Errorf("%s: %w", n.Name, err)
@@ -263,6 +267,14 @@ func (n *Node) saveLogs(dir string) error {
 
 func stateDir(alias string) string   { return "/var/lib/blockvol/" + alias + "/state" }
 func volumesDir(alias string) string { return "/var/lib/blockvol/" + alias + "/volumes" }
+
+// Configure changes settings of a plugin, NAME=VALUE, while containers may use its volumes.
+func (n *Node) Configure(alias string, settings ...string) {
+	n.c.t.Helper()
+	n.Docker("plugin", "disable", "--force", alias)
+	n.Docker(append([]string{"plugin", "set", alias}, settings...)...)
+	n.Docker("plugin", "enable", alias)
+}
 
 // UpgradePlugin upgrades a plugin while containers use its volumes, as an operator does, and returns the running version.
 func (n *Node) UpgradePlugin(alias, reference string) (version string) {
