@@ -11,6 +11,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/driver/volume"
 )
@@ -58,7 +59,7 @@ func TestWhoIsThereIsFoundOutWhenANodeIsAskedForAVolume(t *testing.T) {
 		assert.Equal(t, before, finds.Load(), "the next is some minutes away")
 		there.Store(1)
 		_, err := m.Ask(ctx, nil, volume.Want{To: "c"})
-		assert.Error(t, err)
+		require.Error(t, err)
 		time.Sleep(time.Second)
 		synctest.Wait()
 		assert.Equal(t, []string{"b", "c"}, m.Known())
