@@ -641,7 +641,7 @@ var guards = []guard{
 	},
 	{
 		protects: "one answer of the cloud takes a volume from nobody", file: "driver/protect.go",
-		code: `case said != denied:`, without: `case false:`,
+		code: `case said != denied:`, without: `case said != denied && false:`,
 	},
 	{
 		protects: "two answers that may be of one moment count as one", file: "driver/protect.go",
