@@ -59,8 +59,11 @@ func (p *fakeProvider) PowerOff(ctx context.Context, node string) error {
 	return p.do(ctx, "cloud.PowerOff", func() error {
 		w := p.machine.world
 		m := w.machines[node]
-		if m == nil {
+		switch {
+		case m == nil:
 			return providers.ErrNotFound
+		case time.Now().Before(w.busyPower):
+			return providers.ErrBusy
 		}
 		w.figures["fences"]++
 		w.mayFence(p.machine, m)
@@ -388,7 +391,7 @@ func TestANodeThatStopsOnPurposeIsGivenTime(t *testing.T) {
 		a.current.kill()
 		result := wanting(t, b, "data", 5*time.Minute)
 		time.Sleep(time.Minute)
-		comes(t, "is not powered off: it said 1m[0-9]+s ago that it was stopping$", func() string { return why(t, b, "data") })
+		comes(t, "is not powered off: it stopped or was started on purpose 1m[0-9]+s ago$", func() string { return why(t, b, "data") })
 		begun := time.Now()
 		powered(t, w, a, 3*time.Minute)
 		took := time.Minute + time.Since(begun)
@@ -400,10 +403,12 @@ func TestANodeThatStopsOnPurposeIsGivenTime(t *testing.T) {
 
 func TestANodeThatAnswersAgainIsNotPoweredOff(t *testing.T) {
 	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
-		w.set(func() { w.isolate(a, time.Now().Add(16*time.Second)) })
+		w.set(func() { w.isolate(a, time.Now().Add(13*time.Second)) })
 		result := wanting(t, b, "data", 2*time.Minute)
-		time.Sleep(15 * time.Second)
+		time.Sleep(12 * time.Second)
 		require.NotEmpty(t, w.disk("data").Record["fence"], "it is claimed")
+		time.Sleep(7 * time.Second)
+		require.Empty(t, w.disk("data").Record["fence"], "the claim is withdrawn as soon as the node answers")
 		time.Sleep(time.Minute)
 		assert.Contains(t, why(t, b, "data"), "in use on node a by container of-1")
 		assert.Empty(t, w.disk("data").Record["fence"], "the claim is withdrawn")
@@ -504,5 +509,34 @@ func TestOneOfSeveralThatWantAVolumeHasItsHolderPoweredOff(t *testing.T) {
 		one, other := <-first, <-second
 		assert.NotEqual(t, one == nil, other == nil, "%v, %v", one, other)
 		assert.Equal(t, 1, w.figure("fences"))
+	})
+}
+
+// What spoke against it may end at any time; older claims must be shown then, too.
+func TestAClaimThatCameLateIsWaitedFor(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
+		a.current.dead.Store(true)
+		c.current.dead.Store(true)
+		result := wanting(t, b, "data", 5*time.Minute)
+		time.Sleep(time.Minute)
+		comes(t, "is not powered off: 0 of the 2 other nodes answer", func() string { return why(t, b, "data") })
+		require.Empty(t, w.disk("data").Record["fence"])
+		c.powerOff()
+		for w.disk("data").Record["fence"] == "" {
+			time.Sleep(100 * time.Millisecond)
+		}
+		assert.GreaterOrEqual(t, powered(t, w, a, time.Minute), 9900*time.Millisecond)
+		require.NoError(t, <-result)
+	})
+}
+
+// A cloud that is busy with something else of the node is asked again soon.
+func TestAPowerOffForWhichTheCloudIsBusyIsAskedForAgainSoon(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
+		a.current.dead.Store(true)
+		w.set(func() { w.busyPower = time.Now().Add(40 * time.Second) })
+		result := wanting(t, b, "data", 2*time.Minute)
+		assert.Less(t, powered(t, w, a, time.Minute), 46*time.Second)
+		require.NoError(t, <-result)
 	})
 }

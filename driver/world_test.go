@@ -57,6 +57,8 @@ type world struct {
 	boot      time.Duration                 // of a machine, which takes longer than a call to the cloud
 	lag       func() time.Duration          // how old an answer of the cloud is; nil for not at all
 
+	busyPower time.Time // until when the cloud powers off no machine
+
 	calls   map[string]int          // to the cloud, by name
 	figures figures                 // what has come to pass
 	written map[string]string       // by id: what containers have written to a disk last, and were told that it is there

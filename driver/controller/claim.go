@@ -42,10 +42,11 @@ func FenceWords(value string) string {
 func (a *attach) makeClaim(ctx context.Context, vol *providers.Volume) string {
 	holder, f, me := vol.Attachment.Node, &a.holder.fence, a.claim.Node.ID
 	if why := a.witnessesObject(ctx, holder, claimAfter); why != "" {
+		a.withdraw(ctx, vol)
 		return why
 	}
 	theirs := vol.Record[volume.KeyFence]
-	if of, by := claimOf(theirs); of == holder && by != me && f.isFresh(theirs) {
+	if of, by := claimOf(theirs); of == holder && by != me && a.fences.isFresh(theirs) {
 		return fmt.Sprintf("node %s is about to do that", by)
 	}
 	if why := a.aboutToBeFenced(ctx, vol); why != "" {
@@ -58,18 +59,10 @@ func (a *attach) makeClaim(ctx context.Context, vol *providers.Volume) string {
 		return fmt.Sprintf("that this is about to be done cannot be recorded with the cloud: %s", err)
 	}
 	f.claimed = time.Now()
+	if f.first.IsZero() {
+		f.first = f.claimed
+	}
 	return ""
-}
-
-// isFresh tells whether another node's claim counts, which it does for claimLife after it was seen first: clocks are not compared.
-func (f *fenceWatch) isFresh(claim string) bool {
-	if f.others == nil {
-		f.others = make(map[string]time.Time)
-	}
-	if f.others[claim].IsZero() {
-		f.others[claim] = time.Now()
-	}
-	return time.Since(f.others[claim]) < claimLife
 }
 
 // withdraw takes the claim back, also when ctx has ended.
@@ -77,17 +70,17 @@ func (a *attach) withdraw(ctx context.Context, vol *providers.Volume) {
 	if a.holder.fence.claim == "" {
 		return
 	}
-	a.holder.fence.claim = ""
+	a.holder.fence.claim, a.holder.fence.first = "", time.Time{}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forceTimeout)
 	defer cancel()
 	if err := a.cloud.mark(ctx, vol.ID, volume.KeyFence, ""); err != nil {
-		a.log.WithError(err).WithField("volume", vol.Name).Warn("That a node is not powered off after all could not be recorded with the cloud: for 2 min it cannot have others powered off")
+		a.log.WithError(err).WithField("volume", vol.Name).Warn("That a node is not powered off after all could not be recorded with the cloud: for some minutes it cannot have others powered off")
 	}
 }
 
 // aboutToBeFenced returns which other node is about to have this one powered off, in words, or nothing.
 func (a *attach) aboutToBeFenced(ctx context.Context, vol *providers.Volume) string {
-	f, me := &a.holder.fence, a.claim.Node.ID
+	me := a.claim.Node.ID
 	mine, err := a.cloud.listHeld(ctx, me)
 	if err != nil {
 		return fmt.Sprintf("whether another node is about to have this one powered off cannot be told: %s", err)
@@ -95,7 +88,7 @@ func (a *attach) aboutToBeFenced(ctx context.Context, vol *providers.Volume) str
 	for _, v := range mine {
 		claim := v.Record[volume.KeyFence]
 		of, by := claimOf(claim)
-		if of != me || by == me || !f.isFresh(claim) {
+		if of != me || by == me || !a.fences.isFresh(claim) {
 			continue
 		}
 		if by < me {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -56,6 +57,8 @@ type Controller struct {
 	witnesses Witnesses
 	reboot    bool
 	fences    fences
+	begun     time.Time
+	resumed   atomic.Bool // what the life before had begun
 }
 
 // New makes a Controller. What it does in the background for several callers ends with life.
@@ -67,7 +70,8 @@ func New(life context.Context, cfg Config) *Controller {
 	fencer, _ := cfg.Provider.(providers.Fencer)
 	return &Controller{
 		life: life, fencer: fencer, witnesses: cfg.Fencing.Witnesses, reboot: cfg.Fencing.Reboot,
-		fences: fences{asked: make(map[string]fenced), restarts: make(map[string]bool)},
+		begun:  time.Now(),
+		fences: fences{asked: make(map[string]fenced), restarts: make(map[string]bool), off: make(map[string]time.Time), claims: make(map[string]time.Time)},
 		cloud:  cloud, catalog: newCatalog(life, cloud, cfg.Log), takeover: cfg.Takeover, peers: cfg.Peers, observer: cfg.Observer, log: cfg.Log,
 		detaching: make(map[string]asked),
 	}

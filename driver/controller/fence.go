@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -33,89 +32,37 @@ const (
 	claimAfter = fenceGrace - providers.MaxStale
 	// claimLife is how long a claim that does not change counts. Whoever made it has died, or is powered off.
 	claimLife = 2 * time.Minute
+	// rememberClaims is how long one is known after it was seen first.
+	rememberClaims = 7 * 24 * time.Hour
 	// witnessEvery is how often the other nodes are asked about the holder.
 	witnessEvery = 5 * time.Second
 	// offAgain is how soon a power-off that the cloud has not carried out, or has refused, is asked for again.
 	offAgain = time.Minute
+	// offBusy is the same if the cloud is busy with something else of the node.
+	offBusy = 3 * time.Second
+	// evidenceFor is how long what the others have told counts, from when they were asked.
+	evidenceFor = 20 * time.Second
+	// bootGrace is how long a node is given that may be starting.
+	bootGrace = 3 * time.Minute
 )
 
 // Witnesses know the other nodes of the cluster.
 type Witnesses interface {
 	// Signs asks a node whether it is there, and all others what they know of it.
 	Signs(ctx context.Context, node string) volume.Signs
-	// Forget is told that the cloud says that a node is gone.
+	// Forget is told that the cloud says that a node is gone, and Started that it was asked to start one.
 	Forget(node string)
-}
-
-// fences are the nodes that this one has had powered off, or was refused that: several volumes may wait for one.
-type fences struct {
-	mu       sync.Mutex
-	asked    map[string]fenced // by node
-	restarts map[string]bool   // nodes that are about to be started again
-}
-
-type fenced struct {
-	at      time.Time // of the last request
-	told    time.Time // when the observer was told
-	refusal error
-}
-
-// last is what became of the last request for the node, if it was not long ago.
-func (f *fences) last(node string) (last fenced, lately bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	last = f.asked[node]
-	return last, time.Since(last.at) < offAgain
-}
-
-// begin notes a request for the node, unless there was one lately.
-func (f *fences) begin(node string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	last := f.asked[node]
-	if time.Since(last.at) < offAgain {
-		return false
-	}
-	last.at, last.refusal = time.Now(), nil
-	f.asked[node] = last
-	return true
-}
-
-// end notes what became of the request. It tells whether that is news to the observer.
-func (f *fences) end(node string, refusal error) (news bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	last := f.asked[node]
-	last.refusal = refusal
-	if news = refusal == nil && time.Since(last.told) > 10*offAgain; news {
-		last.told = time.Now()
-	}
-	f.asked[node] = last
-	return news
-}
-
-// starting tells whether nothing else is about to start the node again.
-func (f *fences) starting(node string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	was := f.restarts[node]
-	f.restarts[node] = true
-	return !was
-}
-
-func (f *fences) started(node string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.restarts, node)
+	Started(node string)
 }
 
 // fenceWatch is what one wait for a holder has done to have it powered off.
 type fenceWatch struct {
-	claim   string               // what was written into the volume's Record; empty if nothing
-	claimed time.Time            // when
-	others  map[string]time.Time // claims by other nodes: when each was seen first
-	looked  time.Time            // when it was last looked at whether the holder may be powered off
-	why     string               // why it was not to be; empty if it was
+	claim   string    // what was written into the volume's Record; empty if nothing
+	first   time.Time // when the first claim on this holder was written
+	claimed time.Time // when the last was
+	asked   time.Time // when the other nodes were asked, who did not object
+	looked  time.Time // when it was last looked at whether the holder may be powered off
+	why     string    // why it was not to be; empty if it was
 }
 
 // fence goes on with having the holder powered off, as far as that can be done at this moment, and tells where that stands. The
@@ -132,18 +79,19 @@ func (a *attach) fence(ctx context.Context, vol *providers.Volume) (step volume.
 	if last, lately := a.fences.last(holder); lately {
 		return a.stepOfFence(holder, last), true
 	}
+	anew := f.claim == "" || time.Since(f.claimed) >= offAgain // for it to count while it is carried through slowly
 	left := claimAfter - silent
-	if f.claim != "" {
+	if !anew {
 		left = max(fenceGrace-silent, providers.MaxStale-time.Since(f.claimed))
 	}
 	switch {
 	case !a.claim.Wanted():
-		return a.notYet(holder, askAgain), true
+		return a.waiting(holder), true
 	case left > 0:
 		return a.notYet(holder, left), true
 	case time.Since(f.looked) < witnessEvery:
 		return a.notFenced(holder, f.why), true
-	case f.claim == "":
+	case anew:
 		if f.why = a.makeClaim(ctx, vol); f.why == "" {
 			return a.notYet(holder, providers.MaxStale), true
 		}
@@ -159,6 +107,13 @@ func (a *attach) fence(ctx context.Context, vol *providers.Volume) (step volume.
 // notYet is the step while the holder's silence is too short, and has the next try made in time.
 func (a *attach) notYet(holder string, left time.Duration) volume.Step {
 	a.atMost = max(left, 0) + time.Millisecond
+	return a.waiting(holder)
+}
+
+func (a *attach) waiting(holder string) volume.Step {
+	if last, _ := a.fences.last(holder); a.holder.fence.claim != "" && !last.at.Before(a.holder.fence.first) && last.refusal == nil {
+		return a.stepOfFence(holder, last)
+	}
 	return volume.Step{
 		Phase:  volume.WaitingForHolder,
 		Detail: fmt.Sprintf("still attached to node %s, which does not answer: it is powered off if nobody hears of it for %s", holder, fenceGrace),
@@ -190,10 +145,6 @@ func (a *attach) mayNotFence(ctx context.Context, vol *providers.Volume) string 
 	if a.holder.state, a.holder.asked = state, asked; state.Life != providers.Running {
 		return describe(state)
 	}
-	if why := a.witnessesObject(ctx, holder, fenceGrace); why != "" {
-		a.withdraw(ctx, vol)
-		return why
-	}
 	now, err := a.cloud.find(ctx, vol.Name)
 	switch {
 	case err != nil:
@@ -204,7 +155,15 @@ func (a *attach) mayNotFence(ctx context.Context, vol *providers.Volume) string 
 		f.claim = "" // the other one has it now
 		return "another node is about to do that"
 	}
-	return a.aboutToBeFenced(ctx, vol)
+	if why := a.aboutToBeFenced(ctx, vol); why != "" {
+		return why
+	}
+	f.asked = time.Now() // last, since it becomes old soonest
+	if why := a.witnessesObject(ctx, holder, fenceGrace); why != "" {
+		a.withdraw(ctx, vol)
+		return why
+	}
+	return ""
 }
 
 // witnessesObject asks the other nodes about the holder. It returns why it may be alive, or this node be the one that is cut off, or nothing.
@@ -213,12 +172,16 @@ func (a *attach) witnessesObject(ctx context.Context, holder string, grace time.
 	switch ago := time.Since(signs.Last).Round(time.Second); {
 	case !signs.Known:
 		return "no node has heard of it before, so that its port may be closed"
+	case !signs.Last.After(a.begun) && time.Since(a.begun) < bootGrace:
+		return "this node has just started, and it may be starting, too"
+	case time.Since(a.fences.lastOff(holder)) < bootGrace:
+		return "it may be starting: the cloud called it stopped just before"
 	case ago < grace && signs.By != "":
 		return fmt.Sprintf("node %s heard of it %s ago", signs.By, ago)
 	case ago < grace:
 		return fmt.Sprintf("it was heard of %s ago", ago)
 	case time.Since(signs.Left) < leavingGrace:
-		return fmt.Sprintf("it said %s ago that it was stopping", time.Since(signs.Left).Round(time.Second))
+		return fmt.Sprintf("it stopped or was started on purpose %s ago", time.Since(signs.Left).Round(time.Second))
 	}
 	return a.inTheMinority(ctx, signs)
 }
@@ -249,19 +212,24 @@ func (a *attach) inTheMinority(ctx context.Context, signs volume.Signs) string {
 
 // powerOff has the cloud power off the holder.
 func (a *attach) powerOff(ctx context.Context, vol *providers.Volume) volume.Step {
-	holder := vol.Attachment.Node
+	holder, f := vol.Attachment.Node, &a.holder.fence
+	silent := a.holder.peer.silentFor(holder)
+	if silent == 0 || time.Since(f.asked) >= evidenceFor {
+		return a.waiting(holder) // it was long ago that nobody objected
+	}
 	if a.fences.begin(holder) {
-		evidence := fmt.Sprintf("it has answered nobody for %s", a.holder.peer.silentFor(holder).Round(time.Second))
+		evidence := fmt.Sprintf("it has answered nobody for %s", silent.Round(time.Second))
 		log := a.log.WithFields(logrus.Fields{"volume": vol.Name, "id": vol.ID, "holder": holder})
-		log.WithField("evidence", evidence).Warn("The node that holds the volume is powered off")
-		off, cancel := context.WithTimeout(ctx, forceTimeout)
+		off, cancel := context.WithDeadline(ctx, f.asked.Add(evidenceFor))
 		defer cancel()
 		err := a.fencer.PowerOff(off, holder)
 		if errors.Is(err, providers.ErrNotFound) {
 			err = nil // the cloud says more when it is asked about the node
 		}
 		if err != nil {
-			log.WithError(err).Error("The node that holds the volume could not be powered off")
+			log.WithField("evidence", evidence).WithError(err).Error("The node that holds the volume could not be powered off")
+		} else {
+			log.WithField("evidence", evidence).Warn("The node that holds the volume is powered off")
 		}
 		if a.fences.end(holder, err) {
 			a.observer(volume.Fenced{Volume: vol.Name, ID: vol.ID, Holder: holder, Evidence: evidence})
@@ -271,22 +239,29 @@ func (a *attach) powerOff(ctx context.Context, vol *providers.Volume) volume.Ste
 	return a.stepOfFence(holder, last)
 }
 
-// endFence ends with the wait for a holder: a claim that has come to nothing is withdrawn. After one that was carried through the
-// node is started again, if it is to be.
+// endFence ends with the wait for a holder. A claim that has come to nothing is withdrawn. Of a node that the cloud was asked to
+// power off, and then called stopped, it is recorded that it is off, whatever the answer to the request was; it is started again, if
+// it is to be.
 func (a *attach) endFence(ctx context.Context, vol *providers.Volume) {
-	claim := a.holder.fence.claim
+	claim, first := a.holder.fence.claim, a.holder.fence.first
 	if claim == "" {
 		return
 	}
 	holder, _ := claimOf(claim)
-	if last, lately := a.fences.last(holder); !lately || last.refusal != nil {
+	last, _ := a.fences.last(holder)
+	off := a.fences.lastOff(holder).After(last.at)
+	if last.at.Before(first) || last.refusal != nil && !off {
 		a.withdraw(ctx, vol)
 		return
 	}
 	a.holder.fence.claim = ""
-	vol.Record[volume.KeyFence] = claim + wasOff // for those who read it before the cloud has it
+	if off {
+		vol.Record[volume.KeyFence] = claim + wasOff // for those who read it before the cloud has it
+	}
 	go func() {
-		a.record(a.life, vol.Name, claim, wasOff)
+		if off {
+			a.record(a.life, vol.Name, claim, wasOff)
+		}
 		if a.reboot {
 			a.startAgain(a.life, vol.Name, holder, claim)
 		}

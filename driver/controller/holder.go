@@ -100,7 +100,7 @@ func (w *peerWatch) run(ctx context.Context) {
 				w.log.WithField("volume", w.want.Volume).WithError(err).Info("The node that holds the volume cannot be asked: the cloud is")
 			}
 			wait, silent = silent, min(2*silent, mostSilent)
-			w.hear(volume.Holding{}, time.Time{})
+			w.hear(volume.Holding{}, time.Time{}, asked)
 		} else {
 			quick++
 			switch {
@@ -110,7 +110,7 @@ func (w *peerWatch) run(ctx context.Context) {
 				wait = 0
 			}
 			silent = leastSilent
-			w.hear(holding, time.Now())
+			w.hear(holding, time.Now(), asked)
 		}
 		_ = pause.For(ctx, wait)
 	}
@@ -129,14 +129,14 @@ func (w *peerWatch) whileWanted(ctx context.Context) (context.Context, context.C
 	return ctx, cancel
 }
 
-func (w *peerWatch) hear(holding volume.Holding, at time.Time) {
+func (w *peerWatch) hear(holding volume.Holding, at, asked time.Time) {
 	w.mu.Lock()
 	w.holding, w.heard, w.want.Known = holding, at, holding.State
 	switch {
 	case !at.IsZero():
 		w.used, w.silent = holding.State == volume.HoldsInUse || holding.State == volume.HoldsBusy, time.Time{}
 	case w.silent.IsZero():
-		w.silent = time.Now()
+		w.silent = asked
 	}
 	w.mu.Unlock()
 	select {
@@ -212,6 +212,7 @@ func (a *attach) wait(ctx context.Context, vol *providers.Volume) (*providers.Vo
 		case !answers:
 		case holding.State != volume.HoldsNothing:
 			longest = max(longest, heardEvery)
+			a.withdraw(ctx, vol)
 			a.begin(stepOf(holding, holder))
 			a.logStep(vol)
 		case a.letGoAt.IsZero() && a.holder.taken != holder: // else the cloud has had its time to show it

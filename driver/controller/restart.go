@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,17 +17,23 @@ const (
 	emptyWithin = time.Minute
 	// startWithin bounds the time for which the cloud is asked to start a node again.
 	startWithin = 15 * time.Minute
+	// resumeFor is how old, by this node's clock, a power-off may be for the next life of this process to go on with it.
+	resumeFor = time.Hour
 )
 
 // ResumeFences goes on with starting nodes again that this node had had powered off when its process ended: the volumes that it holds
 // tell of them.
 func (c *Controller) ResumeFences(ctx context.Context, here string, held []*providers.Volume) {
-	if !c.reboot || c.fencer == nil {
+	if !c.reboot || c.fencer == nil || c.resumed.Swap(true) {
 		return
 	}
 	for _, vol := range held {
 		claim := strings.TrimSuffix(vol.Record[volume.KeyFence], wasOff)
 		if of, by := claimOf(claim); by == here && of != here && vol.HeldBy(here) {
+			at, err := time.Parse(time.RFC3339, strings.Fields(claim)[3])
+			if err != nil || time.Since(at) > resumeFor { // who has it off since then wants it off
+				continue
+			}
 			if state, _ := c.nodeState(ctx, of); state.Life == providers.Stopped {
 				go c.startAgain(c.life, vol.Name, of, claim)
 			}
@@ -47,8 +54,11 @@ func (c *Controller) startAgain(ctx context.Context, name, holder, claim string)
 	for retry := (pause.Backoff{Most: 5 * time.Second}); retry.Wait(ctx) == nil; {
 		state, _ := c.nodeState(ctx, holder)
 		switch {
-		case state.Life == providers.Gone, state.Life == providers.Running && !off.IsZero():
-			return // somebody else has seen to it
+		case state.Life == providers.Gone:
+			return
+		case state.Life == providers.Running && !off.IsZero(): // somebody else has seen to it
+			c.record(ctx, name, claim, restarted)
+			return
 		case state.Life != providers.Stopped:
 			continue
 		case off.IsZero():
@@ -58,6 +68,9 @@ func (c *Controller) startAgain(ctx context.Context, name, holder, claim string)
 		if err != nil || len(held) > 0 && time.Since(off) < emptyWithin {
 			continue
 		}
+		if slices.ContainsFunc(held, func(v *providers.Volume) bool { return v.Attachment.State == providers.Detaching }) {
+			continue
+		}
 		err = c.fencer.PowerOn(ctx, holder)
 		if errors.Is(err, providers.ErrNotFound) {
 			return
@@ -65,6 +78,9 @@ func (c *Controller) startAgain(ctx context.Context, name, holder, claim string)
 		if err != nil {
 			log.WithError(err).Warn("The node that was powered off could not be started again yet")
 			continue
+		}
+		if c.witnesses != nil {
+			c.witnesses.Started(holder)
 		}
 		log.Warn("The node that was powered off is started again")
 		c.record(ctx, name, claim, restarted)

@@ -142,6 +142,9 @@ func (c *Controller) nodeState(ctx context.Context, node string) (providers.Node
 	if at := asked.At(); at.After(called) {
 		called = at // it had to wait for its turn
 	}
+	if state.Life == providers.Stopped {
+		c.fences.sawOff(node)
+	}
 	return state, called
 }
 

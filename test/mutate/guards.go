@@ -167,6 +167,34 @@ var guards = []guard{
 		code: `name, claim, restarted)`, without: `name, claim, wasOff)`,
 	},
 	{
+		protects: "a power-off is not asked for when it was long ago that nobody objected", file: "driver/controller/fence.go",
+		code: `silent == 0 || time.Since(f.asked) >= evidenceFor`, without: `time.Since(f.asked) >= time.Hour`,
+	},
+	{
+		protects: "a node that starts later than this one is not powered off", file: "driver/controller/fence.go",
+		code: `!signs.Last.After(a.begun) && time.Since(a.begun) < bootGrace`, without: `time.Since(a.begun) < 0`,
+	},
+	{
+		protects: "a claim that is carried through slowly is made anew", file: "driver/controller/fence.go",
+		code: `f.claim == "" || time.Since(f.claimed) >= offAgain`, without: `f.claim == ""`,
+	},
+	{
+		protects: "whether a node is off is the cloud's word, not the answer to a request", file: "driver/controller/fence.go",
+		code: `last.refusal != nil && !off`, without: `last.refusal != nil`,
+	},
+	{
+		protects: "a node that an operator switches off stays off", file: "driver/controller/restart.go",
+		code: ` || c.resumed.Swap(true)`, without: ``,
+	},
+	{
+		protects: "a node that is being started again is not powered off again", file: "driver/controller/restart.go",
+		code: `c.witnesses.Started(holder)`, without: `_ = c.witnesses`,
+	},
+	{
+		protects: "a power-off for which the cloud is busy is asked for again soon", file: "driver/controller/fences.go",
+		code: `errors.Is(refusal, providers.ErrBusy)`, without: `errors.Is(refusal, providers.ErrBusy) && false`,
+	},
+	{
 		protects: "a node is not gone for credentials that do not see this node either", file: "providers/managed/node.go",
 		code: `switch _, err := c.Status(ctx, self.ID); {
 	case errors.Is(err, providers.ErrNotFound):`, without: `switch _, err := c.Status(ctx, self.ID); {
