@@ -140,7 +140,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a node that another one is about to power off powers off none", file: "driver/controller/claim.go",
-		code: `of != me || by == me || !f.isFresh(claim)`, without: `of != "" || !f.isFresh(claim)`,
+		code: `of != me || by == me || !a.fences.isFresh(claim)`, without: `of != "" || !a.fences.isFresh(claim)`,
 	},
 	{
 		protects: "a node that wants to power off another waits until all claims before its own are shown", file: "driver/controller/fence.go",
@@ -156,7 +156,7 @@ var guards = []guard{
 	},
 	{
 		protects: "one node of several that want a volume has its holder powered off", file: "driver/controller/claim.go",
-		code: `of == holder && by != me && f.isFresh(theirs)`, without: `of == "" && by != me && f.isFresh(theirs)`,
+		code: `of == holder && by != me && a.fences.isFresh(theirs)`, without: `of == "" && by != me && a.fences.isFresh(theirs)`,
 	},
 	{
 		protects: "a node that was powered off is started again after its disks are gone", file: "driver/controller/restart.go",
@@ -164,7 +164,9 @@ var guards = []guard{
 	},
 	{
 		protects: "a node is not started again for a power-off of long ago", file: "driver/controller/restart.go",
-		code: `name, claim, restarted)`, without: `name, claim, wasOff)`,
+		code: `started again")
+		c.record(ctx, name, claim, restarted)`, without: `started again")
+		c.record(ctx, name, claim, wasOff)`,
 	},
 	{
 		protects: "a power-off is not asked for when it was long ago that nobody objected", file: "driver/controller/fence.go",
