@@ -12,7 +12,6 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/peer"
 	"github.com/blockvol/blockvol/providers/secret"
 )
@@ -91,13 +90,23 @@ func (p peerSettings) members(self func(context.Context) (string, error), file s
 // leaving is how long a node that stops tells others.
 const leaving = time.Second / 2
 
-// keepInTouch has the nodes of the cluster say hello to each other, until end, which tells others that this one is stopping.
-func keepInTouch(members *peer.Members, d *driver.Driver) (end func() error) {
+// finder finds nodes that are not known, by the addresses that the cloud tells.
+type finder func(ctx context.Context, known func(node string) bool) (map[string][]netip.Addr, error)
+
+// findNone is for nodes that power off no other one: it is enough that those which do find them.
+func findNone(context.Context, func(string) bool) (map[string][]netip.Addr, error) { return nil, nil }
+
+// keepInTouch has the nodes of the cluster say hello to each other, until end, which tells others that this one is stopping. So they do
+// whatever TAKEOVER is here: another node may have another policy, and must hear of this one.
+func keepInTouch(members *peer.Members, find finder) (end func() error) {
+	if members == nil {
+		return func() error { return nil }
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		members.Run(ctx, d.OtherNodes)
+		members.Run(ctx, find)
 	}()
 	return func() error {
 		stop()

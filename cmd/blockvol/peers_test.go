@@ -1,13 +1,22 @@
 package main
 
 import (
+	"context"
+	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/driver/peer"
 )
 
 const peerKey = "0123456789abcdef0123456789abcdef"
@@ -85,4 +94,27 @@ func TestEachOfTwoKeysIsASecret(t *testing.T) {
 	x := &examination{getenv: env(map[string]string{"PEER_KEY": peerKey + " " + former})}
 	assert.Contains(t, x.secrets(), peerKey)
 	assert.Contains(t, x.secrets(), former)
+}
+
+// Another node may have TAKEOVER=fence.
+func TestNodesAreGreetedAndToldOfAStopWhateverThePolicyIs(t *testing.T) {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	keys, err := peer.ParseKeys(peerKey, "default")
+	require.NoError(t, err)
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.2:0")
+	require.NoError(t, err)
+	port := netip.MustParseAddrPort(l.Addr().String()).Port()
+	other := peer.NewMembers(func(context.Context) (string, error) { return "i-other", nil }, peer.NewClient(keys, port, nil), "", log)
+	s := peer.Serve(l, keys, nil, other, log)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+
+	m := machine{dir: t.TempDir()}
+	require.NoError(t, os.MkdirAll(m.state(), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(m.state(), "peers.json"), []byte(`{"i-other":["127.0.0.2"]}`), 0o600))
+	p := m.start(t, "TAKEOVER=stopped", "PEER_KEY="+peerKey, fmt.Sprintf("PEER_LISTEN=127.0.0.1:%d", port))
+	require.Eventually(t, func() bool { return len(other.Known()) == 1 }, time.Minute, 10*time.Millisecond)
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	p.ends()
+	assert.NotZero(t, other.Signs(t.Context(), other.Known()[0]).Left)
 }

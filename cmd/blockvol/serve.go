@@ -215,10 +215,11 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 			return end(ctx)
 		}
 	}
-	undo = append(undo, inTime(d.Close), s.peers.serve(context.Background(), d, members, log))
+	find := finder(findNone)
 	if fencing.Witnesses != nil {
-		undo = append(undo, keepInTouch(members, d))
+		find = d.OtherNodes
 	}
+	undo = append(undo, inTime(d.Close), s.peers.serve(context.Background(), d, members, log), keepInTouch(members, find))
 	if err := operators.Serve(d, filepath.Join(p.state, "jobs")); err != nil {
 		return fail(err)
 	}

@@ -27,6 +27,34 @@ const (
 	maxAddresses = 4
 )
 
+// What an error of a Client shows of the node nevertheless, with errors.Is.
+var (
+	// ErrAlive: it has proved that it has the key, and answered something else, as one of another version does, or one that is stopping.
+	ErrAlive = errors.New("the node is alive")
+	// ErrOtherKey: what is there speaks TLS but does not have the key of this cluster, or does not accept this node's.
+	ErrOtherKey = errors.New("the node has another key")
+)
+
+// shows is an error that shows something as well.
+type shows struct {
+	error
+	what error
+}
+
+// Unwrap is for errors.Is.
+func (s shows) Unwrap() []error { return []error{s.error, s.what} }
+
+// rank is how much an error shows.
+func rank(err error) int {
+	switch {
+	case errors.Is(err, ErrAlive):
+		return 2
+	case errors.Is(err, ErrOtherKey):
+		return 1
+	}
+	return 0
+}
+
 // Client asks other nodes.
 type Client struct {
 	port    uint16
@@ -48,7 +76,8 @@ func NewClient(keys []Key, port uint16, known map[string][]netip.Addr) *Client {
 }
 
 // Ask asks a node for a volume, at these addresses unless others are set for it. It returns what the node has of it, once that is not
-// want.Known, or after ten seconds. Errors: the node has no address, does not answer, does not have the key, or is another one.
+// want.Known, or after ten seconds. Errors: the node has no address, does not answer (also ErrAlive), does not have the key (also
+// ErrOtherKey), or is another one.
 func (c *Client) Ask(ctx context.Context, addresses []netip.Addr, want volume.Want) (volume.Holding, error) {
 	var holding volume.Holding
 	if err := c.call(ctx, want.To, addresses, wantPath, longestAnswer+2*reachTimeout, want, &holding); err != nil {
@@ -59,7 +88,11 @@ func (c *Client) Ask(ctx context.Context, addresses []netip.Addr, want volume.Wa
 
 // Greet says hello to a node, at these addresses unless others are set for it. Errors: those of Ask.
 func (c *Client) Greet(ctx context.Context, to string, addresses []netip.Addr, hello Hello) (answer Hello, err error) {
-	if err := c.call(ctx, to, addresses, helloPath, 2*reachTimeout, hello, &answer); err != nil {
+	limit := 2 * reachTimeout
+	if hello.About != "" {
+		limit += lookTimeout
+	}
+	if err := c.call(ctx, to, addresses, helloPath, limit, hello, &answer); err != nil {
 		return Hello{}, err
 	}
 	return answer, nil
@@ -82,8 +115,14 @@ func (c *Client) call(ctx context.Context, node string, addresses []netip.Addr, 
 			if err == nil {
 				return nil
 			}
-			failure = fmt.Errorf("node %s does not answer at %s: %w", node, address, err)
-			if !unproved(err) {
+			refused := unproved(err)
+			if refused {
+				err = shows{err, ErrOtherKey}
+			}
+			if rank(err) >= rank(failure) {
+				failure = fmt.Errorf("node %s does not answer at %s: %w", node, address, err)
+			}
+			if !refused {
 				break
 			}
 		}
@@ -103,15 +142,24 @@ func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse
 func ask(ctx context.Context, client *http.Client, url string, limit time.Duration, question []byte, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(question))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(question)) //nolint:gosec // nobody learns anything there, or is believed, without the key
 	if err != nil {
 		return err
 	}
-	answer, err := client.Do(r)
+	answer, err := client.Do(r) //nolint:gosec // as above
 	if err != nil {
 		return err
 	}
 	defer func() { _ = answer.Body.Close() }()
+	err = read(answer, into)
+	if err != nil && answer.StatusCode != http.StatusMisdirectedRequest { // else another node answers there
+		err = shows{err, ErrAlive}
+	}
+	return err
+}
+
+// read reads an answer. Errors: it is a refusal, or cannot be understood.
+func read(answer *http.Response, into any) error {
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/internal/pause"
 )
 
 // net of nodes that carries hellos, unless something is in the way.
@@ -29,7 +30,9 @@ type network struct {
 	mu    sync.Mutex
 	nodes map[string]*Members // those that run
 	cut   map[[2]string]bool  // ways on which nothing passes, from and to
+	delay time.Duration       // until a hello is there, or is given up
 	said  int
+	to    map[string]int // by node
 }
 
 // on is the network as one node has it.
@@ -49,7 +52,15 @@ func (o on) Greet(ctx context.Context, to string, _ []netip.Addr, hello Hello) (
 		other = nil
 	}
 	o.said++
+	if o.to == nil {
+		o.to = make(map[string]int)
+	}
+	o.to[to]++
+	delay := o.delay
 	o.mu.Unlock()
+	if err := pause.For(ctx, delay); err != nil {
+		return Hello{}, err
+	}
 	if other == nil {
 		return Hello{}, net.ErrClosed
 	}
@@ -187,7 +198,7 @@ func TestTheNodesThatWereMetAreRemembered(t *testing.T) {
 	self := func(context.Context) (string, error) { return "i-1", nil }
 	m := NewMembers(self, on{&network{}, "i-1"}, file, log)
 	_, err := m.Hello(t.Context(), Hello{From: "i-2", To: "i-1", Nodes: map[string]Sign{
-		"i-3": {Heard: time.Second, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.3")}}, "i-4": {Heard: -1},
+		"i-3": {Met: true, Heard: time.Second, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.3")}}, "i-4": {Heard: -1},
 	}}, netip.MustParseAddr("10.0.0.2"))
 	require.NoError(t, err)
 	again := NewMembers(self, on{&network{}, "i-1"}, file, log)
@@ -239,7 +250,7 @@ func TestNodesSayHello(t *testing.T) {
 	other := func(id, secret string) *Members {
 		m := NewMembers(func(context.Context) (string, error) { return id, nil }, NewClient(keys(t, secret), at.Port(), nil), "", log)
 		m.mu.Lock()
-		m.note("i-1", []netip.Addr{at.Addr()}, time.Time{}, "")
+		m.note("i-1", []netip.Addr{at.Addr()})
 		m.mu.Unlock()
 		return m
 	}
@@ -254,7 +265,7 @@ func TestNodesSayHello(t *testing.T) {
 	liar := answering(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"From":"i-7"}`) })
 	fooled := NewMembers(func(context.Context) (string, error) { return "i-5", nil }, NewClient(keys(t, secret), liar.Port(), nil), "", log)
 	fooled.mu.Lock()
-	fooled.note("i-1", []netip.Addr{liar.Addr()}, time.Time{}, "")
+	fooled.note("i-1", []netip.Addr{liar.Addr()})
 	fooled.mu.Unlock()
 	require.EqualError(t, fooled.greet(t.Context(), "i-1", nil), "node i-7 answers in place of node i-1")
 	assert.Empty(t, fooled.Known())

@@ -1,6 +1,6 @@
 // Package peer is what the nodes of a cluster tell each other: who uses a volume, please let go of it, you have it now.
 //
-// A node is asked when the cloud calls it the holder of a volume that another one wants; nothing is sent otherwise. All nodes have one
+// A node is asked when the cloud calls it the holder of a volume that another one wants, and says hello to those it has met. All nodes have one
 // key, from which each makes the same pair of keys for TLS 1.3. A connection is made only if both sides prove that they have it; to
 // anybody else a node does not even show its certificate. Nothing that a node answers makes another one detach a disk by force.
 package peer

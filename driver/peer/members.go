@@ -3,9 +3,9 @@ package peer
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
@@ -38,18 +38,49 @@ type Members struct {
 	begun  time.Time
 	wanted chan struct{} // has one element while a node is asked for a volume although nobody has been met
 
-	mu    sync.Mutex
-	nodes map[string]*member
+	looking chan struct{} // has one element for each node that is greeted because another one asks about it
+	looks   flights[struct{}]
+	asked   flights[volume.Signs]
+
+	mu      sync.Mutex
+	nodes   map[string]*member
+	leaving bool // this node says that it is stopping
+	changed bool // the file does not have the nodes that were met
+	saving  bool // somebody writes it
 }
 
 // member is another node.
 type member struct {
 	addresses []netip.Addr
-	met       bool      // somebody has heard of it; otherwise it is in the cloud's description only
-	heard     time.Time // when last; zero if not since the start
+	met       bool      // it has answered some node, or said hello; otherwise its port may be closed
 	noted     time.Time // since when it is known
-	by        string    // who has; empty for this node
-	left      time.Time // when it said that it was stopping; zero if it was heard of since
+	own       sight     // what this node has heard of it itself
+	told      sight     // what others have
+	by        string    // who has told of told.heard
+	otherKey  bool      // what was last heard of it here is that it has another key
+}
+
+// sight is when a node was last heard of, and when it said that it was stopping. Either is zero if it was not since the start.
+type sight struct{ heard, left time.Time }
+
+// heard is when the node was last heard of, and by whom; empty for this node.
+func (n *member) heard() (at time.Time, by string) {
+	if n.told.heard.After(n.own.heard) {
+		return n.told.heard, n.by
+	}
+	return n.own.heard, ""
+}
+
+// left is when the node said that it was stopping; zero if it was heard of afterwards, for longer than a process takes to stop.
+func (n *member) left() time.Time {
+	at := n.own.left
+	if n.told.left.After(at) {
+		at = n.told.left
+	}
+	if heard, _ := n.heard(); heard.Sub(at) > stopping {
+		return time.Time{}
+	}
+	return at
 }
 
 const (
@@ -61,11 +92,18 @@ const (
 	helloNodes = 32
 	// rememberFor is how long a node that nobody has heard of counts as one of the cluster.
 	rememberFor = 24 * time.Hour
+	// stopping is how long a process that has said that it is stopping may go on to ask and to answer.
+	stopping = 10 * time.Second
+	// maxMembers is how many nodes are known at most.
+	maxMembers = 4096
 )
 
 // NewMembers reads the file, if there is one. self tells which node this is.
 func NewMembers(self func(context.Context) (string, error), via Transport, file string, log logrus.FieldLogger) *Members {
-	m := &Members{self: self, via: via, file: file, log: log, begun: time.Now(), wanted: make(chan struct{}, 1), nodes: make(map[string]*member)}
+	m := &Members{
+		self: self, via: via, file: file, log: log, begun: time.Now(), wanted: make(chan struct{}, 1), nodes: make(map[string]*member),
+		looking: make(chan struct{}, lookingAtOnce),
+	}
 	var saved map[string][]netip.Addr
 	if text, err := os.ReadFile(file); err == nil {
 		if err := json.Unmarshal(text, &saved); err != nil {
@@ -73,28 +111,35 @@ func NewMembers(self func(context.Context) (string, error), via Transport, file 
 		}
 	}
 	for id, addresses := range saved {
-		m.nodes[id] = &member{addresses: addresses[:min(len(addresses), maxAddresses)], met: true, noted: m.begun}
+		if len(m.nodes) < maxMembers {
+			m.nodes[id] = &member{addresses: addresses[:min(len(addresses), maxAddresses)], met: true, noted: m.begun}
+		}
 	}
 	return m
 }
 
-// save remembers the nodes that were met. The caller holds mu.
+// save remembers the nodes that were met, if that has changed. While one caller writes, others leave to it what is new.
 func (m *Members) save() {
-	if m.file == "" {
-		return
-	}
-	met := make(map[string][]netip.Addr)
-	for id, n := range m.nodes {
-		if n.met {
-			met[id] = n.addresses
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for m.changed && !m.saving && m.file != "" {
+		met := make(map[string][]netip.Addr)
+		for id, n := range m.nodes {
+			if n.met {
+				met[id] = n.addresses
+			}
 		}
-	}
-	text, err := json.Marshal(met)
-	if err == nil {
-		err = host.ReplaceFile(m.file, m.file+".part", text, nil)
-	}
-	if err != nil {
-		m.log.WithError(err).WithField("file", m.file).Warn("Which other nodes there are cannot be remembered")
+		text, err := json.Marshal(met)
+		m.changed, m.saving = false, true
+		m.mu.Unlock()
+		if err == nil {
+			err = host.ReplaceFile(m.file, m.file+".part", text, nil)
+		}
+		if err != nil {
+			m.log.WithError(err).WithField("file", m.file).Warn("Which other nodes there are cannot be remembered")
+		}
+		m.mu.Lock()
+		m.saving = false
 	}
 }
 
@@ -107,63 +152,83 @@ func (m *Members) Ask(ctx context.Context, addresses []netip.Addr, want volume.W
 		}
 	}
 	holding, err := m.via.Ask(ctx, addresses, want)
-	if err == nil {
-		m.heard(want.To, addresses...)
-	}
+	m.answered(want.To, addresses, err)
 	return holding, err
 }
 
-// heard takes in a sign of life of a node that this one has had itself.
-func (m *Members) heard(node string, addresses ...netip.Addr) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.note(node, addresses, time.Now(), "")
+// answered takes in what came of a question to a node: also an error can be a sign of life.
+func (m *Members) answered(node string, addresses []netip.Addr, err error) {
+	switch {
+	case err == nil, errors.Is(err, ErrAlive):
+		m.heard(node, true, addresses...)
+	case errors.Is(err, ErrOtherKey):
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if n := m.note(node, nil); n != nil {
+			n.own.heard, n.otherKey = time.Now(), true
+		}
+	}
 }
 
-// note takes in that somebody has heard of a node at that time; zero if nobody has. The caller holds mu.
-func (m *Members) note(node string, addresses []netip.Addr, at time.Time, by string) {
+// heard takes in that this node has heard of another one itself. met tells that it has answered, or said hello.
+func (m *Members) heard(node string, met bool, addresses ...netip.Addr) {
+	defer m.save()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.note(node, addresses); n != nil {
+		n.own.heard, n.otherKey = time.Now(), false
+		m.meet(n, met)
+	}
+}
+
+// note returns the node, which is known from now on, unless there are too many: nil. The caller holds mu.
+func (m *Members) note(node string, addresses []netip.Addr) *member {
 	n := m.nodes[node]
 	if n == nil {
+		if len(m.nodes) >= maxMembers {
+			return nil
+		}
 		n = &member{noted: time.Now()}
 		m.nodes[node] = n
-	}
-	changed := !n.met && !at.IsZero()
-	if at.After(n.heard) {
-		n.met, n.heard, n.by = true, at, by
-		if at.After(n.left) {
-			n.left = time.Time{}
-		}
 	}
 	for _, a := range addresses {
 		// What the node's own connection shows, or who was told by it, comes first; nothing that others tell takes an address away.
 		if !slices.Contains(n.addresses, a) && len(n.addresses) < maxAddresses {
 			n.addresses = append(n.addresses, a)
-			changed = changed || n.met
+			m.changed = m.changed || n.met
 		}
 	}
-	if changed {
-		m.save()
+	return n
+}
+
+// meet takes in whether a node has answered, or said hello. The caller holds mu.
+func (m *Members) meet(n *member, met bool) {
+	if met && !n.met {
+		n.met, m.changed = true, true
 	}
 }
 
-// forgetOld forgets the nodes that nobody has heard of for a day. The caller holds mu.
+// forgetOld forgets the nodes that nobody has heard of for a day.
 func (m *Members) forgetOld() {
+	defer m.save()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	before := len(m.nodes)
 	maps.DeleteFunc(m.nodes, func(_ string, n *member) bool {
-		return time.Since(n.heard) > rememberFor && time.Since(n.noted) > rememberFor
+		heard, _ := n.heard()
+		return time.Since(heard) > rememberFor && time.Since(n.noted) > rememberFor
 	})
-	if len(m.nodes) < before {
-		m.save()
-	}
+	m.changed = m.changed || len(m.nodes) < before
 }
 
 // Forget forgets a node that the cloud says is gone.
 func (m *Members) Forget(node string) {
+	defer m.save()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.nodes[node] != nil {
 		delete(m.nodes, node)
-		m.save()
+		m.changed = true
 	}
 }
 
@@ -172,19 +237,6 @@ func (m *Members) Knows(node string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.nodes[node] != nil
-}
-
-// some returns the ids of so many nodes, chosen at random, but not of one. The caller holds mu.
-func (m *Members) some(most int, but string) []string {
-	ids := slices.DeleteFunc(slices.Collect(maps.Keys(m.nodes)), func(id string) bool { return id == but })
-	slices.Sort(ids) // so that the order of a map has no part in the choice
-	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-	return ids[:min(len(ids), most)]
-}
-
-// Run says hello to the others until ctx ends. While none is known, find is asked for some, by node; it is told which nodes are known.
-func (m *Members) Run(ctx context.Context, find func(ctx context.Context, known func(node string) bool) (map[string][]netip.Addr, error)) {
-	m.run(ctx, find)
 }
 
 // Known are the nodes that somebody has heard of, sorted.

@@ -27,7 +27,7 @@ func (v village) Greet(_ context.Context, to string, _ []netip.Addr, hello Hello
 	if to != v.answers {
 		return Hello{}, errors.New("no answer")
 	}
-	return Hello{From: to, To: hello.From, Nodes: map[string]Sign{v.dead: {Heard: time.Minute}}}, nil
+	return Hello{From: to, To: hello.From, Nodes: map[string]Sign{v.dead: {Met: true, Heard: time.Minute}}}, nil
 }
 
 func TestWhoIsThereIsFoundOutWhenANodeIsAskedForAVolume(t *testing.T) {

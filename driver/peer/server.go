@@ -109,12 +109,16 @@ func (s *Server) want(w http.ResponseWriter, r *http.Request) {
 	}
 	defer s.answering.Done()
 	want.From = sanitize.Clip(want.From)
-	s.members.heard(want.From, from(r))
+	if _, err := s.members.isMeant(r.Context(), want.From, want.To); err != nil {
+		refuse(w, err)
+		return
+	}
+	s.members.heard(want.From, false, from(r)) // it may be of a version that says no hello
 	ctx, cancel := context.WithTimeout(r.Context(), longestAnswer)
 	defer cancel()
 	holding, err := s.holder.Yield(ctx, want)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+		refuse(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -134,11 +138,20 @@ func (s *Server) hello(w http.ResponseWriter, r *http.Request) {
 	defer s.answering.Done()
 	answer, err := s.members.Hello(r.Context(), hello, from(r))
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+		refuse(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// refuse tells why there is no answer. Only that another node is meant is no sign of life of that one.
+func refuse(w http.ResponseWriter, err error) {
+	status := http.StatusServiceUnavailable
+	if _, is := errors.AsType[elsewhere](err); is {
+		status = http.StatusMisdirectedRequest
+	}
+	http.Error(w, err.Error(), status)
 }
 
 // from is where a question comes from.

@@ -7,6 +7,6 @@ func (m *Members) Started(node string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if n := m.nodes[node]; n != nil {
-		n.left = time.Now()
+		n.own.left = time.Now()
 	}
 }

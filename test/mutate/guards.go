@@ -203,8 +203,56 @@ var guards = []guard{
 	case false:`,
 	},
 	{
+		protects: "a node that one other cannot reach is heard of by those whom that one asks", file: "driver/peer/hello.go",
+		code: `	if hello.About != "" {
+		m.look(`, without: `	if hello.About == self {
+		m.look(`,
+	},
+	{
+		protects: "an answer that cannot be used is a sign of life", file: "driver/peer/members.go",
+		code: `case err == nil, errors.Is(err, ErrAlive):`, without: `case err == nil:`,
+	},
+	{
+		protects: "an answer of another node is no sign of life", file: "driver/peer/client.go",
+		code: `answer.StatusCode != http.StatusMisdirectedRequest`, without: `answer != nil`,
+	},
+	{
+		protects: "a node with another key is alive", file: "driver/peer/client.go",
+		code: `err = shows{err, ErrOtherKey}`, without: `err = shows{err, err}`,
+	},
+	{
+		protects: "a node that does not know which it is answers that it is there", file: "driver/peer/server.go",
+		code: `status := http.StatusServiceUnavailable`, without: `status := http.StatusMisdirectedRequest`,
+	},
+	{
+		protects: "a node that is stopping does not unsay it", file: "driver/peer/hello.go",
+		code: `Leaving: m.leaving,`, without: ``,
+	},
+	{
+		protects: "a node that only asks for volumes is not known to answer", file: "driver/peer/server.go",
+		code: `s.members.heard(want.From, false, from(r))`, without: `s.members.heard(want.From, true, from(r))`,
+	},
+	{
+		protects: "nor is one of which others have heard only that", file: "driver/peer/hello.go",
+		code: `m.meet(n, s.Met)`, without: `m.meet(n, true)`,
+	},
+	{
+		protects: "what is told of a node does not become younger by being told on", file: "driver/peer/hello.go",
+		code: `	if !n.own.heard.IsZero() {
+		s.Heard = now.Sub(n.own.heard)`, without: `	if at, _ := n.heard(); !at.IsZero() {
+		s.Heard = now.Sub(at)`,
+	},
+	{
+		protects: "what others said to one whose time ran out is not what they say", file: "driver/peer/signs.go",
+		code: `own.cut = value, time.Now(), ctx.Err() != nil`, without: `own.cut = value, time.Now(), false`,
+	},
+	{
+		protects: "nodes keep in touch, whatever the policy of this one is", file: "cmd/blockvol/serve.go",
+		code: `keepInTouch(members, find))`, without: `keepInTouch(nil, find))`,
+	},
+	{
 		protects: "a node that the cloud has told of is greeted before it is forgotten", file: "driver/peer/members.go",
-		code: `time.Since(n.heard) > rememberFor && time.Since(n.noted) > rememberFor`, without: `time.Since(n.heard) > rememberFor`,
+		code: `time.Since(heard) > rememberFor && time.Since(n.noted) > rememberFor`, without: `time.Since(heard) > rememberFor`,
 	},
 	{
 		protects: "this node itself is not powered off", file: "providers/managed/fence.go",
