@@ -2,8 +2,10 @@ package driver
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"regexp"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,10 +26,13 @@ func (p fakePeers) Greet(ctx context.Context, to string, _ []netip.Addr, hello p
 	if m := w.machines[to]; m != nil && !w.parted(p.machine.name, to) && m.answering != nil && !time.Now().Before(m.frozen) && !time.Now().Before(p.machine.frozen) {
 		other, members = m.answering, m.answering.members
 	}
+	refuses := w.machines[to] != nil && w.machines[to].refuses
 	w.mu.Unlock()
 	switch {
 	case p.dead.Load():
 		return peer.Hello{}, errDead
+	case refuses:
+		return peer.Hello{}, fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 	case members == nil || other.dead.Load():
 		return peer.Hello{}, errUnreachable
 	}
@@ -537,6 +542,19 @@ func TestAPowerOffForWhichTheCloudIsBusyIsAskedForAgainSoon(t *testing.T) {
 		w.set(func() { w.busyPower = time.Now().Add(40 * time.Second) })
 		result := wanting(t, b, "data", 2*time.Minute)
 		assert.Less(t, powered(t, w, a, time.Minute), 46*time.Second)
+		require.NoError(t, <-result)
+	})
+}
+
+// An engine that starts again takes the plugin away without a word, and for longer than a node's silence may last.
+func TestANodeWhosePluginIsBeingStartedAgainIsNotPoweredOff(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
+		a.current.dead.Store(true)
+		w.set(func() { a.refuses = true })
+		result := wanting(t, b, "data", 4*time.Minute)
+		comes(t, "is not powered off: its machine answers but its plugin does not, and is given 2m0s to start$", func() string { return why(t, b, "data") })
+		took := powered(t, w, a, 3*time.Minute)
+		assert.Greater(t, took, 85*time.Second)
 		require.NoError(t, <-result)
 	})
 }

@@ -121,6 +121,7 @@ type machine struct {
 	newer      map[string]error // by name: volumes whose entries a later version has written
 	slots      int              // how many disks it can have; 0 for any number
 	frozen     time.Time        // until when nothing on it runs
+	refuses    bool             // its kernel tells those who ask that its plugin is not there
 	ghosts     map[string]ghost // by disk: devices of disks that were taken from it and are in its kernel still
 	errors     uint64           // that its kernel has met
 	boot       int

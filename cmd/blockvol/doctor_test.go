@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -105,6 +106,10 @@ func TestDoctorFindsFaultsOfARealProcess(t *testing.T) {
 	open := filepath.Join(t.TempDir(), "open")
 	require.NoError(t, os.WriteFile(open, []byte(token), 0o644))
 	cloud := []string{"PROVIDER=hetzner", "HCLOUD_ENDPOINT=http://127.0.0.1:1/v1", "HCLOUD_METADATA_URL=http://127.0.0.1:1"}
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = taken.Close() })
+	key := "PEER_KEY=0123456789abcdef0123456789abcdef"
 	for name, c := range map[string]struct {
 		env    []string
 		flags  []string
@@ -113,19 +118,26 @@ func TestDoctorFindsFaultsOfARealProcess(t *testing.T) {
 		state  string
 		want   []string
 	}{
-		"nothing":                    {state: admin.Serving},
-		"a wrong provider":           {env: []string{"PROVIDER=amazon"}, state: admin.Broken, want: []string{"not-serving"}},
-		"a wrong cluster":            {env: []string{"CLUSTER=-"}, state: admin.Broken, want: []string{"not-serving"}},
-		"a wrong command line":       {flags: []string{"--wrong"}, state: admin.Broken, want: []string{"not-serving"}},
-		"a wrong takeover":           {env: []string{"TAKEOVER=maybe"}, state: admin.Serving, want: []string{"no-create"}},
-		"a wrong log level":          {env: []string{"LOG_LEVEL=loud"}, state: admin.Serving, want: []string{"setting-ignored"}},
-		"another cloud's token":      {env: []string{"HCLOUD_TOKEN=" + token}, state: admin.Serving, want: []string{"setting-unused"}},
-		"no token":                   {env: []string{"PROVIDER=hetzner"}, state: admin.Broken, want: []string{"not-serving"}},
-		"a cloud that is away":       {env: append([]string{"HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown"}},
-		"a token that others read":   {env: append([]string{"HCLOUD_TOKEN_FILE=" + open}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "secret-readable"}},
-		"nothing to fence with":      {env: []string{"TAKEOVER=fence"}, state: admin.Serving, want: []string{"no-fence"}},
-		"fencing, and away":          {env: append([]string{"TAKEOVER=fence", "CLUSTER=-", "HCLOUD_TOKEN=" + token}, cloud...), state: admin.Broken, want: []string{"not-serving", "identity-unknown"}},
-		"a short key for peers":      {env: []string{"PEER_KEY=hunter2hunter2"}, state: admin.Serving, want: []string{"no-peers"}},
+		"nothing":                        {state: admin.Serving},
+		"a wrong provider":               {env: []string{"PROVIDER=amazon"}, state: admin.Broken, want: []string{"not-serving"}},
+		"a wrong cluster":                {env: []string{"CLUSTER=-"}, state: admin.Broken, want: []string{"not-serving"}},
+		"a wrong command line":           {flags: []string{"--wrong"}, state: admin.Broken, want: []string{"not-serving"}},
+		"a wrong takeover":               {env: []string{"TAKEOVER=maybe"}, state: admin.Serving, want: []string{"no-create"}},
+		"a wrong log level":              {env: []string{"LOG_LEVEL=loud"}, state: admin.Serving, want: []string{"setting-ignored"}},
+		"another cloud's token":          {env: []string{"HCLOUD_TOKEN=" + token}, state: admin.Serving, want: []string{"setting-unused"}},
+		"no token":                       {env: []string{"PROVIDER=hetzner"}, state: admin.Broken, want: []string{"not-serving"}},
+		"a cloud that is away":           {env: append([]string{"HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown"}},
+		"a token that others read":       {env: append([]string{"HCLOUD_TOKEN_FILE=" + open}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "secret-readable"}},
+		"nothing to fence with":          {env: []string{"TAKEOVER=fence"}, state: admin.Serving, want: []string{"no-fence"}},
+		"fencing, and away":              {env: append([]string{"TAKEOVER=fence", "CLUSTER=-", "HCLOUD_TOKEN=" + token}, cloud...), state: admin.Broken, want: []string{"not-serving", "identity-unknown"}},
+		"a short key for peers":          {env: []string{"PEER_KEY=hunter2hunter2"}, state: admin.Serving, want: []string{"no-peers"}},
+		"a port for peers that is taken": {env: []string{key, "PEER_LISTEN=" + taken.Addr().String()}, state: admin.Serving, want: []string{"peers-deaf"}},
+		"a peer that is away": {before: func(t *testing.T, m machine) {
+			t.Helper()
+			require.NoError(t, os.MkdirAll(m.state(), 0o700))
+			require.NoError(t, os.WriteFile(filepath.Join(m.state(), "peers.json"), []byte(`{"i-9":["127.0.0.9"]}`), 0o600))
+		}, env: []string{key, "PEER_LISTEN=127.0.0.8:7399"}, state: admin.Serving, want: []string{"peers-silent"}},
+		"no peer yet":                {env: []string{key, "PEER_LISTEN=127.0.0.7:7399"}, state: admin.Serving},
 		"a token in a wrong setting": {env: append([]string{"LOG_LEVEL=" + token, "HCLOUD_TOKEN_FILE=" + secret}, cloud...), state: admin.Serving, want: []string{"identity-unknown", "setting-ignored"}},
 		"a wrong cluster, away":      {env: append([]string{"CLUSTER=-", "HCLOUD_TOKEN=" + token}, cloud...), state: admin.Broken, want: []string{"not-serving", "identity-unknown"}},
 		"an open state directory":    {after: func(t *testing.T, m machine) { t.Helper(); require.NoError(t, os.Chmod(m.state(), 0o755)) }, state: admin.Serving, want: []string{"directory-open"}},

@@ -16,6 +16,7 @@ import (
 	"github.com/blockvol/blockvol/driver"
 	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/driver/node"
+	"github.com/blockvol/blockvol/driver/peer"
 	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/mount"
 	"github.com/blockvol/blockvol/plugin/admin"
@@ -34,6 +35,8 @@ type examination struct {
 	mu       sync.Mutex
 	provider providers.Provider // nil: it could not be made
 	driver   *driver.Driver     // nil: no volumes are served
+	members  *peer.Members      // nil: nodes do not ask each other
+	deaf     error              // why this node cannot be asked
 }
 
 // addTo makes the checks part of what operators can ask for.
@@ -42,6 +45,7 @@ func (x *examination) addTo(operators *admin.Server) {
 	operators.AddCheck("the settings", x.checkSettings)
 	operators.AddCheck("the machine", x.checkMachine)
 	operators.AddCheck("the directories", x.checkDirs)
+	operators.AddCheck("the other nodes", x.checkPeers)
 	operators.AddCheck("the cloud and the volumes", x.checkVolumes)
 }
 
@@ -49,6 +53,12 @@ func (x *examination) set(provider providers.Provider, d *driver.Driver) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.provider, x.driver = provider, d
+}
+
+func (x *examination) setPeers(members *peer.Members, deaf error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.members, x.deaf = members, deaf
 }
 
 func (x *examination) known() (providers.Provider, *driver.Driver) {

@@ -119,15 +119,15 @@ func keepInTouch(members *peer.Members, find finder) (end func() error) {
 }
 
 // serve answers other nodes. Without a key, or if that cannot be done, the plugin works as if they did not answer it, either.
-func (p peerSettings) serve(ctx context.Context, holder peer.Holder, members *peer.Members, log logrus.FieldLogger) (end func() error) {
+func (p peerSettings) serve(ctx context.Context, holder peer.Holder, members *peer.Members, log logrus.FieldLogger) (end func() error, deaf error) {
 	none := func() error { return nil }
 	if p.keys == nil {
-		return none
+		return none, nil
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", p.listen)
 	if err != nil {
 		log.WithError(err).Warn("PEER_LISTEN cannot be listened on: other nodes cannot ask this one to let go of volumes, and ask the cloud")
-		return none
+		return none, err
 	}
 	log.WithField("address", l.Addr().String()).Info("Other nodes of this cluster are answered")
 	s := peer.Serve(l, p.keys, holder, members, log)
@@ -136,5 +136,5 @@ func (p peerSettings) serve(ctx context.Context, holder peer.Holder, members *pe
 			return err
 		}
 		return nil
-	}
+	}, nil
 }

@@ -219,7 +219,9 @@ func open(p options, s settings, getenv func(string) string, stop func(), operat
 	if fencing.Witnesses != nil {
 		find = d.OtherNodes
 	}
-	undo = append(undo, inTime(d.Close), s.peers.serve(context.Background(), d, members, log), keepInTouch(members, find))
+	silence, deaf := s.peers.serve(context.Background(), d, members, log)
+	undo = append(undo, inTime(d.Close), silence, keepInTouch(members, find))
+	x.setPeers(members, deaf)
 	if err := operators.Serve(d, filepath.Join(p.state, "jobs")); err != nil {
 		return fail(err)
 	}

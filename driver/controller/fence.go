@@ -18,7 +18,8 @@ import (
 //  1. The cloud has just said that it runs. (So this node reaches the cloud.)
 //  2. It has not answered this node, which asked again and again, for fenceGrace.
 //  3. It has been heard of before, and nobody who answers this node has heard of it for fenceGrace.
-//  4. It has not said that it was stopping, in the last leavingGrace.
+//  4. It has not said that it was stopping, in the last leavingGrace; and if its machine refuses connections, so that only its plugin is
+//     away, it has been silent for as long.
 //  5. This node reaches the larger part of the nodes that it knew and that the cloud does not call stopped or gone, itself and the holder
 //     counted. Where there are but the two, none is the larger part, and the next point decides.
 //  6. Nobody is about to power off this node. Each claims the volume for it first, in the volume's Record in the cloud, and looks whether one
@@ -172,6 +173,10 @@ func (a *attach) witnessesObject(ctx context.Context, holder string, grace time.
 	switch ago := time.Since(signs.Last).Round(time.Second); {
 	case !signs.Known:
 		return "no node has heard of it before, so that its port may be closed"
+	case signs.OtherKey:
+		return "it has another key than this node, and may be alive; see docs/peers.md"
+	case signs.Refused && a.holder.peer.silentFor(holder) < leavingGrace:
+		return fmt.Sprintf("its machine answers but its plugin does not, and is given %s to start", leavingGrace)
 	case !signs.Last.After(a.begun) && time.Since(a.begun) < bootGrace:
 		return "this node has just started, and it may be starting, too"
 	case time.Since(a.fences.lastOff(holder)) < bootGrace:

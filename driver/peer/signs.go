@@ -2,9 +2,11 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/blockvol/blockvol/driver/volume"
@@ -57,7 +59,12 @@ func (m *Members) askAll(ctx context.Context, node string) (signs volume.Signs) 
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	turn := make(chan struct{}, asking)
-	all.Go(func() { _ = m.greet(ctx, node, nil) })
+	all.Go(func() {
+		refused := errors.Is(m.greet(ctx, node, nil), syscall.ECONNREFUSED)
+		mu.Lock()
+		defer mu.Unlock()
+		signs.Refused = refused
+	})
 	for _, id := range others {
 		all.Go(func() {
 			err := inTurn(ctx, turn, func(ctx context.Context) error {

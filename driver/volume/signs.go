@@ -13,6 +13,9 @@ type Signs struct {
 	// address. Nothing else can be learned of it until both have a key in common.
 	OtherKey bool
 
+	// Refused: its machine is there and refuses the connection, as it does while its plugin is being started again.
+	Refused bool
+
 	Answering []string // other nodes that answer this one now
 	Silent    []string // those that do not, although they have before
 }

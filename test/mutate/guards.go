@@ -197,6 +197,10 @@ var guards = []guard{
 		code: `errors.Is(refusal, providers.ErrBusy)`, without: `errors.Is(refusal, providers.ErrBusy) && false`,
 	},
 	{
+		protects: "a node whose plugin is being started again is not powered off", file: "driver/controller/fence.go",
+		code: `case signs.Refused && `, without: `case false && `,
+	},
+	{
 		protects: "a node is not gone for credentials that do not see this node either", file: "providers/managed/node.go",
 		code: `switch _, err := c.Status(ctx, self.ID); {
 	case errors.Is(err, providers.ErrNotFound):`, without: `switch _, err := c.Status(ctx, self.ID); {
