@@ -157,7 +157,7 @@ func TestDoctorsFindingsAreDocumented(t *testing.T) {
 		"modules-dep": true, "blockvol-doctor": true, "loop-control": true, "util-linux": true, "btrfs-progs": true, "instance-id": true,
 	}
 	used := map[string]bool{"problem": true, "warning": true, "ok": true, "starting": true, "stray": true}
-	for _, pattern := range []string{"*/*/examine.go", "*/examine.go", "driver/doctor.go", "plugin/admin/doctor.go", "cmd/blockvol/doctor.go"} {
+	for _, pattern := range []string{"*/*/examine.go", "*/examine.go", "driver/doctor.go", "plugin/admin/doctor.go", "cmd/blockvol/doctor.go", "cmd/blockvol/examinepeers.go"} {
 		files, err := filepath.Glob("../" + pattern)
 		require.NoError(t, err)
 		for _, file := range files {

@@ -49,6 +49,8 @@ type peerWatch struct {
 	heard     time.Time // when; zero if the last question had no answer
 	used      bool      // the last answer, however old, was that the volume is in use there, or about to be
 	silent    time.Time // since when questions have had no answer; zero if the last one had, or none was asked since
+	// unanswered is when the first of the questions that have had no answer was asked: an answer may be waited for, and then tells nothing.
+	unanswered time.Time
 }
 
 // ask begins to ask the holder itself, or goes on with it. It is asked until ctx ends.
@@ -136,7 +138,7 @@ func (w *peerWatch) hear(holding volume.Holding, at, asked time.Time) {
 	case !at.IsZero():
 		w.used, w.silent = holding.State == volume.HoldsInUse || holding.State == volume.HoldsBusy, time.Time{}
 	case w.silent.IsZero():
-		w.silent = asked
+		w.silent, w.unanswered = time.Now(), asked
 	}
 	w.mu.Unlock()
 	select {
@@ -176,7 +178,7 @@ func (w *peerWatch) silentFor(holder string) time.Duration {
 	if w.silent.IsZero() {
 		return 0
 	}
-	return max(time.Since(w.silent), 1)
+	return max(time.Since(w.unanswered), 1)
 }
 
 // stepOf is how a wait for a holder that answers is told.
