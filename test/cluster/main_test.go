@@ -43,8 +43,11 @@ var outer standalone.T
 // sharedCluster is the shared cluster.
 var sharedCluster *cluster.Cluster
 
-// policies are the plugins on every node: one for each TAKEOVER, so that each failure tests all three.
-var policies = []string{"never", "stopped", "always"}
+// policies are the plugins on every node: one for each TAKEOVER, so that a failure tests all of them.
+var (
+	policies = []string{"never", "stopped", "fence", "always"}
+	unfenced = []string{"never", "stopped", "always"} // those that do not power off nodes
+)
 
 // driverOf returns the volume driver of a policy. The default policy's is the driver in the examples.
 func driverOf(policy string) string {
@@ -65,8 +68,20 @@ const (
 	lag     = time.Second           // of reads
 )
 
-// firstPeerPort is the port on which the nodes of the first policy ask each other.
-const firstPeerPort = 7373
+// firstPeerPort is the port on which the nodes of the first policy ask each other; peerPorts are those of all.
+const (
+	firstPeerPort = 7373
+	peerPorts     = "7373-7376"
+)
+
+// peerKeys are those of the nodes, by policy.
+var peerKeys = map[string]string{}
+
+func init() {
+	for _, policy := range policies {
+		peerKeys[policy] = newPeerKey()
+	}
+}
 
 func newPeerKey() string {
 	key := make([]byte, 32)
@@ -95,8 +110,10 @@ func shared(t *testing.T) *cluster.Cluster {
 		}
 		for i, policy := range policies {
 			// Plugins share their node's network, so each policy has a port, and a key, of its own.
-			settings := []string{"TAKEOVER=" + policy, fmt.Sprintf("PEER_LISTEN=:%d", firstPeerPort+i), "PEER_KEY=" + newPeerKey()}
-			if policy != "stopped" || testing.Short() { // the default is tested without it if there is time
+			settings := []string{"TAKEOVER=" + policy, fmt.Sprintf("PEER_LISTEN=:%d", firstPeerPort+i), "PEER_KEY=" + peerKeys[policy]}
+			if policy == "fence" {
+				settings = append(settings, "FENCE="+map[bool]string{false: "poweroff", true: "reboot"}[*soakFor > 0])
+			} else if policy != "stopped" || testing.Short() { // the default is tested without it if there is time
 				settings = append(settings, "CALL_TIMEOUT=10s") // so that refusals come soon
 			}
 			cfg.Plugins = append(cfg.Plugins, cluster.Plugin{Alias: driverOf(policy), Cluster: policy, Settings: settings})

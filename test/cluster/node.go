@@ -276,6 +276,23 @@ func (n *Node) Configure(alias string, settings ...string) {
 	n.Docker("plugin", "enable", alias)
 }
 
+// Met waits until a plugin of this node has heard of all other nodes.
+func (n *Node) Met(alias string) {
+	n.c.t.Helper()
+	n.c.Eventually(n.Name+" has heard of all others", func() error {
+		text, err := n.Try("sh", "-c", "cat "+stateDir(alias)+"/peers.json 2>/dev/null; true")
+		if err != nil {
+			return err
+		}
+		for _, other := range n.c.Nodes {
+			if other != n && !strings.Contains(text, `"`+other.Instance+`"`) {
+				return fmt.Errorf("not of %s: %s", other.Name, text)
+			}
+		}
+		return nil
+	})
+}
+
 // UpgradePlugin upgrades a plugin while containers use its volumes, as an operator does, and returns the running version.
 func (n *Node) UpgradePlugin(alias, reference string) (version string) {
 	n.c.t.Helper()
