@@ -13,8 +13,8 @@ import (
 	"github.com/blockvol/blockvol/test/cluster/ledger"
 )
 
-// Clouds with other buses than EC2. On each, a service and its disk move from node to node, also when the node loses power.
-// Each has a cluster of its own, with two nodes.
+// Clouds with other buses than EC2. On each, a service and its disk move from node to node, also when the node loses power, and when
+// it freezes: then it is powered off and started again by TAKEOVER=fence. Each has a cluster of its own, with two nodes.
 func TestServiceMovesWithItsVolumeOnOtherClouds(t *testing.T) {
 	long(t)
 	for _, kind := range fronts.All {
@@ -24,7 +24,8 @@ func TestServiceMovesWithItsVolumeOnOtherClouds(t *testing.T) {
 		t.Run(kind.Name, func(t *testing.T) {
 			c := cluster.Start(t, cluster.Config{
 				Nodes: 2, Kind: kind, Dir: "../../build/plugin", Log: t.Logf,
-				Cloud: cloud.Config{Latency: latency, Times: times},
+				Cloud:   cloud.Config{Latency: latency, Times: times},
+				Plugins: []cluster.Plugin{{Settings: []string{"TAKEOVER=fence", "FENCE=reboot"}}},
 			})
 			t.Cleanup(func() {
 				if t.Failed() {
@@ -50,6 +51,18 @@ func TestServiceMovesWithItsVolumeOnOtherClouds(t *testing.T) {
 			w.Await("it continues", ledger.On(manager.Name))
 			t.Logf("power loss: pause %.1f s", c.Ledger.Gap(w.Name, begin).Seconds())
 			worker.PowerOn()
+			c.Settle()
+			w.OnlyOn(manager)
+			assert.Empty(t, c.PowerOffs(), "a node that was off already")
+
+			gather(c, worker, w)
+			begin = time.Now()
+			worker.Freeze()
+			w.Await("it continues", ledger.On(manager.Name))
+			t.Logf("frozen: pause %.1f s", c.Ledger.Gap(w.Name, begin).Seconds())
+			worker.AwaitOn()
+			t.Logf("the frozen node is back after %.1f s", time.Since(begin).Seconds())
+			assert.Equal(t, []string{worker.Instance}, c.PowerOffs())
 			c.Settle()
 			w.OnlyOn(manager)
 			w.Remove()
