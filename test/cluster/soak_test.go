@@ -38,7 +38,7 @@ func TestSoak(t *testing.T) {
 	fmt.Printf("soak: -soak.seed %d\n", seed) // printed now, not when the test ends
 	s := &soak{t: t, c: shared(t), rand: rand.New(rand.NewPCG(seed, 0)), begin: time.Now()}
 	var specs []cluster.WriterSpec
-	for i, policy := range []string{"stopped", "always", "stopped", "always"} {
+	for i, policy := range []string{"stopped", "always", "fence", "stopped", "always", "fence"} {
 		specs = append(specs, cluster.WriterSpec{Name: "soak" + strconv.Itoa(i) + "-" + policy, Driver: driverOf(policy)})
 	}
 	s.writers = s.c.StartWriters(specs...)
@@ -54,7 +54,10 @@ func TestSoak(t *testing.T) {
 	s.c.RemoveWriters(s.writers...)
 	s.c.NothingLeft()
 	s.check()
-	s.logf("%d rounds, the slowest recovery took %.1f s", s.rounds, s.slowest.Seconds())
+	s.logf("%d rounds, the slowest recovery took %.1f s; %d nodes were powered off by TAKEOVER=fence, %d of them needlessly", s.rounds, s.slowest.Seconds(), s.fences, s.needless)
+	if s.needless > 0 {
+		t.Errorf("%d nodes were powered off that answered others", s.needless)
+	}
 }
 
 type soak struct {
@@ -65,6 +68,8 @@ type soak struct {
 	begin   time.Time
 	rounds  int
 	slowest time.Duration // recovery
+
+	fences, needless int // nodes that were powered off by TAKEOVER=fence
 
 	nodes sync.Mutex // held while nodes are read or replaced
 
@@ -88,7 +93,9 @@ type mishap struct {
 	alive bool
 	// final: the node's data is lost. A Swarm does not survive this on its only manager.
 	final bool
-	do    func(s *soak, n *cluster.Node) (repair func())
+	// deaf: the node answers no other, so that TAKEOVER=fence may power it off.
+	deaf bool
+	do   func(s *soak, n *cluster.Node) (repair func())
 }
 
 var mishaps = []mishap{
@@ -103,10 +110,13 @@ var mishaps = []mishap{
 		}
 	}},
 	{name: "reboot", do: func(_ *soak, n *cluster.Node) func() { n.Reboot(); return func() {} }},
-	{name: "freeze", alive: true, do: func(_ *soak, n *cluster.Node) func() { n.Freeze(); return n.Thaw }},
-	{name: "cut from nodes", alive: true, do: func(_ *soak, n *cluster.Node) func() { n.CutFromNodes(); return n.Heal }},
+	{name: "freeze", alive: true, deaf: true, do: func(_ *soak, n *cluster.Node) func() {
+		n.Freeze()
+		return func() { n.TryThaw() } // it may have been powered off
+	}},
+	{name: "cut from nodes", alive: true, deaf: true, do: func(_ *soak, n *cluster.Node) func() { n.CutFromNodes(); return n.Heal }},
 	{name: "cut from cloud", do: func(_ *soak, n *cluster.Node) func() { n.CutFromCloud(); return n.Heal }},
-	{name: "cut from all", alive: true, do: func(_ *soak, n *cluster.Node) func() {
+	{name: "cut from all", alive: true, deaf: true, do: func(_ *soak, n *cluster.Node) func() {
 		n.CutFromNodes()
 		n.CutFromCloud()
 		return n.Heal
@@ -187,6 +197,7 @@ func (s *soak) round() {
 
 	s.logf("round %d", s.rounds)
 	var repairs []func()
+	before, deaf := len(s.c.PowerOffs()), ""
 	if fault.Fault != "" {
 		s.logf("fault: %s %s, %d times", fault.Action, fault.Fault, fault.Times)
 		repairs = append(repairs, s.c.Cloud.Inject(fault))
@@ -198,6 +209,9 @@ func (s *soak) round() {
 				continue
 			}
 			s.logf("mishap: %s of %s (%s) for %v", m.name, m.n.Name, m.n.Instance, lasting)
+			if m.deaf {
+				deaf = m.n.Instance
+			}
 			repairs = append(repairs, m.do(s, m.n))
 			return
 		}
@@ -223,6 +237,14 @@ func (s *soak) round() {
 		repair()
 	}
 	s.recovered()
+	for _, instance := range s.c.PowerOffs()[before:] {
+		s.logf("%s was powered off by TAKEOVER=fence", instance)
+		s.fences++
+		if instance != deaf {
+			s.logf("which was needless")
+			s.needless++
+		}
+	}
 }
 
 // forbids returns why a mishap must not happen to a node, or "".
@@ -282,6 +304,9 @@ func (s *soak) canOperate() bool {
 // recovered undoes the operators' actions and waits for all services.
 func (s *soak) recovered() {
 	s.t.Helper()
+	for _, n := range s.c.Nodes {
+		n.AwaitOn() // those that were powered off are started again
+	}
 	s.c.Settle()
 	begin := time.Now()
 	for _, n := range s.c.Nodes {
