@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"cmp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,13 +35,12 @@ type failure struct {
 	over     string                                         // name of the end in the table
 }
 
-// runs are those that a failure is part of. Only a full one writes the table.
+// runs are those that a failure is part of. Only a full one writes the table, and has TAKEOVER=fence.
 type runs int
 
 const (
 	everyRun runs = iota
 	fullRun
-	shortRun // the node has the services of all policies, although one of them powers it off
 )
 
 func each(never, stopped, fence, always outcome) map[string]outcome {
@@ -49,19 +49,15 @@ func each(never, stopped, fence, always outcome) map[string]outcome {
 
 // skipped tells whether a failure is not part of this run.
 func (f *failure) skipped() bool {
-	return f.runs == fullRun && testing.Short() || f.runs == shortRun && !testing.Short()
+	return f.runs == fullRun && testing.Short()
 }
 
 // passes are the policies whose services fail together. A node that is powered off by one policy is so for all.
 func (f *failure) passes() [][]string {
-	switch alone := []string{"fence"}; {
-	case !f.fenced || f.runs == shortRun:
-		return [][]string{policies}
-	case testing.Short(): // a failure that is for short runs only has it
-		return [][]string{unfenced}
-	default:
-		return [][]string{unfenced, alone}
+	if f.fenced && slices.Contains(policies, "fence") {
+		return [][]string{unfenced, {"fence"}}
 	}
+	return [][]string{policies}
 }
 
 // refusalOf returns how a refusal of a policy begins, and the advice in it.
@@ -135,6 +131,7 @@ var failures = []failure{
 	},
 	{
 		name: "The node is cut off from the managers, and a firewall closes its port 7373",
+		runs: fullRun,
 		begin: func(_ *testing.T, c *cluster.Cluster, victim *cluster.Node) {
 			c.Availability(c.Nodes[0], "pause")
 			victim.Firewall(peerPorts)
@@ -171,7 +168,6 @@ var failures = []failure{
 	},
 	{
 		name:     "The node is cut off from all others",
-		runs:     fullRun,
 		fenced:   true,
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.CutFromNodes() },
 		end:      repair,
@@ -191,19 +187,6 @@ var failures = []failure{
 		expected: each(refused, refused, moves, moves),
 		advice:   "if that node is unreachable, stop instance NODE",
 		over:     "the network is back",
-	},
-	{
-		name:   "The node is cut off from everything, and powered off",
-		runs:   shortRun,
-		fenced: true,
-		begin: func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) {
-			victim.CutFromNodes()
-			victim.CutFromCloud()
-		},
-		end:      repair,
-		expected: each(refused, moves, moves, moves),
-		advice:   "TAKEOVER=stopped would take it over",
-		over:     "the node is started",
 	},
 	{
 		name: "No node reaches another",
@@ -246,16 +229,6 @@ var failures = []failure{
 		over:     "the node goes on",
 	},
 	{
-		name:     "The node freezes, and is powered off",
-		runs:     shortRun,
-		fenced:   true,
-		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.Freeze() },
-		end:      repair,
-		expected: each(refused, moves, moves, moves),
-		advice:   "TAKEOVER=stopped would take it over",
-		over:     "the node is started",
-	},
-	{
 		name:   "The node freezes while the cloud's API is slow: 2 s for each call, 30 s to power off",
 		runs:   fullRun,
 		fenced: true,
@@ -296,7 +269,6 @@ var failures = []failure{
 	},
 	{
 		name:     "The node loses power; the cloud says that it is stopped",
-		runs:     fullRun,
 		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.PowerOff() },
 		end:      repair,
 		expected: each(refused, moves, moves, moves),
