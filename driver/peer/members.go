@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -232,6 +231,15 @@ func (m *Members) Forget(node string) {
 	}
 }
 
+// Started notes that a node is being started, so that its silence is not taken for a failure for a while.
+func (m *Members) Started(node string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n := m.nodes[node]; n != nil {
+		n.own.left = time.Now()
+	}
+}
+
 // Knows tells whether the node is known.
 func (m *Members) Knows(node string) bool {
 	m.mu.Lock()
@@ -251,6 +259,3 @@ func (m *Members) Known() (nodes []string) {
 	slices.Sort(nodes)
 	return nodes
 }
-
-// String is for logs.
-func (m *Members) String() string { return fmt.Sprint(m.Known()) }

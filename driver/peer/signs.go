@@ -56,31 +56,44 @@ func (m *Members) askAll(ctx context.Context, node string) (signs volume.Signs) 
 		}
 	}
 	m.mu.Unlock()
+	var all sync.WaitGroup
+	refused := false
+	all.Go(func() { refused = errors.Is(m.greet(ctx, node, nil), syscall.ECONNREFUSED) })
+	signs.Answering, signs.Silent = m.greetAll(ctx, others, func(h *Hello) { h.About = node })
+	all.Wait()
+	signs.Refused = refused
+	return signs
+}
+
+// Reach says hello to all nodes that somebody has heard of, and returns those that answer and those that do not, sorted.
+func (m *Members) Reach(ctx context.Context) (answering, silent []string) {
+	ctx, cancel := context.WithTimeout(ctx, signsTimeout)
+	defer cancel()
+	answering, silent = m.greetAll(ctx, m.Known(), nil)
+	slices.Sort(answering)
+	slices.Sort(silent)
+	return answering, silent
+}
+
+// greetAll says hello to nodes, to a limited number at once, and returns those that answer and those that do not.
+func (m *Members) greetAll(ctx context.Context, nodes []string, change func(*Hello)) (answering, silent []string) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	turn := make(chan struct{}, asking)
-	all.Go(func() {
-		refused := errors.Is(m.greet(ctx, node, nil), syscall.ECONNREFUSED)
-		mu.Lock()
-		defer mu.Unlock()
-		signs.Refused = refused
-	})
-	for _, id := range others {
+	for _, id := range nodes {
 		all.Go(func() {
-			err := inTurn(ctx, turn, func(ctx context.Context) error {
-				return m.greet(ctx, id, func(h *Hello) { h.About = node })
-			})
+			err := inTurn(ctx, turn, func(ctx context.Context) error { return m.greet(ctx, id, change) })
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
-				signs.Silent = append(signs.Silent, id)
+				silent = append(silent, id)
 			} else {
-				signs.Answering = append(signs.Answering, id)
+				answering = append(answering, id)
 			}
 		})
 	}
 	all.Wait()
-	return signs
+	return answering, silent
 }
 
 // look greets a node that another one asks about, unless it was heard of just now, so that one bad way does not make it silent. That
