@@ -93,14 +93,10 @@ func TestMakeTargetsExist(t *testing.T) {
 
 var message = regexp.MustCompile("(?m)^\\| `([^`]+)` \\|")
 
-// The table of what `docker service ps` shows quotes messages. What comes before the first gap in one must be in the program.
+// These pages quote messages. What comes before the first gap in one must be in the program.
 func TestMessagesInTheManualAreInTheProgram(t *testing.T) {
-	page, err := os.ReadFile("failover.md")
-	require.NoError(t, err)
-	_, table, found := strings.Cut(string(page), "\n| it begins with |")
-	require.True(t, found)
 	var source strings.Builder
-	for _, dir := range []string{"../driver", "../providers"} {
+	for _, dir := range []string{"../driver", "../mount", "../providers"} {
 		require.NoError(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
@@ -110,12 +106,18 @@ func TestMessagesInTheManualAreInTheProgram(t *testing.T) {
 			return err
 		}))
 	}
-	messages := message.FindAllStringSubmatch(table, -1)
-	require.Greater(t, len(messages), 5)
-	for _, m := range messages {
-		begins, _, _ := strings.Cut(m[1], "…")
-		if !strings.Contains(source.String(), strings.TrimSuffix(strings.TrimSpace(begins), ":")) {
-			t.Errorf("no message begins with %q", m[1])
+	for page, head := range map[string]string{"failover.md": "| it begins with |", "troubleshooting.md": "| message |"} {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		_, tables, found := strings.Cut(string(text), "\n"+head)
+		require.True(t, found, page)
+		messages := message.FindAllStringSubmatch(tables, -1)
+		require.Greater(t, len(messages), 5, page)
+		for _, m := range messages {
+			begins, _, _ := strings.Cut(m[1], "…")
+			if !strings.Contains(source.String(), strings.TrimSuffix(strings.TrimSpace(begins), ":")) {
+				t.Errorf("%s: no message begins with %q", page, begins)
+			}
 		}
 	}
 }

@@ -148,7 +148,7 @@ func TestTheCommandsOfTheManualWork(t *testing.T) {
 		}
 		return err
 	})
-	for _, page := range []string{"options", "settings", "swarm", "operations", "cli", "snapshots", "api", "failover"} {
+	for _, page := range []string{"options", "settings", "swarm", "operations", "cli", "snapshots", "api", "failover", "migrate"} {
 		r.read("docs/" + page + ".md")
 	}
 	e.Docker("stack", "rm", "shop")
