@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/blockvol/blockvol/plugin/admin"
+	"github.com/blockvol/blockvol/plugin/engine"
+)
+
+// granted are the privileges that the plugin may have. docs/install.md says why it needs each.
+var granted = map[string][]string{
+	"network":           {"host"},
+	"mount":             {"/dev", "/proc", "/var/lib/blockvol/state", "/var/lib/blockvol/volumes"},
+	"allow-all-devices": {"true"},
+	"capabilities":      {"CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"},
+}
+
+// privileges asks what the plugin of that reference wants. Errors: more than it may have.
+func (i *installer) privileges(ctx context.Context, reference string) ([]engine.Privilege, error) {
+	asked, err := i.engine.Privileges(ctx, reference, i.auth)
+	if err != nil {
+		return nil, fail(codeRegistry, "%s cannot be had: %w", reference, err)
+	}
+	for _, p := range asked {
+		for _, value := range p.Value {
+			if !slices.Contains(granted[p.Name], value) {
+				return nil, fail(codePrivilege, "%s asks for the privilege %q of %s, which blockvol does not need: find out who has pushed it; nothing was installed", reference, value, p.Name)
+			}
+		}
+	}
+	return asked, nil
+}
+
+// refusals are the findings of doctor that mean that settings are wrong. Others come and go with the machine and its volumes.
+var refusals = []string{
+	"not-serving", "no-create", "setting-ignored", "setting-wrong", "no-peers", "identity-unknown", "node-unknown", "credentials-refused", "permission-missing",
+}
+
+// starting is how long a plugin may take to be ready.
+const starting = 30 * time.Second
+
+// check waits until the plugin serves volumes, and has it examine itself if the target is new. Errors: it serves none, or finds
+// that its settings are wrong in a way that those before were not.
+func (c *change) check(ctx context.Context, id string) error {
+	client := clientOf(id)
+	status, err := client.Status(ctx)
+	for begun := time.Now(); err == nil && status.State == admin.Starting && time.Since(begun) < starting; {
+		time.Sleep(100 * time.Millisecond)
+		status, err = client.Status(ctx)
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s does not answer: %w", c.target.reference, err)
+	case status.State == admin.Broken:
+		return fail(codeSettings, "blockvol serves no volumes: %s", status.Problem)
+	case c.record.Done == c.target.id():
+		return nil
+	}
+	report, err := client.Doctor(ctx)
+	if err != nil {
+		return fmt.Errorf("%s does not answer: %w", c.target.reference, err)
+	}
+	var wrong []string
+	for _, f := range report.Findings {
+		switch {
+		case f.Severity == "ok":
+		case slices.Contains(refusals, f.Code) && (c.record.Before == nil || !slices.Contains(c.record.Before.Findings, f.Code)):
+			wrong = append(wrong, f.Message+": "+f.Remedy)
+		default:
+			c.log.Printf("%s: %s: %s", f.Severity, f.Message, f.Remedy)
+		}
+	}
+	if wrong != nil {
+		return fail(codeSettings, "%s", strings.Join(wrong, "; "))
+	}
+	return nil
+}
+
+// findings lists what the plugin finds wrong with itself now.
+func (i *installer) findings(ctx context.Context, id string) (codes []string) {
+	report, err := clientOf(id).Doctor(ctx)
+	if err != nil {
+		return nil
+	}
+	for _, f := range report.Findings {
+		if f.Code != "" {
+			codes = append(codes, f.Code)
+		}
+	}
+	return codes
+}
+
+func clientOf(id string) *admin.Client {
+	return admin.NewClient("/run/docker/plugins/" + id + "/blockvol.sock")
+}
