@@ -20,7 +20,7 @@ WORLD ?=
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install demo demo-swarm shell quick test test-all test-cluster ci soak lint fmt random mutate fuzz bench docs clean
+.PHONY: help build plugin install release demo demo-swarm shell quick test test-all test-cluster ci soak lint fmt random mutate fuzz bench docs clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ plugin: ## build the managed plugin: build/plugin (ARCH=arm64: build/plugin-arm6
 
 install: plugin ## install the plugin into the current engine as blockvol:latest (SETTINGS="NAME=VALUE ...")
 	@scripts/install $(plugin) $(SETTINGS)
+
+release: $(tools)/nfpm $(tools)/cyclonedx-gomod ## build what a release has, for amd64 and arm64: build/release (VERSION=1.0 MINISIGN_KEY=file)
+	@scripts/setup release
+	@scripts/release build/release
 
 demo: ## a tour on a private engine; leaves nothing behind
 	@scripts/setup demo
@@ -111,6 +115,12 @@ $(tools)/golangci-lint: | $(tools)
 
 $(tools)/govulncheck: | $(tools)
 	GOBIN=$(CURDIR)/$(tools) go install golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+$(tools)/nfpm: | $(tools)
+	GOBIN=$(CURDIR)/$(tools) go install github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
+
+$(tools)/cyclonedx-gomod: | $(tools)
+	GOBIN=$(CURDIR)/$(tools) go install github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
 
 $(tools):
 	@mkdir -p $@
