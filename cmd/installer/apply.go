@@ -30,6 +30,7 @@ type installer struct {
 	engine    *engine.Client
 	image     string // of this process
 	root      string // where the engine keeps its data
+	sockets   string // where it keeps those of plugins
 	reference string // the plugin's, in the registry
 	auth      *engine.RegistryAuth
 	settings  map[string]string
@@ -38,7 +39,7 @@ type installer struct {
 }
 
 func newInstaller(ctx context.Context, args []string) (*installer, error) {
-	i := &installer{log: log.New(os.Stdout, "", 0)}
+	i := &installer{sockets: "/run/docker/plugins", log: log.New(os.Stdout, "", 0)}
 	var err error
 	if i.engine, err = engine.New(os.Getenv("DOCKER_HOST")); err != nil {
 		return nil, err
@@ -156,7 +157,8 @@ func (t target) missing(p engine.Plugin) (changes []string) {
 
 // targetOf adds to the settings the files of secrets, and empties those that an earlier target has set.
 func (i *installer) targetOf(r record, files map[string]string) target {
-	t := target{i.reference, maps.Clone(i.settings)}
+	t := target{i.reference, map[string]string{}}
+	maps.Copy(t.settings, i.settings)
 	for name, file := range files {
 		t.settings[name+"_FILE"] = path.Join("/data/state", secretsDir, file) // as the plugin sees it
 		t.settings[name] = ""
@@ -187,19 +189,24 @@ func (i *installer) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	present := map[string]string{}
-	if p != nil {
-		present = settingsOf(*p)
-	}
-	dirs := sourcesOf(i.settings, present)
-	d, err := i.onTheHost(ctx, dirs, work{Secrets: i.secrets})
+	d, err := i.onTheHost(ctx, sources{}, work{})
 	if err != nil {
+		return fmt.Errorf("reading what was done before: %w", err)
+	}
+	c := &change{installer: i, record: d.Record}
+	switch present := (map[string]string{}); {
+	case c.record.Before != nil && (p == nil || !p.Enabled): // an upgrade that was cut off may have reset the plugin's
+		c.dirs = sourcesOf(i.settings, c.record.Before.Settings)
+	case p != nil:
+		present = settingsOf(*p)
+		fallthrough
+	default:
+		c.dirs = sourcesOf(i.settings, present)
+	}
+	if d, err = i.onTheHost(ctx, c.dirs, work{Secrets: i.secrets}); err != nil {
 		return fmt.Errorf("preparing the directories of blockvol: %w", err)
 	}
-	c := &change{installer: i, dirs: dirs, record: d.Record, target: i.targetOf(d.Record, d.Secrets), secrets: slices.Collect(maps.Values(d.Secrets))}
-	if b := c.record.Before; b != nil && p != nil && !p.Enabled { // an upgrade that was cut off has reset them
-		c.dirs = sourcesOf(i.settings, b.Settings)
-	}
+	c.target, c.secrets = i.targetOf(d.Record, d.Secrets), slices.Collect(maps.Values(d.Secrets))
 	return c.apply(ctx, p)
 }
 
@@ -222,19 +229,22 @@ func (c *change) apply(ctx context.Context, p *engine.Plugin) error {
 		return fail(r.Code, "%s (seen at %s; tried again after %s, or at once when something is changed)", r.Why, r.At.UTC().Format("15:04 MST"), again)
 	}
 	p, err := c.download(ctx, p)
-	if err != nil {
+	if err != nil && (p == nil || p.Enabled) {
 		return err
 	}
 	// From here on SIGTERM waits, so that it does not leave the plugin disabled.
 	ctx = context.WithoutCancel(ctx)
-	if err := c.settle(ctx, p); err != nil {
+	if err == nil {
+		err = c.settle(ctx, p)
+	}
+	if err != nil {
 		return c.goBack(ctx, err)
 	}
 	return c.conclude(ctx)
 }
 
 // download gets the plugin of the target from the registry, unless the engine has it: as the plugin, if there is none, or else beside
-// the one that works.
+// the one that works. It returns the plugin as it is then, also with an error.
 func (c *change) download(ctx context.Context, p *engine.Plugin) (*engine.Plugin, error) {
 	name := plugin
 	config := p // of the target's version
@@ -242,11 +252,11 @@ func (c *change) download(ctx context.Context, p *engine.Plugin) (*engine.Plugin
 		name = next
 		beside, err := c.look(ctx, next)
 		if err != nil {
-			return nil, err
+			return p, err
 		}
 		if beside != nil && (beside.Reference != c.target.reference || p.Reference == c.target.reference) {
 			if err := c.engine.RemovePlugin(ctx, next); err != nil {
-				return nil, err
+				return p, err
 			}
 			beside = nil
 		}
@@ -258,23 +268,23 @@ func (c *change) download(ctx context.Context, p *engine.Plugin) (*engine.Plugin
 		c.log.Printf("getting %s", c.target.reference)
 		granted, err := c.privileges(ctx, c.target.reference)
 		if err != nil {
-			return nil, err
+			return p, err
 		}
 		if err := c.engine.PullPlugin(ctx, name, c.target.reference, granted, c.auth); err != nil {
-			return nil, fail(codeRegistry, "%s cannot be had: %w", c.target.reference, err)
+			return p, fail(codeRegistry, "%s cannot be had: %w", c.target.reference, err)
 		}
 		if config, err = c.look(ctx, name); err != nil {
-			return nil, err
+			return p, err
 		}
 		if config == nil {
-			return nil, fmt.Errorf("the plugin %s was installed and is gone", name)
+			return p, fmt.Errorf("the plugin %s was installed and is gone", name)
 		}
 		if p == nil {
 			p = config
 		}
 	}
 	if names := unknown(*config, c.target.settings); names != nil {
-		return nil, fail(codeSettings, "%s has no setting %s: correct the settings; secrets are for settings that can be a file (NAME_FILE)", c.target.reference, strings.Join(names, ", "))
+		return p, fail(codeSettings, "%s has no setting %s: correct the settings; secrets are for settings that can be a file (NAME_FILE)", c.target.reference, strings.Join(names, ", "))
 	}
 	return p, nil
 }
@@ -284,7 +294,7 @@ func (c *change) settle(ctx context.Context, p *engine.Plugin) error {
 	upgrade, enabled := p.Reference != c.target.reference, p.Enabled
 	if enabled && (upgrade || c.target.missing(*p) != nil) {
 		if c.record.Before == nil {
-			c.record.Before = &former{p.Reference, settingsOf(*p), c.findings(ctx, p.ID)}
+			c.record.Before = &former{p.Reference, settingsOf(*p)}
 		}
 		if err := c.save(ctx); err != nil {
 			c.record.Before = nil
@@ -370,23 +380,31 @@ func (c *change) conclude(ctx context.Context) error {
 	return nil
 }
 
-// goBack returns to what worked before the change, and says why.
+// goBack returns to what worked before the change, and says why. Without that, a plugin that has worked is enabled as it is.
 func (c *change) goBack(ctx context.Context, why error) error {
 	before := c.record.Before
 	if before == nil {
+		if p, err := c.look(ctx, plugin); err == nil && p != nil && !p.Enabled && c.record.Done != "" {
+			_ = c.engine.EnablePlugin(ctx, plugin) // why is the reason if it does not start
+		}
 		return why
 	}
 	c.log.Printf("going back to %s, since %v", before.Reference, why)
 	if err := c.restore(ctx, before); err != nil {
 		return fmt.Errorf("%w; and the former state cannot be had again, so the plugin is disabled or does not work: %w", why, err)
 	}
-	code := codeKept
 	c.record.Before = nil
-	c.record.Refused = &refusal{Target: c.target.id(), At: time.Now(), Why: fmt.Sprintf("%v; %s with its former settings is in use again", why, before.Reference), Code: code}
+	why = fmt.Errorf("%w; %s with its former settings is in use again", why, before.Reference)
+	code := codeKept
+	if f, is := errors.AsType[*failure](why); is && f.code == codeRegistry { // which may answer the next time
+		code = codeRegistry
+	} else {
+		c.record.Refused = &refusal{Target: c.target.id(), At: time.Now(), Why: why.Error(), Code: code}
+	}
 	if err := c.save(ctx); err != nil {
 		return err
 	}
-	return fail(code, "%s", c.record.Refused.Why)
+	return fail(code, "%w", why)
 }
 
 func (c *change) restore(ctx context.Context, before *former) error {

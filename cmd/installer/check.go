@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -35,18 +36,19 @@ func (i *installer) privileges(ctx context.Context, reference string) ([]engine.
 	return asked, nil
 }
 
-// refusals are the findings of doctor that mean that settings are wrong. Others come and go with the machine and its volumes.
-var refusals = []string{
-	"not-serving", "no-create", "setting-ignored", "setting-wrong", "no-peers", "identity-unknown", "node-unknown", "credentials-refused", "permission-missing",
-}
+// The findings of doctor that mean that settings are wrong; the others come and go with the machine and its volumes.
+var (
+	ignored  = []string{"setting-ignored", "no-peers"} // warnings: the plugin goes on without these settings
+	refusals = append([]string{"not-serving", "no-create", "setting-wrong", "identity-unknown", "node-unknown", "credentials-refused", "permission-missing"}, ignored...)
+)
 
 // starting is how long a plugin may take to be ready.
 const starting = 30 * time.Second
 
 // check waits until the plugin serves volumes, and has it examine itself if the target is new. Errors: it serves none, or finds
-// that its settings are wrong in a way that those before were not.
+// that its settings are wrong.
 func (c *change) check(ctx context.Context, id string) error {
-	client := clientOf(id)
+	client := c.client(id)
 	status, err := client.Status(ctx)
 	for begun := time.Now(); err == nil && status.State == admin.Starting && time.Since(begun) < starting; {
 		time.Sleep(100 * time.Millisecond)
@@ -68,7 +70,7 @@ func (c *change) check(ctx context.Context, id string) error {
 	for _, f := range report.Findings {
 		switch {
 		case f.Severity == "ok":
-		case slices.Contains(refusals, f.Code) && (c.record.Before == nil || !slices.Contains(c.record.Before.Findings, f.Code)):
+		case slices.Contains(refusals, f.Code) && (f.Severity == "problem" || slices.Contains(ignored, f.Code)):
 			wrong = append(wrong, f.Message+": "+f.Remedy)
 		default:
 			c.log.Printf("%s: %s: %s", f.Severity, f.Message, f.Remedy)
@@ -80,20 +82,6 @@ func (c *change) check(ctx context.Context, id string) error {
 	return nil
 }
 
-// findings lists what the plugin finds wrong with itself now.
-func (i *installer) findings(ctx context.Context, id string) (codes []string) {
-	report, err := clientOf(id).Doctor(ctx)
-	if err != nil {
-		return nil
-	}
-	for _, f := range report.Findings {
-		if f.Code != "" {
-			codes = append(codes, f.Code)
-		}
-	}
-	return codes
-}
-
-func clientOf(id string) *admin.Client {
-	return admin.NewClient("/run/docker/plugins/" + id + "/blockvol.sock")
+func (i *installer) client(id string) *admin.Client {
+	return admin.NewClient(path.Join(i.sockets, id, "blockvol.sock"))
 }

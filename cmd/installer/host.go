@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -17,8 +19,7 @@ import (
 	"github.com/blockvol/blockvol/plugin/engine"
 )
 
-// record is what the installer remembers on the host, in the plugin's state directory. A process that was killed is followed by one
-// that goes on from there.
+// record is what the installer remembers on the host. A process that was killed is followed by one that goes on from there.
 type record struct {
 	Set     []string `json:"set"`               // the settings that it has made; others are an operator's
 	Done    string   `json:"done,omitempty"`    // the target that works
@@ -30,7 +31,6 @@ type record struct {
 type former struct {
 	Reference string            `json:"reference"`
 	Settings  map[string]string `json:"settings"`
-	Findings  []string          `json:"findings"` // what was wrong then
 }
 
 // refusal is why a target was given up.
@@ -48,6 +48,7 @@ type work struct {
 	Record  *record           // to be written, if not nil
 	Command bool              // install the command line
 	Clean   bool              // remove all that was installed
+	State   string            // the state directory, for Clean
 }
 
 // done is its answer.
@@ -58,27 +59,38 @@ type done struct {
 
 // The host's directories, as that container sees them.
 const (
-	stateDir   = "/host/state"
+	ownDir     = "/host/installer" // the record's
+	stateDir   = "/host/state"     // the plugin's, as volumesDir is
 	volumesDir = "/host/volumes"
 	programDir = "/host/program" // of the plugin
 	commandDir = "/host/command" // of the host's own programs
+	baseDir    = "/host/base"    // has ownDir
+	parentDir  = "/host/parent"  // has stateDir
 )
 
 const (
 	workFile   = "work"
-	recordFile = "installer.json"
-	secretsDir = "secrets"
+	base       = "/var/lib/blockvol"
+	own        = "installer" // in base
+	recordFile = "record.json"
+	secretsDir = "secrets" // in the state directory
 )
 
-// onTheHost has a container do the work. The engine makes the directories that are missing.
+// onTheHost has a container do the work, with the plugin's directories if they are given. The engine makes those that are missing.
 func (i *installer) onTheHost(ctx context.Context, dirs sources, w work, more ...string) (d done, err error) {
 	text, err := json.Marshal(w)
 	if err != nil {
 		return d, err
 	}
+	binds := append([]string{path.Join(base, own) + ":" + ownDir}, more...)
+	switch {
+	case w.Clean:
+		binds = append(more, base+":"+baseDir, path.Dir(dirs.state)+":"+parentDir)
+	case dirs != sources{}:
+		binds = append(binds, dirs.state+":"+stateDir, dirs.volumes+":"+volumesDir)
+	}
 	out, err := i.engine.Run(ctx, engine.Job{
-		Image: i.image, Command: []string{"host"}, Files: map[string]string{workFile: string(text)},
-		Binds: append([]string{dirs.state + ":" + stateDir, dirs.volumes + ":" + volumesDir}, more...),
+		Image: i.image, Command: []string{"host"}, Files: map[string]string{workFile: string(text)}, Binds: binds,
 	})
 	if err != nil {
 		return d, err
@@ -89,28 +101,31 @@ func (i *installer) onTheHost(ctx context.Context, dirs sources, w work, more ..
 	return d, nil
 }
 
-// onHost is what runs in that container.
-func onHost(answer io.Writer) error {
+// onHost is what runs in that container, whose root directory is root.
+func onHost(root string, answer io.Writer) error {
 	var w work
-	text, err := os.ReadFile("/" + workFile)
+	text, err := os.ReadFile(filepath.Join(root, workFile))
 	if err != nil {
 		return err
 	}
 	if err := json.Unmarshal(text, &w); err != nil {
 		return err
 	}
-	d, err := w.do()
+	d, err := w.do(root)
 	if err != nil {
 		return err
 	}
 	return json.NewEncoder(answer).Encode(d)
 }
 
-func (w work) do() (d done, err error) {
-	if w.Clean {
-		return d, clean()
+func (w work) do(root string) (d done, err error) {
+	in := func(dir string, names ...string) string {
+		return filepath.Join(append([]string{root, dir}, names...)...)
 	}
-	for _, dir := range []string{stateDir, volumesDir} { // only root may enter what was made just now
+	if w.Clean {
+		return d, clean(in(baseDir), in(parentDir, filepath.Base(w.State)), in(commandDir))
+	}
+	for _, dir := range []string{in(stateDir), in(volumesDir)} { // only root may enter what was made just now
 		if inside, err := os.ReadDir(dir); err == nil && len(inside) == 0 {
 			if err := os.Chmod(dir, 0o700); err != nil {
 				return d, err
@@ -118,41 +133,37 @@ func (w work) do() (d done, err error) {
 		}
 	}
 	if w.Secrets != nil {
-		if d.Secrets, err = keepSecrets(filepath.Join(stateDir, secretsDir), w.Secrets); err != nil {
+		if d.Secrets, err = keepSecrets(in(stateDir, secretsDir), w.Secrets); err != nil {
 			return d, err
 		}
 	}
-	path := filepath.Join(stateDir, recordFile)
+	file := in(ownDir, recordFile)
 	if w.Record != nil {
 		text, err := json.MarshalIndent(w.Record, "", "  ")
 		if err == nil {
-			err = host.ReplaceFile(path, path+".part", append(text, '\n'), nil)
+			err = host.ReplaceFile(file, file+".part", append(text, '\n'), nil)
 		}
 		if err != nil {
 			return d, err
 		}
 	}
 	if w.Keep != nil {
-		if err := removeExcept(filepath.Join(stateDir, secretsDir), w.Keep); err != nil {
+		if err := removeExcept(in(stateDir, secretsDir), w.Keep); err != nil {
 			return d, err
 		}
 	}
 	if w.Command {
-		program, err := os.ReadFile(filepath.Join(programDir, "blockvol"))
-		if err != nil {
-			return d, err
-		}
-		if err := installCommand(filepath.Join(commandDir, "blockvol"), program); err != nil {
+		if err := installCommand(in(commandDir, "blockvol"), in(programDir, "blockvol")); err != nil {
 			return d, err
 		}
 	}
-	switch text, err := os.ReadFile(path); {
+	switch text, err := os.ReadFile(file); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return d, err
 	default:
 		if err := json.Unmarshal(text, &d.Record); err != nil {
-			return d, fmt.Errorf("%s in the state directory is damaged: remove it: %w", recordFile, err)
+			return d, fmt.Errorf("%s is damaged: remove it: %w", path.Join(base, own, recordFile), err)
 		}
 	}
 	return d, nil
@@ -210,21 +221,32 @@ func removeExcept(dir string, names []string) error {
 	return err
 }
 
-// installCommand replaces the command line if it differs. One that runs goes on.
-func installCommand(path string, program []byte) error {
-	if old, err := os.ReadFile(path); err == nil && string(old) == string(program) {
+// installCommand replaces the command line if it differs from the plugin's program. One that runs goes on.
+func installCommand(path, program string) error {
+	text, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
 		return nil
 	}
 	part := path + ".part"
-	if err := os.WriteFile(part, program, 0o755); err != nil { //nolint:gosec // the path is a constant's
+	if err := os.WriteFile(part, text, 0o755); err != nil {
 		return err
 	}
 	return errors.Join(os.Chmod(part, 0o755), os.Rename(part, path))
 }
 
-// clean removes what was installed beside the plugin. What volumes need stays.
-func clean() error {
-	err := errors.Join(os.RemoveAll(filepath.Join(stateDir, secretsDir)), os.RemoveAll(filepath.Join(stateDir, recordFile)))
-	command := filepath.Join(commandDir, "blockvol")
+// clean removes what was installed beside the plugin, and what the plugin keeps for itself. What it does not know stays, above all
+// journal entries of volumes that are not released.
+func clean(base, state, commands string) error {
+	err := os.RemoveAll(filepath.Join(base, own))
+	for _, name := range []string{secretsDir, "jobs", "lock", "node", "peers.json"} {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(state, name)))
+	}
+	for _, empty := range []string{filepath.Join(state, "journal"), filepath.Join(state, "staging"), state, filepath.Join(base, "volumes")} {
+		_ = os.Remove(empty) // if it is
+	}
+	command := filepath.Join(commands, "blockvol")
 	return errors.Join(err, os.RemoveAll(command), os.RemoveAll(command+".part"))
 }

@@ -18,6 +18,9 @@ func (i *installer) keep(ctx context.Context) error {
 		return err
 	}
 	if err := i.apply(ctx); err != nil {
+		if ctx.Err() != nil { // the task is to stop
+			return nil
+		}
 		return err
 	}
 	if err := os.WriteFile(marker, nil, 0o600); err != nil {
@@ -56,7 +59,7 @@ func (i *installer) amiss(ctx context.Context) (why string, err error) {
 	if (target{settings: i.settings}).missing(*p) != nil {
 		return "settings of the plugin were changed", nil
 	}
-	status, err := clientOf(p.ID).Status(ctx)
+	status, err := i.client(p.ID).Status(ctx)
 	if err == nil && status.State == admin.Broken {
 		err = fail(codeSettings, "blockvol serves no volumes: %s", status.Problem)
 	}

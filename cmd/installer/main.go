@@ -28,7 +28,7 @@ const (
 	codeRegistry  = 3 // the plugin cannot be had from the registry
 	codePrivilege = 4 // the plugin asks for more than it may have
 	codeKept      = 5 // the former version, or the former settings, are in use again
-	codeInUse     = 6 // containers use volumes, so nothing was removed
+	codeInUse     = 6 // volumes are in use, so nothing was removed
 )
 
 // failure is an error with an exit code of its own.
@@ -72,7 +72,7 @@ func run(args []string) error {
 		_, err := os.Stat(marker)
 		return err
 	case "host":
-		return onHost(os.Stdout)
+		return onHost("/", os.Stdout)
 	case "keep", "install", "uninstall":
 	default:
 		return errors.New(usage)

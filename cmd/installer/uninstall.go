@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"strings"
+
+	"github.com/blockvol/blockvol/plugin/admin"
+	"github.com/blockvol/blockvol/plugin/engine"
 )
 
 // uninstall removes the plugin and what was installed with it. Volumes, their disks and the state directory stay. Errors:
@@ -17,14 +20,10 @@ func (i *installer) uninstall(ctx context.Context) error {
 	}
 	dirs := sourcesOf(i.settings, nil)
 	if p != nil {
-		users, err := i.engine.UsersOf(ctx, plugin)
-		if err != nil {
+		dirs = sourcesOf(i.settings, settingsOf(*p))
+		if err := i.releaseAll(ctx, *p); err != nil {
 			return err
 		}
-		if users != nil {
-			return fail(codeInUse, "volumes are in use by %s: stop these containers first; nothing was removed", strings.Join(users, ", "))
-		}
-		dirs = sourcesOf(i.settings, settingsOf(*p))
 	}
 	for _, name := range []string{next, plugin} {
 		p, err := i.look(ctx, name)
@@ -43,9 +42,34 @@ func (i *installer) uninstall(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := i.onTheHost(ctx, dirs, work{Clean: true}, "/usr/local/bin:"+commandDir); err != nil {
+	if _, err := i.onTheHost(ctx, dirs, work{Clean: true, State: dirs.state}, "/usr/local/bin:"+commandDir); err != nil {
 		return err
 	}
 	i.log.Print("blockvol is removed; volumes and their data stay")
+	return nil
+}
+
+// releaseAll has the plugin detach the disks that it holds. Errors: a container uses one, or one cannot be detached.
+func (i *installer) releaseAll(ctx context.Context, p engine.Plugin) error {
+	users, err := i.engine.UsersOf(ctx, plugin)
+	if err != nil {
+		return err
+	}
+	if users != nil {
+		return fail(codeInUse, "volumes are in use by %s: stop these containers first; nothing was removed", strings.Join(users, ", "))
+	}
+	if !p.Enabled {
+		return nil
+	}
+	client := i.client(p.ID)
+	status, err := client.Status(ctx)
+	if err != nil || status.State == admin.Broken {
+		return nil //nolint:nilerr // it has done nothing since it was started
+	}
+	for _, v := range status.Volumes {
+		if err := client.Release(ctx, v.Name); err != nil {
+			return fail(codeInUse, "%w; nothing was removed", err)
+		}
+	}
 	return nil
 }
