@@ -17,10 +17,7 @@ func (i *installer) keep(ctx context.Context) error {
 	if err := os.RemoveAll(marker); err != nil {
 		return err
 	}
-	if err := i.apply(ctx); err != nil {
-		if ctx.Err() != nil { // the task is to stop
-			return nil
-		}
+	if err := i.apply(ctx); err != nil && ctx.Err() == nil {
 		return err
 	}
 	if err := os.WriteFile(marker, nil, 0o600); err != nil {

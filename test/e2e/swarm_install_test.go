@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +24,7 @@ type oneNode struct {
 	*reader
 	registry string
 	image    string // the installer's
+	updated  string // when the update before the last deploy was begun
 }
 
 func newOneNode(t *testing.T, versions ...string) *oneNode {
@@ -30,7 +33,7 @@ func newOneNode(t *testing.T, versions ...string) *oneNode {
 	r := newReader(t, e)
 	e.Run("mount", "-t", "tmpfs", "none", "/usr/local/bin")
 	e.Busybox()
-	s := &oneNode{r, startRegistry(t, e), filepath.Join(e.Dir, "installer.tar")}
+	s := &oneNode{reader: r, registry: startRegistry(t, e), image: filepath.Join(e.Dir, "installer.tar")}
 	out, err := exec.Command("../../scripts/installer", "amd64", s.image).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	stack, err := os.ReadFile("../../scripts/blockvol.yml")
@@ -67,7 +70,14 @@ func (s *oneNode) push(version, dir string) {
 // deploy deploys the stack file that is shipped.
 func (s *oneNode) deploy(version string) {
 	s.t.Helper()
+	s.updated = s.update("{{.StartedAt}}")
 	s.shell("REGISTRY=" + s.registry + " VERSION=" + version + " docker stack deploy --compose-file blockvol.yml blockvol")
+}
+
+// update tells about the last update of the installer, empty if there was none.
+func (s *oneNode) update(format string) string {
+	out, _ := s.Try("service", "inspect", "--format", "{{with .UpdateStatus}}"+format+"{{end}}", "blockvol_installer") // before the first there is no service
+	return out
 }
 
 // settings makes a config of that name with the lines, and has the stack use it.
@@ -75,17 +85,28 @@ func (s *oneNode) settings(name string, lines ...string) {
 	s.t.Helper()
 	require.NoError(s.t, os.WriteFile(filepath.Join(s.work, name), []byte(strings.Join(lines, "\n")), 0o600))
 	s.shell("docker config create " + name + " " + name)
-	s.shell("sed -i 's/name: blockvol-settings.*/name: " + name + "/' blockvol.yml")
+	s.shell("sed -i '/^  settings:/,/name:/s/name: .*/name: " + name + "/' blockvol.yml")
 }
 
-// awaitInstalled waits until Swarm takes the installer of that version for healthy, and its update for done.
+// awaitUpdate waits until the update has ended that the last deploy has begun.
+func (s *oneNode) awaitUpdate(state string) {
+	s.t.Helper()
+	s.Eventually("the update is "+state, func() error {
+		update := s.update("{{.StartedAt}} {{.State}} {{.Message}}")
+		if strings.HasPrefix(update, s.updated+" ") || !strings.Contains(update, " "+state+" ") {
+			return errors.New(update)
+		}
+		return nil
+	})
+}
+
+// awaitInstalled waits until Swarm takes the first installer for healthy.
 func (s *oneNode) awaitInstalled(version string) {
 	s.t.Helper()
 	s.Eventually("the installer is healthy", func() error {
-		update := s.Docker("service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.Image}} {{with .UpdateStatus}}{{.State}}{{end}}", "blockvol_installer")
 		running := s.Docker("service", "ls", "--format", "{{.Replicas}}", "--filter", "name=blockvol_installer")
-		if !strings.Contains(update, ":"+version) || strings.Contains(update, "updating") || running != "1/1" {
-			return errors.New(update + " " + running)
+		if running != "1/1" {
+			return errors.New(running)
 		}
 		return nil
 	})
@@ -97,19 +118,12 @@ func (s *oneNode) requirePlugin(version string) {
 	require.Regexp(s.t, "^true .*version "+version+":", s.Docker("plugin", "inspect", "--format", "{{.Enabled}} {{.PluginReference}} {{.Config.Description}}", engine.Plugin))
 }
 
-// awaitPaused waits until Swarm has paused the update, and the log has the reason.
-func (s *oneNode) awaitPaused(why, code string) {
+// awaitPaused waits until Swarm has paused the update. The task's error and the log tell the reason.
+func (s *oneNode) awaitPaused(failed, why string) {
 	s.t.Helper()
-	s.Eventually("the update is paused", func() error {
-		state := s.Docker("service", "inspect", "--format", "{{.UpdateStatus.State}}", "blockvol_installer")
-		if state != "paused" {
-			return errors.New(state)
-		}
-		return nil
-	})
-	assert.Contains(s.t, s.Docker("service", "ps", "--no-trunc", "--format", "{{.Error}}", "blockvol_installer"), "non-zero exit ("+code+")")
-	cmd := s.Client(s.t.Context(), "service", "logs", "blockvol_installer")
-	logs, err := cmd.CombinedOutput()
+	s.awaitUpdate("paused")
+	assert.Contains(s.t, s.Docker("service", "ps", "--no-trunc", "--format", "{{.Error}}", "blockvol_installer"), failed)
+	logs, err := s.Client(s.t.Context(), "service", "logs", "blockvol_installer").CombinedOutput()
 	require.NoError(s.t, err)
 	assert.Contains(s.t, string(logs), why)
 }
@@ -124,12 +138,12 @@ func TestAStackInstallsUpdatesAndRemovesThePlugin(t *testing.T) {
 	s.Run("mkdir", "-p", s.State)
 	require.NoError(t, a.disks.Sysfs(id, filepath.Join(s.State, "sysfs")))
 	api, metadata := serve(t, s.Engine, "127.0.0.1:0", a.front), serve(t, s.Engine, "127.0.0.1:0", a.front.Metadata(id))
-	extra := " args=--sysfs=/data/state/sysfs"
+	extra := []string{"args=--sysfs=/data/state/sysfs"}
 	for _, setting := range kind.Settings(a.front, id, "http://"+api, "http://"+metadata) {
 		if token, is := strings.CutPrefix(setting, "HCLOUD_TOKEN="); is {
 			require.NoError(t, os.WriteFile(filepath.Join(s.work, "token"), []byte(token+"\n"), 0o600))
 		} else {
-			extra += " " + setting
+			extra = append(extra, setting)
 		}
 	}
 	lines, err := manual.Commands("../../docs/install-swarm.md")
@@ -139,7 +153,7 @@ func TestAStackInstallsUpdatesAndRemovesThePlugin(t *testing.T) {
 	for _, line := range lines {
 		line = strings.ReplaceAll(line, "=REGISTRY ", "="+s.registry+" ")
 		line = strings.ReplaceAll(line, " REGISTRY/", " "+s.registry+"/")
-		line = strings.Replace(line, " >settings", extra+" >settings", 1)
+		line = strings.Replace(line, " >settings", " "+strings.Join(extra, " ")+" >settings", 1)
 		switch {
 		case strings.HasPrefix(line, "docker stack rm "):
 			requireNoSecretIn(t, s)
@@ -155,6 +169,7 @@ func TestAStackInstallsUpdatesAndRemovesThePlugin(t *testing.T) {
 			})
 			s.requireUninstalled()
 		}
+		s.updated = s.update("{{.StartedAt}}")
 		s.shell(line)
 		switch {
 		case strings.Contains(line, "docker stack deploy"):
@@ -167,7 +182,8 @@ func TestAStackInstallsUpdatesAndRemovesThePlugin(t *testing.T) {
 				t.Logf("%v from the command to a mounted volume", time.Since(begun))
 				continue
 			}
-			s.awaitInstalled("1.1")
+			s.awaitUpdate("completed")
+			s.requirePlugin("1.1")
 			awaitLines(t, s.Engine, 10)
 		case strings.HasPrefix(line, "docker stack rm"):
 			s.Eventually("the installer is gone", func() error {
@@ -215,4 +231,103 @@ func requireNoSecretIn(t *testing.T, s *oneNode) {
 	text, err := os.ReadFile(files[0])
 	require.NoError(t, err)
 	assert.Equal(t, string(token), string(text))
+}
+
+// Each time the update pauses, the log says why, and the plugin works as it did before.
+func TestAnUpdateThatDoesNotWorkIsPausedAndTakenBack(t *testing.T) {
+	t.Parallel()
+	s := newOneNode(t, "1.0")
+	broken := labelled(t, "1.1")
+	require.NoError(t, os.Remove(filepath.Join(broken, "rootfs/usr/bin/blockvol")))
+	require.NoError(t, os.WriteFile(filepath.Join(broken, "rootfs/usr/bin/blockvol"), []byte("no program"), 0o755))
+	s.push("1.1", broken)
+	s.settings("first", "LOG_LEVEL=debug")
+	s.shell("echo '# none' | docker secret create blockvol-secrets -")
+	s.deploy("1.0")
+	s.awaitInstalled("1.0")
+	create(s.Engine, "kept")
+	startWriter(t, s.Engine, "kept")
+
+	for i, test := range []struct{ version, setting, failed, why string }{
+		{"1.0", "TAKEOVER=sometimes", "non-zero exit (5)", `TAKEOVER is "sometimes" but must be one of never, stopped, fence, always`},
+		{"1.0", "PROVIDER=nowhere", "non-zero exit (5)", `PROVIDER is "nowhere" but must be one of`},
+		{"1.0", "CLUSTR=shop", "non-zero exit (2)", "blockvol:1.0-amd64 has no setting CLUSTR"},
+		{"1.1", "LOG_LEVEL=debug", "non-zero exit (5)", "blockvol:1.1-amd64 does not start"},
+		{"1.2", "LOG_LEVEL=debug", "No such image", ""},
+	} {
+		if testing.Short() && i > 0 {
+			break
+		}
+		s.settings("next-"+strconv.Itoa(i), test.setting)
+		s.deploy(test.version)
+		s.awaitPaused(test.failed, test.why)
+		s.requirePlugin("1.0")
+		assert.Contains(t, s.Docker("plugin", "inspect", "--format", "{{.Settings.Env}}", engine.Plugin), "LOG_LEVEL=debug")
+		awaitLines(t, s.Engine, 10)
+		create(s.Engine, "another-"+strconv.Itoa(i))
+	}
+	s.settings("last", "LOG_LEVEL=info")
+	s.deploy("1.0")
+	s.awaitUpdate("completed")
+	assert.Contains(t, s.Docker("plugin", "inspect", "--format", "{{.Settings.Env}}", engine.Plugin), "LOG_LEVEL=info")
+	awaitLines(t, s.Engine, 10)
+	s.Docker("rm", "--force", "writer")
+	eventuallyReleased(t, s.Engine)
+	assertNothingLost(t, s.Engine, "kept")
+
+	if testing.Short() {
+		t.Skip("the rest waits for the installer to look again")
+	}
+	s.Docker("plugin", "disable", "--force", engine.Plugin)
+	s.Docker("plugin", "rm", "--force", engine.Plugin)
+	s.Eventually("it is installed again", func() error {
+		enabled, err := s.Try("plugin", "inspect", "--format", "{{.Enabled}}", engine.Plugin)
+		if err == nil && enabled != "true" {
+			err = errors.New(enabled)
+		}
+		return err
+	})
+	assertNothingLost(t, s.Engine, "kept")
+	eventuallyReleased(t, s.Engine)
+}
+
+// The kills are spread over the time of an update. cmd/installer has the same with each single step.
+func TestTheInstallerIsKilledAtAnyMomentOfAnUpdate(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes minutes")
+	}
+	t.Parallel()
+	s := newOneNode(t, "1.0", "1.1")
+	install := func(version string) []string {
+		return []string{
+			"run", "--network", "none", "--volume", "/var/run/docker.sock:/var/run/docker.sock", "--volume", "/run/docker/plugins:/run/docker/plugins",
+			"--name", "installer", s.registry + "/blockvol-installer:" + version, "install", "LOG_LEVEL=debug",
+		}
+	}
+	s.Docker(install("1.0")...)
+	s.Docker("rm", "installer")
+	create(s.Engine, "kept")
+	startWriter(t, s.Engine, "kept")
+	killed := 0
+	for kill := range 16 {
+		version := []string{"1.1", "1.0"}[kill%2]
+		s.Docker(slices.Insert(install(version), 1, "--detach")...)
+		time.Sleep(time.Duration(kill) * 250 * time.Millisecond) // the kill happens at this time
+		if _, err := s.Try("kill", "installer"); err == nil {
+			killed++
+		}
+		s.Docker("rm", "--force", "installer")
+		awaitLines(t, s.Engine, 10)
+		s.Docker(install(version)...)
+		s.Docker("rm", "installer")
+		s.requirePlugin(version)
+		awaitLines(t, s.Engine, 10)
+		assert.Len(t, strings.Fields(s.Docker("plugin", "ls", "--quiet")), 1)
+		assert.Len(t, strings.Fields(s.Docker("ps", "--all", "--quiet")), 1, "the writer")
+	}
+	t.Logf("%d of 16 were killed", killed)
+	assert.Greater(t, killed, 5)
+	s.Docker("rm", "--force", "writer")
+	eventuallyReleased(t, s.Engine)
+	assertNothingLost(t, s.Engine, "kept")
 }
