@@ -2,7 +2,6 @@ package mount
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -98,20 +97,24 @@ type readers struct {
 // collector collects the mounts of some volumes from mount tables.
 type collector struct {
 	mounts
-	numbers   map[string][]query // by the devices' "major:minor", as in mount tables
+	numbers   map[devno][]query
+	texts     map[string]bool    // the keys of numbers, as in mount tables: a table without any of them is not taken apart
 	names     map[string][]query // by the devices' names, for btrfs, whose mounts have numbers of their own
 	published location
 	targets   map[query][]location
 }
 
 // location is a directory: its file system, and its path in that. It is the same in every mount namespace.
-type location struct{ number, path string }
+type location struct {
+	number devno
+	path   string
+}
 
 // newCollector returns a collector that has no table yet. own is the one of this process.
 func (h *Host) newCollector(queries map[query]bool, own []*mountinfo.Info) *collector {
 	c := &collector{
 		mounts:  mounts{of: make(map[query]*volumeMounts, len(queries))},
-		numbers: make(map[string][]query, len(queries)), names: make(map[string][]query, 2*len(queries)),
+		numbers: make(map[devno][]query, len(queries)), texts: make(map[string]bool, len(queries)), names: make(map[string][]query, 2*len(queries)),
 		published: locate(own, h.published), targets: map[query][]location{},
 	}
 	targets := map[query][]string{}
@@ -133,6 +136,7 @@ func (h *Host) newCollector(queries map[query]bool, own []*mountinfo.Info) *coll
 		queries := c.queriesOf(m)
 		if m.FSType == "btrfs" && len(queries) > 0 {
 			c.numbers[numberOf(m)] = queries
+			c.texts[numberOf(m).String()] = true
 		}
 		dir := filepath.Dir(m.Mountpoint)
 		for _, q := range queries {
@@ -145,7 +149,8 @@ func (h *Host) newCollector(queries map[query]bool, own []*mountinfo.Info) *coll
 }
 
 func (c *collector) addDevice(q query, d diskID) {
-	c.numbers[d.String()] = append(c.numbers[d.String()], q)
+	c.numbers[d.devno] = append(c.numbers[d.devno], q)
+	c.texts[d.String()] = true
 	c.names[d.name] = append(c.names[d.name], q)
 	if name := kernelName(d.devno); name != "" && name != d.name {
 		c.names[name] = append(c.names[name], q)
@@ -222,4 +227,4 @@ func locationIn(m *mountinfo.Info, path string) location {
 	return location{numberOf(m), filepath.Join(m.Root, strings.TrimPrefix(path, m.Mountpoint))}
 }
 
-func numberOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
+func numberOf(m *mountinfo.Info) devno { return devno{uint32(m.Major), uint32(m.Minor)} }

@@ -73,7 +73,7 @@ func (c *collector) mayContain(table []byte) bool {
 			_, fields, _ = bytes.Cut(fields, []byte(" "))
 		}
 		n, _, _ := bytes.Cut(fields, []byte(" "))
-		if _, ok := c.numbers[string(n)]; ok {
+		if c.texts[string(n)] {
 			return true
 		}
 		if _, rest, ok := bytes.Cut(line, []byte(" - btrfs ")); ok {
