@@ -16,11 +16,14 @@ FUZZTIME ?= 2000000x
 STEPS ?= 20000
 WORLD ?=
 
+# The tests of `make test-engines`: what an engine does to a plugin. Those of the clouds and of the manual are the same for all engines.
+ENGINES ?= Dockerd|Plugin|Container|Volume|LiveRestore|Power|Swarm|Install|Reinstall|Copy|Stack
+
 # The duration of `make soak`.
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install release demo demo-swarm shell quick test test-all test-cluster ci soak lint fmt random mutate fuzz bench docs clean
+.PHONY: help build plugin install release demo demo-swarm shell quick test test-all test-cluster test-engines ci soak lint fmt random mutate fuzz bench docs clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +75,13 @@ test-cluster: ## test a Swarm of emulated machines: failures, moves, many volume
 	@scripts/setup cluster
 	@$(MAKE) --no-print-directory plugin
 	go test -timeout 2h -v ./test/cluster -failover.table=$(CURDIR)/docs/failover.md
+
+test-engines: plugin ## run the tests with engines on Docker 26 and 28, of Debian trixie and forky (ENGINES=regexp)
+	@scripts/setup test
+	@for suite in trixie forky; do \
+		scripts/engine $$suite build/engine-$$suite && chroot build/engine-$$suite dockerd --version && \
+		BLOCKVOL_ENGINE=$(CURDIR)/build/engine-$$suite go test -count=1 -short -parallel 4 -timeout 40m -run '$(ENGINES)' ./test/e2e ./test/engine || exit 1; \
+	done
 
 soak: ## random failures in a Swarm of emulated machines (SOAK=30m)
 	@scripts/setup cluster

@@ -25,6 +25,10 @@ import (
 // timeout limits every wait for an engine. It is long because only a broken test reaches it.
 const timeout = 4 * time.Minute
 
+// Release is the environment variable that names the root directory of another Debian release, whose programs, dockerd among them,
+// the engines then run, as `make test-engines` does.
+const Release = "BLOCKVOL_ENGINE"
+
 // T is the part of testing.T that an engine uses.
 type T = namespace.T
 
@@ -96,6 +100,9 @@ func (e *Engine) Up() {
 			e.t.Fatalf("engine: %v", err)
 		}
 		e.namespaces = own
+		if root := os.Getenv(Release); root != "" {
+			e.Run("mount", "--bind", filepath.Join(root, "usr"), "/usr")
+		}
 	}
 	args := []string{
 		"--host=" + e.Host(),
