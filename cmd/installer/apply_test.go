@@ -187,25 +187,28 @@ func TestATargetThatWasGivenUpIsLeftAlone(t *testing.T) {
 }
 
 func TestARegistryThatIsGoneInTheMiddleOfAnUpdate(t *testing.T) {
-	var f *fakeEngine
-	for cut := 1; ; cut++ { // until the installer dies with the former version disabled
-		f = withVersions(t)
-		require.NoError(t, f.installer(one, nil).apply(t.Context()))
-		f.changes, f.cut, f.after = 0, cut, true
-		require.Error(t, f.installer(two, nil).apply(t.Context()))
-		if reference, enabled, _ := f.state(); reference == one && !enabled {
-			break
+	const three = "registry:5000/blockvol:4-amd64"
+	for _, target := range []string{two, three} { // what was begun, and another one
+		var f *fakeEngine
+		for cut := 1; ; cut++ { // until the installer dies with the former version disabled
+			f = withVersions(t)
+			require.NoError(t, f.installer(one, nil).apply(t.Context()))
+			f.changes, f.cut, f.after = 0, cut, true
+			require.Error(t, f.installer(two, nil).apply(t.Context()))
+			if reference, enabled, _ := f.state(); reference == one && !enabled {
+				break
+			}
 		}
+		v := f.registry[two]
+		delete(f.registry, two)
+		err := f.installer(target, nil).apply(t.Context())
+		require.Equal(t, codeRegistry, codeOf(err), "%v", err)
+		reference, enabled, _ := f.state()
+		assert.Equal(t, one, reference)
+		assert.True(t, enabled)
+		f.registry[target] = v
+		require.NoError(t, f.installer(target, nil).apply(t.Context()), "it is tried again at once")
 	}
-	v := f.registry[two]
-	delete(f.registry, two)
-	err := f.installer(two, nil).apply(t.Context())
-	require.Equal(t, codeRegistry, codeOf(err), "%v", err)
-	reference, enabled, _ := f.state()
-	assert.Equal(t, one, reference)
-	assert.True(t, enabled)
-	f.registry[two] = v
-	require.NoError(t, f.installer(two, nil).apply(t.Context()), "it is tried again at once")
 }
 
 func TestUninstallLeavesData(t *testing.T) {
@@ -221,7 +224,15 @@ func TestUninstallLeavesData(t *testing.T) {
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
 		require.NoError(t, os.WriteFile(path, nil, 0o600))
 	}
+	f.users = []string{"shop", "blog"}
+	err := f.installer(one, nil).uninstall(t.Context())
+	require.Equal(t, codeInUse, codeOf(err))
+	require.ErrorContains(t, err, "volumes are in use by shop, blog: stop these containers first; nothing was removed")
+	_, enabled, _ := f.state()
+	assert.True(t, enabled)
+	f.users, f.attached = nil, []string{"idle", "other"}
 	require.NoError(t, f.installer(one, nil).uninstall(t.Context()))
+	assert.Empty(t, f.attached, "no disk stays attached")
 	assert.Empty(t, f.plugins)
 	assert.Empty(t, f.jobs)
 	assert.NoDirExists(t, f.host(dir+"/state"))

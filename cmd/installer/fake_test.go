@@ -44,7 +44,9 @@ type fakeEngine struct {
 	made    int // plugins and jobs
 	sockets map[string]net.Listener
 
-	disabled int // how often a plugin was
+	disabled int      // how often a plugin was
+	users    []string // containers that use a volume
+	attached []string // volumes that are
 
 	changes int  // calls that change something, so far
 	cut     int  // the number of the change at which the installer dies; 0 is none
@@ -271,8 +273,17 @@ func (f *fakeEngine) listen(p *engine.Plugin) {
 		if !p.Enabled {
 			panic(http.ErrAbortHandler)
 		}
-		answer := map[string]any{"state": "serving"}
+		answer := map[string]any{"state": "serving", "volumes": []any{}}
 		switch env := settingsOf(*p); {
+		case strings.HasSuffix(r.URL.Path, "/release"):
+			f.attached = f.attached[1:]
+			answer = nil
+		case strings.HasSuffix(r.URL.Path, "/status") && f.attached != nil:
+			var volumes []map[string]string
+			for _, name := range f.attached {
+				volumes = append(volumes, map[string]string{"name": name})
+			}
+			answer["volumes"] = volumes
 		case strings.HasSuffix(r.URL.Path, "/doctor"):
 			findings := []map[string]string{{"severity": "warning", "code": "state-space-low", "message": "the disk is nearly full"}}
 			if env["LEVEL"] == "wrong" {
@@ -289,9 +300,15 @@ func (f *fakeEngine) listen(p *engine.Plugin) {
 func (f *fakeEngine) container(r *http.Request, parts []string) (any, error) {
 	switch parts[0] {
 	case "json":
-		all := []map[string]string{}
+		all := []map[string]any{}
+		if r.URL.Query().Get("filters") == "" {
+			for _, name := range f.users {
+				all = append(all, map[string]any{"Names": []string{"/" + name}, "State": "running", "Mounts": []map[string]string{{"Driver": plugin}}})
+			}
+			return all, nil
+		}
 		for id := range f.jobs {
-			all = append(all, map[string]string{"Id": id})
+			all = append(all, map[string]any{"Id": id})
 		}
 		return all, nil
 	case "create":

@@ -46,6 +46,7 @@ type Config struct {
 	Kind    fronts.Kind  // cloud; the zero value is EC2 with the policy in docs/
 	Cloud   cloud.Config // Backend, Machines, Zones and ID are set by Start
 	Plugins []Plugin     // on every node; empty is one without settings
+	Bare    bool         // the plugins are not installed: the test does it
 	Dir     string       // output of `make plugin`
 	Log     func(format string, args ...any)
 }
@@ -72,7 +73,7 @@ type Cluster struct {
 	namespaces *namespace.Set
 	network    *network
 	storage    *qemu.Storage
-	registry   *pluginRegistry
+	registry   *registryServer
 	version    int // latest version of the plugin
 	servers    []*http.Server
 	serving    errgroup.Group
@@ -297,7 +298,9 @@ func (c *Cluster) makeSwarm() {
 	if err := joining.Wait(); err != nil {
 		c.t.Fatalf("cluster: %v", err)
 	}
-	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
+	if !c.cfg.Bare {
+		c.Settle()
+	}
 }
 
 // Settle waits until all nodes are ready and the Swarm knows their plugins.
@@ -311,11 +314,39 @@ func (c *Cluster) PushPlugin() (reference string) {
 	c.t.Helper()
 	c.version++
 	tag := strconv.Itoa(c.version)
-	if err := c.registry.push(c.cfg.Dir, tag); err != nil {
+	if err := c.registry.pushPlugin(c.cfg.Dir, tag); err != nil {
 		c.t.Fatalf("cluster: %v", err)
 	}
 	return registry + ":5000/blockvol:" + tag
 }
+
+// PushInstaller makes a new version of the plugin available, and the image of its installer, and returns the version.
+func (c *Cluster) PushInstaller() (version string) {
+	c.t.Helper()
+	c.PushPlugin()
+	version = strconv.Itoa(c.version)
+	dir := filepath.Join(c.dir, "installer")
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(dir, "installer"), "github.com/blockvol/blockvol/cmd/installer")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		err = c.registry.pushPlugin(c.cfg.Dir, version+"-amd64")
+	}
+	if err == nil {
+		err = c.registry.pushImage(dir, "blockvol-installer:"+version, "/installer")
+	}
+	if err != nil {
+		c.t.Fatalf("cluster: %v: %s", err, out)
+	}
+	return version
+}
+
+// What the nodes reach.
+const (
+	Registry = registry + ":5000" // has the plugins
+	API      = api                // of the cloud
+	Metadata = metadata           // its metadata service
+)
 
 // pluginsKnown returns an error until the Swarm knows the plugins of its nodes. The scheduler uses only known plugins.
 func (c *Cluster) pluginsKnown() error {

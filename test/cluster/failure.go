@@ -271,16 +271,31 @@ func (n *Node) Replace() *Node {
 			c.Nodes[i] = successor
 		}
 	}
-	err := successor.launch()
+	c.join(successor)
+	c.Settle()
+	return successor
+}
+
+// Add adds a node to the Swarm.
+func (c *Cluster) Add() *Node {
+	c.t.Helper()
+	n := c.newNode()
+	c.Nodes = append(c.Nodes, n)
+	c.join(n)
+	return n
+}
+
+// join starts a new node from the image and has it join the Swarm.
+func (c *Cluster) join(n *Node) {
+	c.t.Helper()
+	err := n.launch()
 	if err == nil {
-		err = successor.installPlugins()
+		err = n.installPlugins()
 	}
 	if err == nil {
-		_, err = successor.TryDocker("swarm", "join", "--token", c.token, c.Manager().Address)
+		_, err = n.TryDocker("swarm", "join", "--token", c.token, c.Manager().Address)
 	}
 	if err != nil {
 		c.t.Fatalf("%v", err)
 	}
-	c.Eventually("the Swarm knows of the plugins", c.pluginsKnown)
-	return successor
 }

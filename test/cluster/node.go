@@ -210,6 +210,9 @@ func (n *Node) client(ctx context.Context, args ...string) *exec.Cmd {
 
 // installPlugins installs the cluster's plugins as an operator does.
 func (n *Node) installPlugins() error {
+	if n.c.cfg.Bare {
+		return nil
+	}
 	begin := time.Now()
 	for _, p := range n.c.cfg.Plugins {
 		if _, err := n.Try("mkdir", "-p", stateDir(p.Alias), volumesDir(p.Alias)); err != nil {

@@ -17,22 +17,23 @@ import (
 	"time"
 )
 
-// pluginRegistry serves plugins to `docker plugin install` like a registry. See
+// registryServer serves plugins and images to engines like a registry. See
 // https://distribution.github.io/distribution/spec/api/
-type pluginRegistry struct {
+type registryServer struct {
 	mu        sync.Mutex
 	blobs     map[string][]byte // by digest
-	manifests map[string][]byte // by tag or digest
+	manifests map[string][]byte // by name:tag or digest
 }
 
 const (
 	manifestType = "application/vnd.docker.distribution.manifest.v2+json"
-	configType   = "application/vnd.docker.plugin.v1+json"
+	pluginType   = "application/vnd.docker.plugin.v1+json"
+	imageType    = "application/vnd.docker.container.image.v1+json"
 	layerType    = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 )
 
-func newRegistry() *pluginRegistry {
-	return &pluginRegistry{blobs: map[string][]byte{}, manifests: map[string][]byte{}}
+func newRegistry() *registryServer {
+	return &registryServer{blobs: map[string][]byte{}, manifests: map[string][]byte{}}
 }
 
 type descriptor struct {
@@ -41,8 +42,8 @@ type descriptor struct {
 	Digest    string `json:"digest"`
 }
 
-// push makes a built plugin available under a tag, which is also a file in its root file system, so that versions differ.
-func (r *pluginRegistry) push(dir, tag string) error {
+// pushPlugin makes a built plugin available under a tag, which is also a file in its root file system, so that versions differ.
+func (r *registryServer) pushPlugin(dir, tag string) error {
 	layer, diff, err := pack(filepath.Join(dir, "rootfs"), tag)
 	if err != nil {
 		return err
@@ -56,7 +57,24 @@ func (r *pluginRegistry) push(dir, tag string) error {
 		return fmt.Errorf("config.json: %w", err)
 	}
 	config["rootfs"] = map[string]any{"type": "layers", "diff_ids": []string{diff}}
-	text, err = json.Marshal(config)
+	return r.push("blockvol:"+tag, pluginType, config, layer)
+}
+
+// pushImage makes an image of the files in a directory available.
+func (r *registryServer) pushImage(dir, reference string, entrypoint ...string) error {
+	_, tag, _ := strings.Cut(reference, ":")
+	layer, diff, err := pack(dir, tag)
+	if err != nil {
+		return err
+	}
+	return r.push(reference, imageType, map[string]any{
+		"architecture": "amd64", "os": "linux", "config": map[string]any{"Entrypoint": entrypoint},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{diff}},
+	}, layer)
+}
+
+func (r *registryServer) push(reference, kind string, config any, layer []byte) error {
+	text, err := json.Marshal(config)
 	if err != nil {
 		return err
 	}
@@ -64,18 +82,18 @@ func (r *pluginRegistry) push(dir, tag string) error {
 	defer r.mu.Unlock()
 	manifest, err := json.Marshal(map[string]any{
 		"schemaVersion": 2, "mediaType": manifestType,
-		"config": r.blob(configType, text),
+		"config": r.blob(kind, text),
 		"layers": []descriptor{r.blob(layerType, layer)},
 	})
 	if err != nil {
 		return err
 	}
-	r.manifests[tag] = manifest
+	r.manifests[reference] = manifest
 	r.manifests[digest(manifest)] = manifest
 	return nil
 }
 
-func (r *pluginRegistry) blob(kind string, content []byte) descriptor {
+func (r *registryServer) blob(kind string, content []byte) descriptor {
 	d := digest(content)
 	r.blobs[d] = content
 	return descriptor{kind, len(content), d}
@@ -113,13 +131,16 @@ func pack(dir, version string) (layer []byte, diff string, err error) {
 }
 
 // ServeHTTP implements http.Handler.
-func (r *pluginRegistry) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+func (r *registryServer) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	if request.URL.Path == "/v2/" {
 		return
 	}
 	what, name := "", ""
-	if parts := strings.Split(strings.TrimPrefix(request.URL.Path, "/v2/blockvol/"), "/"); len(parts) == 2 {
-		what, name = parts[0], parts[1]
+	if parts := strings.Split(strings.TrimPrefix(request.URL.Path, "/v2/"), "/"); len(parts) == 3 {
+		what, name = parts[1], parts[2]
+		if what == "manifests" && !strings.HasPrefix(name, "sha256:") {
+			name = parts[0] + ":" + name
+		}
 	}
 	r.mu.Lock()
 	content := map[string]map[string][]byte{"manifests": r.manifests, "blobs": r.blobs}[what][name]

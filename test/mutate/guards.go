@@ -799,4 +799,38 @@ var guards = []guard{
 		protects: "a deleted image gives back no more than its size", file: "providers/local/capacity.go",
 		code: `l.Free += own`, without: `l.Free += 0`,
 	},
+
+	// The installer leaves each node with a plugin that works.
+	{
+		protects: "what worked is known before the plugin is disabled", file: "cmd/installer/apply.go",
+		code: "if err := c.save(ctx); err != nil {\n			c.record.Before = nil", without: "if err := error(nil); err != nil {\n			c.record.Before = nil",
+	},
+	{
+		protects: "the directories that an interrupted upgrade forgets are known", file: "cmd/installer/apply.go",
+		code: `case c.record.Before != nil && (p == nil || !p.Enabled):`, without: `case false:`,
+	},
+	{
+		protects: "a plugin that an interrupted update has disabled is enabled if the registry is gone", file: "cmd/installer/apply.go",
+		code: `if err != nil && (p == nil || p.Enabled) {`, without: `if err != nil {`,
+	},
+	{
+		protects: "an unknown setting is found before the plugin is disabled", file: "cmd/installer/apply.go",
+		code: `names := unknown(*config, c.target.settings); names != nil {`, without: `names := unknown(*config, c.target.settings); false {`,
+	},
+	{
+		protects: "a target that does not work is not tried again and again", file: "cmd/installer/apply.go",
+		code: `r != nil && r.Target == c.target.id() && time.Since(r.At) < again {`, without: `false {`,
+	},
+	{
+		protects: "no privilege is granted that the manual does not list", file: "cmd/installer/check.go",
+		code: `if !slices.Contains(granted[p.Name], value) {`, without: `if false {`,
+	},
+	{
+		protects: "the installer does not remove a plugin whose volumes are in use", file: "cmd/installer/uninstall.go",
+		code: `if users != nil {`, without: `if false {`,
+	},
+	{
+		protects: "the installer does not leave disks attached without a plugin", file: "cmd/installer/uninstall.go",
+		code: `if err := client.Release(ctx, v.Name); err != nil {`, without: `if err := error(nil); v.Name == "" {`,
+	},
 }
