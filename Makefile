@@ -9,6 +9,9 @@ native := $(shell dpkg --print-architecture)
 plugin := build/plugin$(if $(filter-out $(native),$(ARCH)),-$(ARCH))
 tools  := build/bin
 
+# The registry of `make push`.
+REGISTRY ?=
+
 # How many times `make fuzz` runs each target. (With a duration, Go sometimes fails at the end.)
 FUZZTIME ?= 2000000x
 
@@ -23,7 +26,7 @@ ENGINES ?= Dockerd|Plugin|Container|Volume|LiveRestore|Power|Swarm|Install|Reins
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install release demo demo-swarm shell quick test test-all test-cluster test-engines ci soak lint fmt random mutate fuzz bench docs clean
+.PHONY: help build plugin install release push demo demo-swarm shell quick test test-all test-cluster test-engines ci soak lint fmt random mutate fuzz bench docs clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +43,9 @@ install: plugin ## install the plugin into the current engine as blockvol:latest
 release: $(tools)/nfpm $(tools)/cyclonedx-gomod ## build what a release has, for amd64 and arm64: build/release (VERSION=1.0 MINISIGN_KEY=file)
 	@scripts/setup release
 	@scripts/release build/release
+
+push: ## push the plugins in build/release to a registry, through the current engine (REGISTRY=registry.example.org/team)
+	@scripts/push $(REGISTRY) build/release
 
 demo: ## a tour on a private engine; leaves nothing behind
 	@scripts/setup demo

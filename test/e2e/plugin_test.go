@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,24 +93,43 @@ func TestInstallAndUpgradeFromARegistry(t *testing.T) {
 	once(e, "kept", "echo before >/data/marker")
 	e.Docker("plugin", "disable", "--force", engine.Plugin)
 	e.Docker("plugin", "rm", "--force", engine.Plugin)
+	pushed := map[string]string{}
 	for _, version := range []string{"1", "2"} {
-		e.Docker("plugin", "create", registry+"/blockvol:"+version, e.Grantable(labelled(t, version)))
-		e.Docker("plugin", "push", registry+"/blockvol:"+version)
-		e.Docker("plugin", "rm", registry+"/blockvol:"+version)
+		name, digest, found := strings.Cut(push(t, e, registry, version), "@")
+		require.True(t, found)
+		assert.Regexp(t, "^sha256:[0-9a-f]{64}$", digest) // dockerd 20.10 crashes when it is to install a plugin by its digest
+		pushed[version] = name
 	}
+	assert.Equal(t, "[]", "["+e.Docker("plugin", "ls", "--quiet")+"]", "none is left in the engine")
 	sources := []string{"state.source=" + e.State, "volumes.source=" + e.Volumes}
 
-	e.Docker(append([]string{"plugin", "install", "--grant-all-permissions", "--alias", "blockvol", registry + "/blockvol:1", "CLUSTER=default", "LOG_LEVEL=debug"}, sources...)...)
+	e.Docker(append([]string{"plugin", "install", "--grant-all-permissions", "--alias", "blockvol", pushed["1"], "CLUSTER=default", "LOG_LEVEL=debug"}, sources...)...)
 	assert.Equal(t, "before", once(e, "kept", "cat /data/marker"), "volumes survive the plugin's upgrade")
 
 	e.Docker("plugin", "disable", "--force", engine.Plugin)
-	e.Docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", engine.Plugin, registry+"/blockvol:2") // another tag
-	e.Docker(append([]string{"plugin", "set", engine.Plugin}, sources...)...)                                              // Docker has reset them
+	e.Docker("plugin", "upgrade", "--grant-all-permissions", "--skip-remote-check", engine.Plugin, pushed["2"]) // another tag
+	e.Docker(append([]string{"plugin", "set", engine.Plugin}, sources...)...)                                   // Docker has reset them
 	e.Docker("plugin", "enable", engine.Plugin)
 	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Config.Description}}", engine.Plugin), "version 2")
 	assert.Contains(t, e.Docker("plugin", "inspect", "--format", "{{.Settings.Env}}", engine.Plugin), "LOG_LEVEL=debug")
 	assert.Equal(t, "before", once(e, "kept", "cat /data/marker"))
 	eventuallyReleased(t, e)
+}
+
+// push pushes a release that has one plugin, as `make push` does, and returns what that prints.
+func push(t *testing.T, e *engine.Engine, registry, version string) string {
+	t.Helper()
+	dir := t.TempDir()
+	name := "blockvol-" + version + "-plugin-" + runtime.GOARCH
+	const script = `
+		cp --archive "$1" "$2/$3"
+		tar --create --gzip --file "$2/$3.tar.gz" --directory "$2" "$3"
+		exec ../../scripts/push "$4" "$2"`
+	cmd := exec.Command("sh", "-ec", script, "sh", e.Grantable(labelled(t, version)), dir, name, registry)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host())
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, string(out))
+	return strings.TrimSpace(string(out))
 }
 
 // labelled returns a copy of the plugin with a version label.
