@@ -22,6 +22,13 @@ func (unavailable) Is(target error) bool { return target == providers.ErrUnavail
 
 func (e unavailable) Unwrap() error { return e.error }
 
+// later is errDamaged without its word: a later version of blockvol has written the file.
+type later struct{ error }
+
+func (later) Is(target error) bool { return target == errDamaged }
+
+func (e later) Unwrap() error { return e.error }
+
 // unreadable is the error if the directory for volumes cannot be read.
 func unreadable(err error) error {
 	return unavailable{fmt.Errorf("the directory for volumes cannot be read: is its file system mounted? %w", err)}

@@ -127,6 +127,9 @@ func (s *imageDir) at(file string) (*meta, error) {
 		if target, e := filepath.EvalSymlinks(file); e == nil {
 			file = target
 		}
+		if errors.As(err, &later{}) {
+			return nil, later{fmt.Errorf("the description of a volume, %s, was written by a later version of blockvol (%w): install that version again; it was not changed", file, err)}
+		}
 		return nil, fmt.Errorf("%w description of a volume: %s: %w; it was not changed", errDamaged, file, err)
 	}
 	return m, nil

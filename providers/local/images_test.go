@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -96,6 +97,32 @@ func TestADamagedDescriptionHarmsNoOtherVolume(t *testing.T) {
 			require.NoError(t, err, "the image stays")
 		})
 	}
+}
+
+func TestADescriptionOfALaterVersionIsRefusedAndSaysSo(t *testing.T) {
+	m := newMachine(t, t.TempDir())
+	p := m.provider(t, "a", "main")
+	v := create(t, p, "db", smallest)
+	file := p.disks.path(v.ID, ".json")
+	good, err := os.ReadFile(file)
+	require.NoError(t, err)
+	for change, why := range map[string]string{
+		`"version": 2,`:                "format 2, where this one knows 1",
+		`"version": 2, "novelty": [],`: "format 2, where this one knows 1",
+		`"version": 2, "holder": "a",`: "format 2, where this one knows 1",
+		`"version": 1, "novelty": [],`: `field "novelty"`,
+	} {
+		changed := strings.Replace(string(good), `"version": 1,`, change, 1)
+		require.NoError(t, os.WriteFile(file, []byte(changed), 0o600))
+		_, err = p.Find(t.Context(), "db")
+		require.EqualError(t, err, "the description of a volume, "+file+", was written by a later version of blockvol ("+why+"): install that version again; it was not changed")
+		require.ErrorIs(t, err, errDamaged)
+		kept, err := os.ReadFile(file)
+		require.NoError(t, err)
+		assert.Equal(t, changed, string(kept))
+	}
+	require.NoError(t, os.WriteFile(file, good, 0o600))
+	found(t, p, "db")
 }
 
 func TestALostImageIsNotAMissingVolume(t *testing.T) {

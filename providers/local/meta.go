@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/blockvol/blockvol/providers"
@@ -43,15 +44,19 @@ type former struct {
 	Name    string `json:"name"`
 }
 
-// decode parses a description. It refuses what this version would not write.
+// decode parses a description. It refuses what this version would not write, with later if a later one may have written it.
 func decode(data []byte) (*meta, error) {
+	var head struct{ Version int }
+	_ = json.Unmarshal(data, &head) // a later version may give any other field another type
+	if head.Version > version {
+		return nil, later{fmt.Errorf("format %d, where this one knows %d", head.Version, version)}
+	}
 	var m meta
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&m); err != nil {
-		var v struct{ Version int }
-		if json.Unmarshal(data, &v) == nil && v.Version > version {
-			return nil, fmt.Errorf("it has format %d of a newer blockvol; this one reads format %d", v.Version, version)
+		if field, unknown := strings.CutPrefix(err.Error(), "json: unknown field "); unknown && head.Version == version {
+			return nil, later{fmt.Errorf("field %s", field)}
 		}
 		return nil, err
 	}
