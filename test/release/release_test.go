@@ -35,6 +35,12 @@ func try(dir, command string, args ...string) (output string, err error) {
 	return string(out), err
 }
 
+// prepare installs what builds releases.
+func prepare(t *testing.T) {
+	t.Helper()
+	run(t, root, "scripts/setup release; make --no-print-directory build/bin/nfpm build/bin/cyclonedx-gomod")
+}
+
 // build builds a release of the sources in a directory, signed with a key if there is one, and returns the release's directory and what
 // was printed. Short tests build for this machine only.
 func build(t *testing.T, source, key string) (release, output string) {
@@ -57,7 +63,7 @@ func keys(t *testing.T) (secret, public string) {
 }
 
 func TestARelease(t *testing.T) {
-	run(t, root, "scripts/setup release; make --no-print-directory build/bin/nfpm build/bin/cyclonedx-gomod")
+	prepare(t)
 	secret, public := keys(t)
 	release, _ := build(t, root, secret)
 
