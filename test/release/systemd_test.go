@@ -32,7 +32,7 @@ func newMachine(t *testing.T, deb string) *machine {
 	dir := namespace.Dir(t)
 	m := &machine{t: t, root: filepath.Join(dir, "root")}
 	run(t, dir, `mmdebstrap --quiet --variant=minbase --include=systemd-sysv,dbus,docker.io,iptables,busybox-static "$1" "$2" bookworm root >log 2>&1 || { cat log; exit 1; }`,
-		"--customize-hook=copy-in '"+deb+"' /root",                                      //nolint:misspell // mmdebstrap's option
+		"--customize-hook=copy-in '"+deb+"' /root",                                       //nolint:misspell // mmdebstrap's option
 		`--customize-hook=chroot "$1" sh -c "apt-get install --yes /root/blockvol*.deb"`) //nolint:misspell // mmdebstrap's option
 	var err error
 	m.namespaces, err = namespace.New(dir)
