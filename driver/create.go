@@ -46,13 +46,13 @@ func (d *Driver) createAs(ctx context.Context, name string, options map[string]s
 }
 
 func (d *Driver) create(ctx context.Context, h *handle, r controller.Request) error {
-	r.Copy = func(ctx context.Context) (*providers.Snapshot, error) {
+	r.Copy = func(ctx context.Context) (*providers.Snapshot, bool, error) {
 		vol, err := d.controller.Find(ctx, r.From)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if !volume.SettingsOf(vol.Record).Formatted { // and a copy is never formatted
-			return nil, volume.Fail(volume.Invalid, "it has never been mounted, so there is nothing to copy", "create a new volume")
+			return nil, false, volume.Fail(volume.Invalid, "it has never been mounted, so there is nothing to copy", "create a new volume")
 		}
 		return d.snapshotToCopy(ctx, h, vol)
 	}
@@ -66,29 +66,34 @@ func (d *Driver) create(ctx context.Context, h *handle, r controller.Request) er
 // resumeAge is how old a complete snapshot to copy a volume may be for the next life of the plugin to go on with it.
 const resumeAge = 10 * time.Minute
 
-// snapshotToCopy takes a snapshot of the volume to make another of it, or goes on with the one that this plugin was waiting for when it
-// was restarted. Any other is not gone on with: what it holds may be old.
-func (d *Driver) snapshotToCopy(ctx context.Context, h *handle, from *providers.Volume) (*Snapshot, error) {
+// snapshotToCopy takes a snapshot of the volume to make another of it, or goes on with the one that is being taken for that, by
+// whichever node, or that this plugin was waiting for when it was restarted. Any other is not gone on with: what it holds may be old.
+// The snapshot is shared if another node has taken it, which may be waiting for it, too.
+func (d *Driver) snapshotToCopy(ctx context.Context, h *handle, from *providers.Volume) (s *Snapshot, shared bool, err error) {
 	here, err := d.thisNode(ctx)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	reason := volume.ToCopy(here.ID, h.Name)
 	if d.controller.HasSnapshots() {
 		all, err := d.controller.Snapshots(ctx)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		for _, s := range slices.Backward(all) {
-			begun := s.Volume == from.ID && s.Record[volume.KeyTaken] == reason && s.CreatedAt.Before(d.started)
-			if begun && (s.State == providers.SnapshotCreating || s.State == providers.SnapshotComplete && time.Since(s.CreatedAt) < resumeAge) {
-				return d.controller.AwaitSnapshot(ctx, s, h.Step)
+			ours := s.Record[volume.KeyTaken] == reason
+			taking := s.State == providers.SnapshotCreating && volume.IsToMake(s.Record, h.Name)
+			taken := s.State == providers.SnapshotComplete && ours && s.CreatedAt.Before(d.started) && time.Since(s.CreatedAt) < resumeAge
+			if s.Volume == from.ID && (taking || taken) {
+				h.Log().WithField("snapshot", s.ID).WithField("since", s.CreatedAt.Format(time.RFC3339)).Info("Going on with the snapshot that was begun for this volume")
+				s, err := d.controller.AwaitSnapshot(ctx, s, h.Step)
+				return s, !ours, err
 			}
 		}
 	}
 	// The time makes it this attempt's own.
-	s, _, err := d.takeSnapshot(ctx, from.Name, reason, h.Name+", "+time.Now().UTC().Format(time.RFC3339Nano), h.Step)
-	return s, err
+	s, _, err = d.takeSnapshot(ctx, from.Name, reason, h.Name+", "+time.Now().UTC().Format(time.RFC3339Nano), h.Step)
+	return s, false, err
 }
 
 // checkFormat has mkfs check the operator's options for it. Where there is no such program, another node may have it.

@@ -294,6 +294,47 @@ func TestARestartWhileASnapshotToCopyAVolumeIsTakenDoesNotBeginAnother(t *testin
 	}
 }
 
+func TestAnotherNodeGoesOnWithTheSnapshotToCopyAVolume(t *testing.T) {
+	for name, c := range map[string]struct{ dies, fails bool }{
+		"whose node has died":                {dies: true},
+		"which both wait for":                {},
+		"and leaves it, if it cannot use it": {dies: true, fails: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				la := mounted(t, a.start(t), "data", "1")
+				was := w.writes("data")
+				w.set(func() { w.copying = 5 * time.Minute })
+				create := func(l *life) error {
+					return l.Create(limited(t, 2*time.Hour), "copy", map[string]string{"from": "data"})
+				}
+				first := make(chan error, 1)
+				go func() { first <- create(la) }()
+				time.Sleep(time.Minute)
+				lb := b.start(t)
+				if c.dies {
+					la.kill()
+				}
+				if c.fails {
+					w.setFault(at("cloud.Create", failBefore))
+					require.Error(t, create(lb))
+					w.setFault(calm)
+					lb = a.start(t)
+				} else {
+					require.ErrorContains(t, lb.Create(within(t), "copy", map[string]string{"from": "data"}), "42% so far")
+				}
+				require.NoError(t, create(lb))
+				if !c.dies {
+					require.NoError(t, <-first)
+				}
+				assert.Equal(t, was, w.writes("copy"))
+				w.set(func() { assert.Len(t, w.shots, 1) })
+				assert.Empty(t, w.snapshots, "it is deleted")
+			})
+		})
+	}
+}
+
 func TestASnapshotThatIsLeftOverFromACopyIsNotUsedForTheNext(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, _ *machine) {
 		l := mounted(t, a.start(t), "data", "1")

@@ -24,8 +24,8 @@ type Request struct {
 
 	// Check, if set, is called before anything is made.
 	Check func(ctx context.Context) error
-	// Copy takes a snapshot of From, which is deleted again.
-	Copy func(ctx context.Context) (*providers.Snapshot, error)
+	// Copy takes a snapshot of From, which is deleted again. It is shared if another node may be about to make the volume of it.
+	Copy func(ctx context.Context) (s *providers.Snapshot, shared bool, err error)
 }
 
 // names are those that Docker's own volumes have. A client puts a name into the path of a request, where others, like ".."
@@ -53,7 +53,11 @@ func (c *Controller) Create(ctx context.Context, r Request) (vol *providers.Volu
 	case r.Adopt != "":
 		vol, err = c.cloud.adopt(ctx, r.Adopt, r.Spec)
 	case r.From != "":
-		vol, err = c.clone(ctx, r)
+		if vol, err = c.clone(ctx, r); err != nil {
+			if made, findErr := c.Find(ctx, r.Spec.Name); findErr == nil { // by another node, which has deleted the snapshot
+				return made, false, r.matches(made)
+			}
+		}
 	default:
 		vol, err = c.cloud.create(ctx, r.Spec)
 	}
@@ -65,18 +69,22 @@ func (c *Controller) Create(ctx context.Context, r Request) (vol *providers.Volu
 }
 
 // clone makes the volume a copy of another.
-func (c *Controller) clone(ctx context.Context, r Request) (*providers.Volume, error) {
-	s, err := r.Copy(ctx)
+func (c *Controller) clone(ctx context.Context, r Request) (vol *providers.Volume, err error) {
+	s, shared, err := r.Copy(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("%w: volume %q, of which this one is to be a copy", err, r.From)
 	}
 	defer func() {
+		if shared && err != nil {
+			return
+		}
 		if err := c.cloud.deleteSnapshot(ctx, s.ID); err != nil {
 			c.log.WithField("volume", r.From).WithField("snapshot", s.ID).WithError(err).Warn("The snapshot for a copy of the volume could not be deleted; `blockvol gc` deletes it")
 		}
 	}()
 	r.Spec.Snapshot = s.ID
-	return c.cloud.create(ctx, r.Spec)
+	vol, err = c.cloud.create(ctx, r.Spec)
+	return vol, err
 }
 
 // matches refuses an existing volume that is not what was explicitly asked for.

@@ -149,9 +149,18 @@ const (
 )
 
 // ToCopy is the reason of a snapshot that the node takes to make a volume of that name of it.
-func ToCopy(node, name string) string {
-	sum := sha256.Sum256([]byte(node + "\x00" + name))
-	return TakenToCopy + " " + hex.EncodeToString(sum[:8])
+func ToCopy(node, name string) string { return toMake(name) + digest(node) }
+
+// IsToMake tells whether the snapshot was taken, by any node, to make a volume of that name of it.
+func IsToMake(snapshot providers.Record, name string) bool {
+	return strings.HasPrefix(snapshot[KeyTaken], toMake(name))
+}
+
+func toMake(name string) string { return TakenToCopy + " " + digest(name) + " by " }
+
+func digest(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:8])
 }
 
 // IsToCopy tells whether the snapshot was taken to make a volume of it at once.

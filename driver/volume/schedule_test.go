@@ -106,7 +106,8 @@ func TestWhatASnapshotWasDueFor(t *testing.T) {
 	assert.Equal(t, due, DueAt(providers.Record{KeyTaken: TakenAt(due.In(time.FixedZone("east", 9*3600)))}))
 	assert.True(t, IsToCopy(providers.Record{KeyTaken: ToCopy("a", "data")}))
 	assert.NotEqual(t, ToCopy("a", "data"), ToCopy("b", "data"))
-	assert.NotEqual(t, ToCopy("a", "data"), ToCopy("a", "copy"))
+	assert.True(t, IsToMake(providers.Record{KeyTaken: ToCopy("a", "data")}, "data"))
+	assert.False(t, IsToMake(providers.Record{KeyTaken: ToCopy("a", "data")}, "copy"))
 	for _, reason := range []string{"", TakenByHand, ToCopy("a", "data"), TakenToRemove, "at noon", "2026-11-30T18:00:00Z"} {
 		assert.Zero(t, DueAt(providers.Record{KeyTaken: reason}), reason)
 	}

@@ -671,11 +671,19 @@ var guards = []guard{
 	},
 	{
 		protects: "what is copied is not what the volume held long ago", file: "driver/create.go",
-		code: ` && time.Since(s.CreatedAt) < resumeAge)`, without: `)`,
+		code: ` && time.Since(s.CreatedAt) < resumeAge`, without: ``,
 	},
 	{
 		protects: "a copy goes on with its own snapshot only", file: "driver/create.go",
 		code: `s.Record[volume.KeyTaken] == reason`, without: `volume.IsToCopy(s.Record)`,
+	},
+	{
+		protects: "a copy does not go on with a snapshot that is taken for another", file: "driver/create.go",
+		code: `volume.IsToMake(s.Record, h.Name)`, without: `volume.IsToCopy(s.Record)`,
+	},
+	{
+		protects: "the snapshot for a copy is left to the node that has begun it", file: "driver/controller/create.go",
+		code: `if shared && err != nil {`, without: `if shared && err == nil {`,
 	},
 	{
 		protects: "what an attempt to copy has left is not copied", file: "driver/create.go",
