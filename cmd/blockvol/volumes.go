@@ -174,10 +174,21 @@ func note(v admin.Volume) string {
 	if problem := text(v, "problem"); problem != "" {
 		notes = append(notes, problem)
 	}
+	if fenced := text(v, "fenced"); wasLately(fenced) {
+		notes = append(notes, "powered off for it: "+fenced)
+	}
 	if f := v.Failure; f != nil {
 		notes = append(notes, fmt.Sprintf("%s failed %s ago: %s", f.What, strings.ToLower(units.HumanDuration(time.Since(f.At))), f.Error.Message))
 	}
 	return strings.Join(notes, "; ")
+}
+
+// wasLately tells whether the fence that a volume's status describes was in the last day.
+func wasLately(fenced string) bool {
+	_, rest, _ := strings.Cut(fenced, " at ")
+	at, _, _ := strings.Cut(rest, ",")
+	when, err := time.Parse(time.RFC3339, at)
+	return err == nil && time.Since(when) < 24*time.Hour
 }
 
 func (o *operator) inspectCommand() *cobra.Command {

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/blockvol/blockvol/driver/controller"
 	"github.com/blockvol/blockvol/plugin/admin"
 	"github.com/blockvol/blockvol/plugin/docker"
 )
@@ -84,6 +85,21 @@ func TestAVolumeIsShownWithItsFailure(t *testing.T) {
 	answers := map[string]string{admin.Root + "volumes": `{"volumes": [` + volume + `]}`, admin.Root + "volumes/data": volume}
 	assert.Regexp(t, `(?m)^data .* 5 hours +unmount failed 2 minutes ago: process 7 has it$`, asked(t, answers, "ls"))
 	assert.Regexp(t, `(?m)^failed +unmount at .*: process 7 has it; end it$`, asked(t, answers, "inspect", "data"))
+}
+
+func TestAListShowsWhichNodesWerePoweredOffInTheLastDay(t *testing.T) {
+	fence := func(ago time.Duration, state string) string {
+		record := "i-1 i-2 abcdefgh " + time.Now().Add(-ago).UTC().Format(time.RFC3339) + state
+		return `{"name": "data", "status": {"state": "attached", "fenced": "` + controller.FenceWords(record) + `"}}`
+	}
+	list := func(volume string) string {
+		return asked(t, map[string]string{admin.Root + "volumes": `{"volumes": [` + volume + `]}`}, "ls")
+	}
+	assert.Regexp(t, `(?m)^data .*attached +powered off for it: node i-1, by node i-2 at \S+$`, list(fence(23*time.Hour, " off")))
+	assert.Regexp(t, `(?m)^data .*attached +powered off for it: node i-1, by node i-2 at \S+, and started again$`, list(fence(time.Minute, " off restarted")))
+	for _, volume := range []string{fence(25*time.Hour, " off"), fence(time.Minute, ""), `{"name": "data", "status": {"state": "attached"}}`} {
+		assert.Regexp(t, `(?m)^data .*attached$`, list(volume))
+	}
 }
 
 func TestTheDisksOfAnotherPluginAreShownBeforeTheyAreAdopted(t *testing.T) {
