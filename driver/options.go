@@ -179,7 +179,7 @@ func (d *Driver) complete(r *controller.Request) error {
 		return fmt.Errorf("option reclaim=%q: this provider has no snapshots: use %s or %s", volume.ReclaimSnapshot, volume.ReclaimDelete, volume.ReclaimRetain)
 	}
 	if _, err := volume.ParseSchedule(r.Record[volume.KeySchedule], r.Record[volume.KeyKeep]); err != nil {
-		return fmt.Errorf("option snapshot-schedule=%q: %w", r.Record[volume.KeySchedule], err)
+		return fmt.Errorf("option %w", err)
 	}
 	maps.Copy(r.Spec.Record, r.Record)
 	if r.Adopt != "" && (r.Sized || r.Spec.Snapshot != "" || r.From != "" || len(r.Options) > 0) {

@@ -95,9 +95,6 @@ func checkSchedule(when, keep string) error {
 		return volume.Fail(volume.Invalid, fmt.Sprintf("a schedule has up to %d printable characters", longestEntry), "")
 	}
 	if _, err := volume.ParseSchedule(when, keep); err != nil {
-		if when != "" {
-			err = fmt.Errorf("snapshot-schedule=%q: %w", when, err)
-		}
 		return &volume.Error{Code: volume.Invalid, Cause: err}
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/moby/sys/mountinfo"
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -66,6 +67,10 @@ func (o *operator) importFrom(name, source, host string) (err error) {
 			err = dropped
 		}
 	}()
+	if is, err := mountinfo.Mounted(target); err != nil || !is {
+		return volume.Fail(volume.Unavailable, fmt.Sprintf("the volume is mounted at %s, but this command does not see that, as in a container or a shell with mounts of its own; nothing was copied", target),
+			"run it with the mounts that the engine has: nsenter --target $(pidof dockerd) --mount blockvol import …")
+	}
 	show, end := o.copyProgress(name)
 	size, err := tree.Apart(o.ctx, path, target, show, copyCommand)
 	end()

@@ -19,7 +19,10 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(33)
 	}
-	if err := command().Execute(); err != nil {
+	if cmd, err := command().ExecuteC(); err != nil {
+		if !cmd.HasParent() { // there is no such command or flag
+			err = wrongUse(cmd, err)
+		}
 		fmt.Fprintln(os.Stderr, "blockvol:", err)
 		os.Exit(exitCode(err))
 	}

@@ -51,6 +51,7 @@ const (
 
 var (
 	errUsage       = errors.New("wrong use of the command")
+	errNotAsked    = errors.New("nothing was done, since there is no terminal to ask on")
 	errInterrupted = errors.New("interrupted")
 )
 
@@ -61,7 +62,7 @@ func exitCode(err error) int {
 	switch {
 	case isAny(errInterrupted):
 		return exitInterrupted
-	case isAny(errUsage, volume.Invalid):
+	case isAny(errUsage, errNotAsked, volume.Invalid):
 		return exitUsage
 	case isAny(volume.NotFound):
 		return exitNotFound
@@ -180,7 +181,7 @@ func (o *operator) confirm(what string) error {
 		return nil
 	}
 	if in, is := o.in.(*os.File); is && !term.IsTerminal(int(in.Fd())) {
-		return fmt.Errorf("%w: %s; give --yes to do it without being asked", errUsage, what)
+		return fmt.Errorf("%w: %s; give --yes to do it without being asked", errNotAsked, what)
 	}
 	fmt.Fprintf(o.err, "%s. Continue? [y/N] ", what)
 	answer, _ := bufio.NewReader(o.in).ReadString('\n') // the end of the input is no

@@ -135,6 +135,7 @@ func (a *attach) request(ctx context.Context, vol *providers.Volume) (done bool,
 	}
 	a.holder.tries++
 	err = a.cloud.attach(ctx, vol.ID, a.claim.Node.ID)
+	a.slots.forget()
 	if err == nil {
 		return true, nil
 	}

@@ -110,6 +110,7 @@ func (c *Controller) forgetDetach(id string) {
 }
 
 func (c *Controller) noteDetach(id string, change func(*asked)) {
+	c.slots.forget()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.detaching[id]

@@ -16,7 +16,14 @@ type slots struct {
 	at   time.Time
 }
 
-// Slots counts the places for disks of this node, as they were up to catalogTTL ago. Errors: volume.Invalid if the provider does not
+// forget has the cloud asked anew: a disk of this node has come or gone.
+func (s *slots) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at = time.Time{}
+}
+
+// Slots counts the places for disks of this node, as they were up to catalogTTL ago if blockvol has attached or detached none since. Errors: volume.Invalid if the provider does not
 // know.
 func (c *Controller) Slots(ctx context.Context) (providers.Slots, error) {
 	counter, can := c.cloud.provider.(providers.SlotCounter)

@@ -60,17 +60,17 @@ func ParseSchedule(when, keep string) (Schedule, error) {
 	case when == "":
 		return s, errors.New("snapshot-keep says which snapshots of a schedule are kept: give snapshot-schedule as well")
 	case strings.HasPrefix(when, "@every"):
-		return s, errors.New("must name times, which are the same on each node, and not an interval: @hourly, or */15 * * * *")
+		return s, fmt.Errorf("snapshot-schedule=%q must name times, which are the same on each node, and not an interval: @hourly, or */15 * * * *", when)
 	case strings.Contains(when, "TZ="):
-		return s, errors.New("must be in UTC: leave out the time zone")
+		return s, fmt.Errorf("snapshot-schedule=%q must be in UTC: leave out the time zone", when)
 	}
 	if s.when, err = cron.ParseStandard(when); err != nil {
-		return s, fmt.Errorf("must be minute, hour, day of the month, month and day of the week, in UTC, like 30 3 * * *, or one of @hourly, @daily, @weekly, @monthly, @yearly: %w", err)
+		return s, fmt.Errorf("snapshot-schedule=%q must be minute, hour, day of the month, month and day of the week, in UTC, like 30 3 * * *, or one of @hourly, @daily, @weekly, @monthly, @yearly: %w", when, err)
 	}
 	for part := range strings.SplitSeq(cmp.Or(keep, DefaultKeep), ",") {
 		found := rulePattern.FindStringSubmatch(strings.TrimSpace(part))
 		if found == nil {
-			return s, fmt.Errorf("%q in snapshot-keep must be a number, with h, d, w, m or y for one in each hour, day, week, month or year: 7, or 7d,4w,12m", part)
+			return s, fmt.Errorf("snapshot-keep=%q must be a number, with h, d, w, m or y for one in each hour, day, week, month or year: 7, or 7d,4w,12m", keep)
 		}
 		count, _ := strconv.Atoi(found[1]) // by the pattern
 		s.keep = append(s.keep, rule{count, periods[found[2]]})

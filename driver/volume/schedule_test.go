@@ -87,11 +87,11 @@ func TestSchedulesThatAreNone(t *testing.T) {
 		{"TZ=UTC 0 3 * * *", "", "must be in UTC"},
 		{"daily", "", "must be minute, hour"},
 		{"61 * * * *", "", "must be minute, hour"},
-		{"@daily", "0", `"0" in snapshot-keep`},
-		{"@daily", "7d,,3w", `"" in snapshot-keep`},
-		{"@daily", "7x", `"7x" in snapshot-keep`},
-		{"@daily", "-7", `"-7" in snapshot-keep`},
-		{"@daily", "99999d", `"99999d" in snapshot-keep`},
+		{"@daily", "0", `snapshot-keep="0"`},
+		{"@daily", "7d,,3w", `snapshot-keep=""`},
+		{"@daily", "7x", `snapshot-keep="7x"`},
+		{"@daily", "-7", `snapshot-keep="-7"`},
+		{"@daily", "99999d", `snapshot-keep="99999d"`},
 	} {
 		_, err := ParseSchedule(wrong.when, wrong.keep)
 		require.ErrorContains(t, err, wrong.says)

@@ -562,7 +562,8 @@ func TestTheStatusHasTheLastFailures(t *testing.T) {
 	assert.Equal(t, "mount: second", standing("db"))
 	assert.Equal(t, "release: in use", standing("web"))
 	call("web", volume.Release, "")
-	assert.Empty(t, standing("web"), "it has succeeded since")
+	l.Event(volume.CallEnded{Volume: "web", Op: volume.Modify, Err: volume.Fail(volume.Invalid, "no such type", "")})
+	assert.Empty(t, standing("web"), "it has succeeded since, and what is refused as invalid is not the volume's failure")
 	all, err := l.Volumes(t.Context())
 	require.NoError(t, err)
 	for _, v := range all {

@@ -84,12 +84,12 @@ func (e *events) failures() []Event {
 	return found
 }
 
-// standing returns, by volume, the call that has failed last and has not succeeded since.
+// standing returns, by volume, the call that has failed last and has not succeeded since. What was refused as invalid has changed nothing.
 func (e *events) standing() map[string]Event {
 	failed := map[string]Event{}
 	for _, event := range e.of("") {
 		switch last, has := failed[event.Volume]; {
-		case event.Kind != CallEvent:
+		case event.Kind != CallEvent, event.Error != nil && event.Error.Code == volume.Invalid:
 		case event.Error != nil:
 			failed[event.Volume] = event
 		case has && last.What == event.What:

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,12 +25,14 @@ type account struct {
 	kind  fronts.Kind
 	front fronts.Front
 	disks *loop.Backend
+	dir   string // of the disks' images
 }
 
 // openAccount returns an account of a cloud with short durations.
 func openAccount(t *testing.T, kind fronts.Kind) *account {
 	t.Helper()
-	disks, err := loop.New(namespace.Dir(t))
+	dir := namespace.Dir(t)
+	disks, err := loop.New(dir)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, disks.Close()) })
 	cfg := kind.Cloud
@@ -38,7 +41,7 @@ func openAccount(t *testing.T, kind fronts.Kind) *account {
 		Create: 200 * time.Millisecond, Delete: 200 * time.Millisecond, Attach: 400 * time.Millisecond, Detach: 400 * time.Millisecond,
 		Stop: 200 * time.Millisecond,
 	}
-	a := &account{Cloud: cloud.New(cfg), kind: kind, disks: disks}
+	a := &account{Cloud: cloud.New(cfg), kind: kind, disks: disks, dir: dir}
 	t.Cleanup(func() {
 		a.Close()
 		require.Empty(t, a.Problems(), violation.Prefix+"of the cloud")
@@ -55,15 +58,23 @@ type server struct {
 	account *account
 }
 
-// launch returns an engine on a new instance, with the plugin with these flags, and an image.
-func (a *account) launch(t *testing.T, flags ...string) *server {
+// launch returns an engine on a new instance, with the plugin with these settings and flags, which begin with "--", and an image.
+func (a *account) launch(t *testing.T, settings ...string) *server {
 	t.Helper()
+	flags := []string{"--sysfs=/data/state/sysfs"}
+	settings = slices.DeleteFunc(settings, func(s string) bool {
+		isFlag := strings.HasPrefix(s, "--")
+		if isFlag {
+			flags = append(flags, s)
+		}
+		return isFlag
+	})
 	s := &server{Engine: engine.Start(t), id: a.AddInstance(a.kind.Instance).ID, account: a}
 	require.NoError(t, a.disks.Sysfs(s.id, filepath.Join(s.State, "sysfs")))
 	api, metadata := serve(t, s.Engine, "127.0.0.1:0", a.front), serve(t, s.Engine, "127.0.0.1:0", a.front.Metadata(s.id))
 	s.Busybox()
-	s.InstallPlugin(pluginDir, append(a.kind.Settings(a.front, s.id, "http://"+api, "http://"+metadata),
-		"PROVIDER="+a.kind.Provider, "LOG_LEVEL=debug", "CALL_TIMEOUT=10s", "args="+strings.Join(append(flags, "--sysfs=/data/state/sysfs"), " "))...)
+	settings = append(settings, a.kind.Settings(a.front, s.id, "http://"+api, "http://"+metadata)...)
+	s.InstallPlugin(pluginDir, append(settings, "PROVIDER="+a.kind.Provider, "LOG_LEVEL=debug", "CALL_TIMEOUT=10s", "args="+strings.Join(flags, " "))...)
 	return s
 }
 

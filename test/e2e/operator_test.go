@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -93,6 +95,11 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 		killed := strconv.Itoa(100 + 100*i)
 		e.Run("sh", append([]string{"-c", `time=$1; shift; "$@" >/dev/null 2>&1 & sleep 0.$time; kill -9 $! || :`, "sh", killed, pluginBinary(t)}, importing...)...) // the kill happens at this time
 	}
+	outside := exec.Command(pluginBinary(t), importing...) // with the machine's mounts, not the engine's
+	outside.Env = append(os.Environ(), "BLOCKVOL_ENGINE_RUNTIME="+e.Path("/run/docker"))
+	out, err := outside.CombinedOutput()
+	require.Error(t, err)
+	assert.Contains(t, string(out), "this command does not see that")
 	pid := e.SettledPluginPID()
 	var job errgroup.Group
 	job.Go(func() error {
