@@ -78,7 +78,7 @@ func TestTheNodesPlacesForDisksAreCountedSeldom(t *testing.T) {
 		mounted(t, l, "other", "2")
 		assert.Equal(t, Slots{Most: 4, Used: 2}, slots())
 		mustUnmount(t, l, "other", "2")
-		time.Sleep(time.Minute)
+		time.Sleep(catalogTTL - time.Millisecond)
 		assert.Equal(t, Slots{Most: 4, Used: 1}, slots())
 		assert.Equal(t, 3, w.count()["Slots"])
 		assert.Equal(t, Slots{Most: 4, Used: 1}, slots())

@@ -88,7 +88,7 @@ func TestSchedulesThatAreNone(t *testing.T) {
 		{"daily", "", "must be minute, hour"},
 		{"61 * * * *", "", "must be minute, hour"},
 		{"@daily", "0", `snapshot-keep="0"`},
-		{"@daily", "7d,,3w", `snapshot-keep=""`},
+		{"@daily", "7d,,3w", `snapshot-keep="7d,,3w"`},
 		{"@daily", "7x", `snapshot-keep="7x"`},
 		{"@daily", "-7", `snapshot-keep="-7"`},
 		{"@daily", "99999d", `snapshot-keep="99999d"`},
