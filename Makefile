@@ -26,7 +26,7 @@ ENGINES ?= Dockerd|Plugin|Container|Volume|LiveRestore|Power|Swarm|Install|Reins
 SOAK ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugin install release push demo demo-swarm shell quick test test-all test-cluster test-engines ci soak lint fmt random mutate fuzz bench docs clean
+.PHONY: help build plugin install release push demo demo-swarm shell quick test test-all test-cluster test-engines ci soak lint fmt random mutate fuzz bench pictures docs clean
 
 help: ## list all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +110,10 @@ mutate: ## break the code in one place at a time: a test must fail (hours; PKG=g
 
 fuzz: ## run each fuzz target for about a minute (FUZZTIME=2000000x)
 	@scripts/fuzz $(FUZZTIME)
+
+pictures: ## draw the pictures of docs/ from what a real engine, a simulated EC2 and a real Prometheus show
+	@scripts/setup test
+	go test -run TestPrometheusShows -count 1 ./test/e2e -e2e.pictures=$(CURDIR)/docs
 
 docs: ## write the settings that the providers declare to config.json and docs/
 	go test -run Declared -count 1 ./cmd/blockvol -settings.update

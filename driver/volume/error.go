@@ -31,6 +31,11 @@ const (
 	Failed      Code = "failed"      // anything else
 )
 
+// Codes are all of them.
+func Codes() []Code {
+	return []Code{NotFound, Unsure, Invalid, Conflict, Held, InUse, Busy, NoSpace, WrongDisk, Unavailable, Unfinished, Failed}
+}
+
 // Op is what failed, for programs.
 type Op string
 

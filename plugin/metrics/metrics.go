@@ -66,7 +66,7 @@ func New(version string) *Metrics {
 		took:      durations("api_request_duration_seconds", "Time of requests to the cloud's API, by call, with their repetitions and the wait for a throttling cloud.", "request"),
 		throttles: counters("api_request_throttles_total", "Answers of the cloud that it is asked too much, by call.", "request"),
 		retries:   counters("api_request_retries_total", "Requests that were sent to the cloud again, by call.", "request"),
-		calls:     durations("operation_duration_seconds", "Time until a call was answered: create, mount, unmount, remove, release, and modify for growing a mounted file system.", "operation"),
+		calls:     durations("operation_duration_seconds", "Time until a call was answered: Docker's create, mount, unmount, remove; an operator's, which are in docs/monitoring.md.", "operation"),
 		failures:  counters("operation_errors_total", "Calls that were answered with an error, by its code; unfinished: the work goes on.", "operation", "code"),
 		phases:    durations("phase_duration_seconds", "Time of the phases of volumes. An attach is attaching and waiting-for-device; fsck is checking.", "phase"),
 		takeovers: prometheus.NewCounter(prometheus.CounterOpts{Name: "blockvol_takeovers_total", Help: "Volumes that this node has taken from a node that still held them."}),
@@ -77,6 +77,12 @@ func New(version string) *Metrics {
 	}
 	for _, f := range volume.Findings() {
 		m.findings.WithLabelValues(string(f))
+	}
+	// A rate does not see the step of a series that begins with 1: those of Docker's calls begin with 0.
+	for _, op := range []volume.Op{volume.Create, volume.Mount, volume.Unmount, volume.Remove} {
+		for _, code := range volume.Codes() {
+			m.failures.WithLabelValues(string(op), string(code))
+		}
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "blockvol_build_info", Help: "The version of blockvol.", ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},

@@ -100,6 +100,7 @@ func TestAScrapeTellsWhatTheNodeHasAndDid(t *testing.T) {
 		`blockvol_phase_duration_seconds_sum{phase="attaching"} 2`,
 		`blockvol_operation_duration_seconds_sum{operation="mount"} 3`,
 		`blockvol_operation_errors_total{code="in-use",operation="remove"} 1`,
+		`blockvol_operation_errors_total{code="held",operation="mount"} 0`,
 		`blockvol_takeovers_total 1`,
 		`blockvol_reconcile_findings_total{finding="stray"} 1`,
 		`blockvol_reconcile_findings_total{finding="abandoned"} 0`,

@@ -1,15 +1,19 @@
 package e2e_test
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/cloudtest"
@@ -126,11 +130,46 @@ func TestOperatorOnEveryCloud(t *testing.T) {
 			operate(t, s.Engine, 0, "rm", "last", "--yes")
 			s.Eventually("the disk is deleted", func() error {
 				if n := len(fronts.Disks(a.Cloud)); n != 3 {
-					t.Log(n)
-					return os.ErrExist
+					return fmt.Errorf("%d disks", n)
 				}
 				return nil
 			})
 		})
 	}
+}
+
+// The file system is frozen while the cloud takes the snapshot. The kernel does not thaw it when the plugin dies; the next plugin does.
+func TestPluginIsKilledWhileAFileSystemIsFrozen(t *testing.T) {
+	if testing.Short() {
+		t.Skip("only in full runs")
+	}
+	t.Parallel()
+	a := openAccount(t, fronts.EC2(nil))
+	s := a.launch(t)
+	create(s.Engine, "db", "size=10GiB")
+	s.Docker("run", "--detach", "--name", "writer", "--volume", "db:/data", "busybox", "sh", "-ec",
+		`while :; do read -r up _ </proc/uptime; echo $up >>/data/log; sleep 0.01; done`)
+	awaitLines(t, s.Engine, 10)
+	pid := s.SettledPluginPID()
+	heal := a.Inject(cloud.Rule{Action: "CreateSnapshot", Fault: cloud.Hang})
+	a.ResetCalls()
+	var job errgroup.Group
+	job.Go(func() error {
+		operate(t, s.Engine, 0, "snapshot", "create", "db")
+		return nil
+	})
+	s.Eventually("the snapshot is asked for", func() error {
+		if a.Calls()["CreateSnapshot"] == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	heal()
+	require.NoError(t, job.Wait())
+	awaitLines(t, s.Engine, 10)
+	longest := s.Docker("exec", "writer", "awk", `NR > 1 && $1 - last > most { most = $1 - last } { last = $1 } END { print most }`, "/data/log")
+	t.Logf("the container did not write for %s s at most", longest)
+	s.Docker("rm", "--force", "writer")
+	s.eventuallyReleased()
 }

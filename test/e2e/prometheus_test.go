@@ -23,6 +23,7 @@ import (
 
 	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cloud/fronts"
+	"github.com/blockvol/blockvol/test/engine"
 )
 
 // prometheus is a Prometheus on an engine's machine, with the configuration of examples/.
@@ -105,7 +106,7 @@ func (p *prometheus) ask(panel *panel, since time.Time) error {
 				Values [][2]any
 			}
 		}
-		if err := p.get(&found, "query_range", "query", expr, "start", fmt.Sprint(since.Unix()), "end", fmt.Sprint(time.Now().Unix()), "step", "1"); err != nil {
+		if err := p.get(&found, "query_range", "query", expr, "start", since.Format(time.RFC3339), "end", time.Now().Format(time.RFC3339), "step", "2"); err != nil {
 			return fmt.Errorf("%s: %s: %w", panel.Title, expr, err)
 		}
 		has := false
@@ -144,9 +145,10 @@ func TestPrometheusShowsWhatTheBoardAsksFor(t *testing.T) {
 
 	a := openAccount(t, fronts.EC2(nil))
 	here, there := a.launch(t, "METRICS_ADDRESS=127.0.0.1:9642"), a.launch(t)
+	here.Run("hostname", "node-1")
 	p, begun := startPrometheus(t, here), time.Now()
 	for _, name := range []string{"shop", "ledger", "inherited", "archive"} {
-		create(here.Engine, name, "size=10GiB")
+		create(here.Engine, name, "size=10GiB", "snapshot-schedule=* * * * *", "snapshot-keep=2")
 	}
 	startWriter(t, here.Engine, "shop")
 	startWriter(t, there.Engine, "inherited")
@@ -156,8 +158,11 @@ func TestPrometheusShowsWhatTheBoardAsksFor(t *testing.T) {
 	a.Stop(there.id)
 	once(here.Engine, "inherited", "true")
 	if *pictures != "" {
-		for range 12 {
-			once(here.Engine, "ledger", "dd if=/dev/urandom bs=1M count=20 >>/data/file; sleep 2")
+		for i := range 12 {
+			once(here.Engine, "ledger", "dd if=/dev/urandom bs=1M count=40 >>/data/file; sleep 2")
+			if i == 6 {
+				a.Inject(cloud.Rule{Fault: cloud.Throttle, Times: 3})
+			}
 		}
 	}
 	a.Inject(cloud.Rule{Fault: cloud.Throttle, Times: 3})
@@ -186,7 +191,29 @@ func TestPrometheusShowsWhatTheBoardAsksFor(t *testing.T) {
 	heal()
 	if *pictures != "" {
 		require.NoError(t, os.WriteFile(filepath.Join(*pictures, "board.svg"), b.draw(), 0o644))
+		require.NoError(t, os.WriteFile(filepath.Join(*pictures, "terminal.svg"), terminal(session(t, a.launch(t).Engine)), 0o644))
 	}
 	here.Docker("rm", "--force", "writer")
 	here.eventuallyReleased()
+}
+
+// session is what an operator types and sees, beside a volume that is in use.
+func session(t *testing.T, e *engine.Engine) string {
+	t.Helper()
+	var seen strings.Builder
+	docker := func(args ...string) {
+		fmt.Fprintf(&seen, "$ docker %s\n%.12s\n\n", strings.Join(args, " "), e.Docker(args...))
+	}
+	blockvol := func(args ...string) {
+		fmt.Fprintf(&seen, "$ blockvol %s\n%s\n", strings.Join(args, " "), operate(t, e, 0, args...))
+	}
+	docker("volume", "create", "--driver", "blockvol", "--opt", "size=20GiB", "--opt", "fstype=xfs", "wiki")
+	docker("run", "--detach", "--name", "wiki", "--volume", "wiki:/data", "busybox", "sleep", "1000000")
+	blockvol("ls")
+	blockvol("resize", "wiki", "40GiB", "--yes")
+	blockvol("snapshot", "create", "wiki")
+	blockvol("status")
+	blockvol("events", "wiki")
+	e.Docker("rm", "--force", "wiki")
+	return strings.TrimSpace(seen.String())
 }

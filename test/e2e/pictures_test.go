@@ -7,11 +7,14 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/docker/go-units"
 )
 
-// Of a picture, in pixels: a unit of Grafana's grid, which has 24 columns, and what a panel has around its plot.
+// Pictures for docs/, of what a test has seen.
+
+// Of the board, in pixels: a unit of Grafana's grid, which has 24 columns, and what a panel has around its plot.
 const (
 	column, row, gap       = 46, 24, 8
 	left, right, top, foot = 58, 12, 30, 14
@@ -73,6 +76,12 @@ func (p panel) draw(out *bytes.Buffer, first, last float64) {
 		}
 	}
 	step := niceStep(most / 3)
+	switch p.FieldConfig.Defaults.Unit {
+	case "bytes":
+		step = math.Pow(2, math.Ceil(math.Log2(max(most/3, 1))))
+	case "percentunit":
+		step = 0.25
+	}
 	scale := float64(bottom-top) / (step * 4)
 	for i := range 5 {
 		at := float64(bottom) - float64(i)*step*scale
@@ -114,4 +123,30 @@ func (p panel) format(value float64) string {
 		return fmt.Sprintf("%.3g/s", value)
 	}
 	return fmt.Sprintf("%.3g", value)
+}
+
+// terminal draws lines of text as a terminal shows them: those that begin with "$ " as typed.
+func terminal(text string) []byte {
+	const advance, line, margin = 7.3, 17, 14
+	lines, longest := strings.Split(strings.TrimSuffix(text, "\n"), "\n"), 0
+	for _, l := range lines {
+		longest = max(longest, utf8.RuneCountInString(l))
+	}
+	width, height := float64(longest)*advance+2*margin, len(lines)*line+2*margin
+	var out bytes.Buffer
+	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %d" font-family="ui-monospace, Menlo, 'DejaVu Sans Mono', monospace" font-size="12" fill="#ccccdc">`+"\n", width, height)
+	fmt.Fprintf(&out, `<rect width="%.0f" height="%d" rx="6" fill="#111217"/>`+"\n", width, height)
+	for i, l := range lines {
+		if l == "" {
+			continue
+		}
+		style := ""
+		if strings.HasPrefix(l, "$ ") {
+			style = ` fill="#ffffff" font-weight="bold"`
+		}
+		// The length is given, since not every monospace font has this advance.
+		fmt.Fprintf(&out, `<text x="%d" y="%d" textLength="%.1f" lengthAdjust="spacingAndGlyphs"%s>%s</text>`+"\n", margin, margin+line*i+12, float64(utf8.RuneCountInString(l))*advance, style, html.EscapeString(strings.ReplaceAll(l, " ", "\u00a0")))
+	}
+	out.WriteString("</svg>\n")
+	return out.Bytes()
 }
