@@ -162,17 +162,25 @@ func (o *operator) table(header []string, rows [][]string) error {
 	for column := range header {
 		used[column] = len(rows) == 0 || slices.ContainsFunc(rows, func(row []string) bool { return row[column] != "" })
 	}
-	w := tabwriter.NewWriter(o.out, 0, 0, 3, ' ', 0)
+	var aligned strings.Builder
+	w := tabwriter.NewWriter(&aligned, 0, 0, 3, ' ', 0)
 	for _, row := range append([][]string{header}, rows...) {
-		var cells []string
 		for column, cell := range row {
 			if used[column] {
-				cells = append(cells, cell)
+				fmt.Fprint(w, cell, "\t")
 			}
 		}
-		fmt.Fprintln(w, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
+		fmt.Fprintln(w)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for line := range strings.Lines(aligned.String()) {
+		if _, err := fmt.Fprintln(o.out, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // confirm asks whether to do what cannot be undone.

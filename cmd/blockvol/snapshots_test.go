@@ -23,8 +23,8 @@ var snapshotAnswers = map[string]string{
 }
 
 func TestSnapshotsAreShown(t *testing.T) {
-	assert.Equal(t, "SNAPSHOT   VOLUME   SIZE   AGE       STATE      TAKEN\n"+
-		"snap-1     db       1GiB   2 hours   complete   by hand\n"+
+	assert.Equal(t, "SNAPSHOT   VOLUME   SIZE   AGE       STATE           TAKEN\n"+
+		"snap-1     db       1GiB   2 hours   complete        by hand\n"+
 		"snap-2     old      2GiB             creating: 42%\n", asked(t, snapshotAnswers, "snapshot", "ls"))
 	assert.Equal(t, "snap-1\nsnap-2\n", asked(t, snapshotAnswers, "snapshot", "ls", "--quiet"))
 	assert.Equal(t, "There is nothing to delete\n", asked(t, snapshotAnswers, "gc"))

@@ -102,6 +102,16 @@ func TestAListShowsWhichNodesWerePoweredOffInTheLastDay(t *testing.T) {
 	}
 }
 
+func TestColumnsStandUnderTheirHeads(t *testing.T) {
+	const events = `{"events": [
+		{"at": "2026-11-30T12:00:00Z", "kind": "phase", "volume": "db", "what": "waiting-for-device", "took_seconds": 0.5},
+		{"at": "2026-11-30T12:00:01Z", "kind": "call", "volume": "db", "what": "mount", "took_seconds": 1.271828}
+	]}`
+	shown := strings.Split(asked(t, map[string]string{admin.Root + "events": events}, "events"), "\n")
+	assert.Equal(t, strings.Index(shown[0], "RESULT"), strings.Index(shown[2], "ok"), "%q", shown)
+	assert.Equal(t, strings.TrimRight(shown[1], " "), shown[1])
+}
+
 func TestTheDisksOfAnotherPluginAreShownBeforeTheyAreAdopted(t *testing.T) {
 	const disks = `{"disks": [
 		{"id": "vol-1", "name": "db", "size_bytes": 1073741824, "marked": true},
