@@ -167,7 +167,7 @@ func (o *operator) table(header []string, rows [][]string) error {
 	for _, row := range append([][]string{header}, rows...) {
 		for column, cell := range row {
 			if used[column] {
-				fmt.Fprint(w, cell, "\t")
+				fmt.Fprintf(w, "%s\t", cell)
 			}
 		}
 		fmt.Fprintln(w)
