@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,8 +34,9 @@ func newOneNode(t *testing.T, versions ...string) *oneNode {
 	r := newReader(t, e)
 	e.Run("mount", "-t", "tmpfs", "none", "/usr/local/bin")
 	e.Busybox()
-	s := &oneNode{reader: r, registry: startRegistry(t, e), image: filepath.Join(e.Dir, "installer.tar")}
-	out, err := exec.Command("../../scripts/installer", "amd64", s.image).CombinedOutput()
+	s := &oneNode{reader: r, registry: startRegistry(t, e), image: filepath.Join(e.Dir, "installer.tar.gz")}
+	out, err := exec.Command("sh", "-ec", `../../scripts/installer "$1" "$2"; mkdir "$3/own"; cp "$(command -v docker)" "$3/own/"`,
+		"sh", runtime.GOARCH, s.image, e.Dir).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	stack, err := os.ReadFile("../../scripts/blockvol.yml")
 	require.NoError(t, err)
@@ -65,16 +67,22 @@ func (s *oneNode) shell(command string) {
 	require.NoError(s.t, err, "%s", out)
 }
 
-// push pushes a plugin that is built in a directory, and the installer of that version.
+// push pushes a release that has a plugin, built in a directory, and its installer, as `make push` does. The client of images calls
+// the registry itself, which is in the engine's network.
 func (s *oneNode) push(version, dir string) {
 	s.t.Helper()
-	plugin := s.registry + "/blockvol:" + version + "-amd64"
-	s.Docker("plugin", "create", plugin, s.Grantable(dir))
-	s.Docker("plugin", "push", plugin)
-	s.Docker("plugin", "rm", plugin)
-	installer := s.registry + "/blockvol-installer:" + version
-	s.Docker("import", "--change", `ENTRYPOINT ["/installer"]`, s.image, installer)
-	s.Docker("push", "--quiet", installer)
+	release := filepath.Join(s.Dir, "release-"+version)
+	require.NoError(s.t, os.Mkdir(release, 0o700))
+	name := "blockvol-" + version + "-plugin-" + runtime.GOARCH
+	const script = `
+		cp --archive "$1" "$2/$3"
+		tar --create --gzip --file "$2/$3.tar.gz" --directory "$2" "$3"
+		ln "$4" "$2/blockvol-$5-installer-$6.tar.gz"`
+	out, err := exec.Command("sh", "-ec", script, "sh", s.Grantable(dir), release, name, s.image, version, runtime.GOARCH).CombinedOutput()
+	require.NoError(s.t, err, "%s", out)
+	pushed := s.Run("sh", "-ec", `PATH="$1:$PATH" DOCKER_HOST="$2" DOCKER_CONTEXT= DOCKER_CONFIG="$3" exec "$4" "$5" "$6"`,
+		"sh", filepath.Join(s.Dir, "own"), s.Host(), filepath.Join(s.Dir, "client"), absolute(s.t, "../../scripts/push"), s.registry, release)
+	assert.Regexp(s.t, "(?m)^"+s.registry+"/blockvol-installer:"+version+"@sha256:[0-9a-f]{64}$", pushed)
 }
 
 // deploy deploys the stack file that is shipped.
