@@ -155,18 +155,24 @@ func copyPlugin(t *testing.T) string {
 
 func startRegistry(t *testing.T, e *engine.Engine) (address string) {
 	t.Helper()
-	address = "127.0.0.1:5000" // in the engine's own network
-	config := filepath.Join(e.Dir, "registry.yml")
-	require.NoError(t, os.WriteFile(config, []byte("version: 0.1\nstorage: {filesystem: {rootdirectory: "+filepath.Join(e.Dir, "registry")+"}}\nhttp: {addr: '"+address+"'}\n"), 0o600))
+	serveRegistry(t, e, 5000, "")
+	return "127.0.0.1:5000" // in the engine's own network
+}
+
+// serveRegistry starts a registry on a port of the engine's loopback. All registries of an engine have the same content.
+func serveRegistry(t *testing.T, e *engine.Engine, port int, more string) {
+	t.Helper()
+	config := filepath.Join(e.Dir, fmt.Sprintf("registry-%d.yml", port))
+	const text = "version: 0.1\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: '127.0.0.1:%d'}\n%s"
+	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil, text, filepath.Join(e.Dir, "registry"), port, more), 0o600))
 	e.Spawn("docker-registry", "serve", config)
 	e.Eventually("the registry listens", func() error {
 		listening, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", e.PID()))
-		if err == nil && !strings.Contains(string(listening), "0100007F:1388 00000000:0000 0A") {
+		if err == nil && !strings.Contains(string(listening), fmt.Sprintf("0100007F:%04X 00000000:0000 0A", port)) {
 			err = errors.New("not yet")
 		}
 		return err
 	})
-	return address
 }
 
 func TestReinstallKeepsSettingsAndVolumes(t *testing.T) {

@@ -309,6 +309,35 @@ func TestAnUpdateThatDoesNotWorkIsPausedAndTakenBack(t *testing.T) {
 	eventuallyReleased(t, s.Engine)
 }
 
+func TestTheInstallerHasCredentialsForTheRegistry(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it needs an engine of its own")
+	}
+	t.Parallel()
+	s := newOneNode(t, "1.0")
+	users := filepath.Join(s.Dir, "users")
+	// The password is hunter2.
+	require.NoError(t, os.WriteFile(users, []byte("me:$2b$04$6WALEcRh3EH41yPVsE9hreKCFN3AKokkxAXjVxGBtcfYGFrvcFoiu\n"), 0o600))
+	serveRegistry(t, s.Engine, 5001, "auth: {htpasswd: {realm: test, path: "+users+"}}\n")
+	s.Docker("login", "--username", "me", "--password", "hunter2", "127.0.0.1:5001") // for the image
+	install := func(secrets string) (string, error) {
+		file := filepath.Join(s.work, "secrets")
+		require.NoError(t, os.WriteFile(file, []byte(secrets), 0o600))
+		out, err := s.Client(t.Context(), "run", "--rm", "--network", "none", "--volume", "/var/run/docker.sock:/var/run/docker.sock",
+			"--volume", "/run/docker/plugins:/run/docker/plugins", "--volume", file+":/run/secrets/blockvol-secrets:ro",
+			"127.0.0.1:5001/blockvol-installer:1.0", "install").CombinedOutput()
+		return string(out), err
+	}
+	out, err := install("# none\n")
+	require.ErrorContains(t, err, "exit status 3")
+	assert.Contains(t, out, "127.0.0.1:5001/blockvol:1.0-amd64 cannot be had: ")
+	assert.Empty(t, s.Docker("plugin", "ls", "--quiet"))
+	out, err = install("REGISTRY_USERNAME=me\nREGISTRY_PASSWORD=hunter2\n")
+	require.NoError(t, err, out)
+	assert.NotContains(t, out, "hunter2")
+	s.requirePlugin("1.0")
+}
+
 // The kills are spread over the time of an update. cmd/installer has the same with each single step.
 func TestTheInstallerIsKilledAtAnyMomentOfAnUpdate(t *testing.T) {
 	if testing.Short() {
