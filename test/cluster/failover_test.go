@@ -89,7 +89,7 @@ func fail(t *testing.T, c *cluster.Cluster, f *failure, writers map[string]*clus
 				others = append(others, writers[policy])
 			}
 		}
-		victim := busiest(c.Nodes[1:], failing)
+		victim := cheapest(c.Nodes[1:], failing, others)
 		if f.prepare != nil {
 			f.prepare(c, victim)
 		}
@@ -156,13 +156,16 @@ func failNode(t *testing.T, c *cluster.Cluster, f *failure, pass []string, faili
 	return subjects
 }
 
-// busiest returns the node to which the fewest services must move.
-func busiest(nodes []*cluster.Node, writers []*cluster.Writer) *cluster.Node {
-	count := map[*cluster.Node]int{}
-	for _, w := range writers {
-		count[w.Node()]++
+// cheapest returns the node to and from which the fewest services must move.
+func cheapest(nodes []*cluster.Node, to, from []*cluster.Writer) *cluster.Node {
+	there := map[*cluster.Node]int{}
+	for _, w := range to {
+		there[w.Node()]++
 	}
-	return slices.MaxFunc(nodes, func(a, b *cluster.Node) int { return cmp.Compare(count[a], count[b]) })
+	for _, w := range from {
+		there[w.Node()]--
+	}
+	return slices.MaxFunc(nodes, func(a, b *cluster.Node) int { return cmp.Compare(there[a], there[b]) })
 }
 
 // gather moves all services to one node.
@@ -277,7 +280,7 @@ func updateTable(file string, rows map[string]string) error {
 		return fmt.Errorf("%s does not have the table's marks", file)
 	}
 	kept, same := strings.CutPrefix(old, tableHead()+"\n")
-	table := tableHead() + "\n"
+	table := []string{tableHead()}
 	for _, f := range failures {
 		row := rows[f.name]
 		for line := range strings.Lines(kept) {
@@ -286,10 +289,10 @@ func updateTable(file string, rows map[string]string) error {
 			}
 		}
 		if row != "" {
-			table += row + "\n"
+			table = append(table, row)
 		}
 	}
-	return os.WriteFile(file, []byte(before+tableBegins+table+tableEnds+after), 0o644)
+	return os.WriteFile(file, []byte(before+tableBegins+strings.Join(table, "\n")+"\n"+tableEnds+after), 0o644)
 }
 
 func TestARunOfSomeFailuresKeepsTheOtherRows(t *testing.T) {
