@@ -25,9 +25,7 @@ func (d *Driver) RemoveDisk(ctx context.Context, name, disk string) error {
 }
 
 func (d *Driver) remove(ctx context.Context, h *handle, disk string) error {
-	freeing, cancel := withLimit(ctx, workTimeout) // only a snapshot may take longer
-	vol, err := d.free(freeing, h)
-	cancel()
+	vol, err := d.freeInTime(ctx, h)
 	switch {
 	case errors.Is(err, providers.ErrNotFound):
 		d.controller.Missing(h.Name)
@@ -43,6 +41,13 @@ func (d *Driver) remove(ctx context.Context, h *handle, disk string) error {
 
 func anotherDisk(vol *providers.Volume, meant string) error {
 	return volume.Fail(volume.Conflict, fmt.Sprintf("the volume is disk %s now, and not %s, which was to be removed", vol.ID, meant), "see what it holds, and begin again")
+}
+
+// freeInTime is free in work of which only a snapshot may take long.
+func (d *Driver) freeInTime(ctx context.Context, h *handle) (*providers.Volume, error) {
+	ctx, cancel := withLimit(ctx, workTimeout)
+	defer cancel()
+	return d.free(ctx, h)
 }
 
 // free returns the volume once no node holds it, this one included. Errors: volume.InUse, volume.Held; providers.ErrNotFound.

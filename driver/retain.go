@@ -2,8 +2,10 @@ package driver
 
 import (
 	"context"
+	"errors"
 
 	"github.com/blockvol/blockvol/driver/volume"
+	"github.com/blockvol/blockvol/providers"
 )
 
 // Retain has the disk of the volume kept when the volume is removed.
@@ -31,7 +33,11 @@ func (d *Driver) Forget(ctx context.Context, name, disk string) error {
 	_, err := d.do(ctx, name, job{
 		op: volume.Remove, phase: volume.Removing, keep: idleTTL, limit: withSnapshot,
 		work: func(ctx context.Context, h *handle) error {
-			// First: from then on nothing can delete the disk.
+			// First, so that what is refused changes nothing.
+			if _, err := d.freeInTime(ctx, h); err != nil && !errors.Is(err, providers.ErrNotFound) {
+				return err
+			}
+			// From then on nothing can delete the disk.
 			if err := d.retain(ctx, h, disk); err != nil && volume.CodeOf(err) != volume.NotFound {
 				return err
 			}

@@ -17,6 +17,7 @@ func TestForgetKeepsTheDisk(t *testing.T) {
 		require.ErrorIs(t, l.Forget(within(t), "data", ""), volume.InUse)
 		require.ErrorIs(t, b.start(t).Forget(within(t), "data", ""), volume.Held)
 		require.NotNil(t, w.disk("data"))
+		assert.Empty(t, w.disk("data").Record[volume.KeyReclaim], "what is refused changes nothing")
 		a.container("data", "1")
 		mustUnmount(t, l, "data", "1")
 

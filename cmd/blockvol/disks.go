@@ -67,7 +67,7 @@ func (o *operator) adoptFrom(plugin string, wanted []string) error {
 	if len(free) == 0 {
 		return volume.Fail(volume.NotFound, "there is no disk of "+plugin+" that could be adopted", "")
 	}
-	if err := o.confirm(fmt.Sprintf("%d of these disks become volumes of this cluster, under the names shown. Nothing on them changes", len(free))); err != nil {
+	if err := o.confirm(fmt.Sprintf("Of these disks, %d can be adopted: each becomes a volume of this cluster, under the name shown. Nothing on it changes", len(free))); err != nil {
 		return err
 	}
 	var failed []error
@@ -104,12 +104,17 @@ func (o *operator) forgetCommand() *cobra.Command {
 		if err := o.do(admin.Request{Kind: admin.Forget, Volume: v.Name, Disk: v.ID}); err != nil {
 			return err
 		}
-		if !o.json && !o.quiet {
-			fmt.Fprintf(o.out, "It comes back with: blockvol adopt %s %s\n", v.ID, v.Name)
-		}
+		o.tellKept(v)
 		return nil
 	})
 	return cmd
+}
+
+// tellKept tells how the disk of a volume that was removed comes back.
+func (o *operator) tellKept(v admin.Volume) {
+	if !o.json && !o.quiet {
+		fmt.Fprintf(o.out, "Its disk is kept, and comes back with: blockvol adopt %s %s\n", v.ID, v.Name)
+	}
 }
 
 func (o *operator) rmCommand() *cobra.Command {
@@ -121,7 +126,11 @@ func (o *operator) rmCommand() *cobra.Command {
 		if err := o.confirm(fmt.Sprintf("Volume %s (%s, %s) is removed. %s", v.Name, v.ID, volume.FormatSize(v.Size), reclaimed(v))); err != nil {
 			return err
 		}
-		return o.do(admin.Request{Kind: admin.Remove, Volume: v.Name, Disk: v.ID})
+		err = o.do(admin.Request{Kind: admin.Remove, Volume: v.Name, Disk: v.ID})
+		if err == nil && volume.Reclaim(text(v, "reclaim")) == volume.ReclaimRetain {
+			o.tellKept(v)
+		}
+		return err
 	})
 	o.asks(cmd)
 	return cmd

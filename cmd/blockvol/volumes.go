@@ -57,17 +57,9 @@ func (o *operator) lsCommand() *cobra.Command {
 }
 
 func (o *operator) listVolumes(all []admin.Volume, snapshots []admin.Snapshot, orphans []admin.Orphan) error {
-	last := make(map[string]string) // by disk: the age of its last complete snapshot; the list begins with the oldest
-	for _, s := range snapshots {
-		if s.CreatedAt != nil && s.State == "complete" {
-			last[s.Disk] = ago(*s.CreatedAt)
-		}
-	}
-	rows := make([][]string, len(all))
-	for i, v := range all {
-		rows[i] = []string{v.Name, volume.FormatSize(v.Size), text(v, "used"), text(v, "state"), text(v, "node"), text(v, "type"), text(v, "zone"), text(v, "fstype"), age(v), mounted(v), last[v.ID], note(v)}
-	}
-	if err := o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "MOUNTED", "LAST SNAPSHOT", "NOTE"}, rows); err != nil {
+	if len(all) == 0 {
+		fmt.Fprintln(o.out, "There are no volumes")
+	} else if err := o.tableOfVolumes(all, snapshots); err != nil {
 		return err
 	}
 	if len(orphans) > 0 {
@@ -92,6 +84,20 @@ func (o *operator) listVolumes(all []admin.Volume, snapshots []admin.Snapshot, o
 		}
 		return ""
 	})
+}
+
+func (o *operator) tableOfVolumes(all []admin.Volume, snapshots []admin.Snapshot) error {
+	last := make(map[string]string) // by disk: the age of its last complete snapshot; the list begins with the oldest
+	for _, s := range snapshots {
+		if s.CreatedAt != nil && s.State == "complete" {
+			last[s.Disk] = ago(*s.CreatedAt)
+		}
+	}
+	rows := make([][]string, len(all))
+	for i, v := range all {
+		rows[i] = []string{v.Name, volume.FormatSize(v.Size), text(v, "used"), text(v, "state"), text(v, "node"), text(v, "type"), text(v, "zone"), text(v, "fstype"), age(v), mounted(v), last[v.ID], note(v)}
+	}
+	return o.table([]string{"NAME", "SIZE", "USED", "STATE", "NODE", "TYPE", "ZONE", "FILE SYSTEM", "AGE", "MOUNTED", "LAST SNAPSHOT", "NOTE"}, rows)
 }
 
 // listOrphans shows disks that are no volumes.
@@ -177,7 +183,7 @@ func note(v admin.Volume) string {
 	if fenced := text(v, "fenced"); wasLately(fenced) {
 		notes = append(notes, "powered off for it: "+fenced)
 	}
-	if f := v.Failure; f != nil {
+	if f, message := v.Failure, text(v, "message"); f != nil && (message == "" || !strings.HasPrefix(f.Error.Message, message)) { // which would say it twice
 		notes = append(notes, fmt.Sprintf("%s failed %s ago: %s", f.What, strings.ToLower(units.HumanDuration(time.Since(f.At))), f.Error.Message))
 	}
 	return strings.Join(notes, "; ")
@@ -227,6 +233,9 @@ func (o *operator) releaseCommand() *cobra.Command {
 			return err
 		}
 		fmt.Fprintf(o.out, "%s: this node has nothing of it any more\n", args[0])
+		if v, err := o.client.Volume(o.ctx, args[0]); err == nil && text(v, "node") != "" && text(v, "state") != "detaching" {
+			fmt.Fprintf(o.out, "It is attached to node %s\n", text(v, "node"))
+		}
 		return nil
 	})
 	cmd.Long = cmd.Short + ", at once and not after the time for which it is kept for the next container."

@@ -32,7 +32,7 @@ func ask(t *testing.T, answers map[string]string, args ...string) (printed strin
 	l, err := docker.Listen(t.Context(), socket)
 	require.NoError(t, err)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPost {
+		if r.Method == http.MethodPost && r.URL.Path == admin.Root+"jobs" {
 			var request admin.Request
 			assert.NoError(t, json.NewDecoder(r.Body).Decode(&request))
 			assert.NotEmpty(t, request.ID)
@@ -100,6 +100,26 @@ func TestAListShowsWhichNodesWerePoweredOffInTheLastDay(t *testing.T) {
 	for _, volume := range []string{fence(25*time.Hour, " off"), fence(time.Minute, ""), `{"name": "data", "status": {"state": "attached"}}`} {
 		assert.Regexp(t, `(?m)^data .*attached$`, list(volume))
 	}
+}
+
+func TestAnAnswerOfReleaseAndRemoveTellsWhereTheDiskIs(t *testing.T) {
+	const elsewhere = `{"name": "data", "id": "vol-1", "status": {"state": "attached", "node": "i-2", "reclaim": "retain"}}`
+	answers := map[string]string{
+		admin.Root + "volumes/data":         elsewhere,
+		admin.Root + "volumes/data/release": `{}`,
+		admin.Root + "jobs":                 `{"id": "job-12345", "kind": "remove", "volume": "data", "state": "done", "message": "removed"}`,
+	}
+	assert.Equal(t, "data: this node has nothing of it any more\nIt is attached to node i-2\n", asked(t, answers, "release", "data"))
+	assert.Contains(t, asked(t, answers, "rm", "data", "--yes"), "removed\nIts disk is kept, and comes back with: blockvol adopt vol-1 data\n")
+	answers[admin.Root+"volumes/data"] = `{"name": "data", "id": "vol-1", "status": {"state": "detached", "reclaim": "delete"}}`
+	assert.NotContains(t, asked(t, answers, "release", "data"), "attached")
+	assert.NotContains(t, asked(t, answers, "rm", "data", "--yes"), "kept")
+	assert.Equal(t, "There are no volumes\n", asked(t, map[string]string{admin.Root + "volumes": `{"volumes": []}`}, "ls"))
+}
+
+func TestAReasonIsNotedOnce(t *testing.T) {
+	volume := `{"name": "data", "status": {"state": "attached", "message": "held by i-2"}, "failure": {"at": "2026-11-30T12:00:00Z", "what": "mount", "error": {"code": "held", "message": "held by i-2 (waited 10s)"}}}`
+	assert.Regexp(t, `(?m)^data +0B +attached +held by i-2$`, asked(t, map[string]string{admin.Root + "volumes": `{"volumes": [` + volume + `]}`}, "ls"))
 }
 
 func TestColumnsStandUnderTheirHeads(t *testing.T) {

@@ -224,7 +224,7 @@ var kinds = map[Kind]kind{
 	}},
 	Forget: {takes("a volume, and its disk if no other is meant", diskOnly), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		step(volume.Step{Phase: volume.Removing})
-		return ending{message: "forgotten; its disk is kept"}, d.Forget(ctx, r.Volume, r.Disk)
+		return ending{message: "forgotten"}, d.Forget(ctx, r.Volume, r.Disk)
 	}},
 	Copy: {takes("a volume", nothing), func(ctx context.Context, d Driver, r Request, step func(volume.Step)) (ending, error) {
 		s, message, err := d.TakeSnapshot(ctx, r.Volume, r.ID, step)

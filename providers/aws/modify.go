@@ -107,7 +107,7 @@ func (p *Provider) awaitModified(ctx context.Context, id string, in *ec2.ModifyV
 		case !is && refusal != nil:
 			since := ""
 			if now.StartTime != nil {
-				since = fmt.Sprintf(" (the last one began at %s)", now.StartTime.UTC().Format(time.RFC3339))
+				since = fmt.Sprintf(" (the last one began at %s, so another one is accepted by %s)", now.StartTime.UTC().Format(time.RFC3339), now.StartTime.UTC().Add(24*time.Hour).Format(time.RFC3339))
 			}
 			return fmt.Errorf("%w: %w: EBS takes one change of a volume at a time, and four in a day%s: try again later", providers.ErrBusy, refusal, since)
 		case is && now.ModificationState == types.VolumeModificationStateFailed:

@@ -43,7 +43,7 @@ func TestModifyChangesTheVolume(t *testing.T) {
 			}
 			_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 30 * gib})
 			require.ErrorIs(t, err, providers.ErrBusy, "four in a day")
-			providertest.Sentence(t, err, "four in a day", "2000-01-01", "try again later")
+			providertest.Sentence(t, err, "four in a day", "so another one is accepted by 2000-01-02", "try again later")
 			time.Sleep(24 * time.Hour)
 			_, err = p.Modify(t.Context(), v.ID, providers.Change{Size: 30 * gib})
 			require.NoError(t, err)
