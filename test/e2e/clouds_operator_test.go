@@ -91,9 +91,17 @@ func TestOperatorOnEveryCloud(t *testing.T) {
 			operate(t, s.Engine, 0, "release", "db")
 			require.NoError(t, held(s.Engine))
 			assert.Regexp(t, `(?m) db +mount +\S+ +ok$`, operate(t, s.Engine, 0, "events", "db"))
+			var clients errgroup.Group
+			for range 2 {
+				clients.Go(func() error {
+					assert.Regexp(t, "have 20GiB|the disk has 20GiB", operate(t, s.Engine, 0, "resize", "db", "20GiB", "--yes"))
+					return nil
+				})
+			}
+			require.NoError(t, clients.Wait())
 			operate(t, s.Engine, 0, "forget", "db")
 			assert.Empty(t, operate(t, s.Engine, 0, "ls", "--quiet"))
-			assert.Regexp(t, `(?m)^`+disk+` +db +10GiB .* kept +comes back with: blockvol adopt `+disk+` db$`, operate(t, s.Engine, 0, "ls", "--all"))
+			assert.Regexp(t, `(?m)^`+disk+` +db +20GiB .* kept +comes back with: blockvol adopt `+disk+` db$`, operate(t, s.Engine, 0, "ls", "--all"))
 			operate(t, s.Engine, 0, "adopt", disk, "db")
 			assertNothingLost(t, s.Engine, "db")
 			s.eventuallyReleased()
