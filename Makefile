@@ -44,7 +44,7 @@ release: $(tools)/nfpm $(tools)/cyclonedx-gomod ## build what a release has, for
 	@scripts/setup release
 	@scripts/release build/release
 
-push: ## push the plugins in build/release to a registry, through the current engine (REGISTRY=registry.example.org/team)
+push: ## push the plugins in build/release and their installer to a registry, through the current engine (REGISTRY=registry.example.org/team)
 	@scripts/push $(REGISTRY) build/release
 
 demo: ## a tour on a private engine; leaves nothing behind

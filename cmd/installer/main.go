@@ -49,7 +49,7 @@ func main() {
 	if err == nil {
 		return
 	}
-	fmt.Fprintln(os.Stderr, "blockvol is not as it should be here:", err)
+	fmt.Fprintln(os.Stderr, "blockvol-installer:", err)
 	code := codeOther
 	if f, is := errors.AsType[*failure](err); is {
 		code = f.code

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -175,7 +176,7 @@ func TestAStackInstallsUpdatesAndRemovesThePlugin(t *testing.T) {
 		switch {
 		case strings.HasPrefix(line, "docker stack rm "):
 			requireNoSecretIn(t, s)
-			s.Docker("rm", "--force", "writer")
+			s.Docker("rm", "--force", "writer", "clock")
 			eventuallyReleased(t, s.Engine)
 		case strings.HasPrefix(line, "docker service rm "):
 			s.Eventually("the job is done", func() error {
@@ -198,11 +199,16 @@ func TestAStackInstallsUpdatesAndRemovesThePlugin(t *testing.T) {
 				create(s.Engine, "kept", "size=10GiB")
 				startWriter(t, s.Engine, "kept")
 				t.Logf("%v from the command to a mounted volume", time.Since(begun))
+				s.Docker("run", "--detach", "--name", "clock", "--volume", "kept:/data", "busybox", "sh", "-ec",
+					"while :; do cut -d ' ' -f 1 /proc/uptime >>/data/clock; sleep 0.01; done")
 				continue
 			}
+			begun = time.Now()
 			s.awaitUpdate("completed")
 			s.requirePlugin("1.1")
 			awaitLines(t, s.Engine, 10)
+			t.Logf("%v for the update, of which the plugin was disabled for %v; the longest pause of a writer so far was %s s", time.Since(begun), s.disabledFor(),
+				s.Docker("exec", "clock", "awk", "NR > 1 && $1 - last > most { most = $1 - last } { last = $1 } END { print most }", "/data/clock"))
 		case strings.HasPrefix(line, "docker stack rm"):
 			s.Eventually("the installer is gone", func() error {
 				if left := s.Docker("ps", "--quiet"); left != "" {
@@ -217,6 +223,26 @@ func TestAStackInstallsUpdatesAndRemovesThePlugin(t *testing.T) {
 	require.Equal(t, 3, deployed)
 	s.requireUninstalled()
 	require.Len(t, fronts.Disks(a.Cloud), 1, "data stays")
+}
+
+// disabledFor returns how long the plugin was disabled the last time.
+func (s *oneNode) disabledFor() time.Duration {
+	s.t.Helper()
+	var disabled, enabled int64
+	events := s.Docker("events", "--since", "10m", "--until", "0s", "--filter", "type=plugin", "--format", "{{.TimeNano}} {{.Action}}")
+	for event := range strings.Lines(events) {
+		var at int64
+		var action string
+		_, err := fmt.Sscan(event, &at, &action)
+		require.NoError(s.t, err)
+		switch action {
+		case "disable":
+			disabled = at
+		case "enable":
+			enabled = at
+		}
+	}
+	return time.Duration(enabled - disabled)
 }
 
 // requireUninstalled checks that nothing is left, but for what the test has put into the directories.
