@@ -69,8 +69,10 @@ func newInstaller(ctx context.Context, args []string) (*installer, error) {
 	if i.secrets, err = readSettings(secretsFile); err != nil {
 		return nil, err
 	}
-	i.auth, err = takeAuth(i.secrets, i.reference)
-	return i, err
+	if i.auth, err = takeAuth(i.secrets, i.reference); err != nil {
+		return nil, err
+	}
+	return i, twice(i.settings, i.secrets)
 }
 
 // sources are the directories of the host that the plugin has.

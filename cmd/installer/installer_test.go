@@ -52,6 +52,14 @@ func TestCredentialsForTheRegistryAreNotThePlugins(t *testing.T) {
 	require.ErrorContains(t, err, "needs both REGISTRY_USERNAME and REGISTRY_PASSWORD")
 }
 
+func TestASettingIsNotASecretToo(t *testing.T) {
+	secrets := map[string]string{"HCLOUD_TOKEN": "hunter2"}
+	require.NoError(t, twice(map[string]string{"CLUSTER": "a"}, secrets))
+	for _, name := range []string{"HCLOUD_TOKEN", "HCLOUD_TOKEN_FILE"} {
+		require.EqualError(t, twice(map[string]string{name: "a"}, secrets), "the settings have "+name+", and the secrets have HCLOUD_TOKEN: leave one of them out")
+	}
+}
+
 func TestTheImagesNameTellsWhereThePluginIs(t *testing.T) {
 	for image, reference := range map[string]string{
 		"registry.example.com/blockvol-installer:1.0":                "registry.example.com/blockvol:1.0-arm64",

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/blockvol/blockvol/plugin/engine"
@@ -59,6 +60,18 @@ func add(all map[string]string, setting string) error {
 		return fmt.Errorf("sets %s a second time: leave one of them out", name)
 	}
 	all[name] = strings.TrimSpace(value)
+	return nil
+}
+
+// twice refuses a setting that is in the secrets, too.
+func twice(settings, secrets map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(secrets)) {
+		for _, setting := range []string{name, name + "_FILE"} {
+			if _, has := settings[setting]; has {
+				return fail(codeSettings, "the settings have %s, and the secrets have %s: leave one of them out", setting, name)
+			}
+		}
+	}
 	return nil
 }
 
