@@ -239,7 +239,7 @@ func (s *imageDir) open(ctx context.Context, id string) (m *meta, lock *os.File,
 // begin creates an unfinished image, empty and of the description's size, with its description and name. The caller holds the
 // directory's lock. It owns the image until it closes it.
 func (s *imageDir) begin(m *meta) (*os.File, error) {
-	m.Version, m.ID, m.Created = version, s.newID(), time.Now().UTC().Truncate(time.Millisecond)
+	m.ID, m.Created = s.newID(), time.Now().UTC().Truncate(time.Millisecond)
 	f, err := s.image(m)
 	if err == nil {
 		err = s.write(m)
@@ -386,8 +386,9 @@ func (s *imageDir) unname(m *meta) error {
 	return s.remove(link)
 }
 
-// write replaces a description.
+// write replaces a description, whichever version wrote the former one.
 func (s *imageDir) write(m *meta) error {
+	m.Version = version
 	data, err := json.MarshalIndent(m, "", "\t")
 	if err != nil {
 		return err
