@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -69,10 +70,13 @@ func (r *reader) shell(command string) string {
 // follow runs one line of the manual, unless that is for another test.
 func (r *reader) follow(line string) {
 	r.t.Helper()
-	line = strings.ReplaceAll(line, "REGISTRY", "127.0.0.1:5000")
+	line = strings.NewReplacer("REGISTRY", "127.0.0.1:5000", "-amd64", "-"+runtime.GOARCH).Replace(line)
 	line = strings.NewReplacer(" /usr/bin/", " usr/bin/", " /etc/", " etc/").Replace(line) // the host's are the machine's
 	switch {
 	case slices.ContainsFunc(elsewhere, func(prefix string) bool { return strings.HasPrefix(line, prefix) }):
+	case strings.HasPrefix(line, "make push "):
+		r.remove() // Docker does not make the same plugin twice
+		push(r.t, r.Engine, "127.0.0.1:5000", "1.0")
 	case strings.HasPrefix(line, "make "):
 		// What is built is there. TestFurtherFlagsAreTakenAsArgs and others install as `make install` does, over and over.
 		out, err := exec.Command("sh", "-ec", "cd ../..; "+strings.Replace(line, "make ", "make --no-print-directory --dry-run ", 1)).CombinedOutput()
@@ -89,9 +93,6 @@ func (r *reader) follow(line string) {
 	case strings.HasPrefix(line, "docker plugin install "):
 		r.remove() // the manual shows more than one way to install
 		r.shell(line + " LOCAL_OVERCOMMIT=true")
-	case strings.HasPrefix(line, "docker plugin create "):
-		r.remove() // Docker does not make the same plugin twice
-		r.shell(line)
 	default:
 		if strings.HasPrefix(line, "docker stack deploy ") {
 			awaitPluginInSwarm(r.Engine)
@@ -132,10 +133,7 @@ func TestTheCommandsOfTheManualWork(t *testing.T) {
 	e.Docker("load", "--quiet", "--input", filepath.Join(images, "postgres.tar"))
 	e.Docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1")
 	registry := startRegistry(t, e)
-	upgrade := registry + "/blockvol:1.1"
-	e.Docker("plugin", "create", upgrade, e.Grantable(labelled(t, "1.1")))
-	e.Docker("plugin", "push", upgrade)
-	e.Docker("plugin", "rm", upgrade)
+	push(t, e, registry, "1.1")
 	compose, err := manual.Stack("../../README.md")
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(r.work, "compose.yaml"), []byte(compose), 0o600))

@@ -8,11 +8,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/blockvol/blockvol/test/engine"
+	"github.com/blockvol/blockvol/test/manual"
 )
 
 const (
@@ -82,7 +86,7 @@ func TestARelease(t *testing.T) {
 	})
 
 	t.Run("is verified by its signature and checksums", func(t *testing.T) {
-		const verify = `minisign -Vm SHA256SUMS -p "$1" && sha256sum --check --strict --quiet SHA256SUMS`
+		verify := strings.Replace(strings.Join(commands(t, "minisign ", "sha256sum "), "\n"), "blockvol.pub", `"$1"`, 1)
 		out := run(t, release, verify, public)
 		assert.Contains(t, out, "Trusted comment: blockvol "+version)
 		assert.Len(t, strings.Split(strings.TrimSpace(run(t, release, "cat SHA256SUMS")), "\n"), len(glob(t, release, "*"))-2, "all other files are in it")
@@ -111,6 +115,20 @@ func TestARelease(t *testing.T) {
 			run(t, dir, `tar --extract --file="$1"`, filepath.Join(release, plugin+".tar.gz"))
 			assertListed(t, file, filepath.Join(dir, plugin, "rootfs"), arch)
 		}
+	})
+
+	t.Run("has a plugin for an engine", func(t *testing.T) {
+		e := engine.Start(t)
+		name := "blockvol-" + version + "-plugin-" + runtime.GOARCH
+		run(t, e.Dir, `tar --extract --file="$1"`, filepath.Join(release, name+".tar.gz"))
+		grantable := e.Grantable(filepath.Join(e.Dir, name)) // a machine of tests may not have all that the plugin asks for
+		run(t, e.Dir, `[ "$1" = "$2" ] || { rm -r "$2"; mv "$1" "$2"; tar --create --gzip --file="$2.tar.gz" "$2"; }; mkdir bin`, grantable, name)
+		script := strings.ReplaceAll(strings.Join(commands(t, "mkdir ", "tar ", "docker plugin ", "install "), "\n"), "/usr/local/bin", "bin")
+		e.Run("sh", "-ec", `mount -t tmpfs none /var/lib; mkdir /var/lib/blockvol; mount --bind "$1" /var/lib/blockvol; cd "$1"; export DOCKER_HOST="$2"; eval "$3"`,
+			"sh", e.Dir, e.Host(), script)
+		e.Docker("volume", "create", "--driver", "blockvol", "--opt", "size=64MiB", "data")
+		assert.Equal(t, "kept", e.Docker("run", "--rm", "--volume", "data:/data", e.Busybox(), "sh", "-ec", "echo kept >/data/file; cat /data/file"))
+		assert.Contains(t, run(t, e.Dir, "bin/blockvol version"), version)
 	})
 
 	t.Run("has the same program in each file", func(t *testing.T) {
@@ -160,6 +178,20 @@ func assertListed(t *testing.T, file, rootfs, arch string) {
 		assert.Regexp(t, "^pkg:deb/debian/.*arch="+arch+"&distro=debian-12$", listed[line], line)
 	}
 	assert.Len(t, listed, len(info.Deps)+1+len(lines), "and nothing else")
+}
+
+// commands returns the lines of docs/releases.md that begin with one of these, for the release of the tests.
+func commands(t *testing.T, prefixes ...string) (lines []string) {
+	t.Helper()
+	all, err := manual.Commands(root + "/docs/releases.md")
+	require.NoError(t, err)
+	for _, line := range all {
+		if slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(line, prefix) }) {
+			lines = append(lines, strings.NewReplacer("-1.0-", "-"+version+"-", "amd64", runtime.GOARCH).Replace(line))
+		}
+	}
+	require.GreaterOrEqual(t, len(lines), len(prefixes), "%q", lines)
+	return lines
 }
 
 func glob(t *testing.T, dir, pattern string) []string {

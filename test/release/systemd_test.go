@@ -166,8 +166,8 @@ func TestTheDebianPackage(t *testing.T) {
 
 	// The administrator's settings and the running containers outlive an upgrade.
 	m.run("echo LOG_LEVEL=debug >>/etc/default/blockvol")
-	run(t, root, `cp "$1" "$2"`, second, filepath.Join(m.root, "root/second.deb"))
-	m.run("dpkg --install /root/second.deb")
+	run(t, root, `cp "$1" "$2"`, second, filepath.Join(m.root, "root"))
+	m.run("cd /root\n" + strings.Join(commands(t, "apt-get ", "systemctl ", "blockvol "), "\n"))
 	lines = m.written(lines)
 	assert.Contains(t, m.run("blockvol version"), "blockvol 1.0 (")
 	assert.Contains(t, m.run("blockvol status"), "1.0")
@@ -194,7 +194,7 @@ func TestTheDebianPackage(t *testing.T) {
 	assert.Empty(t, m.run("docker logs writer"), "no write has failed")
 
 	// The service stays disabled if the administrator wants it so.
-	m.run("docker rm --force writer; systemctl disable --now blockvol; dpkg --install /root/second.deb")
+	m.run("docker rm --force writer; systemctl disable --now blockvol; dpkg --install /root/blockvol_1.0_*.deb")
 	out, err := m.try("systemctl is-active blockvol")
 	require.Error(t, err, out)
 	m.run("systemctl enable --now blockvol")
@@ -205,7 +205,7 @@ func TestTheDebianPackage(t *testing.T) {
 	require.Error(t, err, out)
 	assert.Contains(t, m.run("dpkg --purge blockvol; test ! -e /etc/default/blockvol"), "are kept in /var/lib/blockvol")
 	assert.Empty(t, m.run("{ systemctl list-unit-files --no-legend 'blockvol*'; ls -R /etc/systemd/system | grep blockvol; } || true"))
-	m.run("dpkg --install /root/second.deb")
+	m.run("dpkg --install /root/blockvol_1.0_*.deb")
 	out = m.run("docker run --rm --network=none --volume=data:/data busybox wc -l /data/log")
 	kept, err := strconv.Atoi(strings.Fields(out)[0])
 	require.NoError(t, err)
