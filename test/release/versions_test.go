@@ -46,8 +46,8 @@ type daemon struct {
 	log     string // file
 }
 
-// start starts a program, which an emulator may have to run, and waits until it listens.
-func (n *node) start(program ...string) *daemon {
+// start starts a program and waits until it listens.
+func (n *node) start(program string) *daemon {
 	n.t.Helper()
 	socket := filepath.Join(n.dir, "socket")
 	require.NoError(n.t, os.RemoveAll(socket))
@@ -55,8 +55,7 @@ func (n *node) start(program ...string) *daemon {
 	log, err := os.Create(d.log)
 	require.NoError(n.t, err)
 	defer log.Close()
-	arguments := append(program, "serve", "--socket", socket, "--published", filepath.Join(n.dir, "published"), "--state", filepath.Join(n.dir, "state"))
-	cmd := exec.Command(arguments[0], arguments[1:]...)
+	cmd := exec.Command(program, "serve", "--socket", socket, "--published", filepath.Join(n.dir, "published"), "--state", filepath.Join(n.dir, "state"))
 	cmd.Env = append(os.Environ(), "PROVIDER=local", "LOCAL_OVERCOMMIT=true", "LOCAL_DIR="+filepath.Join(n.dir, "volumes"))
 	cmd.Stdout, cmd.Stderr = log, log
 	d.process, err = n.namespaces.Start(cmd)
@@ -143,6 +142,26 @@ func compile(t *testing.T, source string) (program string) {
 	run(t, source, `CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$1" ./cmd/blockvol`, program)
 	return program
 }
+
+// The program can be another one, which runs where no Go is.
+func TestAVolumeOutlivesItsDaemon(t *testing.T) {
+	program := os.Getenv(programVariable)
+	if program == "" {
+		program = compile(t, root)
+	}
+	n := newNode(t)
+	d := n.start(program)
+	d.must("data", "Create", "Mount")
+	n.write("data")
+	d.kill()
+	d = n.start(program)
+	assert.Equal(t, "data of data", n.read("data"))
+	d.must("data", "Unmount", "Mount")
+	assert.Equal(t, "data of data", n.read("data"))
+	d.must("data", "Unmount", "Remove")
+}
+
+const programVariable = "BLOCKVOL_TEST_PROGRAM"
 
 // The state is what commit 9e3a921308245bbda6560f7c4c9257cd651ca227 left, killed while a container had the volume mounted. Its journal has
 // format 1.
