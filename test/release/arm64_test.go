@@ -35,7 +35,7 @@ func TestTheArm64PluginOnAMachine(t *testing.T) {
 export PATH=/usr/sbin:/usr/bin `+programVariable+`=/usr/bin/blockvol
 /test -test.v -test.run '^TestAVolumeOutlivesItsDaemon$' && echo "the test has passed"
 /busybox poweroff -f
-`), 0o755)) //nolint:gosec // a program
+`), 0o755))
 	run(t, dir, `cd plugin/rootfs; find . | cpio --quiet --create --format=newc --owner=0:0 >../../initrd`)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)

@@ -95,7 +95,7 @@ func (d *daemon) call(method, volume string) error {
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close()
+	defer response.Body.Close() //nolint:errcheck // it was read
 	var answer struct{ Err string }
 	if err := json.NewDecoder(response.Body).Decode(&answer); err != nil {
 		return err
