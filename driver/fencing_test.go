@@ -486,6 +486,21 @@ func TestANodeIsStartedAgainWhenItsDisksAreGone(t *testing.T) {
 	}, withReboot)
 }
 
+func TestANodeIsNotStartedAgainWhileItHoldsDisksThatOthersMayWant(t *testing.T) {
+	cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
+		mounted(t, a.current, "other", "3")
+		a.current.dead.Store(true)
+		first := wanting(t, b, "data", 2*time.Minute)
+		powered(t, w, a, time.Minute)
+		require.NoError(t, <-first)
+		time.Sleep(30 * time.Second)
+		require.Zero(t, w.figure("restarts after a fence"))
+		require.NoError(t, <-wanting(t, c, "other", 2*time.Minute))
+		time.Sleep(20 * time.Second) // less than the minute after which nobody is waited for
+		assert.Equal(t, 1, w.figure("restarts after a fence"))
+	}, withReboot)
+}
+
 func TestANodeIsStartedAgainByTheNextLifeOfThePlugin(t *testing.T) {
 	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
 		a.current.dead.Store(true)
