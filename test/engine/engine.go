@@ -72,6 +72,9 @@ func Start(t T, options ...Option) *Engine {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("log of the engine in %s:\n%s", e.Dir, tail(e.Log(), 100))
+			for program, log := range e.spawned() {
+				t.Logf("log of %s:\n%s", program, tail(log, 100))
+			}
 		}
 		if e.namespaces != nil {
 			e.PowerOff()
@@ -203,7 +206,7 @@ func (e *Engine) Run(name string, args ...string) string {
 // Spawn starts a program in the engine's namespaces and returns its process ID. The program ends with the engine at the latest.
 func (e *Engine) Spawn(name string, args ...string) (pid int) {
 	e.t.Helper()
-	log, err := os.OpenFile(filepath.Join(e.Dir, filepath.Base(name)+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(filepath.Join(e.Dir, filepath.Base(name)+spawnedLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		e.t.Fatalf("engine: %v", err)
 	}
@@ -215,6 +218,21 @@ func (e *Engine) Spawn(name string, args ...string) (pid int) {
 		e.t.Fatalf("engine: starting %s: %v", name, err)
 	}
 	return p.PID
+}
+
+// spawnedLog is the end of the names of the logs of programs that Spawn has started.
+const spawnedLog = ".spawned.log"
+
+// spawned returns these logs by the programs' names.
+func (e *Engine) spawned() map[string]string {
+	logs := map[string]string{}
+	files, _ := filepath.Glob(filepath.Join(e.Dir, "*"+spawnedLog))
+	for _, file := range files {
+		if log, err := os.ReadFile(file); err == nil {
+			logs[strings.TrimSuffix(filepath.Base(file), spawnedLog)] = string(log)
+		}
+	}
+	return logs
 }
 
 // Path translates an absolute path in the engine's mount namespace to one that this process can open.
