@@ -51,6 +51,13 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 	assert.Contains(t, operate(t, e, 3, "inspect", "none"), "no such volume")
 	assert.Regexp(t, `(?m)^\w+ +modify +db +done .*have 512MiB$`, operate(t, e, 0, "jobs"))
 
+	assert.Contains(t, operate(t, e, 0, "modify", "db", "--snapshot-schedule", "@yearly", "--snapshot-keep", "3", "--yes"), "snapshots are taken @yearly")
+	assert.Contains(t, operate(t, e, 2, "modify", "db", "--type", "fast"), "leave type, iops and throughput out")
+	assert.Contains(t, operate(t, e, 0, "gc", "--removed", "--yes"), "nothing to delete")
+	assert.Contains(t, operate(t, e, 2, "adopt", "--from", "rexray"), "knows of no other plugins")
+	jobs := strings.Fields(operate(t, e, 0, "jobs", "--quiet"))
+	assert.Contains(t, operate(t, e, 2, "wait", jobs[len(jobs)-1]), "leave type, iops and throughput out")
+
 	e.Docker("rm", "--force", "writer")
 	operate(t, e, 0, "release", "db")
 	requireReleased(t, e)
@@ -59,6 +66,7 @@ func TestOperatorSeesGrowsAndReleasesVolumes(t *testing.T) {
 	// Its disk goes and comes back with its data.
 	disk := e.Docker("volume", "inspect", "--format", "{{.Status.id}}", "db")
 	operate(t, e, 0, "forget", "db")
+	assert.Regexp(t, `(?m)^`+disk+` +db +512MiB .* kept +comes back with: blockvol adopt `+disk+` db$`, operate(t, e, 0, "ls", "--all"))
 	assert.Equal(t, "idle\n", operate(t, e, 0, "ls", "--quiet"))
 	operate(t, e, 0, "adopt", disk, "db")
 	operate(t, e, 0, "retain", "idle")
