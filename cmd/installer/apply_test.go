@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -8,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -180,10 +183,50 @@ func TestATargetThatWasGivenUpIsLeftAlone(t *testing.T) {
 	require.ErrorContains(t, again, "tried again after 10m0s")
 	assert.Zero(t, f.disabled)
 
+	// It has to be enabled all the same.
+	f.plugins[plugin].Enabled = false
+	require.Equal(t, codeKept, codeOf(f.installer(dead, nil).apply(t.Context())))
+	_, enabled, _ := f.state()
+	assert.True(t, enabled)
+
+	// After a while it is tried again.
+	file := f.host("/var/lib/blockvol/installer/record.json")
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	var r record
+	require.NoError(t, json.Unmarshal(text, &r))
+	r.Refused.At = r.Refused.At.Add(-11 * time.Minute)
+	text, err = json.Marshal(r)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, text, 0o600))
+	require.Equal(t, codeKept, codeOf(f.installer(dead, nil).apply(t.Context())))
+	assert.Equal(t, 1, f.disabled)
+
 	require.NoError(t, f.installer(two, nil).apply(t.Context()), "another one is tried at once")
 	reference, enabled, _ := f.state()
 	assert.Equal(t, two, reference)
 	assert.True(t, enabled)
+}
+
+// Swarm stops a task with SIGTERM, at any time.
+func TestATaskThatIsStoppedLeavesThePluginEnabled(t *testing.T) {
+	for cut := 1; ; cut++ {
+		f := withVersions(t)
+		require.NoError(t, f.installer(one, nil).apply(t.Context()))
+		ctx, cancel := context.WithCancel(t.Context())
+		f.changes, f.cut, f.stop = 0, cut, cancel
+		err := f.installer(two, nil).apply(ctx)
+		cancel()
+		reference, enabled, _ := f.state()
+		require.True(t, enabled, "stopped at %d", cut)
+		if err == nil {
+			require.Equal(t, two, reference, "stopped at %d", cut)
+		}
+		if cut > f.changes {
+			require.Greater(t, cut, 15)
+			return
+		}
+	}
 }
 
 func TestARegistryThatIsGoneInTheMiddleOfAnUpdate(t *testing.T) {

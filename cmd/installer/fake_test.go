@@ -48,10 +48,11 @@ type fakeEngine struct {
 	users    []string // containers that use a volume
 	attached []string // volumes that are
 
-	changes int  // calls that change something, so far
-	cut     int  // the number of the change at which the installer dies; 0 is none
-	after   bool // the change is made all the same
-	dead    bool // the installer is
+	changes int    // calls that change something, so far
+	cut     int    // the number of the change at which the installer dies; 0 is none
+	after   bool   // the change is made all the same
+	stop    func() // called in place of dying, and the change is made
+	dead    bool   // the installer is
 }
 
 type fakeJob struct {
@@ -104,7 +105,11 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method != http.MethodGet {
 		f.changes++
-		if f.changes == f.cut {
+		switch {
+		case f.changes != f.cut:
+		case f.stop != nil:
+			f.stop()
+		default:
 			f.dead = true
 			if !f.after {
 				panic(http.ErrAbortHandler)

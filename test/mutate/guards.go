@@ -814,6 +814,10 @@ var guards = []guard{
 		code: "if err := c.save(ctx); err != nil {\n			c.record.Before = nil", without: "if err := error(nil); err != nil {\n			c.record.Before = nil",
 	},
 	{
+		protects: "a task that is stopped does not leave the plugin disabled", file: "cmd/installer/apply.go",
+		code: `	ctx = context.WithoutCancel(ctx)`, without: ``,
+	},
+	{
 		protects: "the directories that an interrupted upgrade forgets are known", file: "cmd/installer/apply.go",
 		code: `case c.record.Before != nil && (p == nil || !p.Enabled):`, without: `case false:`,
 	},
