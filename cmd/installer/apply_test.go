@@ -163,6 +163,7 @@ func TestNothingIsTouchedWithoutNeed(t *testing.T) {
 				require.ErrorContains(t, err, test.why)
 			}
 			assert.Equal(t, before, *f.plugins[plugin])
+			assert.Zero(t, f.disabled)
 			assert.NotContains(t, fmt.Sprint(err), "hunter2")
 		})
 	}
@@ -206,6 +207,24 @@ func TestATargetThatWasGivenUpIsLeftAlone(t *testing.T) {
 	reference, enabled, _ := f.state()
 	assert.Equal(t, two, reference)
 	assert.True(t, enabled)
+}
+
+// The update to a version is cut off before that is known to work, and the next one does not work.
+func TestItGoesBackToWhatIsKnownToWork(t *testing.T) {
+	for cut := 1; ; cut++ {
+		f := withVersions(t)
+		require.NoError(t, f.installer(one, nil).apply(t.Context()))
+		f.changes, f.cut, f.after = 0, cut, true
+		require.Error(t, f.installer(two, nil).apply(t.Context()))
+		if reference, enabled, _ := f.state(); reference != two || !enabled {
+			continue
+		}
+		require.Equal(t, codeKept, codeOf(f.installer(dead, nil).apply(t.Context())))
+		reference, enabled, _ := f.state()
+		assert.Equal(t, one, reference)
+		assert.True(t, enabled)
+		return
+	}
 }
 
 // Swarm stops a task with SIGTERM, at any time.
