@@ -113,8 +113,22 @@ func TestARelease(t *testing.T) {
 			dir := t.TempDir()
 			plugin := "blockvol-" + version + "-plugin-" + arch
 			run(t, dir, `tar --extract --file="$1"`, filepath.Join(release, plugin+".tar.gz"))
-			assertListed(t, file, filepath.Join(dir, plugin, "rootfs"), arch)
+			run(t, dir, `tar --extract --file="$1" ./installer`, filepath.Join(release, "blockvol-"+version+"-installer-"+arch+".tar.gz"))
+			assertListed(t, file, filepath.Join(dir, plugin, "rootfs"), filepath.Join(dir, "installer"), arch)
 		}
+	})
+
+	t.Run("lists it in CycloneDX's format", func(t *testing.T) {
+		if _, err := exec.LookPath("npm"); err != nil || testing.Short() {
+			t.Skip("CycloneDX's own library is gotten by npm")
+		}
+		dir := t.TempDir()
+		run(t, dir, `npm install --silent --no-audit --no-fund @cyclonedx/cyclonedx-library@10.3.0 ajv@8 ajv-formats@3 ajv-formats-draft2019@1`)
+		run(t, "testdata", `cp validate.mjs "$1"`, dir)
+		lists := glob(t, release, "*.cdx.json")
+		run(t, dir, `node validate.mjs "$@"`, lists...)
+		_, err := try(dir, `sed 's/"library"/"libraries"/' "$1" >wrong.json; node validate.mjs wrong.json`, lists[0])
+		require.Error(t, err)
 	})
 
 	t.Run("has a plugin for an engine", func(t *testing.T) {
@@ -146,8 +160,9 @@ func TestARelease(t *testing.T) {
 	})
 }
 
-// assertListed checks that a list in CycloneDX's format has all modules of the program and all Debian packages of a root file system.
-func assertListed(t *testing.T, file, rootfs, arch string) {
+// assertListed checks that a list has all modules of the program and all Debian packages in a root file system, and nothing else. The
+// installer must have none that the program does not have.
+func assertListed(t *testing.T, file, rootfs, installer, arch string) {
 	t.Helper()
 	var list struct {
 		BOMFormat, SpecVersion string
@@ -178,6 +193,13 @@ func assertListed(t *testing.T, file, rootfs, arch string) {
 		assert.Regexp(t, "^pkg:deb/debian/.*arch="+arch+"&distro=debian-12$", listed[line], line)
 	}
 	assert.Len(t, listed, len(info.Deps)+1+len(lines), "and nothing else")
+
+	other, err := buildinfo.ReadFile(installer)
+	require.NoError(t, err)
+	require.NotEmpty(t, other.Deps)
+	for _, module := range other.Deps {
+		assert.Contains(t, listed, module.Path+" "+module.Version, "of the installer")
+	}
 }
 
 // commands returns the lines of docs/releases.md that begin with one of these, for the release of the tests.
