@@ -91,6 +91,9 @@ func serve(ctx context.Context, p options, wrongLine error, getenv func(string) 
 		return err
 	}
 	log.WithFields(logrus.Fields{"version": buildVersion(), "socket": p.socket}).Info("Listening")
+	if err := notifyReady(ctx, getenv); err != nil {
+		log.Error(err)
+	}
 
 	for _, warning := range s.warnings {
 		log.Warn(warning + ": the default is used")

@@ -154,6 +154,30 @@ func TestOperatorsAndMetricsAreAnsweredOnThePluginsSocket(t *testing.T) {
 }
 
 // Whatever the umask, and whatever the modes that an earlier version, or an engine, gave to its directories.
+func TestSystemdIsToldWhenTheSocketIsThere(t *testing.T) {
+	m := machine{dir: t.TempDir()}
+	socket := filepath.Join(m.dir, "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	require.NoError(t, err)
+	defer systemd.Close()
+	told := make(chan string)
+	go func() {
+		message := make([]byte, 100)
+		n, _, _ := systemd.ReadFromUnix(message)
+		if _, err := os.Stat(m.socket()); err != nil {
+			n = 0
+		}
+		told <- string(message[:n])
+	}()
+	p := m.start(t, "NOTIFY_SOCKET="+socket)
+	assert.Equal(t, "READY=1", <-told)
+
+	require.NoError(t, systemd.Close())
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	p.ends()
+	m.start(t, "NOTIFY_SOCKET="+socket).says("Serving volumes")
+}
+
 func TestOnlyRootReachesWhatThePluginKeeps(t *testing.T) {
 	umask := syscall.Umask(0)
 	defer syscall.Umask(umask)

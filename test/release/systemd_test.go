@@ -138,6 +138,10 @@ func (m *machine) written(before int) (count int) {
 	return count
 }
 
+const startWriter = `
+		docker run --detach --restart=always --network=none --name=writer --volume=data:/data busybox \
+			sh -c 'trap "exit 0" TERM; while echo line; do sleep 0.05; done >>/data/log; echo failed; sleep 1000'`
+
 func TestTheDebianPackage(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it gets a Debian with systemd and an engine")
@@ -153,15 +157,14 @@ func TestTheDebianPackage(t *testing.T) {
 	}
 
 	m.run("systemctl is-active blockvol")
+	assert.Empty(t, m.run("systemd-analyze verify blockvol.service"))
 	assert.Contains(t, m.run("blockvol version"), "1.0-rc1")
 	m.run(`
 		mkdir -p /tmp/image/bin
 		cp /bin/busybox /tmp/image/bin
 		for applet in sh sleep wc; do ln -s busybox /tmp/image/bin/$applet; done
 		tar --create --directory /tmp/image . | docker import - busybox
-		docker volume create --driver blockvol --opt size=64MiB data
-		docker run --detach --restart=always --network=none --name=writer --volume=data:/data busybox \
-			sh -c 'trap "exit 0" TERM; while echo line; do sleep 0.05; done >>/data/log; echo failed; sleep 1000'`)
+		docker volume create --driver blockvol --opt size=64MiB data` + startWriter)
 	lines := m.written(0)
 
 	// The administrator's settings and the running containers outlive an upgrade.
@@ -197,15 +200,19 @@ func TestTheDebianPackage(t *testing.T) {
 	m.run("docker rm --force writer; systemctl disable --now blockvol; dpkg --install /root/blockvol_1.0_*.deb")
 	out, err := m.try("systemctl is-active blockvol")
 	require.Error(t, err, out)
-	m.run("systemctl enable --now blockvol")
+	m.run("systemctl enable --now blockvol" + startWriter)
+	lines = m.written(lines)
 
-	// Removal keeps settings and data, a purge keeps data.
+	// Removal keeps settings and data, a purge keeps data. The container writes on.
 	m.run("dpkg --remove blockvol; test -e /etc/default/blockvol; test ! -e /usr/bin/blockvol")
 	out, err = m.try("systemctl is-active blockvol")
 	require.Error(t, err, out)
 	assert.Contains(t, m.run("dpkg --purge blockvol; test ! -e /etc/default/blockvol"), "are kept in /var/lib/blockvol")
 	assert.Empty(t, m.run("{ systemctl list-unit-files --no-legend 'blockvol*'; ls -R /etc/systemd/system | grep blockvol; } || true"))
+	lines = m.written(lines)
 	m.run("dpkg --install /root/blockvol_1.0_*.deb")
+	lines = m.written(lines)
+	assert.Empty(t, m.run("docker logs writer; docker rm --force writer >/dev/null"), "no write has failed")
 	out = m.run("docker run --rm --network=none --volume=data:/data busybox wc -l /data/log")
 	kept, err := strconv.Atoi(strings.Fields(out)[0])
 	require.NoError(t, err)
