@@ -159,7 +159,7 @@ func TestSystemdIsToldWhenTheSocketIsThere(t *testing.T) {
 	socket := filepath.Join(m.dir, "notify")
 	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	require.NoError(t, err)
-	defer systemd.Close()
+	defer systemd.Close() //nolint:errcheck // it may be closed
 	told := make(chan string)
 	go func() {
 		message := make([]byte, 100)
