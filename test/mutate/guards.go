@@ -678,6 +678,10 @@ var guards = []guard{
 		code: `s.Record[volume.KeyTaken] == reason`, without: `volume.IsToCopy(s.Record)`,
 	},
 	{
+		protects: "a refused forget changes nothing", file: "driver/retain.go",
+		code: `if _, err := d.freeInTime(ctx, h); err != nil &&`, without: `if _, err := d.freeInTime(ctx, h); err == nil &&`,
+	},
+	{
 		protects: "a copy does not go on with a snapshot that is taken for another", file: "driver/create.go",
 		code: `volume.IsToMake(s.Record, h.Name)`, without: `volume.IsToCopy(s.Record)`,
 	},
