@@ -147,8 +147,10 @@ func TestPrometheusShowsWhatTheBoardAsksFor(t *testing.T) {
 	here, there := a.launch(t, "METRICS_ADDRESS=127.0.0.1:9642"), a.launch(t)
 	here.Run("hostname", "node-1")
 	p, begun := startPrometheus(t, here), time.Now()
-	for _, name := range []string{"shop", "ledger", "inherited", "archive"} {
-		create(here.Engine, name, "size=10GiB", "snapshot-schedule=* * * * *", "snapshot-keep=2")
+	// Of the first alone snapshots are taken: an engine that is powered off while a file system is frozen does not end.
+	create(here.Engine, "shop", "size=10GiB", "snapshot-schedule=* * * * *", "snapshot-keep=2")
+	for _, name := range []string{"ledger", "inherited", "archive"} {
+		create(here.Engine, name, "size=10GiB")
 	}
 	startWriter(t, here.Engine, "shop")
 	startWriter(t, there.Engine, "inherited")

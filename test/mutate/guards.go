@@ -678,6 +678,10 @@ var guards = []guard{
 		code: `s.Record[volume.KeyTaken] == reason`, without: `volume.IsToCopy(s.Record)`,
 	},
 	{
+		protects: "an import copies to the volume, not to the bare directory", file: "cmd/blockvol/import.go",
+		code: `err != nil || !is {`, without: `err != nil && !is {`,
+	},
+	{
 		protects: "a refused forget changes nothing", file: "driver/retain.go",
 		code: `if _, err := d.freeInTime(ctx, h); err != nil &&`, without: `if _, err := d.freeInTime(ctx, h); err == nil &&`,
 	},
