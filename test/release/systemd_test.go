@@ -26,14 +26,16 @@ type machine struct {
 	init       *namespace.Process // its parent; it ends with systemd
 }
 
-// newMachine makes a Debian 12 with an engine, in which a package was installed with what it depends on while systemd did not run.
-func newMachine(t *testing.T, deb string) *machine {
+// newMachine makes a Debian with an engine, in which a package was installed with what it depends on while systemd did not run.
+func newMachine(t *testing.T, suite, deb string) *machine {
 	t.Helper()
 	dir := namespace.Dir(t)
 	m := &machine{t: t, root: filepath.Join(dir, "root")}
-	run(t, dir, `mmdebstrap --quiet --variant=minbase --include=systemd-sysv,dbus,docker.io,iptables,busybox-static "$1" "$2" bookworm root >log 2>&1 || { cat log; exit 1; }`,
+	run(t, dir, `mmdebstrap --quiet --variant=minbase --include="$1" "$2" "$3" "$4" root >log 2>&1 || { cat log; exit 1; }`,
+		"systemd-sysv,dbus,docker.io,iptables,busybox-static"+map[string]string{"trixie": ",docker-cli"}[suite],
 		"--customize-hook=copy-in '"+deb+"' /root",                                       //nolint:misspell // mmdebstrap's option
-		`--customize-hook=chroot "$1" sh -c "apt-get install --yes /root/blockvol*.deb"`) //nolint:misspell // mmdebstrap's option
+		`--customize-hook=chroot "$1" sh -c "apt-get install --yes /root/blockvol*.deb"`, //nolint:misspell // mmdebstrap's option
+		suite)
 	var err error
 	m.namespaces, err = namespace.New(dir)
 	require.NoError(t, err)
@@ -148,7 +150,13 @@ func TestTheDebianPackage(t *testing.T) {
 	}
 	prepare(t)
 	first, second := packageOf(t, "1.0-rc1"), packageOf(t, "1.0")
-	m := newMachine(t, first)
+	for _, suite := range []string{"bookworm", "trixie"} {
+		t.Run(suite, func(t *testing.T) { testPackage(t, suite, first, second) })
+	}
+}
+
+func testPackage(t *testing.T, suite, first, second string) {
+	m := newMachine(t, suite, first)
 	images := filepath.Join(m.root, "var/lib/blockvol/volumes")
 	loops := func() []string {
 		attached, err := namespace.Loops(images)
