@@ -138,8 +138,9 @@ func (n *node) read(volume string) string {
 // compile builds the program from the sources in a directory.
 func compile(t *testing.T, source string) (program string) {
 	t.Helper()
-	program = filepath.Join(t.TempDir(), "blockvol")
-	run(t, source, `CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$1" ./cmd/blockvol`, program)
+	run(t, source, "make --no-print-directory build")
+	program, err := filepath.Abs(filepath.Join(source, "build/blockvol"))
+	require.NoError(t, err)
 	return program
 }
 
