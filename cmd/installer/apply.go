@@ -22,8 +22,16 @@ const (
 	next   = "blockvol-next:latest" // a new version while it is downloaded, beside the one that works
 )
 
-// again is how long a target that was given up is left alone: trying it interrupts the plugin.
-const again = 10 * time.Minute
+const (
+	// again is how long a target that was given up is left alone: trying it interrupts the plugin.
+	again = 10 * time.Minute
+	// answerWithin bounds the question whether registries have what a change needs, and replaceWithin the time for which the plugin is
+	// disabled while the engine replaces it: a registry may hang.
+	answerWithin, replaceWithin = time.Minute, 2 * time.Minute
+)
+
+// noWayBack is the environment variable that permits an update for which the version in use cannot be had again.
+const noWayBack = "NO_WAY_BACK"
 
 // installer brings the plugin of one engine to its target.
 type installer struct {
@@ -222,7 +230,7 @@ type change struct {
 }
 
 func (c *change) apply(ctx context.Context, p *engine.Plugin) error {
-	if r := c.record.Refused; r != nil && r.Target == c.target.id() && time.Since(r.At) < again {
+	if r := c.record.Refused; r != nil && c.record.Before == nil && r.Target == c.target.id() && r.isFresh() {
 		if p != nil && !p.Enabled {
 			if err := c.engine.EnablePlugin(ctx, plugin); err != nil {
 				return err
@@ -272,7 +280,7 @@ func (c *change) download(ctx context.Context, p *engine.Plugin) (*engine.Plugin
 		if err != nil {
 			return p, err
 		}
-		if err := c.engine.PullPlugin(ctx, name, c.target.reference, granted, c.auth); err != nil {
+		if err := c.engine.PullPlugin(ctx, name, c.target.reference, granted, c.authFor(c.target.reference)); err != nil {
 			return p, fail(codeRegistry, "%s cannot be had: %w", c.target.reference, err)
 		}
 		if config, err = c.look(ctx, name); err != nil {
@@ -294,18 +302,26 @@ func (c *change) download(ctx context.Context, p *engine.Plugin) (*engine.Plugin
 // settle makes the plugin what the target says, and checks that it works.
 func (c *change) settle(ctx context.Context, p *engine.Plugin) error {
 	upgrade, enabled := p.Reference != c.target.reference, p.Enabled
-	if enabled && (upgrade || c.target.missing(*p) != nil) {
+	fresh := !enabled && !upgrade && c.record.Done == "" // it was pulled just now, or before this process was killed
+	if !fresh && (upgrade || c.target.missing(*p) != nil) {
 		if c.record.Before == nil {
+			if upgrade {
+				if err := c.canBeHad(ctx, p.Reference); err != nil {
+					return err
+				}
+			}
 			c.record.Before = &former{p.Reference, settingsOf(*p)}
 		}
 		if err := c.save(ctx); err != nil {
 			c.record.Before = nil
 			return err
 		}
-		if err := c.engine.DisablePlugin(ctx, plugin); err != nil {
-			return err
+		if enabled {
+			if err := c.engine.DisablePlugin(ctx, plugin); err != nil {
+				return err
+			}
+			enabled = false
 		}
-		enabled = false
 	}
 	if upgrade {
 		c.log.Printf("replacing %s by %s", p.Reference, c.target.reference)
@@ -324,13 +340,43 @@ func (c *change) settle(ctx context.Context, p *engine.Plugin) error {
 	return c.check(ctx, p.ID)
 }
 
+// canBeHad asks, while the plugin still works, whether the registries answer for the target's version and for the one in use: the
+// engine asks again when it replaces the one by the other, or goes back, though it has the files. Errors: one does not.
+func (c *change) canBeHad(ctx context.Context, used string) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	if err := c.answers(ctx, c.target.reference); err != nil {
+		return err
+	}
+	err := c.answers(ctx, used)
+	if err == nil {
+		return nil
+	}
+	if c.record.Done == "" || os.Getenv(noWayBack) != "" {
+		c.log.Printf("if %s does not work, there is no way back to what is in use: %v", c.target.reference, err)
+		return nil
+	}
+	return fail(codeRegistry, "nothing was changed, since there would be no way back to what is in use: %w; push it to its registry again, or set the environment variable %s=yes in the stack file", err, noWayBack)
+}
+
+// answers asks the registry of a plugin for it. dockerd hides it if there is no answer: then the plugin seems to want no privileges.
+func (c *change) answers(ctx context.Context, reference string) error {
+	asked, err := c.privileges(ctx, reference)
+	if err == nil && len(asked) == 0 {
+		err = fail(codeRegistry, "%s cannot be had: its registry does not answer, or does not have it", reference)
+	}
+	return err
+}
+
 // replace replaces the disabled plugin.
 func (c *change) replace(ctx context.Context, reference string) error {
+	ctx, cancel := context.WithTimeout(ctx, replaceWithin)
+	defer cancel()
 	granted, err := c.privileges(ctx, reference)
 	if err != nil {
 		return err
 	}
-	if err := c.engine.UpgradePlugin(ctx, plugin, reference, granted, c.auth); err != nil {
+	if err := c.engine.UpgradePlugin(ctx, plugin, reference, granted, c.authFor(reference)); err != nil {
 		return fail(codeRegistry, "%s cannot be had: %w", reference, err)
 	}
 	return nil
@@ -361,7 +407,17 @@ func (c *change) conclude(ctx context.Context) error {
 		set := slices.Sorted(maps.Keys(c.target.settings))
 		set = slices.DeleteFunc(set, func(name string) bool { return c.target.settings[name] == "" })
 		c.record = record{Set: set, Done: c.target.id()}
-		if err := c.saveAnd(ctx, work{Keep: append([]string{}, c.secrets...)}); err != nil {
+		p, err := c.engine.Plugin(ctx, plugin)
+		if err != nil {
+			return err
+		}
+		keep := append([]string{}, c.secrets...)
+		for _, value := range settingsOf(p) { // of another installer, perhaps
+			if path.Dir(value) == path.Join("/data/state", secretsDir) {
+				keep = append(keep, path.Base(value))
+			}
+		}
+		if err := c.saveAnd(ctx, work{Keep: keep}); err != nil {
 			return err
 		}
 		c.log.Printf("blockvol works: %s", c.target.reference)

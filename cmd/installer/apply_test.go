@@ -303,3 +303,70 @@ func TestUninstallLeavesData(t *testing.T) {
 	assert.FileExists(t, f.host(dir+"/volumes/disks/1.img"))
 	require.NoError(t, f.installer(one, nil).uninstall(t.Context()), "twice")
 }
+
+// An operator has disabled the plugin, whose directories are not the usual ones, and the installer dies at any step.
+func TestAPluginThatWasDisabledKeepsItsDirectories(t *testing.T) {
+	for _, to := range []string{two, dead} {
+		for cut := 1; ; cut++ {
+			f := withVersions(t)
+			require.NoError(t, f.installer(one, map[string]string{"state.source": "/elsewhere"}).apply(t.Context()))
+			require.NoError(t, os.RemoveAll(f.host("/var/lib/blockvol/installer")))
+			f.plugins[plugin].Enabled = false
+			f.changes, f.cut, f.after = 0, cut, true
+			err := f.installer(to, nil).apply(t.Context())
+			if f.dead {
+				err = f.installer(to, nil).apply(t.Context())
+			}
+			reference, enabled, settings := f.state()
+			assert.True(t, enabled, "to %s, killed at %d", to, cut)
+			assert.Equal(t, "/elsewhere", settings["state.source"], "to %s, killed at %d", to, cut)
+			if to == dead {
+				assert.Equal(t, codeKept, codeOf(err), "killed at %d: %v", cut, err)
+				assert.Equal(t, one, reference)
+			} else {
+				require.NoError(t, err, "killed at %d", cut)
+				assert.Equal(t, two, reference)
+			}
+			if cut > f.changes {
+				break
+			}
+		}
+	}
+}
+
+// A version was given up, another one was begun and cut off, and the first is deployed again.
+func TestWhatWasGivenUpDoesNotEndAnotherChangeHalfWay(t *testing.T) {
+	for cut := 1; ; cut++ {
+		f := withVersions(t)
+		require.NoError(t, f.installer(one, map[string]string{"state.source": "/elsewhere"}).apply(t.Context()))
+		require.Equal(t, codeKept, codeOf(f.installer(dead, nil).apply(t.Context())))
+		f.changes, f.cut, f.after = 0, cut, true
+		if f.installer(two, nil).apply(t.Context()) == nil {
+			return
+		}
+		known := one // to work
+		if text, err := os.ReadFile(f.host("/var/lib/blockvol/installer/record.json")); err == nil && !strings.Contains(string(text), `"before"`) {
+			known, _, _ = f.state()
+		}
+		require.Error(t, f.installer(dead, nil).apply(t.Context()))
+		reference, enabled, settings := f.state()
+		require.True(t, enabled, "killed at %d", cut)
+		require.Equal(t, known, reference, "killed at %d", cut)
+		require.Equal(t, "/elsewhere", settings["state.source"], "killed at %d", cut)
+	}
+}
+
+func TestNothingIsReplacedWithoutAWayBack(t *testing.T) {
+	f := withVersions(t)
+	require.NoError(t, f.installer(one, nil).apply(t.Context()))
+	delete(f.registry, one)
+	f.changes = 0
+	err := f.installer(two, nil).apply(t.Context())
+	require.Equal(t, codeRegistry, codeOf(err), "%v", err)
+	require.ErrorContains(t, err, "nothing was changed, since there would be no way back")
+	reference, enabled, _ := f.state()
+	assert.Equal(t, one, reference)
+	assert.True(t, enabled)
+	t.Setenv(noWayBack, "yes")
+	require.NoError(t, f.installer(two, nil).apply(t.Context()))
+}

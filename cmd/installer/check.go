@@ -22,7 +22,7 @@ var granted = map[string][]string{
 
 // privileges asks what the plugin of that reference wants. Errors: more than it may have.
 func (i *installer) privileges(ctx context.Context, reference string) ([]engine.Privilege, error) {
-	asked, err := i.engine.Privileges(ctx, reference, i.auth)
+	asked, err := i.engine.Privileges(ctx, reference, i.authFor(reference))
 	if err != nil {
 		return nil, fail(codeRegistry, "%s cannot be had: %w", reference, err)
 	}
@@ -36,10 +36,10 @@ func (i *installer) privileges(ctx context.Context, reference string) ([]engine.
 	return asked, nil
 }
 
-// The findings of doctor that mean that settings are wrong; the others come and go with the machine and its volumes.
+// The findings of doctor that mean that settings or the version are wrong for this node; the others come and go with the machine and its volumes.
 var (
 	ignored  = []string{"setting-ignored", "no-peers"} // warnings: the plugin goes on without these settings
-	refusals = append([]string{"not-serving", "no-create", "setting-wrong", "identity-unknown", "node-unknown", "credentials-refused", "permission-missing"}, ignored...)
+	refusals = append([]string{"not-serving", "no-create", "setting-wrong", "identity-unknown", "node-unknown", "credentials-refused", "permission-missing", "journal-newer", "kernel-too-old", "tool-missing", "tool-broken"}, ignored...)
 )
 
 // starting is how long a plugin may take to be ready.
@@ -49,11 +49,7 @@ const starting = 30 * time.Second
 // that its settings are wrong.
 func (c *change) check(ctx context.Context, id string) error {
 	client := c.client(id)
-	status, err := client.Status(ctx)
-	for begun := time.Now(); err == nil && status.State == admin.Starting && time.Since(begun) < starting; {
-		time.Sleep(100 * time.Millisecond)
-		status, err = client.Status(ctx)
-	}
+	status, err := started(ctx, client)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s does not answer: %w", c.target.reference, err)
@@ -80,6 +76,16 @@ func (c *change) check(ctx context.Context, id string) error {
 		return fail(codeSettings, "%s", strings.Join(wrong, "; "))
 	}
 	return nil
+}
+
+// started returns the status of the plugin once that is ready, or has not become so in time.
+func started(ctx context.Context, client *admin.Client) (status admin.Status, err error) {
+	status, err = client.Status(ctx)
+	for begun := time.Now(); err == nil && status.State == admin.Starting && time.Since(begun) < starting; {
+		time.Sleep(100 * time.Millisecond)
+		status, err = client.Status(ctx)
+	}
+	return status, err
 }
 
 func (i *installer) client(id string) *admin.Client {

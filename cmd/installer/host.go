@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/blockvol/blockvol/internal/host"
 	"github.com/blockvol/blockvol/plugin/engine"
 )
@@ -39,6 +41,12 @@ type refusal struct {
 	At     time.Time `json:"at"`
 	Why    string    `json:"why"`
 	Code   int       `json:"code"`
+}
+
+// isFresh tells whether the target is still to be left alone. The clock may have been wrong.
+func (r refusal) isFresh() bool {
+	age := time.Since(r.At)
+	return age >= 0 && age < again
 }
 
 // work is what a container does on the host, whose directories it has bound.
@@ -85,7 +93,7 @@ func (i *installer) onTheHost(ctx context.Context, dirs sources, w work, more ..
 	binds := append([]string{path.Join(base, own) + ":" + ownDir}, more...)
 	switch {
 	case w.Clean:
-		binds = append(more, base+":"+baseDir, path.Dir(dirs.state)+":"+parentDir)
+		binds = append(more, base+":"+baseDir, path.Dir(dirs.state)+":"+parentDir, dirs.state+":"+stateDir) // which may be a link
 	case dirs != sources{}:
 		binds = append(binds, dirs.state+":"+stateDir, dirs.volumes+":"+volumesDir)
 	}
@@ -123,7 +131,7 @@ func (w work) do(root string) (d done, err error) {
 		return filepath.Join(append([]string{root, dir}, names...)...)
 	}
 	if w.Clean {
-		return d, clean(in(baseDir), in(parentDir, filepath.Base(w.State)), in(commandDir))
+		return d, clean(in(baseDir), in(stateDir), in(parentDir, filepath.Base(w.State)), in(commandDir))
 	}
 	for _, dir := range []string{in(stateDir), in(volumesDir)} { // only root may enter what was made just now
 		if inside, err := os.ReadDir(dir); err == nil && len(inside) == 0 {
@@ -238,14 +246,32 @@ func installCommand(path, program string) error {
 }
 
 // clean removes what was installed beside the plugin, and what the plugin keeps for itself. What it does not know stays, above all
-// journal entries of volumes that are not released.
-func clean(base, state, commands string) error {
-	err := os.RemoveAll(filepath.Join(base, own))
-	for _, name := range []string{secretsDir, "jobs", "lock", "node", "peers.json"} {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(state, name)))
+// journal entries of volumes that are not released, and with them the id of this node, which holds the disks. The state directory is
+// at state; entry is its name in the directory above, which may be a link. Errors: a blockvol serves with that state directory.
+func clean(base, state, entry, commands string) error {
+	lock, err := os.OpenFile(filepath.Join(state, "lock"), os.O_RDWR, 0)
+	if err == nil {
+		defer lock.Close()
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
-	for _, empty := range []string{filepath.Join(state, "journal"), filepath.Join(state, "staging"), state, filepath.Join(base, "volumes")} {
-		_ = os.Remove(empty) // if it is
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return errors.New("another blockvol serves volumes with this state directory: stop it first, for example the daemon (systemctl stop blockvol)")
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	err = os.RemoveAll(filepath.Join(base, own))
+	err = errors.Join(err, os.RemoveAll(filepath.Join(state, secretsDir)))
+	for _, empty := range []string{"journal", "staging"} {
+		_ = unix.Rmdir(filepath.Join(state, empty)) // if it is; never a link
+	}
+	if _, e := os.Lstat(filepath.Join(state, "journal")); errors.Is(e, fs.ErrNotExist) {
+		for _, name := range []string{"jobs", "node", "peers.json", "lock"} {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(state, name)))
+		}
+	}
+	for _, empty := range []string{entry, filepath.Join(base, "volumes")} {
+		_ = unix.Rmdir(empty)
 	}
 	command := filepath.Join(commands, "blockvol")
 	return errors.Join(err, os.RemoveAll(command), os.RemoveAll(command+".part"))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/blockvol/blockvol/plugin/engine"
 )
@@ -45,6 +46,9 @@ func TestCredentialsForTheRegistryAreNotThePlugins(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, &engine.RegistryAuth{Username: "me", Password: "hunter2", ServerAddress: "registry.example.com"}, auth)
 	assert.Equal(t, map[string]string{"HCLOUD_TOKEN": "x"}, secrets)
+	i := &installer{auth: auth}
+	assert.Equal(t, auth, i.authFor("registry.example.com/b/blockvol:2-amd64"))
+	assert.Nil(t, i.authFor("registry.example.org/a/blockvol:1-amd64"), "no other registry is told them")
 	auth, err = takeAuth(secrets, "r/blockvol:1")
 	require.NoError(t, err)
 	assert.Nil(t, auth)
@@ -158,4 +162,53 @@ func TestSecretsKeepTheirFilesUntilTheyChange(t *testing.T) {
 	require.NoError(t, removeExcept(dir, []string{}))
 	assert.NoDirExists(t, dir)
 	require.NoError(t, removeExcept(dir, []string{}))
+}
+
+// tree makes files, and directories where a name ends with a slash.
+func tree(t *testing.T, names ...string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o700))
+		if strings.HasSuffix(name, "/") {
+			require.NoError(t, os.MkdirAll(path, 0o700))
+			continue
+		}
+		require.NoError(t, os.WriteFile(path, nil, 0o600))
+	}
+	return dir
+}
+
+func TestUninstallKeepsLinksToOtherDisks(t *testing.T) {
+	dir := tree(t, "big/volumes/1.img", "big/state/journal/", "big/state/node", "base/")
+	for _, name := range []string{"volumes", "state"} {
+		require.NoError(t, os.Symlink(filepath.Join(dir, "big", name), filepath.Join(dir, "base", name)))
+	}
+	require.NoError(t, clean(dir+"/base", dir+"/base/state", dir+"/base/state", dir+"/bin"))
+	assert.FileExists(t, dir+"/base/volumes/1.img")
+	_, err := os.Stat(dir + "/base/state/.")
+	require.NoError(t, err)
+	assert.NoFileExists(t, dir+"/big/state/node")
+}
+
+func TestUninstallKeepsTheNodesIDWhileTheJournalHasVolumes(t *testing.T) {
+	dir := tree(t, "state/journal/shop.json", "state/node", "state/lock", "state/secrets/TOKEN.a")
+	require.NoError(t, clean(dir, dir+"/state", dir+"/state", dir+"/bin"))
+	assert.FileExists(t, dir+"/state/node")
+	assert.FileExists(t, dir+"/state/journal/shop.json")
+	assert.NoDirExists(t, dir+"/state/secrets")
+}
+
+func TestUninstallLeavesTheStateOfARunningDaemon(t *testing.T) {
+	dir := tree(t, "state/journal/", "state/node", "state/lock")
+	lock, err := os.Open(dir + "/state/lock")
+	require.NoError(t, err)
+	defer lock.Close()
+	require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_EX))
+	require.ErrorContains(t, clean(dir, dir+"/state", dir+"/state", dir+"/bin"), "another blockvol serves volumes with this state directory: stop it first")
+	assert.FileExists(t, dir+"/state/node")
+	require.NoError(t, unix.Flock(int(lock.Fd()), unix.LOCK_UN))
+	require.NoError(t, clean(dir, dir+"/state", dir+"/state", dir+"/bin"))
+	assert.NoDirExists(t, dir+"/state")
 }

@@ -78,7 +78,7 @@ func twice(settings, secrets map[string]string) error {
 // takeAuth takes the credentials for the registry out of the secrets.
 func takeAuth(secrets map[string]string, reference string) (*engine.RegistryAuth, error) {
 	const username, password = "REGISTRY_USERNAME", "REGISTRY_PASSWORD"
-	auth := &engine.RegistryAuth{Username: secrets[username], Password: secrets[password], ServerAddress: strings.SplitN(reference, "/", 2)[0]}
+	auth := &engine.RegistryAuth{Username: secrets[username], Password: secrets[password], ServerAddress: registryOf(reference)}
 	maps.DeleteFunc(secrets, func(name, _ string) bool { return name == username || name == password })
 	switch {
 	case auth.Username == "" && auth.Password == "":
@@ -87,6 +87,16 @@ func takeAuth(secrets map[string]string, reference string) (*engine.RegistryAuth
 		return nil, fail(codeSettings, "%s needs both %s and %s, or neither", secretsFile, username, password)
 	}
 	return auth, nil
+}
+
+func registryOf(reference string) string { return strings.SplitN(reference, "/", 2)[0] }
+
+// authFor returns the credentials if they are for the registry of that plugin, else nil: no other registry is told them.
+func (i *installer) authFor(reference string) *engine.RegistryAuth {
+	if i.auth == nil || i.auth.ServerAddress != registryOf(reference) {
+		return nil
+	}
+	return i.auth
 }
 
 // pluginOf returns what the plugin of this version is called in the registry: that of REGISTRY/blockvol-installer:VERSION is

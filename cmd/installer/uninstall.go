@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/blockvol/blockvol/plugin/admin"
@@ -37,6 +38,9 @@ func (i *installer) uninstall(ctx context.Context) error {
 			if err := i.engine.DisablePlugin(ctx, name); err != nil {
 				return err
 			}
+			if err := i.unused(ctx); err != nil { // one may have come meanwhile
+				return errors.Join(err, i.engine.EnablePlugin(ctx, name))
+			}
 		}
 		if err := i.engine.RemovePlugin(ctx, name); err != nil {
 			return err
@@ -51,18 +55,14 @@ func (i *installer) uninstall(ctx context.Context) error {
 
 // releaseAll has the plugin detach the disks that it holds. Errors: a container uses one, or one cannot be detached.
 func (i *installer) releaseAll(ctx context.Context, p engine.Plugin) error {
-	users, err := i.engine.UsersOf(ctx, plugin)
-	if err != nil {
+	if err := i.unused(ctx); err != nil {
 		return err
-	}
-	if users != nil {
-		return fail(codeInUse, "volumes are in use by %s: stop these containers first; nothing was removed", strings.Join(users, ", "))
 	}
 	if !p.Enabled {
 		return nil
 	}
 	client := i.client(p.ID)
-	status, err := client.Status(ctx)
+	status, err := started(ctx, client)
 	if err != nil || status.State == admin.Broken {
 		return nil //nolint:nilerr // it has done nothing since it was started
 	}
@@ -72,4 +72,13 @@ func (i *installer) releaseAll(ctx context.Context, p engine.Plugin) error {
 		}
 	}
 	return nil
+}
+
+// unused returns an error if a container uses a volume.
+func (i *installer) unused(ctx context.Context) error {
+	users, err := i.engine.UsersOf(ctx, plugin)
+	if err == nil && users != nil {
+		err = fail(codeInUse, "volumes are in use by %s: stop these containers first; nothing was removed", strings.Join(users, ", "))
+	}
+	return err
 }
