@@ -199,23 +199,25 @@ func (i *installer) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := i.onTheHost(ctx, sources{}, work{})
-	if err != nil {
-		return fmt.Errorf("reading what was done before: %w", err)
-	}
-	c := &change{installer: i, record: d.Record}
-	switch present := (map[string]string{}); {
-	case c.record.Before != nil && (p == nil || !p.Enabled): // an upgrade that was cut off may have reset the plugin's
-		c.dirs = sourcesOf(i.settings, c.record.Before.Settings)
-	case p != nil:
+	present := map[string]string{}
+	if p != nil {
 		present = settingsOf(*p)
-		fallthrough
-	default:
-		c.dirs = sourcesOf(i.settings, present)
 	}
-	if d, err = i.onTheHost(ctx, c.dirs, work{Secrets: i.secrets}); err != nil {
+	if p == nil || !p.Enabled { // an upgrade that was cut off may have reset them
+		d, err := i.onTheHost(ctx, sources{}, work{})
+		if err != nil {
+			return fmt.Errorf("reading what was done before: %w", err)
+		}
+		if d.Record.Before != nil {
+			present = d.Record.Before.Settings
+		}
+	}
+	c := &change{installer: i, dirs: sourcesOf(i.settings, present)}
+	d, err := i.onTheHost(ctx, c.dirs, work{Secrets: i.secrets})
+	if err != nil {
 		return fmt.Errorf("preparing the directories of blockvol: %w", err)
 	}
+	c.record = d.Record
 	c.target, c.secrets = i.targetOf(d.Record, d.Secrets), slices.Collect(maps.Values(d.Secrets))
 	return c.apply(ctx, p)
 }

@@ -827,7 +827,7 @@ var guards = []guard{
 	},
 	{
 		protects: "the directories that an interrupted upgrade forgets are known", file: "cmd/installer/apply.go",
-		code: `case c.record.Before != nil && (p == nil || !p.Enabled):`, without: `case false:`,
+		code: `present = d.Record.Before.Settings`, without: ``,
 	},
 	{
 		protects: "a plugin that an interrupted update has disabled is enabled if the registry is gone", file: "cmd/installer/apply.go",
