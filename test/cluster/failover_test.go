@@ -136,6 +136,9 @@ func failNode(t *testing.T, c *cluster.Cluster, f *failure, pass []string, faili
 		fenced = append(fenced, victim.Instance)
 	}
 	assert.ElementsMatch(t, fenced, c.PowerOffs()[len(fences):], "powered off by TAKEOVER=fence")
+	if len(fenced) > 0 {
+		logFence(t, c, subjects[len(subjects)-1], begin)
+	}
 	end := time.Now()
 	for _, s := range subjects {
 		_, at := c.Ledger.Last(s.Name)
@@ -154,6 +157,29 @@ func failNode(t *testing.T, c *cluster.Cluster, f *failure, pass []string, faili
 	c.NoViolations()
 	t.Logf("the failure took %.0f s, its end %.0f s", end.Sub(begin).Seconds(), time.Since(end).Seconds())
 	return subjects
+}
+
+// logFence logs when the parts of a failover with a power-off were reached.
+func logFence(t *testing.T, c *cluster.Cluster, s *subject, begin time.Time) {
+	t.Helper()
+	at := func(when time.Time) string { return fmt.Sprintf("%.1f s", when.Sub(begin).Seconds()) }
+	manager := c.Manager()
+	ids := strings.Fields(manager.Docker("service", "ps", "--no-trunc", "--quiet", s.Service))
+	skew, created := ahead(manager), time.Now()
+	for line := range strings.Lines(manager.Docker(append([]string{"inspect", "--type", "task", "--format", "{{json .CreatedAt}}"}, ids...)...)) {
+		if task, err := time.Parse(`"`+time.RFC3339Nano+`"`, strings.TrimSpace(line)); err == nil && task.Add(-skew).After(begin) && task.Add(-skew).Before(created) {
+			created = task.Add(-skew)
+		}
+	}
+	line := at(created) + " another task"
+	for _, n := range c.Nodes {
+		for _, call := range trace.since(begin, n.Instance) {
+			if slices.Contains([]string{"StopInstances", "DetachVolume", "AttachVolume"}, call.action) {
+				line += fmt.Sprintf(", %s %s of %s", at(call.begin), call.action, n.Name)
+			}
+		}
+	}
+	t.Logf("%s, %s a record", line, at(s.Latest().Begun))
 }
 
 // cheapest returns the node to and from which the fewest services must move.

@@ -172,6 +172,18 @@ func (n *Node) CutFromNodes() {
 	}
 }
 
+// Mute blocks what this node sends to all others, but not what they send to it.
+func (n *Node) Mute() {
+	n.c.t.Helper()
+	for _, other := range n.c.Nodes {
+		if other != n {
+			if err := n.c.network.mute(n.Address, other.Address); err != nil {
+				n.c.t.Fatalf("%s: %v", n.Name, err)
+			}
+		}
+	}
+}
+
 // CutFrom blocks the traffic between this node and another.
 func (n *Node) CutFrom(other *Node) {
 	n.c.t.Helper()
@@ -221,6 +233,25 @@ func (n *Node) KillEngine(stayDown bool) {
 		script = "touch /run/no-engine; " + script
 	}
 	n.Run("sh", "-ec", script)
+}
+
+// HangEngine stops dockerd from running, but does not end it.
+func (n *Node) HangEngine() {
+	n.c.t.Helper()
+	n.Run("sh", "-ec", "kill -STOP $(cat /run/docker.pid)")
+}
+
+// ResumeEngine lets a dockerd that hangs go on.
+func (n *Node) ResumeEngine() {
+	n.c.t.Helper()
+	n.Run("sh", "-ec", "kill -CONT $(cat /run/docker.pid)")
+	n.awaitEngine()
+}
+
+// FillRoot writes /fill until the root disk is full.
+func (n *Node) FillRoot() {
+	n.c.t.Helper()
+	n.Run("sh", "-c", "cat /dev/zero >/fill; df / | grep '100%'")
 }
 
 // StopEngine stops dockerd cleanly and keeps it down.

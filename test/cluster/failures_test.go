@@ -2,11 +2,13 @@ package cluster_test
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/blockvol/blockvol/test/cloud"
 	"github.com/blockvol/blockvol/test/cluster"
 )
 
@@ -42,6 +44,9 @@ const (
 	everyRun runs = iota
 	fullRun
 )
+
+// fence is what is expected of a failure that is for TAKEOVER=fence only.
+func fence(o outcome) map[string]outcome { return map[string]outcome{"fence": o} }
 
 func each(never, stopped, fence, always outcome) map[string]outcome {
 	return map[string]outcome{"never": never, "stopped": stopped, "fence": fence, "always": always}
@@ -92,6 +97,16 @@ func forget(c *cluster.Cluster) {
 	}
 }
 
+// is returns a function that returns nil if the cloud shows a node in a state.
+func is(c *cluster.Cluster, n *cluster.Node, want cloud.InstanceState) func() error {
+	return func() error {
+		if i, _ := c.Cloud.Instance(n.Instance); i.State != want {
+			return fmt.Errorf("it is %s", i.State)
+		}
+		return nil
+	}
+}
+
 var cloudUp func()
 
 var failures = []failure{
@@ -115,6 +130,29 @@ var failures = []failure{
 		cause:    "in use on node NODE by container ",
 		advice:   "stop its container on node NODE",
 		over:     "dockerd is started",
+	},
+	{
+		name:     "dockerd hangs (`kill -STOP`), and goes on later",
+		runs:     fullRun,
+		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.HangEngine() },
+		end:      func(_ *cluster.Cluster, victim *cluster.Node) { victim.ResumeEngine() },
+		expected: each(refused, refused, refused, refused),
+		cause:    "in use on node NODE by container ",
+		advice:   "stop its container on node NODE",
+		over:     "dockerd goes on",
+	},
+	{
+		name: "The node's root disk is full, and the node is drained",
+		runs: fullRun,
+		begin: func(_ *testing.T, c *cluster.Cluster, victim *cluster.Node) {
+			victim.FillRoot()
+			c.Availability(victim, "drain")
+		},
+		end: func(c *cluster.Cluster, victim *cluster.Node) {
+			victim.Run("rm", "/fill")
+			c.Availability(victim, "active")
+		},
+		expected: each(moves, moves, moves, moves),
 	},
 	{
 		name: "The node is cut off from the managers only",
@@ -192,6 +230,14 @@ var failures = []failure{
 		over:     "the network is back",
 	},
 	{
+		name:     "Nothing that the node sends reaches the others, but what they send reaches it",
+		runs:     fullRun,
+		fenced:   true,
+		begin:    func(_ *testing.T, _ *cluster.Cluster, victim *cluster.Node) { victim.Mute() },
+		end:      repair,
+		expected: fence(moves),
+	},
+	{
 		name: "No node reaches another",
 		runs: fullRun,
 		begin: func(_ *testing.T, c *cluster.Cluster, _ *cluster.Node) {
@@ -245,9 +291,25 @@ var failures = []failure{
 			c.Cloud.SetPace(latency, lag, times)
 			repair(c, victim)
 		},
-		expected: each(refused, refused, moves, moves),
-		advice:   "if that node is unreachable, stop instance NODE",
-		over:     "the node goes on",
+		expected: fence(moves),
+	},
+	{
+		name:   "The node freezes, and goes on while the cloud powers it off, which takes 30 s",
+		runs:   fullRun,
+		fenced: true,
+		begin: func(_ *testing.T, c *cluster.Cluster, victim *cluster.Node) {
+			slow := times
+			slow.Stop = 30 * time.Second
+			c.Cloud.SetPace(latency, lag, slow)
+			victim.Freeze()
+			c.Eventually("the cloud powers it off", is(c, victim, cloud.Stopping))
+			victim.Thaw()
+		},
+		end: func(c *cluster.Cluster, victim *cluster.Node) {
+			c.Cloud.SetPace(latency, lag, times)
+			repair(c, victim)
+		},
+		expected: fence(moves),
 	},
 	{
 		name: "The node, which has another key than the others, freezes",

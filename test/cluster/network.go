@@ -50,6 +50,12 @@ func (n *network) cut(a, b string) error {
 	return err
 }
 
+// mute drops what one address sends to another.
+func (n *network) mute(from, to string) error {
+	_, err := n.run("ip", "rule", "add", "preference", "10", "from", from, "to", to, "blackhole")
+	return err
+}
+
 // block drops what is sent to these TCP ports of an address: "80", or "7000-7999".
 func (n *network) block(address, ports string) error {
 	_, err := n.run("ip", "rule", "add", "preference", "20", "to", address, "ipproto", "tcp", "dport", ports, "blackhole")
