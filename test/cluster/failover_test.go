@@ -171,15 +171,15 @@ func logFence(t *testing.T, c *cluster.Cluster, s *subject, begin time.Time) {
 			created = task.Add(-skew)
 		}
 	}
-	line := at(created) + " another task"
+	parts := []string{at(created) + " another task"}
 	for _, n := range c.Nodes {
 		for _, call := range trace.since(begin, n.Instance) {
 			if slices.Contains([]string{"StopInstances", "DetachVolume", "AttachVolume"}, call.action) {
-				line += fmt.Sprintf(", %s %s of %s", at(call.begin), call.action, n.Name)
+				parts = append(parts, fmt.Sprintf("%s %s of %s", at(call.begin), call.action, n.Name))
 			}
 		}
 	}
-	t.Logf("%s, %s a record", line, at(s.Latest().Begun))
+	t.Logf("%s, %s a record", strings.Join(parts, ", "), at(s.Latest().Begun))
 }
 
 // cheapest returns the node to and from which the fewest services must move.
