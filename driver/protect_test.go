@@ -191,6 +191,33 @@ func TestADiskThatComesBackIsNotMountedBeforeItsOldFileSystemIsGone(t *testing.T
 	}
 }
 
+// The disk comes back as another device. The kernel lets a btrfs that is still mounted go on with it.
+func TestABtrfsThatComesBackIsNotMountedBeforeItsOldFileSystemIsGone(t *testing.T) {
+	for _, fstype := range mount.FSTypes() {
+		t.Run(fstype, func(t *testing.T) {
+			scene(t, func(t *testing.T, w *world, a, b *machine) {
+				la := mounted(t, a.start(t, func(c *Config) { c.DefaultFSType = fstype }), "data", "a")
+				time.Sleep(time.Minute)
+				lb := takenFrom(t, w, a, b, false)
+				mustUnmount(t, lb, "data", "b")
+				a.awaitGoingOn()
+				a.engineTakesMounts()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if fstype == "btrfs" {
+					_, err := la.Mount(within(t), "data", "2")
+					require.ErrorContains(t, err, "its old btrfs would go on with it")
+					require.ErrorContains(t, err, "which still has the file system from before the disk was taken")
+					require.ErrorIs(t, err, volume.InUse)
+					a.containerEnds("a")
+				}
+				mountAsSwarmDoes(t, la, "data", "3")
+				w.set(func() { assert.Zero(t, w.figures["back in place"]) })
+			})
+		})
+	}
+}
+
 // What is mounted already needs no cloud, unless that has denied it.
 func TestWhatTheCloudDeniesIsNotShownToAnotherContainer(t *testing.T) {
 	scene(t, func(t *testing.T, w *world, a, b *machine) {

@@ -69,7 +69,7 @@ func (v *Volume) Stage(ctx context.Context, vol *providers.Volume, cloud Cloud, 
 	if err := v.formatOnce(ctx, vol, dev, &set, cloud, progress); err != nil {
 		return err
 	}
-	if err := v.bury(ctx, dev); err != nil {
+	if err := v.bury(ctx, dev, set.FSType); err != nil {
 		return err
 	}
 	progress.Step(volume.Step{Phase: volume.Checking})

@@ -131,8 +131,9 @@ func (v *Volume) IsTaken() bool {
 func (v *Volume) IsDown() bool { return v.down }
 
 // bury takes away what is left of the volume's last mount, if its disk was taken from this node since, before the disk is mounted on
-// dev. While the kernel holds a file system on a device, mounting that device is to mount the same one again, dead or not.
-func (v *Volume) bury(ctx context.Context, dev mount.Device) error {
+// dev. While the kernel holds a file system on a device, mounting that device is to mount the same one again, dead or not. The kernel knows
+// a btrfs by its id and not by its device: it lets the old one go on with the disk that comes back, and with what it remembers of it.
+func (v *Volume) bury(ctx context.Context, dev mount.Device, fstype string) error {
 	e := v.Entry()
 	if !e.Taken {
 		return nil
@@ -141,7 +142,14 @@ func (v *Volume) bury(ctx context.Context, dev mount.Device) error {
 		return err
 	}
 	if dev.Major != e.Device.Major || dev.Minor != e.Device.Minor {
-		return nil
+		if fstype != "btrfs" {
+			return nil
+		}
+		users, err := v.node.host.Users(ctx, e.Device)
+		if err == nil && len(users) > 0 {
+			err = volume.Fail(volume.InUse, "the disk was taken from this node meanwhile, and its old btrfs would go on with it", leftBehind(users))
+		}
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, freeTimeout)
 	defer cancel()
@@ -162,5 +170,9 @@ func (v *Volume) adviseTaken(ctx context.Context) string {
 	if err != nil || len(users) == 0 {
 		return ""
 	}
+	return leftBehind(users)
+}
+
+func leftBehind(users mount.Users) string {
 	return fmt.Sprintf("stop %s, which still has the file system from before the disk was taken from this node", users)
 }

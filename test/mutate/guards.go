@@ -787,7 +787,11 @@ var guards = []guard{
 	},
 	{
 		protects: "the file system from before the disk was taken is not mounted again", file: "driver/node/stage.go",
-		code: `if err := v.bury(ctx, dev); err != nil {`, without: `if err := error(nil); err != nil {`,
+		code: `if err := v.bury(ctx, dev, set.FSType); err != nil {`, without: `if err := error(nil); err != nil {`,
+	},
+	{
+		protects: "a btrfs from before a disk was taken does not go on with it when it comes back", file: "driver/node/taken.go",
+		code: `if fstype != "btrfs" {`, without: `if fstype != "" {`,
 	},
 	{
 		protects: "an old file system is not given a disk that others have written to", file: "driver/protect.go",
