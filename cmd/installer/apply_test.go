@@ -71,11 +71,11 @@ func TestTheInstallerIsKilledAtAnyStep(t *testing.T) {
 					if test.from != "" {
 						require.NoError(t, f.installer(test.from, by).apply(t.Context()))
 					}
-					f.changes, f.cut, f.after = 0, cut, after
+					f.dieAt(cut, after)
 					err := f.installer(test.to, maps.Clone(test.settings)).apply(t.Context())
-					if f.dead {
+					if f.hasDied() {
 						err = f.installer(test.to, maps.Clone(test.settings)).apply(t.Context())
-					} else if cut > f.changes {
+					} else if cut > f.changed() {
 						require.Equal(t, test.code, codeOf(err), "%v", err)
 						require.Greater(t, cut, 15, "these are the steps")
 						return
@@ -214,7 +214,7 @@ func TestItGoesBackToWhatIsKnownToWork(t *testing.T) {
 	for cut := 1; ; cut++ {
 		f := withVersions(t)
 		require.NoError(t, f.installer(one, nil).apply(t.Context()))
-		f.changes, f.cut, f.after = 0, cut, true
+		f.dieAt(cut, true)
 		require.Error(t, f.installer(two, nil).apply(t.Context()))
 		if reference, enabled, _ := f.state(); reference != two || !enabled {
 			continue
@@ -233,7 +233,7 @@ func TestATaskThatIsStoppedLeavesThePluginEnabled(t *testing.T) {
 		f := withVersions(t)
 		require.NoError(t, f.installer(one, nil).apply(t.Context()))
 		ctx, cancel := context.WithCancel(t.Context())
-		f.changes, f.cut, f.stop = 0, cut, cancel
+		f.set(func() { f.changes, f.cut, f.stop = 0, cut, cancel })
 		err := f.installer(two, nil).apply(ctx)
 		cancel()
 		reference, enabled, _ := f.state()
@@ -241,7 +241,7 @@ func TestATaskThatIsStoppedLeavesThePluginEnabled(t *testing.T) {
 		if err == nil {
 			require.Equal(t, two, reference, "stopped at %d", cut)
 		}
-		if cut > f.changes {
+		if cut > f.changed() {
 			require.Greater(t, cut, 15)
 			return
 		}
@@ -255,7 +255,7 @@ func TestARegistryThatIsGoneInTheMiddleOfAnUpdate(t *testing.T) {
 		for cut := 1; ; cut++ { // until the installer dies with the former version disabled
 			f = withVersions(t)
 			require.NoError(t, f.installer(one, nil).apply(t.Context()))
-			f.changes, f.cut, f.after = 0, cut, true
+			f.dieAt(cut, true)
 			require.Error(t, f.installer(two, nil).apply(t.Context()))
 			if reference, enabled, _ := f.state(); reference == one && !enabled {
 				break
@@ -312,9 +312,9 @@ func TestAPluginThatWasDisabledKeepsItsDirectories(t *testing.T) {
 			require.NoError(t, f.installer(one, map[string]string{"state.source": "/elsewhere"}).apply(t.Context()))
 			require.NoError(t, os.RemoveAll(f.host("/var/lib/blockvol/installer")))
 			f.plugins[plugin].Enabled = false
-			f.changes, f.cut, f.after = 0, cut, true
+			f.dieAt(cut, true)
 			err := f.installer(to, nil).apply(t.Context())
-			if f.dead {
+			if f.hasDied() {
 				err = f.installer(to, nil).apply(t.Context())
 			}
 			reference, enabled, settings := f.state()
@@ -327,7 +327,7 @@ func TestAPluginThatWasDisabledKeepsItsDirectories(t *testing.T) {
 				require.NoError(t, err, "killed at %d", cut)
 				assert.Equal(t, two, reference)
 			}
-			if cut > f.changes {
+			if cut > f.changed() {
 				break
 			}
 		}
@@ -340,7 +340,7 @@ func TestWhatWasGivenUpDoesNotEndAnotherChangeHalfWay(t *testing.T) {
 		f := withVersions(t)
 		require.NoError(t, f.installer(one, map[string]string{"state.source": "/elsewhere"}).apply(t.Context()))
 		require.Equal(t, codeKept, codeOf(f.installer(dead, nil).apply(t.Context())))
-		f.changes, f.cut, f.after = 0, cut, true
+		f.dieAt(cut, true)
 		if f.installer(two, nil).apply(t.Context()) == nil {
 			return
 		}

@@ -86,9 +86,32 @@ func (f *fakeEngine) serve(path string, handler http.Handler) net.Listener {
 	return l
 }
 
+// set changes the engine, or looks at it.
+func (f *fakeEngine) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// dieAt has the installer die at a change, counted from now: after it is made, or before.
+func (f *fakeEngine) dieAt(cut int, after bool) {
+	f.set(func() { f.changes, f.cut, f.after = 0, cut, after })
+}
+
+func (f *fakeEngine) hasDied() (dead bool) {
+	f.set(func() { dead = f.dead })
+	return dead
+}
+
+// changed is how many changes were made since dieAt.
+func (f *fakeEngine) changed() (n int) {
+	f.set(func() { n = f.changes })
+	return n
+}
+
 // installer is a new process.
 func (f *fakeEngine) installer(reference string, settings map[string]string) *installer {
-	f.dead = false
+	f.set(func() { f.dead = false })
 	client, err := engine.New("unix://engine.sock")
 	require.NoError(f.t, err)
 	return &installer{

@@ -843,7 +843,7 @@ var guards = []guard{
 	},
 	{
 		protects: "a target that does not work is not tried again and again", file: "cmd/installer/apply.go",
-		code: `r != nil && r.Target == c.target.id() && time.Since(r.At) < again {`, without: `false {`,
+		code: `r != nil && c.record.Before == nil && r.Target == c.target.id() && r.isFresh() {`, without: `false {`,
 	},
 	{
 		protects: "no privilege is granted that the manual does not list", file: "cmd/installer/check.go",
