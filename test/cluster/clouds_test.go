@@ -25,7 +25,7 @@ func TestServiceMovesWithItsVolumeOnOtherClouds(t *testing.T) {
 			c := cluster.Start(t, cluster.Config{
 				Nodes: 2, Kind: kind, Dir: "../../build/plugin", Log: t.Logf,
 				Cloud:   cloud.Config{Latency: latency, Times: times},
-				Plugins: []cluster.Plugin{{Settings: []string{"TAKEOVER=fence", "FENCE=reboot"}}},
+				Plugins: []cluster.Plugin{{Settings: []string{"TAKEOVER=fence", "FENCE=reboot", "PEER_KEY=" + newPeerKey()}}},
 			})
 			t.Cleanup(func() {
 				if t.Failed() {
@@ -56,6 +56,7 @@ func TestServiceMovesWithItsVolumeOnOtherClouds(t *testing.T) {
 			assert.Empty(t, c.PowerOffs(), "a node that was off already")
 
 			gather(c, worker, w)
+			manager.Met("blockvol")
 			begin = time.Now()
 			worker.Freeze()
 			w.Await("it continues", ledger.On(manager.Name))

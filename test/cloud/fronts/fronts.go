@@ -133,7 +133,7 @@ var hcloud = Kind{
 	Cloud:    cloud.Config{Zones: []string{"fsn1", "nbg1"}, ID: hetznerFront.ID},
 	Limits:   hetznerFront.Limits,
 	Hourly:   3600,
-	New:      func(c *cloud.Cloud) Front { return hetznerFront.New(hetznerFront.Config{Cloud: c}) },
+	New:      func(c *cloud.Cloud) Front { return hetznerFront.New(hetznerFront.Config{Cloud: c, Private: true}) },
 	Settings: func(f Front, instance, api, metadata string) []string {
 		return []string{"HCLOUD_TOKEN=" + f.(*hetznerFront.Front).Token(instance), "HCLOUD_ENDPOINT=" + api + "/v1", "HCLOUD_METADATA_URL=" + metadata}
 	},

@@ -34,6 +34,8 @@ type Config struct {
 	Cloud *cloud.Cloud
 	Most  int  // maximum number of volumes of a server; 0 is 16
 	Late  bool // a volume shows its server only after the attach
+
+	Private bool // the servers have a private network
 }
 
 // Front is the front end of Hetzner Cloud for one project. Pass Limits and ID in cloud.Config.

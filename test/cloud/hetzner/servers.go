@@ -113,6 +113,10 @@ func (f *Front) showServer(r *rest.Request, i cloud.Instance, status string) map
 			held = append(held, shown.ID)
 		}
 	}
+	networks := []any{}
+	if f.cfg.Private {
+		networks = append(networks, map[string]any{"network": 4711, "ip": i.Address, "alias_ips": []string{}, "mac_address": "86:00:00:2a:7d:e0"})
+	}
 	return map[string]any{
 		"id": number(i.ID), "name": serverName(i), "status": status, "created": stamp(i.LaunchedAt),
 		"public_net": map[string]any{
@@ -120,7 +124,7 @@ func (f *Front) showServer(r *rest.Request, i cloud.Instance, status string) map
 			"ipv6":         nil,
 			"floating_ips": []int64{}, "firewalls": []any{},
 		},
-		"private_net": []any{}, "server_type": map[string]any{"id": 22, "name": "cpx11", "description": "CPX 11", "cores": 2, "memory": 2, "disk": 40},
+		"private_net": networks, "server_type": map[string]any{"id": 22, "name": "cpx11", "description": "CPX 11", "cores": 2, "memory": 2, "disk": 40},
 		"location": locationOf(i.Zone), "image": nil, "iso": nil, "rescue_enabled": false, "locked": f.engaged(i.ID), "backup_window": nil,
 		"outgoing_traffic": nil, "ingoing_traffic": nil, "included_traffic": 20 << 40, "protection": map[string]bool{"delete": false, "rebuild": false},
 		"labels": map[string]string{}, "volumes": held, "load_balancers": []int64{}, "primary_disk_size": 40, "placement_group": nil,
