@@ -851,7 +851,7 @@ var guards = []guard{
 	},
 	{
 		protects: "the installer does not remove a plugin whose volumes are in use", file: "cmd/installer/uninstall.go",
-		code: `if users != nil {`, without: `if false {`,
+		code: `if err == nil && users != nil {`, without: `if false {`,
 	},
 	{
 		protects: "the installer does not leave disks attached without a plugin", file: "cmd/installer/uninstall.go",
