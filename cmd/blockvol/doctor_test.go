@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -170,9 +171,12 @@ func TestDoctorFindsFaultsOfARealProcess(t *testing.T) {
 				c.before(t, m)
 			}
 			m.start(t, c.env...)
+			client := admin.NewClient(m.socket())
+			require.Eventually(t, func() bool {
+				status, err := client.Status(t.Context())
+				return err == nil && status.State != admin.Starting
+			}, 2*time.Minute, 50*time.Millisecond)
 			if c.after != nil {
-				_, err := admin.NewClient(m.socket()).Volumes(t.Context()) // it waits until volumes are served
-				require.NoError(t, err)
 				c.after(t, m)
 			}
 			r, wrong := m.report(t)
