@@ -144,10 +144,7 @@ func TestANodeIsStartedAgainAlsoIfTheAnswerWasLost(t *testing.T) {
 func TestANodeThatIsBeingStartedAgainIsNotPoweredOffAgain(t *testing.T) {
 	cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
 		mounted(t, a.current, "other", "3")
-		a.current.dead.Store(true)
-		first := wanting(t, b, "data", 2*time.Minute)
-		powered(t, w, a, time.Minute)
-		require.NoError(t, <-first)
+		takenByFence(t, w, a, b)
 		for w.figure("restarts after a fence") == 0 {
 			time.Sleep(time.Second)
 		}

@@ -221,6 +221,15 @@ func powered(t *testing.T, w *world, m *machine, limit time.Duration) time.Durat
 	return 0
 }
 
+// takenByFence has a hang, which is powered off for b to take the volume "data" from it.
+func takenByFence(t *testing.T, w *world, a, b *machine) {
+	t.Helper()
+	a.current.dead.Store(true)
+	result := wanting(t, b, "data", 2*time.Minute)
+	powered(t, w, a, time.Minute)
+	require.NoError(t, <-result)
+}
+
 func TestANodeThatAnswersNobodyIsPoweredOff(t *testing.T) {
 	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
 		a.current.dead.Store(true) // its kernel hangs, and has the file system mounted
@@ -489,10 +498,7 @@ func TestANodeIsStartedAgainWhenItsDisksAreGone(t *testing.T) {
 func TestANodeIsNotStartedAgainWhileItHoldsDisksThatOthersMayWant(t *testing.T) {
 	cluster(t, func(t *testing.T, w *world, a, b, c *machine) {
 		mounted(t, a.current, "other", "3")
-		a.current.dead.Store(true)
-		first := wanting(t, b, "data", 2*time.Minute)
-		powered(t, w, a, time.Minute)
-		require.NoError(t, <-first)
+		takenByFence(t, w, a, b)
 		time.Sleep(30 * time.Second)
 		require.Zero(t, w.figure("restarts after a fence"))
 		require.NoError(t, <-wanting(t, c, "other", 2*time.Minute))
@@ -503,10 +509,7 @@ func TestANodeIsNotStartedAgainWhileItHoldsDisksThatOthersMayWant(t *testing.T) 
 
 func TestANodeIsStartedAgainByTheNextLifeOfThePlugin(t *testing.T) {
 	cluster(t, func(t *testing.T, w *world, a, b, _ *machine) {
-		a.current.dead.Store(true)
-		result := wanting(t, b, "data", 2*time.Minute)
-		powered(t, w, a, time.Minute)
-		require.NoError(t, <-result)
+		takenByFence(t, w, a, b)
 		b.current.kill()
 		b.start(t, withFence, withReboot)
 		time.Sleep(2 * time.Minute)

@@ -23,8 +23,8 @@ func (s *slots) forget() {
 	s.at = time.Time{}
 }
 
-// Slots counts the places for disks of this node, as they were up to catalogTTL ago if blockvol has attached or detached none since. Errors: volume.Invalid if the provider does not
-// know.
+// Slots counts the places for disks of this node, as they were up to catalogTTL ago if blockvol has attached or detached none since.
+// Errors: volume.Invalid if the provider does not know.
 func (c *Controller) Slots(ctx context.Context) (providers.Slots, error) {
 	counter, can := c.cloud.provider.(providers.SlotCounter)
 	if !can {
